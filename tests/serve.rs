@@ -791,3 +791,41 @@ fn nninteractives_own_client_works() {
     let error = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(out.status.success() && said.ends_with("all is well\n"), "{said}{error}");
 }
+
+#[test]
+fn objects_are_renamed_and_recoloured() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let (scan, _) = upload(at);
+    let object = object_on(at, &scan, &json!({ "name": "tumour", "colour": [1, 2, 3] }));
+    let path = format!("/v1/objects/{object}");
+    let patched = |about: &Value| ask(at, "PATCH", &path, &[], about.to_string().as_bytes());
+    let told = patched(&json!({ "name": "Knötchen 2" })).json(200);
+    assert_eq!((&told["object"], &told["colour"]), (&json!(object), &json!([1, 2, 3])));
+    let told = patched(&json!({ "colour": [255, 128, 0] })).json(200);
+    assert_eq!((&told["name"], &told["colour"]), (&json!("Knötchen 2"), &json!([255, 128, 0])));
+    let there = get(at, &format!("/v1/scans/{scan}")).json(200);
+    assert_eq!(there["objects"], json!([told]));
+    assert_eq!(patched(&json!({})).json(200), told);
+    // Files have them.
+    post(at, &format!("{path}/prompts"), &box_and_click());
+    let segmentation = get(at, &format!("/v1/scans/{scan}/labels?format=seg.nrrd"));
+    let head = String::from_utf8_lossy(&segmentation.body).into_owned();
+    assert!(head.contains("Segment0_Name:=Knötchen 2\n"), "{}", &head[..2000.min(head.len())]);
+    assert!(head.contains("Segment0_Color:=1 0.50"), "the colour is the one that was chosen");
+    // What cannot be changes nothing.
+    for (about, status) in [
+        (json!({ "name": "a".repeat(201) }), 422),
+        (json!({ "name": "two\nlines" }), 422),
+        (json!({ "colour": [1, 2] }), 400),
+        (json!({ "colour": [1, 2, 256] }), 400),
+        (json!({ "voxels": 7 }), 400),
+    ] {
+        assert_eq!(patched(&about).status, status, "{about}");
+    }
+    let new = post(at, &format!("/v1/scans/{scan}/objects"), &json!({ "name": "two\nlines" }));
+    assert_eq!(new.status, 422, "{}", new.text());
+    assert_eq!(patched(&json!({})).json(200)["name"], told["name"]);
+    let gone = ask(at, "PATCH", &format!("/v1/objects/{}", "0".repeat(32)), &[], b"{}");
+    assert_eq!(gone.status, 404);
+}

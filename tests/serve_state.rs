@@ -186,7 +186,10 @@ fn who_comes_back_after_a_crash_finds_scan_objects_and_history() {
     act(at, &other, "prompts", &point(CLICK, true));
     act(at, &other, "reset", &json!({}));
     act(at, &object, "undo", &json!({}));
+    let named = json!({ "name": "Herd 2", "colour": [9, 8, 7] }).to_string();
+    ask(at, "PATCH", &format!("/v1/objects/{object}"), &[], named.as_bytes()).json(200);
     let about = get(at, &format!("/v1/scans/{scan}")).json(200);
+    assert_eq!(about["objects"][0]["name"], "Herd 2");
     // It is killed while it works on a click.
     let click = sent(at, &format!("/v1/objects/{other}/prompts"), None, &point(CLICK, true));
     server.kill();

@@ -8,7 +8,8 @@ use super::journal::{IMAGE, Owner, Source, kept};
 use super::opened::Opened;
 use super::query::field;
 use super::store::{
-    Id, Object, Place, REDONE, RESET, SAID, Study, UNDONE, count, key_of, new_id, object_id, text,
+    Id, Named, Object, Place, REDONE, RESET, SAID, Study, UNDONE, count, key_of, new_id, object_id,
+    text,
 };
 use super::work::Kind;
 use super::{Route, Shared, aside, tidy};
@@ -22,7 +23,7 @@ use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
-use axum::routing::{get, post, put};
+use axum::routing::{get, patch, post, put};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::Path as FilePath;
@@ -58,7 +59,7 @@ pub fn routes() -> Vec<Route> {
         ("/v1/scans/{scan}", get(scan).delete(release_scan)),
         ("/v1/scans/{scan}/objects", post(add_object)),
         ("/v1/scans/{scan}/labels", get(labels)),
-        ("/v1/objects/{object}", axum::routing::delete(release_object)),
+        ("/v1/objects/{object}", patch(rename_object).delete(release_object)),
         ("/v1/objects/{object}/prompts", post(prompts)),
         ("/v1/objects/{object}/undo", post(undo)),
         ("/v1/objects/{object}/redo", post(redo)),
@@ -176,10 +177,16 @@ fn described(id: Id, study: &Study) -> Value {
 
 /// An object of the scan that is called `scan`.
 fn described_object(scan: Id, object: &Object) -> Value {
+    about_object(text(object_id(scan, object.number)), object)
+}
+
+/// An object that is called for by an identifier.
+fn about_object(id: String, object: &Object) -> Value {
+    let Named { name, colour } = object.named();
     json!({
-        "object": text(object_id(scan, object.number)),
-        "name": object.name,
-        "colour": object.colour,
+        "object": id,
+        "name": name,
+        "colour": colour,
         "voxels": object.voxels.load(Ordering::Relaxed),
     })
 }
@@ -216,11 +223,46 @@ fn json_of<T: serde::de::DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, 
     serde_json::from_slice(bytes).map_err(|e| Failure::bad(format!("the body: {e}")))
 }
 
+/// What a caller says of an object.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct NewObject {
+struct About {
     name: Option<String>,
     colour: Option<[u8; 3]>,
+}
+
+impl About {
+    /// What a body says.
+    fn of(bytes: &[u8]) -> Result<About, Failure> {
+        let about: About = json_of(bytes)?;
+        let name = about.name.as_deref().unwrap_or_default();
+        if name.chars().count() > MOST_NAME {
+            return Err(Failure::unfit(format!("a name of more than {MOST_NAME} letters")));
+        }
+        // Files have a line for it.
+        if name.chars().any(char::is_control) {
+            return Err(Failure::unfit(format!("a name {name:?}: expected one line")));
+        }
+        Ok(about)
+    }
+}
+
+/// Calls an object otherwise, or gives it another colour.
+async fn rename_object(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer {
+    let sent = sent_to(&shared, &name, request, body::JSON).await?;
+    let new = About::of(&sent.bytes)?;
+    let (_, study, object) = shared.store.object(&name)?;
+    // It does not wait for what is done on its scan.
+    let rename = move |_: &AtomicBool| -> Result<Value, Failure> {
+        study.rename(&object, new.name, new.colour)?;
+        Ok(about_object(name.to_lowercase(), &object))
+    };
+    let about = shared.work.run(new_id()?, Kind::Short, rename).await?;
+    Ok(reply(StatusCode::OK, &about))
 }
 
 async fn add_object(
@@ -231,19 +273,14 @@ async fn add_object(
     let (id, scan, study) = shared.store.scan(&name)?;
     let (parts, body) = request.into_parts();
     let sent = body::read(&parts.headers, body, body::JSON).await?;
-    let new: NewObject = json_of(&sent.bytes)?;
-    if new.name.as_ref().is_some_and(|name| name.chars().count() > MOST_NAME) {
-        return Err(Failure::unfit(format!("a name of more than {MOST_NAME} letters")));
-    }
+    let new = About::of(&sent.bytes)?;
     // It does not wait for what is done on the scan.
     let there = shared.clone();
     let add = move |_: &AtomicBool| -> Result<Arc<Object>, Failure> {
         let number = study.objects().len();
-        let object = study.object(
-            id,
-            new.name.unwrap_or_else(|| format!("object {}", number + 1)),
-            new.colour.unwrap_or(COLOURS[number % COLOURS.len()]),
-        );
+        let name = new.name.unwrap_or_else(|| format!("object {}", number + 1));
+        let colour = new.colour.unwrap_or(COLOURS[number % COLOURS.len()]);
+        let object = study.object(id, Named { name, colour });
         there.store.add_object(scan, &study, object, MOST_OBJECTS)
     };
     let object = shared.work.run(new_id()?, Kind::Short, add).await?;
@@ -671,7 +708,8 @@ async fn mask(
 
 /// An object as a segmentation names it.
 fn labelled(object: &Object) -> LabelledObject {
-    LabelledObject { name: object.name.clone(), colour: object.colour.into() }
+    let Named { name, colour } = object.named();
+    LabelledObject { name, colour: colour.into() }
 }
 
 async fn labels(

@@ -263,8 +263,8 @@ impl Steps {
         self.said.drain(..self.said.len().saturating_sub(kept));
     }
 
-    /// What was said up to the n-th step that can be undone; up to the first state of all where n is
-    /// 0, if anything was.
+    /// What was said up to the n-th step that can be undone; up to the first state of all where n
+    /// is 0, if anything was.
     fn said(&self, n: usize) -> Option<&Arc<Clicks>> {
         // As many as steps, and one more where the first ones are forgotten.
         let before = self.said.len().checked_sub(self.session.depth().0)?;

@@ -85,7 +85,7 @@ pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> 
     put(CACHE_CONTROL, "no-store");
     put(REFERRER_POLICY, "no-referrer");
     if let Some(origin) = allowed {
-        put(ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, DELETE");
+        put(ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, PATCH, DELETE");
         put(ACCESS_CONTROL_ALLOW_HEADERS, "Authorization, Content-Type, X-Meta, X-Lease-Token");
         put(ACCESS_CONTROL_EXPOSE_HEADERS, "X-Prism-Answer, X-Meta, Retry-After");
         put(ACCESS_CONTROL_MAX_AGE, "600");

@@ -76,14 +76,34 @@ pub const RESET: u8 = 7;
 /// How an object that is told of anew begins, and the number of the next one.
 const BEGUN: u8 = 8;
 const NEXT: u8 = 9;
+/// An object is called otherwise, or has another colour.
+const NAMED: u8 = 10;
+
+/// What an object is called, and how it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    pub name: String,
+    pub colour: [u8; 3],
+}
+
+impl Named {
+    fn put(&self, out: &mut Writer) {
+        out.text(&self.name);
+        out.bytes(&self.colour);
+    }
+
+    fn of(from: &mut Reader) -> Result<Named, String> {
+        let (name, colour) = (from.text()?, from.bytes(3)?);
+        Ok(Named { name, colour: std::array::from_fn(|at| colour[at]) })
+    }
+}
 
 /// An object on a scan.
 pub struct Object {
     /// Which of its scan it is: no two have the same number, those that were let go included.
     pub number: u64,
     key: Key,
-    pub name: String,
-    pub colour: [u8; 3],
+    named: Mutex<Named>,
     session: Mutex<Session>,
     /// How many voxels its answer has, for those who do not want to wait for the session.
     pub voxels: AtomicUsize,
@@ -95,11 +115,15 @@ impl Object {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What it is called.
+    pub fn named(&self) -> Named {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn put(&self, out: &mut Writer) {
         out.number(self.number);
         out.bytes(&self.key.to_le_bytes());
-        out.text(&self.name);
-        out.bytes(&self.colour);
+        self.named().put(out);
     }
 }
 
@@ -164,14 +188,35 @@ impl Study {
     }
 
     /// A new object for a scan that is called `id`, which is not on it yet.
-    pub fn object(&self, id: Id, name: String, colour: [u8; 3]) -> Object {
+    pub fn object(&self, id: Id, named: Named) -> Object {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.numbered(number, key_of(object_id(id, number)), name, colour)
+        self.numbered(number, key_of(object_id(id, number)), named)
     }
 
-    fn numbered(&self, number: u64, key: Key, name: String, colour: [u8; 3]) -> Object {
-        let session = Mutex::new(Session::new(&self.opened.scan));
-        Object { number, key, name, colour, session, voxels: AtomicUsize::new(0) }
+    fn numbered(&self, number: u64, key: Key, named: Named) -> Object {
+        let (named, session) = (Mutex::new(named), Mutex::new(Session::new(&self.opened.scan)));
+        Object { number, key, named, session, voxels: AtomicUsize::new(0) }
+    }
+
+    /// Calls an object on it otherwise, or gives it another colour.
+    pub fn rename(
+        &self,
+        object: &Object,
+        name: Option<String>,
+        colour: Option<[u8; 3]>,
+    ) -> Result<(), Failure> {
+        let _turn = self.change();
+        let before = object.named();
+        let named =
+            Named { name: name.unwrap_or(before.name), colour: colour.unwrap_or(before.colour) };
+        if let Some(journal) = &self.journal {
+            journal.note(NAMED, |out| {
+                out.number(object.number);
+                named.put(out);
+            })?;
+        }
+        *object.named.lock().unwrap_or_else(PoisonError::into_inner) = named;
+        Ok(())
     }
 
     /// Does again what its journal tells.
@@ -180,9 +225,7 @@ impl Study {
         if kind == OBJECT {
             let key = from.bytes(size_of::<Key>())?;
             let key = Key::from_le_bytes(std::array::from_fn(|at| key[at]));
-            let (name, colour) = (from.text()?, from.bytes(3)?);
-            let colour = std::array::from_fn(|at| colour[at]);
-            self.objects().push(Arc::new(self.numbered(number, key, name, colour)));
+            self.objects().push(Arc::new(self.numbered(number, key, Named::of(from)?)));
             self.next.fetch_max(number.saturating_add(1), Ordering::Relaxed);
             return Ok(());
         }
@@ -193,6 +236,11 @@ impl Study {
         // What was still done to an object that was let go meanwhile is gone with it.
         let object = self.objects().iter().find(|o| o.number == number).cloned();
         let Some(object) = object else { return Ok(()) };
+        if kind == NAMED {
+            let named = Named::of(from)?;
+            *object.named.lock().unwrap_or_else(PoisonError::into_inner) = named;
+            return Ok(());
+        }
         let mut session = object.session();
         let done = match kind {
             DELETED => {

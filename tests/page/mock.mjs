@@ -286,6 +286,12 @@ async function api(req, res, url, body) {
       scan.objects.push(object);
       return json(res, 201, objectOf(object));
     }
+    case "PATCH objects/ID": {
+      const object = known(objects, key, "object");
+      const { name = object.name, colour = object.colour } = said();
+      Object.assign(object, { name, colour });
+      return json(res, 200, objectOf(object));
+    }
     case "DELETE objects/ID": {
       const object = objects.get(key);
       if (object) object.scan.objects = object.scan.objects.filter((o) => o !== object);

@@ -238,6 +238,30 @@ await test("a second object, by a stroke and an outline", async () => {
   await shot("lasso");
 });
 
+await test("an object is renamed and recoloured by keys", async () => {
+  await page.focus("#stage");
+  const before = await page.evaluate(() => window.prism.active.colour);
+  await press("r");
+  for (const letter of "Node 2") await page.keyboard.press(letter);
+  await press("Enter");
+  await press("k");
+  // What is not kept is as it was.
+  await press("F2");
+  await press("x");
+  await press("Escape");
+  const { name, colour } = await page.evaluate(() => window.prism.active);
+  assert.equal(name, "Node 2");
+  assert.notDeepEqual(colour, before);
+  const there = await page.evaluate(async () => {
+    const token = sessionStorage.getItem("prism.token");
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    const told = await (await fetch(`v1/scans/${window.prism.scan.id}`, { headers })).json();
+    return told.objects.find((o) => o.object === window.prism.active.id);
+  });
+  assert.deepEqual([there.name, there.colour], [name, colour]);
+  assert.equal(await page.evaluate(() => document.activeElement.id), "stage");
+});
+
 await test("all objects are saved as labels, the later over the earlier", async () => {
   const { name, bytes } = await saved(true);
   assert.equal(name, "lung1_image_labels.nii.gz");

@@ -159,6 +159,7 @@ export const server = {
   scan: (scan) => json("GET", `v1/scans/${scan}`),
   close: (scan) => json("DELETE", `v1/scans/${scan}`),
   newObject: (scan, name, colour) => json("POST", `v1/scans/${scan}/objects`, { name, colour }),
+  rename: (object, name, colour) => json("PATCH", `v1/objects/${object}`, { name, colour }),
   dropObject: (object) => json("DELETE", `v1/objects/${object}`),
   prompt: (object, said) =>
     answer("POST", `v1/objects/${object}/prompts`, {

@@ -363,11 +363,45 @@ function choose(object) {
 /** The server's ID of an object, which it gets with its first prompt: its name stands by then. */
 async function idOf(object) {
   if (!object.id) {
-    object.id = (await server.newObject(scan.id, object.name, object.colour)).object;
+    const { name, colour } = object;
+    object.id = (await server.newObject(scan.id, name, colour)).object;
     // An object that the server has is at the server's place of it.
     save();
+    if (object.name !== name || object.colour !== colour) called(object);
   }
   return object.id;
+}
+
+/** An object has another name or colour: the server writes them into files. */
+function called(object) {
+  save();
+  const mine = scan;
+  queue = queue.then(async () => {
+    if (!object.id || scan !== mine || !objects.includes(object)) return;
+    try {
+      await server.rename(object.id, object.name, object.colour);
+    } catch (error) {
+      if (scan === mine) complain(error, () => scan === mine && called(object));
+    }
+  });
+}
+
+/** Puts the hand on the active object's name. */
+function rename() {
+  const row = $("objects").children[objects.indexOf(active)];
+  const name = row?.querySelector("input[type=text]");
+  name?.focus();
+  name?.select();
+}
+
+function nextColour() {
+  if (!active) return;
+  const at = COLOURS.findIndex((c) => c.join() === active.colour.join());
+  active.colour = COLOURS[(at + 1) % COLOURS.length];
+  view.setColours(objects.map((o) => o.colour));
+  listObjects();
+  called(active);
+  say(`${active.name} has another colour.`);
 }
 
 async function dropObject(object) {
@@ -416,20 +450,22 @@ function listObjects() {
       colour.addEventListener("input", () => {
         object.colour = [1, 3, 5].map((i) => parseInt(colour.value.slice(i, i + 2), 16));
         view.setColours(objects.map((o) => o.colour));
-        save();
       });
+      colour.addEventListener("change", () => called(object));
       const name = document.createElement("input");
       name.type = "text";
       name.value = object.name;
+      name.maxLength = 200;
       name.setAttribute("aria-label", "Name of the object");
       name.addEventListener("focus", () => object !== active && choose(object));
       name.addEventListener("change", () => {
         object.name = name.value.trim() || object.name;
         name.value = object.name;
-        save();
+        called(object);
       });
       name.addEventListener("keydown", (e) => {
         if (e.key === "Enter" || e.key === "Escape") {
+          if (e.key === "Escape") name.value = object.name;
           name.blur();
           $("stage").focus();
           e.stopPropagation();
@@ -824,6 +860,8 @@ function key(e) {
   else if (pressed === "z") step("undo");
   else if (pressed === "y") step("redo");
   else if (pressed === "n") scan?.id && fresh();
+  else if (pressed === "r" || pressed === "F2") rename();
+  else if (pressed === "k") nextColour();
   else if (pressed === "w") nextPreset();
   else if (pressed === "s") e.shiftKey ? saveAll() : saveMask();
   else if (pressed === " ") setHidden(!view.fill.hidden);
