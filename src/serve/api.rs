@@ -2,6 +2,7 @@
 //! in every format that is written. `openapi.json` describes it.
 
 use super::answer::{Shown, change};
+use super::arrived::{self, Arrived, DICOM, SCANS};
 use super::body::{self, Sent};
 use super::failure::{Failure, reply, unless_left};
 use super::journal::{IMAGE, Owner, Source, kept};
@@ -17,7 +18,9 @@ use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
 use crate::session::kept::Writer;
 use crate::volume::labels::{Labels, TargetLabel};
-use crate::volume::{Grid, LabelValues, LabelledObject, Modality, Volume, labels_file, mask_file};
+use crate::volume::{
+    Grid, LabelValues, LabelledObject, Modality, labels_file, mask_file, scan_file,
+};
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
@@ -43,10 +46,12 @@ const MOST_AREA: f64 = 4.0 * MOST_VOXELS as f64;
 const MOST_HELD: f64 = 4e9;
 /// Letters of an object's name, at most.
 const MOST_NAME: usize = 200;
-/// Endings of the names of scans.
-pub const SCANS: [&str; 4] = [".nii.gz", ".nii", ".nrrd", ".mha"];
 /// Formats that masks and label images are written in.
 pub const MASKS: [&str; 5] = ["nii.gz", "nii", "nrrd", "seg.nrrd", "mha"];
+/// The same where the scan may have come as DICOM.
+const FILES: [&str; 6] = ["nii.gz", "nii", "nrrd", "seg.nrrd", "mha", "dcm"];
+/// Formats that scans are written in.
+const IMAGES: [&str; 2] = ["nii.gz", "nii"];
 /// Colours of objects whose caller has none in mind, one after the other.
 const COLOURS: [[u8; 3]; 6] =
     [[255, 199, 0], [0, 170, 255], [255, 80, 120], [80, 220, 120], [190, 120, 255], [255, 140, 40]];
@@ -59,6 +64,7 @@ pub fn routes() -> Vec<Route> {
         ("/v1/scans/{scan}", get(scan).delete(release_scan)),
         ("/v1/scans/{scan}/objects", post(add_object)),
         ("/v1/scans/{scan}/labels", get(labels)),
+        ("/v1/scans/{scan}/image", get(image)),
         ("/v1/objects/{object}", patch(rename_object).delete(release_object)),
         ("/v1/objects/{object}/prompts", post(prompts)),
         ("/v1/objects/{object}/undo", post(undo)),
@@ -94,23 +100,30 @@ async fn add_scan(
 ) -> Answer {
     let modality = field(&query, "modality").map(|name| modality_of(&name)).transpose()?;
     if let Some(name) = field(&query, "name").map(|name| name.to_lowercase())
-        && !SCANS.iter().any(|ending| name.ends_with(ending))
+        && !SCANS.iter().chain(&DICOM).any(|ending| name.ends_with(ending))
     {
         return Err(Failure::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            format!("a scan's name ends in one of {SCANS:?}"),
+            format!("a scan's name ends in one of {SCANS:?}, or of DICOM in one of {DICOM:?}"),
         ));
     }
+    let series = field(&query, "series").filter(|series| !series.is_empty());
     let (parts, body) = request.into_parts();
     let (place, sent) = scan_sent(&shared, &parts.headers, body).await?;
     let id = new_id()?;
     let there = shared.clone();
-    let read = move |_: &AtomicBool| -> Result<Study, Failure> {
+    let read = move |_: &AtomicBool| -> Result<Result<Study, Value>, Failure> {
         let journal = there.store.journal(Owner::Scan, key_of(id))?;
-        let scan = journal.as_ref().map(|j| j.scan(&sent.bytes, Source::File(modality)));
-        let scan = scan.transpose()?;
-        let mut image = scan_of(sent.bytes, there.most_scan)?;
-        image.description.modality = modality;
+        let source = match arrived::is_dicom(&sent.bytes) {
+            true => Source::Dicom(modality, series.clone()),
+            false => Source::File(modality),
+        };
+        let scan = journal.as_ref().map(|j| j.scan(&sent.bytes, source)).transpose()?;
+        let came = arrived::read(sent.bytes, modality, series.as_deref(), there.most_scan)?;
+        let image = match came {
+            Arrived::Scan(image) => *image,
+            Arrived::Several(list) => return Ok(Err(list)),
+        };
         let opened = Opened::new(&there.model, image, there.settings.options())?;
         let mut study = Study::new(opened);
         if let (Some(journal), Some(scan)) = (&journal, scan) {
@@ -118,9 +131,15 @@ async fn add_scan(
             study.stored = Some(scan.told());
         }
         study.journal = journal;
-        Ok(study)
+        Ok(Ok(study))
     };
-    let study = shared.work.run(key_of(id), Kind::Other, read).await?;
+    let study = match shared.work.run(key_of(id), Kind::Other, read).await? {
+        Ok(study) => study,
+        Err(list) => {
+            let error = "holds several series of images: ask for one of them by ?series=";
+            return Ok(reply(StatusCode::CONFLICT, &json!({ "error": error, "series": list })));
+        }
+    };
     let study = shared.store.put_scan(key_of(id), study);
     drop(place);
     Ok(reply(StatusCode::CREATED, &described(id, &study)))
@@ -143,18 +162,6 @@ pub async fn scan_sent<'a>(
     Ok((place, body::read(headers, body, shared.most_scan).await?))
 }
 
-/// A scan in a file's bytes, which unpacked has so many at most.
-pub fn scan_of(bytes: Vec<u8>, most: usize) -> Result<Volume, Failure> {
-    let image = Volume::of_file(bytes, None)?;
-    let unpacked = image.array().bytes();
-    if unpacked > most {
-        return Err(Failure::too_large(format!(
-            "a scan of {unpacked} bytes when unpacked: at most {most} are taken"
-        )));
-    }
-    Ok(image)
-}
-
 fn modality_of(name: &str) -> Result<Modality, Failure> {
     serde_json::from_value(Value::from(name.to_lowercase()))
         .map_err(|_| Failure::bad(format!("modality is '{name}', expected ct, mr or pet")))
@@ -171,6 +178,7 @@ fn described(id: Id, study: &Study) -> Value {
         "spacing": image.grid.spacing(),
         "affine": affine,
         "modality": modality,
+        "format": image.description.format,
         "notes": notes,
     })
 }
@@ -665,13 +673,16 @@ async fn answer(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> 
     work_on(shared, &name, Kind::Short, |_, _| Ok(Done { before: None, notes: vec![] })).await
 }
 
-/// The format that a query asks for.
-fn format_of(query: &Option<String>) -> Result<&'static str, Failure> {
-    let asked = field(query, "format").unwrap_or_else(|| MASKS[0].into()).to_lowercase();
-    MASKS.into_iter().find(|format| *format == asked).ok_or_else(|| {
+/// The format that a query asks for, of those that there are.
+fn format_of(
+    query: &Option<String>,
+    all: &'static [&'static str],
+) -> Result<&'static str, Failure> {
+    let asked = field(query, "format").unwrap_or_else(|| all[0].into()).to_lowercase();
+    all.iter().copied().find(|format| *format == asked).ok_or_else(|| {
         Failure::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            format!("format is '{asked}', expected one of {MASKS:?}"),
+            format!("format is '{asked}', expected one of {all:?}"),
         )
     })
 }
@@ -692,7 +703,7 @@ async fn mask(
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Answer {
-    let format = format_of(&query)?;
+    let format = format_of(&query, &FILES)?;
     let (scan, study, object) = shared.store.object(&name)?;
     let held = study.clone();
     let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
@@ -706,6 +717,24 @@ async fn mask(
     saved("mask", format, file?)
 }
 
+/// The scan itself, for viewers that do not read what it came as.
+async fn image(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Answer {
+    let format = format_of(&query, &IMAGES)?;
+    let (_, scan, study) = shared.store.scan(&name)?;
+    let held = study.clone();
+    let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
+        Ok(scan_file(FilePath::new(&format!("scan.{format}")), &study.opened.image)?)
+    };
+    let file = shared.work.run(scan, Kind::Other, write).await;
+    shared.store.worked(scan);
+    drop(held);
+    saved("scan", format, file?)
+}
+
 /// An object as a segmentation names it.
 fn labelled(object: &Object) -> LabelledObject {
     let Named { name, colour } = object.named();
@@ -717,7 +746,7 @@ async fn labels(
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Answer {
-    let format = format_of(&query)?;
+    let format = format_of(&query, &FILES)?;
     let (_, scan, study) = shared.store.scan(&name)?;
     let held = study.clone();
     let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {

@@ -100,6 +100,8 @@ pub enum Source {
     Plain,
     /// A file, and what its sender said that it was made by.
     File(Option<Modality>),
+    /// DICOM, what its sender said that it was made by, and the series that was asked for.
+    Dicom(Option<Modality>, Option<String>),
     /// An array of nnInteractive's with its spacing, `[k, j, i]`.
     Array([f64; 3]),
     /// A form of ITK-SNAP's, by its Content-Type.

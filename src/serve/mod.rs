@@ -13,6 +13,7 @@
 
 mod answer;
 mod api;
+mod arrived;
 mod blosc2;
 mod body;
 mod clicked;

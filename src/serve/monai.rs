@@ -5,7 +5,8 @@
 //! its own are not spoken of. Voxels are `[i, j, k]` of the file that was sent. Answers have a
 //! Content-Length: clients join pieces wrongly.
 
-use super::api::{MASKS, SCANS, saved, scan_of, scan_sent};
+use super::api::{MASKS, saved, scan_sent};
+use super::arrived::{SCANS, scan_of};
 use super::body;
 use super::clicked::{Answered, Clicked, Clicks};
 use super::failure::{Failure, reply};

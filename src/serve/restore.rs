@@ -2,6 +2,7 @@
 //! from the bytes that they came as, answers and histories are those that were kept. The network is
 //! not asked.
 
+use super::arrived::{self, Arrived};
 use super::clicked::Clicked;
 use super::dls;
 use super::journal::{Found, IMAGE, Owner, Source, Stored};
@@ -200,10 +201,9 @@ fn opened(shared: &Shared, found: &Found, stored: &Stored) -> Result<Opened, Str
 fn image(source: &Source, bytes: Vec<u8>, most: usize) -> Result<Volume, Failure> {
     match source {
         Source::Plain => Ok(Volume::of_file(bytes, None)?),
-        Source::File(modality) => {
-            let mut image = Volume::of_file(bytes, None)?;
-            image.description.modality = *modality;
-            Ok(image)
+        Source::File(modality) => one(arrived::read(bytes, *modality, None, most)?),
+        Source::Dicom(modality, series) => {
+            one(arrived::read(bytes, *modality, series.as_deref(), most)?)
         }
         Source::Array(spacing) => scan_of(unpack(&bytes, most)?, *spacing),
         Source::Form(kind) => {
@@ -212,6 +212,13 @@ fn image(source: &Source, bytes: Vec<u8>, most: usize) -> Result<Volume, Failure
             headers.insert(CONTENT_TYPE, kind);
             dls::image(&headers, &bytes, most)
         }
+    }
+}
+
+fn one(arrived: Arrived) -> Result<Volume, Failure> {
+    match arrived {
+        Arrived::Scan(image) => Ok(*image),
+        Arrived::Several(_) => Err(Failure::unfit("holds several series")),
     }
 }
 

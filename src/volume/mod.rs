@@ -28,8 +28,8 @@ pub use intensity::Modality;
 pub use nifti_io::Description;
 pub use write::segments::{LabelValues, LabelledObject, labels_file, numbered, write_labels};
 pub use write::{
-    check_output, check_output_on, gzipped, mask_file, plain_nrrd, write_mask, write_mask_on,
-    write_probability, write_scan,
+    check_output, check_output_on, gzipped, mask_file, plain_nrrd, scan_file, write_mask,
+    write_mask_on, write_probability, write_scan,
 };
 
 pub use array::{Array, ArrayError, Element, View, span};
