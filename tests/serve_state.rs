@@ -827,3 +827,97 @@ fn what_nobody_worked_on_for_long_is_deleted() {
     assert!(there(server.address, &old) != there(server.address, &new));
     server.end();
 }
+
+/// The journal of the one thing of a kind.
+fn journal_of(state: &Path, kind: &str) -> PathBuf {
+    let is_of = |path: &PathBuf| {
+        let folder = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+        path.ends_with("journal") && folder.is_some_and(|name| name.starts_with(kind))
+    };
+    below(state).into_iter().find(is_of).unwrap()
+}
+
+/// Does something again and again until a journal is shorter than before.
+#[track_caller]
+fn until_shorter(journal: &Path, mut again: impl FnMut(usize)) {
+    let mut longest = 0;
+    for n in 0..200 {
+        let now = journal.metadata().unwrap().len();
+        if now < longest {
+            return;
+        }
+        longest = now;
+        again(n);
+    }
+    panic!("{longest} bytes: it is never written anew");
+}
+
+#[test]
+fn journals_of_viewers_are_written_anew_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    // Nobody shows a sign of life in between.
+    let settings = || Settings { liveness: Duration::from_secs(600), ..keeping(&state) };
+    let mut server = started(settings());
+    let at = server.address;
+    let (size, spacing, values, image) = array_of_example();
+    let mut viewer = Viewer::new(at);
+    viewer.open(size, spacing, &values);
+    assert!(viewer.point(json!([CLICK[2], CLICK[1], CLICK[0]]), true, true).1);
+    let clicked = viewer.buffer.clone();
+    let give = |viewer: &mut Viewer, seed: usize| {
+        let (marks, _) = noise(&image, seed);
+        let mask = nnia("uint8", 1, &size, &marks);
+        let reply = viewer.send("/add_initial_seg_interaction", &json!({}), &mask);
+        assert_eq!(viewer.take(reply), (false, false));
+        viewer.buffer = marks;
+    };
+    until_shorter(&journal_of(&state, "lease-"), |seed| {
+        give(&mut viewer, seed);
+        assert!(viewer.undo().0);
+    });
+    assert!(viewer.buffer == clicked);
+    give(&mut viewer, 1000);
+    let marks = viewer.buffer.clone();
+    // Something waits for its prediction.
+    viewer.point(json!([MORE[2], MORE[1], MORE[0]]), false, false);
+    // MONAI Label's clients begin anew again and again.
+    let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
+    let created = form(at, "PUT", "/session/", &[("files", "lung.nii.gz", &file)]).json(200);
+    let label = created["session_id"].as_str().unwrap().to_string();
+    let infer = |at: SocketAddr, off: &[[usize; 3]], anew: bool| {
+        let params = json!({
+            "foreground": [CLICK], "background": off, "reset_state": anew,
+            "result_extension": ".nii",
+        });
+        let path = format!("/infer/prism?output=image&session_id={label}");
+        let reply = form(at, "POST", &path, &[("params", "", params.to_string().as_bytes())]);
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.body
+    };
+    let one = infer(at, &[], false);
+    until_shorter(&journal_of(&state, "label-"), |_| {
+        assert!(infer(at, &[], true) == one);
+    });
+    let two = infer(at, &[OFF], false);
+    let three = infer(at, &[OFF, MORE], false);
+    server.end();
+
+    let mut server = started(settings());
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    let at = server.address;
+    assert!(infer(at, &[OFF, MORE], false) == three);
+    assert!(infer(at, &[OFF], false) == two && infer(at, &[], false) == one);
+    viewer.at = at;
+    viewer.buffer.fill(7);
+    assert!(viewer.undo().0);
+    // A click that agrees changes nothing: the mask is there, and what was said before it.
+    let on = marks.iter().position(|v| *v != 0).unwrap();
+    let [_, nj, ni] = size;
+    assert!(viewer.point(json!([on / ni / nj, on / ni % nj, on % ni]), true, true).0);
+    assert!(viewer.buffer == marks);
+    assert!(viewer.undo().0 && viewer.undo().0 && viewer.buffer == clicked);
+    assert!(viewer.undo().0 && viewer.buffer.iter().all(|v| *v == 0));
+    assert!(!viewer.undo().0);
+    server.end();
+}
