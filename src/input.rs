@@ -7,7 +7,7 @@ use flate2::bufread::GzDecoder;
 use flate2::read::DeflateDecoder;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -206,8 +206,8 @@ pub struct Input {
 ///
 /// # Errors
 /// What is wrong with it, to be put behind its name.
-pub fn zip_entry(
-    archive: &mut ZipArchive<BufReader<File>>,
+pub fn zip_entry<R: Read + Seek>(
+    archive: &mut ZipArchive<R>,
     length: u64,
     at: usize,
     purpose: &'static str,

@@ -7,6 +7,9 @@ mod common;
 mod http;
 #[path = "common/viewer.rs"]
 mod viewer;
+#[cfg(feature = "dicom")]
+#[path = "common/dicom.rs"]
+mod writer;
 
 use common::here;
 use http::{BOX, CLICK, Reply, ask, example, get, parsed, post, said, session, started};
@@ -813,4 +816,211 @@ fn nninteractives_own_client_works() {
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
     let error = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(out.status.success() && said.ends_with("all is well\n"), "{said}{error}");
+}
+
+#[test]
+fn objects_are_renamed_and_recoloured() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let (scan, _) = upload(at);
+    let object = object_on(at, &scan, &json!({ "name": "tumour", "colour": [1, 2, 3] }));
+    let path = format!("/v1/objects/{object}");
+    let patched = |about: &Value| ask(at, "PATCH", &path, &[], about.to_string().as_bytes());
+    let told = patched(&json!({ "name": "Knötchen 2" })).json(200);
+    assert_eq!((&told["object"], &told["colour"]), (&json!(object), &json!([1, 2, 3])));
+    let told = patched(&json!({ "colour": [255, 128, 0] })).json(200);
+    assert_eq!((&told["name"], &told["colour"]), (&json!("Knötchen 2"), &json!([255, 128, 0])));
+    let there = get(at, &format!("/v1/scans/{scan}")).json(200);
+    assert_eq!(there["objects"], json!([told]));
+    assert_eq!(patched(&json!({})).json(200), told);
+    // Files have them.
+    post(at, &format!("{path}/prompts"), &box_and_click());
+    let segmentation = get(at, &format!("/v1/scans/{scan}/labels?format=seg.nrrd"));
+    let head = String::from_utf8_lossy(&segmentation.body).into_owned();
+    assert!(head.contains("Segment0_Name:=Knötchen 2\n"));
+    assert!(head.contains("Segment0_Color:=1 0.50"), "the colour is the one that was chosen");
+    // What cannot be changes nothing.
+    for (about, status) in [
+        (json!({ "name": "a".repeat(201) }), 422),
+        (json!({ "name": "two\nlines" }), 422),
+        (json!({ "colour": [1, 2] }), 400),
+        (json!({ "colour": [1, 2, 256] }), 400),
+        (json!({ "voxels": 7 }), 400),
+    ] {
+        assert_eq!(patched(&about).status, status, "{about}");
+    }
+    let new = post(at, &format!("/v1/scans/{scan}/objects"), &json!({ "name": "two\nlines" }));
+    assert_eq!(new.status, 422, "{}", new.text());
+    assert_eq!(patched(&json!({})).json(200)["name"], told["name"]);
+    let gone = ask(at, "PATCH", &format!("/v1/objects/{}", "0".repeat(32)), &[], b"{}");
+    assert_eq!(gone.status, 404);
+}
+
+/// DICOM, as the page sends it: the files of a study in an archive.
+#[cfg(feature = "dicom")]
+mod series {
+    use super::writer::{COLUMNS, ROWS, SLICES, Series, at, identified, straight, value, zipped};
+    use super::*;
+    use prism::serve::Keep;
+    use prism::volume::labels::{Labels, TargetLabel};
+
+    /// The files of a series, under names that lead out of any folder.
+    fn files(series: &Series) -> Vec<(String, Vec<u8>)> {
+        let folder = series.folder(SLICES, straight, |_, file| identified(file));
+        let read = |k: usize| std::fs::read(at(folder.path(), k)).unwrap();
+        let name = |k: usize| format!("../../../../tmp/prism-outside/{}/{k}", series.uid);
+        (0..SLICES).map(|k| (name(k), read(k))).collect()
+    }
+
+    fn archive(all: &[Series]) -> Vec<u8> {
+        let files: Vec<_> = all.iter().flat_map(files).collect();
+        let named: Vec<_> = files.iter().map(|(n, bytes)| (n.as_str(), bytes.clone())).collect();
+        zipped(&named)
+    }
+
+    fn send(at: SocketAddr, query: &str, bytes: &[u8]) -> Reply {
+        ask(at, "POST", &format!("/v1/scans?{query}"), &[], bytes)
+    }
+
+    /// A series beside the first one.
+    fn other() -> Series {
+        Series { uid: "1.2.9", number: "7", description: "Bone", ..Series::new("CT") }
+    }
+
+    #[test]
+    fn a_series_is_a_scan_as_any_other() {
+        let server = started(Settings::default());
+        let there = server.address;
+        let told = send(there, "name=study.zip", &archive(&[Series::new("CT")])).json(201);
+        assert_eq!(told["shape"], json!([COLUMNS, ROWS, SLICES]));
+        assert_eq!((&told["format"], &told["modality"]), (&json!("DICOM"), &json!("ct")));
+        let scan = told["scan"].as_str().unwrap();
+        // What a viewer gets has the same voxels at the same places.
+        for format in ["nii", "nii.gz"] {
+            let image = get(there, &format!("/v1/scans/{scan}/image?format={format}"));
+            assert_eq!(image.status, 200, "{}", image.text());
+            let image = Volume::of_file(image.body, None).unwrap();
+            for (n, row) in image.grid.affine.0.iter().enumerate() {
+                for (m, number) in row.iter().enumerate() {
+                    let there = told["affine"][n][m].as_f64().unwrap();
+                    assert!((number - there).abs() < 1e-4, "{told}");
+                }
+            }
+            for [i, j, k] in [[0, 0, 0], [3, 1, 2], [1, 2, 3]] {
+                assert_eq!(image.at([i, j, k]), f32::from(value(i, j, k)));
+            }
+        }
+        assert_eq!(get(there, &format!("/v1/scans/{scan}/image?format=mha")).status, 415);
+        // A mask goes back into DICOM, with the names of objects.
+        let about = json!({ "name": "Herd links" });
+        let object = object_on(there, scan, &about);
+        let folder = tempfile::tempdir().unwrap();
+        let study = folder.path().join("study.zip");
+        std::fs::write(&study, archive(&[Series::new("CT")])).unwrap();
+        let volume = Volume::read(&study, None).unwrap();
+        let mask: Vec<u8> = (0..COLUMNS * ROWS * SLICES).map(|at| u8::from(at % 5 == 2)).collect();
+        let (grid, description) = (&volume.grid, &volume.description);
+        let file = mask_file(Path::new("m.nii"), grid, description, &mask).unwrap();
+        let given = ask(there, "PUT", &format!("/v1/objects/{object}/mask"), &[], &file);
+        assert_eq!(given.status, 200, "{}", given.text());
+        for path in [format!("objects/{object}/mask"), format!("scans/{scan}/labels")] {
+            let file = get(there, &format!("/v1/{path}?format=dcm"));
+            assert_eq!(file.status, 200, "{}", file.text());
+            let written = folder.path().join("mask.dcm");
+            std::fs::write(&written, &file.body).unwrap();
+            let labels = Labels::beside(&written, &volume).unwrap();
+            assert!(labels.mask(&TargetLabel::Any).unwrap() == mask, "{path}");
+            let named = file.body.windows(10).any(|w| w == b"Herd links");
+            assert_eq!(named, path.ends_with("labels"), "{path}");
+        }
+        // Of another scan there is none.
+        let (plain, _) = upload(there);
+        let object = object_on(there, &plain, &json!({}));
+        let refused = get(there, &format!("/v1/objects/{object}/mask?format=dcm"));
+        assert!(refused.error(422, "error").contains("DICOM series"), "{}", refused.text());
+        // One file is a series of one slice.
+        let (_, slice) = files(&Series::new("CT")).remove(0);
+        let told = send(there, "name=slice.dcm", &slice).json(201);
+        assert_eq!(told["shape"], json!([COLUMNS, ROWS, 1]));
+        assert!(!Path::new("/tmp/prism-outside").exists());
+    }
+
+    #[test]
+    fn of_several_series_one_is_asked_for() {
+        let server = started(Settings::default());
+        let there = server.address;
+        let study = archive(&[Series::new("CT"), other()]);
+        let list = send(there, "name=study.zip", &study).json(409);
+        assert!(list["error"].as_str().unwrap().contains("?series="), "{list}");
+        let told = |n: usize, what: &str| list["series"][n][what].clone();
+        assert_eq!([told(0, "series"), told(1, "series")], [json!("1.2.3.4"), json!("1.2.9")]);
+        assert_eq!((told(1, "number"), told(1, "description")), (json!("7"), json!("Bone")));
+        assert_eq!(told(0, "shape"), json!([COLUMNS, ROWS, SLICES]));
+        assert!(list["series"].as_array().map(Vec::len) == Some(2));
+        for asked in ["1.2.9", "7", "bone"] {
+            let told = send(there, &format!("name=study.zip&series={asked}"), &study).json(201);
+            assert_eq!(told["format"], "DICOM");
+        }
+        let refused = send(there, "name=study.zip&series=Leber", &study);
+        assert!(refused.error(422, "error").contains("no series 'Leber'"));
+        // Nothing was taken but what was asked for.
+        assert!(get(there, "/metrics").text().contains("prism_scans 3\n"));
+        let plain = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
+        assert!(send(there, "series=7", &plain).error(422, "error").contains("no DICOM"));
+    }
+
+    #[test]
+    fn archives_that_are_none_or_too_large_are_refused() {
+        let server = started(Settings::default());
+        let there = server.address;
+        let study = archive(&[Series::new("CT")]);
+        for bytes in [
+            zipped(&[("a.txt", b"no image".to_vec())]),
+            study[..study.len() / 2].to_vec(),
+            b"PK\x03\x04".to_vec(),
+            zipped(&[]),
+        ] {
+            let refused = send(there, "name=study.zip", &bytes);
+            assert_eq!(refused.status, 422, "{}", refused.text());
+        }
+        // What says that it is larger than any scan, unpacked: nothing of it is unpacked.
+        let files: Vec<_> = (0..32).map(|n| (n.to_string(), vec![7; 100])).collect();
+        let files: Vec<_> = files.iter().map(|(n, bytes)| (n.as_str(), bytes.clone())).collect();
+        let mut bomb = zipped(&files);
+        let entries: Vec<usize> =
+            (0..bomb.len() - 4).filter(|at| bomb[*at..].starts_with(b"PK\x01\x02")).collect();
+        assert_eq!(entries.len(), 32);
+        for at in entries {
+            bomb[at + 24..at + 28].copy_from_slice(&0xFFFF_FF00u32.to_le_bytes());
+        }
+        let refused = send(there, "name=study.zip", &bomb);
+        assert!(refused.error(413, "error").contains("when unpacked"), "{}", refused.text());
+        // Names say what may come.
+        assert_eq!(send(there, "name=study.rar", &study).status, 415);
+        assert!(get(there, "/metrics").text().contains("prism_scans 0\n"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_series_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let keeping = || {
+            let keep = Some(Keep::at(folder.path().join("state")));
+            Settings { keep, ..Settings::default() }
+        };
+        let mut server = started(keeping());
+        let study = archive(&[Series::new("CT"), other()]);
+        assert_eq!(send(server.address, "name=study.zip", &study).status, 409);
+        let told = send(server.address, "name=study.zip&series=7", &study).json(201);
+        let path = format!("/v1/scans/{}", told["scan"].as_str().unwrap());
+        let image = get(server.address, &format!("{path}/image?format=nii")).body;
+        server.end();
+        let mut server = started(keeping());
+        assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+        let mut there = get(server.address, &path).json(200);
+        assert_eq!(there["objects"].take(), json!([]));
+        assert_eq!(there["format"], "DICOM");
+        assert!(get(server.address, &format!("{path}/image?format=nii")).body == image);
+        server.end();
+    }
 }

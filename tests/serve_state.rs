@@ -11,7 +11,7 @@ mod viewer;
 
 use common::here;
 use flate2::{Compression, write::GzEncoder};
-use http::{BOX, CLICK, ask, example, get, model, post, said, session, started};
+use http::{BOX, CLICK, ask, example, get, model, post, said, session, started, wait_restored};
 use prism::prompt::{Dense, Prompts};
 use prism::serve::{Keep, Server, Settings};
 use prism::volume::Volume;
@@ -55,6 +55,7 @@ impl Process {
         let folder = folder.to_path_buf();
         let why = || std::fs::read_to_string(folder.join("errors")).unwrap();
         let at = url.unwrap_or_else(|| panic!("{first}{}", why())).parse().unwrap();
+        wait_restored(at);
         Process { child, at, folder, _out: out }
     }
 
@@ -127,7 +128,7 @@ fn answer(at: SocketAddr, object: &str) -> (Value, Vec<u8>) {
 
 /// A server in this process with a folder for its state.
 fn keeping(folder: &Path) -> Settings {
-    let keep = Keep { folder: folder.into(), bytes: 1 << 30 };
+    let keep = Keep { bytes: 1 << 30, ..Keep::at(folder) };
     Settings { keep: Some(keep), ..Settings::default() }
 }
 
@@ -185,7 +186,10 @@ fn who_comes_back_after_a_crash_finds_scan_objects_and_history() {
     act(at, &other, "prompts", &point(CLICK, true));
     act(at, &other, "reset", &json!({}));
     act(at, &object, "undo", &json!({}));
+    let named = json!({ "name": "Herd 2", "colour": [9, 8, 7] }).to_string();
+    ask(at, "PATCH", &format!("/v1/objects/{object}"), &[], named.as_bytes()).json(200);
     let about = get(at, &format!("/v1/scans/{scan}")).json(200);
+    assert_eq!(about["objects"][0]["name"], "Herd 2");
     // It is killed while it works on a click.
     let click = sent(at, &format!("/v1/objects/{other}/prompts"), None, &point(CLICK, true));
     server.kill();
@@ -477,7 +481,7 @@ fn a_full_disk_changes_nothing() {
     let state = folder.path().join("state");
     let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
     let of = |bytes: usize| {
-        let keep = Keep { folder: state.clone(), bytes: bytes as u64 };
+        let keep = Keep { bytes: bytes as u64, ..Keep::at(&state) };
         Settings { keep: Some(keep), ..Settings::default() }
     };
     // No room for the scan: it is not taken, and nothing of it stays.
@@ -604,5 +608,316 @@ fn a_mask_that_was_given_comes_back() {
     library.interact(&dense).unwrap();
     library.interact(&said(&[(CLICK, true)], None)).unwrap();
     assert!(answer(at, &object).1 == library.mask());
+    server.end();
+}
+
+/// A mask that another one differs from everywhere, as a file.
+fn noise(image: &Volume, seed: usize) -> (Vec<u8>, Vec<u8>) {
+    let mask: Vec<u8> = (0..image.grid.voxels())
+        .map(|at| {
+            let mixed = (at + seed * 7919).wrapping_mul(2654435761) >> 7;
+            u8::from(mixed % 3 == 0)
+        })
+        .collect();
+    let file = prism::volume::mask_file(Path::new("m.nii"), &image.grid, &image.description, &mask);
+    (mask, file.unwrap())
+}
+
+#[test]
+fn a_journal_is_no_longer_than_what_it_tells_of_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let image = example();
+    let mut server = started(keeping(&state));
+    let at = server.address;
+    let scan = upload(at);
+    let gone = object_on(at, &scan, &json!({}));
+    let object = object_on(at, &scan, &json!({ "name": "tumour" }));
+    let give = |at: SocketAddr, object: &str, seed: usize| {
+        let (mask, file) = noise(&image, seed);
+        let given = ask(at, "PUT", &format!("/v1/objects/{object}/mask"), &[], &file);
+        assert_eq!(given.status, 200, "{}", given.text());
+        mask
+    };
+    let length = |path: &Path| path.metadata().unwrap().len();
+    let path = the(&state, "journal");
+    // What one answer takes, and how long all that are given would be.
+    let before = length(&path);
+    give(at, &object, 0);
+    let each = length(&path) - before;
+    assert!(each > 50_000, "{each}");
+    let rounds = ((9 << 20) / each + 2) as usize;
+    for seed in 1..rounds {
+        give(at, &object, seed);
+        act(at, &object, "undo", &json!({}));
+    }
+    let (one, two) = (give(at, &object, 1000), give(at, &object, 1001));
+    act(at, &object, "undo", &json!({}));
+    assert_eq!(ask(at, "DELETE", &format!("/v1/objects/{gone}"), &[], b"").status, 200);
+    // It is written anew behind the answers.
+    let live = 5 * each;
+    let end = Instant::now() + Duration::from_secs(60);
+    while length(&path) > 2 * live + (5 << 20) || path.with_file_name("journal.new").exists() {
+        assert!(Instant::now() < end, "{} bytes, {each} an answer", length(&path));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let about = get(at, &format!("/v1/scans/{scan}")).json(200);
+    server.end();
+
+    let mut server = started(keeping(&state));
+    let at = server.address;
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    assert_eq!(get(at, &format!("/v1/scans/{scan}")).json(200), about);
+    let (told, mask) = answer(at, &object);
+    // The first answer is there still, the next ones took each other's place.
+    assert!(mask == one && told["step"] == 2 && told["redo"] == true, "{told}");
+    act(at, &object, "redo", &json!({}));
+    assert!(answer(at, &object).1 == two);
+    act(at, &object, "undo", &json!({}));
+    act(at, &object, "undo", &json!({}));
+    assert!(answer(at, &object).1 == noise(&image, 0).0);
+    act(at, &object, "undo", &json!({}));
+    assert!(answer(at, &object).1.iter().all(|v| *v == 0));
+    // No two objects have one identifier, those that were let go before included.
+    let new = object_on(at, &scan, &json!({}));
+    assert!(new != gone && new != object);
+    server.end();
+}
+
+#[test]
+fn a_journal_that_is_written_anew_is_the_old_or_the_new_one_after_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = example();
+    let mut server = Process::begin(folder.path());
+    let scan = upload(server.at);
+    let object = object_on(server.at, &scan, &json!({}));
+    let path = format!("/v1/objects/{object}/mask");
+    let journal = the(&folder.path().join("state"), "journal");
+    let (first, file) = noise(&image, 0);
+    assert_eq!(ask(server.at, "PUT", &path, &[], &file).status, 200);
+    // Answers that are taken back make it long. Behind the one that makes it too long it is written
+    // anew, and the server is killed at another point of that each time.
+    for pause in [0, 2, 8, 30, 120, 2000] {
+        let mut seed = 1;
+        let second = loop {
+            let (mask, file) = noise(&image, seed);
+            assert_eq!(ask(server.at, "PUT", &path, &[], &file).status, 200);
+            if journal.metadata().unwrap().len() > 4 << 20 {
+                break mask;
+            }
+            act(server.at, &object, "undo", &json!({}));
+            seed += 1;
+        };
+        std::thread::sleep(Duration::from_millis(pause));
+        server.kill();
+        server = Process::begin(folder.path());
+        assert!(!server.errors().contains("damaged"), "{}", server.errors());
+        assert!(!journal.with_file_name("journal.new").exists());
+        let (told, mask) = answer(server.at, &object);
+        assert!(mask == second && told["step"] == 2, "{told}");
+        act(server.at, &object, "undo", &json!({}));
+        assert!(answer(server.at, &object).1 == first);
+    }
+    let mut more = 0;
+    while journal.metadata().unwrap().len() > 2 << 20 {
+        assert!(more < 60, "it is never written anew");
+        assert_eq!(ask(server.at, "PUT", &path, &[], &noise(&image, more).1).status, 200);
+        act(server.at, &object, "undo", &json!({}));
+        more += 1;
+    }
+    server.kill();
+}
+
+/// A server in this process that is not waited for.
+fn beginning(settings: Settings) -> (SocketAddr, impl FnOnce() -> Vec<String>) {
+    let settings = Settings { bind: "127.0.0.1:0".into(), ..settings };
+    let server = Server::open(settings, model(), "small").unwrap();
+    let (at, stop, restored) = (server.address(), server.stopper(), server.restored());
+    let thread = std::thread::spawn(move || server.run());
+    let end = move || {
+        stop.stop();
+        thread.join().unwrap().unwrap();
+        restored.wait()
+    };
+    (at, end)
+}
+
+#[test]
+fn a_server_answers_while_it_brings_back_what_there_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let mut server = started(keeping(&state));
+    let scan = upload(server.address);
+    let object = object_on(server.address, &scan, &json!({}));
+    act(server.address, &object, "prompts", &point(CLICK, true));
+    let (_, mask) = answer(server.address, &object);
+    server.end();
+    // Many more, whose identifiers nobody knows.
+    let journal = the(&state, "journal");
+    let first = journal.parent().unwrap();
+    const MORE: usize = 60;
+    for key in 1..=MORE {
+        let copy = state.join(format!("scan-{key:032x}"));
+        std::fs::create_dir(&copy).unwrap();
+        for name in ["journal", "scan-0"] {
+            std::fs::copy(first.join(name), copy.join(name)).unwrap();
+        }
+    }
+    let (at, end) = beginning(Settings { max_sessions: 3, ..keeping(&state) });
+    let (mut refused, mut told) = (0, vec![]);
+    loop {
+        let health = get(at, "/healthz").json(200);
+        assert_eq!(health["ok"], true);
+        let Some(done) = health["restoring"]["done"].as_u64() else { break };
+        assert_eq!(health["restoring"]["of"], json!(MORE + 1));
+        told.push(done);
+        let reply = get(at, &format!("/v1/scans/{scan}"));
+        if reply.status == 503 {
+            assert!(reply.error(503, "error").contains("brings back"), "{}", reply.text());
+            assert!(reply.header("Retry-After").is_some());
+            refused += 1;
+        }
+        // The page says so to people.
+        assert_eq!(get(at, "/").status, 200);
+        let claim = ask(at, "POST", "/claim", &[], b"{}");
+        assert_eq!(claim.status, 503, "{}", claim.text());
+    }
+    assert!(refused > 0 && told.is_sorted(), "{refused} {told:?}");
+    // All are served, and no more are taken.
+    assert!(answer(at, &object).1 == mask);
+    let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
+    let full = ask(at, "POST", "/v1/scans?name=lung.nii.gz", &[], &file);
+    assert!(full.error(503, "error").contains("at capacity"), "{}", full.text());
+    assert!(get(at, "/metrics").text().contains(&format!("prism_scans {}\n", MORE + 1)));
+    let warnings = end();
+    assert!(warnings.iter().any(|w| w.contains("--max-sessions")), "{warnings:?}");
+    // Who ends it early loses nothing.
+    let (_, end) = beginning(keeping(&state));
+    end();
+    let left = std::fs::read_dir(&state).unwrap().count();
+    assert_eq!(left, MORE + 2);
+}
+
+#[test]
+fn what_nobody_worked_on_for_long_is_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let mut server = started(keeping(&state));
+    let (old, new) = (upload(server.address), upload(server.address));
+    server.end();
+    let keep = |age: u64| {
+        let keep = Keep { age: Duration::from_secs(age), ..Keep::at(&state) };
+        Settings { keep: Some(keep), ..Settings::default() }
+    };
+    // The one that was worked on less lately, as if it had been hours ago.
+    let mut journals = below(&state);
+    journals.retain(|path| path.ends_with("journal"));
+    assert_eq!(journals.len(), 2);
+    let hours = std::time::SystemTime::now() - Duration::from_secs(7200);
+    File::options().write(true).open(&journals[0]).unwrap().set_modified(hours).unwrap();
+    let mut server = started(keep(4 * 3600));
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    let there = |at: SocketAddr, scan: &str| get(at, &format!("/v1/scans/{scan}")).status == 200;
+    assert!(there(server.address, &old) && there(server.address, &new));
+    server.end();
+    let mut server = started(keep(3600));
+    let [warning] = &server.warnings[..] else { panic!("{:?}", server.warnings) };
+    assert!(warning.contains("--state-days"), "{warning}");
+    assert!(!journals[0].parent().unwrap().exists() && journals[1].exists());
+    assert!(there(server.address, &old) != there(server.address, &new));
+    server.end();
+}
+
+/// The journal of the one thing of a kind.
+fn journal_of(state: &Path, kind: &str) -> PathBuf {
+    let is_of = |path: &PathBuf| {
+        let folder = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+        path.ends_with("journal") && folder.is_some_and(|name| name.starts_with(kind))
+    };
+    below(state).into_iter().find(is_of).unwrap()
+}
+
+/// Does something again and again until a journal is shorter than before.
+#[track_caller]
+fn until_shorter(journal: &Path, mut again: impl FnMut(usize)) {
+    let mut longest = 0;
+    for n in 0..200 {
+        let now = journal.metadata().unwrap().len();
+        if now < longest {
+            return;
+        }
+        longest = now;
+        again(n);
+    }
+    panic!("{longest} bytes: it is never written anew");
+}
+
+#[test]
+fn journals_of_viewers_are_written_anew_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    // Nobody shows a sign of life in between.
+    let settings = || Settings { liveness: Duration::from_secs(600), ..keeping(&state) };
+    let mut server = started(settings());
+    let at = server.address;
+    let (size, spacing, values, image) = array_of_example();
+    let mut viewer = Viewer::new(at);
+    viewer.open(size, spacing, &values);
+    assert!(viewer.point(json!([CLICK[2], CLICK[1], CLICK[0]]), true, true).1);
+    let clicked = viewer.buffer.clone();
+    let give = |viewer: &mut Viewer, seed: usize| {
+        let (marks, _) = noise(&image, seed);
+        let mask = nnia("uint8", 1, &size, &marks);
+        let reply = viewer.send("/add_initial_seg_interaction", &json!({}), &mask);
+        assert_eq!(viewer.take(reply), (false, false));
+        viewer.buffer = marks;
+    };
+    until_shorter(&journal_of(&state, "lease-"), |seed| {
+        give(&mut viewer, seed);
+        assert!(viewer.undo().0);
+    });
+    assert!(viewer.buffer == clicked);
+    give(&mut viewer, 1000);
+    let marks = viewer.buffer.clone();
+    // Something waits for its prediction.
+    viewer.point(json!([MORE[2], MORE[1], MORE[0]]), false, false);
+    // MONAI Label's clients begin anew again and again.
+    let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
+    let created = form(at, "PUT", "/session/", &[("files", "lung.nii.gz", &file)]).json(200);
+    let label = created["session_id"].as_str().unwrap().to_string();
+    let infer = |at: SocketAddr, off: &[[usize; 3]], anew: bool| {
+        let params = json!({
+            "foreground": [CLICK], "background": off, "reset_state": anew,
+            "result_extension": ".nii",
+        });
+        let path = format!("/infer/prism?output=image&session_id={label}");
+        let reply = form(at, "POST", &path, &[("params", "", params.to_string().as_bytes())]);
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.body
+    };
+    let one = infer(at, &[], false);
+    until_shorter(&journal_of(&state, "label-"), |_| {
+        assert!(infer(at, &[], true) == one);
+    });
+    let two = infer(at, &[OFF], false);
+    let three = infer(at, &[OFF, MORE], false);
+    server.end();
+
+    let mut server = started(settings());
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    let at = server.address;
+    assert!(infer(at, &[OFF, MORE], false) == three);
+    assert!(infer(at, &[OFF], false) == two && infer(at, &[], false) == one);
+    viewer.at = at;
+    viewer.buffer.fill(7);
+    assert!(viewer.undo().0);
+    // A click that agrees changes nothing: the mask is there, and what was said before it.
+    let on = marks.iter().position(|v| *v != 0).unwrap();
+    let [_, nj, ni] = size;
+    assert!(viewer.point(json!([on / ni / nj, on / ni % nj, on % ni]), true, true).0);
+    assert!(viewer.buffer == marks);
+    assert!(viewer.undo().0 && viewer.undo().0 && viewer.buffer == clicked);
+    assert!(viewer.undo().0 && viewer.buffer.iter().all(|v| *v == 0));
+    assert!(!viewer.undo().0);
     server.end();
 }

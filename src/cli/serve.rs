@@ -4,7 +4,7 @@ use super::model::{Chosen, ModelArgs};
 use super::{DeviceArgs, Failure, on_interrupt, say, warn};
 use crate::memory::size_of_text;
 use crate::model::Model;
-use crate::serve::{BIND, DLS, Keep, STATE_BYTES, Secret, Server, Settings};
+use crate::serve::{BIND, DLS, Keep, STATE_BYTES, STATE_DAYS, Secret, Server, Settings};
 use clap::Args;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -62,6 +62,10 @@ pub struct Serve {
     /// Bytes that this folder may take, such as 8G [default: 32Gi]
     #[arg(long, value_name = "SIZE", value_parser = size_of_text, requires = "state")]
     state_bytes: Option<u64>,
+    /// Days after which what nobody worked on is deleted from it when a server starts [default: 30]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=36500))]
+    #[arg(requires = "state")]
+    state_days: Option<u64>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -75,10 +79,11 @@ impl Serve {
             max_sessions: self.max_sessions,
             idle: Duration::from_secs(self.idle_timeout),
             allow_origin: self.allow_origin.clone(),
-            keep: self
-                .state
-                .clone()
-                .map(|folder| Keep { folder, bytes: self.state_bytes.unwrap_or(STATE_BYTES) }),
+            keep: self.state.clone().map(|folder| Keep {
+                folder,
+                bytes: self.state_bytes.unwrap_or(STATE_BYTES),
+                age: Duration::from_secs(self.state_days.unwrap_or(STATE_DAYS) * 24 * 3600),
+            }),
             ..Settings::default()
         };
         settings.check().map_err(Failure::Usage)?;
@@ -89,7 +94,8 @@ impl Serve {
         // Nobody waits for the first click longer than for others.
         model.warm_up()?;
         let server = Server::open(settings, model, &name_of(&chosen)).map_err(Failure::Failed)?;
-        server.warnings().iter().for_each(|text| warn(text));
+        let restored = server.restored();
+        let told = std::thread::spawn(move || restored.wait().iter().for_each(|text| warn(text)));
         let stopper = server.stopper();
         let asked = AtomicBool::new(false);
         on_interrupt(move || {
@@ -107,7 +113,9 @@ impl Serve {
                 "others than this machine's programs can call: what they send, and the token, go over the network as they are; put a proxy with TLS in front, or use a tunnel",
             );
         }
-        server.run().map_err(Failure::Failed)
+        let served = server.run().map_err(Failure::Failed);
+        let _ = told.join();
+        served
     }
 
     /// The token: that of the flag or the file, else the variable's.

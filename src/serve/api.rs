@@ -2,30 +2,32 @@
 //! in every format that is written. `openapi.json` describes it.
 
 use super::answer::{Shown, change};
+use super::arrived::{self, Arrived, DICOM, SCANS};
 use super::body::{self, Sent};
 use super::failure::{Failure, reply, unless_left};
 use super::journal::{IMAGE, Owner, Source, kept};
 use super::opened::Opened;
 use super::query::field;
 use super::store::{
-    Id, Object, Place, REDONE, RESET, SAID, Study, UNDONE, count, key_of, new_id, object_id, text,
+    Id, Named, Object, Place, REDONE, RESET, SAID, Study, UNDONE, count, key_of, new_id, object_id,
+    text,
 };
 use super::work::Kind;
-use super::{Route, Shared, aside};
+use super::{Route, Shared, aside, tidy};
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
 use crate::session::kept::Writer;
 use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::{
-    Grid, LabelValues, LabelledObject, Modality, PALETTE, Volume, default_colour, labels_file,
-    mask_file,
+    Grid, LabelValues, LabelledObject, Modality, PALETTE, default_colour, labels_file, mask_file,
+    scan_file,
 };
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
-use axum::routing::{get, post, put};
+use axum::routing::{get, patch, post, put};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::Path as FilePath;
@@ -45,10 +47,12 @@ const MOST_AREA: f64 = 4.0 * MOST_VOXELS as f64;
 const MOST_HELD: f64 = 4e9;
 /// Letters of an object's name, at most.
 const MOST_NAME: usize = 200;
-/// Endings of the names of scans.
-pub const SCANS: [&str; 4] = [".nii.gz", ".nii", ".nrrd", ".mha"];
 /// Formats that masks and label images are written in.
 pub const MASKS: [&str; 5] = ["nii.gz", "nii", "nrrd", "seg.nrrd", "mha"];
+/// The same where the scan may have come as DICOM.
+const FILES: [&str; 6] = ["nii.gz", "nii", "nrrd", "seg.nrrd", "mha", "dcm"];
+/// Formats that scans are written in.
+const IMAGES: [&str; 2] = ["nii.gz", "nii"];
 
 /// What the interface has paths for.
 pub fn routes() -> Vec<Route> {
@@ -58,7 +62,8 @@ pub fn routes() -> Vec<Route> {
         ("/v1/scans/{scan}", get(scan).delete(release_scan)),
         ("/v1/scans/{scan}/objects", post(add_object)),
         ("/v1/scans/{scan}/labels", get(labels)),
-        ("/v1/objects/{object}", axum::routing::delete(release_object)),
+        ("/v1/scans/{scan}/image", get(image)),
+        ("/v1/objects/{object}", patch(rename_object).delete(release_object)),
         ("/v1/objects/{object}/prompts", post(prompts)),
         ("/v1/objects/{object}/undo", post(undo)),
         ("/v1/objects/{object}/redo", post(redo)),
@@ -94,31 +99,46 @@ async fn add_scan(
 ) -> Answer {
     let modality = field(&query, "modality").map(|name| modality_of(&name)).transpose()?;
     if let Some(name) = field(&query, "name").map(|name| name.to_lowercase())
-        && !SCANS.iter().any(|ending| name.ends_with(ending))
+        && !SCANS.iter().chain(&DICOM).any(|ending| name.ends_with(ending))
     {
         return Err(Failure::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            format!("a scan's name ends in one of {SCANS:?}"),
+            format!("a scan's name ends in one of {SCANS:?}, or of DICOM in one of {DICOM:?}"),
         ));
     }
+    let series = field(&query, "series").filter(|series| !series.is_empty());
     let (parts, body) = request.into_parts();
     let (place, sent) = scan_sent(&shared, &parts.headers, body).await?;
     let id = new_id()?;
     let there = shared.clone();
-    let read = move |_: &AtomicBool| -> Result<Study, Failure> {
+    let read = move |_: &AtomicBool| -> Result<Result<Study, Value>, Failure> {
         let journal = there.store.journal(Owner::Scan, key_of(id))?;
-        let scan = journal.as_ref().map(|j| j.scan(&sent.bytes, Source::File(modality)));
-        let scan = scan.transpose()?;
-        let mut image = scan_of(sent.bytes, there.most_scan)?;
-        image.description.modality = modality;
+        let source = match arrived::is_dicom(&sent.bytes) {
+            true => Source::Dicom(modality, series.clone()),
+            false => Source::File(modality),
+        };
+        let scan = journal.as_ref().map(|j| j.scan(&sent.bytes, source)).transpose()?;
+        let came = arrived::read(sent.bytes, modality, series.as_deref(), there.most_scan)?;
+        let image = match came {
+            Arrived::Scan(image) => *image,
+            Arrived::Several(list) => return Ok(Err(list)),
+        };
         let opened = Opened::new(&there.model, image, there.settings.options())?;
+        let mut study = Study::new(opened);
         if let (Some(journal), Some(scan)) = (&journal, scan) {
             journal.note(IMAGE, |out| scan.stored().put(out))?;
-            scan.told();
+            study.stored = Some(scan.told());
         }
-        Ok(Study::new(opened, journal))
+        study.journal = journal;
+        Ok(Ok(study))
     };
-    let study = shared.work.run(key_of(id), Kind::Other, read).await?;
+    let study = match shared.work.run(key_of(id), Kind::Other, read).await? {
+        Ok(study) => study,
+        Err(list) => {
+            let error = "holds several series of images: ask for one of them by ?series=";
+            return Ok(reply(StatusCode::CONFLICT, &json!({ "error": error, "series": list })));
+        }
+    };
     let study = shared.store.put_scan(key_of(id), study);
     drop(place);
     Ok(reply(StatusCode::CREATED, &described(id, &study)))
@@ -141,18 +161,6 @@ pub async fn scan_sent<'a>(
     Ok((place, body::read(headers, body, shared.most_scan).await?))
 }
 
-/// A scan in a file's bytes, which unpacked has so many at most.
-pub fn scan_of(bytes: Vec<u8>, most: usize) -> Result<Volume, Failure> {
-    let image = Volume::of_file(bytes, None)?;
-    let unpacked = image.array().bytes();
-    if unpacked > most {
-        return Err(Failure::too_large(format!(
-            "a scan of {unpacked} bytes when unpacked: at most {most} are taken"
-        )));
-    }
-    Ok(image)
-}
-
 fn modality_of(name: &str) -> Result<Modality, Failure> {
     serde_json::from_value(Value::from(name.to_lowercase()))
         .map_err(|_| Failure::bad(format!("modality is '{name}', expected ct, mr or pet")))
@@ -169,16 +177,23 @@ fn described(id: Id, study: &Study) -> Value {
         "spacing": image.grid.spacing(),
         "affine": affine,
         "modality": modality,
+        "format": image.description.format,
         "notes": notes,
     })
 }
 
 /// An object of the scan that is called `scan`.
 fn described_object(scan: Id, object: &Object) -> Value {
+    about_object(text(object_id(scan, object.number)), object)
+}
+
+/// An object that is called for by an identifier.
+fn about_object(id: String, object: &Object) -> Value {
+    let Named { name, colour } = object.named();
     json!({
-        "object": text(object_id(scan, object.number)),
-        "name": object.name,
-        "colour": object.colour,
+        "object": id,
+        "name": name,
+        "colour": colour,
         "voxels": object.voxels.load(Ordering::Relaxed),
     })
 }
@@ -215,11 +230,46 @@ fn json_of<T: serde::de::DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, 
     serde_json::from_slice(bytes).map_err(|e| Failure::bad(format!("the body: {e}")))
 }
 
+/// What a caller says of an object.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct NewObject {
+struct About {
     name: Option<String>,
     colour: Option<[u8; 3]>,
+}
+
+impl About {
+    /// What a body says.
+    fn of(bytes: &[u8]) -> Result<About, Failure> {
+        let about: About = json_of(bytes)?;
+        let name = about.name.as_deref().unwrap_or_default();
+        if name.chars().count() > MOST_NAME {
+            return Err(Failure::unfit(format!("a name of more than {MOST_NAME} letters")));
+        }
+        // Files have a line for it.
+        if name.chars().any(char::is_control) {
+            return Err(Failure::unfit(format!("a name {name:?}: expected one line")));
+        }
+        Ok(about)
+    }
+}
+
+/// Calls an object otherwise, or gives it another colour.
+async fn rename_object(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer {
+    let sent = sent_to(&shared, &name, request, body::JSON).await?;
+    let new = About::of(&sent.bytes)?;
+    let (_, study, object) = shared.store.object(&name)?;
+    // It does not wait for what is done on its scan.
+    let rename = move |_: &AtomicBool| -> Result<Value, Failure> {
+        study.rename(&object, new.name, new.colour)?;
+        Ok(about_object(name.to_lowercase(), &object))
+    };
+    let about = shared.work.run(new_id()?, Kind::Short, rename).await?;
+    Ok(reply(StatusCode::OK, &about))
 }
 
 async fn add_object(
@@ -230,19 +280,14 @@ async fn add_object(
     let (id, scan, study) = shared.store.scan(&name)?;
     let (parts, body) = request.into_parts();
     let sent = body::read(&parts.headers, body, body::JSON).await?;
-    let new: NewObject = json_of(&sent.bytes)?;
-    if new.name.as_ref().is_some_and(|name| name.chars().count() > MOST_NAME) {
-        return Err(Failure::unfit(format!("a name of more than {MOST_NAME} letters")));
-    }
+    let new = About::of(&sent.bytes)?;
     // It does not wait for what is done on the scan.
     let there = shared.clone();
     let add = move |_: &AtomicBool| -> Result<Arc<Object>, Failure> {
         let number = study.objects().len();
-        let object = study.object(
-            id,
-            new.name.unwrap_or_else(|| format!("object {}", number + 1)),
-            new.colour.unwrap_or_else(|| default_colour(number)),
-        );
+        let name = new.name.unwrap_or_else(|| format!("object {}", number + 1));
+        let colour = new.colour.unwrap_or_else(|| default_colour(number));
+        let object = study.object(id, Named { name, colour });
         there.store.add_object(scan, &study, object, MOST_OBJECTS)
     };
     let object = shared.work.run(new_id()?, Kind::Short, add).await?;
@@ -433,7 +478,7 @@ where
     };
     let done = shared.work.run(scan, kind, run).await;
     shared.store.worked(scan);
-    drop(held);
+    tidy(&shared, scan, held);
     let response = done?;
     if kind == Kind::Prediction {
         shared.metrics.click(start.elapsed());
@@ -536,6 +581,9 @@ fn moved(
         journal.note(kind, |out| out.number(at.object.number)).inspect_err(|_| {
             session.restore(before);
         })?;
+        if kind == RESET {
+            journal.shrank();
+        }
     }
     Ok(went)
 }
@@ -630,13 +678,16 @@ async fn answer(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> 
     work_on(shared, &name, Kind::Short, |_, _| Ok(Done { before: None, notes: vec![] })).await
 }
 
-/// The format that a query asks for.
-fn format_of(query: &Option<String>) -> Result<&'static str, Failure> {
-    let asked = field(query, "format").unwrap_or_else(|| MASKS[0].into()).to_lowercase();
-    MASKS.into_iter().find(|format| *format == asked).ok_or_else(|| {
+/// The format that a query asks for, of those that there are.
+fn format_of(
+    query: &Option<String>,
+    all: &'static [&'static str],
+) -> Result<&'static str, Failure> {
+    let asked = field(query, "format").unwrap_or_else(|| all[0].into()).to_lowercase();
+    all.iter().copied().find(|format| *format == asked).ok_or_else(|| {
         Failure::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            format!("format is '{asked}', expected one of {MASKS:?}"),
+            format!("format is '{asked}', expected one of {all:?}"),
         )
     })
 }
@@ -657,7 +708,7 @@ async fn mask(
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Answer {
-    let format = format_of(&query)?;
+    let format = format_of(&query, &FILES)?;
     let (scan, study, object) = shared.store.object(&name)?;
     let held = study.clone();
     let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
@@ -671,9 +722,28 @@ async fn mask(
     saved("mask", format, file?)
 }
 
+/// The scan itself, for viewers that do not read what it came as.
+async fn image(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Answer {
+    let format = format_of(&query, &IMAGES)?;
+    let (_, scan, study) = shared.store.scan(&name)?;
+    let held = study.clone();
+    let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
+        Ok(scan_file(FilePath::new(&format!("scan.{format}")), &study.opened.image)?)
+    };
+    let file = shared.work.run(scan, Kind::Other, write).await;
+    shared.store.worked(scan);
+    drop(held);
+    saved("scan", format, file?)
+}
+
 /// An object as a segmentation names it.
 fn labelled(object: &Object) -> LabelledObject {
-    LabelledObject { name: object.name.clone(), colour: object.colour.into() }
+    let Named { name, colour } = object.named();
+    LabelledObject { name, colour: colour.into() }
 }
 
 async fn labels(
@@ -681,7 +751,7 @@ async fn labels(
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Answer {
-    let format = format_of(&query)?;
+    let format = format_of(&query, &FILES)?;
     let (_, scan, study) = shared.store.scan(&name)?;
     let held = study.clone();
     let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {

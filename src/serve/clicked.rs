@@ -5,7 +5,7 @@
 //! person made them; one that takes something back goes back as far as it has to.
 
 use super::failure::{Failure, unless_left};
-use super::journal::{Journal, Kept, kept};
+use super::journal::{IMAGE, Journal, Kept, Stored, kept, session_anew};
 use super::opened::Opened;
 use crate::prompt::Prompts;
 use crate::session::Session;
@@ -14,9 +14,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What a session's journal tells, beside its scan: that it went back, and that it went on, too.
+/// What a session's journal tells, beside its scan: that it went back, and that it went on, too;
+/// how one that is told of anew begins.
 const BACK: u8 = 2;
 const BROUGHT: u8 = 3;
+const BEGUN: u8 = 4;
 
 /// All that a client says of an object.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -86,12 +88,35 @@ pub struct Clicked {
     pub came: u64,
     used: AtomicU64,
     work: Mutex<Steps>,
+    /// Where what happens is written, and the scan as that tells of it.
     pub journal: Option<Arc<Journal>>,
+    pub stored: Option<Stored>,
 }
 
 impl Kept for Clicked {
     fn journal(&self) -> Option<&Arc<Journal>> {
         self.journal.as_ref()
+    }
+
+    fn renew(&self) -> Result<(), Failure> {
+        let (Some(journal), Some(stored)) = (&self.journal, &self.stored) else { return Ok(()) };
+        let work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.renew(|fresh| {
+            fresh.put(IMAGE, |out| stored.put(out))?;
+            // What was undone is never done again.
+            let last = work.session.depth().0;
+            let head = |n: usize, out: &mut Writer| {
+                let said = work.said(n);
+                if n == 0 {
+                    out.flag(said.is_some());
+                    said.iter().for_each(|said| said.put(out));
+                } else {
+                    Back::default().put(out);
+                    said.map_or(&Clicks::default(), |said| &**said).put(out);
+                }
+            };
+            session_anew(fresh, &work.session, [BEGUN, BROUGHT], last, head)
+        })
     }
 }
 
@@ -127,7 +152,8 @@ pub struct Answered {
 }
 
 impl Clicked {
-    pub fn new(opened: Opened, journal: Option<Arc<Journal>>) -> Clicked {
+    /// A scan of which nothing was said, and nothing is written.
+    pub fn new(opened: Opened) -> Clicked {
         let session = Session::new(&opened.scan);
         let now = now();
         Clicked {
@@ -135,7 +161,8 @@ impl Clicked {
             came: now,
             used: AtomicU64::new(now),
             work: Mutex::new(Steps { session, said: vec![] }),
-            journal,
+            journal: None,
+            stored: None,
         }
     }
 
@@ -236,6 +263,14 @@ impl Steps {
         self.said.drain(..self.said.len().saturating_sub(kept));
     }
 
+    /// What was said up to the n-th step that can be undone; up to the first state of all where n
+    /// is 0, if anything was.
+    fn said(&self, n: usize) -> Option<&Arc<Clicks>> {
+        // As many as steps, and one more where the first ones are forgotten.
+        let before = self.said.len().checked_sub(self.session.depth().0)?;
+        self.said.get((n + before).checked_sub(1)?)
+    }
+
     fn reset(&mut self, back: &mut Back) {
         self.session.reset();
         self.said.clear();
@@ -244,6 +279,13 @@ impl Steps {
 
     fn follow(&mut self, kind: u8, size: [usize; 3], from: &mut Reader) -> Result<(), String> {
         let odd = || format!("a record of kind {kind} cannot be followed");
+        if kind == BEGUN {
+            self.reset(&mut Back::default());
+            if from.flag()? {
+                self.said.push(Arc::new(Clicks::of(size, from)?));
+            }
+            return self.session.follow_first(from);
+        }
         let (anew, steps) = (from.flag()?, from.size()?);
         let said = match kind {
             BACK => None,

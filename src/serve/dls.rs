@@ -14,7 +14,7 @@ use super::query::{field, fields};
 use super::store::{new_id, text};
 use super::wire::{Array, Dtype};
 use super::work::{Key, Kind};
-use super::{Route, Shared, aside};
+use super::{Route, Shared, aside, tidy};
 use crate::input::DEFLATE_LIMIT;
 use crate::memory;
 use crate::volume::{Affine, Description, Element, Grid, Volume, gzipped};
@@ -348,7 +348,7 @@ where
     };
     let done = shared.work.run(key, Kind::Prediction, run).await;
     shared.store.worked(key);
-    drop(held);
+    tidy(&shared, key, held);
     let message = done?;
     shared.metrics.click(start.elapsed());
     let mut response = Response::new(body::kept(message)?);

@@ -60,12 +60,23 @@ pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> 
             *response.status_mut() = StatusCode::NO_CONTENT;
             response
         }
-        Ok(()) => {
-            let (request, broken) = whole(request).await;
-            // What its head says is noted all the same, as that a client wrote to its buffer.
-            let answer = next.run(request).await;
-            broken.map_or(answer, Failure::into_response)
-        }
+        Ok(()) => match shared.progress.now() {
+            Some((done, all)) if !is_open(&path) => {
+                let (parts, body) = request.into_parts();
+                body::pass_by(&parts.headers, body, shared.most_scan).await;
+                Failure::full(format!(
+                    "the server brings back what it had when it ended: {done} of {all} scans, \
+                     clients and sessions so far"
+                ))
+                .into_response()
+            }
+            _ => {
+                let (request, broken) = whole(request).await;
+                // What its head says is noted all the same, as that a client wrote to its buffer.
+                let answer = next.run(request).await;
+                broken.map_or(answer, Failure::into_response)
+            }
+        },
     };
     shared.metrics.request(!response.status().is_success());
     if let (Some(failure), false) = (response.extensions_mut().remove::<Failure>(), own) {
@@ -79,7 +90,7 @@ pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> 
     put(CACHE_CONTROL, "no-store");
     put(REFERRER_POLICY, "no-referrer");
     if let Some(origin) = allowed {
-        put(ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, DELETE");
+        put(ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, PATCH, DELETE");
         put(ACCESS_CONTROL_ALLOW_HEADERS, "Authorization, Content-Type, X-Meta, X-Lease-Token");
         put(ACCESS_CONTROL_EXPOSE_HEADERS, "X-Prism-Answer, X-Meta, Retry-After");
         put(ACCESS_CONTROL_MAX_AGE, "600");
@@ -144,8 +155,7 @@ fn check(entry: &Entry, request: &Request, path: &str, allowed: bool) -> Result<
         return Err(stranger());
     }
     // Before it may ask anything a page of another origin asks whether it may, without a token.
-    let open = path == "/healthz" || page::has(path);
-    if open || (allowed && request.method() == Method::OPTIONS) {
+    if is_open(path) || (allowed && request.method() == Method::OPTIONS) {
         return Ok(());
     }
     match &shared.settings.token {
@@ -158,6 +168,11 @@ fn check(entry: &Entry, request: &Request, path: &str, allowed: bool) -> Result<
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a path tells nothing of anybody.
+fn is_open(path: &str) -> bool {
+    path == "/healthz" || page::has(path)
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -9,6 +9,7 @@
 //! them cannot call as its owner does.
 
 use super::failure::Failure;
+use super::settings::Keep;
 use super::work::Key;
 use crate::memory;
 use crate::output;
@@ -23,6 +24,7 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 /// How a journal begins.
 const MAGIC: &[u8; 8] = b"prismj01";
@@ -42,6 +44,8 @@ const GONE: &str = "gone-";
 /// undo, release and the like make room, or hardly take any.
 const FEW: u64 = 256;
 const SPARE: u64 = 16 << 20;
+/// A journal that is not longer than this beyond twice what it has to be is left as it is.
+const MORE: u64 = 4 << 20;
 
 /// The kind of a record that tells of a scan, in every journal.
 pub const IMAGE: u8 = 1;
@@ -96,6 +100,8 @@ pub enum Source {
     Plain,
     /// A file, and what its sender said that it was made by.
     File(Option<Modality>),
+    /// DICOM, what its sender said that it was made by, and the series that was asked for.
+    Dicom(Option<Modality>, Option<String>),
     /// An array of nnInteractive's with its spacing, `[k, j, i]`.
     Array([f64; 3]),
     /// A form of ITK-SNAP's, by its Content-Type.
@@ -133,6 +139,8 @@ impl Stored {
 pub struct Folder {
     path: PathBuf,
     most: u64,
+    /// What nobody worked on for longer is deleted where it is found.
+    age: Duration,
     used: AtomicU64,
     /// What each journal begins with, which a later server compares with its own.
     about: String,
@@ -192,12 +200,13 @@ fn bytes_in(path: &Path) -> io::Result<u64> {
 }
 
 impl Folder {
-    /// Takes a folder, which is made where there is none, for at most so many bytes. `about` is
-    /// what journals say of the server.
+    /// Takes a folder, which is made where there is none. `about` is what journals say of the
+    /// server.
     ///
     /// # Errors
     /// It cannot be made or locked, others may read it, or another server has it.
-    pub fn open(path: &Path, most: u64, about: &str) -> Result<Folder, String> {
+    pub fn open(keep: &Keep, about: &str) -> Result<Folder, String> {
+        let Keep { folder: path, bytes: most, age } = keep;
         match new_folder(path) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
@@ -218,7 +227,8 @@ impl Folder {
         let lock = output::lock(path, LOCK)?
             .ok_or_else(|| format!("{}: another server keeps its state there", path.display()))?;
         let about = about.to_string();
-        Ok(Folder { path: path.into(), most, used: AtomicU64::new(0), about, _lock: lock })
+        let (path, used) = (path.clone(), AtomicU64::new(0));
+        Ok(Folder { path, most: *most, age: *age, used, about, _lock: lock })
     }
 
     /// Takes room for so many bytes.
@@ -281,6 +291,15 @@ impl Folder {
                 continue;
             }
             let Some((owner, key)) = Owner::of(&name) else { continue };
+            if self.is_old(&path) {
+                warnings.push(format!(
+                    "{}: nobody worked on it for {} days (--state-days): it is deleted",
+                    path.display(),
+                    self.age.as_secs() / (24 * 3600)
+                ));
+                let _ = fs::remove_dir_all(&path);
+                continue;
+            }
             let _ = fs::remove_file(path.join(FRESH));
             match self.look(owner, key, &name, warnings) {
                 Ok(Some(found)) => all.push(found),
@@ -292,6 +311,15 @@ impl Folder {
             }
         }
         Ok(all)
+    }
+
+    /// Whether nobody worked on what a folder is of for too long.
+    fn is_old(&self, path: &Path) -> bool {
+        let about = fs::metadata(path.join(JOURNAL)).or_else(|_| fs::metadata(path));
+        let written = about.and_then(|about| about.modified()).ok();
+        // A clock that was set back makes nothing old.
+        let since = written.and_then(|at| SystemTime::now().duration_since(at).ok());
+        since.is_some_and(|since| since > self.age)
     }
 
     /// Looks at a journal's beginning; none where it was never begun.
@@ -541,7 +569,7 @@ impl Found {
         }
         let bytes = bytes_in(&path).map_err(at(&path))?;
         folder.used.fetch_add(bytes, Ordering::Relaxed);
-        let written = Written { file, length: good, chain, bytes, next, broken: false };
+        let written = Written { file, length: good, chain, bytes, next, least: 0, broken: false };
         let journal = Journal::new(&folder, name, written);
         journal.keep();
         Ok(journal)
@@ -558,13 +586,16 @@ struct Written {
     bytes: u64,
     /// The number of the next scan.
     next: u64,
+    /// How long it is at least, if it tells of what is alone, as far as that is known.
+    least: u64,
     /// Whether what broke off could not be taken back.
     broken: bool,
 }
 
 impl Written {
     fn new(file: File) -> Written {
-        Written { file, length: 0, chain: first_hash(), bytes: 0, next: 0, broken: false }
+        let chain = first_hash();
+        Written { file, length: 0, chain, bytes: 0, next: 0, least: 0, broken: false }
     }
 
     /// Writes how a journal begins.
@@ -576,8 +607,13 @@ impl Written {
         self.append(folder, about.all())
     }
 
-    /// Appends a record; where that fails nothing was.
+    /// Appends a record, which is on disk then; where that fails nothing was.
     fn append(&mut self, folder: &Folder, record: &[u8]) -> Result<(), Failure> {
+        self.add(folder, record, true)
+    }
+
+    /// Appends a record, and synchronises it or leaves that for later.
+    fn add(&mut self, folder: &Folder, record: &[u8], sync: bool) -> Result<(), Failure> {
         if self.broken {
             return Err(full(&io::Error::other("an earlier failure could not be taken back")));
         }
@@ -590,9 +626,13 @@ impl Written {
             .write_all(&head)
             .and_then(|()| self.file.write_all(record))
             .and_then(|()| self.file.write_all(hash.as_bytes()))
-            .and_then(|()| self.file.sync_data());
+            .and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
         if let Err(e) = written {
             folder.give_back(whole);
+            // One that is not in its place yet goes as a whole.
+            if !sync {
+                return Err(full(&e));
+            }
             let back = self.file.set_len(self.length);
             let back = back.and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
             // What was told to have failed is not there after a power cut either.
@@ -676,26 +716,12 @@ impl Journal {
     /// scan that this tells of; where that fails the old one stays.
     pub fn restart(&self, records: &[Writer], scan: Option<&Stored>) -> Result<(), Failure> {
         let mut written = self.written();
-        let path = self.path();
-        let fresh = path.join(FRESH);
-        let mut new = Written::new(new_file(&fresh).map_err(|e| full(&e))?);
-        let begun = new.begin(&self.folder).and_then(|()| {
-            records.iter().try_for_each(|record| new.append(&self.folder, record.all()))
-        });
-        let put = begun.and_then(|()| fs::rename(&fresh, path.join(JOURNAL)).map_err(|e| full(&e)));
-        if let Err(e) = put {
-            let _ = fs::remove_file(&fresh);
-            self.folder.give_back(new.bytes);
-            return Err(e);
-        }
-        sync_folder(&path);
-        let scans = written.bytes - written.length_taken();
-        self.folder.give_back(written.length_taken());
-        (new.bytes, new.next) = (new.bytes + scans, written.next);
-        *written = new;
+        let mut fresh = Fresh::begin(self, u64::MAX)?;
+        records.iter().try_for_each(|record| fresh.add(record))?;
+        fresh.take_place(&mut written)?;
         // Of other scans nothing tells any more.
         let kept = scan.map(|stored| format!("{SCAN}{}", stored.number));
-        for entry in fs::read_dir(&path).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
             if !name.starts_with(SCAN) || kept.as_ref() == Some(&name) {
                 continue;
@@ -707,6 +733,109 @@ impl Journal {
             }
         }
         Ok(())
+    }
+
+    /// Whether it may be much longer than what it is of needs.
+    pub fn is_long(&self) -> bool {
+        let written = self.written();
+        written.length > written.least.saturating_mul(2).saturating_add(MORE)
+    }
+
+    /// What it is of became less: how long it has to be is not known any more.
+    pub fn shrank(&self) {
+        self.written().least = 0;
+    }
+
+    /// Writes the journal anew where it is long, as `tell` tells of what is, in place of what
+    /// happened: undone and forgotten steps take no room any more. Where that makes it hardly
+    /// shorter, or fails, the old one stays.
+    ///
+    /// # Errors
+    /// The disk or memory refuses; what was noted is there none the less.
+    pub fn renew(
+        &self,
+        tell: impl FnOnce(&mut Fresh<'_>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        if !self.is_long() {
+            return Ok(());
+        }
+        let mut written = self.written();
+        let most = written.length / 3 * 2;
+        // Whatever comes of it, the next attempt is when it has grown by as much again.
+        written.least = most;
+        let mut fresh = Fresh::begin(self, most)?;
+        let told = tell(&mut fresh);
+        if fresh.is_long {
+            return Ok(());
+        }
+        told?;
+        fresh.take_place(&mut written)?;
+        written.least = written.length;
+        Ok(())
+    }
+}
+
+/// A journal that is to take the place of another, and goes again where it does not.
+pub struct Fresh<'a> {
+    journal: &'a Journal,
+    /// None when it is in its place.
+    new: Option<Written>,
+    /// Bytes that it may have, and whether it would have more.
+    most: u64,
+    is_long: bool,
+}
+
+impl<'a> Fresh<'a> {
+    /// An empty one.
+    fn begin(journal: &'a Journal, most: u64) -> Result<Fresh<'a>, Failure> {
+        let path = journal.path().join(FRESH);
+        let new = Written::new(new_file(&path).map_err(|e| full(&e))?);
+        let mut fresh = Fresh { journal, new: Some(new), most, is_long: false };
+        if let Some(new) = &mut fresh.new {
+            new.begin(&journal.folder)?;
+        }
+        Ok(fresh)
+    }
+
+    /// Appends a record of a kind.
+    pub fn put(&mut self, kind: u8, tell: impl FnOnce(&mut Writer)) -> Result<(), Failure> {
+        let record = memory::caught(|| record(kind, tell))?;
+        self.add(&record)
+    }
+
+    fn add(&mut self, record: &Writer) -> Result<(), Failure> {
+        let Some(new) = &mut self.new else { return Ok(()) };
+        new.add(&self.journal.folder, record.all(), false)?;
+        self.is_long = new.length > self.most;
+        match self.is_long {
+            true => Err(Failure::full("a journal that is hardly shorter than the one before")),
+            false => Ok(()),
+        }
+    }
+
+    /// Puts it in the place of the other: after a crash one of the two is there, as a whole.
+    fn take_place(mut self, old: &mut Written) -> Result<(), Failure> {
+        let Some(new) = &self.new else { return Ok(()) };
+        let path = self.journal.path();
+        let put = new.file.sync_all();
+        let put = put.and_then(|()| fs::rename(path.join(FRESH), path.join(JOURNAL)));
+        put.map_err(|e| full(&e))?;
+        sync_folder(&path);
+        let Some(mut new) = self.new.take() else { return Ok(()) };
+        let scans = old.bytes - old.length_taken();
+        self.journal.folder.give_back(old.length_taken());
+        (new.bytes, new.next) = (new.bytes + scans, old.next);
+        *old = new;
+        Ok(())
+    }
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        if let Some(new) = &self.new {
+            let _ = fs::remove_file(self.journal.path().join(FRESH));
+            self.journal.folder.give_back(new.bytes);
+        }
     }
 }
 
@@ -731,6 +860,36 @@ impl Drop for Journal {
 /// What may have a journal.
 pub trait Kept {
     fn journal(&self) -> Option<&Arc<Journal>>;
+
+    /// Writes its journal anew where that is much longer than what it tells of. Nobody may be at
+    /// work with it.
+    ///
+    /// # Errors
+    /// As [`Journal::renew`].
+    fn renew(&self) -> Result<(), Failure>;
+}
+
+/// Writes a session anew: its beginning by a record of one kind, each step from there to `last` by
+/// one of another, behind what `head` writes of the step.
+pub fn session_anew(
+    fresh: &mut Fresh<'_>,
+    session: &Session,
+    kinds: [u8; 2],
+    last: usize,
+    mut head: impl FnMut(usize, &mut Writer),
+) -> Result<(), Failure> {
+    let [first, step] = kinds;
+    fresh.put(first, |out| {
+        head(0, out);
+        session.tell_first(out);
+    })?;
+    for n in 1..=last {
+        fresh.put(step, |out| {
+            head(n, out);
+            session.tell_step(n, out);
+        })?;
+    }
+    Ok(())
 }
 
 /// A record of a kind.

@@ -9,7 +9,7 @@
 
 use super::answer::{Change, Shown, change, whole};
 use super::failure::{Failure, unless_left};
-use super::journal::{IMAGE, Journal, Kept, NewScan, Source, Stored, kept, record};
+use super::journal::{IMAGE, Journal, Kept, NewScan, Source, Stored, kept, record, session_anew};
 use super::opened::Opened;
 use super::wire::{Array, Dtype, pack};
 use crate::model::Model;
@@ -38,6 +38,9 @@ const QUEUED: u8 = 3;
 const SAID: u8 = 4;
 const INITIAL: u8 = 5;
 const UNDONE: u8 = 6;
+/// A session that is told of anew, and a step of it.
+const LAYER: u8 = 7;
+const STEP: u8 = 8;
 
 /// A client's work.
 #[derive(Default)]
@@ -53,6 +56,10 @@ pub struct Lease {
 impl Kept for Lease {
     fn journal(&self) -> Option<&Arc<Journal>> {
         self.journal.as_ref()
+    }
+
+    fn renew(&self) -> Result<(), Failure> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).renew()
     }
 }
 
@@ -237,6 +244,33 @@ impl State {
         self.image = Some(Image { opened, scan, layers, shown: None, doubt: None });
     }
 
+    /// Writes the journal anew, where it is long.
+    fn renew(&self) -> Result<(), Failure> {
+        let (Some(journal), Some(image)) = (&self.journal, &self.image) else { return Ok(()) };
+        let Some(scan) = &image.scan else { return Ok(()) };
+        journal.renew(|fresh| {
+            fresh.put(IMAGE, |out| scan.put(out))?;
+            if let Some(buffer) = self.buffer {
+                fresh.put(BUFFER, |out| buffer.put(out))?;
+            }
+            for (at, layer) in image.layers.iter().enumerate() {
+                // What was undone is never done again.
+                let last = layer.session.depth().0;
+                let head = |n: usize, out: &mut Writer| {
+                    if n == 0 {
+                        out.flag(at == 0);
+                        out.size(layer.steps);
+                    }
+                };
+                session_anew(fresh, &layer.session, [LAYER, STEP], last, head)?;
+                for queued in &layer.queued {
+                    fresh.put(QUEUED, |out| put_prompts(queued, out))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Has something written, where there is a journal.
     fn note(&self, kind: u8, tell: impl FnOnce(&mut Writer)) -> Result<(), Failure> {
         self.journal.as_ref().map_or(Ok(()), |journal| journal.note(kind, tell))
@@ -265,6 +299,17 @@ impl State {
                 image.push(layer);
             }
             UNDONE if image.can_go_back() => image.go_back(),
+            LAYER => {
+                let is_first = from.flag()?;
+                let mut layer = Layer::new(Session::new(&image.opened.scan));
+                layer.steps = from.size()?;
+                layer.session.follow_first(from)?;
+                if is_first {
+                    image.layers.clear();
+                }
+                image.push(layer);
+            }
+            STEP => image.layer().session.follow(from)?,
             _ => return Err(odd()),
         }
         Ok(())

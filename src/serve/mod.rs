@@ -13,6 +13,7 @@
 
 mod answer;
 mod api;
+mod arrived;
 mod blosc2;
 mod body;
 mod clicked;
@@ -37,7 +38,7 @@ mod store;
 mod wire;
 mod work;
 
-pub use settings::{BIND, DLS, Keep, STATE_BYTES, Secret, Settings};
+pub use settings::{BIND, DLS, Keep, STATE_BYTES, STATE_DAYS, Secret, Settings};
 
 use crate::memory;
 use crate::model::Model;
@@ -51,15 +52,17 @@ use axum::routing::{MethodRouter, get};
 use door::Door;
 use failure::{Failure, reply};
 use guard::Entry;
-use journal::Folder;
+use journal::{Folder, Found, Kept};
 use metrics::{Gauges, Metrics};
+use restore::Progress;
 use serde_json::json;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use store::Store;
 use tokio::sync::{Notify, watch};
-use work::Work;
+use work::{Key, Kind, Work};
 
 /// Threads that read from the network and answer what costs nothing.
 const THREADS: usize = 2;
@@ -88,6 +91,8 @@ struct Shared {
     most_scan: usize,
     /// Whether only this machine's programs can call.
     is_local: bool,
+    /// How far what an earlier server left was brought back.
+    progress: Progress,
 }
 
 /// A server that listens.
@@ -98,6 +103,8 @@ pub struct Server {
     dls: Option<(TcpListener, SocketAddr)>,
     shared: Arc<Shared>,
     stop: Stop,
+    /// What an earlier server left, to be brought back, and what was odd about it so far.
+    found: Vec<Found>,
     warnings: Vec<String>,
 }
 
@@ -109,6 +116,17 @@ impl Stop {
     /// Has the server finish what runs, and end.
     pub fn stop(&self) {
         self.0.notify_one();
+    }
+}
+
+/// Tells when what an earlier server left is there again.
+pub struct Restored(Arc<Shared>);
+
+impl Restored {
+    /// Waits for that, while [`Server::run`] runs on another thread, and returns what was odd, for
+    /// a person to read.
+    pub fn wait(&self) -> Vec<String> {
+        self.0.progress.wait()
     }
 }
 
@@ -128,12 +146,16 @@ impl Server {
         };
         let dls = settings.dls.map(local).transpose()?;
         let folder = match &settings.keep {
-            Some(Keep { folder, bytes }) => {
+            Some(keep) => {
                 let about = restore::about(&model, name);
-                Some(Arc::new(Folder::open(folder, *bytes, &about)?))
+                Some(Arc::new(Folder::open(keep, &about)?))
             }
             None => None,
         };
+        let (mut found, mut warnings) = (vec![], vec![]);
+        if let Some(folder) = &folder {
+            found = folder.found(&mut warnings)?;
+        }
         let shared = Shared {
             store: Store::new(&settings, folder),
             most_scan: settings.most_scan(),
@@ -143,15 +165,19 @@ impl Server {
             model,
             work: Work::start()?,
             metrics: Metrics::default(),
+            progress: Progress::new(found.len()),
         };
-        let warnings = restore::restore(&shared)?;
+        if found.is_empty() {
+            shared.progress.end(std::mem::take(&mut warnings));
+        }
         let (shared, stop) = (Arc::new(shared), Stop::default());
-        Ok(Server { listener, address, dls, shared, stop, warnings })
+        Ok(Server { listener, address, dls, shared, stop, found, warnings })
     }
 
-    /// What was odd in the folder that an earlier server left its state in.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    /// Tells when what an earlier server left in the folder for the state is there again; until
+    /// then requests are refused with 503, but for `/healthz` and the page's own files.
+    pub fn restored(&self) -> Restored {
+        Restored(self.shared.clone())
     }
 
     /// The address that it listens at.
@@ -180,13 +206,26 @@ impl Server {
     /// # Errors
     /// The system refuses threads, or the network fails.
     pub fn run(self) -> Result<(), String> {
-        let Server { listener, dls, shared, stop, .. } = self;
+        let Server { listener, dls, shared, stop, found, warnings, .. } = self;
+        let no_threads = |e: std::io::Error| {
+            shared.progress.end(vec![]);
+            format!("cannot start threads: {e}")
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("prism-serve")
             .enable_all()
             .build()
-            .map_err(|e| format!("cannot start threads: {e}"))?;
+            .map_err(no_threads)?;
+        let mut restorer = None;
+        if !found.is_empty() {
+            let there = shared.clone();
+            let thread = std::thread::Builder::new()
+                .name("prism-restore".into())
+                .spawn(move || restore::restore(&there, found, warnings))
+                .map_err(no_threads)?;
+            restorer = Some(thread);
+        }
         let served = runtime.block_on(async {
             let sweeper = tokio::spawn(sweep(shared.clone()));
             // What waits for the end hears of it when the other side is gone.
@@ -212,6 +251,10 @@ impl Server {
             sweeper.abort();
             served
         });
+        shared.progress.stop();
+        if let Some(thread) = restorer {
+            let _ = thread.join();
+        }
         shared.work.close();
         shared.store.clear();
         served.map_err(|e: std::io::Error| format!("the network failed: {e}"))
@@ -248,6 +291,22 @@ async fn aside<T: Send + 'static>(
     let there = shared.clone();
     let done = tokio::task::spawn_blocking(move || work(&there.store)).await;
     done.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault in the server"))
+}
+
+/// Has the journal of something that is worked on by `key` written anew, where it became long: when
+/// its turn comes, and nobody waits for it.
+fn tidy<T>(shared: &Arc<Shared>, key: Key, held: Arc<T>)
+where
+    T: Kept + Send + Sync + 'static,
+{
+    if !held.journal().is_some_and(|journal| journal.is_long()) {
+        return;
+    }
+    let there = shared.clone();
+    tokio::spawn(async move {
+        // Where that fails the old one is as good, and the next attempt comes when it has grown.
+        let _ = there.work.run(key, Kind::Other, move |_: &AtomicBool| held.renew()).await;
+    });
 }
 
 /// Lets go what nobody uses.
@@ -294,8 +353,12 @@ fn router(shared: &Arc<Shared>, routes: Vec<Route>, keyless: bool) -> Router {
         .with_state(shared.clone())
 }
 
-async fn healthz() -> Response {
-    reply(StatusCode::OK, &json!({ "ok": true }))
+async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
+    let mut about = json!({ "ok": true });
+    if let Some((done, all)) = shared.progress.now() {
+        about["restoring"] = json!({ "done": done, "of": all });
+    }
+    reply(StatusCode::OK, &about)
 }
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {

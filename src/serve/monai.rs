@@ -5,7 +5,8 @@
 //! its own are not spoken of. Voxels are `[i, j, k]` of the file that was sent. Answers have a
 //! Content-Length: clients join pieces wrongly.
 
-use super::api::{MASKS, SCANS, saved, scan_of, scan_sent};
+use super::api::{MASKS, saved, scan_sent};
+use super::arrived::{SCANS, scan_of};
 use super::body;
 use super::clicked::{Answered, Clicked, Clicks};
 use super::failure::{Failure, reply};
@@ -15,7 +16,7 @@ use super::opened::Opened;
 use super::query::field;
 use super::store::{Id, Store, Touch, key_of, new_id, text};
 use super::work::{Key, Kind};
-use super::{Route, Shared, aside};
+use super::{Route, Shared, aside, tidy};
 use crate::memory;
 use crate::volume::{mask_file, plain_nrrd};
 use axum::extract::{Path, RawQuery, Request, State};
@@ -114,11 +115,13 @@ async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
         let scan = journal.as_ref().map(|j| j.scan(&file, Source::Plain)).transpose()?;
         let image = scan_of(file, there.most_scan)?;
         let opened = Opened::new(&there.model, image, there.settings.options())?;
+        let mut clicked = Clicked::new(opened);
         if let (Some(journal), Some(scan)) = (&journal, scan) {
             journal.note(IMAGE, |out| scan.stored().put(out))?;
-            scan.told();
+            clicked.stored = Some(scan.told());
         }
-        Ok(Clicked::new(opened, journal))
+        clicked.journal = journal;
+        Ok(clicked)
     };
     let clicked = shared.work.run(key_of(id), Kind::Other, read).await?;
     let clicked = shared.store.put_label(key_of(id), clicked);
@@ -263,7 +266,7 @@ async fn infer(
     };
     let done = shared.work.run(key, Kind::Prediction, work).await;
     shared.store.worked(key);
-    drop(held);
+    tidy(&shared, key, held);
     let response = done?;
     shared.metrics.click(start.elapsed());
     Ok(response)

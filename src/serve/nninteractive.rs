@@ -12,7 +12,7 @@ use super::lease::{Buffer, Lease, Outcome, State as Work, scan_of};
 use super::store::{Touch, new_id, text};
 use super::wire::{Dtype, unpack};
 use super::work::{Key, Kind};
-use super::{Route, Shared, aside};
+use super::{Route, Shared, aside, tidy};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
@@ -114,7 +114,7 @@ impl Call {
         };
         let done = shared.work.run(key, kind, run).await;
         shared.store.worked(key);
-        drop(held);
+        tidy(&shared, key, held);
         done
     }
 

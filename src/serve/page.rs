@@ -15,7 +15,7 @@ const PICTURE: &str = "image/svg+xml";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// All of them.
-static FILES: [File; 13] = [
+static FILES: [File; 14] = [
     ("/", HTML, false, include_bytes!("page/index.html")),
     ("/LICENSES.txt", TEXT, false, include_bytes!("page/LICENSES.txt")),
     ("/api.js", SCRIPT, false, include_bytes!("page/api.js")),
@@ -25,6 +25,7 @@ static FILES: [File; 13] = [
     ("/marks.js", SCRIPT, false, include_bytes!("page/marks.js")),
     ("/masks.js", SCRIPT, false, include_bytes!("page/masks.js")),
     ("/niivue.js", SCRIPT, true, include_bytes!("page/niivue.js.gz")),
+    ("/series.js", SCRIPT, false, include_bytes!("page/series.js")),
     ("/store.js", SCRIPT, false, include_bytes!("page/store.js")),
     ("/style.css", STYLE, false, include_bytes!("page/style.css")),
     ("/tools.js", SCRIPT, false, include_bytes!("page/tools.js")),

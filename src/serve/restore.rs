@@ -2,6 +2,7 @@
 //! from the bytes that they came as, answers and histories are those that were kept. The network is
 //! not asked.
 
+use super::arrived::{self, Arrived};
 use super::clicked::Clicked;
 use super::dls;
 use super::journal::{Found, IMAGE, Owner, Source, Stored};
@@ -16,7 +17,9 @@ use crate::session::kept::Reader;
 use crate::volume::Volume;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue};
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What journals say of the server that began them: its model, by name and architecture.
 pub fn about(model: &Model, name: &str) -> String {
@@ -25,16 +28,89 @@ pub fn about(model: &Model, name: &str) -> String {
     format!("the model {name} (architecture {})", &hash[..12])
 }
 
-/// Brings back all that is there. What cannot be read stays where it is; that, and what else was
-/// odd, is returned for a person to read.
-///
-/// # Errors
-/// The folder itself cannot be read.
-pub fn restore(shared: &Shared) -> Result<Vec<String>, String> {
-    let mut warnings = vec![];
-    let Some(folder) = shared.store.folder() else { return Ok(warnings) };
-    for mut found in folder.found(&mut warnings)? {
+/// How far what is there was brought back.
+pub struct Progress {
+    all: usize,
+    done: AtomicUsize,
+    /// Whether the server ends meanwhile.
+    stops: AtomicBool,
+    is_over: AtomicBool,
+    /// What was odd, for a person to read, when it is over.
+    warnings: Mutex<Option<Vec<String>>>,
+    news: Condvar,
+}
+
+impl Progress {
+    /// Of so much that is there.
+    pub fn new(all: usize) -> Progress {
+        Progress {
+            all,
+            done: AtomicUsize::new(0),
+            stops: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            warnings: Mutex::default(),
+            news: Condvar::new(),
+        }
+    }
+
+    fn warnings(&self) -> MutexGuard<'_, Option<Vec<String>>> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How much was looked at, and how much there is; none when it is over.
+    pub fn now(&self) -> Option<(usize, usize)> {
+        let is_over = self.is_over.load(Ordering::Acquire);
+        (!is_over).then(|| (self.done.load(Ordering::Relaxed), self.all))
+    }
+
+    /// Has it end early: what was not looked at stays as it is.
+    pub fn stop(&self) {
+        self.stops.store(true, Ordering::Relaxed);
+    }
+
+    /// It is over.
+    pub fn end(&self, warnings: Vec<String>) {
+        *self.warnings() = Some(warnings);
+        self.is_over.store(true, Ordering::Release);
+        self.news.notify_all();
+    }
+
+    /// Waits until it is over, and returns what was odd.
+    pub fn wait(&self) -> Vec<String> {
+        let mut warnings = self.warnings();
+        while warnings.is_none() {
+            warnings = self.news.wait(warnings).unwrap_or_else(PoisonError::into_inner);
+        }
+        warnings.clone().unwrap_or_default()
+    }
+}
+
+/// Brings back all that was found. What cannot be read stays where it is; that, and what else was
+/// odd, is told when it is over.
+pub fn restore(shared: &Shared, found: Vec<Found>, mut warnings: Vec<String>) {
+    let all = AssertUnwindSafe(|| each(shared, found, &mut warnings));
+    if catch_unwind(all).is_err() {
+        warnings.push("a fault while state was brought back: not all of it is served".into());
+    }
+    let most = shared.settings.max_sessions;
+    let (leases, sessions, scans) = shared.store.counts();
+    let now = leases + sessions + scans;
+    if now > most {
+        warnings.push(format!(
+            "{now} scans, clients and sessions are there again, more than the {most} of \
+             --max-sessions: all are served, and new ones refused until fewer are left"
+        ));
+    }
+    shared.progress.end(warnings);
+}
+
+fn each(shared: &Shared, all: Vec<Found>, warnings: &mut Vec<String>) {
+    for mut found in all {
+        if shared.progress.stops.load(Ordering::Relaxed) {
+            return;
+        }
         let name = found.path().display().to_string();
+        shared.progress.done.fetch_add(1, Ordering::Relaxed);
         // A scan may need more memory than there is now.
         let read = memory::caught(|| read(shared, &mut found));
         let back = match read.unwrap_or_else(|e| Err(format!("{name}: {e}"))) {
@@ -49,11 +125,10 @@ pub fn restore(shared: &Shared) -> Result<Vec<String>, String> {
                 continue;
             }
         };
-        if let Err(e) = put(shared, found, back, &mut warnings) {
+        if let Err(e) = put(shared, found, back, warnings) {
             warnings.push(format!("{e}; what is there is left as it is, and not served"));
         }
     }
-    Ok(warnings)
 }
 
 /// What a journal tells, done again, and the scan that it told of last.
@@ -88,12 +163,12 @@ fn read(shared: &Shared, found: &mut Found) -> Result<Option<Back>, String> {
     let stored = Stored::take(&mut from)?;
     let opened = opened(shared, found, &stored)?;
     if found.owner == Owner::Label {
-        let mut clicked = Clicked::new(opened, None);
+        let mut clicked = Clicked::new(opened);
         follow(found, |_, kind, from| Ok(clicked.follow(kind, from)))?;
         clicked.followed();
         return Ok(Some(Back::Label(Box::new(clicked), stored)));
     }
-    let study = Study::new(opened, None);
+    let study = Study::new(opened);
     follow(found, |_, kind, from| Ok(study.follow(kind, from)))?;
     study.followed();
     Ok(Some(Back::Scan(Box::new(study), stored)))
@@ -126,10 +201,9 @@ fn opened(shared: &Shared, found: &Found, stored: &Stored) -> Result<Opened, Str
 fn image(source: &Source, bytes: Vec<u8>, most: usize) -> Result<Volume, Failure> {
     match source {
         Source::Plain => Ok(Volume::of_file(bytes, None)?),
-        Source::File(modality) => {
-            let mut image = Volume::of_file(bytes, None)?;
-            image.description.modality = *modality;
-            Ok(image)
+        Source::File(modality) => one(arrived::read(bytes, *modality, None, most)?),
+        Source::Dicom(modality, series) => {
+            one(arrived::read(bytes, *modality, series.as_deref(), most)?)
         }
         Source::Array(spacing) => scan_of(unpack(&bytes, most)?, *spacing),
         Source::Form(kind) => {
@@ -138,6 +212,13 @@ fn image(source: &Source, bytes: Vec<u8>, most: usize) -> Result<Volume, Failure
             headers.insert(CONTENT_TYPE, kind);
             dls::image(&headers, &bytes, most)
         }
+    }
+}
+
+fn one(arrived: Arrived) -> Result<Volume, Failure> {
+    match arrived {
+        Arrived::Scan(image) => Ok(*image),
+        Arrived::Several(_) => Err(Failure::unfit("holds several series")),
     }
 }
 
@@ -157,10 +238,12 @@ fn put(
         }
         Back::Label(mut clicked, scan) => {
             clicked.journal = Some(go_on(Some(&scan))?);
+            clicked.stored = Some(scan);
             shared.store.put_label(key, *clicked);
         }
         Back::Scan(mut study, scan) => {
             study.journal = Some(go_on(Some(&scan))?);
+            study.stored = Some(scan);
             shared.store.put_scan(key, *study);
         }
     }

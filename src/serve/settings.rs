@@ -18,6 +18,9 @@ const LEAST: usize = 32 << 20;
 /// Bytes that a server's state takes on disk, at most, unless it is told otherwise.
 pub const STATE_BYTES: u64 = 32 << 30;
 
+/// How long what nobody works on may lie there, unless it is told otherwise, in days.
+pub const STATE_DAYS: u64 = 30;
+
 /// Where a server keeps its state, so that a restart or a crash loses nothing.
 #[derive(Clone, Debug)]
 pub struct Keep {
@@ -25,6 +28,16 @@ pub struct Keep {
     pub folder: PathBuf,
     /// Bytes that it takes, at most.
     pub bytes: u64,
+    /// What nobody worked on for longer than this is deleted when a server starts.
+    pub age: Duration,
+}
+
+impl Keep {
+    /// A folder, with limits that fit most.
+    pub fn at(folder: impl Into<PathBuf>) -> Keep {
+        let age = Duration::from_secs(STATE_DAYS * 24 * 3600);
+        Keep { folder: folder.into(), bytes: STATE_BYTES, age }
+    }
 }
 
 /// How a server is run.

@@ -7,7 +7,7 @@
 
 use super::clicked::Clicked;
 use super::failure::Failure;
-use super::journal::{Folder, Journal, Kept, Owner};
+use super::journal::{Folder, IMAGE, Journal, Kept, Owner, Stored, session_anew};
 use super::lease::Lease;
 use super::opened::Opened;
 use super::settings::Settings;
@@ -73,14 +73,37 @@ pub const SAID: u8 = 4;
 pub const UNDONE: u8 = 5;
 pub const REDONE: u8 = 6;
 pub const RESET: u8 = 7;
+/// How an object that is told of anew begins, and the number of the next one.
+const BEGUN: u8 = 8;
+const NEXT: u8 = 9;
+/// An object is called otherwise, or has another colour.
+const NAMED: u8 = 10;
+
+/// What an object is called, and how it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    pub name: String,
+    pub colour: [u8; 3],
+}
+
+impl Named {
+    fn put(&self, out: &mut Writer) {
+        out.text(&self.name);
+        out.bytes(&self.colour);
+    }
+
+    fn of(from: &mut Reader) -> Result<Named, String> {
+        let (name, colour) = (from.text()?, from.bytes(3)?);
+        Ok(Named { name, colour: std::array::from_fn(|at| colour[at]) })
+    }
+}
 
 /// An object on a scan.
 pub struct Object {
     /// Which of its scan it is: no two have the same number, those that were let go included.
     pub number: u64,
     key: Key,
-    pub name: String,
-    pub colour: [u8; 3],
+    named: Mutex<Named>,
     session: Mutex<Session>,
     /// How many voxels its answer has, for those who do not want to wait for the session.
     pub voxels: AtomicUsize,
@@ -92,11 +115,15 @@ impl Object {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What it is called.
+    pub fn named(&self) -> Named {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn put(&self, out: &mut Writer) {
         out.number(self.number);
         out.bytes(&self.key.to_le_bytes());
-        out.text(&self.name);
-        out.bytes(&self.colour);
+        self.named().put(out);
     }
 }
 
@@ -109,19 +136,45 @@ pub struct Study {
     changing: Mutex<()>,
     /// The number of the next object.
     next: AtomicU64,
+    /// Where what happens is written, and the scan as that tells of it.
     pub journal: Option<Arc<Journal>>,
+    pub stored: Option<Stored>,
 }
 
 impl Kept for Study {
     fn journal(&self) -> Option<&Arc<Journal>> {
         self.journal.as_ref()
     }
+
+    fn renew(&self) -> Result<(), Failure> {
+        let (Some(journal), Some(stored)) = (&self.journal, &self.stored) else { return Ok(()) };
+        let _turn = self.change();
+        let objects = self.objects().clone();
+        let sessions: Vec<_> = objects.iter().map(|object| object.session()).collect();
+        journal.renew(|fresh| {
+            fresh.put(IMAGE, |out| stored.put(out))?;
+            // Numbers of objects that were let go are not given again.
+            fresh.put(NEXT, |out| out.number(self.next.load(Ordering::Relaxed)))?;
+            for (object, session) in objects.iter().zip(&sessions) {
+                fresh.put(OBJECT, |out| object.put(out))?;
+                let (back, forth) = session.depth();
+                let head = |_: usize, out: &mut Writer| out.number(object.number);
+                session_anew(fresh, session, [BEGUN, SAID], back + forth, head)?;
+                for _ in 0..forth {
+                    fresh.put(UNDONE, |out| out.number(object.number))?;
+                }
+            }
+            Ok(())
+        })
+    }
 }
 
 impl Study {
-    pub fn new(opened: Opened, journal: Option<Arc<Journal>>) -> Study {
+    /// A scan without objects, of which nothing is written.
+    pub fn new(opened: Opened) -> Study {
         let (objects, changing) = (Mutex::default(), Mutex::default());
-        Study { opened, objects, changing, next: AtomicU64::new(0), journal }
+        let next = AtomicU64::new(0);
+        Study { opened, objects, changing, next, journal: None, stored: None }
     }
 
     /// The objects, in the order in which they came.
@@ -135,14 +188,35 @@ impl Study {
     }
 
     /// A new object for a scan that is called `id`, which is not on it yet.
-    pub fn object(&self, id: Id, name: String, colour: [u8; 3]) -> Object {
+    pub fn object(&self, id: Id, named: Named) -> Object {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.numbered(number, key_of(object_id(id, number)), name, colour)
+        self.numbered(number, key_of(object_id(id, number)), named)
     }
 
-    fn numbered(&self, number: u64, key: Key, name: String, colour: [u8; 3]) -> Object {
-        let session = Mutex::new(Session::new(&self.opened.scan));
-        Object { number, key, name, colour, session, voxels: AtomicUsize::new(0) }
+    fn numbered(&self, number: u64, key: Key, named: Named) -> Object {
+        let (named, session) = (Mutex::new(named), Mutex::new(Session::new(&self.opened.scan)));
+        Object { number, key, named, session, voxels: AtomicUsize::new(0) }
+    }
+
+    /// Calls an object on it otherwise, or gives it another colour.
+    pub fn rename(
+        &self,
+        object: &Object,
+        name: Option<String>,
+        colour: Option<[u8; 3]>,
+    ) -> Result<(), Failure> {
+        let _turn = self.change();
+        let before = object.named();
+        let named =
+            Named { name: name.unwrap_or(before.name), colour: colour.unwrap_or(before.colour) };
+        if let Some(journal) = &self.journal {
+            journal.note(NAMED, |out| {
+                out.number(object.number);
+                named.put(out);
+            })?;
+        }
+        *object.named.lock().unwrap_or_else(PoisonError::into_inner) = named;
+        Ok(())
     }
 
     /// Does again what its journal tells.
@@ -151,19 +225,30 @@ impl Study {
         if kind == OBJECT {
             let key = from.bytes(size_of::<Key>())?;
             let key = Key::from_le_bytes(std::array::from_fn(|at| key[at]));
-            let (name, colour) = (from.text()?, from.bytes(3)?);
-            let colour = std::array::from_fn(|at| colour[at]);
-            self.objects().push(Arc::new(self.numbered(number, key, name, colour)));
+            self.objects().push(Arc::new(self.numbered(number, key, Named::of(from)?)));
             self.next.fetch_max(number.saturating_add(1), Ordering::Relaxed);
+            return Ok(());
+        }
+        if kind == NEXT {
+            self.next.fetch_max(number, Ordering::Relaxed);
             return Ok(());
         }
         // What was still done to an object that was let go meanwhile is gone with it.
         let object = self.objects().iter().find(|o| o.number == number).cloned();
         let Some(object) = object else { return Ok(()) };
+        if kind == NAMED {
+            let named = Named::of(from)?;
+            *object.named.lock().unwrap_or_else(PoisonError::into_inner) = named;
+            return Ok(());
+        }
         let mut session = object.session();
         let done = match kind {
             DELETED => {
                 self.objects().retain(|o| o.number != number);
+                true
+            }
+            BEGUN => {
+                session.follow_first(from)?;
                 true
             }
             SAID => {
@@ -256,11 +341,6 @@ impl Store {
 
     fn all(&self) -> MutexGuard<'_, All> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where what is held is kept on disk, if it is.
-    pub fn folder(&self) -> Option<&Arc<Folder>> {
-        self.folder.as_ref()
     }
 
     /// A journal for something new, where what is held is kept on disk. It goes again unless that
@@ -467,6 +547,7 @@ impl Store {
         let _turn = study.change();
         if let Some(journal) = &study.journal {
             journal.note(DELETED, |out| out.number(object.number))?;
+            journal.shrank();
         }
         study.objects().retain(|o| o.key != object.key);
         self.all().objects.remove(&object.key);

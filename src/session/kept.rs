@@ -494,6 +494,31 @@ impl Session {
         Ok(())
     }
 
+    /// Writes the first state that it can go back to, which may be another than the empty one.
+    pub(crate) fn tell_first(&self, out: &mut Writer) {
+        tell(&self.states[0], &State::default(), out);
+    }
+
+    /// Begins with what [`Session::tell_first`] wrote.
+    ///
+    /// # Errors
+    /// As [`Session::follow`].
+    pub(crate) fn follow_first(&mut self, from: &mut Reader) -> Result<(), String> {
+        if self.scan.options().released {
+            return Err(ODD.into());
+        }
+        let first = told(&State::default(), self.scan.grid().size, from)?;
+        (self.states, self.now) = (vec![first], 0);
+        Ok(())
+    }
+
+    /// Writes its n-th step from there, from 1, of those that can be undone and redone, so that
+    /// [`Session::follow`] does it again.
+    pub(crate) fn tell_step(&self, n: usize, out: &mut Writer) {
+        out.size(n);
+        tell(&self.states[n], &self.states[n - 1], out);
+    }
+
     /// Forgets where the network looked where that was another, which sees patches of another size.
     /// What was said and answered stays.
     pub(crate) fn look_anew(&mut self) {

@@ -132,6 +132,21 @@ pub fn write_scan(path: &Path, image: &Volume) -> Result<Pending, VolumeError> {
     write(path, &image.grid, &image.description, Element::Int16, &values)
 }
 
+/// The bytes of a file of a scan under such a name: int16 where its values are whole numbers that
+/// fit, else float32.
+///
+/// # Errors
+/// The name is none that a scan can have; memory is refused.
+pub fn scan_file(name: &Path, image: &Volume) -> Result<Vec<u8>, VolumeError> {
+    let (grid, description) = (&image.grid, &image.description);
+    let [low, high] = image.range();
+    if description.whole && low >= f32::from(i16::MIN) && high <= f32::from(i16::MAX) {
+        let values = image.array().collected("a file's voxels", |v: f32| v.round() as i16);
+        return File::of(name, grid, description, Element::Int16, &values, &[])?.bytes(name);
+    }
+    File::of(name, grid, description, Element::Float32, &image.values(), &[])?.bytes(name)
+}
+
 /// Writes a binary mask `[i][j][k]` as uint8 on `image`'s grid, in NIfTI with its affine, codes and
 /// units. It appears when the result is committed.
 pub fn write_mask(path: &Path, image: &Volume, mask: &[u8]) -> Result<Pending, VolumeError> {

@@ -41,8 +41,9 @@ pub fn started(settings: Settings) -> Running {
     let settings = Settings { bind: "127.0.0.1:0".into(), ..settings };
     let server = Server::open(settings, model(), "small").unwrap();
     let (address, dls, stop) = (server.address(), server.dls_address(), server.stopper());
-    let warnings = server.warnings().to_vec();
+    let restored = server.restored();
     let thread = Some(std::thread::spawn(move || server.run()));
+    let warnings = restored.wait();
     Running { address, dls, stop, warnings, thread }
 }
 
@@ -141,6 +142,17 @@ pub fn parsed(answer: &[u8], method: &str) -> Reply {
     }
     assert_eq!(reply.header("X-Content-Type-Options"), Some("nosniff"));
     reply
+}
+
+/// Waits until a server has brought back what an earlier one left.
+pub fn wait_restored(at: SocketAddr) {
+    for _ in 0..6000 {
+        if get(at, "/healthz").json(200)["restoring"].is_null() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("it does not come to its end");
 }
 
 pub fn get(at: SocketAddr, path: &str) -> Reply {

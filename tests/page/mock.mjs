@@ -3,10 +3,12 @@
 import { createServer } from "node:http";
 import { randomBytes } from "node:crypto";
 import { readFile } from "node:fs/promises";
+import { gunzipSync } from "node:zlib";
 import { fileURLToPath } from "node:url";
 import { join } from "node:path";
 import { readImage, writeImage } from "./images.mjs";
 
+const LUNG = fileURLToPath(new URL("../../examples/data/lung1_image.nii.gz", import.meta.url));
 const PAGE = fileURLToPath(new URL("../../src/serve/page/", import.meta.url));
 const TYPES = {
   html: "text/html; charset=utf-8",
@@ -33,6 +35,8 @@ const scans = new Map(),
   objects = new Map();
 /** Every interaction as it came: for tests, at GET /mock/prompts. */
 const prompts = [];
+/** The names of the files in every archive that came: at GET /mock/archives. */
+const archives = [];
 let delay = 0;
 
 const id = () => randomBytes(16).toString("hex");
@@ -205,13 +209,45 @@ function known(map, key, what) {
   return found;
 }
 
-const scanOf = ({ scan, name, shape, spacing, affine }) => ({
+/** The files of a zip archive that is not packed, by their names: it is read as others read it. */
+function filesOf(bytes) {
+  const end = bytes.lastIndexOf(Buffer.from("PK\x05\x06"));
+  if (end < 0) throw new Error("no zip archive");
+  const files = new Map();
+  let at = bytes.readUInt32LE(end + 16);
+  for (let n = bytes.readUInt16LE(end + 10); n > 0; n--) {
+    const [size, length] = [bytes.readUInt32LE(at + 24), bytes.readUInt16LE(at + 28)];
+    const place = bytes.readUInt32LE(at + 42);
+    const name = bytes.toString("utf8", at + 46, at + 46 + length);
+    if (bytes.readUInt32LE(at) !== 0x02014b50 || bytes.readUInt32LE(place) !== 0x04034b50)
+      throw new Error(`${name} is not where the archive says`);
+    const start = place + 30 + bytes.readUInt16LE(place + 26) + bytes.readUInt16LE(place + 28);
+    files.set(name, bytes.subarray(start, start + size));
+    at += 46 + length;
+  }
+  return files;
+}
+
+/** Two series of whatever DICOM is sent; each has the example's voxels. */
+const SERIES = ["Thorax soft", "Thorax lung"].map((description, n) => ({
+  series: `1.2.${n}`,
+  number: String(n + 2),
+  modality: "CT",
+  description,
+  shape: [160, 160, 28],
+  volumes: 1,
+  spacing: [1, 1, 3],
+  localizer: false,
+}));
+
+const scanOf = ({ scan, name, shape, spacing, affine, format }) => ({
   scan,
   name,
   shape,
   spacing,
   affine,
   modality: "ct",
+  format,
   notes: [],
 });
 
@@ -256,9 +292,20 @@ async function api(req, res, url, body) {
       });
     case "POST scans": {
       const name = url.searchParams.get("name") ?? "";
+      const isDicom = name.endsWith(".zip");
       let image;
       try {
-        image = readImage(name, body);
+        if (isDicom) {
+          const files = filesOf(body);
+          for (const [path, bytes] of files)
+            if (bytes.toString("latin1", 128, 132) !== "DICM")
+              throw new Error(`${path} is no DICOM`);
+          archives.push([...files.keys()]);
+          const asked = url.searchParams.get("series");
+          if (!SERIES.some(({ series }) => series === asked))
+            return json(res, 409, { error: "holds several series", series: SERIES });
+        }
+        image = readImage(isDicom ? LUNG : name, isDicom ? await readFile(LUNG) : body);
       } catch (error) {
         throw new Refused(400, `${name}: ${error.message}`);
       }
@@ -268,6 +315,7 @@ async function api(req, res, url, body) {
         shape: image.shape,
         affine: image.affine,
         objects: [],
+        format: isDicom ? "DICOM" : "NIfTI-1",
         spacing: [0, 1, 2].map((c) => Math.hypot(...[0, 1, 2].map((r) => image.affine[r][c]))),
       };
       scans.set(scan.scan, scan);
@@ -276,6 +324,16 @@ async function api(req, res, url, body) {
     case "GET scans/ID": {
       const scan = known(scans, key, "scan");
       return json(res, 200, { ...scanOf(scan), objects: scan.objects.map(objectOf) });
+    }
+    case "GET scans/ID/image": {
+      known(scans, key, "scan");
+      const bytes = gunzipSync(await readFile(LUNG));
+      res.writeHead(200, {
+        "Content-Type": "application/octet-stream",
+        "Content-Length": bytes.length,
+        "Content-Disposition": 'attachment; filename="scan.nii"',
+      });
+      return res.end(bytes);
     }
     case "DELETE scans/ID":
       for (const object of scans.get(key)?.objects ?? []) objects.delete(object.object);
@@ -289,6 +347,12 @@ async function api(req, res, url, body) {
       objects.set(object.object, object);
       scan.objects.push(object);
       return json(res, 201, objectOf(object));
+    }
+    case "PATCH objects/ID": {
+      const object = known(objects, key, "object");
+      const { name = object.name, colour = object.colour } = said();
+      Object.assign(object, { name, colour });
+      return json(res, 200, objectOf(object));
     }
     case "DELETE objects/ID": {
       const object = objects.get(key);
@@ -387,6 +451,7 @@ export function serve(port = 0, token = "") {
     try {
       if (url.pathname === "/healthz") return json(res, 200, { ok: true });
       if (url.pathname === "/mock/prompts") return json(res, 200, prompts);
+      if (url.pathname === "/mock/archives") return json(res, 200, archives);
       if (url.pathname === "/mock/forget") {
         // as a server that was started anew
         scans.clear();

@@ -238,6 +238,30 @@ await test("a second object, by a stroke and an outline", async () => {
   await shot("lasso");
 });
 
+await test("an object is renamed and recoloured by keys", async () => {
+  await page.focus("#stage");
+  const before = await page.evaluate(() => window.prism.active.colour);
+  await press("r");
+  for (const letter of "Node 2") await page.keyboard.press(letter);
+  await press("Enter");
+  await press("k");
+  // What is not kept is as it was.
+  await press("F2");
+  await press("x");
+  await press("Escape");
+  const { name, colour } = await page.evaluate(() => window.prism.active);
+  assert.equal(name, "Node 2");
+  assert.notDeepEqual(colour, before);
+  const there = await page.evaluate(async () => {
+    const token = sessionStorage.getItem("prism.token");
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    const told = await (await fetch(`v1/scans/${window.prism.scan.id}`, { headers })).json();
+    return told.objects.find((o) => o.object === window.prism.active.id);
+  });
+  assert.deepEqual([there.name, there.colour], [name, colour]);
+  assert.equal(await page.evaluate(() => document.activeElement.id), "stage");
+});
+
 await test("all objects are saved as labels, the later over the earlier", async () => {
   const { name, bytes } = await saved(true);
   assert.equal(name, "lung1_image_labels.nii.gz");
@@ -476,6 +500,78 @@ await test("a closed scan is forgotten, here and on the server", async () => {
   await choose(page, SCAN);
   await page.click("#close-scan");
 });
+
+if (isMock) {
+  await test("files of DICOM go as an archive, and of several series one is chosen", async () => {
+    const slices = ["slice 1.dcm", "slice-2", "notes.txt"].map((name) => join(out, name));
+    const slice = Buffer.alloc(300);
+    slice.write("DICM", 128);
+    for (const path of slices) await writeFile(path, path.endsWith(".txt") ? "no slice" : slice);
+    await (await page.$("#file")).uploadFile(...slices);
+    await page.waitForFunction(() => document.getElementById("series").open);
+    await shot("series");
+    const list = await page.$eval("#series-list", (l) => l.textContent);
+    assert.match(list, /Thorax soft.*Thorax lung/);
+    // The first one has the focus: the next is one key further.
+    await page.focus("#series-list li:nth-child(2) button");
+    await page.keyboard.press("Enter");
+    await page.waitForFunction(() => window.prism.scan?.id, { timeout: 60e3 });
+    await settled(page);
+    const archives = await (await fetch(new URL("mock/archives", address))).json();
+    assert.deepEqual(archives, [
+      ["slice 1.dcm", "slice-2"],
+      ["slice 1.dcm", "slice-2"],
+    ]);
+    const told = await page.evaluate(() => ({
+      name: window.prism.scan.name,
+      dicom: document.querySelector("#format [value=dcm]").disabled,
+    }));
+    assert.deepEqual(told, { name: "slice 1_3.nii", dicom: false });
+    await look(page, CLICK);
+    await page.mouse.click(...(await pixel(page, 0, CLICK)));
+    await settled(page);
+    const now = await state();
+    assert.ok(now.said?.voxels > 0, "a click on it is answered");
+    assert.equal(now.overlay, now.said.voxels);
+    // A reload finds it.
+    await page.reload();
+    await page.waitForSelector("html[data-ready]");
+    await page.waitForFunction(() => window.prism.objects.some((o) => o.mask.count));
+    assert.equal((await state()).scan, now.scan);
+    await page.click("#close-scan");
+    await page.waitForFunction(() => !window.prism.scan);
+    // Whoever chooses none is where he was.
+    await (await page.$("#file")).uploadFile(...slices);
+    await page.waitForFunction(() => document.getElementById("series").open);
+    await page.keyboard.press("Escape");
+    await page.waitForFunction(() => !document.getElementById("series").open);
+    await settled(page);
+    const after = await state();
+    assert.deepEqual([after.scan, after.alert], [null, ""]);
+    assert.equal(await page.$eval("#start", (s) => s.hidden), false);
+  });
+
+  await test("a folder that is dropped is gone through", async () => {
+    const found = await page.evaluate(async () => {
+      const { dropped, ofDicom } = await import("./series.js");
+      const slice = new Uint8Array(200);
+      slice.set([68, 73, 67, 77], 128);
+      const file = (name) => ({ isFile: true, name, file: (done) => done(new File([slice], name)) });
+      const folder = (name, inner) => ({
+        isDirectory: true,
+        name,
+        createReader: () => {
+          const rest = [...inner];
+          return { readEntries: (done) => done(rest.splice(0, 2)) };
+        },
+      });
+      const top = folder("study", [file("1"), file("2"), folder("b", [file("1")]), file("3")]);
+      const transfer = { items: [{ webkitGetAsEntry: () => top }], files: [] };
+      return (await ofDicom(await dropped(transfer))).map(({ path }) => path);
+    });
+    assert.deepEqual(found, ["study/1", "study/2", "study/b/1", "study/3"]);
+  });
+}
 
 await test("everything came from the server itself", async () => {
   assert.deepEqual(strangers, []);

@@ -41,13 +41,16 @@ function headers(more = {}) {
 }
 
 function refusal(status, text) {
-  let message = `the server answered ${status}`;
+  let said = {};
   try {
-    message = JSON.parse(text).error ?? message;
+    said = JSON.parse(text) ?? {};
   } catch {
     // Something between the page and the server answered: its status has to do.
   }
-  return new ApiError(status, message);
+  const error = new ApiError(status, said.error ?? `the server answered ${status}`);
+  // Where it holds several, those that can be asked for.
+  error.series = said.series ?? null;
+  return error;
 }
 
 const silent = () =>
@@ -123,7 +126,7 @@ export const server = {
   about: () => json("GET", "v1"),
 
   /** Sends a scan; `progress` is called with the part that is sent, from 0 to 1. */
-  async upload(blob, name, modality, progress, signal) {
+  async upload(blob, name, modality, progress, signal, series = "") {
     // A server that refuses a body hangs up while it is sent, and the browser does not tell why: it
     // is asked about the token and the size before.
     const { limits } = await server.about();
@@ -135,6 +138,7 @@ export const server = {
     signal?.throwIfAborted();
     const query = new URLSearchParams({ name });
     if (modality) query.set("modality", modality);
+    if (series) query.set("series", series);
     return new Promise((done, fail) => {
       // fetch() tells nothing of a request's progress.
       const sent = new XMLHttpRequest();
@@ -159,6 +163,7 @@ export const server = {
   scan: (scan) => json("GET", `v1/scans/${scan}`),
   close: (scan) => json("DELETE", `v1/scans/${scan}`),
   newObject: (scan, name, colour) => json("POST", `v1/scans/${scan}/objects`, { name, colour }),
+  rename: (object, name, colour) => json("PATCH", `v1/objects/${object}`, { name, colour }),
   dropObject: (object) => json("DELETE", `v1/objects/${object}`),
   prompt: (object, said) =>
     answer("POST", `v1/objects/${object}/prompts`, {
@@ -174,6 +179,7 @@ export const server = {
   redo: (object) => answer("POST", `v1/objects/${object}/redo`),
   reset: (object) => answer("POST", `v1/objects/${object}/reset`),
   answer: (object) => answer("GET", `v1/objects/${object}/answer`),
+  image: (scan) => file(`v1/scans/${scan}/image?format=nii`),
   mask: (object, format) => file(`v1/objects/${object}/mask?format=${format}`),
   labels: (scan, format) => file(`v1/scans/${scan}/labels?format=${format}`),
 };

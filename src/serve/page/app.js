@@ -3,6 +3,7 @@ import { ApiError, server } from "./api.js";
 import { toMm } from "./grid.js";
 import { Marks } from "./marks.js";
 import { Labels, niftiOf } from "./masks.js";
+import { archived, chosen, dropped, ofDicom } from "./series.js";
 import { discard, forget, keep, kept, remember, remembered } from "./store.js";
 import { TOOLS, Tools } from "./tools.js";
 import { AXIAL, CORONAL, PLANE_AXES, PLANE_NAMES, SAGITTAL, View } from "./view.js";
@@ -122,16 +123,160 @@ function tellWhere() {
 
 // ---- Opening a scan -----------------------------------------------------------------------------
 
+/** What becomes of what was dropped or chosen last. */
+let deciding = Promise.resolve();
+
+/** Opens what was dropped or chosen. */
+async function openAll(gathered) {
+  deciding = decided(gathered);
+  const go = await deciding;
+  await go?.();
+}
+
+/** How to open it: one file, or files of DICOM, in folders, archives or as they are. */
+async function decided(gathered) {
+  let found, dicom;
+  try {
+    found = await gathered;
+    const [first] = found;
+    if (!first) return null;
+    if (found.length === 1 && READABLE.test(first.path)) return () => open(first.file);
+    if (found.length === 1 && /\.zip$/i.test(first.path))
+      return () => openSeries(first.file, first.path);
+    say(`Looking at ${found.length} files…`);
+    dicom = await ofDicom(found);
+  } catch (error) {
+    return void alarm(`this cannot be read: ${error?.message ?? error}`);
+  }
+  const readable = found.filter(({ path }) => READABLE.test(path));
+  if (!dicom.length && readable.length === 1) return () => open(readable[0].file);
+  if (!dicom.length) {
+    const what = found.length === 1 ? found[0].path : `among ${found.length} files there`;
+    return void alarm(
+      `${what} is no scan that can be opened here`,
+      "Choose a file whose name ends in .nii, .nii.gz, .nrrd or .mha, or the files or the folder " +
+        "of a DICOM series.",
+    );
+  }
+  const name = dicom[0].path.split("/")[0].replace(/\.(dcm|ima)$/i, "");
+  return () => openSeries(null, name, dicom);
+}
+
+/** How often something was opened: what was begun before the last of them is given up. */
+let opened = 0;
+
+/**
+ * Sends DICOM, an archive or files that become one, and shows what the server makes of it. Of
+ * several series a person chooses one.
+ */
+async function openSeries(archive, name, files) {
+  if (scan && !mayLeave()) return;
+  const mine = ++opened;
+  await closeScan();
+  $("start").hidden = false;
+  const stop = new AbortController();
+  uploading = stop;
+  $("progress").hidden = false;
+  const show = (part, what) => {
+    $("progress-bar").value = part;
+    $("progress-text").textContent =
+      part < 1 ? `${what}: ${Math.floor(100 * part)} %` : "The server reads the series";
+  };
+  const stem = name.replace(/\.zip$/i, "");
+  let told,
+    title = stem;
+  try {
+    say(`Reading ${name}…`);
+    const reading = (part) => {
+      stop.signal.throwIfAborted();
+      show(Math.min(part, 0.99), "Reading the files");
+    };
+    const blob = archive ?? (await archived(files, reading));
+    const sending = (part) => show(part, "Sending the series");
+    const modality = $("modality").value;
+    const send = (series) =>
+      server.upload(blob, "study.zip", modality, sending, stop.signal, series);
+    try {
+      told = await send("");
+    } catch (error) {
+      if (!error.series) throw error;
+      $("progress").hidden = true;
+      const series = await chooseSeries(error.series);
+      if (!series || stop.signal.aborted) return void say("Open a scan to begin.");
+      $("progress").hidden = false;
+      title = `${stem}_${series.number}`;
+      told = await send(series.series);
+    }
+    const { blob: image } = await server.image(told.scan);
+    const file = new File([image], `${title}.nii`);
+    if (mine !== opened) return void server.close(told.scan).catch(() => {});
+    await view.open(file);
+    scan = { id: null, file, name: file.name, modality: null, affine: null };
+    labels = new Labels(view.grid, view.labels);
+    $("start").hidden = true;
+    $("scan-name").textContent = title;
+    document.title = `${title} – prism`;
+    if (!settled(told)) return;
+    keep(told.scan, file);
+    addObject();
+    say(`${title} is ready: click into the lesion, or draw a box around it.`);
+  } catch (error) {
+    if (told && !scan) server.close(told.scan).catch(() => {});
+    if (mine !== opened) return;
+    say("Open a scan to begin.");
+    complain(error, () => openSeries(archive, name, files));
+  } finally {
+    if (uploading === stop) {
+      uploading = null;
+      $("progress").hidden = true;
+    }
+    enable();
+  }
+}
+
+/** Asks which of several series is meant; null where none is. */
+function chooseSeries(list) {
+  const box = $("series");
+  $("series-list").replaceChildren(
+    ...list.map((one, n) => {
+      const item = document.createElement("li");
+      const pick_ = document.createElement("button");
+      pick_.type = "submit";
+      pick_.value = String(n);
+      const size = one.shape.join(" × ") + (one.volumes > 1 ? `, ${one.volumes} volumes` : "");
+      const mm = one.spacing
+        ? `${one.spacing.map((v) => Number(v.toFixed(2))).join(" × ")} mm`
+        : "cannot be read as a volume";
+      const title = document.createElement("b");
+      title.textContent = `${one.number} · ${one.modality} · ${one.description || "no description"}`;
+      const facts = document.createElement("span");
+      facts.className = "quiet";
+      facts.textContent = `${size}, ${mm}${one.localizer ? ", localizer" : ""}`;
+      pick_.append(title, facts);
+      item.append(pick_);
+      return item;
+    }),
+  );
+  box.returnValue = "";
+  box.showModal();
+  return new Promise((done) =>
+    box.addEventListener("close", () => done(list[Number(box.returnValue || -1)] ?? null), {
+      once: true,
+    }),
+  );
+}
+
 async function open(file) {
   if (!READABLE.test(file.name)) {
     return alarm(
       `${file.name} is no scan that can be opened here`,
-      "Choose a file whose name ends in .nii, .nii.gz, .nrrd or .mha. " +
-        "Convert DICOM first, with dcm2niix for example.",
+      "Choose a file whose name ends in .nii, .nii.gz, .nrrd or .mha, or the files or the folder " +
+        "of a DICOM series.",
     );
   }
   if (scan && !mayLeave()) return;
   const known = remembered();
+  opened++;
   const back = scan === null && known?.wanted === true && known.name === file.name ? known : null;
   await closeScan(back === null);
   say(`Reading ${file.name}…`);
@@ -215,6 +360,7 @@ function settled(told) {
     id: told.scan,
     affine: told.affine,
     modality: told.modality,
+    format: told.format,
     spacing: told.spacing,
     shape: told.shape,
   });
@@ -360,11 +506,45 @@ function choose(object) {
 /** The server's ID of an object, which it gets with its first prompt: its name stands by then. */
 async function idOf(object) {
   if (!object.id) {
-    object.id = (await server.newObject(scan.id, object.name, object.colour)).object;
+    const { name, colour } = object;
+    object.id = (await server.newObject(scan.id, name, colour)).object;
     // An object that the server has is at the server's place of it.
     save();
+    if (object.name !== name || object.colour !== colour) called(object);
   }
   return object.id;
+}
+
+/** An object has another name or colour: the server writes them into files. */
+function called(object) {
+  save();
+  const mine = scan;
+  queue = queue.then(async () => {
+    if (!object.id || scan !== mine || !objects.includes(object)) return;
+    try {
+      await server.rename(object.id, object.name, object.colour);
+    } catch (error) {
+      if (scan === mine) complain(error, () => scan === mine && called(object));
+    }
+  });
+}
+
+/** Puts the hand on the active object's name. */
+function rename() {
+  const row = $("objects").children[objects.indexOf(active)];
+  const name = row?.querySelector("input[type=text]");
+  name?.focus();
+  name?.select();
+}
+
+function nextColour() {
+  if (!active) return;
+  const at = COLOURS.findIndex((c) => c.join() === active.colour.join());
+  active.colour = COLOURS[(at + 1) % COLOURS.length];
+  view.setColours(objects.map((o) => o.colour));
+  listObjects();
+  called(active);
+  say(`${active.name} has another colour.`);
 }
 
 async function dropObject(object) {
@@ -413,20 +593,22 @@ function listObjects() {
       colour.addEventListener("input", () => {
         object.colour = [1, 3, 5].map((i) => parseInt(colour.value.slice(i, i + 2), 16));
         view.setColours(objects.map((o) => o.colour));
-        save();
       });
+      colour.addEventListener("change", () => called(object));
       const name = document.createElement("input");
       name.type = "text";
       name.value = object.name;
+      name.maxLength = 200;
       name.setAttribute("aria-label", "Name of the object");
       name.addEventListener("focus", () => object !== active && choose(object));
       name.addEventListener("change", () => {
         object.name = name.value.trim() || object.name;
         name.value = object.name;
-        save();
+        called(object);
       });
       name.addEventListener("keydown", (e) => {
         if (e.key === "Enter" || e.key === "Escape") {
+          if (e.key === "Escape") name.value = object.name;
           name.blur();
           $("stage").focus();
           e.stopPropagation();
@@ -653,6 +835,10 @@ function enable() {
   $("save-all").disabled = !objects.some((o) => o.id);
   for (const id of ["new-object", "load-mask", "format"]) $(id).disabled = !ready;
   $("window").disabled = !view.volume;
+  // A segmentation of DICOM refers to the slices of its scan.
+  const option = $("format").querySelector("[value=dcm]");
+  option.disabled = scan?.format !== "DICOM";
+  if (option.disabled && option.selected) $("format").value = "nii.gz";
 }
 
 function pick(tool) {
@@ -789,7 +975,7 @@ function deep(on) {
 
 /** Keys of the page; the ones that a control under the focus needs stay with it. */
 function key(e) {
-  if ($("keys").open) return;
+  if ($("keys").open || $("series").open) return;
   const at = document.activeElement;
   if (at?.matches("input[type=text], input[type=color]")) return;
   const control = at?.matches("button, select, input, a");
@@ -821,6 +1007,8 @@ function key(e) {
   else if (pressed === "z") step("undo");
   else if (pressed === "y") step("redo");
   else if (pressed === "n") scan?.id && fresh();
+  else if (pressed === "r" || pressed === "F2") rename();
+  else if (pressed === "k") nextColour();
   else if (pressed === "w") nextPreset();
   else if (pressed === "s") e.shiftKey ? saveAll() : saveMask();
   else if (pressed === " ") setHidden(!view.fill.hidden);
@@ -893,9 +1081,19 @@ function wire() {
   on(
     "file",
     () => {
-      const [file] = $("file").files;
+      const files = [...$("file").files];
       $("file").value = "";
-      if (file) open(file);
+      openAll(Promise.resolve(files).then(chosen));
+    },
+    "change",
+  );
+  on("choose-folder", () => $("folder").click());
+  on(
+    "folder",
+    () => {
+      const files = [...$("folder").files];
+      $("folder").value = "";
+      openAll(Promise.resolve(files).then(chosen));
     },
     "change",
   );
@@ -918,6 +1116,7 @@ function wire() {
   on("help", () => $("keys").showModal());
   on("stop-upload", () => {
     uploading?.abort();
+    if (!scan) return say("The series was not sent.");
     alarm("The scan was not sent", "It is shown, but cannot be segmented.", {
       label: "Send it",
       run: () => scan && !scan.id && upload(),
@@ -957,8 +1156,7 @@ function wire() {
     e.preventDefault();
     over = 0;
     $("drop").hidden = true;
-    const [file] = e.dataTransfer.files;
-    if (file) open(file);
+    openAll(dropped(e.dataTransfer));
   });
   addEventListener("pagehide", save);
   $("picture").addEventListener("webglcontextlost", () =>
@@ -986,11 +1184,13 @@ window.prism = {
   },
   overlay: () => labels?.drawn() ?? 0,
   idle: async () => {
+    await deciding;
     // Answers may ask for more.
     for (let n = 0; n < 10; n++) await queue;
     return working === 0 && !uploading;
   },
   open,
+  openAll,
 };
 
 wire();

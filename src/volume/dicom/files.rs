@@ -1,10 +1,11 @@
-//! Where DICOM files come from: a folder with those below it, a zip archive, or one file.
+//! Where DICOM files come from: a folder with those below it, a zip archive, or one file; of the
+//! latter two also bytes in memory.
 
 use crate::input::{remember, zip_entry};
 use crate::memory;
 use crate::volume::VolumeError;
 use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 use zip::ZipArchive;
 
@@ -18,17 +19,34 @@ const FIRST: usize = 1 << 16;
 /// What messages call the memory that a file takes.
 const FILE: &str = "a DICOM file";
 
+/// What a zip archive begins with.
+pub const ZIP: &[u8] = b"PK\x03\x04";
+
+/// Whether a file is a zip archive.
+pub fn is_zip(head: &[u8]) -> bool {
+    head.starts_with(ZIP)
+}
+
+/// What an archive is read from.
+pub trait Readable: Read + Seek {}
+
+impl<T: Read + Seek> Readable for T {}
+
 /// Files that may be DICOM, by their numbers.
 pub enum Store {
     /// Of a file system.
     Files(Vec<PathBuf>),
     /// Entries of an archive of so many bytes: their names, and which they are.
     Zip {
-        archive: ZipArchive<BufReader<File>>,
+        archive: ZipArchive<Box<dyn Readable>>,
         path: PathBuf,
         length: u64,
         entries: Vec<(String, usize)>,
+        /// Bytes of all of them, unpacked, as the archive says.
+        unpacked: u64,
     },
+    /// One in memory.
+    One { path: PathBuf, bytes: Vec<u8> },
 }
 
 /// Bytes of a file: all of them, or its beginning.
@@ -52,12 +70,30 @@ impl Store {
         remember(path);
         let file = File::open(path).map_err(|e| fail(e.to_string()))?;
         let length = file.metadata().map_err(|e| fail(e.to_string()))?.len();
-        let mut archive = ZipArchive::new(BufReader::new(file))
-            .map_err(|e| fail(format!("is a damaged ZIP archive: {e}")))?;
+        Store::of_archive(path, Box::new(BufReader::new(file)), length)
+    }
+
+    /// An archive, or one file, in memory, which messages call `path`. No file system is looked at.
+    pub fn of_bytes(path: &Path, bytes: Vec<u8>) -> Result<Store, VolumeError> {
+        if !is_zip(&bytes) {
+            return Ok(Store::One { path: path.into(), bytes });
+        }
+        let length = bytes.len() as u64;
+        Store::of_archive(path, Box::new(Cursor::new(bytes)), length)
+    }
+
+    fn of_archive(
+        path: &Path,
+        source: Box<dyn Readable>,
+        length: u64,
+    ) -> Result<Store, VolumeError> {
+        let fail = |e: String| VolumeError::new(path, e);
+        let mut archive =
+            ZipArchive::new(source).map_err(|e| fail(format!("is a damaged ZIP archive: {e}")))?;
         if archive.len() > MOST {
             return Err(fail(format!("holds {} files, expected at most {MOST}", archive.len())));
         }
-        let mut entries = vec![];
+        let (mut entries, mut unpacked) = (vec![], 0u64);
         for at in 0..archive.len() {
             let entry = archive
                 .by_index_raw(at)
@@ -65,6 +101,7 @@ impl Store {
             if entry.size() == 0 {
                 continue;
             }
+            unpacked = unpacked.saturating_add(entry.size());
             drop(entry);
             let name = match archive.name_for_index(at) {
                 Some(Ok(name)) => name.trim_start_matches('/').to_string(),
@@ -73,7 +110,16 @@ impl Store {
             entries.push((name, at));
         }
         entries.sort();
-        Ok(Store::Zip { archive, path: path.into(), entries, length })
+        Ok(Store::Zip { archive, path: path.into(), entries, length, unpacked })
+    }
+
+    /// Bytes of all files of an archive, unpacked, as it says.
+    pub fn unpacked(&self) -> u64 {
+        match self {
+            Store::Files(_) => 0,
+            Store::Zip { unpacked, .. } => *unpacked,
+            Store::One { bytes, .. } => bytes.len() as u64,
+        }
     }
 
     /// How many there are.
@@ -81,6 +127,7 @@ impl Store {
         match self {
             Store::Files(files) => files.len(),
             Store::Zip { entries, .. } => entries.len(),
+            Store::One { .. } => 1,
         }
     }
 
@@ -91,6 +138,7 @@ impl Store {
             Store::Zip { path, entries, .. } => {
                 path.join(entries.get(at).map_or("", |(name, _)| name.as_str()))
             }
+            Store::One { path, .. } => path.clone(),
         }
     }
 
@@ -106,7 +154,7 @@ impl Store {
         at: usize,
         mut enough: impl FnMut(&Bytes) -> Option<T>,
     ) -> Result<Option<T>, VolumeError> {
-        if matches!(self, Store::Zip { .. }) {
+        if !matches!(self, Store::Files(_)) {
             let bytes = self.read(at)?;
             if !begins(&bytes) {
                 return Ok(None);
@@ -153,6 +201,7 @@ impl Store {
                 };
                 zip_entry(archive, *length, *entry, FILE).map_err(fail)
             }
+            Store::One { bytes, .. } => Ok(memory::copied(FILE, &bytes[..])),
         }
     }
 }

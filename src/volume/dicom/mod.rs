@@ -24,25 +24,26 @@ mod write;
 
 pub use series::Series;
 
+pub(super) use files::is_zip;
 pub(super) use layers::Marked;
 pub(super) use source::Source;
 pub(super) use write::{Kind, Segment, SegmentVoxels, encoded, level};
 
 use super::nifti_io::describe;
-use super::{Array, Contents, Element, Grid, Modality, VOXELS, VolumeError, Which};
+use super::{
+    Array, Contents, Element, Grid, Modality, UNNAMED, VOXELS, Volume, VolumeError, Which,
+};
 use crate::input::no_image;
 use crate::memory;
-use files::Store;
+use files::{Store, ZIP};
 use geometry::{Plane, stack};
 use layers::Place;
 use pixels::{Frames, scaled};
-use series::{Found, Image, choose, find};
+use series::{Found, Image, Unmeant, choose, find};
 use std::path::Path;
 use std::sync::Arc;
 use tags::{DataSet, Opened, Problem, data_set};
 
-/// What a zip archive begins with.
-const ZIP: &[u8] = b"PK\x03\x04";
 /// What is said where nothing is found.
 const NO_IMAGE: &str = "no DICOM image was found: expected a CT, MR or PET series";
 
@@ -63,9 +64,49 @@ pub fn list(path: &Path) -> Result<(Vec<Series>, Vec<String>), VolumeError> {
     })
 }
 
-/// Whether a file is a zip archive.
-pub(super) fn is_zip(head: &[u8]) -> bool {
-    head.starts_with(ZIP)
+/// What bytes in memory hold.
+pub enum Sent {
+    /// The series that is meant.
+    Scan(Box<Volume>),
+    /// Several, one of which has to be asked for.
+    Several(Vec<Series>),
+    /// So many bytes when unpacked, which is too much.
+    TooLarge(u64),
+}
+
+/// Whether bytes are an archive, or a file of DICOM, which [`of_bytes`] reads.
+pub fn is_sent(bytes: &[u8]) -> bool {
+    let head = &bytes[..bytes.len().min(crate::input::HEAD)];
+    is_zip(head) || crate::input::recognise(head) == Some(crate::input::Kind::Dicom)
+}
+
+/// Reads the series that is meant of a zip archive, or of one file, in memory: no file system is
+/// looked at, whatever the archive's names are. Its files have at most `most` bytes, unpacked.
+///
+/// # Errors
+/// It is damaged, holds no DICOM image, or none that is asked for.
+pub fn of_bytes(bytes: Vec<u8>, asked: Option<&str>, most: u64) -> Result<Sent, VolumeError> {
+    let path = Path::new(UNNAMED);
+    super::within_memory(path, || {
+        let mut store = Store::of_bytes(path, bytes)?;
+        if store.unpacked() > most {
+            return Ok(Sent::TooLarge(store.unpacked()));
+        }
+        let mut found = find(&mut store)?;
+        if found.series.is_empty() {
+            return Err(nothing(path, &store, &found));
+        }
+        let mut warnings = found.said();
+        let (series, notes) = match choose(found.series, asked) {
+            Ok(chosen) => chosen,
+            Err(Unmeant { series, .. }) if series.len() > 1 => return Ok(Sent::Several(series)),
+            Err(e) => return Err(VolumeError::new(path, e.message)),
+        };
+        warnings.extend(notes);
+        let contents = read(&mut store, &series, Which::One(None), warnings)?;
+        let image = contents.image().map_err(|e| VolumeError::new(path, e))?;
+        Ok(Sent::Scan(Box::new(image)))
+    })
 }
 
 /// What lies at a path: a folder, an archive, or one file.
@@ -88,7 +129,7 @@ fn nothing(path: &Path, store: &Store, found: &Found) -> VolumeError {
         }
         Store::Zip { .. } => "is a ZIP archive in which ",
         Store::Files(_) if path.is_dir() => "is a folder in which ",
-        Store::Files(_) => "is a file in which ",
+        Store::Files(_) | Store::One { .. } => "is a file in which ",
     };
     let mut message = format!("{what}{NO_IMAGE}");
     match found.left_out.first() {
@@ -209,7 +250,8 @@ pub(super) fn contents(
         found = find(&mut store)?;
     }
     let mut warnings = found.said();
-    let (series, notes) = choose(found.series, asked).map_err(|e| VolumeError::new(path, e))?;
+    let (series, notes) =
+        choose(found.series, asked).map_err(|e| VolumeError::new(path, e.message))?;
     warnings.extend(notes);
     read(&mut store, &series, which, warnings)
 }
@@ -253,7 +295,8 @@ fn of_file(
             return read(&mut beside, &series, which, notes);
         }
     }
-    let (series, notes) = choose(found.series, None).map_err(|e| VolumeError::new(path, e))?;
+    let (series, notes) =
+        choose(found.series, None).map_err(|e| VolumeError::new(path, e.message))?;
     read(&mut store, &series, which, notes)
 }
 

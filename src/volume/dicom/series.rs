@@ -468,12 +468,25 @@ impl Series {
     }
 }
 
+/// Why no series is meant.
+pub struct Unmeant {
+    pub message: String,
+    /// Those that may be meant, where they are several.
+    pub series: Vec<Series>,
+}
+
+impl Unmeant {
+    fn none(message: impl Into<String>) -> Unmeant {
+        Unmeant { message: message.into(), series: vec![] }
+    }
+}
+
 /// The series that is meant: the one that was asked for, else the only one. Where a series has
 /// parts, the one with more slices than any other. Also what is to be said of the choice.
 ///
 /// # Errors
 /// None is meant, or several are: the message lists them.
-pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<String>), String> {
+pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<String>), Unmeant> {
     let list =
         |series: &[Series]| series.iter().map(|s| format!("\n  {s}")).collect::<Vec<_>>().concat();
     let asked = asked.map(str::trim).filter(|a| !a.is_empty());
@@ -481,10 +494,10 @@ pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<S
     let meant: Vec<usize> = match asked {
         Some(asked) => {
             let Some(best) = best else {
-                return Err(format!(
+                return Err(Unmeant::none(format!(
                     "holds no series '{asked}': expected a number, a UID or a part of a description of{}",
                     list(&series)
-                ));
+                )));
             };
             (0..series.len()).filter(|n| series[*n].answers(asked) == Some(best)).collect()
         }
@@ -497,17 +510,21 @@ pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<S
     };
     let slices = |n: usize| series[n].planes.len();
     let largest = meant.iter().copied().max_by_key(|n| slices(*n));
-    let Some(largest) = largest else { return Err("holds no series of images".into()) };
+    let none = || Unmeant::none("holds no series of images");
+    let largest = largest.ok_or_else(none)?;
     let same = |n: usize| series[n].uid == series[largest].uid;
     let alone = meant.iter().all(|n| *n == largest || same(*n) && slices(*n) < slices(largest));
     if !alone {
         let lines: Vec<String> = meant.iter().map(|n| format!("\n  {}", series[*n])).collect();
-        return Err(format!(
+        let message = format!(
             "holds {} series of images{}; pick one by its number, UID or a part of its description (--series):{}",
             meant.len(),
             asked.map_or(String::new(), |a| format!(" that '{a}' names")),
             lines.concat()
-        ));
+        );
+        let all = series.into_iter().enumerate();
+        let series = all.filter(|(n, _)| meant.contains(n)).map(|(_, s)| s).collect();
+        return Err(Unmeant { message, series });
     }
     let mut notes = vec![];
     let parts = meant.len() - 1;
@@ -523,6 +540,6 @@ pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<S
             "{left} series beside the scan were not read: localizers, or images without a place"
         ));
     }
-    let chosen = series.into_iter().nth(largest).ok_or("holds no series of images")?;
+    let chosen = series.into_iter().nth(largest).ok_or_else(none)?;
     Ok((chosen, notes))
 }

@@ -1,7 +1,8 @@
 //! Segmentations, written and read, and structure sets.
 
 use super::{
-    COLUMNS, ROWS, SLICES, Series, at, enhanced, items, numbers, read, short, straight, text,
+    COLUMNS, ROWS, SLICES, Series, at, enhanced, identified, items, numbers, read, short, straight,
+    text,
 };
 use crate::common;
 use dicom_core::VR;
@@ -12,27 +13,6 @@ use prism::volume::labels::{Labels, TargetLabel};
 use prism::volume::{Volume, write_mask, write_probability};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-
-/// Whose scan it is.
-fn identified(file: &mut InMemDicomObject) {
-    for (tag, vr, value) in [
-        (tags::SPECIFIC_CHARACTER_SET, VR::CS, "ISO_IR 100"),
-        (tags::STUDY_DATE, VR::DA, "20240305"),
-        (tags::STUDY_TIME, VR::TM, "093000"),
-        (tags::ACCESSION_NUMBER, VR::SH, "A7"),
-        (tags::MANUFACTURER, VR::LO, "Scanners Ltd"),
-        (tags::MANUFACTURER_MODEL_NAME, VR::LO, "Ring 3"),
-        (tags::PATIENT_NAME, VR::PN, "Sample^Anna"),
-        (tags::PATIENT_ID, VR::LO, "P-17"),
-        (tags::PATIENT_BIRTH_DATE, VR::DA, "19600102"),
-        (tags::PATIENT_SEX, VR::CS, "F"),
-        (tags::STUDY_INSTANCE_UID, VR::UI, "1.2.3.1"),
-        (tags::STUDY_ID, VR::SH, "S1"),
-        (tags::FRAME_OF_REFERENCE_UID, VR::UI, "1.2.3.2"),
-    ] {
-        file.put(text(tag, vr, value));
-    }
-}
 
 /// A mask on [`Series::folder`]'s voxels that no flip and no swap leaves as it is; slices 0 and 3
 /// are empty.

@@ -1,145 +1,18 @@
-//! DICOM: scans, and segmentations of them. The files are written by the crate `dicom-object`, with
-//! which the reader shares nothing.
+//! DICOM: scans, and segmentations of them.
 #![cfg(feature = "dicom")]
 
 mod labels;
 mod packed;
 mod series;
+#[path = "../../common/dicom.rs"]
+mod writer;
 
-use dicom_core::{DataElement, PrimitiveValue, VR};
-use dicom_dictionary_std::{tags, uids};
-use dicom_object::mem::InMemElement;
-use dicom_object::{FileMetaTableBuilder, InMemDicomObject, Tag};
+use dicom_core::VR;
+use dicom_dictionary_std::tags;
+use dicom_object::InMemDicomObject;
 use prism::volume::{Affine, Volume};
-use std::path::{Path, PathBuf};
-
-/// Explicit VR, big endian: retired from the standard, and still in archives.
-const EXPLICIT_VR_BIG_ENDIAN: &str = "1.2.840.10008.1.2.2";
-
-const COLUMNS: usize = 4;
-const ROWS: usize = 3;
-const SLICES: usize = 4;
-
-/// The stored value of a voxel.
-fn value(i: usize, j: usize, k: usize) -> u16 {
-    (300 * k + 10 * j + i) as u16
-}
-
-/// A slice's values as a file has them.
-fn slice(k: usize) -> Vec<u16> {
-    (0..ROWS * COLUMNS).map(|at| value(at % COLUMNS, at / COLUMNS, k)).collect()
-}
-
-fn text(tag: Tag, vr: VR, value: &str) -> InMemElement {
-    DataElement::new(tag, vr, PrimitiveValue::from(value))
-}
-
-fn short(tag: Tag, value: u16) -> InMemElement {
-    DataElement::new(tag, VR::US, PrimitiveValue::from(value))
-}
-
-fn words(values: Vec<u16>) -> InMemElement {
-    DataElement::new(tags::PIXEL_DATA, VR::OW, PrimitiveValue::U16(values.into()))
-}
-
-fn items(tag: Tag, items: Vec<InMemDicomObject>) -> InMemElement {
-    DataElement::new(tag, VR::SQ, dicom_core::value::DataSetSequence::from(items))
-}
-
-fn numbers(values: &[f64]) -> String {
-    values.iter().map(|v| v.to_string()).collect::<Vec<_>>().join("\\")
-}
-
-/// What the files of a series say alike.
-#[derive(Clone)]
-struct Series {
-    uid: &'static str,
-    number: &'static str,
-    description: &'static str,
-    modality: &'static str,
-    class: &'static str,
-    syntax: &'static str,
-    photometric: &'static str,
-    orientation: [f64; 6],
-    bits: u16,
-}
-
-impl Series {
-    fn new(modality: &'static str) -> Series {
-        Series {
-            uid: "1.2.3.4",
-            number: "2",
-            description: "Thorax soft",
-            modality,
-            class: uids::CT_IMAGE_STORAGE,
-            syntax: uids::EXPLICIT_VR_LITTLE_ENDIAN,
-            photometric: "MONOCHROME2",
-            orientation: [1.0, 0.0, 0.0, 0.0, 1.0, 0.0],
-            bits: 12,
-        }
-    }
-
-    /// A file without voxels, place and scale.
-    fn bare(&self, instance: usize) -> InMemDicomObject {
-        let mut file = InMemDicomObject::new_empty();
-        file.put(text(tags::SOP_CLASS_UID, VR::UI, self.class));
-        let uid = format!("{}.{}", self.uid, instance + 1);
-        file.put(text(tags::SOP_INSTANCE_UID, VR::UI, &uid));
-        file.put(text(tags::SERIES_INSTANCE_UID, VR::UI, self.uid));
-        file.put(text(tags::SERIES_NUMBER, VR::IS, self.number));
-        file.put(text(tags::SERIES_DESCRIPTION, VR::LO, self.description));
-        file.put(text(tags::INSTANCE_NUMBER, VR::IS, &(instance + 1).to_string()));
-        file.put(text(tags::MODALITY, VR::CS, self.modality));
-        file.put(text(tags::PHOTOMETRIC_INTERPRETATION, VR::CS, self.photometric));
-        file.put(short(tags::SAMPLES_PER_PIXEL, 1));
-        file.put(short(tags::ROWS, ROWS as u16));
-        file.put(short(tags::COLUMNS, COLUMNS as u16));
-        file.put(short(tags::BITS_ALLOCATED, 16));
-        file.put(short(tags::BITS_STORED, self.bits));
-        file.put(short(tags::HIGH_BIT, self.bits - 1));
-        file.put(short(tags::PIXEL_REPRESENTATION, 0));
-        file
-    }
-
-    /// A file with one slice.
-    fn file(&self, instance: usize, position: [f64; 3]) -> InMemDicomObject {
-        let mut file = self.bare(instance);
-        file.put(text(tags::IMAGE_POSITION_PATIENT, VR::DS, &numbers(&position)));
-        file.put(text(tags::IMAGE_ORIENTATION_PATIENT, VR::DS, &numbers(&self.orientation)));
-        file.put(text(tags::PIXEL_SPACING, VR::DS, "0.5\\0.75"));
-        file
-    }
-
-    fn write(&self, file: InMemDicomObject, path: &Path) {
-        let meta = FileMetaTableBuilder::new().transfer_syntax(self.syntax);
-        file.with_meta(meta).unwrap().write_to_file(path).unwrap();
-    }
-
-    /// A series, slice `k` of which lies at `place(k)`, changed by `change`.
-    fn folder(
-        &self,
-        slices: usize,
-        place: impl Fn(usize) -> [f64; 3],
-        change: impl Fn(usize, &mut InMemDicomObject),
-    ) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for k in 0..slices {
-            let mut file = self.file(k, place(k));
-            file.put(words(slice(k)));
-            change(k, &mut file);
-            self.write(file, &at(folder.path(), k));
-        }
-        folder
-    }
-}
-
-fn at(folder: &Path, k: usize) -> PathBuf {
-    folder.join(format!("IM{k:04}"))
-}
-
-fn straight(k: usize) -> [f64; 3] {
-    [10.0, 20.0, 2.5 * k as f64 - 100.0]
-}
+use std::path::Path;
+use writer::*;
 
 fn read(path: &Path) -> Volume {
     Volume::read(path, None).unwrap_or_else(|e| panic!("{e}"))

@@ -3,7 +3,7 @@
 
 use super::{
     COLUMNS, EXPLICIT_VR_BIG_ENDIAN, ROWS, SLICES, STRAIGHT, Series, assert_affine, assert_voxels,
-    at, enhanced, items, plain, read, refused, short, slice, straight, text, value, words,
+    at, enhanced, items, plain, read, refused, short, slice, straight, text, value, words, zipped,
 };
 use dicom_core::{DataElement, VR};
 use dicom_dictionary_std::{tags, uids};
@@ -336,35 +336,6 @@ fn several_volumes_in_a_series_are_picked_by_number() {
     assert_affine(&Volume::read(folder.path(), Some(0)).unwrap(), STRAIGHT);
     let error = Volume::read(folder.path(), Some(1)).unwrap_err().to_string();
     assert!(error.contains("IM0004") && error.contains("do not lie in a row"), "{error}");
-}
-
-/// A zip archive of files, stored.
-fn zipped(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
-    let (mut out, mut directory): (Vec<u8>, Vec<u8>) = (vec![], vec![]);
-    for (name, bytes) in files {
-        let mut crc = flate2::Crc::new();
-        crc.update(bytes);
-        let mut fields: Vec<u8> = vec![20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0];
-        fields.extend(crc.sum().to_le_bytes());
-        fields.extend((bytes.len() as u32).to_le_bytes());
-        fields.extend((bytes.len() as u32).to_le_bytes());
-        fields.extend((name.len() as u16).to_le_bytes());
-        fields.extend([0, 0]);
-        let offset = out.len() as u32;
-        out.extend([&b"PK\x03\x04"[..], &fields[..], name.as_bytes(), &bytes[..]].concat());
-        directory.extend([&b"PK\x01\x02\x14\x00"[..], &fields[..], &[0; 10][..]].concat());
-        directory.extend(offset.to_le_bytes());
-        directory.extend(name.as_bytes());
-    }
-    let (start, count) = (out.len() as u32, files.len() as u16);
-    out.extend(&directory);
-    out.extend(b"PK\x05\x06\0\0\0\0");
-    out.extend(count.to_le_bytes());
-    out.extend(count.to_le_bytes());
-    out.extend((directory.len() as u32).to_le_bytes());
-    out.extend(start.to_le_bytes());
-    out.extend([0, 0]);
-    out
 }
 
 #[test]

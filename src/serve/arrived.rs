@@ -1,0 +1,106 @@
+//! What is sent to prism's own interface as a scan: one file that holds header and voxels, or the
+//! slices of a DICOM series, in a zip archive or one file.
+
+use super::failure::Failure;
+#[cfg(feature = "dicom")]
+use crate::volume::dicom::{self, Sent, Series};
+use crate::volume::{Modality, Volume};
+use serde_json::Value;
+#[cfg(feature = "dicom")]
+use serde_json::json;
+
+/// Endings of the names of scans.
+pub const SCANS: [&str; 4] = [".nii.gz", ".nii", ".nrrd", ".mha"];
+/// The same of what holds DICOM.
+pub const DICOM: [&str; 2] = [".zip", ".dcm"];
+
+/// What a scan's bytes hold.
+#[cfg_attr(not(feature = "dicom"), allow(dead_code))]
+pub enum Arrived {
+    Scan(Box<Volume>),
+    /// Several series, one of which has to be asked for: what is said of each.
+    Several(Value),
+}
+
+/// Whether bytes hold DICOM, as far as this build reads it.
+#[cfg(feature = "dicom")]
+pub fn is_dicom(bytes: &[u8]) -> bool {
+    dicom::is_sent(bytes)
+}
+
+/// Whether bytes hold DICOM that is read: this build reads none, and the error of those who try
+/// names a way out.
+#[cfg(not(feature = "dicom"))]
+pub fn is_dicom(_: &[u8]) -> bool {
+    false
+}
+
+/// A scan in a file's bytes, which unpacked has so many at most.
+pub fn scan_of(bytes: Vec<u8>, most: usize) -> Result<Volume, Failure> {
+    fitting(Volume::of_file(bytes, None)?, most)
+}
+
+fn fitting(image: Volume, most: usize) -> Result<Volume, Failure> {
+    match image.array().bytes() {
+        unpacked if unpacked > most => Err(too_large(unpacked as u64, most)),
+        _ => Ok(image),
+    }
+}
+
+fn too_large(unpacked: u64, most: usize) -> Failure {
+    Failure::too_large(format!(
+        "a scan of {unpacked} bytes when unpacked: at most {most} are taken"
+    ))
+}
+
+/// What bytes hold, of DICOM the series that is asked for; `modality` is what their sender says
+/// that the scan was made by.
+pub fn read(
+    bytes: Vec<u8>,
+    modality: Option<Modality>,
+    series: Option<&str>,
+    most: usize,
+) -> Result<Arrived, Failure> {
+    #[cfg(feature = "dicom")]
+    if is_dicom(&bytes) {
+        return match dicom::of_bytes(bytes, series, most as u64)? {
+            Sent::Scan(image) => {
+                let mut image = fitting(*image, most)?;
+                // The files say it themselves.
+                image.description.modality = modality.or(image.description.modality);
+                Ok(Arrived::Scan(Box::new(image)))
+            }
+            Sent::Several(all) => Ok(Arrived::Several(listed(&all))),
+            Sent::TooLarge(unpacked) => Err(too_large(unpacked, most)),
+        };
+    }
+    if let Some(series) = series {
+        return Err(Failure::unfit(format!(
+            "series '{series}' is asked for, and what was sent is no DICOM"
+        )));
+    }
+    let mut image = scan_of(bytes, most)?;
+    image.description.modality = modality;
+    Ok(Arrived::Scan(Box::new(image)))
+}
+
+/// Series to choose from, each with the word that asks for it.
+#[cfg(feature = "dicom")]
+fn listed(all: &[Series]) -> Value {
+    let told = |s: &Series| {
+        // Parts of a series have one identifier.
+        let parts = all.iter().filter(|other| other.uid == s.uid).count();
+        let word = if parts == 1 { &s.uid } else { &s.number };
+        json!({
+            "series": word,
+            "number": s.number,
+            "modality": s.modality,
+            "description": s.description,
+            "shape": s.size,
+            "volumes": s.volumes,
+            "spacing": s.spacing,
+            "localizer": s.localizer,
+        })
+    };
+    all.iter().map(told).collect()
+}
