@@ -30,8 +30,8 @@ pub use nifti_io::Description;
 pub use palette::{PALETTE, default_colour};
 pub use write::segments::{LabelValues, LabelledObject, labels_file, numbered, write_labels};
 pub use write::{
-    check_output, check_output_on, data_file, gzipped, mask_file, plain_nrrd, scan_file, write_mask,
-    write_mask_on, write_probability, write_scan, write_some_probability,
+    check_output, check_output_on, data_file, gzipped, mask_file, plain_nrrd, scan_file,
+    write_mask, write_mask_on, write_probability, write_scan, write_some_probability,
 };
 
 pub use array::{Array, ArrayError, Element, View, span};
