@@ -102,8 +102,8 @@ pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> 
 
 /// A request with all of its body, where that is short. A connection on which an answer went before
 /// a body came, as that of a path that reads none, would be closed, and what its client sends next
-/// would be lost: some send a head and its body apart. Where it does not come, the request has none,
-/// and what is to be answered stands beside it.
+/// would be lost: some send a head and its body apart. Where it does not come, the request has
+/// none, and what is to be answered stands beside it.
 async fn whole(request: Request) -> (Request, Option<Failure>) {
     let length = request.headers().get(CONTENT_LENGTH);
     let length: Option<usize> = length.and_then(|n| n.to_str().ok()?.parse().ok());

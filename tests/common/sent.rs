@@ -1,6 +1,6 @@
-//! What callers of a server send, as it comes: what the fuzz targets in `fuzz/fuzz_targets` and the
-//! tests in `tests/files/mutated.rs` run, beside `bodies.rs`. Each body returns whether something was
-//! read.
+//! What callers of a server send, as it comes: what the fuzz targets in `fuzz/fuzz_targets` and
+//! the tests in `tests/files/mutated.rs` run, beside `bodies.rs`. Each body returns whether
+//! something was read.
 #![allow(dead_code)]
 
 use prism::serve::readers::{self, Part};

@@ -220,8 +220,8 @@ impl PackedConv {
         self.given_bias.is_some()
     }
 
-    /// Copies weights and bias that lie on a device back, where that was not done yet. Those who lay
-    /// them out elsewhere than on the calling thread see to it before: it takes the device's
+    /// Copies weights and bias that lie on a device back, where that was not done yet. Those who
+    /// lay them out elsewhere than on the calling thread see to it before: it takes the device's
     /// stream, which the calling thread may hold, and may fail.
     pub(crate) fn fetch(&self) -> Result<(), OpError> {
         let given = self.given.as_ref().map(|given| &given.values);
