@@ -18,9 +18,16 @@ const COC: usize = 0xff53;
 const QCD: usize = 0xff5c;
 const QCC: usize = 0xff5d;
 const RGN: usize = 0xff5e;
+const POC: usize = 0xff5f;
 const SOT: usize = 0xff90;
 const SOD: usize = 0xff93;
 const EOC: usize = 0xffd9;
+
+/// The most bands that a tile can have.
+const BANDS: usize = 3 * 32 + 1;
+/// The most times that an order is said in which there are parts of an image; files that people
+/// have say it once or twice.
+const ORDERS: usize = 32;
 
 /// The values of a frame.
 pub struct Decoded {
@@ -79,6 +86,8 @@ struct Head {
     /// The most layers, and the most levels of the wavelet transform.
     layers: usize,
     levels: usize,
+    /// How often an order is said in which they come.
+    orders: usize,
 }
 
 impl Head {
@@ -144,8 +153,8 @@ impl Head {
             return Err(format!("its JPEG 2000 has {tiles} tiles, expected 65,536 at most"));
         }
         let (precision, signed) = (depth as u32 % 128 + 1, depth >= 128);
-        let (sides, layers, levels) = ([10; 2], 1, 0);
-        Ok(Head { size, tile, precision, signed, sides, layers, levels })
+        let (sides, layers, levels, orders) = ([10; 2], 1, 0, 0);
+        Ok(Head { size, tile, precision, signed, sides, layers, levels, orders })
     }
 
     /// Where the next marker is behind the one at `at`. What it says of code blocks is noted.
@@ -156,11 +165,12 @@ impl Head {
         }
         let end = at + 2 + number(code, at + 2, 2)?;
         let body = code.get(at + 4..end).ok_or_else(|| damaged("within its markers"))?;
-        // By their styles: a number a band, one for all of two bytes, one of two bytes a band.
+        // By their styles: a number a band, one for all of two bytes, one of two bytes a band. All
+        // tiles have copies of those that are said for all.
         let steps = |style: u8, rest: &[u8]| match style & 31 {
-            0 => true,
+            0 => rest.len() <= BANDS,
             1 => rest.len() == 2,
-            _ => rest.len().is_multiple_of(2),
+            _ => rest.len().is_multiple_of(2) && rest.len() <= 2 * BANDS,
         };
         let is_whole = match (marker, body) {
             (COD, [style, _, high, low, _, rest @ ..]) => {
@@ -171,8 +181,18 @@ impl Head {
             (QCD, [style, rest @ ..]) | (QCC, [_, style, rest @ ..]) => steps(*style, rest),
             (COD | COC | QCD | QCC, _) => false,
             (RGN, body) => body.len() == 3,
+            (POC, body) => {
+                self.orders += body.len() / 7;
+                body.len().is_multiple_of(7)
+            }
             _ => true,
         };
+        if self.orders > ORDERS {
+            return Err(format!(
+                "its JPEG 2000 says {} orders of its parts, expected {ORDERS} at most",
+                self.orders
+            ));
+        }
         if is_whole { Ok(end) } else { Err(damaged("in what it says of its coding")) }
     }
 
@@ -203,7 +223,10 @@ impl Head {
         // Of a code block with its precinct and their trees, and of each of its layers.
         const BLOCK: usize = 1024;
         const LAYER: usize = 64;
-        const TILE: usize = 512;
+        // Each order is a list of all precincts.
+        const ORDER: usize = 64;
+        // With what it has of every band and every level.
+        const TILE: usize = 1024;
         let [across, down] =
             [0, 1].map(|n| self.tile[n].min(self.size[n]).div_ceil(1 << self.sides[n]));
         let tiles = self.size[0].div_ceil(self.tile[0]) * self.size[1].div_ceil(self.tile[1]);
@@ -213,7 +236,7 @@ impl Head {
         let voxels = self.size[0].saturating_mul(self.size[1]);
         [
             voxels.saturating_mul(VOXEL),
-            blocks.saturating_mul(BLOCK + LAYER * self.layers),
+            blocks.saturating_mul(BLOCK + LAYER * self.layers + ORDER * self.orders),
             tiles.saturating_mul(TILE),
             // What says which bytes are whose is packed bit by bit.
             length.saturating_mul(64),
@@ -257,6 +280,17 @@ mod tests {
         (0..SIZE[0] * SIZE[1]).map(|_| next()).collect()
     }
 
+    /// Where the first part of a tile begins.
+    fn part_of(code: &[u8]) -> usize {
+        code.windows(2).position(|w| w == [0xff, 0x90]).unwrap()
+    }
+
+    /// A segment that says so often that layers come one after the other, with all six levels.
+    fn orders(count: u8) -> Vec<u8> {
+        let order = [0u8, 0, 0, 1, 6, 1, 0].repeat(usize::from(count));
+        [&[0xff, 0x5f, 0, 2 + 7 * count][..], &order].concat()
+    }
+
     #[test]
     fn values_of_16_bits_come_back_exactly_with_and_without_a_sign() {
         let expected = noise();
@@ -268,10 +302,16 @@ mod tests {
         assert!(decoded.values.iter().copied().eq(expected.iter().map(|v| i32::from(*v as i16))));
         // In a file of its own kind, and with the length of its data left open.
         let mut wrapped = [&b"\0\0\0\x0cjP  \r\n\x87\n"[..], &file("noise-u16.j2k")].concat();
-        let part = wrapped.windows(2).position(|w| w == [0xff, 0x90]).unwrap();
+        let part = part_of(&wrapped);
         wrapped[part + 6..part + 10].fill(0);
         wrapped.push(0);
         let decoded = decode(&mut wrapped, SIZE, 16).unwrap();
+        assert!(decoded.values.iter().copied().eq(expected.iter().map(|v| i32::from(*v))));
+        // Where the order is said again, and all of it is as before.
+        let mut ordered = file("noise-u16.j2k");
+        let part = part_of(&ordered);
+        drop(ordered.splice(part..part, orders(1)));
+        let decoded = decode(&mut ordered, SIZE, 16).unwrap();
         assert!(decoded.values.iter().copied().eq(expected.iter().map(|v| i32::from(*v))));
     }
 
@@ -299,6 +339,18 @@ mod tests {
         // A coding style whose length is not that of what it says.
         let style = bytes.windows(2).position(|w| w == [0xff, 0x52]).unwrap();
         assert!(error(&|b| b[style + 4] = 1, SIZE, 16).contains("damaged in what it says"));
+        // More steps than there can be bands, of which each tile would have a copy; orders without
+        // end, each of which would be a list of all parts.
+        let at = bytes.windows(2).position(|w| w == [0xff, 0x5c]).unwrap();
+        let end = at + 2 + number(&bytes, at + 2, 2).unwrap();
+        let stepped = |b: &mut Vec<u8>| {
+            let steps = [&[0xff_u8, 0x5c, 0, 101, 0x40][..], &[0x48; 98]].concat();
+            drop(b.splice(at..end, steps));
+        };
+        assert!(error(&stepped, SIZE, 16).contains("damaged in what it says of its coding"));
+        let part = part_of(&bytes);
+        let ordered = |b: &mut Vec<u8>| drop(b.splice(part..part, orders(33)));
+        assert!(error(&ordered, SIZE, 16).contains("33 orders"));
         // With precincts of one voxel and many layers there is much more to decode.
         let mut many = bytes[..style].to_vec();
         many.extend([0xff, 0x52, 0, 18, 1, 0, 0, 32, 0, 5, 4, 4, 0, 1, 0, 0x11, 0x11, 0x11]);
