@@ -100,11 +100,22 @@ impl Head {
         while number(code, at, 2)? != SOT {
             at = head.passed(code, at)?;
         }
+        // A tile that is not there would be grey.
+        let mut are_there = vec![false; head.tiles()];
         loop {
             match number(code, at, 2)? {
-                EOC => return Ok(head),
+                EOC => match are_there.iter().position(|is_there| !is_there) {
+                    None => return Ok(head),
+                    Some(tile) => {
+                        return Err(format!("truncated: its JPEG 2000 has no tile {tile}"));
+                    }
+                },
                 SOT if number(code, at + 2, 2)? == 10 => {}
                 _ => return Err(damaged("between the parts of its tiles")),
+            }
+            match are_there.get_mut(number(code, at + 4, 2)?) {
+                Some(is_there) => *is_there = true,
+                None => return Err(damaged("in a number of its tiles")),
             }
             let said = number(code, at + 6, 4)?;
             let end = match said {
@@ -147,14 +158,21 @@ impl Head {
         if places != [0; 4] || number(code, 43, 2)? != 0x0101 {
             return Err("its JPEG 2000 lies on a larger grid, expected an image of its own".into());
         }
-        // Their numbers have 16 bits.
-        let tiles = size[0].div_ceil(tile[0]).saturating_mul(size[1].div_ceil(tile[1]));
-        if tiles > 1 << 16 {
-            return Err(format!("its JPEG 2000 has {tiles} tiles, expected 65,536 at most"));
-        }
         let (precision, signed) = (depth as u32 % 128 + 1, depth >= 128);
         let (sides, layers, levels, orders) = ([10; 2], 1, 0, 0);
-        Ok(Head { size, tile, precision, signed, sides, layers, levels, orders })
+        let head = Head { size, tile, precision, signed, sides, layers, levels, orders };
+        // Their numbers have 16 bits.
+        if head.tiles() > 1 << 16 {
+            return Err(format!(
+                "its JPEG 2000 has {} tiles, expected 65,536 at most",
+                head.tiles()
+            ));
+        }
+        Ok(head)
+    }
+
+    fn tiles(&self) -> usize {
+        self.size[0].div_ceil(self.tile[0]).saturating_mul(self.size[1].div_ceil(self.tile[1]))
     }
 
     /// Where the next marker is behind the one at `at`. What it says of code blocks is noted.
@@ -229,7 +247,6 @@ impl Head {
         const TILE: usize = 1024;
         let [across, down] =
             [0, 1].map(|n| self.tile[n].min(self.size[n]).div_ceil(1 << self.sides[n]));
-        let tiles = self.size[0].div_ceil(self.tile[0]) * self.size[1].div_ceil(self.tile[1]);
         // Each band has two more than fit along each axis, as they begin and end within them.
         let edges = 8 * (across + down) + 4 * (3 * self.levels + 1);
         let blocks = across.saturating_mul(down).saturating_add(edges);
@@ -237,7 +254,7 @@ impl Head {
         [
             voxels.saturating_mul(VOXEL),
             blocks.saturating_mul(BLOCK + LAYER * self.layers + ORDER * self.orders),
-            tiles.saturating_mul(TILE),
+            self.tiles().saturating_mul(TILE),
             // What says which bytes are whose is packed bit by bit.
             length.saturating_mul(64),
         ]
@@ -336,6 +353,11 @@ mod tests {
             b[24..32].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]);
         };
         assert!(error(&large, SIZE, 16).contains("4294967296 tiles"));
+        // A second tile that is not there, and one of another number.
+        let narrow = |b: &mut Vec<u8>| b[24..28].copy_from_slice(&[0, 0, 0, 36]);
+        assert!(error(&narrow, SIZE, 16).contains("has no tile 1"));
+        let part = part_of(&bytes);
+        assert!(error(&|b| b[part + 5] = 1, SIZE, 16).contains("damaged in a number"));
         // A coding style whose length is not that of what it says.
         let style = bytes.windows(2).position(|w| w == [0xff, 0x52]).unwrap();
         assert!(error(&|b| b[style + 4] = 1, SIZE, 16).contains("damaged in what it says"));
@@ -348,7 +370,6 @@ mod tests {
             drop(b.splice(at..end, steps));
         };
         assert!(error(&stepped, SIZE, 16).contains("damaged in what it says of its coding"));
-        let part = part_of(&bytes);
         let ordered = |b: &mut Vec<u8>| drop(b.splice(part..part, orders(33)));
         assert!(error(&ordered, SIZE, 16).contains("33 orders"));
         // With precincts of one voxel and many layers there is much more to decode.
