@@ -1,7 +1,7 @@
 //! `prism eval`: the paper's protocol over a dataset; `prism metrics`: two masks.
 
 use super::model::{Chosen, ModelArgs};
-use super::{DeviceArgs, Failure, note, on_interrupt, print, progress, warn};
+use super::{DeviceArgs, Failure, note, on_interrupt, pretty, print, progress, warn};
 use crate::checksum;
 use crate::data::cases::{Case, Loaded, Split, TargetLabel, list};
 use crate::device::Device;
@@ -627,7 +627,7 @@ impl Metrics {
                 "mean_surface_distance_mm": { "truth_to_prediction": there, "prediction_to_truth": back },
                 "ml": { "truth": ml(&a), "prediction": ml(&b) }, "surface_mm2": { "truth": surfaces.areas()[0], "prediction": surfaces.areas()[1] },
             });
-            return print(&format!("{report:#}\n"));
+            return print(&pretty(&report));
         }
         let mut text = format!("Dice                   {:.4}\n", dice(&a, &b));
         nsd.iter().for_each(|(t, v)| {

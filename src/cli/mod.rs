@@ -164,6 +164,19 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// A report as JSON, for [`print`]. Control characters that JSON lets stand in texts are written as
+/// JSON has them: a reader of it does not know how [`message::shown`] writes them.
+fn pretty(report: &serde_json::Value) -> String {
+    let mut text = String::new();
+    for c in format!("{report:#}\n").chars() {
+        match c {
+            '\u{7f}'..='\u{9f}' => text += &format!("\\u{:04x}", u32::from(c)),
+            c => text.push(c),
+        }
+    }
+    text
+}
+
 /// A warning on standard error.
 fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "warning: {}", message::shown(text));
@@ -294,6 +307,15 @@ fn run(command: Command) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn reports_are_json_and_send_no_control_characters() {
+        let report = serde_json::json!({ "größe\u{9b}1m": "a\u{7f}b\u{1b}[2J\r\n\tc\\\"" });
+        let text = pretty(&report);
+        assert!(text.contains("größe\\u009b1m") && text.contains("a\\u007fb"), "{text}");
+        assert_eq!(message::shown(&text), text);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), report);
+    }
 
     #[test]
     fn flags_that_mean_the_same_are_called_the_same() {

@@ -432,14 +432,15 @@ fn parse(
             // takes all of them apart, a block that stays in the cache at a time.
             const BLOCK: usize = 1 << 14;
             let step = inner * width;
-            let mut apart: Vec<(usize, Vec<u8>)> =
-                picked.map(|pick| (pick, memory::list(VOXELS, voxels * width))).collect();
+            let mut apart: Vec<Vec<u8>> =
+                picked.clone().map(|_| memory::list(VOXELS, voxels * width)).collect();
             for (which, group) in raw.chunks_exact(voxels * step).enumerate() {
-                let mut here: Vec<&mut (usize, Vec<u8>)> =
-                    apart.iter_mut().filter(|one| one.0 / inner == which).collect();
+                // Those of this group, which follow each other: there may be a million of either.
+                let among = |pick: usize| pick.clamp(picked.start, picked.end) - picked.start;
+                let (from, to) = (among(which * inner), among((which + 1) * inner));
                 for block in group.chunks(BLOCK * step) {
-                    for (pick, bytes) in &mut here {
-                        let lead = *pick % inner * width;
+                    for (pick, bytes) in (picked.start + from..).zip(&mut apart[from..to]) {
+                        let lead = pick % inner * width;
                         match inner {
                             1 => bytes.extend_from_slice(block),
                             _ => block
@@ -449,7 +450,7 @@ fn parse(
                     }
                 }
             }
-            let array = |(_, bytes): (usize, Vec<u8>)| Array::of_bytes(bytes, element, size, None);
+            let array = |bytes| Array::of_bytes(bytes, element, size, None);
             apart.into_iter().map(array).collect()
         }
     };

@@ -58,7 +58,8 @@ pub fn data_file(path: &Path) -> Option<PathBuf> {
     apart.then(|| path.with_extension(&APART[1..]))
 }
 
-/// An error unless `path` has a name that an output image of such elements can have.
+/// An error unless `path` has a name that an output image of such elements can have. Only of a
+/// header that would be a link the file system is asked.
 pub fn check_output(path: &Path, element: Element) -> Result<(), VolumeError> {
     named(path, element).map(|_| ())
 }
@@ -76,6 +77,10 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
                 "its header cannot name the file of its voxels: a name without % and blanks at its ends is expected, which does not begin with LIST; NAME.mha holds both",
             )
         }
+        // Whoever follows the link from elsewhere looks for the voxels beside what it leads to.
+        Some((_, Format::MetaImageApart)) if path.is_symlink() => fail(
+            "is a link, and its voxels would not lie beside the file that it leads to: NAME.mha holds both",
+        ),
         Some((_, Format::Segmentation)) if !matches!(element, Element::Uint8 | Element::Uint16) => {
             fail(
                 "a segmentation (.seg.nrrd) holds a mask: a map of probabilities must be named NAME.nii.gz, NAME.nii, NAME.nrrd, NAME.mha or NAME.mhd",
@@ -651,6 +656,12 @@ mod tests {
         for name in ["100%.mhd", "LIST.mhd", " a.mhd", "a\n.mhd"] {
             let error = check_output(&at(name), Element::Uint8).unwrap_err().to_string();
             assert!(error.contains("cannot name the file"), "{error}");
+        }
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(&header, at("l.mhd")).unwrap();
+            let error = write_mask(&at("l.mhd"), &image, &mask).err().unwrap().to_string();
+            assert!(error.contains("is a link") && !at("l.zraw").exists(), "{error}");
         }
     }
 

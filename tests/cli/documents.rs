@@ -63,6 +63,15 @@ fn commands_in_the_documents_have_flags_that_the_program_knows() {
     assert!(checked > 40, "{checked} flags were found");
 }
 
+#[test]
+fn documents_name_the_toolchain_that_is_needed() {
+    let needed = concat!(env!("CARGO_PKG_RUST_VERSION"), " or newer");
+    for document in ["README.md", "CONTRIBUTING.md"] {
+        let said = std::fs::read_to_string(here(document)).unwrap();
+        assert!(said.contains(needed), "{document}: {needed}");
+    }
+}
+
 /// What `-h` says in a line, `--help` explains.
 #[test]
 fn long_help_says_more_than_the_line_in_the_list_of_commands() {

@@ -5,9 +5,10 @@ use crate::program::{ONE_STEP, eval, metrics, train};
 use crate::{base, case, count, nrrd, object};
 use prism::data::cases::list;
 use prism::model::{Weights, weights::Precision};
-use prism::volume::labels::{Labels, TargetLabel};
+use prism::volume::labels::{Labels, TargetLabel, grid_of};
 use prism::volume::{Affine, Modality, Volume};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 #[test]
 fn labels_are_not_read_as_scans() {
@@ -63,6 +64,48 @@ fn labels_are_not_read_as_scans() {
     let copied = Labels::beside(&path, &scan).map(|l| (l.counts(), l.warnings));
     let (counts, warnings) = copied.unwrap_or_else(|e| panic!("{e}"));
     assert!(counts[&1] == 1 && warnings[0].contains("the scan's sform says"), "{warnings:?}");
+}
+
+/// Writes a segmentation of bytes whose layers lie as `sizes` and `directions` say; a segment a
+/// layer that is named.
+fn layered(path: &Path, sizes: &str, directions: &str, named: &[usize], voxels: &[u8]) {
+    let dimension = sizes.split(' ').count();
+    let segments: String =
+        named.iter().map(|n| format!("Segment{n}_Name:=s{n}\nSegment{n}_Layer:={n}\n")).collect();
+    let head = format!(
+        "NRRD0004\ntype: uchar\ndimension: {dimension}\nspace: RAS\nsizes: {sizes}\nspace directions: {directions}\nspace origin: (0,0,0)\nencoding: raw\n{segments}\n"
+    );
+    std::fs::write(path, [head.as_bytes(), voxels].concat()).unwrap();
+}
+
+#[test]
+fn layers_in_front_of_voxels_and_behind_them_are_taken_apart_however_many() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("layers.seg.nrrd");
+    let read = || Labels::read(&path, &grid_of(&path).unwrap().unwrap()).unwrap();
+    let mask =
+        |labels: &Labels, n: usize| labels.mask(&TargetLabel::Name(format!("s{n}"))).unwrap();
+    // Two in front, three behind: layer n has voxel n of three.
+    let mut voxels = vec![];
+    for (behind, v, front) in (0..18).map(|at| (at / 6, at / 2 % 3, at % 2)) {
+        voxels.push(u8::from((2 * behind + front) % 3 == v));
+    }
+    let directions = "none (1,0,0) (0,1,0) (0,0,1) none";
+    layered(&path, "2 3 1 1 3", directions, &[0, 1, 2, 3, 4, 5], &voxels);
+    let labels = read();
+    for n in 0..6 {
+        assert_eq!(mask(&labels, n), [0, 1, 2].map(|v| u8::from(n % 3 == v)), "layer {n}");
+    }
+    // So many that nobody can look through all of them for each.
+    const MANY: usize = 100_000;
+    let mut voxels = vec![0; MANY];
+    voxels[MANY - 2] = 1;
+    let directions = "(1,0,0) (0,1,0) (0,0,1) none";
+    layered(&path, "1 1 1 100000", directions, &[MANY - 2, MANY - 1], &voxels);
+    let start = Instant::now();
+    let labels = read();
+    assert_eq!([mask(&labels, MANY - 2), mask(&labels, MANY - 1)], [[1u8], [0]]);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! `conv3d:n1ic32oc32d128k3s1p1`: items, input and output channels, edge of the input, edge of the
-//! kernel, stride, padding. Kernels of 3 with stride 1 and padding 1, and kernels as large as their
+//! kernel, stride, padding. Kernels of 3 with stride 1 and padding 1, and others as large as their
 //! stride without padding.
 
 use super::judge::{noise, sampled, split, taps, weights, wide};
@@ -41,10 +41,14 @@ fn read(sizes: &str) -> Read {
                 .map_err(|_| e)?;
         Ok::<_, String>([n, ic, oc, d, k, s, usize::from(k == 3 && s == 1)])
     })?;
-    let [same, patches] = [[k, s, p] == [3, 1, 1], k == s && p == 0 && k > 0 && d % k.max(1) == 0];
-    if !same && !patches {
+    // The kernel alone says which of the two it is.
+    let is_read = match k {
+        3 => [s, p] == [1, 1],
+        _ => [s, p] == [k, 0] && d.checked_rem(k) == Some(0),
+    };
+    if !is_read {
         return Err(format!(
-            "k{k}s{s}p{p} over d{d}: k3s1p1, or a stride that is the kernel and divides d, without padding"
+            "k{k}s{s}p{p} over d{d}: k3s1p1, or another kernel that is its stride and divides d, without padding"
         ));
     }
     positive(&[n, ic, oc, d, k])?;

@@ -8,7 +8,7 @@ mod stages;
 use super::model::{Chosen, ModelArgs};
 use super::objects::Painted;
 use super::preview::{self, Marks};
-use super::{DeviceArgs, Failure, print, quiet, say, warn};
+use super::{DeviceArgs, Failure, pretty, print, quiet, say, warn};
 use crate::device::Device;
 use crate::model::{Intensity, Model};
 use crate::output::{self, Pending};
@@ -466,7 +466,7 @@ impl Segment {
                 report["iterations"] = json!(answer.steps);
                 report["patch"] = patch(&answer.last);
             }
-            return Ok(format!("{report:#}\n"));
+            return Ok(pretty(&report));
         }
         let expected = |answer: &Answered| {
             answer.last.score.map_or(String::new(), |s| format!(", expected Dice {s:.2}"))

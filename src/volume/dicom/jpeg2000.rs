@@ -18,9 +18,16 @@ const COC: usize = 0xff53;
 const QCD: usize = 0xff5c;
 const QCC: usize = 0xff5d;
 const RGN: usize = 0xff5e;
+const POC: usize = 0xff5f;
 const SOT: usize = 0xff90;
 const SOD: usize = 0xff93;
 const EOC: usize = 0xffd9;
+
+/// The most bands that a tile can have.
+const BANDS: usize = 3 * 32 + 1;
+/// The most times that an order is said in which there are parts of an image; files that people
+/// have say it once or twice.
+const ORDERS: usize = 32;
 
 /// The values of a frame.
 pub struct Decoded {
@@ -79,6 +86,8 @@ struct Head {
     /// The most layers, and the most levels of the wavelet transform.
     layers: usize,
     levels: usize,
+    /// How often an order is said in which they come.
+    orders: usize,
 }
 
 impl Head {
@@ -91,11 +100,22 @@ impl Head {
         while number(code, at, 2)? != SOT {
             at = head.passed(code, at)?;
         }
+        // A tile that is not there would be grey.
+        let mut are_there = vec![false; head.tiles()];
         loop {
             match number(code, at, 2)? {
-                EOC => return Ok(head),
+                EOC => match are_there.iter().position(|is_there| !is_there) {
+                    None => return Ok(head),
+                    Some(tile) => {
+                        return Err(format!("truncated: its JPEG 2000 has no tile {tile}"));
+                    }
+                },
                 SOT if number(code, at + 2, 2)? == 10 => {}
                 _ => return Err(damaged("between the parts of its tiles")),
+            }
+            match are_there.get_mut(number(code, at + 4, 2)?) {
+                Some(is_there) => *is_there = true,
+                None => return Err(damaged("in a number of its tiles")),
             }
             let said = number(code, at + 6, 4)?;
             let end = match said {
@@ -138,14 +158,21 @@ impl Head {
         if places != [0; 4] || number(code, 43, 2)? != 0x0101 {
             return Err("its JPEG 2000 lies on a larger grid, expected an image of its own".into());
         }
-        // Their numbers have 16 bits.
-        let tiles = size[0].div_ceil(tile[0]).saturating_mul(size[1].div_ceil(tile[1]));
-        if tiles > 1 << 16 {
-            return Err(format!("its JPEG 2000 has {tiles} tiles, expected 65,536 at most"));
-        }
         let (precision, signed) = (depth as u32 % 128 + 1, depth >= 128);
-        let (sides, layers, levels) = ([10; 2], 1, 0);
-        Ok(Head { size, tile, precision, signed, sides, layers, levels })
+        let (sides, layers, levels, orders) = ([10; 2], 1, 0, 0);
+        let head = Head { size, tile, precision, signed, sides, layers, levels, orders };
+        // Their numbers have 16 bits.
+        if head.tiles() > 1 << 16 {
+            return Err(format!(
+                "its JPEG 2000 has {} tiles, expected 65,536 at most",
+                head.tiles()
+            ));
+        }
+        Ok(head)
+    }
+
+    fn tiles(&self) -> usize {
+        self.size[0].div_ceil(self.tile[0]).saturating_mul(self.size[1].div_ceil(self.tile[1]))
     }
 
     /// Where the next marker is behind the one at `at`. What it says of code blocks is noted.
@@ -156,11 +183,12 @@ impl Head {
         }
         let end = at + 2 + number(code, at + 2, 2)?;
         let body = code.get(at + 4..end).ok_or_else(|| damaged("within its markers"))?;
-        // By their styles: a number a band, one for all of two bytes, one of two bytes a band.
+        // By their styles: a number a band, one for all of two bytes, one of two bytes a band. All
+        // tiles have copies of those that are said for all.
         let steps = |style: u8, rest: &[u8]| match style & 31 {
-            0 => true,
+            0 => rest.len() <= BANDS,
             1 => rest.len() == 2,
-            _ => rest.len().is_multiple_of(2),
+            _ => rest.len().is_multiple_of(2) && rest.len() <= 2 * BANDS,
         };
         let is_whole = match (marker, body) {
             (COD, [style, _, high, low, _, rest @ ..]) => {
@@ -171,8 +199,18 @@ impl Head {
             (QCD, [style, rest @ ..]) | (QCC, [_, style, rest @ ..]) => steps(*style, rest),
             (COD | COC | QCD | QCC, _) => false,
             (RGN, body) => body.len() == 3,
+            (POC, body) => {
+                self.orders += body.len() / 7;
+                body.len().is_multiple_of(7)
+            }
             _ => true,
         };
+        if self.orders > ORDERS {
+            return Err(format!(
+                "its JPEG 2000 says {} orders of its parts, expected {ORDERS} at most",
+                self.orders
+            ));
+        }
         if is_whole { Ok(end) } else { Err(damaged("in what it says of its coding")) }
     }
 
@@ -203,18 +241,20 @@ impl Head {
         // Of a code block with its precinct and their trees, and of each of its layers.
         const BLOCK: usize = 1024;
         const LAYER: usize = 64;
-        const TILE: usize = 512;
+        // Each order is a list of all precincts.
+        const ORDER: usize = 64;
+        // With what it has of every band and every level.
+        const TILE: usize = 1024;
         let [across, down] =
             [0, 1].map(|n| self.tile[n].min(self.size[n]).div_ceil(1 << self.sides[n]));
-        let tiles = self.size[0].div_ceil(self.tile[0]) * self.size[1].div_ceil(self.tile[1]);
         // Each band has two more than fit along each axis, as they begin and end within them.
         let edges = 8 * (across + down) + 4 * (3 * self.levels + 1);
         let blocks = across.saturating_mul(down).saturating_add(edges);
         let voxels = self.size[0].saturating_mul(self.size[1]);
         [
             voxels.saturating_mul(VOXEL),
-            blocks.saturating_mul(BLOCK + LAYER * self.layers),
-            tiles.saturating_mul(TILE),
+            blocks.saturating_mul(BLOCK + LAYER * self.layers + ORDER * self.orders),
+            self.tiles().saturating_mul(TILE),
             // What says which bytes are whose is packed bit by bit.
             length.saturating_mul(64),
         ]
@@ -257,6 +297,17 @@ mod tests {
         (0..SIZE[0] * SIZE[1]).map(|_| next()).collect()
     }
 
+    /// Where the first part of a tile begins.
+    fn part_of(code: &[u8]) -> usize {
+        code.windows(2).position(|w| w == [0xff, 0x90]).unwrap()
+    }
+
+    /// A segment that says so often that layers come one after the other, with all six levels.
+    fn orders(count: u8) -> Vec<u8> {
+        let order = [0u8, 0, 0, 1, 6, 1, 0].repeat(usize::from(count));
+        [&[0xff, 0x5f, 0, 2 + 7 * count][..], &order].concat()
+    }
+
     #[test]
     fn values_of_16_bits_come_back_exactly_with_and_without_a_sign() {
         let expected = noise();
@@ -268,10 +319,16 @@ mod tests {
         assert!(decoded.values.iter().copied().eq(expected.iter().map(|v| i32::from(*v as i16))));
         // In a file of its own kind, and with the length of its data left open.
         let mut wrapped = [&b"\0\0\0\x0cjP  \r\n\x87\n"[..], &file("noise-u16.j2k")].concat();
-        let part = wrapped.windows(2).position(|w| w == [0xff, 0x90]).unwrap();
+        let part = part_of(&wrapped);
         wrapped[part + 6..part + 10].fill(0);
         wrapped.push(0);
         let decoded = decode(&mut wrapped, SIZE, 16).unwrap();
+        assert!(decoded.values.iter().copied().eq(expected.iter().map(|v| i32::from(*v))));
+        // Where the order is said again, and all of it is as before.
+        let mut ordered = file("noise-u16.j2k");
+        let part = part_of(&ordered);
+        drop(ordered.splice(part..part, orders(1)));
+        let decoded = decode(&mut ordered, SIZE, 16).unwrap();
         assert!(decoded.values.iter().copied().eq(expected.iter().map(|v| i32::from(*v))));
     }
 
@@ -296,9 +353,25 @@ mod tests {
             b[24..32].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]);
         };
         assert!(error(&large, SIZE, 16).contains("4294967296 tiles"));
+        // A second tile that is not there, and one of another number.
+        let narrow = |b: &mut Vec<u8>| b[24..28].copy_from_slice(&[0, 0, 0, 36]);
+        assert!(error(&narrow, SIZE, 16).contains("has no tile 1"));
+        let part = part_of(&bytes);
+        assert!(error(&|b| b[part + 5] = 1, SIZE, 16).contains("damaged in a number"));
         // A coding style whose length is not that of what it says.
         let style = bytes.windows(2).position(|w| w == [0xff, 0x52]).unwrap();
         assert!(error(&|b| b[style + 4] = 1, SIZE, 16).contains("damaged in what it says"));
+        // More steps than there can be bands, of which each tile would have a copy; orders without
+        // end, each of which would be a list of all parts.
+        let at = bytes.windows(2).position(|w| w == [0xff, 0x5c]).unwrap();
+        let end = at + 2 + number(&bytes, at + 2, 2).unwrap();
+        let stepped = |b: &mut Vec<u8>| {
+            let steps = [&[0xff_u8, 0x5c, 0, 101, 0x40][..], &[0x48; 98]].concat();
+            drop(b.splice(at..end, steps));
+        };
+        assert!(error(&stepped, SIZE, 16).contains("damaged in what it says of its coding"));
+        let ordered = |b: &mut Vec<u8>| drop(b.splice(part..part, orders(33)));
+        assert!(error(&ordered, SIZE, 16).contains("33 orders"));
         // With precincts of one voxel and many layers there is much more to decode.
         let mut many = bytes[..style].to_vec();
         many.extend([0xff, 0x52, 0, 18, 1, 0, 0, 32, 0, 5, 4, 4, 0, 1, 0, 0x11, 0x11, 0x11]);

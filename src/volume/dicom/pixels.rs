@@ -572,6 +572,7 @@ pub fn scaled(bytes: &[u8], element: Element, [slope, intercept]: [f64; 2], out:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn layout(allocated: usize, stored: usize, signed: bool) -> Layout {
         Layout {
@@ -599,6 +600,28 @@ mod tests {
         let shifted = Layout { shift: 4, ..layout(16, 12, false) };
         assert_eq!(settled(shifted, [0x1230, 0xfff0]), [0x123, 0xfff]);
         assert_eq!(settled(layout(16, 16, true), [0xf123, 1]), [0xf123, 1]);
+    }
+
+    #[test]
+    fn damage_of_jpeg_ls_is_an_error_or_other_values_and_nothing_else() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/dicom");
+        let bytes = std::fs::read(folder.join("noise-u16.jls")).unwrap();
+        let layout = Layout { columns: 37, rows: 33, ..layout(16, 16, false) };
+        let frames = Frames {
+            layout: &layout,
+            packing: Packing::JpegLs,
+            parts: vec![],
+            big: false,
+            words: true,
+        };
+        assert!(frames.jpeg_ls(&bytes).is_ok());
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1 << (at % 8);
+            if let Ok(values) = frames.jpeg_ls(&damaged) {
+                assert_eq!(values.len(), layout.bytes(), "byte {at}");
+            }
+        }
     }
 
     #[test]
