@@ -77,7 +77,7 @@ fn documents_name_the_toolchain_that_is_needed() {
 fn long_help_says_more_than_the_line_in_the_list_of_commands() {
     for (command, said) in [
         ("segment", "one label image"),
-        ("eval", "scribble-one"),
+        ("eval", "Every result is written as it is done"),
         ("train", "MASTER_ADDR"),
         ("bench", "docs/benchmarking.md"),
         ("verify", "the hash that it carries"),
