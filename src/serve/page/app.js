@@ -187,6 +187,7 @@ async function openSeries(archive, name, files) {
     title = stem;
   try {
     say(`Reading ${name}…`);
+    await learnColours();
     const reading = (part) => {
       stop.signal.throwIfAborted();
       show(Math.min(part, 0.99), "Reading the files");
@@ -221,7 +222,7 @@ async function openSeries(archive, name, files) {
     addObject();
     say(`${title} is ready: click into the lesion, or draw a box around it.`);
   } catch (error) {
-    if (told && !scan) server.close(told.scan).catch(() => {});
+    if (told && scan?.id !== told.scan) server.close(told.scan).catch(() => {});
     if (mine !== opened) return;
     say("Open a scan to begin.");
     complain(error, () => openSeries(archive, name, files));
@@ -539,8 +540,8 @@ function rename() {
 
 function nextColour() {
   if (!active) return;
-  const at = COLOURS.findIndex((c) => c.join() === active.colour.join());
-  active.colour = COLOURS[(at + 1) % COLOURS.length];
+  const at = colours.findIndex((c) => c.join() === active.colour.join());
+  active.colour = colours[(at + 1) % colours.length];
   view.setColours(objects.map((o) => o.colour));
   listObjects();
   called(active);
