@@ -313,7 +313,10 @@ where
 async fn sweep(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        let _ = aside(&shared, Store::sweep).await;
+        // Before all is there again nobody is heard who would show a sign of life.
+        if shared.progress.now().is_none() {
+            let _ = aside(&shared, Store::sweep).await;
+        }
     }
 }
 
