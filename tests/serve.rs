@@ -1004,12 +1004,17 @@ mod series {
     #[test]
     fn a_series_is_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let keeping = || {
-            let keep = Some(Keep::at(folder.path().join("state")));
-            Settings { keep, ..Settings::default() }
-        };
-        let mut server = started(keeping());
+        let state = folder.path().join("state");
+        let keeping = || Settings { keep: Some(Keep::at(&state)), ..Settings::default() };
         let study = archive(&[Series::new("CT"), other()]);
+        // Before it is known which is meant there is nothing to be kept.
+        let keep = Keep { bytes: study.len() as u64 / 2, ..Keep::at(&state) };
+        let mut server = started(Settings { keep: Some(keep), ..Settings::default() });
+        assert_eq!(send(server.address, "name=study.zip", &study).status, 409);
+        assert_eq!(send(server.address, "name=study.zip&series=7", &study).status, 507);
+        assert_eq!(std::fs::read_dir(&state).unwrap().count(), 1);
+        server.end();
+        let mut server = started(keeping());
         assert_eq!(send(server.address, "name=study.zip", &study).status, 409);
         let told = send(server.address, "name=study.zip&series=7", &study).json(201);
         let path = format!("/v1/scans/{}", told["scan"].as_str().unwrap());

@@ -5,7 +5,7 @@ use super::answer::{Shown, change};
 use super::arrived::{self, Arrived, DICOM, SCANS};
 use super::body::{self, Sent};
 use super::failure::{Failure, reply, unless_left};
-use super::journal::{IMAGE, Owner, Source, kept};
+use super::journal::{IMAGE, Journal, NewScan, Owner, Source, kept};
 use super::opened::Opened;
 use super::query::field;
 use super::store::{
@@ -112,24 +112,31 @@ async fn add_scan(
     let id = new_id()?;
     let there = shared.clone();
     let read = move |_: &AtomicBool| -> Result<Result<Study, Value>, Failure> {
-        let journal = there.store.journal(Owner::Scan, key_of(id))?;
         let source = match arrived::is_dicom(&sent.bytes) {
             true => Source::Dicom(modality, series.clone()),
             false => Source::File(modality),
         };
-        let scan = journal.as_ref().map(|j| j.scan(&sent.bytes, source)).transpose()?;
-        let came = arrived::read(sent.bytes, modality, series.as_deref(), there.most_scan)?;
+        let mut on_disk: Option<(Arc<Journal>, NewScan)> = None;
+        let keep = |bytes: &[u8]| -> Result<(), Failure> {
+            if let Some(journal) = there.store.journal(Owner::Scan, key_of(id))? {
+                let scan = journal.scan(bytes, source)?;
+                on_disk = Some((journal, scan));
+            }
+            Ok(())
+        };
+        let most = there.most_scan;
+        let came = arrived::read(sent.bytes, modality, series.as_deref(), most, keep)?;
         let image = match came {
             Arrived::Scan(image) => *image,
             Arrived::Several(list) => return Ok(Err(list)),
         };
         let opened = Opened::new(&there.model, image, there.settings.options())?;
         let mut study = Study::new(opened);
-        if let (Some(journal), Some(scan)) = (&journal, scan) {
+        if let Some((journal, scan)) = on_disk {
             journal.note(IMAGE, |out| scan.stored().put(out))?;
             study.stored = Some(scan.told());
+            study.journal = Some(journal);
         }
-        study.journal = journal;
         Ok(Ok(study))
     };
     let study = match shared.work.run(key_of(id), Kind::Other, read).await? {

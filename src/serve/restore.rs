@@ -207,9 +207,9 @@ fn opened(shared: &Shared, found: &Found, stored: &Stored) -> Result<Opened, Str
 fn image(source: &Source, bytes: Vec<u8>, most: usize) -> Result<Volume, Failure> {
     match source {
         Source::Plain => Ok(Volume::of_file(bytes, None)?),
-        Source::File(modality) => one(arrived::read(bytes, *modality, None, most)?),
+        Source::File(modality) => one(arrived::read(bytes, *modality, None, most, |_| Ok(()))?),
         Source::Dicom(modality, series) => {
-            one(arrived::read(bytes, *modality, series.as_deref(), most)?)
+            one(arrived::read(bytes, *modality, series.as_deref(), most, |_| Ok(()))?)
         }
         Source::Array(spacing) => scan_of(unpack(&bytes, most)?, *spacing),
         Source::Form(kind) => {

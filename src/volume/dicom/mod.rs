@@ -85,7 +85,7 @@ pub fn is_sent(bytes: &[u8]) -> bool {
 ///
 /// # Errors
 /// It is damaged, holds no DICOM image, or none that is asked for.
-pub fn of_bytes(bytes: Vec<u8>, asked: Option<&str>, most: u64) -> Result<Sent, VolumeError> {
+pub fn of_bytes(bytes: &[u8], asked: Option<&str>, most: u64) -> Result<Sent, VolumeError> {
     let path = Path::new(UNNAMED);
     super::within_memory(path, || {
         let mut store = Store::of_bytes(path, bytes)?;
@@ -110,7 +110,7 @@ pub fn of_bytes(bytes: Vec<u8>, asked: Option<&str>, most: u64) -> Result<Sent, 
 }
 
 /// What lies at a path: a folder, an archive, or one file.
-fn store_of(path: &Path) -> Result<Store, VolumeError> {
+fn store_of(path: &Path) -> Result<Store<'static>, VolumeError> {
     if path.is_dir() {
         return Store::of_folder(path, true);
     }
