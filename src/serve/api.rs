@@ -222,10 +222,15 @@ async fn release_scan(State(shared): State<Arc<Shared>>, Path(name): Path<String
 }
 
 async fn release_object(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    let held = shared.store.object(&name).ok().map(|(scan, study, _)| (scan, study));
     // It does not wait for what is done on its scan.
     let there = shared.clone();
     let release = move |_: &AtomicBool| there.store.release_object(&name);
-    shared.work.run(new_id()?, Kind::Short, release).await?;
+    let done = shared.work.run(new_id()?, Kind::Short, release).await;
+    if let Some((scan, study)) = held {
+        tidy(&shared, scan, study);
+    }
+    done?;
     released()
 }
 
@@ -269,14 +274,16 @@ async fn rename_object(
 ) -> Answer {
     let sent = sent_to(&shared, &name, request, body::JSON).await?;
     let new = About::of(&sent.bytes)?;
-    let (_, study, object) = shared.store.object(&name)?;
+    let (scan, study, object) = shared.store.object(&name)?;
+    let held = study.clone();
     // It does not wait for what is done on its scan.
     let rename = move |_: &AtomicBool| -> Result<Value, Failure> {
         study.rename(&object, new.name, new.colour)?;
         Ok(about_object(name.to_lowercase(), &object))
     };
-    let about = shared.work.run(new_id()?, Kind::Short, rename).await?;
-    Ok(reply(StatusCode::OK, &about))
+    let about = shared.work.run(new_id()?, Kind::Short, rename).await;
+    tidy(&shared, scan, held);
+    Ok(reply(StatusCode::OK, &about?))
 }
 
 async fn add_object(
@@ -289,7 +296,7 @@ async fn add_object(
     let sent = body::read(&parts.headers, body, body::JSON).await?;
     let new = About::of(&sent.bytes)?;
     // It does not wait for what is done on the scan.
-    let there = shared.clone();
+    let (there, held) = (shared.clone(), study.clone());
     let add = move |_: &AtomicBool| -> Result<Arc<Object>, Failure> {
         let number = study.objects().len();
         let name = new.name.unwrap_or_else(|| format!("object {}", number + 1));
@@ -297,8 +304,9 @@ async fn add_object(
         let object = study.object(id, Named { name, colour });
         there.store.add_object(scan, &study, object, MOST_OBJECTS)
     };
-    let object = shared.work.run(new_id()?, Kind::Short, add).await?;
-    Ok(reply(StatusCode::CREATED, &described_object(id, &object)))
+    let object = shared.work.run(new_id()?, Kind::Short, add).await;
+    tidy(&shared, scan, held);
+    Ok(reply(StatusCode::CREATED, &described_object(id, &object?)))
 }
 
 /// What is said in one interaction. Places are voxels of the scan, `[x, y, z]`.

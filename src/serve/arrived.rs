@@ -54,8 +54,8 @@ fn too_large(unpacked: u64, most: usize) -> Failure {
 }
 
 /// What bytes hold, of DICOM the series that is asked for; `modality` is what their sender says
-/// that the scan was made by. `keep` is given the bytes where they hold one scan, as far as is known
-/// before they are used up: of several series it is not called.
+/// that the scan was made by. `keep` is given the bytes before they are used up, and not at all
+/// where they hold several series, one of which has to be asked for.
 pub fn read(
     bytes: Vec<u8>,
     modality: Option<Modality>,

@@ -299,7 +299,7 @@ fn tidy<T>(shared: &Arc<Shared>, key: Key, held: Arc<T>)
 where
     T: Kept + Send + Sync + 'static,
 {
-    if !held.journal().is_some_and(|journal| journal.is_long()) {
+    if !held.journal().is_some_and(|journal| journal.seems_long()) {
         return;
     }
     let there = shared.clone();
