@@ -688,7 +688,10 @@ impl Journal {
     pub fn release(&self) {
         self.goes.store(true, Ordering::Relaxed);
         let gone = self.folder.path.join(format!("{GONE}{}", self.name));
-        let _ = fs::rename(self.path(), gone);
+        if fs::rename(self.path(), gone).is_err() {
+            // As where a system renames no folder of which a file is open.
+            let _ = fs::remove_dir_all(self.path());
+        }
         sync_folder(&self.folder.path);
     }
 
