@@ -193,7 +193,9 @@ fn names_alone_do_not_make_a_journal_long() {
     for n in 0..300u32 {
         let name = format!("{n:020000}");
         let length = (name.len() as u64).to_le_bytes();
-        let record = [&[10u8][..], &[0; 8], &length, name.as_bytes(), &[1, 2, 3]].concat();
+        let number = 0u64.to_le_bytes();
+        let record =
+            [&[10u8][..], &number[..], &length[..], name.as_bytes(), &[1u8, 2, 3][..]].concat();
         append(&mut journal, &record);
     }
     assert!(journal.len() > 5 << 20);
@@ -218,6 +220,41 @@ fn names_alone_do_not_make_a_journal_long() {
     assert_eq!(about["objects"][0]["name"], "Herd");
     let (told, back) = answer(server.address, &object);
     assert!(back == mask && told["step"] == 1, "{told}");
+    server.end();
+}
+
+#[test]
+fn buffers_alone_do_not_make_a_journal_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let mut server = started(keeping(&state));
+    let mut viewer = Viewer::new(server.address);
+    let buffer = json!({ "shape": [4, 5, 6], "dtype": "uint8" });
+    assert_eq!(viewer.post("/set_target_buffer", &buffer).json(200), json!({}));
+    server.end();
+    // As if it had been said again and again, before there is an image.
+    let path = the(&state, "journal");
+    let mut journal = std::fs::read(&path).unwrap();
+    let (short, places) = (journal.len(), records(&journal));
+    let record = journal[places[places.len() - 2] + 16..short - 32].to_vec();
+    while journal.len() <= 5 << 20 {
+        append(&mut journal, &record);
+    }
+    std::fs::write(&path, &journal).unwrap();
+    let mut server = started(keeping(&state));
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    viewer.at = server.address;
+    assert_eq!(viewer.post("/set_target_buffer", &buffer).json(200), json!({}));
+    let end = Instant::now() + Duration::from_secs(60);
+    while path.metadata().unwrap().len() > short as u64 {
+        assert!(Instant::now() < end, "it is never written anew");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    server.end();
+    let mut server = started(keeping(&state));
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    viewer.at = server.address;
+    viewer.open([4, 5, 6], [1.0; 3], &(0..120).collect::<Vec<i16>>());
     server.end();
 }
 

@@ -57,7 +57,7 @@ fn what_an_archive_holds_deflated_is_limited_all_together() {
         let mut packed = DeflateEncoder::new(vec![], Compression::best());
         packed.write_all(&file[data_set(file)..]).unwrap();
         let syntax = b"\x02\0\x10\0UI\x16\01.2.840.10008.1.2.1.99";
-        [&file[..132], &syntax[..], &packed.finish().unwrap()].concat()
+        [&file[..132], &syntax[..], &packed.finish().unwrap()[..]].concat()
     };
     let names = ["1.dcm", "2.dcm", "3.dcm", "4.dcm"];
     let packed: Vec<_> = names.into_iter().zip(files.iter().map(deflated)).collect();
