@@ -203,7 +203,8 @@ async function openSeries(archive, name, files) {
       if (!error.series) throw error;
       $("progress").hidden = true;
       const series = await chooseSeries(error.series);
-      if (!series || stop.signal.aborted) return void say("Open a scan to begin.");
+      if (!series || stop.signal.aborted)
+        return void (mine === opened && say("Open a scan to begin."));
       $("progress").hidden = false;
       title = `${stem}_${series.number}`;
       told = await send(series.series);
@@ -236,8 +237,14 @@ async function openSeries(archive, name, files) {
 }
 
 /** Asks which of several series is meant; null where none is. */
-function chooseSeries(list) {
+async function chooseSeries(list) {
   const box = $("series");
+  if (box.open) {
+    // Something else was dropped meanwhile: who was asked before is told that none was chosen.
+    const closed = new Promise((done) => box.addEventListener("close", done, { once: true }));
+    box.close("");
+    await closed;
+  }
   $("series-list").replaceChildren(
     ...list.map((one, n) => {
       const item = document.createElement("li");
