@@ -158,6 +158,16 @@ impl Charge {
             }
         }
     }
+
+    /// Takes so many values more.
+    ///
+    /// # Errors
+    /// Not so much is left: it is what it was.
+    pub fn grow<T>(&mut self, what: &'static str, count: usize) -> Result<(), Refused> {
+        let mut more = Charge::of::<T>(what, count)?;
+        self.0 += std::mem::take(&mut more.0);
+        Ok(())
+    }
 }
 
 impl Drop for Charge {

@@ -646,6 +646,34 @@ fn a_connection_goes_on_when_a_body_comes_behind_its_head() {
 }
 
 #[test]
+fn who_announces_much_and_sends_nothing_takes_no_memory() {
+    let server = started(Settings { max_sessions: 2, ..Settings::default() });
+    let at = server.address;
+    let used = || {
+        let text = get(at, "/metrics").text();
+        let line = text.lines().find_map(|line| line.strip_prefix("prism_memory_used_bytes "));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let most = get(at, "/v1").json(200)["limits"]["scan_bytes"].as_u64().unwrap();
+    let length = most.min(512 << 20);
+    let silent = || {
+        let mut stream = TcpStream::connect(at).unwrap();
+        let head = format!("POST /v1/scans HTTP/1.1\r\nHost: {at}\r\nContent-Length: {length}");
+        stream.write_all(format!("{head}\r\n\r\n").as_bytes()).unwrap();
+        stream
+    };
+    let silent = [silent(), silent()];
+    // They have the places that there are when no third one gets any.
+    let end = Instant::now() + Duration::from_secs(20);
+    while ask(at, "POST", "/v1/scans", &[], b"").status != 503 {
+        assert!(Instant::now() < end, "nobody waits for them");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(used() < length, "{} of {length}", used());
+    drop(silent);
+}
+
+#[test]
 fn whatever_is_sent_is_answered() {
     let server = started(Settings::default());
     let at = server.address;
@@ -1004,12 +1032,17 @@ mod series {
     #[test]
     fn a_series_is_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let keeping = || {
-            let keep = Some(Keep::at(folder.path().join("state")));
-            Settings { keep, ..Settings::default() }
-        };
-        let mut server = started(keeping());
+        let state = folder.path().join("state");
+        let keeping = || Settings { keep: Some(Keep::at(&state)), ..Settings::default() };
         let study = archive(&[Series::new("CT"), other()]);
+        // Before it is known which is meant there is nothing to be kept.
+        let keep = Keep { bytes: study.len() as u64 / 2, ..Keep::at(&state) };
+        let mut server = started(Settings { keep: Some(keep), ..Settings::default() });
+        assert_eq!(send(server.address, "name=study.zip", &study).status, 409);
+        assert_eq!(send(server.address, "name=study.zip&series=7", &study).status, 507);
+        assert_eq!(std::fs::read_dir(&state).unwrap().count(), 1);
+        server.end();
+        let mut server = started(keeping());
         assert_eq!(send(server.address, "name=study.zip", &study).status, 409);
         let told = send(server.address, "name=study.zip&series=7", &study).json(201);
         let path = format!("/v1/scans/{}", told["scan"].as_str().unwrap());

@@ -164,6 +164,100 @@ fn records(journal: &[u8]) -> Vec<usize> {
     places
 }
 
+/// Appends a record to a journal, as a server writes it.
+fn append(journal: &mut Vec<u8>, record: &[u8]) {
+    let chain = journal[journal.len() - 32..].to_vec();
+    let length = (record.len() as u64).to_le_bytes();
+    let check = blake3::hash(&[&chain[..], &length[..]].concat());
+    let hash = blake3::hash(&[&chain[..], &length[..], record].concat());
+    journal.extend(length);
+    journal.extend(&check.as_bytes()[..8]);
+    journal.extend(record);
+    journal.extend(hash.as_bytes());
+}
+
+#[test]
+fn names_alone_do_not_make_a_journal_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let mut server = started(keeping(&state));
+    let scan = upload(server.address);
+    let object = object_on(server.address, &scan, &json!({}));
+    act(server.address, &object, "prompts", &point(CLICK, true));
+    let (_, mask) = answer(server.address, &object);
+    server.end();
+    // As if it had been called otherwise again and again: the object's number, name and colour.
+    let path = the(&state, "journal");
+    let mut journal = std::fs::read(&path).unwrap();
+    let short = journal.len();
+    for n in 0..300u32 {
+        let name = format!("{n:020000}");
+        let length = (name.len() as u64).to_le_bytes();
+        let number = 0u64.to_le_bytes();
+        let record =
+            [&[10u8][..], &number[..], &length[..], name.as_bytes(), &[1u8, 2, 3][..]].concat();
+        append(&mut journal, &record);
+    }
+    assert!(journal.len() > 5 << 20);
+    std::fs::write(&path, &journal).unwrap();
+    let mut server = started(keeping(&state));
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    let at = server.address;
+    let about = get(at, &format!("/v1/scans/{scan}")).json(200);
+    assert_eq!(about["objects"][0]["name"], format!("{:020000}", 299));
+    // Another name has it written anew, and nothing else has to be done.
+    let named = ask(at, "PATCH", &format!("/v1/objects/{object}"), &[], b"{\"name\":\"Herd\"}");
+    assert_eq!(named.json(200)["name"], "Herd");
+    let end = Instant::now() + Duration::from_secs(60);
+    while path.metadata().unwrap().len() > short as u64 + 1000 {
+        assert!(Instant::now() < end, "it is never written anew");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    server.end();
+    let mut server = started(keeping(&state));
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    let about = get(server.address, &format!("/v1/scans/{scan}")).json(200);
+    assert_eq!(about["objects"][0]["name"], "Herd");
+    let (told, back) = answer(server.address, &object);
+    assert!(back == mask && told["step"] == 1, "{told}");
+    server.end();
+}
+
+#[test]
+fn buffers_alone_do_not_make_a_journal_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let mut server = started(keeping(&state));
+    let mut viewer = Viewer::new(server.address);
+    let buffer = json!({ "shape": [4, 5, 6], "dtype": "uint8" });
+    assert_eq!(viewer.post("/set_target_buffer", &buffer).json(200), json!({}));
+    server.end();
+    // As if it had been said again and again, before there is an image.
+    let path = the(&state, "journal");
+    let mut journal = std::fs::read(&path).unwrap();
+    let (short, places) = (journal.len(), records(&journal));
+    let record = journal[places[places.len() - 2] + 16..short - 32].to_vec();
+    while journal.len() <= 5 << 20 {
+        append(&mut journal, &record);
+    }
+    std::fs::write(&path, &journal).unwrap();
+    let mut server = started(keeping(&state));
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    viewer.at = server.address;
+    assert_eq!(viewer.post("/set_target_buffer", &buffer).json(200), json!({}));
+    let end = Instant::now() + Duration::from_secs(60);
+    while path.metadata().unwrap().len() > short as u64 {
+        assert!(Instant::now() < end, "it is never written anew");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    server.end();
+    let mut server = started(keeping(&state));
+    assert!(server.warnings.is_empty(), "{:?}", server.warnings);
+    viewer.at = server.address;
+    viewer.open([4, 5, 6], [1.0; 3], &(0..120).collect::<Vec<i16>>());
+    server.end();
+}
+
 #[test]
 fn who_comes_back_after_a_crash_finds_scan_objects_and_history() {
     let folder = tempfile::tempdir().unwrap();
@@ -240,7 +334,6 @@ fn a_lease_survives_a_crash_with_all_that_was_said() {
     let mut library = session(&image);
     let server = Process::begin(folder.path());
     let mut viewer = Viewer::new(server.at);
-    let empty = Viewer::new(server.at);
     // An image that came before is gone with what was said of it.
     viewer.open([4, 5, 6], [1.0; 3], &(0..120).collect::<Vec<i16>>());
     viewer.open(size, spacing, &values);
@@ -257,6 +350,7 @@ fn a_lease_survives_a_crash_with_all_that_was_said() {
     let two = library.mask();
     // Something is said and waits for its prediction; then one is under way.
     assert!(!viewer.point(json!([MORE[2], MORE[1], MORE[0]]), false, false).0);
+    let empty = Viewer::new(server.at);
     server.kill();
 
     let server = Process::begin(folder.path());
@@ -458,6 +552,19 @@ fn what_breaks_off_is_dropped_and_what_is_damaged_is_told() {
         assert!(std::fs::read(&copy).unwrap() == damaged);
         std::fs::remove_file(copy).unwrap();
     }
+    // The last one, which is as long as it should be and may have been answered: a copy of it, too.
+    let mut damaged = whole.clone();
+    damaged[places[4] + 100] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    let mut server = started(keeping(&state));
+    let [warning] = &server.warnings[..] else { panic!("{:?}", server.warnings) };
+    assert!(warning.contains("damaged") && warning.contains(path.to_str().unwrap()));
+    let (told, mask) = answer(server.address, &object);
+    assert!(mask == one && told["step"] == 1, "{told}");
+    server.end();
+    let copy = path.with_file_name("journal.damaged");
+    assert!(std::fs::read(&copy).unwrap() == damaged);
+    std::fs::remove_file(copy).unwrap();
     // A scan that is not what was sent is not worked on; it is left for a person to look at.
     std::fs::write(&path, &whole).unwrap();
     let file = the(&state, "scan-0");
@@ -535,7 +642,13 @@ fn the_folder_is_one_servers_and_its_owners_alone() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
     let settings = || Settings { bind: "127.0.0.1:0".into(), ..keeping(&state) };
+    // What others have there stays, whatever it is called.
+    let others = state.join("gone-fishing");
     let mut server = started(settings());
+    std::fs::create_dir(&others).unwrap();
+    server.end();
+    let mut server = started(settings());
+    std::fs::remove_dir(&others).unwrap();
     let second = Server::open(settings(), model(), "small").err().unwrap();
     assert!(second.contains("another server") && second.contains(state.to_str().unwrap()));
     let at = server.address;

@@ -5,7 +5,7 @@ use super::answer::{Shown, change};
 use super::arrived::{self, Arrived, DICOM, SCANS};
 use super::body::{self, Sent};
 use super::failure::{Failure, reply, unless_left};
-use super::journal::{IMAGE, Owner, Source, kept};
+use super::journal::{IMAGE, Journal, NewScan, Owner, Source, kept};
 use super::opened::Opened;
 use super::query::field;
 use super::store::{
@@ -112,24 +112,31 @@ async fn add_scan(
     let id = new_id()?;
     let there = shared.clone();
     let read = move |_: &AtomicBool| -> Result<Result<Study, Value>, Failure> {
-        let journal = there.store.journal(Owner::Scan, key_of(id))?;
         let source = match arrived::is_dicom(&sent.bytes) {
             true => Source::Dicom(modality, series.clone()),
             false => Source::File(modality),
         };
-        let scan = journal.as_ref().map(|j| j.scan(&sent.bytes, source)).transpose()?;
-        let came = arrived::read(sent.bytes, modality, series.as_deref(), there.most_scan)?;
+        let mut on_disk: Option<(Arc<Journal>, NewScan)> = None;
+        let keep = |bytes: &[u8]| -> Result<(), Failure> {
+            if let Some(journal) = there.store.journal(Owner::Scan, key_of(id))? {
+                let scan = journal.scan(bytes, source)?;
+                on_disk = Some((journal, scan));
+            }
+            Ok(())
+        };
+        let most = there.most_scan;
+        let came = arrived::read(sent.bytes, modality, series.as_deref(), most, keep)?;
         let image = match came {
             Arrived::Scan(image) => *image,
             Arrived::Several(list) => return Ok(Err(list)),
         };
         let opened = Opened::new(&there.model, image, there.settings.options())?;
         let mut study = Study::new(opened);
-        if let (Some(journal), Some(scan)) = (&journal, scan) {
+        if let Some((journal, scan)) = on_disk {
             journal.note(IMAGE, |out| scan.stored().put(out))?;
             study.stored = Some(scan.told());
+            study.journal = Some(journal);
         }
-        study.journal = journal;
         Ok(Ok(study))
     };
     let study = match shared.work.run(key_of(id), Kind::Other, read).await? {
@@ -215,10 +222,15 @@ async fn release_scan(State(shared): State<Arc<Shared>>, Path(name): Path<String
 }
 
 async fn release_object(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    let held = shared.store.object(&name).ok().map(|(scan, study, _)| (scan, study));
     // It does not wait for what is done on its scan.
     let there = shared.clone();
     let release = move |_: &AtomicBool| there.store.release_object(&name);
-    shared.work.run(new_id()?, Kind::Short, release).await?;
+    let done = shared.work.run(new_id()?, Kind::Short, release).await;
+    if let Some((scan, study)) = held {
+        tidy(&shared, scan, study);
+    }
+    done?;
     released()
 }
 
@@ -262,14 +274,16 @@ async fn rename_object(
 ) -> Answer {
     let sent = sent_to(&shared, &name, request, body::JSON).await?;
     let new = About::of(&sent.bytes)?;
-    let (_, study, object) = shared.store.object(&name)?;
+    let (scan, study, object) = shared.store.object(&name)?;
+    let held = study.clone();
     // It does not wait for what is done on its scan.
     let rename = move |_: &AtomicBool| -> Result<Value, Failure> {
         study.rename(&object, new.name, new.colour)?;
         Ok(about_object(name.to_lowercase(), &object))
     };
-    let about = shared.work.run(new_id()?, Kind::Short, rename).await?;
-    Ok(reply(StatusCode::OK, &about))
+    let about = shared.work.run(new_id()?, Kind::Short, rename).await;
+    tidy(&shared, scan, held);
+    Ok(reply(StatusCode::OK, &about?))
 }
 
 async fn add_object(
@@ -282,7 +296,7 @@ async fn add_object(
     let sent = body::read(&parts.headers, body, body::JSON).await?;
     let new = About::of(&sent.bytes)?;
     // It does not wait for what is done on the scan.
-    let there = shared.clone();
+    let (there, held) = (shared.clone(), study.clone());
     let add = move |_: &AtomicBool| -> Result<Arc<Object>, Failure> {
         let number = study.objects().len();
         let name = new.name.unwrap_or_else(|| format!("object {}", number + 1));
@@ -290,8 +304,9 @@ async fn add_object(
         let object = study.object(id, Named { name, colour });
         there.store.add_object(scan, &study, object, MOST_OBJECTS)
     };
-    let object = shared.work.run(new_id()?, Kind::Short, add).await?;
-    Ok(reply(StatusCode::CREATED, &described_object(id, &object)))
+    let object = shared.work.run(new_id()?, Kind::Short, add).await;
+    tidy(&shared, scan, held);
+    Ok(reply(StatusCode::CREATED, &described_object(id, &object?)))
 }
 
 /// What is said in one interaction. Places are voxels of the scan, `[x, y, z]`.

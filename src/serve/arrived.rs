@@ -54,18 +54,21 @@ fn too_large(unpacked: u64, most: usize) -> Failure {
 }
 
 /// What bytes hold, of DICOM the series that is asked for; `modality` is what their sender says
-/// that the scan was made by.
+/// that the scan was made by. `keep` is given the bytes before they are used up, and not at all
+/// where they hold several series, one of which has to be asked for.
 pub fn read(
     bytes: Vec<u8>,
     modality: Option<Modality>,
     series: Option<&str>,
     most: usize,
+    keep: impl FnOnce(&[u8]) -> Result<(), Failure>,
 ) -> Result<Arrived, Failure> {
     #[cfg(feature = "dicom")]
     if is_dicom(&bytes) {
-        return match dicom::of_bytes(bytes, series, most as u64)? {
+        return match dicom::of_bytes(&bytes, series, most as u64)? {
             Sent::Scan(image) => {
                 let mut image = fitting(*image, most)?;
+                keep(&bytes)?;
                 // The files say it themselves.
                 image.description.modality = modality.or(image.description.modality);
                 Ok(Arrived::Scan(Box::new(image)))
@@ -79,6 +82,7 @@ pub fn read(
             "series '{series}' is asked for, and what was sent is no DICOM"
         )));
     }
+    keep(&bytes)?;
     let mut image = scan_of(bytes, most)?;
     image.description.modality = modality;
     Ok(Arrived::Scan(Box::new(image)))

@@ -74,13 +74,16 @@ pub async fn read(headers: &HeaderMap, mut body: Body, most: usize) -> Result<Se
             "a body of {length} bytes: at most {most} are taken here"
         )));
     }
-    let charge = Charge::of::<u8>(WHAT, length as usize)?;
+    // What does not fit is refused before it comes. It counts as it does: who announces much and
+    // sends nothing keeps nobody out.
     let mut bytes = memory::room(WHAT, length as usize)?;
+    let mut charge = Charge::default();
     let begun = Instant::now();
     while let Some(part) = next(&mut body, deadline(begun, bytes.len())).await? {
         if bytes.len() + part.len() > length as usize {
             return Err(Failure::bad(format!("more than the {length} bytes that were announced")));
         }
+        charge.grow::<u8>(WHAT, part.len())?;
         bytes.extend_from_slice(&part);
     }
     match bytes.len() as u64 == length {

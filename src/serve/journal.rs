@@ -23,7 +23,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
 
 /// How a journal begins.
@@ -208,7 +208,10 @@ impl Folder {
     pub fn open(keep: &Keep, about: &str) -> Result<Folder, String> {
         let Keep { folder: path, bytes: most, age } = keep;
         match new_folder(path) {
-            Ok(()) => {}
+            Ok(()) => {
+                let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+                sync_folder(above.unwrap_or(Path::new(".")));
+            }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
             Err(e) => return Err(format!("{}: cannot keep state there: {e}", path.display())),
         }
@@ -286,7 +289,8 @@ impl Folder {
         let mut all = vec![];
         for name in names {
             let path = self.path.join(&name);
-            if name.starts_with(GONE) {
+            // What others call so is not ours.
+            if name.strip_prefix(GONE).is_some_and(|name| Owner::of(name).is_some()) {
                 let _ = fs::remove_dir_all(&path);
                 continue;
             }
@@ -451,7 +455,8 @@ impl Records {
         self.file.read_exact(&mut carried).map_err(at(&path))?;
         let hash = chained(&self.chain, &record);
         if hash != Hash::from_bytes(carried) {
-            self.end = if whole == left { End::Torn } else { End::Damaged };
+            // The last one, too: it is as long as it should be, and may have been answered.
+            self.end = End::Damaged;
             return Ok(None);
         }
         self.before = (self.good, self.chain);
@@ -544,7 +549,11 @@ impl Found {
             )),
             _ => {
                 let copy = path.join(DAMAGED);
-                fs::copy(&journal, &copy).map_err(at(&copy))?;
+                // It is there before the journal is cut off, after a power cut too.
+                let copied = fs::copy(&journal, &copy)
+                    .and_then(|_| OpenOptions::new().write(true).open(&copy)?.sync_all());
+                copied.map_err(at(&copy))?;
+                sync_folder(&path);
                 warnings.push(format!(
                     "{}: damaged behind its first {good} bytes: what came later is lost; {DAMAGED}, beside it, is what was there",
                     journal.display()
@@ -679,7 +688,10 @@ impl Journal {
     pub fn release(&self) {
         self.goes.store(true, Ordering::Relaxed);
         let gone = self.folder.path.join(format!("{GONE}{}", self.name));
-        let _ = fs::rename(self.path(), gone);
+        if fs::rename(self.path(), gone).is_err() {
+            // As where a system renames no folder of which a file is open.
+            let _ = fs::remove_dir_all(self.path());
+        }
         sync_folder(&self.folder.path);
     }
 
@@ -735,10 +747,14 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether it may be much longer than what it is of needs.
-    pub fn is_long(&self) -> bool {
-        let written = self.written();
-        written.length > written.least.saturating_mul(2).saturating_add(MORE)
+    /// Whether it may be much longer than what it is of needs, as far as that is known without
+    /// waiting: whoever is at it just now may be waiting for the disk.
+    pub fn seems_long(&self) -> bool {
+        match self.written.try_lock() {
+            Ok(written) => written.is_long(),
+            Err(TryLockError::Poisoned(written)) => written.into_inner().is_long(),
+            Err(TryLockError::WouldBlock) => false,
+        }
     }
 
     /// What it is of became less: how long it has to be is not known any more.
@@ -756,10 +772,10 @@ impl Journal {
         &self,
         tell: impl FnOnce(&mut Fresh<'_>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        if !self.is_long() {
+        let mut written = self.written();
+        if !written.is_long() {
             return Ok(());
         }
-        let mut written = self.written();
         let most = written.length / 3 * 2;
         // Whatever comes of it, the next attempt is when it has grown by as much again.
         written.least = most;
@@ -840,6 +856,11 @@ impl Drop for Fresh<'_> {
 }
 
 impl Written {
+    /// Whether it may be much longer than what it is of needs.
+    fn is_long(&self) -> bool {
+        self.length > self.least.saturating_mul(2).saturating_add(MORE)
+    }
+
     /// Bytes of the journal itself that its folder has taken of the server's.
     fn length_taken(&self) -> u64 {
         self.length - MAGIC.len() as u64

@@ -246,14 +246,21 @@ impl State {
 
     /// Writes the journal anew, where it is long.
     fn renew(&self) -> Result<(), Failure> {
-        let (Some(journal), Some(image)) = (&self.journal, &self.image) else { return Ok(()) };
-        let Some(scan) = &image.scan else { return Ok(()) };
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let image = self.image.as_ref().and_then(|image| Some((image, image.scan.as_ref()?)));
+        if image.is_some() != self.image.is_some() {
+            return Ok(());
+        }
         journal.renew(|fresh| {
-            fresh.put(IMAGE, |out| scan.put(out))?;
+            // Without one there is a buffer at most.
+            if let Some((_, scan)) = image {
+                fresh.put(IMAGE, |out| scan.put(out))?;
+            }
             if let Some(buffer) = self.buffer {
                 fresh.put(BUFFER, |out| buffer.put(out))?;
             }
-            for (at, layer) in image.layers.iter().enumerate() {
+            let layers = image.map(|(image, _)| &image.layers[..]).unwrap_or_default();
+            for (at, layer) in layers.iter().enumerate() {
                 // What was undone is never done again.
                 let last = layer.session.depth().0;
                 let head = |n: usize, out: &mut Writer| {

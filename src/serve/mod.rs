@@ -299,7 +299,7 @@ fn tidy<T>(shared: &Arc<Shared>, key: Key, held: Arc<T>)
 where
     T: Kept + Send + Sync + 'static,
 {
-    if !held.journal().is_some_and(|journal| journal.is_long()) {
+    if !held.journal().is_some_and(|journal| journal.seems_long()) {
         return;
     }
     let there = shared.clone();
@@ -313,7 +313,10 @@ where
 async fn sweep(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(SWEEP).await;
-        let _ = aside(&shared, Store::sweep).await;
+        // Before all is there again nobody is heard who would show a sign of life.
+        if shared.progress.now().is_none() {
+            let _ = aside(&shared, Store::sweep).await;
+        }
     }
 }
 

@@ -101,6 +101,8 @@ pub fn restore(shared: &Shared, found: Vec<Found>, mut warnings: Vec<String>) {
              --max-sessions: all are served, and new ones refused until fewer are left"
         ));
     }
+    // What was brought back first may have waited for long.
+    shared.store.touch_all();
     shared.progress.end(warnings);
 }
 
@@ -111,9 +113,13 @@ fn each(shared: &Shared, all: Vec<Found>, warnings: &mut Vec<String>) {
         }
         let name = found.path().display().to_string();
         shared.progress.done.fetch_add(1, Ordering::Relaxed);
-        // A scan may need more memory than there is now.
-        let read = memory::caught(|| read(shared, &mut found));
-        let back = match read.unwrap_or_else(|e| Err(format!("{name}: {e}"))) {
+        // A scan may need more memory than there is now. A fault at one is none of the others'.
+        let work = AssertUnwindSafe(|| memory::caught(|| read(shared, &mut found)));
+        let read = match catch_unwind(work) {
+            Ok(read) => read.unwrap_or_else(|e| Err(format!("{name}: {e}"))),
+            Err(_) => Err(format!("{name}: a fault while it was brought back")),
+        };
+        let back = match read {
             Ok(Some(back)) => back,
             Ok(None) => {
                 found.remove();
@@ -201,9 +207,9 @@ fn opened(shared: &Shared, found: &Found, stored: &Stored) -> Result<Opened, Str
 fn image(source: &Source, bytes: Vec<u8>, most: usize) -> Result<Volume, Failure> {
     match source {
         Source::Plain => Ok(Volume::of_file(bytes, None)?),
-        Source::File(modality) => one(arrived::read(bytes, *modality, None, most)?),
+        Source::File(modality) => one(arrived::read(bytes, *modality, None, most, |_| Ok(()))?),
         Source::Dicom(modality, series) => {
-            one(arrived::read(bytes, *modality, series.as_deref(), most)?)
+            one(arrived::read(bytes, *modality, series.as_deref(), most, |_| Ok(()))?)
         }
         Source::Array(spacing) => scan_of(unpack(&bytes, most)?, *spacing),
         Source::Form(kind) => {

@@ -554,6 +554,16 @@ impl Store {
         Ok(())
     }
 
+    /// Whatever is held is as if it had been used just now.
+    pub fn touch_all(&self) {
+        let mut all = self.all();
+        let All { leases, snaps, labels, scans, .. } = &mut *all;
+        leases.values_mut().for_each(|held| touched(held, Touch::Active));
+        snaps.values_mut().for_each(|held| touched(held, Touch::Active));
+        labels.values_mut().for_each(|held| touched(held, Touch::Active));
+        scans.values_mut().for_each(|held| touched(held, Touch::Active));
+    }
+
     /// Lets go what nobody uses. Their memory is given back outside, where nobody waits for it.
     pub fn sweep(&self) {
         let mut all = self.all();
@@ -735,6 +745,11 @@ mod tests {
         idle.worked(idle.snap(&name).unwrap().0);
         idle.sweep();
         assert!(idle.lease(Some(&name), Touch::Look).is_err());
+        assert_eq!(idle.counts(), (0, 1, 0));
+        // What was brought back long ago, while nobody could call, has its time from then on.
+        back(&mut idle.all().snaps, 25, 25);
+        idle.touch_all();
+        idle.sweep();
         assert_eq!(idle.counts(), (0, 1, 0));
         back(&mut idle.all().snaps, 25, 25);
         idle.sweep();

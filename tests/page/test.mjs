@@ -507,6 +507,9 @@ if (isMock) {
     const slice = Buffer.alloc(300);
     slice.write("DICM", 128);
     for (const path of slices) await writeFile(path, path.endsWith(".txt") ? "no slice" : slice);
+    // It may be the first thing that a page opens.
+    await page.reload();
+    await page.waitForSelector("html[data-ready]");
     await (await page.$("#file")).uploadFile(...slices);
     await page.waitForFunction(() => document.getElementById("series").open);
     await shot("series");

@@ -24,6 +24,7 @@ const ADVICE = {
   415: "Save it as NIfTI (.nii.gz), NRRD (.nrrd) or MetaImage (.mha), and open that.",
   422: "Nothing was changed: correct what it names, and try again.",
   503: "All places are taken. Close scans that are no longer needed, or try again in a minute.",
+  507: "The server's disk is full: close scans that are no longer needed, and try again.",
 };
 
 /** A request that failed: what was said, and what a person can do. */

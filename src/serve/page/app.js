@@ -187,6 +187,7 @@ async function openSeries(archive, name, files) {
     title = stem;
   try {
     say(`Reading ${name}…`);
+    await learnColours();
     const reading = (part) => {
       stop.signal.throwIfAborted();
       show(Math.min(part, 0.99), "Reading the files");
@@ -202,7 +203,8 @@ async function openSeries(archive, name, files) {
       if (!error.series) throw error;
       $("progress").hidden = true;
       const series = await chooseSeries(error.series);
-      if (!series || stop.signal.aborted) return void say("Open a scan to begin.");
+      if (!series || stop.signal.aborted)
+        return void (mine === opened && say("Open a scan to begin."));
       $("progress").hidden = false;
       title = `${stem}_${series.number}`;
       told = await send(series.series);
@@ -221,7 +223,7 @@ async function openSeries(archive, name, files) {
     addObject();
     say(`${title} is ready: click into the lesion, or draw a box around it.`);
   } catch (error) {
-    if (told && !scan) server.close(told.scan).catch(() => {});
+    if (told && scan?.id !== told.scan) server.close(told.scan).catch(() => {});
     if (mine !== opened) return;
     say("Open a scan to begin.");
     complain(error, () => openSeries(archive, name, files));
@@ -235,8 +237,14 @@ async function openSeries(archive, name, files) {
 }
 
 /** Asks which of several series is meant; null where none is. */
-function chooseSeries(list) {
+async function chooseSeries(list) {
   const box = $("series");
+  if (box.open) {
+    // Something else was dropped meanwhile: who was asked before is told that none was chosen.
+    const closed = new Promise((done) => box.addEventListener("close", done, { once: true }));
+    box.close("");
+    await closed;
+  }
   $("series-list").replaceChildren(
     ...list.map((one, n) => {
       const item = document.createElement("li");
@@ -539,8 +547,8 @@ function rename() {
 
 function nextColour() {
   if (!active) return;
-  const at = COLOURS.findIndex((c) => c.join() === active.colour.join());
-  active.colour = COLOURS[(at + 1) % COLOURS.length];
+  const at = colours.findIndex((c) => c.join() === active.colour.join());
+  active.colour = colours[(at + 1) % colours.length];
   view.setColours(objects.map((o) => o.colour));
   listObjects();
   called(active);

@@ -33,12 +33,12 @@ pub trait Readable: Read + Seek {}
 impl<T: Read + Seek> Readable for T {}
 
 /// Files that may be DICOM, by their numbers.
-pub enum Store {
+pub enum Store<'a> {
     /// Of a file system.
     Files(Vec<PathBuf>),
     /// Entries of an archive of so many bytes: their names, and which they are.
     Zip {
-        archive: ZipArchive<Box<dyn Readable>>,
+        archive: ZipArchive<Box<dyn Readable + 'a>>,
         path: PathBuf,
         length: u64,
         entries: Vec<(String, usize)>,
@@ -46,7 +46,7 @@ pub enum Store {
         unpacked: u64,
     },
     /// One in memory.
-    One { path: PathBuf, bytes: Vec<u8> },
+    One { path: PathBuf, bytes: &'a [u8] },
 }
 
 /// Bytes of a file: all of them, or its beginning.
@@ -55,9 +55,9 @@ pub struct Bytes {
     pub whole: bool,
 }
 
-impl Store {
+impl<'a> Store<'a> {
     /// The files of a folder; with `below` also those of folders in it.
-    pub fn of_folder(folder: &Path, below: bool) -> Result<Store, VolumeError> {
+    pub fn of_folder(folder: &Path, below: bool) -> Result<Store<'static>, VolumeError> {
         let mut files = vec![];
         gather(folder, if below { DEEPEST } else { 0 }, &mut files)?;
         files.sort();
@@ -65,7 +65,7 @@ impl Store {
     }
 
     /// The entries of a zip archive.
-    pub fn of_zip(path: &Path) -> Result<Store, VolumeError> {
+    pub fn of_zip(path: &Path) -> Result<Store<'static>, VolumeError> {
         let fail = |e: String| VolumeError::new(path, e);
         remember(path);
         let file = File::open(path).map_err(|e| fail(e.to_string()))?;
@@ -74,8 +74,8 @@ impl Store {
     }
 
     /// An archive, or one file, in memory, which messages call `path`. No file system is looked at.
-    pub fn of_bytes(path: &Path, bytes: Vec<u8>) -> Result<Store, VolumeError> {
-        if !is_zip(&bytes) {
+    pub fn of_bytes(path: &Path, bytes: &'a [u8]) -> Result<Store<'a>, VolumeError> {
+        if !is_zip(bytes) {
             return Ok(Store::One { path: path.into(), bytes });
         }
         let length = bytes.len() as u64;
@@ -84,9 +84,9 @@ impl Store {
 
     fn of_archive(
         path: &Path,
-        source: Box<dyn Readable>,
+        source: Box<dyn Readable + 'a>,
         length: u64,
-    ) -> Result<Store, VolumeError> {
+    ) -> Result<Store<'a>, VolumeError> {
         let fail = |e: String| VolumeError::new(path, e);
         let mut archive =
             ZipArchive::new(source).map_err(|e| fail(format!("is a damaged ZIP archive: {e}")))?;

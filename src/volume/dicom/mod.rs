@@ -55,7 +55,7 @@ const NO_IMAGE: &str = "no DICOM image was found: expected a CT, MR or PET serie
 pub fn list(path: &Path) -> Result<(Vec<Series>, Vec<String>), VolumeError> {
     super::within_memory(path, || {
         let mut store = store_of(path)?;
-        let mut found = find(&mut store)?;
+        let mut found = find(&mut store, u64::MAX)?;
         if found.series.is_empty() {
             return Err(nothing(path, &store, &found));
         }
@@ -81,18 +81,20 @@ pub fn is_sent(bytes: &[u8]) -> bool {
 }
 
 /// Reads the series that is meant of a zip archive, or of one file, in memory: no file system is
-/// looked at, whatever the archive's names are. Its files have at most `most` bytes, unpacked.
+/// looked at, whatever the archive's names are. Its files have at most `most` bytes, unpacked, and
+/// inflated where they are deflated themselves.
 ///
 /// # Errors
 /// It is damaged, holds no DICOM image, or none that is asked for.
-pub fn of_bytes(bytes: Vec<u8>, asked: Option<&str>, most: u64) -> Result<Sent, VolumeError> {
+pub fn of_bytes(bytes: &[u8], asked: Option<&str>, most: u64) -> Result<Sent, VolumeError> {
     let path = Path::new(UNNAMED);
     super::within_memory(path, || {
         let mut store = Store::of_bytes(path, bytes)?;
         if store.unpacked() > most {
             return Ok(Sent::TooLarge(store.unpacked()));
         }
-        let mut found = find(&mut store)?;
+        let left = most.saturating_sub(store.unpacked());
+        let mut found = find(&mut store, left)?;
         if found.series.is_empty() {
             return Err(nothing(path, &store, &found));
         }
@@ -110,7 +112,7 @@ pub fn of_bytes(bytes: Vec<u8>, asked: Option<&str>, most: u64) -> Result<Sent, 
 }
 
 /// What lies at a path: a folder, an archive, or one file.
-fn store_of(path: &Path) -> Result<Store, VolumeError> {
+fn store_of(path: &Path) -> Result<Store<'static>, VolumeError> {
     if path.is_dir() {
         return Store::of_folder(path, true);
     }
@@ -183,7 +185,7 @@ fn opened<T>(
     let fail = |e: String| VolumeError::new(path, e);
     let bytes = memory::read_file(LABELS, path).map_err(|e| fail(e.to_string()))?;
     let damaged = |e: Problem| fail(format!("is a DICOM file, {}", String::from(e)));
-    let (bytes, start, syntax) = data_set(&bytes, true).map_err(damaged)?;
+    let (bytes, start, syntax) = data_set(&bytes, true, u64::MAX).map_err(damaged)?;
     let opened = Opened::new(&bytes, start, &syntax).map_err(damaged)?;
     work(&opened, &syntax).map_err(fail)
 }
@@ -237,7 +239,7 @@ pub(super) fn contents(
     which: Which,
 ) -> Result<Contents, VolumeError> {
     let mut store = store_of(path)?;
-    let mut found = find(&mut store)?;
+    let mut found = find(&mut store, u64::MAX)?;
     if found.series.is_empty() {
         return Err(nothing(path, &store, &found));
     }
@@ -247,7 +249,7 @@ pub(super) fn contents(
     }
     if is_file {
         store = Store::of_folder(folder_of(path), false)?;
-        found = find(&mut store)?;
+        found = find(&mut store, u64::MAX)?;
     }
     let mut warnings = found.said();
     let (series, notes) =
@@ -276,7 +278,7 @@ fn of_file(
     if slices == 1 {
         let uid = found.series.first().map(|s| s.uid.clone()).unwrap_or_default();
         let mut beside = Store::of_folder(folder_of(path), false)?;
-        let mut all = find(&mut beside)?;
+        let mut all = find(&mut beside, u64::MAX)?;
         let warnings = all.said();
         let named = |s: &Series| {
             s.uid == uid
@@ -450,7 +452,8 @@ fn slices_of<'p>(
     planes: impl Iterator<Item = (&'p Plane, [f64; 2])>,
     mut give: impl FnMut(&[u8], [f64; 2]),
 ) -> Result<(), String> {
-    let (bytes, start, syntax) = data_set(bytes, true)?;
+    // What was sent was held against its limit when its tags were read.
+    let (bytes, start, syntax) = data_set(bytes, true, u64::MAX)?;
     let opened = Opened::new(&bytes, start, &syntax)?;
     let frames = Frames::new(&opened, &image.layout)?;
     named(&opened.tags);

@@ -6,6 +6,7 @@ use super::pixels::Layout;
 use super::suv::{self, Uptake};
 use super::tags::{self, DataSet, Opened, Problem};
 use crate::volume::VolumeError;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
@@ -127,13 +128,14 @@ impl Found {
     }
 }
 
-/// Looks at every file of a store, for its tags alone.
-pub fn find(store: &mut Store) -> Result<Found, VolumeError> {
-    let mut found = Found::default();
+/// Looks at every file of a store, for its tags alone. Files whose data sets are deflated have so
+/// many bytes at most, all together.
+pub fn find(store: &mut Store, most: u64) -> Result<Found, VolumeError> {
+    let (mut found, mut left) = (Found::default(), most);
     let mut all: Vec<(String, Gathered)> = vec![];
     let mut known: HashMap<String, usize> = HashMap::new();
     for file in 0..store.len() {
-        match look(store, file) {
+        match look(store, file, &mut left) {
             Ok(None) => {}
             Ok(Some(None)) => found.others += 1,
             Ok(Some(Some(said))) => {
@@ -143,7 +145,7 @@ pub fn find(store: &mut Store) -> Result<Found, VolumeError> {
                 }
                 all[at].1.add(file, said);
             }
-            Err(e) if e.refused => return Err(e),
+            Err(e) if e.refused || left == 0 => return Err(e),
             Err(e) => found.left_out.push(e),
         }
     }
@@ -157,10 +159,19 @@ pub fn find(store: &mut Store) -> Result<Found, VolumeError> {
     Ok(found)
 }
 
-/// The tags of a file: none where it is not DICOM, and none within where it is no image.
-fn look(store: &mut Store, file: usize) -> Result<Option<Option<Said>>, VolumeError> {
+/// The tags of a file: none where it is not DICOM, and none within where it is no image. `left` is
+/// how many bytes may still be inflated: nothing, when that was too little.
+fn look(
+    store: &mut Store,
+    file: usize,
+    left: &mut u64,
+) -> Result<Option<Option<Said>>, VolumeError> {
     let read = store.look(file, |read| {
-        let parsed = tags::data_set(&read.bytes, read.whole).and_then(|(bytes, start, syntax)| {
+        let set = tags::data_set(&read.bytes, read.whole, *left);
+        let parsed = set.and_then(|(bytes, start, syntax)| {
+            if let Cow::Owned(inflated) = &bytes {
+                *left = left.saturating_sub(inflated.len() as u64);
+            }
             let opened = Opened::new(&bytes, start, &syntax)?;
             // What ends between two elements may go on.
             if !read.whole && !opened.has_voxels() {
@@ -168,6 +179,9 @@ fn look(store: &mut Store, file: usize) -> Result<Option<Option<Said>>, VolumeEr
             }
             Ok(said(&opened, &syntax))
         });
+        if matches!(parsed, Err(Problem::Large)) {
+            *left = 0;
+        }
         match parsed {
             Err(Problem::Short) if !read.whole => None,
             Err(e) => Some(Err(String::from(e))),

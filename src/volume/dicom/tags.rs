@@ -9,6 +9,7 @@ pub use super::dictionary::*;
 use crate::memory;
 use flate2::read::DeflateDecoder;
 use std::borrow::Cow;
+use std::io::Read;
 
 /// The first group of voxels.
 const VOXEL_GROUP: u16 = 0x7fe0;
@@ -30,6 +31,8 @@ const MOST: usize = 1 << 16;
 pub enum Problem {
     /// They end too early: with more of them it may be one.
     Short,
+    /// They are more than is taken when they are inflated.
+    Large,
     /// What is wrong, whatever follows.
     Damaged(String),
 }
@@ -38,6 +41,7 @@ impl From<Problem> for String {
     fn from(problem: Problem) -> String {
         match problem {
             Problem::Short => "truncated: it ends within its tags".into(),
+            Problem::Large => "its deflated data set is larger than what is taken".into(),
             Problem::Damaged(what) => what,
         }
     }
@@ -277,9 +281,13 @@ const DEFLATED: &str = "1.2.840.10008.1.2.1.99";
 /// What messages call the memory that an inflated file takes.
 const INFLATED: &str = "a deflated DICOM file";
 
-/// A file's data set, inflated where it is deflated: bytes, where in them it begins, and its
-/// transfer syntax.
-pub fn data_set(bytes: &[u8], whole: bool) -> Result<(Cow<'_, [u8]>, usize, String), Problem> {
+/// A file's data set, inflated where it is deflated, to so many bytes at most: bytes, where in them
+/// it begins, and its transfer syntax.
+pub fn data_set(
+    bytes: &[u8],
+    whole: bool,
+    most: u64,
+) -> Result<(Cow<'_, [u8]>, usize, String), Problem> {
     let (start, syntax) = meta(bytes)?;
     if syntax != DEFLATED {
         return Ok((Cow::Borrowed(bytes), start, syntax));
@@ -288,8 +296,13 @@ pub fn data_set(bytes: &[u8], whole: bool) -> Result<(Cow<'_, [u8]>, usize, Stri
         return Err(Problem::Short);
     }
     let mut inflated = vec![];
-    memory::read(INFLATED, DeflateDecoder::new(&bytes[start..]), &mut inflated)
+    // One more byte tells that there are more.
+    let reader = DeflateDecoder::new(&bytes[start..]).take(most.saturating_add(1));
+    memory::read(INFLATED, reader, &mut inflated)
         .map_err(|e| Problem::Damaged(format!("truncated or corrupt deflated data set: {e}")))?;
+    if inflated.len() as u64 > most {
+        return Err(Problem::Large);
+    }
     Ok((Cow::Owned(inflated), 0, "1.2.840.10008.1.2.1".into()))
 }
 
@@ -578,6 +591,19 @@ mod tests {
         out.extend((value.len() as u16).to_le_bytes());
         out.extend(value);
         out
+    }
+
+    #[test]
+    fn what_is_inflated_has_its_limit() {
+        let set = element(8, 0x60, b"CS", b"CT").repeat(1000);
+        let mut packed = flate2::write::DeflateEncoder::new(vec![], flate2::Compression::best());
+        std::io::Write::write_all(&mut packed, &set).unwrap();
+        let file =
+            [element(2, 0x10, b"UI", DEFLATED.as_bytes()), packed.finish().unwrap()].concat();
+        assert!(file.len() < 200 && set.len() == 10_000);
+        let (bytes, start, _) = data_set(&file, true, 10_000).unwrap();
+        assert!(start == 0 && bytes[..] == set[..]);
+        assert_eq!(data_set(&file, true, 9_999).err(), Some(Problem::Large));
     }
 
     #[test]

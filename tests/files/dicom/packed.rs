@@ -1,10 +1,13 @@
 //! Slices that other programs packed as JPEG 2000 and JPEG-LS (`tests/data/dicom`).
 
-use super::{Series, assert_voxels, read, refused, short, straight};
+use super::{SLICES, Series, assert_voxels, at, plain, read, refused, short, straight, zipped};
 use crate::common;
 use dicom_core::{DataElement, VR};
 use dicom_dictionary_std::tags;
+use flate2::{Compression, write::DeflateEncoder};
 use prism::volume::Element;
+use prism::volume::dicom::{Sent, of_bytes};
+use std::io::Write;
 
 const JPEG_LS: &str = "1.2.840.10008.1.2.4.80";
 const JPEG_LS_LOSSY: &str = "1.2.840.10008.1.2.4.81";
@@ -38,6 +41,36 @@ fn of_fragment(
         ]);
         file.put(DataElement::new(tags::PIXEL_DATA, VR::OB, value));
     })
+}
+
+/// Where the data set of a file begins, behind the elements that tell how it is written.
+fn data_set(file: &[u8]) -> usize {
+    144 + u32::from_le_bytes(file[140..144].try_into().unwrap()) as usize
+}
+
+#[test]
+fn what_an_archive_holds_deflated_is_limited_all_together() {
+    let folder = Series::new("CT").folder(SLICES, straight, |_, _| {});
+    let files: Vec<Vec<u8>> =
+        (0..SLICES).map(|k| std::fs::read(at(folder.path(), k)).unwrap()).collect();
+    let deflated = |file: &Vec<u8>| {
+        let mut packed = DeflateEncoder::new(vec![], Compression::best());
+        packed.write_all(&file[data_set(file)..]).unwrap();
+        let syntax = b"\x02\0\x10\0UI\x16\01.2.840.10008.1.2.1.99";
+        [&file[..132], &syntax[..], &packed.finish().unwrap()[..]].concat()
+    };
+    let names = ["1.dcm", "2.dcm", "3.dcm", "4.dcm"];
+    let packed: Vec<_> = names.into_iter().zip(files.iter().map(deflated)).collect();
+    assert_eq!(packed.len(), SLICES);
+    let study = zipped(&packed);
+    let inflated: usize = files.iter().map(|file| file.len() - data_set(file)).sum();
+    let most = (inflated + packed.iter().map(|(_, file)| file.len()).sum::<usize>()) as u64;
+    match of_bytes(&study, None, most).unwrap() {
+        Sent::Scan(image) => assert_voxels(&image, plain),
+        _ => panic!("no scan"),
+    }
+    let error = of_bytes(&study, None, most - 1).err().unwrap().to_string();
+    assert!(error.contains("deflated data set is larger"), "{error}");
 }
 
 #[test]
