@@ -335,10 +335,13 @@ fn losses_are_as_on_the_cpu() {
 
 /// The gradients of the input and of every parameter, through windows that lie partly beyond the
 /// grid: several of them, in several items; one, of the released network's shape; with lines of
-/// more than 8 tokens beside lines of one.
+/// more than 8 tokens beside lines of one; with heads of an odd number of channels, and of so many
+/// that a fragment is half full.
 #[test]
 fn attention_in_windows_goes_back_as_on_the_cpu() {
-    for (n, s, edge, heads, width) in [(2, 5, 3, 2, 12), (1, 8, 14, 1, 32), (1, 10, 9, 2, 16)] {
+    for (n, s, edge, heads, width) in
+        [(2, 5, 3, 2, 12), (1, 8, 14, 1, 32), (1, 10, 9, 2, 16), (1, 4, 3, 2, 14), (1, 4, 3, 1, 24)]
+    {
         windows_go_back_as_on_the_cpu(n, s, edge, heads, width);
     }
 }

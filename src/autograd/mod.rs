@@ -220,9 +220,10 @@ impl<'m> Tape<'m> {
         }
         for (at, (shape, backward)) in nodes.into_iter().enumerate().rev() {
             let Some(backward) = backward else { continue };
-            if let Some(gradient) = back.vars[at].take() {
-                // Readers may have seen the value under another shape.
-                backward(gradient.reshape(shape), &mut back)?;
+            // Readers may have seen the value under another shape. Nobody else holds it then: who
+            // goes back may take its memory.
+            if let Some(gradient) = back.vars[at].take().map(|g| g.reshape(shape)) {
+                backward(gradient, &mut back)?;
                 reached(back.params)?;
             }
         }
@@ -450,14 +451,17 @@ fn is_own(sum: &mut Tensor) -> bool {
 
 /// The sum of two gradients of one parameter, in float32.
 fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
-    if let (Some(cuda), true) = (sum.cuda(), is_own(&mut sum)) {
-        let (to, from) = (sum.to_device(&cuda, DType::F32)?, part.to_device(&cuda, DType::F32)?);
+    if let Some(cuda) = sum.cuda() {
         let n = sum.len();
+        let (so_far, from) =
+            (sum.to_device(&cuda, DType::F32)?, part.to_device(&cuda, DType::F32)?);
+        // What others hold, or is of another type, stays as it is.
+        let to = if is_own(&mut sum) { so_far.clone() } else { cuda.allocate(n, DType::F32)? };
         cuda.launch(
             kernels::ADD_F32,
             Launch::per_vector(4, n, n).with_cost(n, 12 * n),
             kernels::AddArgs {
-                a: (&to).into(),
+                a: (&so_far).into(),
                 b: (&from).into(),
                 y: (&to).into(),
                 count: n.into(),
@@ -525,6 +529,31 @@ mod tests {
             let gradient = together.get(id).unwrap();
             assert_eq!(gradient, apart.get(id).unwrap(), "parameter {id}");
             assert!(gradient.iter().any(|g| *g != 0.0), "parameter {id}");
+        }
+    }
+
+    /// Sums are formed where gradients are, in float32, whatever type these come in and whoever
+    /// else holds them.
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn gradients_are_added_up_on_their_device() {
+        use crate::device::{Cpu, Cuda};
+        let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
+        let filled = |dtype: DType, value: f32| {
+            let memory = Tensor::from(vec![value; 9]).to_device(&cuda, dtype).unwrap();
+            Tensor::from_device([9], memory, dtype)
+        };
+        for dtype in [DType::F16, DType::F32] {
+            let (first, second) = (filled(dtype, 1.5), filled(dtype, 2.0));
+            let mut grads = ParamGrads::new(1);
+            let before = cuda.transfers();
+            for gradient in [&first, &second, &second] {
+                grads.add(0, gradient.clone()).unwrap();
+            }
+            assert_eq!(cuda.transfers(), before, "{dtype}: it took the way over the host");
+            let sum = grads.tensor(0).unwrap();
+            assert_eq!((sum.device_type(), sum.data()), (Some(DType::F32), &[5.5; 9][..]));
+            assert_eq!((first.data(), second.data()), (&[1.5; 9][..], &[2.0; 9][..]));
         }
     }
 }

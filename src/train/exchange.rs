@@ -1,9 +1,9 @@
 //! The gradients of a step, added up over all processes while they are still being formed.
 //!
 //! Parameters are put into buckets in an order that is the same in every process: first those that
-//! only interactions use, then the encoder's from its end to its beginning, as the way back reaches
-//! them. A bucket is sent once all of its gradients are final and the one before it was; on a GPU
-//! its sum runs beside the rest of the way back.
+//! the way back through the encoder leaves alone, then the others from the encoder's end to its
+//! beginning, as that way reaches them. A bucket is sent once all of its gradients are final and
+//! the one before it was; on a GPU its sum runs beside the rest of the way back.
 
 use super::peers::{Peers, op_error};
 use crate::autograd::ParamGrads;
@@ -30,10 +30,6 @@ impl Buckets {
 
     fn of(config: &Config, least: usize) -> Buckets {
         let tensors = config.tensors();
-        // The skip features' convolutions belong to the way back through the encoder.
-        let late = |name: &str| {
-            name.starts_with("image_encoder.") || name.starts_with("mask_decoder.decoder.")
-        };
         let mut lists =
             vec![(0..tensors.len()).filter(|&id| !late(&tensors[id].0)).collect::<Vec<_>>()];
         let (mut list, mut values) = (vec![], 0);
@@ -54,6 +50,16 @@ impl Buckets {
     }
 }
 
+/// Whether the way back through the encoder forms this parameter's gradient, or a part of it: the
+/// encoder's own, and of a decoder stage what its skip map is made of. A bias in front of a norm
+/// has none: a bucket that waited for it would wait for the end.
+fn late(name: &str) -> bool {
+    let of_skip_map = [".upsample.deconv.bias", ".convs.conv_0.conv.weight"];
+    name.starts_with("image_encoder.") && !name.ends_with(".conv.bias")
+        || name.starts_with("mask_decoder.decoder.")
+            && of_skip_map.iter().any(|end| name.ends_with(end))
+}
+
 /// One step's exchange.
 pub struct Exchange<'a> {
     peers: &'a Peers,
@@ -62,6 +68,8 @@ pub struct Exchange<'a> {
     /// How many buckets were sent.
     sent: usize,
     last: Vec<bool>,
+    /// Which parameters were in what was sent.
+    gone: Vec<bool>,
     /// Which parameters have a gradient here.
     here: Vec<f32>,
 }
@@ -76,6 +84,7 @@ impl<'a> Exchange<'a> {
             buckets,
             sent: 0,
             last: vec![false; count],
+            gone: vec![false; count],
             here: vec![0.0; count],
         }
     }
@@ -89,7 +98,13 @@ impl<'a> Exchange<'a> {
     /// The way back through the last item's encoder has come this far: whatever it touched is
     /// final.
     pub fn encoder_reached(&mut self, grads: &mut ParamGrads) -> Result<(), OpError> {
-        grads.touched().into_iter().for_each(|id| self.last[id] = true);
+        for id in grads.touched() {
+            if self.gone[id] {
+                let message = format!("a gradient of parameter {id}, whose sum is already formed");
+                return Err(OpError::Argument { op: "exchange", message });
+            }
+            self.last[id] = true;
+        }
         while self
             .buckets
             .lists
@@ -119,6 +134,7 @@ impl<'a> Exchange<'a> {
     fn send(&mut self, grads: &mut ParamGrads) -> Result<(), OpError> {
         let list = &self.buckets.lists[self.sent];
         self.sent += 1;
+        list.iter().for_each(|&id| self.gone[id] = true);
         if self.peers.world() == 1 && self.peers.group(self.device).is_none() {
             list.iter()
                 .for_each(|&id| self.here[id] = f32::from(u8::from(grads.tensor(id).is_some())));
@@ -176,6 +192,9 @@ fn own(cuda: &Cuda, gradient: Option<Tensor>, count: usize) -> Result<Arc<Memory
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Encoder, Model, PatchPrompts, Weights};
+    use crate::ops::loss::{KERNEL, Target};
+    use crate::train::step::{LossWeights, Round, Share, run_item_sharing};
 
     #[test]
     fn every_parameter_is_in_one_bucket() {
@@ -187,5 +206,60 @@ mod tests {
         // The encoder's 95 million values go in several, so that their sums do not wait for the
         // last.
         assert!((8..20).contains(&buckets.lists.len()), "{}", buckets.lists.len());
+    }
+
+    /// All buckets are sent on the way back through the encoder, the last by its last step, and
+    /// each with all the gradients that its parameters get.
+    #[test]
+    fn buckets_are_sent_while_the_encoder_goes_back() {
+        let device = Device::open("cpu", 2).unwrap();
+        for encoder in [Encoder::Hybrid, Encoder::Vit, Encoder::Cnn] {
+            let config = Config {
+                encoder,
+                patch: 32,
+                channels: [8, 8, 16, 16, 48],
+                vit_width: 48,
+                vit_depth: 4,
+                vit_heads: 4,
+                vit_mlp: 96,
+                window: 3,
+                global_blocks: vec![3],
+                taps: [1, 2, 3],
+                prompt_mlp: 64,
+                score_hidden: 24,
+                refine_width: 8,
+                ..Config::base()
+            };
+            let (s, names) = (config.patch, config.tensors());
+            let model = Model::new(&device, &Weights::hashed(config.clone(), "buckets")).unwrap();
+            let image: Vec<f32> =
+                (0..s * s * s).map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect();
+            let label = image.iter().map(|v| f32::from(u8::from(*v > 0.0))).collect();
+            let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
+            let share = Share {
+                weights: LossWeights::default(),
+                iterations: 1,
+                batch: 1,
+                recompute: true,
+                scale: 1.0,
+            };
+            // A parameter a bucket: none hides behind others.
+            let (peers, buckets) = (Peers::alone(), Buckets::of(&config, 1));
+            let mut exchange = Exchange::new(&peers, &device, &buckets);
+            let mut grads = ParamGrads::new(names.len());
+            let prompt = |_: usize, _: Option<&Tensor>| {
+                let points = vec![([9, 9, 9], true), ([20, 11, 7], false)];
+                Ok(Some(Round::from(PatchPrompts { points, bounds: None })))
+            };
+            let image = Tensor::new([s; 3], image);
+            let shared = (&mut grads, Some(&mut exchange));
+            run_item_sharing(&device, &model, &image, &target, share, shared, prompt).unwrap();
+            let waits = buckets.lists.get(exchange.sent).map(|list| &names[list[0]].0);
+            assert_eq!(waits, None, "{encoder:?}: what comes behind waits for it");
+            for (id, (name, _)) in names.iter().enumerate() {
+                let here = exchange.here[id] == 1.0;
+                assert_eq!(here, grads.tensor(id).is_some(), "{encoder:?}: {name}");
+            }
+        }
     }
 }
