@@ -729,7 +729,7 @@ fn noise(image: &Volume, seed: usize) -> (Vec<u8>, Vec<u8>) {
     let mask: Vec<u8> = (0..image.grid.voxels())
         .map(|at| {
             let mixed = (at + seed * 7919).wrapping_mul(2654435761) >> 7;
-            u8::from(mixed % 3 == 0)
+            u8::from(mixed.is_multiple_of(3))
         })
         .collect();
     let file = prism::volume::mask_file(Path::new("m.nii"), &image.grid, &image.description, &mask);

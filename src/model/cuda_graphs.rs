@@ -11,7 +11,7 @@
 use super::prompt_encoder::scatter;
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
 use crate::autograd::{Tape, Var};
-use crate::device::cuda::{Arena, Graph, KernelRecord, Launch, Memory, kernels};
+use crate::device::cuda::{Arena, Graph, KernelRecord, Launch, Memory, Placed, kernels};
 use crate::device::{Cuda, CudaError};
 use crate::tensor::{OpError, Tensor, to_bytes, upload_to};
 use rayon::prelude::*;
@@ -318,7 +318,7 @@ impl State {
         &mut self,
         cuda: &Cuda,
         f: impl Fn() -> Result<R, OpError>,
-        place: impl FnOnce(&R) -> Result<Vec<(Arc<Memory>, Arc<Memory>)>, OpError>,
+        place: impl FnOnce(&R) -> Result<Vec<Placed>, OpError>,
     ) -> Result<(Graph, R), OpError> {
         let before = self.arena.bytes();
         let recorded = cuda.record_into(&mut self.arena, f, place)?;
@@ -349,7 +349,7 @@ impl State {
             if inputs.is_none() {
                 self.interact.clear();
             }
-            let place = |made: &Features| -> Result<Vec<(Arc<Memory>, Arc<Memory>)>, OpError> {
+            let place = |made: &Features| -> Result<Vec<Placed>, OpError> {
                 let there = match inputs.take() {
                     Some(inputs) => inputs,
                     None => Inputs::like(model, cuda, made)?,

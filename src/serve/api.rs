@@ -306,7 +306,8 @@ async fn add_object(
     };
     let object = shared.work.run(new_id()?, Kind::Short, add).await;
     tidy(&shared, scan, held);
-    Ok(reply(StatusCode::CREATED, &described_object(id, &object?)))
+    let object = object?;
+    Ok(reply(StatusCode::CREATED, &described_object(id, &object)))
 }
 
 /// What is said in one interaction. Places are voxels of the scan, `[x, y, z]`.

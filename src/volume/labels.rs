@@ -107,7 +107,7 @@ pub fn grid_of(path: &Path) -> Result<Option<Grid>, VolumeError> {
 
 /// A label image before anybody said on which grid it is wanted.
 enum Unplaced {
-    Stored(Contents),
+    Stored(Box<Contents>),
     /// Its labels are placed as they are read; with its grid, where it has one.
     #[cfg(feature = "dicom")]
     Dicom(Option<Grid>),
@@ -119,7 +119,7 @@ impl Unplaced {
         if super::is_dicom(path)? {
             return within_memory(path, || super::dicom::grid(path)).map(Unplaced::Dicom);
         }
-        contents(path, Which::Layers).map(Unplaced::Stored)
+        contents(path, Which::Layers).map(|contents| Unplaced::Stored(Box::new(contents)))
     }
 
     fn grid(&self) -> Option<Grid> {
@@ -132,7 +132,7 @@ impl Unplaced {
 
     fn on(self, path: &Path, grid: &Grid) -> Result<Labels, VolumeError> {
         within_memory(path, || match self {
-            Unplaced::Stored(contents) => Labels::of_contents(path, contents, grid, None),
+            Unplaced::Stored(contents) => Labels::of_contents(path, *contents, grid, None),
             #[cfg(feature = "dicom")]
             Unplaced::Dicom(_) => Labels::placed(path, grid, None),
         })

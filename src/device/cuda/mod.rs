@@ -24,7 +24,7 @@ pub(crate) use args::Pointer;
 pub use error::CudaError;
 pub use launcher::{KernelCost, KernelRecord, Launch};
 pub use memory::Memory;
-pub use record::{Arena, Fork, Graph};
+pub use record::{Arena, Fork, Graph, Placed};
 pub(crate) use source::{Family, TypedKernel, kernels};
 pub(crate) use weight_cache::DeviceCache;
 

@@ -18,6 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Planned addresses are multiples of this.
 const ALIGN: usize = 256;
 
+/// Memory of a recording's first result, and the memory that is to have its values.
+pub type Placed = (Arc<Memory>, Arc<Memory>);
+
 /// Memory that recordings share; one at a time uses it.
 #[derive(Default)]
 pub struct Arena(Option<Arc<Memory>>);
@@ -532,7 +535,7 @@ impl Cuda {
         &self,
         arena: &mut Arena,
         f: impl Fn() -> Result<R, E>,
-        place: impl FnOnce(&R) -> Result<Vec<(Arc<Memory>, Arc<Memory>)>, E>,
+        place: impl FnOnce(&R) -> Result<Vec<Placed>, E>,
     ) -> Result<(Graph, R), E> {
         let _stream = self.lock_stream();
         let mut recording = Recording::begin(self, Stage::Tracing(Trace::default()))?;

@@ -153,8 +153,8 @@ pub fn follow(
 /// in float32. So the first step of a run, also of one that goes on, is like all others.
 pub fn bring(device: &Device, parameters: &mut [&mut Tensor]) -> Result<(), OpError> {
     let Device::Cuda(cuda) = device else { return Ok(()) };
-    let here = parameters.iter_mut().filter(|parameter| parameter.device_type().is_none());
-    here.map(|parameter| cuda::resident(cuda, parameter).map(drop)).collect()
+    let mut here = parameters.iter_mut().filter(|parameter| parameter.device_type().is_none());
+    here.try_for_each(|parameter| cuda::resident(cuda, parameter).map(drop))
 }
 
 impl AdamW {
