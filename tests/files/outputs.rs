@@ -253,7 +253,7 @@ fn a_header_and_the_file_of_its_voxels_are_written() {
         let out = run.file("--probability", &map).output();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     }
-    let names = ["mask.mhd", "mask.mha", "map.mhd", "map.mha"].map(|name| at(name));
+    let names = ["mask.mhd", "mask.mha", "map.mhd", "map.mha"].map(&at);
     for pair in names.chunks(2) {
         let [apart, whole] = [0, 1].map(|n| Volume::read(&pair[n], None).unwrap());
         assert!(apart.grid == whole.grid && apart.values() == whole.values(), "{pair:?}");

@@ -56,7 +56,7 @@ fn what_an_archive_holds_deflated_is_limited_all_together() {
     let deflated = |file: &Vec<u8>| {
         let mut packed = DeflateEncoder::new(vec![], Compression::best());
         packed.write_all(&file[data_set(file)..]).unwrap();
-        let syntax = b"\x02\0\x10\0UI\x16\01.2.840.10008.1.2.1.99";
+        let syntax = b"\x02\0\x10\0UI\x16\x001.2.840.10008.1.2.1.99";
         [&file[..132], &syntax[..], &packed.finish().unwrap()[..]].concat()
     };
     let names = ["1.dcm", "2.dcm", "3.dcm", "4.dcm"];
