@@ -26,9 +26,9 @@ __device__ __forceinline__ void two_way(const T *q, const T *k, const T *v, T *y
     if (query < queries) write(state, y + (int64)query * width + c0, dim);
 }
 
-// The image encoder's attention. Grid (tiles of query lines, heads, windows). A tile is `lines` lines along w, at most 8, of one window. Where `log_sums` [row, head] is
-// given, it gets the logarithm, of base 2, of what a query's keys weigh together: the way back wants it on tensor cores.
-template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, float *, const VitShape &v) {
+// The image encoder's attention. Grid (tiles of query lines, heads, windows). A tile is `lines` lines along w, at most 8, of one window. Where the way back is to come on
+// tensor cores, `log_sums` [row, head] gets the logarithm, of base 2, of what a query's keys weigh together, and `values` [row, width] what y gets, not rounded.
+template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, float *, float *, const VitShape &v) {
     SHARED_MEMORY(shared);
     Tiles tiles(shared, v.dim);
     VitWindow window(v);
@@ -78,12 +78,12 @@ __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *
 #pragma unroll
         for (int e = 0; e < 4; e++) s[e] = column_of_element(e) < count ? scale * s[e] : MINUS_INFINITY;
     });
-    join(tiles, rows, [&](int query) { return q0 + query < queries ? y + (int64)(q0 + query) * width + c0 : nullptr; }, [](int, float) {});
+    join(tiles, rows, [&](int query) { return q0 + query < queries ? y + (int64)(q0 + query) * width + c0 : nullptr; }, [](int, float) { return (float *)nullptr; });
 }
 
 // Grid (tiles of query lines, heads, windows). A tile is 32 slots of tokens.
 // tensor cores
-template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y, float *log_sums, const VitShape &v) {
+template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y, float *log_sums, float *values, const VitShape &v) {
     SHARED_MEMORY(shared);
     MatrixTiles<T> tiles(shared, v.dim);
     VitWindow w(v);
@@ -95,7 +95,7 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
     int wide = 3 * v.width;
     int64 origin = w.origin();
     qkv += origin * wide + w.c0, y += origin * v.width + w.c0;
-    if (log_sums) log_sums += origin * gridDim.y + blockIdx.y;
+    if (log_sums) log_sums += origin * gridDim.y + blockIdx.y, values += origin * v.width + w.c0;
     auto bring_step = [&](int step) {
         if (step * STEP < keys) {
             tiles.bring(tiles.buffer(tiles.k, step), tiles.buffer(tiles.v, step), STEP, [&](int r, const T *&a, const T *&b) {
@@ -186,10 +186,13 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
             int at;
             return row_to(query, at) ? y + (int64)at * v.width : nullptr;
         },
-        [&](int query, float log_sum) {
+        [&](int query, float log_sum) -> float * {
             int at;
             row_to(query, at);
-            if (log_sums) log_sums[(int64)at * gridDim.y] = log_sum;
+            if (!log_sums) return nullptr;
+            // Four lanes have a query.
+            if (threadIdx.x % 4 == 0) log_sums[(int64)at * gridDim.y] = log_sum;
+            return values + (int64)at * v.width;
         });
 }
 
@@ -197,9 +200,9 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
     KERNEL(two_way_attention_##T, THREADS, 4, (const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim), \
            TWO_WAY(q, k, v, y, live, queries, keys, width, dim))                                                                                    \
     KERNEL(vit_attention_##T, THREADS, 3,                                                                                                        \
-           (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, float *log_sums, int s, int edge, \
+           (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, float *log_sums, float *values, int s, int edge, \
             int width, int dim, int lines),                                                                                                   \
-           VIT(qkv, y, log_sums, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
+           VIT(qkv, y, log_sums, values, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
 ATTENTION(f32, two_way, vit)
 ATTENTION(f16, two_way_matrix, vit_matrix)
 ATTENTION(bf16, two_way_matrix, vit_matrix)

@@ -168,7 +168,7 @@ __device__ __forceinline__ void padded_gradient(const VitWindow &w, const Positi
 
 // Grid (tiles of query lines, heads, windows). What the way forward kept is for tensor cores: here it is formed anew.
 template <class T>
-__device__ __forceinline__ void vit_queries(const T *qkv, const T *, const float *, const T *dy, T *dqkv, float *kept, float *tables, float *padding, const VitShape &v) {
+__device__ __forceinline__ void vit_queries(const T *qkv, const float *, const float *, const T *dy, T *dqkv, float *kept, float *tables, float *padding, const VitShape &v) {
     SHARED_MEMORY(shared);
     int dim = v.dim, edge = v.edge, length = (2 * edge - 1) * dim, t = threadIdx.x;
     Tiles tile(shared, dim);
@@ -337,8 +337,8 @@ template <class T> __device__ __forceinline__ void vit_keys(const T *qkv, const 
            (const T *q, const T *k, const T *v, const T *dy, const float *sums, T *dk, T *dv, int queries, int keys, int width, int dim),          \
            TWO_WAY_KEYS(q, k, v, dy, sums, dk, dv, queries, keys, width, dim))                                                                     \
     KERNEL(attention_gradient_vit_queries_##T, THREADS, 3,                                                                                         \
-           (const T *qkv, const T *heads, const float *log_sums, const T *dy, T *dqkv, float *kept, float *tables, float *padding, VIT_SHAPE),     \
-           VIT_QUERIES(qkv, heads, log_sums, dy, dqkv, kept, tables, padding, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))  \
+           (const T *qkv, const float *values, const float *log_sums, const T *dy, T *dqkv, float *kept, float *tables, float *padding, VIT_SHAPE),     \
+           VIT_QUERIES(qkv, values, log_sums, dy, dqkv, kept, tables, padding, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))  \
     KERNEL(attention_gradient_vit_keys_##T, THREADS, 3, (const T *qkv, const T *dy, T *dqkv, float *kept, int tiles, VIT_SHAPE),                   \
            VIT_KEYS(qkv, dy, dqkv, kept, tiles, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
 ATTENTION_GRADIENT(f32, two_way_queries, two_way_keys, vit_queries, vit_keys, 4)

@@ -317,14 +317,14 @@ __device__ __forceinline__ float line_sums(const float (&ds)[4], bool is_one_lin
     return sum + __shfl_xor_sync(0xffffffffu, sum, 4);
 }
 
-// Grid (tiles of query lines, heads, windows). `heads` is what was attended to, `log_sums` [row, head] L of base 2, both of the way forward. What blocks leave behind:
+// Grid (tiles of query lines, heads, windows). `values` is what was attended to, in float (D is a small difference where padded keys weigh most), `log_sums` [row, head] L of base 2, both of the way forward. What blocks leave behind:
 //
 //   kept     [window, head, tile][KeptTile]
 //   tables   [window, tile, head][3 (2 edge - 1) dim]: the tables' gradients, along d, h and w
 //   padding  [window, tile][3 width]: the bias' gradients, through the padded positions
 // tensor cores
 template <class T>
-__device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads, const float *log_sums, const T *dy, T *dqkv, float *kept, float *tables, float *padding,
+__device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *values, const float *log_sums, const T *dy, T *dqkv, float *kept, float *tables, float *padding,
                                                    const VitShape &v) {
     SHARED_MEMORY(shared);
     int dim = v.dim, edge = v.edge, t = threadIdx.x, count = 2 * edge - 1, query = t / 4;
@@ -350,7 +350,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
     // From here on these begin with the window's first token and the head's first channel.
     int wide = 3 * v.width;
     int64 origin = w.origin();
-    qkv += origin * wide + w.c0, dqkv += origin * wide + w.c0, heads += origin * v.width + w.c0, dy += origin * v.width + w.c0, log_sums += origin * gridDim.y + blockIdx.y;
+    qkv += origin * wide + w.c0, dqkv += origin * wide + w.c0, values += origin * v.width + w.c0, dy += origin * v.width + w.c0, log_sums += origin * gridDim.y + blockIdx.y;
     float scale = rsqrtf((float)dim);
     int steps = ((w.ed * w.eh << slots.shift) + STEP - 1) / STEP;
     auto bring_step = [&](int step) {
@@ -392,7 +392,8 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
     {
         int at;
         bool is_there = slots.row(w, slot0 + query, at);
-        const T *g = tile.g + query * tile.row, *q = tile.q + query * tile.row, *o = heads + (int64)at * v.width;
+        const T *g = tile.g + query * tile.row, *q = tile.q + query * tile.row;
+        const float *o = values + (int64)at * v.width;
         float product = 0.0f, with_key = 0.0f, with_value = 0.0f;
         if (dim % 8 == 0) {
             for (int c = t % 4 * 8; c < dim; c += 32) {
@@ -402,7 +403,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const T *heads,
                 for (int j = 0; j < 8; j++) product += x[j] * y[j];
             }
         } else {
-            for (int c = t % 4; c < dim; c += 4) product += to_float(g[c]) * to_float(o[c]);
+            for (int c = t % 4; c < dim; c += 4) product += to_float(g[c]) * o[c];
         }
         if (padded) {
             const float *bias = v.bias + w.c0;

@@ -143,7 +143,7 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
 }
 
 // Joins the two halves of the keys, and writes: `write_row(query)` is where a query's values go, null for none. `keep(query, log_sum)` is given the logarithm, of base 2,
-// of what its keys weigh together.
+// of what its keys weigh together, and says where the values go in float, null for nowhere.
 template <class T, class W, class S> __device__ __forceinline__ void join(const MatrixTiles<T> &t, MatrixRows &rows, W write_row, S keep) {
     int row0 = threadIdx.x / 32 % 2 * 16;
     // Where keys were: a row of sums a query, then its top and its sum.
@@ -172,11 +172,14 @@ template <class T, class W, class S> __device__ __forceinline__ void join(const 
         if (!to) continue;
         float top = fmaxf(rows.top[e / 2], other[width - 2]), fade = faded(rows.top[e / 2], top), fade_other = faded(other[width - 2], top);
         float sum = rows.sum[e / 2] * fade + other[width - 1] * fade_other, scale = 1.0f / sum;
-        if (threadIdx.x % 4 == 0 && e % 2 == 0) keep(query, top + log2f(sum));
+        float *values = keep(query, top + log2f(sum));
 #pragma unroll
         for (int c = 0; c < MOST_DIM / 8; c++) {
             int channel = c * 8 + column_of_element(e);
-            if (channel < t.dim) to[channel] = from_float<T>((rows.acc[c][e] * fade + other[channel] * fade_other) * scale);
+            if (channel >= t.dim) continue;
+            float value = (rows.acc[c][e] * fade + other[channel] * fade_other) * scale;
+            to[channel] = from_float<T>(value);
+            if (values) values[channel] = value;
         }
     }
 }

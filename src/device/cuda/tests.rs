@@ -270,8 +270,7 @@ fn part_of_memory_is_the_same_memory() {
     let held = cuda.held()[0];
     let part = x.part(16, 16);
     cuda.launch(kernels::ADD_F32, Launch::per_element(4), doubling(&part)).unwrap();
-    let values =
-        cuda.download_read(&x, 32, bytemuck::pod_collect_to_vec::<u8, f32>).unwrap();
+    let values = cuda.download_read(&x, 32, bytemuck::pod_collect_to_vec::<u8, f32>).unwrap();
     assert_eq!(values, [1.0, 2.0, 3.0, 4.0, 10.0, 12.0, 14.0, 16.0]);
     drop(x);
     // It holds what it is a part of.

@@ -48,9 +48,17 @@ pub struct Attended {
     pub(super) windows: Windows,
     /// Whether rows are in the grid's order.
     pub(super) gridded: bool,
-    /// `[n * s³, heads]`, on a CUDA device in 16 bits: the logarithm of base 2 of what a query's
-    /// keys weigh together, from which the way back forms the weights again.
-    pub(super) log_sums: Option<Arc<Memory>>,
+    /// What the way back wants of the way forward, on a CUDA device in 16 bits.
+    pub(super) kept: Option<Kept>,
+}
+
+/// What the way back on tensor cores wants of the way forward, in float32.
+pub(super) struct Kept {
+    /// `[n * s³, heads]`: the logarithm of base 2 of what a query's keys weigh together, from which
+    /// the weights are formed again.
+    pub(super) log_sums: Arc<Memory>,
+    /// `[n * s³, dim]`: [`Attended::heads`] before it was rounded.
+    pub(super) values: Arc<Memory>,
 }
 
 impl Attended {

@@ -1,6 +1,6 @@
 //! Attention on CUDA devices. See `kernels/attention.cu`.
 
-use super::contract::{Attended, ValidKeys, VitGrads, VitWeights, Windows};
+use super::contract::{Attended, Kept, ValidKeys, VitGrads, VitWeights, Windows};
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, DType, Device};
 use crate::ops::linear::{Activation, linear};
@@ -288,12 +288,14 @@ impl Vit {
     }
 }
 
-/// Projects `x` `[n, s, s, s, dim]` and attends within windows of `edge`.
+/// Projects `x` `[n, s, s, s, dim]` and attends within windows of `edge`; in 16 bits keeps what the
+/// way back wants where `keeps` says so.
 pub fn attend_windows(
     cuda: &Cuda,
     w: &VitWeights,
     x: &Tensor,
     edge: usize,
+    keeps: bool,
 ) -> Result<Attended, OpError> {
     let ([n, s, .., width], dtype) = (x.map5("vit_attention", "x")?, cuda.precision());
     let vit = Vit::new(cuda, w, n, s, width, edge)?;
@@ -307,9 +309,13 @@ pub fn attend_windows(
         None,
     )?;
     let out = cuda.allocate(rows.len(), dtype)?;
-    let log_sums = match dtype {
+    let kept = match dtype {
         DType::F32 => None,
-        _ => Some(cuda.allocate(rows.rows() * vit.heads, DType::F32)?),
+        _ if !keeps => None,
+        _ => Some(Kept {
+            log_sums: cuda.allocate(rows.rows() * vit.heads, DType::F32)?,
+            values: cuda.allocate(rows.len(), DType::F32)?,
+        }),
     };
     let values = qkv.to_device(cuda, dtype)?;
     let terms = match dtype {
@@ -334,7 +340,8 @@ pub fn attend_windows(
             table_h,
             table_w,
             y: (&out).into(),
-            log_sums: (&log_sums).into(),
+            log_sums: kept.as_ref().map_or(Pointer::none(), |kept| (&kept.log_sums).into()),
+            values: kept.as_ref().map_or(Pointer::none(), |kept| (&kept.values).into()),
             s: vit.s.into(),
             edge: vit.edge.into(),
             width: vit.width.into(),
@@ -344,7 +351,7 @@ pub fn attend_windows(
     )?;
     let heads = Tensor::from_device(rows.shape(), out, dtype);
     // The kernel keeps the grid's order.
-    Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true, log_sums })
+    Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true, kept })
 }
 
 /// Gradients of what [`attend_windows`] attended to, as
@@ -367,11 +374,8 @@ pub fn attend_windows_gradient(
         float(blocks * vit.heads * 3 * table)?,
         float(blocks * 3 * width)?,
     );
-    let [values, gradient, heads] = [
-        qkv.to_device(cuda, dtype)?,
-        dy.to_device(cuda, dtype)?,
-        attended.heads.to_device(cuda, dtype)?,
-    ];
+    let (values, gradient) = (qkv.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
+    let of_forward = attended.kept.as_ref();
     let [table_d, table_h, table_w] = vit.tables.each_ref().map(Pointer::from);
     let [shared_queries, shared_keys] = vit.gradient_shared(dtype);
     let launch = vit
@@ -382,8 +386,8 @@ pub fn attend_windows_gradient(
         launch,
         kernels::AttentionGradientVitQueriesArgs {
             qkv: (&values).into(),
-            heads: (&heads).into(),
-            log_sums: (&attended.log_sums).into(),
+            values: of_forward.map_or(Pointer::none(), |kept| (&kept.values).into()),
+            log_sums: of_forward.map_or(Pointer::none(), |kept| (&kept.log_sums).into()),
             dy: (&gradient).into(),
             dqkv: (&out).into(),
             kept: (&kept).into(),

@@ -19,8 +19,13 @@ use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Activation, linear};
 use crate::tensor::{OpError, Tensor};
 
-/// Projects `x` `[n, s, s, s, dim]` and attends within windows, before the output projection.
+/// Projects `x` `[n, s, s, s, dim]` and attends within windows, before the output projection; what
+/// the way back wants is kept.
 pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Attended, OpError> {
+    attend(device, w, x, true)
+}
+
+fn attend(device: &Device, w: &VitWeights, x: &Tensor, keeps: bool) -> Result<Attended, OpError> {
     const OP: &str = "vit_attention";
     let [n, s, h, d, dim] = x.map5(OP, "x")?;
     if s != h || s != d || s == 0 {
@@ -35,7 +40,7 @@ pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Att
     }
     w.qkv.0.expect_shape(OP, "qkv weight", &[3 * dim, dim])?;
     if let Device::Cuda(cuda) = device {
-        return super::cuda::attend_windows(cuda, w, x, edge);
+        return super::cuda::attend_windows(cuda, w, x, edge, keeps);
     }
     if edge.min(s) > QUERIES {
         return Err(x.shape_error(
@@ -49,7 +54,7 @@ pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Att
     let ordered = windows.gather(&rows).unwrap_or(rows);
     let qkv = linear(device, &ordered, &w.qkv.0, Some(&w.qkv.1), Activation::None, None)?;
     let heads = on_cpu(device.cpu(), w, &windows, &qkv, dim);
-    Ok(Attended { qkv, heads, windows, gridded: false, log_sums: None })
+    Ok(Attended { qkv, heads, windows, gridded: false, kept: None })
 }
 
 /// The image encoder's attention with its projections: `x` `[n, s, s, s, dim]` to the same shape,
@@ -60,7 +65,7 @@ pub fn vit_attention(
     x: &Tensor,
     residual: Option<&Tensor>,
 ) -> Result<Tensor, OpError> {
-    let attended = attend_windows(device, w, x)?;
+    let attended = attend(device, w, x, false)?;
     let heads = attended.to_grid(attended.heads.clone());
     linear(
         device,
