@@ -252,10 +252,12 @@ struct Properties {
 }
 
 impl Properties {
+    /// How far apart voxels are. A sign is that of a viewer that shows an axis the other way round:
+    /// napari's reader of NIfTI gives every axis one, whichever way it runs.
     fn spacing(&self) -> [f64; 3] {
         const PLAUSIBLE: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
-        let list: Vec<f64> =
-            self.spacing.as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+        let numbers = self.spacing.as_array().into_iter().flatten().filter_map(Value::as_f64);
+        let list: Vec<f64> = numbers.map(f64::abs).collect();
         match list[..] {
             [.., k, j, i] if [k, j, i].iter().all(|s| PLAUSIBLE.contains(s)) => [k, j, i],
             _ => [1.0; 3],
@@ -458,6 +460,7 @@ mod tests {
         };
         assert_eq!(of("{\"image_properties\":{\"spacing\":[3,0.5,0.25]}}"), [3.0, 0.5, 0.25]);
         assert_eq!(of("{\"image_properties\":{\"spacing\":[1,3,0.5,0.25]}}"), [3.0, 0.5, 0.25]);
+        assert_eq!(of("{\"image_properties\":{\"spacing\":[-3,-0.5,0.25]}}"), [3.0, 0.5, 0.25]);
         for text in [
             "{}",
             "{\"image_properties\":null}",
@@ -465,7 +468,7 @@ mod tests {
             "{\"image_properties\":{\"spacing\":null}}",
             "{\"image_properties\":{\"spacing\":[1,2]}}",
             "{\"image_properties\":{\"spacing\":[0,2,3]}}",
-            "{\"image_properties\":{\"spacing\":[-1,2,3]}}",
+            "{\"image_properties\":{\"spacing\":[-1e7,2,3]}}",
             "{\"image_properties\":{\"spacing\":[\"a\",2,3]}}",
         ] {
             assert_eq!(of(text), [1.0; 3], "{text}");

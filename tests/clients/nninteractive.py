@@ -30,9 +30,9 @@ def ball(dtype=np.int16, size=(24, 40, 44), spacing=None):
     return values.astype(dtype)[None], inside
 
 
-def opened(image, buffer=np.uint8):
+def opened(image, buffer=np.uint8, spacing=(2.0, 1.0, 1.0)):
     session = Session(URL)
-    session.set_image(image, {"spacing": np.array([2.0, 1.0, 1.0])})
+    session.set_image(image, {"spacing": np.array(spacing)})
     assert session.original_image_shape == image.shape
     session.set_target_buffer(np.zeros(image.shape[1:], buffer))
     return session
@@ -67,6 +67,12 @@ def every_type():
             with opened(two) as session:
                 session.add_bbox_interaction([[4, 20], [12, 28], [14, 30]], True)
                 assert (session.target_buffer == expected).all()
+    # Distances have a sign where napari shows an axis the other way round; none is another distance.
+    image, _ = ball()
+    for spacing, same in (((-2.0, -1.0, -1.0), True), (None, False)):
+        with opened(image, spacing=spacing) as session:
+            session.add_bbox_interaction([[4, 20], [12, 28], [14, 30]], True)
+            assert (session.target_buffer == expected).all() == same, spacing
     noise = np.random.default_rng(2).integers(0, 256, (1, 30, 60, 60)).astype(np.uint8)
     with opened(noise) as session:
         session.add_point_interaction([15, 30, 30], True)
