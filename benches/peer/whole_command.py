@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """How long a person waits for the whole command: from its start to the written mask.
 
-    python benches/peer/whole_command.py [PROGRAM] [--slices 300] [--repeats 5]
+    python benches/peer/whole_command.py [PROGRAM] [--slices 300] [--repeats 5] [--base MODEL]
 
 Makes an int16 CT of 512 x 512 x SLICES from the example scan (repeated, with noise), plain and
-packed, and runs `prism segment` on it with the small model and a box. Beside it, in the same run
+packed, and runs `prism segment` on it with the small model and a box, and with a network of the
+paper's size where one is given (`prism weights` writes one). Beside it, in the same run
 and in turn, nibabel and SimpleITK only read the same file and write a mask of its size. Medians.
 Needs numpy, nibabel and SimpleITK.
 """
@@ -101,6 +102,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("program", nargs="?", default=str(ROOT / "target/release/prism"))
     parser.add_argument("--model", default=str(ROOT / "models/small.safetensors"))
+    parser.add_argument("--base", help="a model of the paper's size")
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
@@ -111,11 +113,16 @@ def main():
         print("| | whole command | of it reading | writing | peak memory |")
         print("|---|---|---|---|---|")
         for path in scan(folder, args.slices):
-            rows = {"prism segment": [], "nibabel, reading and writing": [], "SimpleITK, reading and writing": []}
+            models = {"prism segment": args.model}
+            if args.base:
+                models["prism segment, the paper's network"] = args.base
+            others = {"nibabel, reading and writing": by_nibabel, "SimpleITK, reading and writing": by_simpleitk}
+            rows = {name: [] for name in [*models, *others]}
             bare = []
             for _ in range(args.repeats):
-                rows["prism segment"].append(prism(args.program, args.model, path, mask))
-                for name, by in zip(list(rows)[1:], [by_nibabel, by_simpleitk]):
+                for name, model in models.items():
+                    rows[name].append(prism(args.program, model, path, mask))
+                for name, by in others.items():
                     read, write = by(path, mask)
                     rows[name].append((read + write, read, write, None))
                 if path.suffix == ".gz":
