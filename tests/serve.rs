@@ -643,6 +643,10 @@ fn a_connection_goes_on_when_a_body_comes_behind_its_head() {
         assert_eq!(answers.matches("HTTP/1.1 ").count(), 2, "{path}: {answers}");
         assert!(answers.ends_with("{\"ok\":true}"), "{path}: {answers}");
     }
+    // To delete or to ask takes no body, also where one is announced: nobody waits for it.
+    for (method, path, status) in [("DELETE", "/v1/objects/x", 404), ("GET", "/healthz", 200)] {
+        assert_eq!(ask(at, method, path, &[("Content-Length", "20")], b"").status, status);
+    }
 }
 
 #[test]
