@@ -12,7 +12,10 @@ mod viewer;
 mod writer;
 
 use common::here;
-use http::{BOX, CLICK, Reply, ask, example, get, parsed, post, said, session, started};
+use http::{
+    BOX, CLICK, Reply, ask, box_and_click, example, get, object_on, parsed, post, said, session,
+    started,
+};
 use prism::prompt::{Dense, Prompts};
 use prism::serve::{Secret, Settings};
 use prism::volume::{Affine, Description, Element, Grid, PALETTE, Volume, mask_file, write_mask};
@@ -72,16 +75,6 @@ fn upload(at: SocketAddr) -> (String, Value) {
     let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
     let scan = ask(at, "POST", "/v1/scans?name=lung.nii.gz", &[], &file).json(201);
     (scan["scan"].as_str().unwrap().to_string(), scan)
-}
-
-fn object_on(at: SocketAddr, scan: &str, about: &Value) -> String {
-    let object = post(at, &format!("/v1/scans/{scan}/objects"), about).json(201);
-    object["object"].as_str().unwrap().to_string()
-}
-
-fn box_and_click() -> Value {
-    let high = [BOX[3] - 1, BOX[4] - 1, BOX[5] - 1];
-    json!({ "box": { "from": [BOX[0], BOX[1], BOX[2]], "to": high }, "points": [{ "at": CLICK }] })
 }
 
 #[test]

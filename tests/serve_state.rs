@@ -11,7 +11,10 @@ mod viewer;
 
 use common::here;
 use flate2::{Compression, write::GzEncoder};
-use http::{BOX, CLICK, ask, example, get, model, post, said, session, started, wait_restored};
+use http::{
+    BOX, CLICK, ask, box_and_click, example, get, model, object_on, post, said, session, started,
+    wait_restored,
+};
 use prism::prompt::{Dense, Prompts};
 use prism::serve::{Keep, Server, Settings};
 use prism::volume::Volume;
@@ -95,16 +98,6 @@ fn upload(at: SocketAddr) -> String {
     scan["scan"].as_str().unwrap().to_string()
 }
 
-fn object_on(at: SocketAddr, scan: &str, about: &Value) -> String {
-    let object = post(at, &format!("/v1/scans/{scan}/objects"), about).json(201);
-    object["object"].as_str().unwrap().to_string()
-}
-
-fn box_and_click() -> Value {
-    let high = [BOX[3] - 1, BOX[4] - 1, BOX[5] - 1];
-    json!({ "box": { "from": [BOX[0], BOX[1], BOX[2]], "to": high }, "points": [{ "at": CLICK }] })
-}
-
 fn point(at: [usize; 3], on: bool) -> Value {
     json!({ "points": [{ "at": at, "on": on }] })
 }
@@ -130,6 +123,18 @@ fn answer(at: SocketAddr, object: &str) -> (Value, Vec<u8>) {
 fn keeping(folder: &Path) -> Settings {
     let keep = Keep { bytes: 1 << 30, ..Keep::at(folder) };
     Settings { keep: Some(keep), ..Settings::default() }
+}
+
+/// What a server that ended has left in a folder: a scan and an object, and the object's mask after
+/// a click.
+fn clicked(state: &Path) -> (String, String, Vec<u8>) {
+    let mut server = started(keeping(state));
+    let scan = upload(server.address);
+    let object = object_on(server.address, &scan, &json!({}));
+    act(server.address, &object, "prompts", &point(CLICK, true));
+    let (_, mask) = answer(server.address, &object);
+    server.end();
+    (scan, object, mask)
 }
 
 /// All files below a folder, and the folders.
@@ -180,12 +185,7 @@ fn append(journal: &mut Vec<u8>, record: &[u8]) {
 fn names_alone_do_not_make_a_journal_long() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
-    let mut server = started(keeping(&state));
-    let scan = upload(server.address);
-    let object = object_on(server.address, &scan, &json!({}));
-    act(server.address, &object, "prompts", &point(CLICK, true));
-    let (_, mask) = answer(server.address, &object);
-    server.end();
+    let (scan, object, mask) = clicked(&state);
     // As if it had been called otherwise again and again: the object's number, name and colour.
     let path = the(&state, "journal");
     let mut journal = std::fs::read(&path).unwrap();
@@ -865,12 +865,7 @@ fn beginning(settings: Settings) -> (SocketAddr, impl FnOnce() -> Vec<String>) {
 fn a_server_answers_while_it_brings_back_what_there_was() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
-    let mut server = started(keeping(&state));
-    let scan = upload(server.address);
-    let object = object_on(server.address, &scan, &json!({}));
-    act(server.address, &object, "prompts", &point(CLICK, true));
-    let (_, mask) = answer(server.address, &object);
-    server.end();
+    let (scan, object, mask) = clicked(&state);
     // Many more, whose identifiers nobody knows.
     let journal = the(&state, "journal");
     let first = journal.parent().unwrap();

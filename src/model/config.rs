@@ -193,6 +193,27 @@ impl Config {
         }
     }
 
+    /// A network small enough for a test of the library itself: every part is there, nothing is
+    /// wide.
+    #[cfg(test)]
+    pub(crate) fn tiny() -> Config {
+        Config {
+            patch: 32,
+            channels: [8, 8, 16, 16, 48],
+            vit_width: 48,
+            vit_depth: 4,
+            vit_heads: 4,
+            vit_mlp: 96,
+            window: 3,
+            global_blocks: vec![3],
+            taps: [1, 2, 3],
+            prompt_mlp: 64,
+            score_hidden: 24,
+            refine_width: 8,
+            ..Config::base()
+        }
+    }
+
     /// A preset by name: `base` or `small`.
     pub fn preset(name: &str) -> Option<Config> {
         match name {

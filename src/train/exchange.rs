@@ -214,22 +214,7 @@ mod tests {
     fn buckets_are_sent_while_the_encoder_goes_back() {
         let device = Device::open("cpu", 2).unwrap();
         for encoder in [Encoder::Hybrid, Encoder::Vit, Encoder::Cnn] {
-            let config = Config {
-                encoder,
-                patch: 32,
-                channels: [8, 8, 16, 16, 48],
-                vit_width: 48,
-                vit_depth: 4,
-                vit_heads: 4,
-                vit_mlp: 96,
-                window: 3,
-                global_blocks: vec![3],
-                taps: [1, 2, 3],
-                prompt_mlp: 64,
-                score_hidden: 24,
-                refine_width: 8,
-                ..Config::base()
-            };
+            let config = Config { encoder, ..Config::tiny() };
             let (s, names) = (config.patch, config.tensors());
             let model = Model::new(&device, &Weights::hashed(config.clone(), "buckets")).unwrap();
             let image: Vec<f32> =

@@ -104,12 +104,17 @@ pub fn begin(settings: Settings) -> Result<State, String> {
     if let Some(radius) = settings.click_radius {
         weights.config.click_radius = radius;
     }
+    Ok(before_any_step(settings, weights))
+}
+
+/// The state before the first step that changes these weights.
+fn before_any_step(settings: Settings, weights: Weights) -> State {
     let config = weights.config.clone();
     let lengths: Vec<usize> = config.tensors().iter().map(|(_, s)| s.iter().product()).collect();
     let optimizer = AdamW::new(settings.optimizer(), &lengths);
     let values = || config.tensors().iter().map(|(n, _)| (*weights.get(n)).clone()).collect();
     let average = (settings.ema > 0.0).then(values);
-    Ok(State {
+    State {
         progress: Progress {
             step: 0,
             best: None,
@@ -121,7 +126,7 @@ pub fn begin(settings: Settings) -> Result<State, String> {
         weights,
         optimizer,
         average,
-    })
+    }
 }
 
 /// A configuration by preset or file.
@@ -682,21 +687,6 @@ mod tests {
     use crate::train::settings::Given;
 
     fn state() -> State {
-        let config = Config {
-            patch: 32,
-            channels: [8, 8, 16, 16, 48],
-            vit_width: 48,
-            vit_depth: 4,
-            vit_heads: 4,
-            vit_mlp: 96,
-            window: 3,
-            global_blocks: vec![3],
-            taps: [1, 2, 3],
-            prompt_mlp: 64,
-            score_hidden: 24,
-            refine_width: 8,
-            ..Config::base()
-        };
         let settings = Given {
             batch: Some(2),
             iterations: Some(1),
@@ -706,23 +696,7 @@ mod tests {
             ..Given::default()
         }
         .settings();
-        let tensors = config.tensors();
-        let lengths: Vec<usize> = tensors.iter().map(|(_, s)| s.iter().product()).collect();
-        let weights = Weights::hashed(config.clone(), "overflow");
-        let average = tensors.iter().map(|(name, _)| (*weights.get(name)).clone()).collect();
-        State {
-            optimizer: AdamW::new(settings.optimizer(), &lengths),
-            average: Some(average),
-            weights,
-            progress: Progress {
-                step: 0,
-                best: None,
-                optimizer_steps: 0,
-                scaling: scaling(),
-                settings,
-                config,
-            },
-        }
+        before_any_step(settings, Weights::hashed(Config::tiny(), "overflow"))
     }
 
     /// The bits of weights, averages and moments.

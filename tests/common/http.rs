@@ -8,7 +8,7 @@ use prism::prompt::Prompts;
 use prism::serve::{Server, Settings, Stop};
 use prism::session::{Options, Scan, Session, intensities};
 use prism::volume::Volume;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, OnceLock};
@@ -170,6 +170,18 @@ pub fn example() -> Volume {
 /// The box of the example's nodule, `[i0, j0, k0, i1, j1, k1]`, and a click on it.
 pub const BOX: [usize; 6] = [69, 68, 13, 93, 94, 16];
 pub const CLICK: [usize; 3] = [80, 80, 14];
+
+/// A new object on a scan of prism's own interface.
+pub fn object_on(at: SocketAddr, scan: &str, about: &Value) -> String {
+    let object = post(at, &format!("/v1/scans/{scan}/objects"), about).json(201);
+    object["object"].as_str().unwrap().to_string()
+}
+
+/// The box and the click as that interface takes them.
+pub fn box_and_click() -> Value {
+    let high = [BOX[3] - 1, BOX[4] - 1, BOX[5] - 1];
+    json!({ "box": { "from": [BOX[0], BOX[1], BOX[2]], "to": high }, "points": [{ "at": CLICK }] })
+}
 
 /// A session of the library on a scan.
 pub fn session(image: &Arc<Volume>) -> Session {
