@@ -124,6 +124,12 @@ fn expected(dtype: DType) -> &'static Given {
     GIVEN[at].get_or_init(|| session(&open(dtype), tiny()))
 }
 
+/// How far values are from those that were expected, in parts of their length.
+fn apart(got: &[f32], want: &[f32]) -> f64 {
+    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
+    norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied())
+}
+
 fn transfers(device: &Device) -> [u64; 2] {
     match device {
         Device::Cuda(cuda) => cuda.transfers().into(),
@@ -150,11 +156,9 @@ fn the_order_of_threads_changes_no_bit() {
 #[test]
 fn the_same_network_as_on_the_cpu() {
     let on_cpu = session(&Device::open("cpu", 0).unwrap(), tiny()).masks;
-    let norm = |v: &[f32]| v.iter().map(|v| (*v as f64).powi(2)).sum::<f64>().sqrt();
     for (dtype, bound) in [(DType::F32, 1e-4), (DType::F16, 2e-2), (DType::Bf16, 1e-1)] {
         let masks = &expected(dtype).masks;
-        let apart = norm(&masks.iter().zip(&on_cpu).map(|(a, b)| a - b).collect::<Vec<_>>())
-            / norm(&on_cpu);
+        let apart = apart(masks, &on_cpu);
         assert!(apart < bound, "{dtype}: {apart}");
     }
 }
@@ -322,12 +326,10 @@ fn losses_are_as_on_the_cpu() {
         [lost, ds.data().to_vec(), dx.data().to_vec(), both.data().to_vec()]
     };
     let expected = run(&Device::open("cpu", 0).unwrap());
-    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
     for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::Bf16, 2e-2)] {
         for (at, (got, want)) in run(&open(dtype)).iter().zip(&expected).enumerate() {
             assert_eq!(got.len(), want.len());
-            let apart = norm(&mut got.iter().zip(want).map(|(g, w)| g - w))
-                / norm(&mut want.iter().copied());
+            let apart = apart(got, want);
             assert!(apart < bound, "{dtype}, {at}: {apart}");
         }
     }
@@ -372,11 +374,9 @@ fn windows_go_back_as_on_the_cpu(n: usize, s: usize, edge: usize, heads: usize, 
         (0..7).map(|id| grads.get(id).unwrap().to_vec()).chain([dx]).collect()
     };
     let expected = gradients(&Device::open("cpu", 0).unwrap());
-    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
     for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 1e-2), (DType::Bf16, 8e-2)] {
         for (id, (got, want)) in gradients(&open(dtype)).iter().zip(&expected).enumerate() {
-            let apart = norm(&mut got.iter().zip(want).map(|(g, w)| g - w))
-                / norm(&mut want.iter().copied());
+            let apart = apart(got, want);
             assert!(apart < bound, "{dtype}, {s} in windows of {edge}, gradient {id}: {apart}");
         }
     }
@@ -528,8 +528,6 @@ fn norms_and_heads_go_back_as_on_the_cpu() {
                 .collect(),
         )
     };
-    let length =
-        |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
     for (n, d, c) in [(1, 6, 12), (2, 7, 8), (1, 7, 5)] {
         let run = |device: &Device| -> Vec<Vec<f32>> {
             let shape = [n, d, 10, 9, c];
@@ -555,8 +553,7 @@ fn norms_and_heads_go_back_as_on_the_cpu() {
             assert_eq!(found.len(), expected.len());
             for (at, (got, want)) in found.iter().zip(&expected).enumerate() {
                 assert_eq!(got.len(), want.len());
-                let apart = length(&mut got.iter().zip(want).map(|(g, w)| g - w))
-                    / length(&mut want.iter().copied());
+                let apart = apart(got, want);
                 assert!(apart < bound, "{dtype}, {n} items of {c} channels, {at}: {apart}");
             }
         }

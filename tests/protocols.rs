@@ -9,7 +9,7 @@ mod http;
 
 use common::here;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
-use http::{BOX, CLICK, Reply, Running, ask, example, get, post, said, session, started};
+use http::{BOX, CLICK, Part, Reply, Running, ask, example, get, post, said, session, started};
 use prism::serve::{Secret, Settings};
 use prism::volume::{Affine, Description, Element, Grid, Volume, mask_file, plain_nrrd};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -24,21 +24,8 @@ use std::time::{Duration, Instant};
 
 const BOUNDARY: &str = "----a boundary of this test";
 
-/// A part of a form: its name, the name of the file that it is, what it holds.
-type Part<'a> = (&'a str, Option<&'a str>, &'a [u8]);
-
-/// A form of several parts.
 fn form(parts: &[Part]) -> Vec<u8> {
-    let mut body: Vec<u8> = vec![];
-    for (name, file, content) in parts {
-        let file = file.map_or_else(String::new, |file| format!("; filename=\"{file}\""));
-        let head = format!("Content-Disposition: form-data; name=\"{name}\"{file}");
-        body.extend(format!("--{BOUNDARY}\r\n{head}\r\n\r\n").bytes());
-        body.extend(*content);
-        body.extend(b"\r\n");
-    }
-    body.extend(format!("--{BOUNDARY}--\r\n").bytes());
-    body
+    http::form(BOUNDARY, parts)
 }
 
 fn send(at: SocketAddr, method: &str, path: &str, parts: &[Part]) -> Reply {

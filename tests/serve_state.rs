@@ -12,8 +12,8 @@ mod viewer;
 use common::here;
 use flate2::{Compression, write::GzEncoder};
 use http::{
-    BOX, CLICK, ask, box_and_click, example, get, model, object_on, post, said, session, started,
-    wait_restored,
+    BOX, CLICK, Part, ask, box_and_click, example, get, model, object_on, post, said, session,
+    started, wait_restored,
 };
 use prism::prompt::{Dense, Prompts};
 use prism::serve::{Keep, Server, Settings};
@@ -411,22 +411,19 @@ fn a_lease_survives_a_crash_with_all_that_was_said() {
 
 const BOUNDARY: &str = "a-boundary-of-this-test";
 
-/// A request with a form of parts: name, file's name, content.
-fn form(at: SocketAddr, method: &str, path: &str, parts: &[(&str, &str, &[u8])]) -> http::Reply {
-    let mut body: Vec<u8> = vec![];
-    for (name, file, content) in parts {
-        let file = match *file {
-            "" => String::new(),
-            file => format!("; filename=\"{file}\""),
-        };
-        let head = format!("Content-Disposition: form-data; name=\"{name}\"{file}");
-        body.extend(format!("--{BOUNDARY}\r\n{head}\r\n\r\n").bytes());
-        body.extend(*content);
-        body.extend(b"\r\n");
-    }
-    body.extend(format!("--{BOUNDARY}--\r\n").bytes());
+/// A request with a form.
+fn form(at: SocketAddr, method: &str, path: &str, parts: &[Part]) -> http::Reply {
     let kind = format!("multipart/form-data; boundary={BOUNDARY}");
-    ask(at, method, path, &[("Content-Type", &kind)], &body)
+    ask(at, method, path, &[("Content-Type", &kind)], &http::form(BOUNDARY, parts))
+}
+
+/// An answer to all clicks, as MONAI Label's clients ask for it.
+#[track_caller]
+fn infer(at: SocketAddr, label: &str, params: &Value) -> Vec<u8> {
+    let path = format!("/infer/prism?output=image&session_id={label}");
+    let reply = form(at, "POST", &path, &[("params", None, params.to_string().as_bytes())]);
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.body
 }
 
 #[test]
@@ -445,8 +442,8 @@ fn sessions_of_itk_snap_and_monai_label_survive_a_restart() {
     let packed = packed.finish().unwrap();
     let meta = json!({ "dimensions": [ni, nj, nk], "spacing": image.grid.spacing() }).to_string();
     let snap = get(at, "/start_session").json(200)["session_id"].as_str().unwrap().to_string();
-    let parts: [(&str, &str, &[u8]); 2] =
-        [("file", "image.gz", &packed), ("metadata", "", meta.as_bytes())];
+    let parts: [Part; 2] =
+        [("file", Some("image.gz"), &packed), ("metadata", None, meta.as_bytes())];
     let uploaded = form(at, "POST", &format!("/upload_raw/{snap}"), &parts);
     assert_eq!(uploaded.status, 200, "{}", uploaded.text());
     let click = |at: SocketAddr, [x, y, z]: [usize; 3], on: bool| {
@@ -459,14 +456,11 @@ fn sessions_of_itk_snap_and_monai_label_survive_a_restart() {
     assert!(click(at, CLICK, true) == first);
     // MONAI Label: all clicks each time.
     let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
-    let created = form(at, "PUT", "/session/", &[("files", "lung.nii.gz", &file)]).json(200);
+    let created = form(at, "PUT", "/session/", &[("files", Some("lung.nii.gz"), &file)]).json(200);
     let label = created["session_id"].as_str().unwrap().to_string();
     let infer = |at: SocketAddr, on: &[[usize; 3]], off: &[[usize; 3]]| {
         let params = json!({ "foreground": on, "background": off, "result_extension": ".nii" });
-        let path = format!("/infer/prism?output=image&session_id={label}");
-        let reply = form(at, "POST", &path, &[("params", "", params.to_string().as_bytes())]);
-        assert_eq!(reply.status, 200, "{}", reply.text());
-        reply.body
+        infer(at, &label, &params)
     };
     let one = infer(at, &[CLICK], &[]);
     let two = infer(at, &[CLICK], &[OFF]);
@@ -997,17 +991,14 @@ fn journals_of_viewers_are_written_anew_too() {
     viewer.point(json!([MORE[2], MORE[1], MORE[0]]), false, false);
     // MONAI Label's clients begin anew again and again.
     let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
-    let created = form(at, "PUT", "/session/", &[("files", "lung.nii.gz", &file)]).json(200);
+    let created = form(at, "PUT", "/session/", &[("files", Some("lung.nii.gz"), &file)]).json(200);
     let label = created["session_id"].as_str().unwrap().to_string();
     let infer = |at: SocketAddr, off: &[[usize; 3]], anew: bool| {
         let params = json!({
             "foreground": [CLICK], "background": off, "reset_state": anew,
             "result_extension": ".nii",
         });
-        let path = format!("/infer/prism?output=image&session_id={label}");
-        let reply = form(at, "POST", &path, &[("params", "", params.to_string().as_bytes())]);
-        assert_eq!(reply.status, 200, "{}", reply.text());
-        reply.body
+        infer(at, &label, &params)
     };
     let one = infer(at, &[], false);
     until_shorter(&journal_of(&state, "label-"), |_| {

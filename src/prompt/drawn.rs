@@ -3,7 +3,7 @@
 
 use super::{PromptError, Prompts, RawBox, RawOutline, Space, finite, to_voxel};
 use crate::memory;
-use crate::volume::Grid;
+use crate::volume::{Grid, include};
 use std::collections::VecDeque;
 
 /// The part of a line that is taken to lie on the object: its ends lie on the border, about.
@@ -114,17 +114,7 @@ impl Prompts {
                     encloses(&corners, [u, v], [outwards(p, middle[0]), outwards(q, middle[1])]);
                 let mut voxel = [slice; 3];
                 (voxel[u], voxel[v]) = (p, q);
-                let b = bounds.get_or_insert([
-                    voxel[0],
-                    voxel[1],
-                    voxel[2],
-                    voxel[0] + 1,
-                    voxel[1] + 1,
-                    voxel[2] + 1,
-                ]);
-                *b = std::array::from_fn(|f| {
-                    if f < 3 { b[f].min(voxel[f]) } else { b[f].max(voxel[f - 3] + 1) }
-                });
+                include(&mut bounds, voxel);
                 if within {
                     self.points.push((voxel, true));
                 }

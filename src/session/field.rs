@@ -246,10 +246,7 @@ impl Field {
                 count += 1;
                 let within = [at / EDGE / EDGE, at / EDGE % EDGE, at % EDGE];
                 let v: [usize; 3] = std::array::from_fn(|d| key[d] as usize * EDGE + within[d]);
-                let f = found.get_or_insert([v[0], v[1], v[2], v[0] + 1, v[1] + 1, v[2] + 1]);
-                for d in 0..3 {
-                    (f[d], f[d + 3]) = (f[d].min(v[d]), f[d + 3].max(v[d] + 1));
-                }
+                include(&mut found, v);
             }
         }
         found.map(|found| (found, count))

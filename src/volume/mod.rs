@@ -312,7 +312,7 @@ fn read(path: &Path, series: Option<&str>, which: Which) -> Result<Contents, Vol
         if matches!(which, Which::One(_))
             && input.packed == Packed::Plain
             && path.is_file()
-            && (recognise(input.head()) == Some(Kind::Dicom) || dicom::is_zip(input.head()))
+            && dicom::is_sent(input.head())
         {
             return dicom::contents(path, series, which);
         }

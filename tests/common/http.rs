@@ -167,6 +167,23 @@ pub fn example() -> Volume {
     Volume::read(&here("examples/data/lung1_image.nii.gz"), None).unwrap()
 }
 
+/// A part of a form: its name, the name of the file that it is, what it holds.
+pub type Part<'a> = (&'a str, Option<&'a str>, &'a [u8]);
+
+/// A form of several parts.
+pub fn form(boundary: &str, parts: &[Part]) -> Vec<u8> {
+    let mut body: Vec<u8> = vec![];
+    for (name, file, content) in parts {
+        let file = file.map_or_else(String::new, |file| format!("; filename=\"{file}\""));
+        let head = format!("Content-Disposition: form-data; name=\"{name}\"{file}");
+        body.extend(format!("--{boundary}\r\n{head}\r\n\r\n").bytes());
+        body.extend(*content);
+        body.extend(b"\r\n");
+    }
+    body.extend(format!("--{boundary}--\r\n").bytes());
+    body
+}
+
 /// The box of the example's nodule, `[i0, j0, k0, i1, j1, k1]`, and a click on it.
 pub const BOX: [usize; 6] = [69, 68, 13, 93, 94, 16];
 pub const CLICK: [usize; 3] = [80, 80, 14];

@@ -33,6 +33,13 @@ fn read(sizes: &str) -> Read {
     Ok(Arc::new(Attention { h, d, s, w }))
 }
 
+impl Attention {
+    /// Edge of a window, or of the whole grid.
+    fn edge(&self) -> usize {
+        if self.w == 0 { self.s } else { self.w }
+    }
+}
+
 impl fmt::Display for Attention {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Attention { h, d, s, w } = self;
@@ -114,9 +121,9 @@ impl Released {
 
 impl Task for Attention {
     fn count(&self) -> Option<Count> {
-        let Attention { h, d, s, w } = *self;
+        let Attention { h, d, s, .. } = *self;
         // As released: windows filled up with padding.
-        let edge = if w == 0 { s } else { w };
+        let edge = self.edge();
         let (dim, windows, tokens) = (h * d, s.div_ceil(edge).pow(3), edge.pow(3));
         Some(Count {
             flops: multiply_adds(&[windows, tokens, dim, 4 * dim])
@@ -127,7 +134,7 @@ impl Task for Attention {
 
     fn prepare(&self, device: &Device) -> Result<(Run, Judge), OpError> {
         let Attention { h, d, s, w } = *self;
-        let (all, edge) = (h * d, if w == 0 { s } else { w });
+        let (all, edge) = (h * d, self.edge());
         let x = noise(&[1, s, s, s, all], 1);
         let param = |t: Tensor| Param::new(t, 0);
         let pair = |out: usize, seed: u64| {

@@ -1,7 +1,7 @@
 //! `encode:base` or `encode:small`, with `,d64` at another patch edge: encoding a scan's patch.
 
 use super::network::{self, Network, beside_portable};
-use super::{Count, Judge, Kind, Read, Run, Task};
+use super::{Judge, Kind, Read, Run, Task};
 use crate::device::Device;
 use crate::tensor::OpError;
 use std::fmt;
@@ -24,10 +24,6 @@ impl fmt::Display for Encode {
 }
 
 impl Task for Encode {
-    fn count(&self) -> Option<Count> {
-        None
-    }
-
     fn prepare(&self, device: &Device) -> Result<(Run, Judge), OpError> {
         let judged = self.0.judged();
         let judge =

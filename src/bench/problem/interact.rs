@@ -1,7 +1,7 @@
 //! `interact:base,t60`: a click of so many prompt voxels on an encoded patch.
 
 use super::network::{self, Network, beside_portable};
-use super::{Count, Judge, Kind, Read, Run, Task, positive};
+use super::{Judge, Kind, Read, Run, Task, positive};
 use crate::device::Device;
 use crate::tensor::OpError;
 use std::fmt;
@@ -29,10 +29,6 @@ impl fmt::Display for Interact {
 }
 
 impl Task for Interact {
-    fn count(&self) -> Option<Count> {
-        None
-    }
-
     fn prepare(&self, device: &Device) -> Result<(Run, Judge), OpError> {
         let (judged, points) = (self.network.judged(), Some(self.points));
         let judge =

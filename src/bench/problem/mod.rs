@@ -53,7 +53,9 @@ type Read = Result<Arc<dyn Task>, String>;
 /// A problem of some kind. Shown it is its text, with the kind's name and every letter.
 trait Task: fmt::Debug + fmt::Display + Send + Sync {
     /// What its work is counted at; none for a network, whose ops are counted as they run.
-    fn count(&self) -> Option<Count>;
+    fn count(&self) -> Option<Count> {
+        None
+    }
 
     /// Makes it ready on a device: what is timed, and who judges what came of it.
     fn prepare(&self, device: &Device) -> Result<(Run, Judge), OpError>;

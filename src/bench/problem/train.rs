@@ -3,7 +3,7 @@
 
 use super::judge::noise;
 use super::network::{self, Network, beside_portable};
-use super::{Count, Judge, Kind, Read, Run, Task, positive};
+use super::{Judge, Kind, Read, Run, Task, positive};
 use crate::bench::scribble;
 use crate::bench::step::TrainingStep;
 use crate::device::Device;
@@ -33,10 +33,6 @@ impl fmt::Display for Train {
 }
 
 impl Task for Train {
-    fn count(&self) -> Option<Count> {
-        None
-    }
-
     fn prepare(&self, device: &Device) -> Result<(Run, Judge), OpError> {
         let (judged, iterations) = (self.network.judged(), self.iterations);
         let judge = beside_portable(device, move |device| run(device, &judged, iterations));

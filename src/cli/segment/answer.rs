@@ -43,7 +43,7 @@ impl Segment {
             })?;
             stages.begin("encoding".into());
             let seconds = session.prepare(marks, &mut Observer::none()).map_err(fail)?;
-            seconds.into_iter().zip(["patch", "encode"]).for_each(|(t, name)| stages.add(name, t));
+            stages.add_all(["patch", "encode"], seconds);
         }
         let (mut all, mut steps, mut notes): (Vec<Arc<Prediction>>, _, _) =
             (vec![], vec![], vec![]);
@@ -52,15 +52,9 @@ impl Segment {
             stages.begin(object.about(&text));
             let p = session.interact(prompts).map_err(fail)?;
             if !self.released {
-                p.encoding
-                    .into_iter()
-                    .zip(["patch", "encode"])
-                    .for_each(|(t, name)| stages.add(name, t));
+                stages.add_all(["patch", "encode"], p.encoding);
             }
-            p.seconds
-                .into_iter()
-                .zip(["prompts", "decode", "refine"])
-                .for_each(|(t, name)| stages.add(name, t));
+            stages.add_all(["prompts", "decode", "refine"], p.seconds);
             if p.left_out > 0 {
                 warnings.push(object.about(&format!(
                     "{} points of iteration {} lie outside the patch and were left out",

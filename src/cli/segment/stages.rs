@@ -42,4 +42,13 @@ impl Stages {
             None => self.done.push((name, time.as_secs_f64())),
         }
     }
+
+    /// The same of several stages.
+    pub(super) fn add_all<const N: usize>(
+        &mut self,
+        names: [&'static str; N],
+        times: [Duration; N],
+    ) {
+        names.into_iter().zip(times).for_each(|(name, time)| self.add(name, time));
+    }
 }

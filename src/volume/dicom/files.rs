@@ -207,7 +207,7 @@ impl<'a> Store<'a> {
 }
 
 /// Whether bytes begin as DICOM does.
-fn begins(bytes: &[u8]) -> bool {
+pub fn begins(bytes: &[u8]) -> bool {
     crate::input::recognise(bytes) == Some(crate::input::Kind::Dicom)
 }
 

@@ -24,7 +24,6 @@ mod write;
 
 pub use series::Series;
 
-pub(super) use files::is_zip;
 pub(super) use layers::Marked;
 pub(super) use source::Source;
 pub(super) use write::{Kind, Segment, SegmentVoxels, encoded, level};
@@ -35,7 +34,7 @@ use super::{
 };
 use crate::input::no_image;
 use crate::memory;
-use files::{Store, ZIP};
+use files::{Store, ZIP, is_zip};
 use geometry::{Plane, stack};
 use layers::Place;
 use pixels::{Frames, scaled};
@@ -77,7 +76,7 @@ pub enum Sent {
 /// Whether bytes are an archive, or a file of DICOM, which [`of_bytes`] reads.
 pub fn is_sent(bytes: &[u8]) -> bool {
     let head = &bytes[..bytes.len().min(crate::input::HEAD)];
-    is_zip(head) || crate::input::recognise(head) == Some(crate::input::Kind::Dicom)
+    is_zip(head) || files::begins(head)
 }
 
 /// Reads the series that is meant of a zip archive, or of one file, in memory: no file system is
