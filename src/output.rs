@@ -170,8 +170,15 @@ fn destination(path: &Path) -> io::Result<PathBuf> {
 /// Symbolic links that are followed from one to the next.
 const MOST_LINKS: usize = 32;
 
-fn folder(path: &Path) -> &Path {
+/// The folder that a path lies in.
+pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Sees to it that the names in a folder are there after a power cut too. Where folders cannot be
+/// synchronised, as on some network file systems, they are there none the less.
+pub(crate) fn sync_folder(path: &Path) {
+    let _ = std::fs::File::open(path).and_then(|folder| folder.sync_all());
 }
 
 impl Pending {
@@ -258,9 +265,7 @@ impl Pending {
 
     fn put(self) -> io::Result<()> {
         self.temporary.persist(&self.destination).map_err(|e| e.error)?;
-        // A folder that cannot be synchronised, as on some network file systems, holds the file
-        // none the less.
-        let _ = std::fs::File::open(folder(&self.destination)).and_then(|folder| folder.sync_all());
+        sync_folder(folder(&self.destination));
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use super::answer::{Shown, change};
 use super::arrived::{self, Arrived, DICOM, SCANS};
 use super::body::{self, Sent};
 use super::failure::{Failure, reply, unless_left};
-use super::journal::{IMAGE, Journal, NewScan, Owner, Source, kept};
+use super::journal::{NewScan, Owner, Source, kept};
 use super::opened::Opened;
 use super::query::field;
 use super::store::{
@@ -116,11 +116,10 @@ async fn add_scan(
             true => Source::Dicom(modality, series.clone()),
             false => Source::File(modality),
         };
-        let mut on_disk: Option<(Arc<Journal>, NewScan)> = None;
+        let mut on_disk: Option<NewScan> = None;
         let keep = |bytes: &[u8]| -> Result<(), Failure> {
             if let Some(journal) = there.store.journal(Owner::Scan, key_of(id))? {
-                let scan = journal.scan(bytes, source)?;
-                on_disk = Some((journal, scan));
+                on_disk = Some(journal.scan(bytes, source)?);
             }
             Ok(())
         };
@@ -132,11 +131,7 @@ async fn add_scan(
         };
         let opened = Opened::new(&there.model, image, there.settings.options())?;
         let mut study = Study::new(opened);
-        if let Some((journal, scan)) = on_disk {
-            journal.note(IMAGE, |out| scan.stored().put(out))?;
-            study.stored = Some(scan.told());
-            study.journal = Some(journal);
-        }
+        (study.journal, study.stored) = on_disk.map(NewScan::tell).transpose()?.unzip();
         Ok(Ok(study))
     };
     let study = match shared.work.run(key_of(id), Kind::Other, read).await? {

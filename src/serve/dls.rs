@@ -238,9 +238,9 @@ async fn upload(
     let take = move |_: &AtomicBool| -> Result<(), Failure> {
         let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let source = Source::Form(kind.unwrap_or_default().into());
+        let image = image(&headers, &sent.bytes, there.most_scan)?;
         let mut state = lease.state();
         let scan = state.keep(&sent.bytes, source)?;
-        let image = image(&headers, &sent.bytes, there.most_scan)?;
         drop(sent);
         state.set_image(&there.model, image, there.settings.options(), scan)
     };

@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::settings::Keep;
 use super::work::Key;
 use crate::memory;
-use crate::output;
+use crate::output::{self, sync_folder};
 use crate::session::Session;
 use crate::session::kept::{Reader, Writer};
 use crate::volume::Modality;
@@ -118,6 +118,11 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// What its file is called.
+    fn file(&self) -> String {
+        format!("{SCAN}{}", self.number)
+    }
+
     pub fn put(&self, out: &mut Writer) {
         out.number(self.number);
         out.number(self.bytes);
@@ -184,12 +189,6 @@ fn new_folder(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
-/// Sees to it that the names in a folder are there after a power cut too. Where folders cannot be
-/// synchronised, as on some network file systems, they are there none the less.
-fn sync_folder(path: &Path) {
-    let _ = File::open(path).and_then(|folder| folder.sync_all());
-}
-
 /// Bytes of all files in a folder.
 fn bytes_in(path: &Path) -> io::Result<u64> {
     let mut sum = 0;
@@ -208,10 +207,7 @@ impl Folder {
     pub fn open(keep: &Keep, about: &str) -> Result<Folder, String> {
         let Keep { folder: path, bytes: most, age } = keep;
         match new_folder(path) {
-            Ok(()) => {
-                let above = path.parent().filter(|above| !above.as_os_str().is_empty());
-                sync_folder(above.unwrap_or(Path::new(".")));
-            }
+            Ok(()) => sync_folder(output::folder(path)),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
             Err(e) => return Err(format!("{}: cannot keep state there: {e}", path.display())),
         }
@@ -510,7 +506,7 @@ impl Found {
 
     /// The bytes that a scan came as.
     pub fn scan(&self, stored: &Stored) -> Result<Vec<u8>, String> {
-        let path = self.at().join(format!("{SCAN}{}", stored.number));
+        let path = self.at().join(stored.file());
         let bytes = memory::caught(|| memory::read_file(KEPT, &path))
             .map_err(|e| format!("{}: {e}", path.display()))?
             .map_err(at(&path))?;
@@ -565,7 +561,7 @@ impl Found {
             file.set_len(good).and_then(|()| file.sync_all()).map_err(at(&journal))?;
         }
         file.seek(SeekFrom::Start(good)).map_err(at(&journal))?;
-        let kept = scan.map(|stored| format!("{SCAN}{}", stored.number));
+        let kept = scan.map(Stored::file);
         let mut next = scan.map_or(0, |stored| stored.number + 1);
         for entry in fs::read_dir(&path).map_err(at(&path))? {
             let entry = entry.map_err(at(&path))?;
@@ -724,15 +720,22 @@ impl Journal {
         Ok(scan)
     }
 
-    /// Begins the journal anew with what happened, in place of all that did before, and with the
-    /// scan that this tells of; where that fails the old one stays.
-    pub fn restart(&self, records: &[Writer], scan: Option<&Stored>) -> Result<(), Failure> {
+    /// Begins the journal anew with a scan, if there is one, and what `tell` tells of it, in place
+    /// of all that happened before; where that fails the old one stays.
+    pub fn restart(
+        &self,
+        scan: Option<&Stored>,
+        tell: impl FnOnce(&mut Fresh<'_>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let mut written = self.written();
         let mut fresh = Fresh::begin(self, u64::MAX)?;
-        records.iter().try_for_each(|record| fresh.add(record))?;
+        if let Some(stored) = scan {
+            fresh.put(IMAGE, |out| stored.put(out))?;
+        }
+        tell(&mut fresh)?;
         fresh.take_place(&mut written)?;
         // Of other scans nothing tells any more.
-        let kept = scan.map(|stored| format!("{SCAN}{}", stored.number));
+        let kept = scan.map(Stored::file);
         for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
             if !name.starts_with(SCAN) || kept.as_ref() == Some(&name) {
@@ -914,7 +917,7 @@ pub fn session_anew(
 }
 
 /// A record of a kind.
-pub fn record(kind: u8, tell: impl FnOnce(&mut Writer)) -> Writer {
+fn record(kind: u8, tell: impl FnOnce(&mut Writer)) -> Writer {
     let mut out = Writer::default();
     out.byte(kind);
     tell(&mut out);
@@ -955,7 +958,14 @@ pub struct NewScan {
 
 impl NewScan {
     fn path(&self) -> PathBuf {
-        self.journal.path().join(format!("{SCAN}{}", self.stored.number))
+        self.journal.path().join(self.stored.file())
+    }
+
+    /// Has the journal tell of it; where that fails it goes again.
+    pub fn tell(self) -> Result<(Arc<Journal>, Stored), Failure> {
+        self.journal.note(IMAGE, |out| self.stored.put(out))?;
+        let journal = self.journal.clone();
+        Ok((journal, self.told()))
     }
 
     /// What the journal is to tell.

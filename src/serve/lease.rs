@@ -9,7 +9,7 @@
 
 use super::answer::{Change, Shown, change, whole};
 use super::failure::{Failure, unless_left};
-use super::journal::{IMAGE, Journal, Kept, NewScan, Source, Stored, kept, record, session_anew};
+use super::journal::{IMAGE, Journal, Kept, NewScan, Source, Stored, kept, session_anew};
 use super::opened::Opened;
 use super::wire::{Array, Dtype, pack};
 use crate::model::Model;
@@ -217,8 +217,7 @@ impl State {
     ) -> Result<(), Failure> {
         let mut stored = None;
         if let (Some(journal), Some(scan)) = (&self.journal, scan) {
-            let begun = record(IMAGE, |out| scan.stored().put(out));
-            journal.restart(&[begun], Some(scan.stored()))?;
+            journal.restart(Some(scan.stored()), |_| Ok(()))?;
             stored = Some(scan.told());
         }
         // Its memory is given back before the next one's is asked for.
@@ -229,7 +228,7 @@ impl State {
             Err(e) => {
                 // There is none, on disk either.
                 if let Some(journal) = &self.journal {
-                    let _ = journal.restart(&[], None);
+                    let _ = journal.restart(None, |_| Ok(()));
                 }
                 return Err(e);
             }
@@ -289,7 +288,10 @@ impl State {
         if kind == BUFFER {
             let shape = [from.size()?, from.size()?, from.size()?];
             let dtype = Dtype::named(&from.text()?).ok_or_else(odd)?;
-            return self.put_buffer(Buffer { shape, dtype }).map_err(|_| odd());
+            let buffer = Buffer { shape, dtype };
+            self.fits(buffer).map_err(|_| odd())?;
+            self.put_buffer(buffer);
+            return Ok(());
         }
         let image = self.image.as_mut().ok_or_else(odd)?;
         match kind {
@@ -331,30 +333,28 @@ impl State {
 
     /// Sets the buffer, which is empty.
     pub fn set_buffer(&mut self, buffer: Buffer) -> Result<(), Failure> {
-        let before = self.buffer;
-        let shown = self.image.as_ref().map(|image| (image.shown.clone(), image.doubt));
-        self.put_buffer(buffer)?;
-        self.note(BUFFER, |out| buffer.put(out)).inspect_err(|_| {
-            self.buffer = before;
-            if let (Some(image), Some(shown)) = (&mut self.image, shown) {
-                (image.shown, image.doubt) = shown;
-            }
-        })
+        self.fits(buffer)?;
+        self.note(BUFFER, |out| buffer.put(out))?;
+        self.put_buffer(buffer);
+        Ok(())
     }
 
-    fn put_buffer(&mut self, buffer: Buffer) -> Result<(), Failure> {
+    /// An error unless a buffer has the image's shape.
+    fn fits(&self, buffer: Buffer) -> Result<(), Failure> {
+        match self.image.as_ref().map(Image::shape) {
+            Some(shape) if shape != buffer.shape => Err(Failure::bad(format!(
+                "a target buffer of shape {:?}: the image has {shape:?}",
+                buffer.shape
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn put_buffer(&mut self, buffer: Buffer) {
         if let Some(image) = &mut self.image {
-            let shape = image.shape();
-            if shape != buffer.shape {
-                return Err(Failure::bad(format!(
-                    "a target buffer of shape {:?}: the image has {shape:?}",
-                    buffer.shape
-                )));
-            }
             (image.shown, image.doubt) = (None, None);
         }
         self.buffer = Some(buffer);
-        Ok(())
     }
 
     /// Forgets what was said.
@@ -362,9 +362,10 @@ impl State {
         let Some(image) = &mut self.image else { return Ok(()) };
         if let (Some(journal), Some(scan)) = (&self.journal, &image.scan) {
             // What was said takes no room any more.
-            let mut begun = vec![record(IMAGE, |out| scan.put(out))];
-            begun.extend(self.buffer.map(|buffer| record(BUFFER, |out| buffer.put(out))));
-            journal.restart(&begun, Some(scan))?;
+            let buffer = self.buffer;
+            journal.restart(Some(scan), |fresh| {
+                buffer.map_or(Ok(()), |buffer| fresh.put(BUFFER, |out| buffer.put(out)))
+            })?;
         }
         image.layers = vec![Layer::new(Session::new(&image.opened.scan))];
         (image.shown, image.doubt) = (None, None);

@@ -10,7 +10,7 @@ use super::arrived::{SCANS, scan_of};
 use super::body;
 use super::clicked::{Answered, Clicked, Clicks};
 use super::failure::{Failure, reply};
-use super::journal::{IMAGE, Owner, Source};
+use super::journal::{NewScan, Owner, Source};
 use super::multipart;
 use super::opened::Opened;
 use super::query::field;
@@ -112,15 +112,11 @@ async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let read = move |_: &AtomicBool| -> Result<Clicked, Failure> {
         let file = file(&headers, sent.bytes)?;
         let journal = there.store.journal(Owner::Label, key_of(id))?;
-        let scan = journal.as_ref().map(|j| j.scan(&file, Source::Plain)).transpose()?;
+        let scan = journal.map(|j| j.scan(&file, Source::Plain)).transpose()?;
         let image = scan_of(file, there.most_scan)?;
         let opened = Opened::new(&there.model, image, there.settings.options())?;
         let mut clicked = Clicked::new(opened);
-        if let (Some(journal), Some(scan)) = (&journal, scan) {
-            journal.note(IMAGE, |out| scan.stored().put(out))?;
-            clicked.stored = Some(scan.told());
-        }
-        clicked.journal = journal;
+        (clicked.journal, clicked.stored) = scan.map(NewScan::tell).transpose()?.unzip();
         Ok(clicked)
     };
     let clicked = shared.work.run(key_of(id), Kind::Other, read).await?;

@@ -272,8 +272,8 @@ async fn set_image(State(shared): State<Arc<Shared>>, request: Request) -> Answe
     let spacing = meta.image_properties.unwrap_or_default().spacing();
     let shape = call
         .work(Kind::Other, move |shared, work, sent, _| {
-            let scan = work.keep(&sent.bytes, Source::Array(spacing))?;
             let array = unpack(&sent.bytes, most)?;
+            let scan = work.keep(&sent.bytes, Source::Array(spacing))?;
             drop(sent);
             let shape = array.shape.clone();
             let image = scan_of(array, spacing)?;

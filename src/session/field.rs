@@ -65,7 +65,7 @@ impl Field {
         let tile = self
             .tiles
             .entry(Field::key(voxel))
-            .or_insert_with(|| Arc::new([f32::NEG_INFINITY; EDGE * EDGE * EDGE]));
+            .or_insert_with(|| Arc::new([f32::NEG_INFINITY; TILE]));
         Arc::make_mut(tile)[Field::inside(voxel)] = value;
     }
 
@@ -121,8 +121,7 @@ impl Field {
         change: &(impl Fn([usize; 3], f32) -> f32 + Sync),
     ) -> Option<([u32; 3], Option<Arc<Tile>>)> {
         let key = tile.map(|t| t as u32);
-        let mut new: Tile =
-            self.tiles.get(&key).map_or([f32::NEG_INFINITY; EDGE * EDGE * EDGE], |t| **t);
+        let mut new: Tile = self.tiles.get(&key).map_or([f32::NEG_INFINITY; TILE], |t| **t);
         let range =
             |a: usize| block[a].start.max(tile[a] * EDGE)..block[a].end.min((tile[a] + 1) * EDGE);
         let mut changed = false;
@@ -208,7 +207,7 @@ impl Field {
     /// How many voxels lie on the object in one of two fields and not in the other.
     pub fn difference(&self, other: &Field) -> usize {
         let mut count = 0;
-        let nothing = [f32::NEG_INFINITY; EDGE * EDGE * EDGE];
+        let nothing = [f32::NEG_INFINITY; TILE];
         let keys: std::collections::BTreeSet<_> =
             self.tiles.keys().chain(other.tiles.keys()).collect();
         for key in keys {
@@ -227,7 +226,7 @@ impl Field {
     /// The box of what lies on the object in one of two fields and not in the other, ends
     /// exclusive, and how many voxels those are; none where they agree.
     pub fn changed(&self, other: &Field) -> Option<([usize; 6], usize)> {
-        let nothing = [f32::NEG_INFINITY; EDGE * EDGE * EDGE];
+        let nothing = [f32::NEG_INFINITY; TILE];
         let keys: std::collections::BTreeSet<_> =
             self.tiles.keys().chain(other.tiles.keys()).collect();
         let (mut found, mut count): (Option<[usize; 6]>, usize) = (None, 0);
