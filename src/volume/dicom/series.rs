@@ -145,8 +145,8 @@ pub fn find(store: &mut Store, most: u64) -> Result<Found, VolumeError> {
                 }
                 all[at].1.add(file, said);
             }
-            Err(e) if e.refused || left == 0 => return Err(e),
-            Err(e) => found.left_out.push(e),
+            Err(Unread::Limit(e)) => return Err(e),
+            Err(Unread::Damaged(e)) => found.left_out.push(e),
         }
     }
     for (uid, gathered) in all {
@@ -159,13 +159,18 @@ pub fn find(store: &mut Store, most: u64) -> Result<Found, VolumeError> {
     Ok(found)
 }
 
+/// Why a file was not read.
+enum Unread {
+    /// It is damaged: the others may be whole.
+    Damaged(VolumeError),
+    /// It is more than may be taken, whether of memory or of what is left to be inflated: no other
+    /// is looked at.
+    Limit(VolumeError),
+}
+
 /// The tags of a file: none where it is not DICOM, and none within where it is no image. `left` is
-/// how many bytes may still be inflated: nothing, when that was too little.
-fn look(
-    store: &mut Store,
-    file: usize,
-    left: &mut u64,
-) -> Result<Option<Option<Said>>, VolumeError> {
+/// how many bytes may still be inflated.
+fn look(store: &mut Store, file: usize, left: &mut u64) -> Result<Option<Option<Said>>, Unread> {
     let read = store.look(file, |read| {
         let set = tags::data_set(&read.bytes, read.whole, *left);
         let parsed = set.and_then(|(bytes, start, syntax)| {
@@ -177,18 +182,17 @@ fn look(
             if !read.whole && !opened.has_voxels() {
                 return Err(Problem::Short);
             }
-            Ok(said(&opened, &syntax))
+            said(&opened, &syntax).map_err(Problem::Damaged)
         });
-        if matches!(parsed, Err(Problem::Large)) {
-            *left = 0;
-        }
-        match parsed {
-            Err(Problem::Short) if !read.whole => None,
-            Err(e) => Some(Err(String::from(e))),
-            Ok(said) => Some(said),
-        }
-    })?;
-    read.transpose().map_err(|e| store.fail(file, e))
+        // With more of the file it may be one.
+        let is_beginning = !read.whole && matches!(parsed, Err(Problem::Short));
+        (!is_beginning).then_some(parsed)
+    });
+    let read = read.map_err(|e| if e.refused { Unread::Limit(e) } else { Unread::Damaged(e) })?;
+    read.transpose().map_err(|problem| match problem {
+        Problem::Large => Unread::Limit(store.fail(file, problem)),
+        _ => Unread::Damaged(store.fail(file, problem)),
+    })
 }
 
 /// What a file says; none where it is no image.

@@ -48,19 +48,25 @@ fn data_set(file: &[u8]) -> usize {
     144 + u32::from_le_bytes(file[140..144].try_into().unwrap()) as usize
 }
 
+/// A file with its data set deflated.
+fn deflated(file: &[u8]) -> Vec<u8> {
+    let mut packed = DeflateEncoder::new(vec![], Compression::best());
+    packed.write_all(&file[data_set(file)..]).unwrap();
+    let syntax = b"\x02\0\x10\0UI\x16\x001.2.840.10008.1.2.1.99";
+    [&file[..132], &syntax[..], &packed.finish().unwrap()[..]].concat()
+}
+
+/// The files of a series of CT.
+fn slices() -> Vec<Vec<u8>> {
+    let folder = Series::new("CT").folder(SLICES, straight, |_, _| {});
+    (0..SLICES).map(|k| std::fs::read(at(folder.path(), k)).unwrap()).collect()
+}
+
 #[test]
 fn what_an_archive_holds_deflated_is_limited_all_together() {
-    let folder = Series::new("CT").folder(SLICES, straight, |_, _| {});
-    let files: Vec<Vec<u8>> =
-        (0..SLICES).map(|k| std::fs::read(at(folder.path(), k)).unwrap()).collect();
-    let deflated = |file: &Vec<u8>| {
-        let mut packed = DeflateEncoder::new(vec![], Compression::best());
-        packed.write_all(&file[data_set(file)..]).unwrap();
-        let syntax = b"\x02\0\x10\0UI\x16\x001.2.840.10008.1.2.1.99";
-        [&file[..132], &syntax[..], &packed.finish().unwrap()[..]].concat()
-    };
+    let files = slices();
     let names = ["1.dcm", "2.dcm", "3.dcm", "4.dcm"];
-    let packed: Vec<_> = names.into_iter().zip(files.iter().map(deflated)).collect();
+    let packed: Vec<_> = names.into_iter().zip(files.iter().map(|f| deflated(f))).collect();
     assert_eq!(packed.len(), SLICES);
     let study = zipped(&packed);
     let inflated: usize = files.iter().map(|file| file.len() - data_set(file)).sum();
@@ -71,6 +77,36 @@ fn what_an_archive_holds_deflated_is_limited_all_together() {
     }
     let error = of_bytes(&study, None, most - 1).err().unwrap().to_string();
     assert!(error.contains("deflated data set is larger"), "{error}");
+}
+
+#[test]
+fn a_damaged_file_is_left_out_of_an_archive_that_is_as_large_as_may_be() {
+    let slices = slices();
+    let names = ["1.dcm", "2.dcm", "3.dcm", "4.dcm"];
+    let files: Vec<_> = names.into_iter().zip(slices.iter().cloned()).collect();
+    let sum = |files: &[(&str, Vec<u8>)]| files.iter().map(|(_, file)| file.len()).sum::<usize>();
+    // Cut within its tags, as it came and deflated: what is inflated of it is all that was left.
+    let cut = slices[0][..data_set(&slices[0]) + 20].to_vec();
+    for (damaged, inflated) in [(cut.clone(), 0), (deflated(&cut), 20)] {
+        let files = [&[("0.dcm", damaged)][..], &files[..]].concat();
+        let most = (sum(&files) + inflated) as u64;
+        let Sent::Scan(image) = of_bytes(&zipped(&files), None, most).unwrap() else {
+            panic!("no scan");
+        };
+        assert_voxels(&image, plain);
+        let said = image.warnings.join("\n");
+        assert!(said.contains("left out") && said.contains("0.dcm: truncated"), "{said}");
+    }
+    // One byte less is an error for all: as the archive says it, or as a file inflates.
+    let files = [&[("0.dcm", cut.clone())][..], &files[..]].concat();
+    let most = sum(&files) as u64;
+    let Ok(Sent::TooLarge(unpacked)) = of_bytes(&zipped(&files), None, most - 1) else {
+        panic!("more is taken than may be");
+    };
+    assert_eq!(unpacked, most);
+    let files = [&[("0.dcm", deflated(&cut))][..], &files[1..]].concat();
+    let error = of_bytes(&zipped(&files), None, sum(&files) as u64 + 19).err().unwrap();
+    assert!(error.to_string().contains("deflated data set is larger"), "{error}");
 }
 
 #[test]
