@@ -6,8 +6,31 @@ use std::borrow::Cow;
 /// of files stand in messages as they are, and a terminal would obey what is in them. Line feeds
 /// and tabs stay: messages have lines.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
-    let is_odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    if !text.contains(is_odd) {
+    written_out(text, |c| c.is_control() && !matches!(c, '\n' | '\t'))
+}
+
+/// Characters of what strangers sent that a message quotes.
+#[cfg(feature = "serve")]
+const QUOTED: usize = 40;
+
+/// What a stranger sent, as a message quotes it: its beginning, in one line, control characters
+/// written out.
+#[cfg(feature = "serve")]
+pub(crate) fn quoted(text: &str) -> String {
+    written_out(&shortened(text, QUOTED), char::is_control).into_owned()
+}
+
+/// A text, or so many characters of it and dots where it has more.
+pub(crate) fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.into(),
+    }
+}
+
+/// A text with some of its characters escaped.
+fn written_out(text: &str, is_odd: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&is_odd) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
@@ -29,5 +52,20 @@ mod tests {
             r"größe 'a\0b': \u{1b}[2J\r\u{9b}1m".to_string() + "\n\tline two"
         );
         assert!(matches!(shown("plain, \\ and 'quoted'\n"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        assert_eq!(shortened("größe", 5), "größe");
+        assert_eq!(shortened("größe", 3), "grö...");
+        assert_eq!(shortened("", 0), "");
+    }
+
+    #[cfg(feature = "serve")]
+    #[test]
+    fn of_what_strangers_sent_a_line_is_quoted() {
+        assert_eq!(quoted("it's 'ä'\n\u{1b}"), r"it's 'ä'\n\u{1b}");
+        let long = format!("{}{}", "é".repeat(40), "x".repeat(1 << 20));
+        assert_eq!(quoted(&long), "é".repeat(40) + "...");
     }
 }

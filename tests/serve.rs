@@ -249,6 +249,23 @@ fn what_is_wrong_is_told_by_its_status() {
         let error = reply.error(status, "error");
         assert!(error.contains(says), "{error}");
     }
+    // Of what is sent a message says no more than tells what it is.
+    let long = "\u{1b}".repeat(4000);
+    let colour = json!({ "colour": "x".repeat(1 << 20) }).to_string();
+    let query = format!("/v1/scans?modality={}", "%1b".repeat(4000));
+    let buffer = json!({ "shape": [1, 2, 3], "dtype": long });
+    let lease = post(at, "/claim", &json!({})).json(200);
+    let token = [("X-Lease-Token", lease["lease_token"].as_str().unwrap())];
+    let buffer = ask(at, "POST", "/set_target_buffer", &token, buffer.to_string().as_bytes());
+    for (message, most) in [
+        (body(&query, "x").error(400, "error"), 400),
+        (body(&format!("/v1/scans/{scan}/objects"), &colour).error(400, "error"), 5000),
+        (buffer.error(400, "detail"), 400),
+    ] {
+        assert!(message.len() <= most, "{} bytes: {message}", message.len());
+        assert!(!message.contains(char::is_control) && message.contains("..."), "{message}");
+    }
+    ask(at, "POST", "/release", &token, b"").json(200);
     // Headers that name other files are not followed.
     let nrrd = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nencoding: raw\ndata file: Cargo.toml\n\n";
     let mha = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = Cargo.toml\n";

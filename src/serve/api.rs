@@ -14,6 +14,7 @@ use super::store::{
 };
 use super::work::Kind;
 use super::{Route, Shared, aside, tidy};
+use crate::message::quoted;
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
 use crate::session::kept::Writer;
@@ -164,8 +165,9 @@ pub async fn scan_sent<'a>(
 }
 
 fn modality_of(name: &str) -> Result<Modality, Failure> {
-    serde_json::from_value(Value::from(name.to_lowercase()))
-        .map_err(|_| Failure::bad(format!("modality is '{name}', expected ct, mr or pet")))
+    serde_json::from_value(Value::from(name.to_lowercase())).map_err(|_| {
+        Failure::bad(format!("modality is '{}', expected ct, mr or pet", quoted(name)))
+    })
 }
 
 /// A scan, without its objects.
@@ -255,7 +257,7 @@ impl About {
         }
         // Files have a line for it.
         if name.chars().any(char::is_control) {
-            return Err(Failure::unfit(format!("a name {name:?}: expected one line")));
+            return Err(Failure::unfit(format!("a name '{}': expected one line", quoted(name))));
         }
         Ok(about)
     }
@@ -698,7 +700,7 @@ fn format_of(
     all.iter().copied().find(|format| *format == asked).ok_or_else(|| {
         Failure::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            format!("format is '{asked}', expected one of {all:?}"),
+            format!("format is '{}', expected one of {all:?}", quoted(&asked)),
         )
     })
 }

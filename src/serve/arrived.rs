@@ -2,6 +2,7 @@
 //! slices of a DICOM series, in a zip archive or one file.
 
 use super::failure::Failure;
+use crate::message::quoted;
 #[cfg(feature = "dicom")]
 use crate::volume::dicom::{self, Sent, Series};
 use crate::volume::{Modality, Volume};
@@ -79,7 +80,8 @@ pub fn read(
     }
     if let Some(series) = series {
         return Err(Failure::unfit(format!(
-            "series '{series}' is asked for, and what was sent is no DICOM"
+            "series '{}' is asked for, and what was sent is no DICOM",
+            quoted(series)
         )));
     }
     keep(&bytes)?;

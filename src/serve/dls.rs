@@ -17,6 +17,7 @@ use super::work::{Key, Kind};
 use super::{Route, Shared, aside, tidy};
 use crate::input::DEFLATE_LIMIT;
 use crate::memory;
+use crate::message::quoted;
 use crate::volume::{Affine, Description, Element, Grid, Volume, gzipped};
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::CONTENT_TYPE;
@@ -257,7 +258,10 @@ pub fn foreground(query: &Option<String>) -> Result<bool, Failure> {
     match word.to_lowercase().as_str() {
         "true" | "1" | "yes" | "y" | "on" | "t" => Ok(true),
         "false" | "0" | "no" | "n" | "off" | "f" => Ok(false),
-        _ => Err(Failure::unfit(format!("foreground is '{word}', expected true or false"))),
+        _ => Err(Failure::unfit(format!(
+            "foreground is '{}', expected true or false",
+            quoted(&word)
+        ))),
     }
 }
 
@@ -271,7 +275,8 @@ pub fn voxel(query: &Option<String>) -> Result<[f64; 3], Failure> {
     let numbers: Option<Vec<f64>> = words.iter().map(whole).collect();
     numbers.and_then(|n| n.try_into().ok()).ok_or_else(|| {
         Failure::unfit(format!(
-            "a point of {words:?}, expected three whole numbers: point=X&point=Y&point=Z, or x, y, z"
+            "a point of '{}', expected three whole numbers: point=X&point=Y&point=Z, or x, y, z",
+            quoted(&words.join(" "))
         ))
     })
 }

@@ -1,6 +1,7 @@
 //! Errors as answers of HTTP.
 
 use crate::memory::Refused;
+use crate::message::shortened;
 use crate::model::Observer;
 use crate::session::SessionError;
 use crate::tensor::OpError;
@@ -14,6 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Seconds after which a client may try again where there was no room.
 const LATER: u32 = 10;
 
+/// Characters of a message, at most: readers of JSON and of files quote what was sent as it is,
+/// which may be megabytes, and a list of a study's series is long.
+const LONGEST: usize = 4000;
+
 /// Why a request was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -23,7 +28,8 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(status: StatusCode, message: impl Into<String>) -> Failure {
-        Failure { status, message: message.into() }
+        let message: String = message.into();
+        Failure { status, message: shortened(&message, LONGEST) }
     }
 
     /// The request says what cannot be.

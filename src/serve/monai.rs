@@ -18,6 +18,7 @@ use super::store::{Id, Store, Touch, key_of, new_id, text};
 use super::work::{Key, Kind};
 use super::{Route, Shared, aside, tidy};
 use crate::memory;
+use crate::message::quoted;
 use crate::volume::{mask_file, plain_nrrd};
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::CONTENT_TYPE;
@@ -192,7 +193,8 @@ impl Output {
             Some("image") => Ok(Output::Image),
             Some("json") => Ok(Output::Json),
             Some(other) => Err(Failure::unfit(format!(
-                "output is '{other}', expected one of [\"image\", \"json\", \"all\"]"
+                "output is '{}', expected one of [\"image\", \"json\", \"all\"]",
+                quoted(other)
             ))),
         }
     }
@@ -291,7 +293,7 @@ fn asked(headers: &HeaderMap, body: &[u8]) -> Result<Asked, Failure> {
         if let Some(part) = parts.iter().find(|part| part.file.is_some()) {
             return Err(Failure::unfit(format!(
                 "a file '{}' comes along: the image is the session's, and no label is taken",
-                part.name
+                quoted(&part.name)
             )));
         }
         return match parts.iter().any(|part| part.name == "params") {
@@ -323,12 +325,18 @@ impl Asked {
     /// The format of the mask, as its file's ending.
     fn format(&self) -> Result<&'static str, Failure> {
         if let Some(dtype) = self.result_dtype.as_deref().filter(|dtype| *dtype != "uint8") {
-            return Err(Failure::unfit(format!("result_dtype is '{dtype}', expected uint8")));
+            return Err(Failure::unfit(format!(
+                "result_dtype is '{}', expected uint8",
+                quoted(dtype)
+            )));
         }
         let Some(ending) = &self.result_extension else { return Ok(MASKS[0]) };
         let asked = ending.trim_start_matches('.').to_lowercase();
         MASKS.into_iter().find(|format| *format == asked).ok_or_else(|| {
-            Failure::unfit(format!("result_extension is '{ending}', expected one of {MASKS:?}"))
+            Failure::unfit(format!(
+                "result_extension is '{}', expected one of {MASKS:?}",
+                quoted(ending)
+            ))
         })
     }
 

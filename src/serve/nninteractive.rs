@@ -13,6 +13,7 @@ use super::store::{Touch, new_id, text};
 use super::wire::{Dtype, unpack};
 use super::work::{Key, Kind};
 use super::{Route, Shared, aside, tidy};
+use crate::message::quoted;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
@@ -310,8 +311,8 @@ fn buffer_of(asked: &Value, most: usize) -> Result<Buffer, Failure> {
     };
     let shape = [side(k)?, side(j)?, side(i)?];
     let name = dtype.as_str().unwrap_or_default();
-    let dtype =
-        Dtype::named(name).ok_or_else(|| Failure::bad(format!("invalid dtype: {dtype}")))?;
+    let invalid = || Failure::bad(format!("invalid dtype: {}", quoted(&dtype.to_string())));
+    let dtype = Dtype::named(name).ok_or_else(invalid)?;
     if !dtype.is_whole() {
         return Err(Failure::bad(format!(
             "unsupported dtype {name}: target buffer must be bool or an integer type"

@@ -3,6 +3,7 @@
 use super::blosc2;
 use super::failure::Failure;
 use crate::memory;
+use crate::message::quoted;
 use crate::tensor::extent;
 use crate::volume::Element;
 
@@ -113,10 +114,7 @@ pub fn unpack(message: &[u8], most: usize) -> Result<Array, Failure> {
     }
     let name = String::from_utf8_lossy(rest.take(usize::from(name))?);
     let dtype = Dtype::named(&name).ok_or_else(|| {
-        Failure::bad(format!(
-            "elements of '{}', expected bool, integers or floats",
-            name.escape_default()
-        ))
+        Failure::bad(format!("elements of '{}', expected bool, integers or floats", quoted(&name)))
     })?;
     if usize::from(axes) > MOST_AXES || axes == 0 {
         return Err(Failure::bad(format!("an array of {axes} axes, expected 1 to {MOST_AXES}")));
@@ -261,6 +259,20 @@ mod tests {
         }
         assert_eq!(Dtype::named("complex64"), None);
         assert_eq!(Dtype::named("str"), None);
+    }
+
+    #[test]
+    fn of_an_unknown_type_the_beginning_is_quoted() {
+        let name = ["complex64\u{1b}", &"\0".repeat(245)].concat();
+        let message = [&MAGIC[..], &[VERSION, 1, 3, name.len() as u8], name.as_bytes()].concat();
+        let failure = unpack(&message, 1000).unwrap_err();
+        assert_eq!(
+            failure.message(),
+            format!(
+                r"elements of 'complex64\u{{1b}}{}...', expected bool, integers or floats",
+                r"\0".repeat(30)
+            )
+        );
     }
 
     #[test]

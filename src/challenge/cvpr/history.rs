@@ -3,6 +3,7 @@
 use crate::challenge::npy::{Array, Item};
 use crate::challenge::npz::Npz;
 use crate::challenge::pickle::{self, Value};
+use crate::message::shortened;
 use crate::volume::VolumeError;
 
 /// The names of a box's sides, by axes i, j, k (x, y, z). Along x and y it is the box of the
@@ -73,7 +74,7 @@ fn kinds(array: &Array) -> Result<Vec<Vec<Option<String>>>, String> {
 
 /// The beginning of a value, for an error.
 fn brief(value: &Value) -> String {
-    format!("{value:?}").chars().take(60).collect()
+    shortened(&format!("{value:?}"), 60)
 }
 
 /// The voxel `[i, j, k]` of a click `[z, y, x]`.

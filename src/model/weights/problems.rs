@@ -1,5 +1,6 @@
 //! What of a set of tensors does not fit a network.
 
+use crate::message::shortened;
 use crate::model::config::Config;
 use std::collections::{BTreeMap, HashMap};
 
@@ -29,7 +30,7 @@ impl std::fmt::Display for Problems {
         write!(f, "\n  expected: {} tensors", self.needed)?;
         for (what, each) in self.kinds().into_iter().filter(|(_, each)| !each.is_empty()) {
             let told: Vec<String> =
-                each.iter().take(TOLD).map(|text| text.chars().take(LONGEST).collect()).collect();
+                each.iter().take(TOLD).map(|text| shortened(text, LONGEST)).collect();
             let more = if each.len() > TOLD { "; ..." } else { "" };
             write!(f, "\n  {} {what}: {}{more}", each.len(), told.join("; "))?;
         }
