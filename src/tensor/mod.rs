@@ -265,6 +265,12 @@ impl Tensor {
         }
     }
 
+    /// Whether the values are at home on a CUDA device as float32.
+    pub(crate) fn is_f32_on(&self, cuda: &Cuda) -> bool {
+        matches!(&self.cell.storage, Storage::Device { memory, dtype: DType::F32, .. }
+            if memory.cuda().id() == cuda.id())
+    }
+
     /// The CUDA device that the values are at home on.
     pub fn cuda(&self) -> Option<Cuda> {
         match &self.cell.storage {

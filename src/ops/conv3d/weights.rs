@@ -202,7 +202,7 @@ impl PackedConv {
 
     /// The weights as they were given, where they are at home on this device.
     pub(crate) fn given_on(&self, cuda: &Cuda) -> Option<&Given> {
-        self.given.as_ref().filter(|given| at_home(&given.values, cuda))
+        self.given.as_ref().filter(|given| given.values.is_f32_on(cuda))
     }
 
     /// The weights as they were given, where they are at home on some device.
@@ -212,7 +212,7 @@ impl PackedConv {
 
     /// The bias as it was given, where it is at home on this device.
     pub(crate) fn bias_on(&self, cuda: &Cuda) -> Option<&Tensor> {
-        self.given_bias.as_ref().filter(|bias| at_home(bias, cuda))
+        self.given_bias.as_ref().filter(|bias| bias.is_f32_on(cuda))
     }
 
     /// Whether there is a bias.
@@ -353,11 +353,6 @@ impl PackedConv {
     pub(crate) fn group(&self) -> usize {
         (WEIGHT_BUDGET / (self.taps * self.ic_block * self.oc_block)).max(1)
     }
-}
-
-/// Whether a tensor is at home on a device, in float32.
-fn at_home(t: &Tensor, cuda: &Cuda) -> bool {
-    t.device_type() == Some(DType::F32) && t.cuda().is_some_and(|own| own.id() == cuda.id())
 }
 
 /// Weights transformed for [`winograd`](super::winograd), `[point of h and w][out block][point of

@@ -13,7 +13,7 @@ pub mod grad;
 
 use super::conv3d::{ConvInput, ConvOutput, Epilogue, Given, Packed, PackedConv, Packer, conv3d};
 use crate::device::cuda::DeviceCache;
-use crate::device::{Cuda, DType, Device};
+use crate::device::{Cuda, Device};
 use crate::memory;
 use crate::ops::linear::{Matrix, matmul};
 use crate::tensor::{OpError, Tensor, WEIGHTS};
@@ -71,11 +71,7 @@ impl DecoderStage {
         let skip = inputs - up;
         if let Device::Cuda(cuda) = device {
             let given = [deconv, deconv_bias, conv, conv_bias];
-            let here = |t: &&Tensor| {
-                t.device_type() == Some(DType::F32)
-                    && t.cuda().is_some_and(|own| own.id() == cuda.id())
-            };
-            if given.iter().all(here) {
+            if given.iter().all(|t| t.is_f32_on(cuda)) {
                 return DecoderStage::on(cuda, given);
             }
         }

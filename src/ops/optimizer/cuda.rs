@@ -48,8 +48,7 @@ impl Table {
 /// Makes `t` the only owner of its values in float32 on the device, and returns where they are to
 /// be changed. What was known of them elsewhere is forgotten.
 pub fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
-    let own = t.device_type() == Some(DType::F32) && t.cuda().is_some_and(|c| c.id() == cuda.id());
-    let memory = if own && t.is_unique() {
+    let memory = if t.is_f32_on(cuda) && t.is_unique() {
         t.to_device(cuda, DType::F32)?
     } else {
         let (from, to) = (t.to_device(cuda, DType::F32)?, cuda.allocate(t.len(), DType::F32)?);

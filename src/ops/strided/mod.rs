@@ -9,7 +9,7 @@ use super::linear::{Activation, Layer, linear, linear_to};
 use super::norm::cuda::layer_norm;
 use super::norm::layer_norm_rows;
 use crate::device::profile::OpCost;
-use crate::device::{DType, Device, DisjointWriter};
+use crate::device::{Device, DisjointWriter};
 use crate::memory;
 use crate::tensor::{OpError, Tensor, WEIGHTS};
 
@@ -109,9 +109,8 @@ impl PackedTranspose {
         }
         bias.expect_shape(OP, "bias", &[out])?;
         // Weights at home on a device are laid out there.
-        let own = |t: &Tensor| t.cuda().filter(|_| t.device_type() == Some(DType::F32));
-        if let (Some(cuda), Some(other)) = (own(weight), own(bias))
-            && cuda.id() == other.id()
+        if let Some(cuda) = weight.cuda()
+            && [weight, bias].iter().all(|t| t.is_f32_on(&cuda))
         {
             let matrix = cuda::reverse_axes(&cuda, weight, [inputs, out, 8])?;
             return Ok(PackedTranspose {
