@@ -125,17 +125,16 @@ fn duplicate(cuda: &Cuda, from: &Tensor) -> Result<Tensor, OpError> {
 }
 
 impl Features {
-    /// The same features in memory of their own.
-    fn duplicate(&self, cuda: &Cuda) -> Result<Features, OpError> {
-        let own = |v: &Var| duplicate(cuda, v.value()).map(Var::constant);
+    /// Features with a number, each tensor made of the one of these.
+    fn each(
+        &self,
+        id: u64,
+        make: impl Fn(&Tensor) -> Result<Tensor, OpError>,
+    ) -> Result<Features, OpError> {
+        let var = |v: &Var| make(v.value()).map(Var::constant);
         let [a, b, c, d] = &self.skips;
-        let skips = [own(a)?, own(b)?, own(c)?, own(d)?];
-        Ok(Features {
-            embedding: own(&self.embedding)?,
-            skips,
-            half: duplicate(cuda, &self.half)?,
-            id: self.id,
-        })
+        let skips = [var(a)?, var(b)?, var(c)?, var(d)?];
+        Ok(Features { embedding: var(&self.embedding)?, skips, half: make(&self.half)?, id })
     }
 
     fn tensors(&self) -> [&Tensor; 6] {
@@ -148,15 +147,7 @@ impl Inputs {
     /// Memory for features like these, nobody's yet.
     fn like(model: &Model, cuda: &Cuda, features: &Features) -> Result<Inputs, OpError> {
         let s = model.config.patch;
-        let own = |x: &Tensor| fixed(cuda, x.shape());
-        let var = |v: &Var| own(v.value()).map(Var::constant);
-        let [a, b, c, d] = &features.skips;
-        let features = Features {
-            embedding: var(&features.embedding)?,
-            skips: [var(a)?, var(b)?, var(c)?, var(d)?],
-            half: own(&features.half)?,
-            id: NOBODYS,
-        };
+        let features = features.each(NOBODYS, |own| fixed(cuda, own.shape()))?;
         let (history, dense) = (fixed(cuda, &[1, s, s, s, 2])?, fixed(cuda, &[1, s, s, s, 1])?);
         Ok(Inputs { features, resident: NOBODYS, history, dense })
     }
@@ -188,7 +179,7 @@ impl GraphCache {
         }
         inputs.resident = NOBODYS;
         encode.graph.replay()?;
-        let features = Features { id: super::next_features(), ..inputs.features.duplicate(cuda)? };
+        let features = inputs.features.each(super::next_features(), |own| duplicate(cuda, own))?;
         inputs.resident = features.id;
         Ok(features)
     }
