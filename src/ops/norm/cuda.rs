@@ -10,9 +10,10 @@ use std::sync::Arc;
 /// Rows of a tile of sums.
 const ROWS: usize = 256;
 
-/// Values that one instruction loads.
-fn lanes(dtype: DType) -> usize {
-    16 / dtype.bytes()
+/// Values of rows of `c` that one instruction loads: one where rows are no multiple of more.
+fn lanes(dtype: DType, c: usize) -> usize {
+    let lanes = 16 / dtype.bytes();
+    if c.is_multiple_of(lanes) { lanes } else { 1 }
 }
 
 /// Most values of a row of a layer norm that a thread keeps.
@@ -93,7 +94,7 @@ pub fn apply(
         (x.to_device(cuda, dtype)?, norm.channels.to_device(cuda, DType::F32)?);
     let add = add.map(|a| a.to_device(cuda, dtype)).transpose()?;
     let per_item = x.len() / x.shape()[0];
-    let wide = if x.channels().is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
+    let wide = lanes(dtype, x.channels());
     let family = if wide > 1 { kernels::NORM_APPLY_WIDE } else { kernels::NORM_APPLY };
     cuda.launch(
         family.of(dtype)?,
@@ -136,7 +137,7 @@ pub fn layer_norm(
     let weight = norm.map(|n| n.0.to_device(cuda, DType::F32)).transpose()?;
     let bias = norm.map(|n| n.1.to_device(cuda, DType::F32)).transpose()?;
     // Threads of a warp that share a row.
-    let wide = if c.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
+    let wide = lanes(dtype, c);
     let group = (c / wide).next_power_of_two().min(32);
     if c > group * KEPT {
         let message =
@@ -213,7 +214,7 @@ pub fn instance_norm_gradient(
     let out = cuda.allocate(x.len(), dtype)?;
     let [of_bias, of_weight] =
         [first.to_device(cuda, DType::F32)?, second.to_device(cuda, DType::F32)?];
-    let wide = if c.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
+    let wide = lanes(dtype, c);
     let family =
         if wide > 1 { kernels::NORM_GRADIENT_APPLY_WIDE } else { kernels::NORM_GRADIENT_APPLY };
     cuda.launch(
@@ -260,7 +261,7 @@ pub fn layer_norm_gradient(
         (weight.to_device(cuda, DType::F32)?, bias.to_device(cuda, DType::F32)?);
     let (out, stats) = (cuda.allocate(x.len(), dtype)?, cuda.allocate(rows * 2, DType::F32)?);
     // Threads of a warp that share a row.
-    let wide = if c.is_multiple_of(lanes(dtype)) { lanes(dtype) } else { 1 };
+    let wide = lanes(dtype, c);
     let group = (c / wide).next_power_of_two().min(32);
     let launch =
         Launch::per_element(rows * group).with_cost(16 * x.len(), 3 * x.len() * dtype.bytes());
