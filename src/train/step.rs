@@ -177,7 +177,8 @@ pub fn run_item(
             Ok(prompt(t, answer).map(Round::from))
         })?;
     grads.settle(device)?;
-    Ok(Lost::read(device, &[lost])?.pop().unwrap_or_default())
+    let (mut outcomes, _) = Lost::read(device, &[lost], &[])?;
+    Ok(outcomes.pop().unwrap_or_default())
 }
 
 /// Runs an item forward and back as [`run_item`] does, by rounds that say more than prompts; of the
@@ -309,11 +310,6 @@ impl Unread {
 }
 
 impl Lost {
-    /// What items lost, read at one go: a device is waited for.
-    pub fn read(device: &Device, list: &[Lost]) -> Result<Vec<Outcome>, OpError> {
-        Ok(Lost::read_beside(device, list, &[])?.0)
-    }
-
     /// What items lost, and the norm of their gradients, read at one go.
     pub fn read_with(
         device: &Device,
@@ -321,12 +317,13 @@ impl Lost {
         norm: &Norm,
     ) -> Result<(Vec<Outcome>, f64), OpError> {
         let there: Vec<&Arc<Memory>> = norm.square_there().into_iter().collect();
-        let (outcomes, squares) = Lost::read_beside(device, list, &there)?;
+        let (outcomes, squares) = Lost::read(device, list, &there)?;
         let norm = squares.first().map_or_else(|| norm.read(), |square| Ok(square.sqrt()))?;
         Ok((outcomes, norm))
     }
 
-    fn read_beside(
+    /// What items lost, and numbers in a device's memory, read at one go: a device is waited for.
+    fn read(
         device: &Device,
         list: &[Lost],
         numbers: &[&Arc<Memory>],

@@ -183,18 +183,8 @@ impl MaskLoss {
     }
 }
 
-/// Every term of the loss of each mask in `logits` `[masks, ..]`, as many voxels each as the target
-/// has.
-pub fn mask_losses(
-    device: &Device,
-    logits: &Tensor,
-    target: &Target,
-) -> Result<Vec<MaskLoss>, OpError> {
-    let sums = mask_sums(device, logits, target)?;
-    Ok(sums.read()?.into_iter().map(|sums| target.loss(sums)).collect())
-}
-
-/// The sums of which [`mask_losses`] are made, unread.
+/// The sums of which every term of the loss of each mask in `logits` `[masks, ..]` is made, as many
+/// voxels each as the target has; unread.
 pub fn mask_sums(device: &Device, logits: &Tensor, target: &Target) -> Result<MaskSums, OpError> {
     Ok(sums(device, logits, target, None)?.0)
 }
