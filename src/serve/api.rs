@@ -130,7 +130,7 @@ async fn add_scan(
             Arrived::Scan(image) => *image,
             Arrived::Several(list) => return Ok(Err(list)),
         };
-        let opened = Opened::new(&there.model, image, there.settings.options())?;
+        let opened = Opened::new(there.engine(), image)?;
         let mut study = Study::new(opened);
         (study.journal, study.stored) = on_disk.map(NewScan::tell).transpose()?.unzip();
         Ok(Ok(study))

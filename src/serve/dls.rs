@@ -243,7 +243,7 @@ async fn upload(
         let mut state = lease.state();
         let scan = state.keep(&sent.bytes, source)?;
         drop(sent);
-        state.set_image(&there.model, image, there.settings.options(), scan)
+        state.set_image(there.engine(), image, scan)
     };
     let done = shared.work.run(key, Kind::Other, take).await;
     shared.store.worked(key);

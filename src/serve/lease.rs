@@ -10,12 +10,11 @@
 use super::answer::{Change, Shown, change, whole};
 use super::failure::{Failure, unless_left};
 use super::journal::{IMAGE, Journal, Kept, NewScan, Source, Stored, kept, session_anew};
-use super::opened::Opened;
+use super::opened::{Engine, Opened};
 use super::wire::{Array, Dtype, pack};
-use crate::model::Model;
 use crate::prompt::{Area, Dense, Prompts};
+use crate::session::Session;
 use crate::session::kept::{Reader, Writer};
-use crate::session::{Options, Session};
 use crate::volume::{Affine, Description, Grid, Volume, reorder};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -210,9 +209,8 @@ impl State {
     /// Begins with an image: the buffer and all that was said are gone.
     pub fn set_image(
         &mut self,
-        model: &Arc<Model>,
+        engine: Engine,
         image: Volume,
-        options: Options,
         scan: Option<NewScan>,
     ) -> Result<(), Failure> {
         let mut stored = None;
@@ -223,7 +221,7 @@ impl State {
         // Its memory is given back before the next one's is asked for.
         let journal = self.journal.take();
         *self = State { turn: self.turn, journal, ..State::default() };
-        match Opened::new(model, image, options) {
+        match Opened::new(engine, image) {
             Ok(opened) => self.begin(opened, stored),
             Err(e) => {
                 // There is none, on disk either.
@@ -746,7 +744,8 @@ mod tests {
     use super::super::wire::unpack;
     use super::*;
     use crate::device::{Cpu, Device};
-    use crate::model::Weights;
+    use crate::model::{Model, Weights};
+    use crate::session::Options;
     use crate::volume::Element;
     use std::path::Path;
 
@@ -768,7 +767,8 @@ mod tests {
         };
         let lease = Lease::default();
         let image = scan_of(image, [1.0; 3]).unwrap();
-        lease.state().set_image(&model, image, options, None).unwrap();
+        let engine = Engine { model: &model, options, encodings: &Arc::default() };
+        lease.state().set_image(engine, image, None).unwrap();
         lease.state().set_buffer(Buffer { shape: SHAPE, dtype: Dtype::Bool }).unwrap();
         lease
     }

@@ -1,6 +1,8 @@
 //! What a server counts, as Prometheus reads it.
 
+use crate::session::EncodingCounts;
 use std::fmt::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,6 +17,8 @@ pub struct Metrics {
     micros: AtomicU64,
     requests: AtomicU64,
     failures: AtomicU64,
+    /// Patches of all scans.
+    pub encodings: Arc<EncodingCounts>,
 }
 
 /// What is as it is when it is asked for.
@@ -61,6 +65,9 @@ impl Metrics {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         put("requests_total", "counter", "Requests answered", load(&self.requests));
         put("failures_total", "counter", "Requests answered by an error", load(&self.failures));
+        put("encodings_total", "counter", "Patches of scans encoded", self.encodings.made());
+        let help = "Encoded patches dropped to make room for others";
+        put("encodings_dropped_total", "counter", help, self.encodings.dropped());
         let name = "prism_click_seconds";
         let _ = write!(
             text,
@@ -102,6 +109,8 @@ mod tests {
             "prism_waiting 3",
             "prism_requests_total 2",
             "prism_failures_total 1",
+            "prism_encodings_total 0",
+            "prism_encodings_dropped_total 0",
             "prism_click_seconds_bucket{le=\"0.05\"} 1",
             "prism_click_seconds_bucket{le=\"0.1\"} 3",
             "prism_click_seconds_bucket{le=\"60\"} 3",

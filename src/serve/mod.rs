@@ -54,6 +54,7 @@ use failure::{Failure, reply};
 use guard::Entry;
 use journal::{Folder, Found, Kept};
 use metrics::{Gauges, Metrics};
+use opened::Engine;
 use restore::Progress;
 use serde_json::json;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
@@ -93,6 +94,14 @@ struct Shared {
     is_local: bool,
     /// How far what an earlier server left was brought back.
     progress: Progress,
+}
+
+impl Shared {
+    /// What scans are worked on with.
+    fn engine(&self) -> Engine<'_> {
+        let Shared { model, settings, metrics, .. } = self;
+        Engine { model, options: settings.options(), encodings: &metrics.encodings }
+    }
 }
 
 /// A server that listens.

@@ -278,7 +278,7 @@ async fn set_image(State(shared): State<Arc<Shared>>, request: Request) -> Answe
             drop(sent);
             let shape = array.shape.clone();
             let image = scan_of(array, spacing)?;
-            work.set_image(&shared.model, image, shared.settings.options(), scan)?;
+            work.set_image(shared.engine(), image, scan)?;
             Ok(shape)
         })
         .await?;

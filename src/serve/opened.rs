@@ -3,12 +3,21 @@
 use super::failure::Failure;
 use crate::memory::Charge;
 use crate::model::Model;
-use crate::session::{Options, Scan, intensities};
+use crate::session::{EncodingCounts, Options, Scan, intensities};
 use crate::volume::{Modality, Volume};
 use std::sync::Arc;
 
 /// Voxels around a click that its mark covers: so far outside the image it still counts.
 const BALL: f64 = 4.0;
+
+/// What scans are worked on with.
+#[derive(Clone, Copy)]
+pub struct Engine<'a> {
+    pub model: &'a Arc<Model>,
+    pub options: Options,
+    /// Where what is encoded of them is counted.
+    pub encodings: &'a Arc<EncodingCounts>,
+}
 
 /// A scan with the network.
 pub struct Opened {
@@ -22,7 +31,8 @@ pub struct Opened {
 
 impl Opened {
     /// Decides how its values are understood. The network looks at it when something is said of it.
-    pub fn new(model: &Arc<Model>, image: Volume, options: Options) -> Result<Opened, Failure> {
+    pub fn new(engine: Engine, image: Volume) -> Result<Opened, Failure> {
+        let Engine { model, options, encodings } = engine;
         let charge = Charge::of::<u8>("a scan", image.array().bytes())?;
         let decided = intensities(&image, model.config().intensity);
         let mut notes = image.warnings.clone();
@@ -32,7 +42,7 @@ impl Opened {
         let scan = Scan::new(model, image.clone(), decided.normalization, options);
         Ok(Opened {
             image,
-            scan: Arc::new(scan),
+            scan: Arc::new(scan.counted(encodings)),
             modality: decided.modality,
             notes,
             _charge: charge,

@@ -200,7 +200,7 @@ fn follow(
 fn opened(shared: &Shared, found: &Found, stored: &Stored) -> Result<Opened, String> {
     let bytes = found.scan(stored)?;
     let opened = image(&stored.source, bytes, shared.most_scan)
-        .and_then(|image| Opened::new(&shared.model, image, shared.settings.options()));
+        .and_then(|image| Opened::new(shared.engine(), image));
     opened.map_err(|e| format!("{}: {}", found.path().display(), e.message()))
 }
 

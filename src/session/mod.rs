@@ -46,8 +46,8 @@ mod steer;
 pub mod turn;
 
 pub use scan::{
-    EncodedPatch, Image, Intensities, MEMORY, Options, Scan, UNDO_BYTES, UNDO_STEPS,
-    fitted_spacing, intensities, intensities_of, normalization, working_spacing,
+    EncodedPatch, EncodingCounts, Image, Intensities, MEMORY, Options, Scan, UNDO_BYTES,
+    UNDO_STEPS, fitted_spacing, intensities, intensities_of, normalization, working_spacing,
 };
 
 use crate::device::CudaError;

@@ -8,6 +8,7 @@ use crate::tensor::Tensor;
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Beyond, Extent, Patch};
 use crate::volume::{Grid, Modality, Voxels};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -167,6 +168,26 @@ impl EncodedPatch {
     }
 }
 
+/// How often patches were encoded, and encoded ones dropped to make room for others, by all scans
+/// that are [counted](Scan::counted) with it.
+#[derive(Debug, Default)]
+pub struct EncodingCounts {
+    made: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl EncodingCounts {
+    /// Patches that were encoded, again included.
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    /// Encoded patches that were dropped to make room for others.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
 /// A scan to work on: an image, the network, and the patches that were encoded. Shared by any
 /// number of sessions.
 pub struct Scan {
@@ -176,6 +197,7 @@ pub struct Scan {
     options: Options,
     /// Patches, the one used last at the end.
     encoded: Mutex<Vec<Arc<EncodedPatch>>>,
+    counts: Arc<EncodingCounts>,
     /// What each session on it has a copy of, so that they can be counted.
     sessions: Arc<()>,
 }
@@ -188,8 +210,13 @@ impl Scan {
         normalization: Normalization,
         options: Options,
     ) -> Scan {
-        let (model, encoded) = (model.clone(), Mutex::default());
-        Scan { model, image, normalization, options, encoded, sessions: Arc::new(()) }
+        let (model, encoded, counts) = (model.clone(), Mutex::default(), Arc::default());
+        Scan { model, image, normalization, options, encoded, counts, sessions: Arc::new(()) }
+    }
+
+    /// The scan, with what it encodes and drops counted there.
+    pub fn counted(self, counts: &Arc<EncodingCounts>) -> Scan {
+        Scan { counts: counts.clone(), ..self }
     }
 
     /// The network.
@@ -255,6 +282,7 @@ impl Scan {
         let features = self.model.encode(&Tensor::new([edge; 3], values), observer)?;
         let seconds = [cut - start, cut.elapsed()];
         let encoded = Arc::new(EncodedPatch { patch: patch.clone(), features, seconds });
+        self.counts.made.fetch_add(1, Ordering::Relaxed);
         let mut kept = self.kept();
         kept.push(encoded.clone());
         // The one just made stays, however large.
@@ -262,6 +290,7 @@ impl Scan {
         let most = self.options.memory.min((memory::limit() / 2) as usize);
         while held > most && kept.len() > 1 {
             held -= kept.remove(0).bytes();
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
         }
         Ok((encoded, true))
     }
