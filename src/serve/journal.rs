@@ -20,26 +20,25 @@ use axum::http::StatusCode;
 use blake3::Hash;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// How a journal begins.
-const MAGIC: &[u8; 8] = b"prismj01";
+pub(super) const MAGIC: &[u8; 8] = b"prismj01";
 /// Bytes in front of a record's own: its length, and a check of that. Behind it stands a hash.
-const HEAD: usize = 16;
-const HASH: usize = 32;
+pub(super) const HEAD: usize = 16;
+pub(super) const HASH: usize = 32;
 /// Names in a folder.
-const JOURNAL: &str = "journal";
-const FRESH: &str = "journal.new";
-const DAMAGED: &str = "journal.damaged";
-const SCAN: &str = "scan-";
+pub(super) const JOURNAL: &str = "journal";
+pub(super) const FRESH: &str = "journal.new";
+pub(super) const SCAN: &str = "scan-";
 /// The file that tells other servers that a folder has one.
 const LOCK: &str = "lock";
 /// What the names of folders begin with that were let go.
-const GONE: &str = "gone-";
+pub(super) const GONE: &str = "gone-";
 /// Records of so few bytes are written where the folder is full, too, up to so many bytes beyond:
 /// undo, release and the like make room, or hardly take any.
 const FEW: u64 = 256;
@@ -49,9 +48,6 @@ const MORE: u64 = 4 << 20;
 
 /// The kind of a record that tells of a scan, in every journal.
 pub const IMAGE: u8 = 1;
-
-/// What messages call the memory that files of the folder take.
-const KEPT: &str = "what was kept of a session";
 
 /// Whose folder it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +79,7 @@ impl Owner {
     }
 
     /// Whose folder a name is.
-    fn of(name: &str) -> Option<(Owner, Key)> {
+    pub(super) fn of(name: &str) -> Option<(Owner, Key)> {
         let (kind, key) = name.split_once('-')?;
         let owner = Owner::ALL.into_iter().find(|owner| owner.name() == kind)?;
         let key = Key::from_str_radix(key, 16).ok()?;
@@ -112,14 +108,14 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
     pub number: u64,
-    bytes: u64,
-    hash: Hash,
+    pub(super) bytes: u64,
+    pub(super) hash: Hash,
     pub source: Source,
 }
 
 impl Stored {
     /// What its file is called.
-    fn file(&self) -> String {
+    pub(super) fn file(&self) -> String {
         format!("{SCAN}{}", self.number)
     }
 
@@ -142,13 +138,13 @@ impl Stored {
 
 /// The folder of a server, which no other server has for as long as it lives.
 pub struct Folder {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     most: u64,
     /// What nobody worked on for longer is deleted where it is found.
-    age: Duration,
-    used: AtomicU64,
+    pub(super) age: Duration,
+    pub(super) used: AtomicU64,
     /// What each journal begins with, which a later server compares with its own.
-    about: String,
+    pub(super) about: String,
     _lock: File,
 }
 
@@ -161,7 +157,7 @@ fn full(e: &io::Error) -> Failure {
 }
 
 /// An error of a server's start, which names the file.
-fn at(path: &Path) -> impl Fn(io::Error) -> String {
+pub(super) fn at(path: &Path) -> impl Fn(io::Error) -> String {
     move |e| format!("{}: {e}", path.display())
 }
 
@@ -190,7 +186,7 @@ fn new_folder(path: &Path) -> io::Result<()> {
 }
 
 /// Bytes of all files in a folder.
-fn bytes_in(path: &Path) -> io::Result<u64> {
+pub(super) fn bytes_in(path: &Path) -> io::Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(path)? {
         sum += entry?.metadata()?.len();
@@ -272,126 +268,15 @@ impl Folder {
         sync_folder(&self.path);
         Ok(journal)
     }
-
-    /// What is there of an earlier server. What was let go, or never came to be, is removed. Where
-    /// something cannot be read it stays as it is, and is told.
-    pub fn found(self: &Arc<Folder>, warnings: &mut Vec<String>) -> Result<Vec<Found>, String> {
-        let mut names = vec![];
-        for entry in fs::read_dir(&self.path).map_err(at(&self.path))? {
-            let name = entry.map_err(at(&self.path))?.file_name();
-            names.extend(name.into_string());
-        }
-        names.sort();
-        let mut all = vec![];
-        for name in names {
-            let path = self.path.join(&name);
-            // What others call so is not ours.
-            if name.strip_prefix(GONE).is_some_and(|name| Owner::of(name).is_some()) {
-                let _ = fs::remove_dir_all(&path);
-                continue;
-            }
-            let Some((owner, key)) = Owner::of(&name) else { continue };
-            if self.is_old(&path) {
-                warnings.push(format!(
-                    "{}: nobody worked on it for {} days (--state-days): it is deleted",
-                    path.display(),
-                    self.age.as_secs() / (24 * 3600)
-                ));
-                let _ = fs::remove_dir_all(&path);
-                continue;
-            }
-            let _ = fs::remove_file(path.join(FRESH));
-            match self.look(owner, key, &name, warnings) {
-                Ok(Some(found)) => all.push(found),
-                Ok(None) => drop(fs::remove_dir_all(&path)),
-                Err(e) => {
-                    warnings.push(format!("{e}; it is left as it is, and not served"));
-                    self.used.fetch_add(bytes_in(&path).unwrap_or(0), Ordering::Relaxed);
-                }
-            }
-        }
-        Ok(all)
-    }
-
-    /// Whether nobody worked on what a folder is of for too long.
-    fn is_old(&self, path: &Path) -> bool {
-        let about = fs::metadata(path.join(JOURNAL)).or_else(|_| fs::metadata(path));
-        let written = about.and_then(|about| about.modified()).ok();
-        // A clock that was set back makes nothing old.
-        let since = written.and_then(|at| SystemTime::now().duration_since(at).ok());
-        since.is_some_and(|since| since > self.age)
-    }
-
-    /// Looks at a journal's beginning; none where it was never begun.
-    fn look(
-        self: &Arc<Folder>,
-        owner: Owner,
-        key: Key,
-        name: &str,
-        warnings: &mut Vec<String>,
-    ) -> Result<Option<Found>, String> {
-        let path = self.path.join(name);
-        let file = path.join(JOURNAL);
-        let open = OpenOptions::new().read(true).write(true).open(&file);
-        let open = match open {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            open => open.map_err(at(&file))?,
-        };
-        let length = open.metadata().map_err(at(&file))?.len();
-        if length < MAGIC.len() as u64 {
-            return Ok(None);
-        }
-        let mut records = Records::new(open, length, file.clone()).map_err(at(&file))?;
-        let Some(about) = records.read()? else {
-            // What breaks off within its first record was never answered.
-            return match records.end {
-                End::Damaged => Err(format!("{}: damaged at its beginning", file.display())),
-                _ => Ok(None),
-            };
-        };
-        let about = Reader::new(&about).text().map_err(|e| format!("{}: {e}", file.display()))?;
-        if about != self.about {
-            warnings.push(format!(
-                "{}: begun by {about}, and this is {}: answers and history are what they were, further ones are this server's own",
-                file.display(),
-                self.about
-            ));
-        }
-        Ok(Some(Found { folder: self.clone(), owner, key, name: name.into(), records }))
-    }
-}
-
-/// How a journal ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// As it should, or it was not read so far.
-    Whole,
-    /// Within a record, which was not answered.
-    Torn,
-    /// At a record that is not what was written.
-    Damaged,
-}
-
-/// Reads a journal, record by record.
-struct Records {
-    file: BufReader<File>,
-    path: PathBuf,
-    length: u64,
-    /// How much of it is whole, and the hash of that.
-    good: u64,
-    chain: Hash,
-    /// The same before the last record.
-    before: (u64, Hash),
-    end: End,
 }
 
 /// The hash of a journal without a record.
-fn first_hash() -> Hash {
+pub(super) fn first_hash() -> Hash {
     blake3::hash(MAGIC)
 }
 
 /// What a record has in front of it behind a journal of such a hash.
-fn head(chain: &Hash, length: u64) -> [u8; HEAD] {
+pub(super) fn head(chain: &Hash, length: u64) -> [u8; HEAD] {
     let mut hasher = blake3::Hasher::new();
     let check = hasher.update(chain.as_bytes()).update(&length.to_le_bytes()).finalize();
     let mut head = [0; HEAD];
@@ -401,200 +286,26 @@ fn head(chain: &Hash, length: u64) -> [u8; HEAD] {
 }
 
 /// The hash of a journal of such a hash with one more record.
-fn chained(chain: &Hash, record: &[u8]) -> Hash {
+pub(super) fn chained(chain: &Hash, record: &[u8]) -> Hash {
     let mut hasher = blake3::Hasher::new();
     hasher.update(chain.as_bytes()).update(&(record.len() as u64).to_le_bytes());
     hasher.update(record).finalize()
 }
 
-impl Records {
-    fn new(file: File, length: u64, path: PathBuf) -> io::Result<Records> {
-        let mut file = BufReader::new(file);
-        let mut magic = [0; MAGIC.len()];
-        file.read_exact(&mut magic)?;
-        let end = if magic == *MAGIC { End::Whole } else { End::Damaged };
-        let good = MAGIC.len() as u64;
-        let chain = first_hash();
-        Ok(Records { file, path, length, good, chain, before: (good, chain), end })
-    }
-
-    /// The next record; none at the end, whatever that is.
-    fn read(&mut self) -> Result<Option<Vec<u8>>, String> {
-        let left = self.length - self.good;
-        if self.end != End::Whole || left == 0 {
-            return Ok(None);
-        }
-        let path = self.path.clone();
-        if left < HEAD as u64 {
-            self.end = End::Torn;
-            return Ok(None);
-        }
-        let mut begun = [0; HEAD];
-        self.file.read_exact(&mut begun).map_err(at(&path))?;
-        let length = u64::from_le_bytes(std::array::from_fn(|n| begun[n]));
-        if begun != head(&self.chain, length) {
-            // After a power cut a file may be longer than what was written to it.
-            let nothing = begun == [0; HEAD] && self.rest_is_nothing().map_err(at(&path))?;
-            self.end = if nothing { End::Torn } else { End::Damaged };
-            return Ok(None);
-        }
-        let whole = length.saturating_add((HEAD + HASH) as u64);
-        if whole > left {
-            self.end = End::Torn;
-            return Ok(None);
-        }
-        let count = usize::try_from(length).unwrap_or(usize::MAX);
-        let mut record =
-            memory::room(KEPT, count).map_err(|e| format!("{}: {e}", path.display()))?;
-        (&mut self.file).take(length).read_to_end(&mut record).map_err(at(&path))?;
-        let mut carried = [0; HASH];
-        self.file.read_exact(&mut carried).map_err(at(&path))?;
-        let hash = chained(&self.chain, &record);
-        if hash != Hash::from_bytes(carried) {
-            // The last one, too: it is as long as it should be, and may have been answered.
-            self.end = End::Damaged;
-            return Ok(None);
-        }
-        self.before = (self.good, self.chain);
-        (self.good, self.chain) = (self.good + whole, hash);
-        Ok(Some(record))
-    }
-
-    fn rest_is_nothing(&mut self) -> io::Result<bool> {
-        let mut piece = [0; 4096];
-        loop {
-            match self.file.read(&mut piece)? {
-                0 => return Ok(true),
-                count if piece[..count].iter().any(|b| *b != 0) => return Ok(false),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// What is there of an earlier server: its journal, read up to its first record.
-pub struct Found {
-    folder: Arc<Folder>,
-    pub owner: Owner,
-    pub key: Key,
-    name: String,
-    records: Records,
-}
-
-impl Found {
-    /// The next thing that happened; none at the end.
-    pub fn read(&mut self) -> Result<Option<Vec<u8>>, String> {
-        self.records.read()
-    }
-
-    /// The last record says nothing that could be done: the journal ends before it.
-    pub fn unread(&mut self) {
-        let records = &mut self.records;
-        (records.good, records.chain) = records.before;
-        records.end = End::Damaged;
-    }
-
-    /// What messages call it: its journal.
-    pub fn path(&self) -> &Path {
-        &self.records.path
-    }
-
-    /// Its folder.
-    fn at(&self) -> PathBuf {
-        self.folder.path.join(&self.name)
-    }
-
-    /// The bytes that a scan came as.
-    pub fn scan(&self, stored: &Stored) -> Result<Vec<u8>, String> {
-        let path = self.at().join(stored.file());
-        let bytes = memory::caught(|| memory::read_file(KEPT, &path))
-            .map_err(|e| format!("{}: {e}", path.display()))?
-            .map_err(at(&path))?;
-        match bytes.len() as u64 == stored.bytes && blake3::hash(&bytes) == stored.hash {
-            true => Ok(bytes),
-            false => Err(format!("{}: damaged: not what was sent", path.display())),
-        }
-    }
-
-    /// Removes it: nobody knows of it.
-    pub fn remove(self) {
-        let _ = fs::remove_dir_all(self.at());
-    }
-
-    /// Leaves it as it is; it takes its room.
-    pub fn leave(self) {
-        let bytes = bytes_in(&self.at()).unwrap_or(0);
-        self.folder.used.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Goes on with the journal behind what was read of it, with the scan that it told of last.
-    /// What broke off, and files of no use, are removed; of a damaged journal a copy is kept.
-    pub fn go_on(
-        self,
-        scan: Option<&Stored>,
-        warnings: &mut Vec<String>,
-    ) -> Result<Journal, String> {
-        let path = self.at();
-        let Found { folder, name, records, .. } = self;
-        let Records { file, path: journal, length, good, chain, end, .. } = records;
-        match end {
-            End::Whole if good == length => {}
-            End::Torn => warnings.push(format!(
-                "{}: its last record breaks off, as it does where a server ends while it writes: it is dropped, nobody was answered",
-                journal.display()
-            )),
-            _ => {
-                let copy = path.join(DAMAGED);
-                // It is there before the journal is cut off, after a power cut too.
-                let copied = fs::copy(&journal, &copy)
-                    .and_then(|_| OpenOptions::new().write(true).open(&copy)?.sync_all());
-                copied.map_err(at(&copy))?;
-                sync_folder(&path);
-                warnings.push(format!(
-                    "{}: damaged behind its first {good} bytes: what came later is lost; {DAMAGED}, beside it, is what was there",
-                    journal.display()
-                ));
-            }
-        }
-        let mut file = file.into_inner();
-        if good < length {
-            file.set_len(good).and_then(|()| file.sync_all()).map_err(at(&journal))?;
-        }
-        file.seek(SeekFrom::Start(good)).map_err(at(&journal))?;
-        let kept = scan.map(Stored::file);
-        let mut next = scan.map_or(0, |stored| stored.number + 1);
-        for entry in fs::read_dir(&path).map_err(at(&path))? {
-            let entry = entry.map_err(at(&path))?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            let number = name.strip_prefix(SCAN).and_then(|n| n.parse::<u64>().ok());
-            next = number.map_or(next, |n| next.max(n.saturating_add(1)));
-            if number.is_some() && kept.as_ref() != Some(&name) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-        let bytes = bytes_in(&path).map_err(at(&path))?;
-        folder.used.fetch_add(bytes, Ordering::Relaxed);
-        let written = Written { file, length: good, chain, bytes, next, least: 0, broken: false };
-        let journal = Journal::new(&folder, name, written);
-        journal.keep();
-        Ok(journal)
-    }
-}
-
 /// A journal that is written to, with the files beside it.
-struct Written {
-    file: File,
+pub(super) struct Written {
+    pub(super) file: File,
     /// How much of it is whole, and the hash of that.
-    length: u64,
-    chain: Hash,
+    pub(super) length: u64,
+    pub(super) chain: Hash,
     /// Bytes that its folder has taken of the server's.
-    bytes: u64,
+    pub(super) bytes: u64,
     /// The number of the next scan.
-    next: u64,
+    pub(super) next: u64,
     /// How long it is at least, if it tells of what is alone, as far as that is known.
-    least: u64,
+    pub(super) least: u64,
     /// Whether what broke off could not be taken back.
-    broken: bool,
+    pub(super) broken: bool,
 }
 
 impl Written {
@@ -661,7 +372,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    fn new(folder: &Arc<Folder>, name: String, written: Written) -> Journal {
+    pub(super) fn new(folder: &Arc<Folder>, name: String, written: Written) -> Journal {
         let (folder, goes) = (folder.clone(), AtomicBool::new(true));
         Journal { folder, name, goes, written: Mutex::new(written) }
     }

@@ -5,7 +5,8 @@
 use super::arrived::{self, Arrived};
 use super::clicked::Clicked;
 use super::dls;
-use super::journal::{Found, IMAGE, Owner, Source, Stored};
+use super::found::Found;
+use super::journal::{IMAGE, Owner, Source, Stored};
 use super::lease::{Lease, State, scan_of};
 use super::opened::Opened;
 use super::store::Study;
