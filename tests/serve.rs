@@ -861,9 +861,9 @@ fn count(at: SocketAddr, name: &str) -> u64 {
 
 #[test]
 fn what_the_budget_has_no_room_for_is_encoded_again() {
-    // Of a gigabyte each of 16 sessions has what is the least, 32 MiB: room for one patch of this
-    // network, which takes 20 MB.
-    let small = Process::start(&["--memory", "1G", "--max-sessions", "16"]);
+    // A quarter of this is room for three patches of this network, which take 20 MB each, and four
+    // are looked at in turn.
+    let small = Process::start(&["--memory", "256M"]);
     let roomy = started(Settings { max_sessions: 2, ..Settings::default() });
     let servers = [small.at, roomy.address];
     let size = example().grid.size;

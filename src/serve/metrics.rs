@@ -1,8 +1,6 @@
 //! What a server counts, as Prometheus reads it.
 
-use crate::session::EncodingCounts;
 use std::fmt::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -17,8 +15,6 @@ pub struct Metrics {
     micros: AtomicU64,
     requests: AtomicU64,
     failures: AtomicU64,
-    /// Patches of all scans.
-    pub encodings: Arc<EncodingCounts>,
 }
 
 /// What is as it is when it is asked for.
@@ -29,6 +25,9 @@ pub struct Gauges {
     pub waiting: usize,
     pub used: u64,
     pub limit: u64,
+    /// Patches of all scans that were encoded, and those of them that were dropped.
+    pub encoded: u64,
+    pub dropped: u64,
 }
 
 impl Metrics {
@@ -65,9 +64,9 @@ impl Metrics {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         put("requests_total", "counter", "Requests answered", load(&self.requests));
         put("failures_total", "counter", "Requests answered by an error", load(&self.failures));
-        put("encodings_total", "counter", "Patches of scans encoded", self.encodings.made());
+        put("encodings_total", "counter", "Patches of scans encoded", now.encoded);
         let help = "Encoded patches dropped to make room for others";
-        put("encodings_dropped_total", "counter", help, self.encodings.dropped());
+        put("encodings_dropped_total", "counter", help, now.dropped);
         let name = "prism_click_seconds";
         let _ = write!(
             text,
@@ -100,7 +99,16 @@ mod tests {
         }
         metrics.request(true);
         metrics.request(false);
-        let now = Gauges { leases: 1, sessions: 6, scans: 2, waiting: 3, used: 4, limit: 5 };
+        let now = Gauges {
+            leases: 1,
+            sessions: 6,
+            scans: 2,
+            waiting: 3,
+            used: 4,
+            limit: 5,
+            encoded: 7,
+            dropped: 2,
+        };
         let text = metrics.text(&now);
         for line in [
             "prism_leases 1",
@@ -109,8 +117,8 @@ mod tests {
             "prism_waiting 3",
             "prism_requests_total 2",
             "prism_failures_total 1",
-            "prism_encodings_total 0",
-            "prism_encodings_dropped_total 0",
+            "prism_encodings_total 7",
+            "prism_encodings_dropped_total 2",
             "prism_click_seconds_bucket{le=\"0.05\"} 1",
             "prism_click_seconds_bucket{le=\"0.1\"} 3",
             "prism_click_seconds_bucket{le=\"60\"} 3",

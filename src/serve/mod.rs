@@ -43,6 +43,7 @@ pub use settings::{BIND, DLS, Keep, STATE_BYTES, STATE_DAYS, Secret, Settings};
 
 use crate::memory;
 use crate::model::Model;
+use crate::session::Encodings;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -90,6 +91,8 @@ struct Shared {
     store: Store,
     work: Work,
     metrics: Metrics,
+    /// What is kept of all scans, encoded.
+    encodings: Arc<Encodings>,
     /// Bytes of a scan, at most.
     most_scan: usize,
     /// Whether only this machine's programs can call.
@@ -101,8 +104,8 @@ struct Shared {
 impl Shared {
     /// What scans are worked on with.
     fn engine(&self) -> Engine<'_> {
-        let Shared { model, settings, metrics, .. } = self;
-        Engine { model, options: settings.options(), encodings: &metrics.encodings }
+        let Shared { model, settings, encodings, .. } = self;
+        Engine { model, options: settings.options(), encodings }
     }
 }
 
@@ -171,6 +174,7 @@ impl Server {
             store: Store::new(&settings, folder),
             most_scan: settings.most_scan(),
             is_local: address.ip().is_loopback(),
+            encodings: Arc::new(Encodings::new(settings.encodings())),
             settings,
             name: name.into(),
             model,
@@ -384,6 +388,8 @@ async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
         waiting: shared.work.waiting(),
         used: memory::used(),
         limit: memory::limit(),
+        encoded: shared.encodings.made(),
+        dropped: shared.encodings.dropped(),
     };
     typed("text/plain; version=0.0.4", shared.metrics.text(&now))
 }

@@ -3,7 +3,7 @@
 use super::failure::Failure;
 use crate::memory::Charge;
 use crate::model::Model;
-use crate::session::{EncodingCounts, Options, Scan, intensities};
+use crate::session::{Encodings, Options, Scan, intensities};
 use crate::volume::{Modality, Volume};
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ const BALL: f64 = 4.0;
 pub struct Engine<'a> {
     pub model: &'a Arc<Model>,
     pub options: Options,
-    /// Where what is encoded of them is counted.
-    pub encodings: &'a Arc<EncodingCounts>,
+    /// Where all that is encoded of them is kept.
+    pub encodings: &'a Arc<Encodings>,
 }
 
 /// A scan with the network.
@@ -39,10 +39,10 @@ impl Opened {
         notes.extend(decided.warning.iter().cloned());
         notes.push(decided.why());
         let image = Arc::new(image);
-        let scan = Scan::new(model, image.clone(), decided.normalization, options);
+        let scan = Scan::sharing(model, image.clone(), decided.normalization, options, encodings);
         Ok(Opened {
             image,
-            scan: Arc::new(scan.counted(encodings)),
+            scan: Arc::new(scan),
             modality: decided.modality,
             notes,
             _charge: charge,

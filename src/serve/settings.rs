@@ -12,7 +12,7 @@ pub const BIND: &str = "127.0.0.1:1527";
 pub const DLS: &str = "8911";
 /// Most bytes of a scan, packed or not.
 const MOST_SCAN: u64 = 8 << 30;
-/// Bytes of encoded patches, and of undo history, that a session may keep at least.
+/// Bytes of undo history that a session may keep at least.
 const LEAST: usize = 32 << 20;
 
 /// Bytes that a server's state takes on disk, at most, unless it is told otherwise.
@@ -149,15 +149,18 @@ impl Settings {
         (memory::limit() / 4).min(MOST_SCAN) as usize
     }
 
-    /// How scans are worked on: all together keep encoded patches in a quarter of the memory that
-    /// there is, and undo histories in another.
+    /// Bytes of encoded patches that are kept of all scans together: a quarter of the memory that
+    /// there is.
+    pub(super) fn encodings(&self) -> usize {
+        let most = MEMORY.saturating_mul(self.max_sessions);
+        usize::try_from(memory::limit() / 4).unwrap_or(usize::MAX).min(most)
+    }
+
+    /// How scans are worked on: the undo histories of all together keep to a quarter of the memory
+    /// that there is.
     pub(super) fn options(&self) -> Options {
         let share = (memory::limit() / 4 / self.max_sessions as u64) as usize;
-        Options {
-            memory: share.clamp(LEAST, MEMORY),
-            undo_bytes: share.clamp(LEAST, UNDO_BYTES),
-            ..Options::default()
-        }
+        Options { undo_bytes: share.clamp(LEAST, UNDO_BYTES), ..Options::default() }
     }
 }
 

@@ -36,6 +36,7 @@
 //! it.
 
 pub mod correction;
+mod encodings;
 pub mod field;
 #[cfg(feature = "serve")]
 pub(crate) mod kept;
@@ -45,9 +46,10 @@ mod scan;
 mod steer;
 pub mod turn;
 
+pub use encodings::{EncodedPatch, Encodings};
 pub use scan::{
-    EncodedPatch, EncodingCounts, Image, Intensities, MEMORY, Options, Scan, UNDO_BYTES,
-    UNDO_STEPS, fitted_spacing, intensities, intensities_of, normalization, working_spacing,
+    Image, Intensities, MEMORY, Options, Scan, UNDO_BYTES, UNDO_STEPS, fitted_spacing, intensities,
+    intensities_of, normalization, working_spacing,
 };
 
 use crate::device::CudaError;

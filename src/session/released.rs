@@ -1,8 +1,8 @@
 //! An interaction as the paper runs it: the network alone, on one patch, told the prompts of this
 //! interaction; the refiner all so far.
 
+use super::encodings::EncodedPatch;
 use super::region;
-use super::scan::EncodedPatch;
 use super::{
     ANSWER, MASK_LOGIT, Prediction, Said, SessionError, State, finite, thin, working_spacing,
 };

@@ -2,15 +2,14 @@
 //! on it.
 
 use super::SessionError;
-use crate::memory;
-use crate::model::{Config, Features, Intensity, Model, Observer};
+use super::encodings::{EncodedPatch, Encodings};
+use crate::model::{Config, Intensity, Model, Observer};
 use crate::tensor::Tensor;
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Beyond, Extent, Patch};
 use crate::volume::{Grid, Modality, Voxels};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// Bytes of encoded patches that a scan keeps by default: a dozen of the released network's,
 /// hundreds of the small one's.
@@ -127,7 +126,8 @@ pub struct Options {
     /// Whether answers are the network's alone, as the paper runs it: one patch, the prompts of the
     /// last interaction, and no promise that they are obeyed.
     pub released: bool,
-    /// Bytes of encoded patches that are kept; at most half of the budget.
+    /// Bytes of encoded patches that are kept, at most half of the budget; not heeded where scans
+    /// [share](Scan::sharing) the room for them.
     pub memory: usize,
     /// Interactions that can be undone, at most; the oldest are forgotten.
     pub undo_steps: usize,
@@ -148,46 +148,6 @@ impl Default for Options {
     }
 }
 
-/// A patch of a scan with everything that the network knows of it.
-pub struct EncodedPatch {
-    patch: Patch,
-    pub(super) features: Features,
-    /// Time spent cutting the patch and encoding it.
-    pub seconds: [Duration; 2],
-}
-
-impl EncodedPatch {
-    /// Where the patch lies on the scan.
-    pub fn patch(&self) -> &Patch {
-        &self.patch
-    }
-
-    /// Bytes that it holds.
-    pub fn bytes(&self) -> usize {
-        self.features.bytes()
-    }
-}
-
-/// How often patches were encoded, and encoded ones dropped to make room for others, by all scans
-/// that are [counted](Scan::counted) with it.
-#[derive(Debug, Default)]
-pub struct EncodingCounts {
-    made: AtomicU64,
-    dropped: AtomicU64,
-}
-
-impl EncodingCounts {
-    /// Patches that were encoded, again included.
-    pub fn made(&self) -> u64 {
-        self.made.load(Ordering::Relaxed)
-    }
-
-    /// Encoded patches that were dropped to make room for others.
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
-    }
-}
-
 /// A scan to work on: an image, the network, and the patches that were encoded. Shared by any
 /// number of sessions.
 pub struct Scan {
@@ -195,9 +155,9 @@ pub struct Scan {
     image: Arc<dyn Image>,
     normalization: Normalization,
     options: Options,
-    /// Patches, the one used last at the end.
-    encoded: Mutex<Vec<Arc<EncodedPatch>>>,
-    counts: Arc<EncodingCounts>,
+    /// Where its encoded patches are kept, under this number.
+    encodings: Arc<Encodings>,
+    number: u64,
     /// What each session on it has a copy of, so that they can be counted.
     sessions: Arc<()>,
 }
@@ -210,13 +170,21 @@ impl Scan {
         normalization: Normalization,
         options: Options,
     ) -> Scan {
-        let (model, encoded, counts) = (model.clone(), Mutex::default(), Arc::default());
-        Scan { model, image, normalization, options, encoded, counts, sessions: Arc::new(()) }
+        let encodings = Arc::new(Encodings::new(options.memory));
+        Scan::sharing(model, image, normalization, options, &encodings)
     }
 
-    /// The scan, with what it encodes and drops counted there.
-    pub fn counted(self, counts: &Arc<EncodingCounts>) -> Scan {
-        Scan { counts: counts.clone(), ..self }
+    /// A scan that shares the room for its encoded patches with others, in place of
+    /// [`Options::memory`].
+    pub fn sharing(
+        model: &Arc<Model>,
+        image: Arc<dyn Image>,
+        normalization: Normalization,
+        options: Options,
+        encodings: &Arc<Encodings>,
+    ) -> Scan {
+        let (model, encodings, number) = (model.clone(), encodings.clone(), encodings.next());
+        Scan { model, image, normalization, options, encodings, number, sessions: Arc::new(()) }
     }
 
     /// The network.
@@ -246,11 +214,7 @@ impl Scan {
 
     /// Bytes of the encoded patches that it keeps.
     pub fn bytes(&self) -> usize {
-        self.kept().iter().map(|e| e.bytes()).sum()
-    }
-
-    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<Arc<EncodedPatch>>> {
-        self.encoded.lock().unwrap_or_else(|e| e.into_inner())
+        self.encodings.bytes(self.number)
     }
 
     /// The network's input on a patch.
@@ -266,14 +230,8 @@ impl Scan {
         patch: &Patch,
         observer: &mut Observer,
     ) -> Result<(Arc<EncodedPatch>, bool), SessionError> {
-        let same = |other: &Patch| other.grid == patch.grid;
-        {
-            let mut kept = self.kept();
-            if let Some(at) = kept.iter().position(|e| same(&e.patch)) {
-                let found = kept.remove(at);
-                kept.push(found.clone());
-                return Ok((found, false));
-            }
+        if let Some(found) = self.encodings.get(self.number, patch) {
+            return Ok((found, false));
         }
         let start = Instant::now();
         let edge = self.model.config().patch;
@@ -282,16 +240,13 @@ impl Scan {
         let features = self.model.encode(&Tensor::new([edge; 3], values), observer)?;
         let seconds = [cut - start, cut.elapsed()];
         let encoded = Arc::new(EncodedPatch { patch: patch.clone(), features, seconds });
-        self.counts.made.fetch_add(1, Ordering::Relaxed);
-        let mut kept = self.kept();
-        kept.push(encoded.clone());
-        // The one just made stays, however large.
-        let mut held: usize = kept.iter().map(|e| e.bytes()).sum();
-        let most = self.options.memory.min((memory::limit() / 2) as usize);
-        while held > most && kept.len() > 1 {
-            held -= kept.remove(0).bytes();
-            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
-        }
+        self.encodings.keep(self.number, &encoded);
         Ok((encoded, true))
+    }
+}
+
+impl Drop for Scan {
+    fn drop(&mut self) {
+        self.encodings.forget(self.number);
     }
 }

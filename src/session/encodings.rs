@@ -1,0 +1,98 @@
+//! Encoded patches that are kept, so that looking at them again costs nothing.
+
+use crate::memory;
+use crate::model::Features;
+use crate::volume::patch::Patch;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// A patch of a scan with everything that the network knows of it.
+pub struct EncodedPatch {
+    pub(super) patch: Patch,
+    pub(super) features: Features,
+    /// Time spent cutting the patch and encoding it.
+    pub seconds: [Duration; 2],
+}
+
+impl EncodedPatch {
+    /// Where the patch lies on the scan.
+    pub fn patch(&self) -> &Patch {
+        &self.patch
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        self.features.bytes()
+    }
+}
+
+/// The encoded patches of a scan, or of several that share the room for them: where it is not
+/// enough, those used least recently go, whosever they are.
+#[derive(Default)]
+pub struct Encodings {
+    /// Bytes that they take, at most.
+    most: usize,
+    /// Each with the number of its scan, the one used last at the end.
+    kept: Mutex<Vec<(u64, Arc<EncodedPatch>)>>,
+    scans: AtomicU64,
+    made: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Encodings {
+    /// Room for so many bytes, at most half of the memory budget.
+    pub fn new(bytes: usize) -> Encodings {
+        Encodings { most: bytes, ..Encodings::default() }
+    }
+
+    /// Patches that were encoded, again included.
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    /// Encoded patches that were dropped to make room for others.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<(u64, Arc<EncodedPatch>)>> {
+        self.kept.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A number for a scan, by which its patches are told from those of others.
+    pub(super) fn next(&self) -> u64 {
+        self.scans.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Bytes of what is kept of a scan.
+    pub(super) fn bytes(&self, scan: u64) -> usize {
+        self.kept().iter().filter(|(of, _)| *of == scan).map(|(_, e)| e.bytes()).sum()
+    }
+
+    /// A patch of a scan, if it is kept: the one used last from now on.
+    pub(super) fn get(&self, scan: u64, patch: &Patch) -> Option<Arc<EncodedPatch>> {
+        let mut kept = self.kept();
+        let at = kept.iter().position(|(of, e)| *of == scan && e.patch().grid == patch.grid)?;
+        kept[at..].rotate_left(1);
+        kept.last().map(|(_, e)| e.clone())
+    }
+
+    /// Keeps a patch that was just encoded, however large, and drops others where that is too much.
+    pub(super) fn keep(&self, scan: u64, encoded: &Arc<EncodedPatch>) {
+        self.made.fetch_add(1, Ordering::Relaxed);
+        let mut kept = self.kept();
+        kept.push((scan, encoded.clone()));
+        let mut held: usize = kept.iter().map(|(_, e)| e.bytes()).sum();
+        let most = self.most.min((memory::limit() / 2) as usize);
+        while held > most && kept.len() > 1 {
+            held -= kept.remove(0).1.bytes();
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets go of what is kept of a scan.
+    pub(super) fn forget(&self, scan: u64) {
+        self.kept().retain(|(of, _)| *of != scan);
+    }
+}
