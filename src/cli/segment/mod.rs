@@ -26,6 +26,7 @@ use asked::{Asked, UNNAMED};
 use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 use stages::Stages;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -186,6 +187,18 @@ fn can_be_written(outputs: &[PathBuf]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Loads a network.
+fn load(device: &Device, chosen: &Chosen) -> Result<Arc<Model>, Failure> {
+    let weights = chosen.open()?;
+    let model = Arc::new(Model::new(device, &weights)?);
+    drop(weights);
+    // On the CPU a single scan would wait twice.
+    if let Device::Cuda(_) = device {
+        model.warm_up()?;
+    }
+    Ok(model)
+}
+
 impl Segment {
     pub fn run(&self) -> Result<(), Failure> {
         let model = self.model.choose()?;
@@ -299,15 +312,12 @@ impl Segment {
         std::iter::once((self.output.as_path(), Element::Uint8)).chain(probability)
     }
 
-    fn segment(
+    /// The scan, what is asked of it, and what was odd about them.
+    fn read(
         &self,
-        device: &Device,
-        chosen: &Chosen,
         objects: Vec<PromptedObject>,
         stages: &mut Stages,
-    ) -> Result<String, Failure> {
-        let about = |path: &Path, verb: &str| format!("{verb} {}", path.display());
-        stages.begin(about(&self.image, "reading"));
+    ) -> Result<(Volume, Vec<Asked>, Vec<String>), Failure> {
         let mut image = Volume::read_series(&self.image, self.series.as_deref(), self.volume)?;
         image.description.modality = self.modality.or(image.description.modality);
         // What only the scan tells of the outputs, before minutes are spent on it: whether a DICOM
@@ -320,15 +330,29 @@ impl Segment {
             image.warnings.iter().map(|w| format!("{}: {w}", self.image.display())).collect();
         let asked = self.asked(objects, &image, &mut warnings)?;
         stages.end("read");
+        Ok((image, asked, warnings))
+    }
 
-        stages.begin(format!("loading {chosen}"));
-        let weights = chosen.open()?;
-        let model = Arc::new(Model::new(device, &weights)?);
-        drop(weights);
-        // On the CPU a single scan would wait twice.
-        if let Device::Cuda(_) = device {
-            model.warm_up()?;
-        }
+    fn segment(
+        &self,
+        device: &Device,
+        chosen: &Chosen,
+        objects: Vec<PromptedObject>,
+        stages: &mut Stages,
+    ) -> Result<String, Failure> {
+        let about = |path: &Path, verb: &str| format!("{verb} {}", path.display());
+        stages.begin(about(&self.image, "reading"));
+        let (read, loaded) = std::thread::scope(|scope| {
+            // Reading keeps one core busy, most of the time: the network is loaded on another.
+            let loading = scope.spawn(|| load(device, chosen));
+            let read = self.read(objects, stages);
+            if read.is_ok() {
+                stages.begin(format!("loading {chosen}"));
+            }
+            (read, loading.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        let (image, asked, mut warnings) = read?;
+        let model = loaded?;
         stages.end("load");
 
         let intensities = self.intensities(&image, model.config().intensity);
