@@ -8,8 +8,9 @@
 //!
 //! What callers send is never believed: sizes are held against limits before memory is asked for
 //! (`body.rs`, `wire.rs`), names of files are read for their endings alone, and headers that name
-//! other files are refused. No voxel and no name of a caller's is written anywhere but to the
-//! folder that a server is given for its state (`journal.rs`).
+//! other files are refused; what they call a series is looked for among those that the server found
+//! in its folder (`shelf.rs`), and is never a path. No voxel and no name of a caller's is written
+//! anywhere but to the folder that a server is given for its state (`journal.rs`).
 
 mod answer;
 mod api;
@@ -17,6 +18,7 @@ mod arrived;
 mod blosc2;
 mod body;
 mod clicked;
+mod datastore;
 mod dls;
 mod door;
 mod failure;
@@ -34,6 +36,7 @@ mod query;
 pub mod readers;
 mod restore;
 mod settings;
+mod shelf;
 mod store;
 mod wire;
 mod work;
@@ -56,6 +59,7 @@ use journal::{Folder, Found, Kept};
 use metrics::{Gauges, Metrics};
 use restore::Progress;
 use serde_json::json;
+use shelf::Shelf;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -93,6 +97,8 @@ struct Shared {
     is_local: bool,
     /// How far what an earlier server left was brought back.
     progress: Progress,
+    /// The series of the folder that it was given, if it was.
+    shelf: Option<Shelf>,
 }
 
 /// A server that listens.
@@ -135,7 +141,7 @@ impl Server {
     ///
     /// # Errors
     /// A setting is not what it can be, the address is taken or not this machine's, threads cannot
-    /// be started, or the folder for the state cannot be had.
+    /// be started, the folder for the state cannot be had, or that of DICOM not looked through.
     pub fn open(settings: Settings, model: Arc<Model>, name: &str) -> Result<Server, String> {
         let addresses = settings.addresses()?;
         let (listener, address) = listen(&addresses[..])
@@ -156,6 +162,10 @@ impl Server {
         if let Some(folder) = &folder {
             found = folder.found(&mut warnings)?;
         }
+        let shelf = match &settings.dicom {
+            Some(folder) => Some(Shelf::open(folder, &mut warnings)?),
+            None => None,
+        };
         let shared = Shared {
             store: Store::new(&settings, folder),
             most_scan: settings.most_scan(),
@@ -166,6 +176,7 @@ impl Server {
             work: Work::start()?,
             metrics: Metrics::default(),
             progress: Progress::new(found.len()),
+            shelf,
         };
         if found.is_empty() {
             shared.progress.end(std::mem::take(&mut warnings));
@@ -337,6 +348,7 @@ fn all() -> Vec<Route> {
     let mut all = described();
     all.extend(dls::routes());
     all.extend(monai::routes());
+    all.extend(datastore::routes());
     all.extend(page::paths().map(|path| (path, get(page_file))));
     all
 }
