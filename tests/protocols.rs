@@ -802,7 +802,7 @@ mod by_series {
         assert_eq!(get(there, "/datastore/image").status, 422);
         assert_eq!(ask(there, "HEAD", "/datastore/image?image=1.2.3", &[], b"").status, 404);
         assert_eq!(post(there, "/activelearning/first", &json!({})).status, 404);
-        // What cannot be one scan is not offered, and told where it is asked for: not where it lies.
+        // What cannot be one scan is not offered; asked for, it says why, and not where it lies.
         assert_eq!(get(there, "/info/").json(200)["datastore"]["total"], json!(0));
         assert_eq!(post(there, "/activelearning/random", &json!({})).json(200), json!({}));
         let error = infer(there, SMALL, "image", &asked(&[])).error(422, "detail");
@@ -826,10 +826,16 @@ mod by_series {
         assert_eq!(post(none.address, "/activelearning/random", &json!({})).status, 404);
         let error = infer(none.address, SMALL, "image", &asked(&[])).error(404, "detail");
         assert!(error.contains("PUT /session/"), "{error}");
-        let missing = Settings { dicom: Some("no such folder".into()), ..Settings::default() };
-        let missing = Settings { bind: "127.0.0.1:0".into(), ..missing };
-        let refused = prism::serve::Server::open(missing, http::model(), "small").err().unwrap();
-        assert!(refused.contains("no such folder"), "{refused}");
+        let refused = |dicom: PathBuf, keep: Option<Keep>| {
+            let bind = "127.0.0.1:0".into();
+            let settings = Settings { bind, dicom: Some(dicom), keep, ..Settings::default() };
+            prism::serve::Server::open(settings, http::model(), "small").err().unwrap()
+        };
+        let error = refused("no such folder".into(), None);
+        assert!(error.starts_with("no such folder: "), "{error}");
+        // What is sent would be a series for all.
+        let error = refused(folder.path().into(), Some(Keep::at(folder.path().join("state"))));
+        assert!(error.contains("would be served to others"), "{error}");
     }
 
     #[test]

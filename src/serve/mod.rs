@@ -61,6 +61,7 @@ use restore::Progress;
 use serde_json::json;
 use shelf::Shelf;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -158,6 +159,15 @@ impl Server {
             }
             None => None,
         };
+        if let (Some(keep), Some(dicom)) = (&settings.keep, &settings.dicom)
+            && lies_within(&keep.folder, dicom)
+        {
+            return Err(format!(
+                "{}: state cannot be kept within {}: what callers send would be served to others as series of it",
+                keep.folder.display(),
+                dicom.display()
+            ));
+        }
         let (mut found, mut warnings) = (vec![], vec![]);
         if let Some(folder) = &folder {
             found = folder.found(&mut warnings)?;
@@ -270,6 +280,12 @@ impl Server {
         shared.store.clear();
         served.map_err(|e: std::io::Error| format!("the network failed: {e}"))
     }
+}
+
+/// Whether a folder is another one, or lies in it.
+fn lies_within(folder: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| path.canonicalize().ok();
+    whole(folder).zip(whole(other)).is_some_and(|(folder, other)| folder.starts_with(other))
 }
 
 fn listen(to: impl ToSocketAddrs) -> std::io::Result<(TcpListener, SocketAddr)> {

@@ -2,10 +2,10 @@
 //! it to point at things: a session for a scan, and masks for all the clicks on it so far.
 //!
 //! Where the server was given a folder of DICOM, its series are images too (`datastore.rs`): OHIF's
-//! extension asks for those. Training and users of its own are not spoken of. Voxels are `[i, j, k]`
-//! of the file that was sent, or of the series with its slices in the order in which they lie along
-//! their normal, as ITK and OHIF have them. Answers have a Content-Length: clients join pieces
-//! wrongly.
+//! extension asks for those. Training and users of its own are not spoken of. Voxels are
+//! `[i, j, k]` of the file that was sent, or of the series, its slices in the order in which they
+//! lie along their normal, as ITK and OHIF have them. Answers have a Content-Length: clients join
+//! pieces wrongly.
 
 use super::api::{MASKS, saved, scan_sent};
 use super::arrived::{SCANS, scan_of};
