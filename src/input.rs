@@ -263,6 +263,13 @@ pub(crate) fn keep_inputs() {
     READ.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default();
 }
 
+/// Notes no more what is read: who writes over nothing, and reads on for as long as it lives, would
+/// note it in vain.
+#[cfg(feature = "serve")]
+pub(crate) fn forget_inputs() {
+    *READ.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
 /// Notes that a file is an input.
 pub(crate) fn remember(path: &Path) {
     if let (Some(read), Ok(path)) =

@@ -836,6 +836,10 @@ fn the_program_serves_and_ends_in_order() {
     assert!(refused.status.code() == Some(2) && error.contains("a token is needed"), "{error}");
     let refused = program(&["--bind", "nowhere"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(2));
+    let lost = ["--bind", "127.0.0.1:0", "--dicom", "no such folder"];
+    let refused = program(&lost).output().unwrap();
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && error.contains("no such folder: "), "{error}");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     std::fs::write(&file, "a secret\n").unwrap();

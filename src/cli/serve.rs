@@ -22,7 +22,8 @@ const MOST_TOKEN: u64 = 4096;
 ///
 /// Serves viewers and programs until it is told to end: 3D Slicer and napari by nnInteractive's
 /// protocol, ITK-SNAP and MONAI Label's clients by theirs, browsers by a page, programs by an
-/// interface of its own.
+/// interface of its own. With --dicom, MONAI Label's clients find the series of a folder there and
+/// need not send them.
 ///
 /// It is for this machine alone unless --bind says otherwise; where others can call, they need a
 /// token. Nothing that is sent is kept beyond its session, or written anywhere, unless --state
@@ -66,6 +67,10 @@ pub struct Serve {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=36500))]
     #[arg(requires = "state")]
     state_days: Option<u64>,
+    /// Folder of DICOM series, with those below it, which MONAI Label's clients (OHIF's extension,
+    /// 3D Slicer) ask for by their SeriesInstanceUID; whoever may call may ask for all of them
+    #[arg(long, value_name = "DIR")]
+    dicom: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -84,6 +89,7 @@ impl Serve {
                 bytes: self.state_bytes.unwrap_or(STATE_BYTES),
                 age: Duration::from_secs(self.state_days.unwrap_or(STATE_DAYS) * 24 * 3600),
             }),
+            dicom: self.dicom.clone(),
             ..Settings::default()
         };
         settings.check().map_err(Failure::Usage)?;
@@ -93,6 +99,8 @@ impl Serve {
         let model = Arc::new(Model::new(&device, &chosen.open()?)?);
         // Nobody waits for the first click longer than for others.
         model.warm_up()?;
+        // Nothing is written to where a name says.
+        crate::input::forget_inputs();
         let server = Server::open(settings, model, &name_of(&chosen)).map_err(Failure::Failed)?;
         let restored = server.restored();
         let told = std::thread::spawn(move || restored.wait().iter().for_each(|text| warn(text)));

@@ -1,10 +1,10 @@
 //! What is sent to prism's own interface as a scan: one file that holds header and voxels, or the
-//! slices of a DICOM series, in a zip archive or one file.
+//! slices of a DICOM series, in a zip archive or one file. And what lies in a server's folder.
 
 use super::failure::Failure;
 use crate::message::quoted;
 #[cfg(feature = "dicom")]
-use crate::volume::dicom::{self, Sent, Series};
+use crate::volume::dicom::{self, Filed, Sent, Series};
 use crate::volume::{Modality, Volume};
 use serde_json::Value;
 #[cfg(feature = "dicom")]
@@ -39,6 +39,16 @@ pub fn is_dicom(_: &[u8]) -> bool {
 /// A scan in a file's bytes, which unpacked has so many at most.
 pub fn scan_of(bytes: Vec<u8>, most: usize) -> Result<Volume, Failure> {
     fitting(Volume::of_file(bytes, None)?, most)
+}
+
+/// A series of a folder, which unpacked has so many bytes at most.
+#[cfg(feature = "dicom")]
+pub fn of_series(filed: &Filed, most: usize) -> Result<Volume, Failure> {
+    match filed.read(most as u64)? {
+        Sent::Scan(image) => fitting(*image, most),
+        Sent::TooLarge(unpacked) => Err(too_large(unpacked, most)),
+        Sent::Several(_) => Err(Failure::unfit("holds several series")),
+    }
 }
 
 fn fitting(image: Volume, most: usize) -> Result<Volume, Failure> {

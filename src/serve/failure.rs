@@ -130,6 +130,11 @@ impl From<VolumeError> for Failure {
     }
 }
 
+/// An answer in JSON, where all went well.
+pub fn said(value: Value) -> Result<Response, Failure> {
+    Ok(reply(StatusCode::OK, &value))
+}
+
 /// An answer in JSON.
 pub fn reply(status: StatusCode, value: &Value) -> Response {
     let mut response = (status, value.to_string()).into_response();

@@ -8,8 +8,9 @@
 //!
 //! What callers send is never believed: sizes are held against limits before memory is asked for
 //! (`body.rs`, `wire.rs`), names of files are read for their endings alone, and headers that name
-//! other files are refused. No voxel and no name of a caller's is written anywhere but to the
-//! folder that a server is given for its state (`journal.rs`).
+//! other files are refused; what they call a series is looked for among those that the server found
+//! in its folder (`shelf.rs`), and is never a path. No voxel and no name of a caller's is written
+//! anywhere but to the folder that a server is given for its state (`journal.rs`).
 
 mod answer;
 mod api;
@@ -17,6 +18,7 @@ mod arrived;
 mod blosc2;
 mod body;
 mod clicked;
+mod datastore;
 mod dls;
 mod door;
 mod failure;
@@ -35,6 +37,7 @@ mod query;
 pub mod readers;
 mod restore;
 mod settings;
+mod shelf;
 mod store;
 mod wire;
 mod work;
@@ -60,7 +63,9 @@ use metrics::{Gauges, Metrics};
 use opened::Engine;
 use restore::Progress;
 use serde_json::json;
+use shelf::Shelf;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -99,6 +104,8 @@ struct Shared {
     is_local: bool,
     /// How far what an earlier server left was brought back.
     progress: Progress,
+    /// The series of the folder that it was given, if it was.
+    shelf: Option<Shelf>,
 }
 
 impl Shared {
@@ -149,7 +156,7 @@ impl Server {
     ///
     /// # Errors
     /// A setting is not what it can be, the address is taken or not this machine's, threads cannot
-    /// be started, or the folder for the state cannot be had.
+    /// be started, the folder for the state cannot be had, or that of DICOM not looked through.
     pub fn open(settings: Settings, model: Arc<Model>, name: &str) -> Result<Server, String> {
         let addresses = settings.addresses()?;
         let (listener, address) = listen(&addresses[..])
@@ -166,10 +173,23 @@ impl Server {
             }
             None => None,
         };
+        if let (Some(keep), Some(dicom)) = (&settings.keep, &settings.dicom)
+            && lies_within(&keep.folder, dicom)
+        {
+            return Err(format!(
+                "{}: state cannot be kept within {}: what callers send would be served to others as series of it",
+                keep.folder.display(),
+                dicom.display()
+            ));
+        }
         let (mut found, mut warnings) = (vec![], vec![]);
         if let Some(folder) = &folder {
             found = folder.found(&mut warnings)?;
         }
+        let shelf = match &settings.dicom {
+            Some(folder) => Some(Shelf::open(folder, &mut warnings)?),
+            None => None,
+        };
         let shared = Shared {
             store: Store::new(&settings, folder),
             most_scan: settings.most_scan(),
@@ -181,6 +201,7 @@ impl Server {
             work: Work::start()?,
             metrics: Metrics::default(),
             progress: Progress::new(found.len()),
+            shelf,
         };
         if found.is_empty() {
             shared.progress.end(std::mem::take(&mut warnings));
@@ -276,6 +297,12 @@ impl Server {
     }
 }
 
+/// Whether a folder is another one, or lies in it.
+fn lies_within(folder: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| path.canonicalize().ok();
+    whole(folder).zip(whole(other)).is_some_and(|(folder, other)| folder.starts_with(other))
+}
+
 fn listen(to: impl ToSocketAddrs) -> std::io::Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(to)?;
     listener.set_nonblocking(true)?;
@@ -352,6 +379,7 @@ fn all() -> Vec<Route> {
     let mut all = described();
     all.extend(dls::routes());
     all.extend(monai::routes());
+    all.extend(datastore::routes());
     all.extend(page::paths().map(|path| (path, get(page_file))));
     all
 }

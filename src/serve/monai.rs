@@ -1,15 +1,18 @@
 //! MONAI Label's protocol, version 0.8.5, as far as 3D Slicer's extension and its Python client use
 //! it to point at things: a session for a scan, and masks for all the clicks on it so far.
 //!
-//! Images of a data store (OHIF asks for those, by series), training, active learning and users of
-//! its own are not spoken of. Voxels are `[i, j, k]` of the file that was sent. Answers have a
-//! Content-Length: clients join pieces wrongly.
+//! Where the server was given a folder of DICOM, its series are images too (`datastore.rs`): OHIF's
+//! extension asks for those. Training and users of its own are not spoken of. Voxels are
+//! `[i, j, k]` of the file that was sent, or of the series, its slices in the order in which they
+//! lie along their normal, as ITK and OHIF have them. Answers have a Content-Length: clients join
+//! pieces wrongly.
 
 use super::api::{MASKS, saved, scan_sent};
 use super::arrived::{SCANS, scan_of};
 use super::body;
 use super::clicked::{Answered, Clicked, Clicks};
-use super::failure::{Failure, reply};
+use super::datastore;
+use super::failure::{Failure, said};
 use super::journal::{NewScan, Owner, Source};
 use super::multipart;
 use super::opened::Opened;
@@ -56,33 +59,29 @@ pub fn routes() -> Vec<Route> {
 
 type Answer = Result<Response, Failure>;
 
-fn said(value: Value) -> Answer {
-    Ok(reply(StatusCode::OK, &value))
-}
-
-/// What there is. Clients choose what they offer by the model's type.
+/// What there is. Clients choose what they offer by the model's type. All labels are a list, to
+/// which OHIF's extension adds those of the models.
 async fn info(State(shared): State<Arc<Shared>>) -> Answer {
-    let labels = json!({ (LABEL): 1 });
     let about = format!("prism: one object by clicks, with the model {}", shared.name);
     said(json!({
         "name": "prism",
         "description": about,
         "version": env!("CARGO_PKG_VERSION"),
-        "labels": labels,
+        "labels": [LABEL],
         "models": {
             (MODEL): {
                 "type": "deepgrow",
                 "dimension": 3,
-                "labels": labels,
+                "labels": { (LABEL): 1 },
                 "description": about,
                 "config": {},
             },
         },
         "trainers": {},
-        "strategies": {},
+        "strategies": datastore::strategies(&shared),
         "scoring": {},
         "train_stats": {},
-        "datastore": {},
+        "datastore": datastore::status(&shared),
     }))
 }
 
@@ -200,21 +199,37 @@ impl Output {
     }
 }
 
-/// The session and the way that a request asks for.
+/// What a request speaks of.
+enum Named {
+    /// A session's scan.
+    Session(Key, Arc<Clicked>),
+    /// A series of the server's folder, by its identifier.
+    Series(String),
+}
+
+/// What a request speaks of, and the way that it asks for. A session counts, where both are named.
 fn wanted(
     shared: &Shared,
     model: &str,
     query: &Option<String>,
-) -> Result<(Key, Arc<Clicked>, Output), Failure> {
+) -> Result<(Named, Output), Failure> {
     if model != MODEL {
         return Err(Failure::unknown(format!("no such model: expected {MODEL}")));
     }
-    let name = field(query, "session_id").filter(|name| !name.is_empty()).ok_or_else(|| {
-        Failure::unknown("no such image: there are those of sessions alone (PUT /session/)")
-    })?;
+    let name = |what: &str| field(query, what).filter(|name| !name.is_empty());
     let output = Output::of(query)?;
-    let (_, key, clicked) = shared.store.label(&name, Touch::Active)?;
-    Ok((key, clicked, output))
+    let named = match (name("session_id"), name("image")) {
+        (Some(name), _) => {
+            let (_, key, clicked) = shared.store.label(&name, Touch::Active)?;
+            Named::Session(key, clicked)
+        }
+        (None, Some(uid)) if shared.shelf.is_some() => Named::Series(uid),
+        _ => {
+            let message = "no such image: there are those of sessions alone (PUT /session/)";
+            return Err(Failure::unknown(message));
+        }
+    };
+    Ok((named, output))
 }
 
 async fn infer(
@@ -224,7 +239,7 @@ async fn infer(
     request: Request,
 ) -> Answer {
     let (parts, body) = request.into_parts();
-    let (key, clicked, output) = match wanted(&shared, &model, &query) {
+    let (named, output) = match wanted(&shared, &model, &query) {
         Ok(found) => found,
         Err(wrong) => {
             body::pass_by(&parts.headers, body, shared.most_scan).await;
@@ -232,6 +247,10 @@ async fn infer(
         }
     };
     let sent = body::read(&parts.headers, body, body::JSON).await?;
+    let (key, clicked) = match named {
+        Named::Session(key, clicked) => (key, clicked),
+        Named::Series(uid) => datastore::scan(&shared, &uid).await?,
+    };
     let start = Instant::now();
     let boundary = format!("prism-{}", text(new_id()?));
     // What is held is not let go before it is known to have been worked on.
@@ -292,7 +311,8 @@ fn asked(headers: &HeaderMap, body: &[u8]) -> Result<Asked, Failure> {
         let parts = multipart::parts(headers, body)?;
         if let Some(part) = parts.iter().find(|part| part.file.is_some()) {
             return Err(Failure::unfit(format!(
-                "a file '{}' comes along: the image is the session's, and no label is taken",
+                "a file '{}' comes along: the image is the session's or the series', and no label \
+                 is taken",
                 quoted(&part.name)
             )));
         }

@@ -60,6 +60,8 @@ pub struct Settings {
     pub allow_origin: Option<String>,
     /// Where scans, prompts and answers are kept on disk; none: in memory alone.
     pub keep: Option<Keep>,
+    /// A folder of DICOM series, which MONAI Label's clients may ask for by their identifiers.
+    pub dicom: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -73,6 +75,7 @@ impl Default for Settings {
             liveness: Duration::from_secs(60),
             allow_origin: None,
             keep: None,
+            dicom: None,
         }
     }
 }

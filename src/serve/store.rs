@@ -52,6 +52,10 @@ fn hashed(what: &str, numbers: &[u128]) -> u128 {
     for number in numbers {
         hasher.update(&number.to_le_bytes());
     }
+    first_bits(&hasher)
+}
+
+fn first_bits(hasher: &blake3::Hasher) -> u128 {
     let hash = hasher.finalize();
     u128::from_le_bytes(std::array::from_fn(|at| hash.as_bytes()[at]))
 }
@@ -59,6 +63,13 @@ fn hashed(what: &str, numbers: &[u128]) -> u128 {
 /// What something is found by.
 pub fn key_of(id: Id) -> Key {
     hashed("prism key", &[id])
+}
+
+/// What a series of the server's folder is found by. No identifier that is given leads there.
+pub fn series_key(uid: &str) -> Key {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"prism series").update(uid.as_bytes());
+    first_bits(&hasher)
 }
 
 /// The identifier of an object on a scan: who knows the scan's may know its objects'.
@@ -293,7 +304,8 @@ impl<T> Held<T> {
 #[derive(Default)]
 struct All {
     leases: HashMap<Key, Held<Lease>>,
-    /// ITK-SNAP's sessions, and MONAI Label's: their clients show no signs of life.
+    /// ITK-SNAP's sessions, and MONAI Label's: their clients show no signs of life. Among the
+    /// latter are series of the server's folder.
     snaps: HashMap<Key, Held<Lease>>,
     labels: HashMap<Key, Held<Clicked>>,
     scans: HashMap<Key, Held<Study>>,
@@ -446,7 +458,7 @@ impl Store {
         if was_there { Ok(()) } else { Err(no_session()) }
     }
 
-    /// Puts a session of MONAI Label's among the others.
+    /// Puts a session of MONAI Label's, or a series of the server's folder, among the others.
     pub fn put_label(&self, key: Key, clicked: Clicked) -> Arc<Clicked> {
         let held = held(clicked);
         let value = held.value.clone();
@@ -457,6 +469,14 @@ impl Store {
     /// A session of MONAI Label's by its name.
     pub fn label(&self, name: &str, touch: Touch) -> Result<(Id, Key, Arc<Clicked>), Failure> {
         named(&mut self.all().labels, name, touch).ok_or_else(no_session)
+    }
+
+    /// A series of the server's folder, where it was read and is still held.
+    pub fn series(&self, key: Key) -> Option<Arc<Clicked>> {
+        let mut all = self.all();
+        let held = all.labels.get_mut(&key)?;
+        touched(held, Touch::Active);
+        Some(held.value.clone())
     }
 
     /// Ends a session of MONAI Label's, and returns it.
@@ -681,6 +701,9 @@ mod tests {
         let (object, other) = (object_id(id, 0), object_id(id, 1));
         let all = [id, key_of(id), object, key_of(object), other, key_of(other)];
         assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
+        // Nor is a series, whatever it is called.
+        assert_ne!(series_key("1.2.3"), series_key("1.2.4"));
+        assert_ne!(series_key(&text(id)), key_of(id));
     }
 
     #[test]

@@ -1,19 +1,22 @@
 """Works with a server as 3D Slicer's extension of MONAI Label does: by MONAI Label's own Python client.
 
-python3 monai.py URL TOKEN IMAGE I,J,K, with monailabel 0.8.5 to be imported; IMAGE is a packed NIfTI file, and
-the voxel lies on what is to be found. Says "all is well" at its end.
+python3 monai.py URL TOKEN IMAGE I,J,K SERIES, with monailabel 0.8.5 to be imported; IMAGE is a packed NIfTI file,
+the voxel lies on what is to be found, and SERIES is the same scan in the server's folder, or nothing. Says "all
+is well" at its end.
 """
 
 import gzip
 import os
 import sys
 import tempfile
+import urllib.request
 
 import numpy as np
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
 URL, TOKEN, IMAGE = sys.argv[1:4]
 CLICK = [int(n) for n in sys.argv[4].split(",")]
+SERIES = sys.argv[5]
 
 
 def nifti(path):
@@ -49,6 +52,31 @@ def refused(call, *words):
         assert all(word in e.msg for word in words), e.msg
         return
     raise AssertionError("was not refused")
+
+
+def by_series(client, model, folder, scan, axes, expected):
+    """What 3D Slicer's extension does with a sample of the data store."""
+    objects = client.datastore()["objects"]
+    info = client.info()
+    assert info["datastore"]["total"] == len(objects) and info["labels"] == ["tumour"]
+    (strategy,) = info["strategies"]
+    sample = client.next_sample(strategy, {})
+    assert sample["id"] in objects and SERIES in objects
+    # Slicer fetches it by itself, and calls it so.
+    path = os.path.join(folder, objects[SERIES]["image"]["info"]["name"])
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    asked = urllib.request.Request(f"{URL}/datastore/image?image={SERIES}", headers=headers)
+    with urllib.request.urlopen(asked) as reply, open(path, "wb") as file:
+        file.write(reply.read())
+    given, place = nifti(path)
+    assert (given == scan).all() and np.abs(place - axes).max() < 1e-3
+    params = {"label": "tumour", "foreground": [CLICK], "background": [], "result_extension": ".nrrd"}
+    path, told = client.infer(model, SERIES, params)
+    mask, place = nrrd(path)
+    assert (mask == expected).all() and np.abs(place - axes).max() < 1e-3
+    assert told["label_names"] == {"tumour": 1} and told["voxels"] == mask.sum()
+    refused(lambda: client.infer(model, f"../{SERIES}", params), "404")
+    refused(lambda: client.next_sample("other", {}), "404")
 
 
 def main(folder):
@@ -93,6 +121,8 @@ def main(folder):
     box = [i - 11, i + 12, j - 12, j + 13, k - 1, k + 1]
     assert infer([CLICK], roi=box)[i, j, k] == 1
     assert not infer([]).any()
+    if SERIES:
+        by_series(client, model, folder, scan, axes, one)
 
     refused(lambda: client.infer("other", "lung", {}, session_id=name), "404")
     refused(lambda: client.infer(model, "lung", {}), "404", "session")

@@ -59,9 +59,20 @@ impl<'a> Store<'a> {
     /// The files of a folder; with `below` also those of folders in it.
     pub fn of_folder(folder: &Path, below: bool) -> Result<Store<'static>, VolumeError> {
         let mut files = vec![];
-        gather(folder, if below { DEEPEST } else { 0 }, &mut files)?;
+        gather(folder, if below { DEEPEST } else { 0 }, &mut files, &mut Err::<(), _>)?;
         files.sort();
         Ok(Store::Files(files))
+    }
+
+    /// The files of a folder and of those in it, and which of the latter cannot be looked into.
+    pub fn of_tree(folder: &Path) -> Result<(Store<'static>, Vec<VolumeError>), VolumeError> {
+        let (mut files, mut left_out) = (vec![], vec![]);
+        gather(folder, DEEPEST, &mut files, &mut |e| {
+            left_out.push(e);
+            Ok(())
+        })?;
+        files.sort();
+        Ok((Store::Files(files), left_out))
     }
 
     /// The entries of a zip archive.
@@ -211,15 +222,21 @@ pub fn begins(bytes: &[u8]) -> bool {
     crate::input::recognise(bytes) == Some(crate::input::Kind::Dicom)
 }
 
-/// Adds a folder's files, and those of folders in it. Links to folders are not followed.
-fn gather(folder: &Path, deeper: usize, files: &mut Vec<PathBuf>) -> Result<(), VolumeError> {
+/// Adds a folder's files, and those of folders in it; what is wrong with one of these goes to
+/// `odd`, which may end it. Links to folders are not followed.
+fn gather(
+    folder: &Path,
+    deeper: usize,
+    files: &mut Vec<PathBuf>,
+    odd: &mut dyn FnMut(VolumeError) -> Result<(), VolumeError>,
+) -> Result<(), VolumeError> {
     let fail = |e: std::io::Error| VolumeError::new(folder, e.to_string());
     for entry in fs::read_dir(folder).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let kind = entry.file_type().map_err(fail)?;
         if kind.is_dir() {
             if deeper > 0 {
-                gather(&entry.path(), deeper - 1, files)?;
+                gather(&entry.path(), deeper - 1, files, odd).or_else(&mut *odd)?;
             }
         } else if kind.is_file() || kind.is_symlink() && entry.path().is_file() {
             files.push(entry.path());

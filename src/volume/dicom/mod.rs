@@ -1,7 +1,8 @@
 //! DICOM: the CT, MR and PET series of a folder, a zip archive or beside a file.
 //!
 //! A store (`files`) is looked through for tags alone (`tags`), images are put together to series
-//! (`series`), and the one that is meant is stacked (`geometry`) and read (`pixels`, `suv`).
+//! (`series`), and the one that is meant is stacked (`geometry`) and read (`pixels`, `suv`). Of a
+//! folder that is looked through once, series are read as they are asked for ([`Filed`]).
 //!
 //! Masks come as segmentations (`segmentation`) or as contours (`structures`), both placed on a
 //! scan (`layers`), and are written as segmentations (`write`, `encode`) that refer to the slices
@@ -39,8 +40,10 @@ use geometry::{Plane, stack};
 use layers::Place;
 use pixels::{Frames, scaled};
 use series::{Found, Image, Unmeant, choose, find};
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 use tags::{DataSet, Opened, Problem, data_set};
 
 /// What is said where nothing is found.
@@ -63,7 +66,7 @@ pub fn list(path: &Path) -> Result<(Vec<Series>, Vec<String>), VolumeError> {
     })
 }
 
-/// What bytes in memory hold.
+/// What bytes in memory hold, or the files of a series.
 pub enum Sent {
     /// The series that is meant.
     Scan(Box<Volume>),
@@ -104,10 +107,108 @@ pub fn of_bytes(bytes: &[u8], asked: Option<&str>, most: u64) -> Result<Sent, Vo
             Err(e) => return Err(VolumeError::new(path, e.message)),
         };
         warnings.extend(notes);
-        let contents = read(&mut store, &series, Which::One(None), warnings)?;
-        let image = contents.image().map_err(|e| VolumeError::new(path, e))?;
-        Ok(Sent::Scan(Box::new(image)))
+        scan(path, &mut store, &series, warnings)
     })
+}
+
+/// Reads a series as a scan, which messages call `path`.
+fn scan(
+    path: &Path,
+    store: &mut Store,
+    series: &Series,
+    warnings: Vec<String>,
+) -> Result<Sent, VolumeError> {
+    let contents = read(store, series, Which::One(None), warnings)?;
+    let image = contents.image().map_err(|e| VolumeError::new(path, e))?;
+    Ok(Sent::Scan(Box::new(image)))
+}
+
+/// A series of a folder, as the tags of its files tell of it, to be read when it is asked for.
+#[derive(Debug)]
+pub struct Filed {
+    /// What is told of it; where it has parts, of the one with more slices than any other.
+    pub series: Series,
+    slices: usize,
+    files: Vec<PathBuf>,
+}
+
+/// The series of a folder and of those below it, each once, and what was odd about its files. A
+/// folder that holds none is no error: some may come later.
+///
+/// # Errors
+/// It cannot be looked into, or holds more files than are looked at.
+pub fn filed(folder: &Path) -> Result<(Vec<Filed>, Vec<String>), VolumeError> {
+    super::within_memory(folder, || {
+        let (mut store, mut left_out) = Store::of_tree(folder)?;
+        let mut found = find(&mut store, u64::MAX)?;
+        left_out.append(&mut found.left_out);
+        found.left_out = left_out;
+        let warnings = found.said();
+        let mut all: Vec<Filed> = vec![];
+        let mut known: HashMap<String, usize> = HashMap::new();
+        for mut series in found.series {
+            let broken = series.broken.iter().map(|(file, _)| *file);
+            let files = series.images.iter().map(|image| image.file).chain(broken);
+            let files: Vec<PathBuf> = files.map(|file| store.name(file)).collect();
+            let slices = series.planes.len();
+            // Its files are looked at again when it is read.
+            (series.images, series.planes) = (vec![], vec![]);
+            let at = *known.entry(series.uid.clone()).or_insert(all.len());
+            match all.get_mut(at) {
+                None => all.push(Filed { series, slices, files }),
+                Some(there) => {
+                    there.files.extend(files);
+                    if slices > there.slices {
+                        (there.series, there.slices) = (series, slices);
+                    }
+                }
+            }
+        }
+        for filed in &mut all {
+            filed.files.sort();
+            filed.files.dedup();
+        }
+        Ok((all, warnings))
+    })
+}
+
+impl Filed {
+    /// Whether a folder of its files changed since some time, as where files came or went.
+    pub fn changed_since(&self, time: SystemTime) -> bool {
+        let mut folders: Vec<&Path> = self.files.iter().filter_map(|file| file.parent()).collect();
+        folders.dedup();
+        let is_old = |folder: &&Path| {
+            let written = folder.metadata().and_then(|about| about.modified());
+            written.is_ok_and(|at| at <= time)
+        };
+        !folders.iter().all(is_old)
+    }
+
+    /// Reads it, unless its voxels take more than `most` bytes. No message names its files.
+    ///
+    /// # Errors
+    /// A file of it is damaged or gone, or they hold no volume, or several.
+    pub fn read(&self, most: u64) -> Result<Sent, VolumeError> {
+        let path = Path::new(UNNAMED);
+        super::within_memory(path, || {
+            let mut store = Store::Files(self.files.clone());
+            let found = find(&mut store, most)?;
+            if let Some(e) = found.left_out.first() {
+                let message = format!("a file of it cannot be read: {}", e.message);
+                return Err(VolumeError::new(path, message));
+            }
+            let (series, notes) = choose(found.series, Some(self.series.uid.as_str()))
+                .map_err(|e| VolumeError::new(path, e.message))?;
+            // As they are stored: scaled ones take more, which is held against the budget.
+            let element = series.images.iter().map(|i| i.layout.element().size()).min();
+            let numbers = series.size.into_iter().chain(element);
+            let bytes = numbers.fold(1u64, |bytes, n| bytes.saturating_mul(n as u64));
+            match bytes > most {
+                true => Ok(Sent::TooLarge(bytes)),
+                false => scan(path, &mut store, &series, notes),
+            }
+        })
+    }
 }
 
 /// What lies at a path: a folder, an archive, or one file.

@@ -50,6 +50,7 @@ pub struct Image {
 
 /// What a file says of its series, and of itself in it.
 struct Said {
+    study: String,
     series: String,
     instance: Option<String>,
     number: Option<i64>,
@@ -66,6 +67,8 @@ struct Said {
 pub struct Series {
     /// SeriesInstanceUID.
     pub uid: String,
+    /// StudyInstanceUID; nothing where no file says it.
+    pub study: String,
     /// SeriesNumber, behind a point the part where a series has several. Parts differ in
     /// orientation, size or spacing.
     pub number: String,
@@ -221,6 +224,7 @@ fn said(opened: &Opened, syntax: &str) -> Result<Option<Said>, String> {
         })
     };
     Ok(Some(Said {
+        study: tags.text(tags::STUDY_INSTANCE).unwrap_or_default(),
         series: tags
             .text(tags::SERIES_INSTANCE)
             .ok_or_else(|| format!("its {} is missing", tags::SERIES_INSTANCE))?,
@@ -356,6 +360,7 @@ pub fn planes(tags: &DataSet, count: usize) -> Result<Vec<Plane>, String> {
 /// The files of a series as they are found.
 #[derive(Default)]
 struct Gathered {
+    study: String,
     number: Option<i64>,
     modality: String,
     description: String,
@@ -375,6 +380,9 @@ impl Gathered {
             return;
         }
         self.number = self.number.or(said.number);
+        if self.study.is_empty() {
+            self.study = said.study;
+        }
         if self.modality.is_empty() {
             self.modality = said.modality;
         }
@@ -436,6 +444,7 @@ impl Gathered {
         let several = self.parts.len() > 1;
         for (n, mut part) in self.parts.into_iter().enumerate() {
             part.uid = uid.into();
+            part.study = self.study.clone();
             part.number = if several { format!("{number}.{}", n + 1) } else { number.clone() };
             part.modality = self.modality.clone();
             part.description = self.description.clone();
@@ -456,6 +465,7 @@ impl Series {
     fn empty(size: [usize; 2]) -> Series {
         Series {
             uid: String::new(),
+            study: String::new(),
             number: String::new(),
             modality: String::new(),
             description: String::new(),

@@ -9,7 +9,7 @@ use dicom_core::{DataElement, VR};
 use dicom_dictionary_std::{tags, uids};
 use dicom_object::InMemDicomObject;
 use dicom_object::mem::InMemElement;
-use prism::volume::dicom::list;
+use prism::volume::dicom::{Sent, filed, list};
 use prism::volume::{Element, Modality, Volume};
 use std::process::Command;
 
@@ -271,6 +271,49 @@ fn of_several_series_one_is_picked_and_all_are_listed() {
     let out = Command::new(env!("CARGO_BIN_EXE_prism")).arg("info").arg(folder.path()).output();
     let out = String::from_utf8(out.unwrap().stdout).unwrap();
     assert!(out.contains("'Thorax soft'") && out.contains("'Lung'"), "{out}");
+}
+
+#[test]
+fn series_of_a_folder_are_filed_and_read_one_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (all, warnings) = filed(folder.path()).unwrap();
+    assert!(all.is_empty() && warnings.is_empty());
+    // Two series, the slices of one of them in several folders.
+    for series in [Series::new("CT"), Series { uid: "1.2.9", number: "5", ..Series::new("MR") }] {
+        for k in 0..SLICES {
+            let below = folder.path().join(["a", "a/b c"][k % 2]);
+            std::fs::create_dir_all(&below).unwrap();
+            let mut file = series.file(k, straight(k));
+            file.put(words(slice(k)));
+            file.put(text(tags::STUDY_INSTANCE_UID, VR::UI, "1.2.3.1"));
+            series.write(file, &below.join(format!("{}-{k}", series.uid)));
+        }
+    }
+    std::fs::write(folder.path().join("notes.txt"), "no image").unwrap();
+    let before = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
+    let (all, warnings) = filed(folder.path()).unwrap();
+    let told: Vec<_> = all.iter().map(|f| (f.series.uid.as_str(), f.series.size[2])).collect();
+    assert_eq!((told, warnings.len()), (vec![("1.2.3.4", 4), ("1.2.9", 4)], 0));
+    assert!(all.iter().all(|f| f.series.study == "1.2.3.1"));
+    for filed in &all {
+        let Ok(Sent::Scan(volume)) = filed.read(1 << 20) else { panic!("is read") };
+        assert_voxels(&volume, plain);
+        assert_affine(&volume, STRAIGHT);
+        // Two bytes a voxel.
+        let bytes = (2 * COLUMNS * ROWS * SLICES) as u64;
+        assert!(matches!(filed.read(bytes), Ok(Sent::Scan(_))));
+        assert!(matches!(filed.read(bytes - 1), Ok(Sent::TooLarge(n)) if n == bytes));
+        assert!(!filed.changed_since(before));
+        assert!(filed.changed_since(std::time::SystemTime::UNIX_EPOCH));
+    }
+    // What is gone is told, and not where it was.
+    std::fs::remove_file(folder.path().join("a/1.2.9-0")).unwrap();
+    let error = all[1].read(1 << 20).err().unwrap();
+    assert!(error.message.starts_with("a file of it cannot be read"), "{error}");
+    assert!(!error.to_string().contains(folder.path().to_str().unwrap()), "{error}");
+    assert!(all[0].read(1 << 20).is_ok());
+    std::fs::remove_dir_all(folder.path().join("a")).unwrap();
+    assert!(all[0].changed_since(before));
 }
 
 #[test]
