@@ -35,6 +35,7 @@
 //! With [`Options::released`] none of this is done: a session is then the network as the paper runs
 //! it.
 
+mod appearance;
 pub mod correction;
 pub mod field;
 #[cfg(feature = "serve")]
