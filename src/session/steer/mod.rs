@@ -249,7 +249,9 @@ impl Work<'_, '_> {
             }
         }
         let mut look = self.look(patch, Some((before, weights, trust)), None)?;
-        if self.guessed() && view != View::Apart {
+        // A guess is too small, mostly, until a click takes something off it.
+        let small = self.guessed() && self.said.iter().all(|s| s.positive);
+        if small && view != View::Apart {
             self.recognise(&mut look);
         }
         Ok(Some(look))
