@@ -27,6 +27,8 @@ const PASSES: usize = 4;
 /// ones that lie farthest apart.
 const MOST_ANCHORS: usize = 48;
 
+/// Shortest process of a first pass, in voxels.
+const LEAST_LENGTH: f32 = 1.5;
 /// Longest process, in voxels: what a correction looks at stays small on patches of any size.
 const LONGEST: f32 = 12.0;
 
@@ -176,8 +178,18 @@ pub fn correct(
         let beyond = if wrong.len() > STROKE { how.beyond_strokes } else { how.beyond };
         let depth = |c: &Click| near.at(c.0).abs().min(most);
         let deepest = anchors.iter().map(depth).fold(0.0, f32::max);
-        let length =
-            ((how.length_by_depth * deepest).clamp(1.5, most) * 0.5f32.powi(pass as i32)).max(0.5);
+        let known: HashSet<&Click> = wrong.iter().collect();
+        let mut length = (how.length_by_depth * deepest).clamp(LEAST_LENGTH, most);
+        if wrong.len() <= STROKE {
+            // The surface ends between a click and one that says otherwise.
+            let others = clicks.iter().filter(|c| !known.contains(c));
+            let between = others.flat_map(|c| {
+                anchors.iter().filter(move |a| a.1 != c.1).map(move |a| apart(a.0, c.0))
+            });
+            let nearest = between.fold(f32::INFINITY, f32::min);
+            length = length.min((0.5 * nearest).max(LEAST_LENGTH));
+        }
+        length = (length * 0.5f32.powi(pass as i32)).max(0.5);
         let mut changes: Vec<(Click, f32)> = anchors
             .iter()
             .map(|c| {
@@ -185,7 +197,6 @@ pub fn correct(
                 (*c, if c.1 { goal } else { -goal } - near.at(c.0))
             })
             .collect();
-        let known: HashSet<&Click> = wrong.iter().collect();
         let mut held: Vec<Click> =
             clicks.iter().copied().filter(|c| near.holds(c.0) && !known.contains(c)).collect();
         held.retain(|h| anchors.iter().any(|c| apart(c.0, h.0) < 3.0 * length));
@@ -256,8 +267,12 @@ fn apply(
             }
         }
     }
+    // Clicks of both kinds side by side have weights that are far larger than the changes: nothing
+    // moves further than where it was asked to, nor the other way.
+    let least = changes.iter().map(|c| c.1).fold(0.0, f32::min);
+    let most = changes.iter().map(|c| c.1).fold(0.0, f32::max);
     for (at, change) in moved.iter().enumerate().filter(|(_, m)| **m != 0.0) {
-        let phi = near.phi[at] + change;
+        let phi = near.phi[at] + change.clamp(least, most);
         let [i, j, k] = [
             at / (near.size[1] * near.size[2]),
             at / near.size[2] % near.size[1],
@@ -305,4 +320,34 @@ pub fn locality(
         }
     }
     weights
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_click_beside_one_that_says_otherwise_moves_little() {
+        let size = [40usize; 3];
+        let on = |at: usize| {
+            let p = [at / 1600, at / 40 % 40, at % 40];
+            p.iter().map(|v| (*v as f32 - 20.0).powi(2)).sum::<f32>() < 100.0
+        };
+        let logits: Vec<f32> = (0..64_000).map(|at| if on(at) { 4.0 } else { -4.0 }).collect();
+        let corrected = |clicks: &[Click]| {
+            let mut after = logits.clone();
+            correct(&mut after, size, clicks, diameter(&logits), &Steering::default());
+            assert!(disagreeing(&after, size, clicks).is_empty());
+            let changed = |sign: f32| {
+                let each = logits.iter().zip(&after);
+                each.filter(|(b, a)| *b * sign > 0.0 && *a * sign <= 0.0).count()
+            };
+            [changed(1.0), changed(-1.0)]
+        };
+        // Three voxels deep, alone and four voxels beside a click that holds.
+        let [alone, added] = corrected(&[([20, 20, 27], false)]);
+        assert!(alone > 400 && added == 0, "{alone}, {added}");
+        let [beside, added] = corrected(&[([20, 24, 27], true), ([20, 20, 27], false)]);
+        assert!(beside < alone / 2 && added == 0, "{beside} of {alone}, {added}");
+    }
 }

@@ -4,6 +4,7 @@
 use super::Work;
 use crate::memory;
 use crate::model::{Answer, PatchPrompts, prompt_maps};
+use crate::session::appearance;
 use crate::session::correction::{Click, correct, diameter};
 use crate::session::encodings::EncodedPatch;
 use crate::session::region::{beyond, deepest, next, open_faces, reach, shown};
@@ -89,12 +90,7 @@ impl Work<'_, '_> {
         };
         let maps =
             prompt_maps(model.device(), edge, &marks(&clicks, edge, model.config().click_radius));
-        let overlaps = self.bounds.filter(|b| {
-            let middle: [f64; 3] = std::array::from_fn(|a| (b[a] + b[a + 3]) as f64 / 2.0 - 0.5);
-            patch.voxel(middle).is_some()
-        });
-        let prompts =
-            PatchPrompts { points, bounds: overlaps.map(|b| patch.bounds(&Extent::of_box(b))) };
+        let prompts = PatchPrompts { points, bounds: self.boxed(patch) };
         let prepared = start.elapsed();
         let answer = model.interact(&encoded.features, &prompts, &dense, &maps, self.observer)?;
         finite(&answer)?;
@@ -115,6 +111,29 @@ impl Work<'_, '_> {
         let each = [prompts + prepared + start.elapsed(), decode, refine];
         (0..3).for_each(|n| self.seconds[n] += each[n]);
         Ok(Look { encoded, logits, changes, answer, thinned })
+    }
+
+    /// The box on a patch, where its middle lies there.
+    fn boxed(&self, patch: &Patch) -> Option<[f32; 6]> {
+        let overlaps = self.bounds.filter(|b| {
+            let middle: [f64; 3] = std::array::from_fn(|a| (b[a] + b[a + 3]) as f64 / 2.0 - 0.5);
+            patch.voxel(middle).is_some()
+        });
+        overlaps.map(|b| patch.bounds(&Extent::of_box(b)))
+    }
+
+    /// Makes a look that rests on the network alone follow what the object looks like; the clicks
+    /// hold as before.
+    pub(super) fn recognise(&mut self, look: &mut Look) {
+        let start = Instant::now();
+        let patch = look.encoded.patch();
+        let (size, values) = (patch.grid.size, self.scan.input(patch));
+        let (clicks, bounds) = (self.clicks(patch), self.boxed(patch));
+        let bounds = bounds.map(|b| b.map(|v| v as usize));
+        appearance::recognise(&mut look.logits, &values, size[0], bounds);
+        let across = diameter(&look.logits);
+        correct(&mut look.logits, size, &clicks, across, &self.how);
+        self.seconds[0] += start.elapsed();
     }
 
     /// Writes a look into the answer.

@@ -152,7 +152,7 @@ impl Work<'_, '_> {
         self.looked.clear();
         // Points apart may lie on one object or on several.
         let part = if bounds.is_none() { self.separate()? } else { None };
-        let look = match (part, bounds) {
+        let mut look = match (part, bounds) {
             (Some(look), _) => look,
             (None, Some(bounds)) => self.look(&fitted(self.scan, &bounds), None, None)?,
             (None, None) => {
@@ -160,6 +160,7 @@ impl Work<'_, '_> {
                 self.look(&patch, None, None)?
             }
         };
+        self.recognise(&mut look);
         self.write(&look);
         self.settle(look)?;
         // Positive clicks beyond the box's patch are parts of the object too.
@@ -247,7 +248,13 @@ impl Work<'_, '_> {
                 weights.iter_mut().zip(self.unseen(patch)).for_each(|(w, u)| *w = w.max(u))
             }
         }
-        self.look(patch, Some((before, weights, trust)), None).map(Some)
+        let mut look = self.look(patch, Some((before, weights, trust)), None)?;
+        // A guess is too small, mostly, until a click takes something off it.
+        let small = self.guessed() && self.said.iter().all(|s| s.positive);
+        if small && view != View::Apart {
+            self.recognise(&mut look);
+        }
+        Ok(Some(look))
     }
 
     /// A first positive click of an object that is empty so far, or far from all there is.
@@ -259,7 +266,8 @@ impl Work<'_, '_> {
         let before = self.on_patch(&patch);
         let weights = memory::filled(ANSWER, 1.0, before.len());
         let empty = before.iter().all(|v| *v <= 0.0);
-        let look = self.look(&patch, (!empty).then_some((before, weights, 1.0)), None)?;
+        let mut look = self.look(&patch, (!empty).then_some((before, weights, 1.0)), None)?;
+        self.recognise(&mut look);
         self.write(&look);
         self.settle(look)
     }

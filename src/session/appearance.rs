@@ -1,0 +1,362 @@
+//! What an object looks like, in closed form: voxels whose values are the object's rather than its
+//! surroundings' are drawn into an answer, the others pushed out of it.
+//!
+//! A network that learned from other scans knows shapes and places better than it knows how bright
+//! this object is on this scan. The answer itself tells that: its voxels' values, each counted by
+//! its probability, make one histogram, those of the rest of the box and a margin around it
+//! another. The logarithm of their ratio, smoothed over a voxel or so, is evidence beside the
+//! network's logit. Where the two overlap it is about zero and changes little.
+//!
+//! It is for an answer that rests on the network alone. Once a person has corrected it, the
+//! histograms hold nothing that the answer does not know: taken again after every click, they
+//! undo what the clicks said.
+
+use super::ANSWER;
+use crate::memory;
+use crate::volume::include;
+
+/// Classes that values are counted in.
+const CLASSES: usize = 64;
+/// Part of the values around an object that lie below the lowest class, and above the highest.
+const TAIL: f64 = 0.005;
+/// Weights by which neighbouring classes count, that of the class itself in the middle.
+const NEIGHBOURS: [f32; 5] = [1.0, 2.0, 3.0, 2.0, 1.0];
+/// What is added to the share of each class, so that rare values say little.
+const LEAST_SHARE: f32 = 1e-4;
+/// Voxels that each histogram must hold.
+const LEAST_VOXELS: f32 = 8.0;
+/// The most that a value says, as a logit.
+const MOST: f32 = 3.0;
+/// How much it counts beside the network's logit.
+const WEIGHT: f32 = 1.5;
+/// Times that the histograms are taken, of the answer that the last ones led to.
+const ROUNDS: usize = 2;
+/// How far around the box the surroundings reach, in its longest side.
+const MARGIN: f32 = 0.3;
+/// Standard deviation of the smoothing, in the box's longest side, and the most in voxels.
+const SMOOTHING: f32 = 0.022;
+const MOST_SMOOTHING: f32 = 2.0;
+/// Standard deviation, in voxels, below which nothing is smoothed.
+const LEAST_SMOOTHING: f32 = 0.3;
+/// What is taken off every logit in a box: there is more of what does not belong to an object than
+/// of what does, the more so the looser the box.
+const DOUBT: f32 = 0.8;
+/// How far from a box's middle objects reach: the ellipsoid that fits the box, a little smaller.
+/// [`ROUND`] is the most that this adds to a logit, or takes off.
+const ELLIPSOID: f32 = 0.9;
+const ROUND: f32 = 1.0;
+/// How far an object may grow whose box was not given, in the longest side of what the network saw.
+const GROWTH: f32 = 0.1;
+
+/// A block of the patch: its first voxel along each axis, and the one behind its last.
+#[derive(Clone, Copy)]
+struct Block {
+    low: [usize; 3],
+    high: [usize; 3],
+}
+
+impl Block {
+    fn size(&self) -> [usize; 3] {
+        [0, 1, 2].map(|d| self.high[d] - self.low[d])
+    }
+
+    fn voxels(&self) -> usize {
+        self.size().iter().product()
+    }
+
+    fn longest(&self) -> f32 {
+        self.size().into_iter().max().unwrap_or(0) as f32
+    }
+
+    fn grown(&self, by: usize, edge: usize) -> Block {
+        Block {
+            low: self.low.map(|v| v.saturating_sub(by)),
+            high: self.high.map(|v| (v + by).min(edge)),
+        }
+    }
+
+    /// The place in the block of the first voxel of a row along k that starts at `p`.
+    fn row(&self, p: [usize; 3]) -> usize {
+        let [_, nj, nk] = self.size();
+        ((p[0] - self.low[0]) * nj + p[1] - self.low[1]) * nk + p[2] - self.low[2]
+    }
+
+    /// The first voxels of its rows along k.
+    fn rows(self) -> impl Iterator<Item = [usize; 3]> {
+        let ([i, j, _], first) = ([0, 1, 2].map(|d| self.low[d]..self.high[d]), self.low[2]);
+        i.flat_map(move |i| j.clone().map(move |j| [i, j, first]))
+    }
+}
+
+/// Makes an answer `logits` `[i][j][k]` on a patch of `edge` voxels a side follow what the object
+/// looks like in `values`, the network's input. With the box that was given, in voxels of the patch
+/// and ends exclusive, what lies in it may change; else what lies near the object. Nothing changes
+/// where there is no object, no surroundings, or nothing to see.
+pub fn recognise(logits: &mut [f32], values: &[f32], edge: usize, bounds: Option<[usize; 6]>) {
+    let Some(object) = within(logits, edge, bounds) else { return };
+    let side = object.longest();
+    let sigma = (SMOOTHING * side).min(MOST_SMOOTHING);
+    let halo = reach(sigma);
+    let near = object.grown(halo, edge);
+    let around = object.grown(((MARGIN * side).ceil() as usize).max(halo), edge);
+    let Some(classes) = classes(values, edge, &around) else { return };
+    let [_, _, length] = object.size();
+    // What is known beside the values.
+    let mut known: Vec<f32> = memory::list(ANSWER, object.voxels());
+    for p in object.rows() {
+        let row = (p[0] * edge + p[1]) * edge + p[2];
+        let others = logits[row..row + length].iter().enumerate().map(|(k, logit)| match bounds {
+            Some(_) => logit + round(&object, [p[0], p[1], p[2] + k]) - DOUBT,
+            None => *logit,
+        });
+        known.extend(others);
+    }
+    let mut total: Vec<f32> = memory::copied(ANSWER, &known);
+    for _ in 0..ROUNDS {
+        let Some(says) = ratios(&classes, &around, &object, &total) else { return };
+        let mut ratio: Vec<f32> = memory::list(ANSWER, near.voxels());
+        let [_, _, long] = near.size();
+        for p in near.rows() {
+            let row = around.row(p);
+            ratio.extend(classes[row..row + long].iter().map(|c| says[*c as usize]));
+        }
+        smooth(&mut ratio, near.size(), sigma);
+        for p in object.rows() {
+            let (at, from) = (object.row(p), near.row(p));
+            let each = known[at..at + length].iter().zip(&ratio[from..from + length]);
+            total[at..at + length].iter_mut().zip(each).for_each(|(t, (l, r))| *t = l + WEIGHT * r);
+        }
+    }
+    for p in object.rows() {
+        let (row, at) = ((p[0] * edge + p[1]) * edge + p[2], object.row(p));
+        logits[row..row + length].copy_from_slice(&total[at..at + length]);
+    }
+}
+
+/// Where an answer may change: in the box, or around what there is; none where that is nothing.
+fn within(logits: &[f32], edge: usize, bounds: Option<[usize; 6]>) -> Option<Block> {
+    let block = |b: [usize; 6]| Block {
+        low: [0, 1, 2].map(|d| b[d].min(edge)),
+        high: [3, 4, 5].map(|d| b[d].clamp(b[d - 3].min(edge), edge)),
+    };
+    let object = match bounds {
+        Some(b) => block(b),
+        None => {
+            let mut seen = None;
+            for at in (0..logits.len()).filter(|at| logits[*at] > 0.0) {
+                include(&mut seen, [at / (edge * edge), at / edge % edge, at % edge]);
+            }
+            let seen = block(seen?);
+            seen.grown((GROWTH * seen.longest()).ceil() as usize, edge)
+        }
+    };
+    (object.voxels() > 0).then_some(object)
+}
+
+/// How much the shape of most objects speaks for a voxel in their box.
+fn round(object: &Block, p: [usize; 3]) -> f32 {
+    let off = |d: usize| {
+        let half = (object.high[d] - object.low[d]) as f32 / 2.0;
+        (p[d] as f32 + 0.5 - object.low[d] as f32) / half - 1.0
+    };
+    let far = (0..3).map(|d| off(d).powi(2)).sum::<f32>().sqrt();
+    ROUND * (2.0 * (ELLIPSOID - far)).clamp(-1.0, 1.0)
+}
+
+/// The class of every voxel's value in a block; none where all values are alike.
+fn classes(values: &[f32], edge: usize, around: &Block) -> Option<Vec<u8>> {
+    let [_, _, length] = around.size();
+    let mut all: Vec<f32> = memory::list(ANSWER, around.voxels());
+    for [i, j, k] in around.rows() {
+        let row = (i * edge + j) * edge + k;
+        all.extend_from_slice(&values[row..row + length]);
+    }
+    let mut sorted: Vec<f32> = memory::copied(ANSWER, &all);
+    let tail = (TAIL * sorted.len() as f64) as usize;
+    let last = sorted.len() - 1 - tail;
+    let low = *sorted.select_nth_unstable_by(tail, f32::total_cmp).1;
+    let high = *sorted.select_nth_unstable_by(last, f32::total_cmp).1;
+    let scale = CLASSES as f32 / (high - low);
+    if !(scale.is_finite() && scale > 0.0) {
+        return None;
+    }
+    // A number too small for a class is its first, one too large its last.
+    let class = |v: &f32| ((v - low) * scale).clamp(0.0, (CLASSES - 1) as f32) as u8;
+    Some(memory::collected(ANSWER, all.iter().map(class)))
+}
+
+/// What each class says of a voxel, as a logit, when the logits in the box are `total` and nothing
+/// around it belongs to the object; none where either side has too few voxels.
+fn ratios(classes: &[u8], around: &Block, object: &Block, total: &[f32]) -> Option<[f32; CLASSES]> {
+    let (mut on, mut off) = ([0.0f64; CLASSES], [0.0f64; CLASSES]);
+    classes.iter().for_each(|c| off[*c as usize] += 1.0);
+    let [_, _, length] = object.size();
+    for p in object.rows() {
+        let (at, row) = (object.row(p), around.row(p));
+        for (logit, class) in total[at..at + length].iter().zip(&classes[row..row + length]) {
+            let part = f64::from(1.0 / (1.0 + (-logit).exp()));
+            on[*class as usize] += part;
+            off[*class as usize] -= part;
+        }
+    }
+    let [on, off] = [shares(&on)?, shares(&off)?];
+    Some(std::array::from_fn(|c| (on[c] / off[c]).ln().clamp(-MOST, MOST)))
+}
+
+/// A histogram's shares, those of neighbouring classes mixed; none where it holds too little.
+fn shares(counts: &[f64; CLASSES]) -> Option<[f32; CLASSES]> {
+    let sum: f64 = counts.iter().sum();
+    if sum < f64::from(LEAST_VOXELS) {
+        return None;
+    }
+    // One voxel more in every class: a few voxels say little.
+    let all = sum + CLASSES as f64;
+    let whole: f32 = NEIGHBOURS.iter().sum();
+    Some(std::array::from_fn(|c| {
+        let mixed: f32 = (c.saturating_sub(2)..(c + 3).min(CLASSES))
+            .map(|n| NEIGHBOURS[n + 2 - c] * ((counts[n] + 1.0) / all) as f32)
+            .sum();
+        mixed / whole + LEAST_SHARE
+    }))
+}
+
+/// Voxels to either side that a smoothing looks at.
+fn reach(sigma: f32) -> usize {
+    if sigma < LEAST_SMOOTHING { 0 } else { (3.0 * sigma).ceil() as usize }
+}
+
+/// A Gaussian filter of standard deviation `sigma` voxels; beyond the block its outermost values go
+/// on.
+fn smooth(values: &mut [f32], [ni, nj, nk]: [usize; 3], sigma: f32) {
+    let reach = reach(sigma);
+    if reach == 0 {
+        return;
+    }
+    let weight = |t: usize| (-0.5 * ((t as f32 - reach as f32) / sigma).powi(2)).exp();
+    let all: f32 = (0..=2 * reach).map(weight).sum();
+    let weights: Vec<f32> = (0..=2 * reach).map(|t| weight(t) / all).collect();
+    let mut from: Vec<f32> = memory::copied(ANSWER, values);
+    for axis in 0..3 {
+        from.copy_from_slice(values);
+        let rows = (0..ni).flat_map(|i| (0..nj).map(move |j| (i, j)));
+        for ((i, j), to) in rows.zip(values.chunks_exact_mut(nk)) {
+            to.fill(0.0);
+            for (t, w) in weights.iter().enumerate() {
+                let moved = |at: usize, n: usize| (at + t).saturating_sub(reach).min(n - 1);
+                let row = match axis {
+                    0 => moved(i, ni) * nj + j,
+                    1 => i * nj + moved(j, nj),
+                    _ => i * nj + j,
+                };
+                let row = &from[row * nk..(row + 1) * nk];
+                match axis {
+                    2 => to.iter_mut().enumerate().for_each(|(k, o)| *o += w * row[moved(k, nk)]),
+                    _ => to.iter_mut().zip(row).for_each(|(o, v)| *o += w * v),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EDGE: usize = 40;
+    /// The box of the ball below.
+    const BOX: [usize; 6] = [8, 8, 8, 32, 32, 32];
+
+    fn far(at: usize) -> f32 {
+        let p = [at / (EDGE * EDGE), at / EDGE % EDGE, at % EDGE];
+        p.iter().map(|v| (*v as f32 - 19.5).powi(2)).sum::<f32>().sqrt()
+    }
+
+    /// A ball of radius 12, `contrast` standard deviations brighter than what is around it, and an
+    /// answer that has the middle of it.
+    fn scene(contrast: f32, radius: f32) -> (Vec<f32>, Vec<f32>) {
+        // Noise of a variance of 1: a sum of twelve numbers of 0 to 1.
+        let number = |n: usize| (n.wrapping_mul(2_654_435_761) >> 7 & 0xffff) as f32 / 65_536.0;
+        let noise = |at: usize| (0..12).map(|n| number(12 * at + n)).sum::<f32>() - 6.0;
+        let bright = |at: usize| if far(at) < 12.0 { contrast } else { 0.0 };
+        let values = (0..EDGE.pow(3)).map(|at| noise(at) + bright(at)).collect();
+        let logits = (0..EDGE.pow(3)).map(|at| (radius - far(at)).clamp(-4.0, 4.0)).collect();
+        (values, logits)
+    }
+
+    /// The Dice of an answer with the ball.
+    fn dice(logits: &[f32]) -> f32 {
+        let (mut both, mut sum) = (0, 0);
+        for (at, logit) in logits.iter().enumerate() {
+            let (answer, ball) = (*logit > 0.0, far(at) < 12.0);
+            both += usize::from(answer && ball);
+            sum += usize::from(answer) + usize::from(ball);
+        }
+        2.0 * both as f32 / sum as f32
+    }
+
+    #[test]
+    fn an_answer_fills_what_looks_like_it() {
+        let (values, before) = scene(3.0, 9.0);
+        assert!(dice(&before) < 0.65);
+        let mut after = before.clone();
+        recognise(&mut after, &values, EDGE, Some(BOX));
+        assert!(dice(&after) > 0.9, "{}", dice(&after));
+        // Beyond the box nothing changes.
+        for (at, (a, b)) in after.iter().zip(&before).enumerate() {
+            let p = [at / (EDGE * EDGE), at / EDGE % EDGE, at % EDGE];
+            let inside = (0..3).all(|d| p[d] >= BOX[d] && p[d] < BOX[d + 3]);
+            assert!(inside || a.to_bits() == b.to_bits());
+        }
+        // Without a box it grows towards it, by a part of what there was.
+        let mut guessed = before.clone();
+        recognise(&mut guessed, &values, EDGE, None);
+        assert!(dice(&guessed) > dice(&before) + 0.1, "{}", dice(&guessed));
+    }
+
+    #[test]
+    fn an_answer_in_a_loose_box_keeps_to_what_looks_like_it() {
+        let (values, before) = scene(3.0, 12.0);
+        let mut after = before.clone();
+        recognise(&mut after, &values, EDGE, Some([4, 5, 6, 35, 34, 35]));
+        assert!(dice(&after) > 0.95, "{}", dice(&after));
+        // One that is too large shrinks.
+        let (values, mut large) = scene(3.0, 14.0);
+        let too_large = dice(&large);
+        recognise(&mut large, &values, EDGE, Some([4, 4, 4, 36, 36, 36]));
+        assert!(dice(&large) > too_large + 0.03, "{too_large}, {}", dice(&large));
+    }
+
+    #[test]
+    fn values_that_tell_nothing_change_little() {
+        let (values, before) = scene(0.0, 12.0);
+        let mut after = before.clone();
+        recognise(&mut after, &values, EDGE, Some(BOX));
+        // A voxel at most: what is taken off in a box, and the ellipsoid.
+        assert!(dice(&after) > 0.87, "{}", dice(&after));
+    }
+
+    #[test]
+    fn nothing_changes_where_there_is_nothing_to_see() {
+        let (values, logits) = scene(3.0, 9.0);
+        let unchanged = |values: &[f32], logits: &[f32], bounds| {
+            let mut after = logits.to_vec();
+            recognise(&mut after, values, EDGE, bounds);
+            after.iter().zip(logits).all(|(a, b)| a.to_bits() == b.to_bits())
+        };
+        // One value everywhere, none that is a number, no object, no surroundings.
+        assert!(unchanged(&vec![0.5; values.len()], &logits, Some(BOX)));
+        assert!(unchanged(&vec![f32::NAN; values.len()], &logits, Some(BOX)));
+        assert!(unchanged(&values, &vec![-20.0; logits.len()], Some(BOX)));
+        assert!(unchanged(&values, &vec![-20.0; logits.len()], None));
+        assert!(unchanged(&values, &vec![20.0; logits.len()], None));
+        // A box without voxels, and one that is none of this patch.
+        assert!(unchanged(&values, &logits, Some([9, 9, 9, 9, 20, 20])));
+        assert!(unchanged(&values, &logits, Some([50, 9, 9, 60, 20, 20])));
+        assert!(!unchanged(&values, &logits, Some(BOX)));
+        // A voxel, and a box at the patch's corner, are no panic.
+        let mut any = logits.clone();
+        recognise(&mut any, &values, EDGE, Some([5, 5, 5, 6, 6, 6]));
+        recognise(&mut any, &values, EDGE, Some([0, 0, 30, 3, 40, 40]));
+        assert!(any.iter().all(|v| v.is_finite()));
+    }
+}
