@@ -73,25 +73,6 @@ template <class A, class B> struct Either<false, A, B> {
     typedef B Type;
 };
 
-// y = act(v + bias) + residual, for V values from column `column` on.
-template <int V, class T>
-__device__ __forceinline__ void put(T *y, float (&v)[V], int64 at, int column, const float *bias, const T *residual, int act) {
-    float more[V] = {};
-    if (bias) {
-        load(more, bias + column);
-#pragma unroll
-        for (int i = 0; i < V; i++) v[i] += more[i];
-    }
-#pragma unroll
-    for (int i = 0; i < V; i++) v[i] = activate(v[i], act);
-    if (residual) {
-        load(more, residual + at);
-#pragma unroll
-        for (int i = 0; i < V; i++) v[i] += more[i];
-    }
-    store(y + at, v);
-}
-
 // k a multiple of 8. Grid (m / rows, n / columns, splits). With LIES the weight is [k, n], n a multiple of 8 too, and is transposed on its way out of shared memory.
 // tensor cores
 template <class T, class L, bool LIES = false>
