@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{device_name, here, judge_stage, stage, tiny};
+use common::{device_name, here, judge_stage, judge_tokens, stage, tiny};
 use prism::autograd::{ParamGrads, Tape};
 use prism::bench::TrainingStep;
 use prism::device::{DType, Device};
@@ -640,6 +640,32 @@ fn rows_of_parameters_are_put_together_on_the_device_as_on_the_host() {
         )];
         let beyond = Tape::off(&device).embed(whole(&[1, c], 1), vec![(&params[0], 1)]);
         assert!(beyond.is_err(), "a row that is not there");
+    }
+}
+
+#[test]
+fn the_token_path_is_as_on_the_cpu() {
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        judge_tokens(&open(dtype)).unwrap_or_else(|e| panic!("{dtype}: {e}"));
+    }
+}
+
+/// What lies between two reads of all of a result is one launch. Of two layers: projections of
+/// tokens and of the image, the layers of the MLP, attention with the layer behind it, which in
+/// float32 are two; each layer of the small networks behind them at once.
+#[test]
+fn the_token_path_is_few_launches() {
+    for (dtype, linears, attentions) in [(DType::F32, 21, 0), (DType::F16, 14, 7)] {
+        let model = Model::new(&open(dtype), &Weights::hashed(tiny(), "launches")).unwrap();
+        let [_, interact] = model.launches(12, false).unwrap().expect("a CUDA device");
+        let count = |begin: &str| interact.iter().filter(|l| l.kernel.starts_with(begin)).count();
+        assert_eq!(count("token_linear"), linears, "{dtype}");
+        assert_eq!(count("token_attention"), attentions, "{dtype}");
+        assert_eq!(count("two_way_attention"), linears - 14, "{dtype}");
+        assert_eq!(count("row_linear"), 3, "{dtype}");
+        // Two of the dense prompt, one behind the last attention.
+        assert_eq!(count("layer_norm"), 3, "{dtype}");
+        assert_eq!(count("add"), 1, "{dtype}: the dense prompt's");
     }
 }
 

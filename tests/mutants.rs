@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{here, judge_stage};
+use common::{here, judge_stage, judge_tokens};
 use prism::device::{Cpu, Cuda, DType, Device};
 use prism::verify::run;
 use std::path::Path;
@@ -19,6 +19,8 @@ enum Check {
     Case(&'static str),
     /// A decoder stage of so many items from so many channels, beside the CPU's.
     Stage(usize, usize),
+    /// Layers and attention of tokens, beside the CPU's.
+    Tokens,
 }
 
 /// A change of one kernel, and what has to notice.
@@ -38,7 +40,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 25] = [
+const MUTANTS: [Mutant; 32] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -289,6 +291,76 @@ const MUTANTS: [Mutant; 25] = [
         dtype: DType::F16,
         message: None,
     },
+    Mutant {
+        what: "a barrier is missing between the norm of tokens and their product",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "reinterpret_cast<float *>(tile + L::ROWS * stride);\n        __syncthreads();",
+        to: "reinterpret_cast<float *>(tile + L::ROWS * stride);",
+        check: Check::Tokens,
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between attention and the layer behind it",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "stride, keys, dim);\n    }\n    __syncthreads();",
+        to: "stride, keys, dim);\n    }",
+        check: Check::Tokens,
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between the sums of warps that share k and their addition",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "across * 8 + lane % 4 * 2, v);\n    }\n    __syncthreads();",
+        to: "across * 8 + lane % 4 * 2, v);\n    }",
+        check: Check::Tokens,
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "tokens that attention reads are not waited for",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "    copy_wait<0>();\n    __syncthreads();",
+        to: "    __syncthreads();",
+        check: Check::Tokens,
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a block norms another tile's rows",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "in.x + (int64)min(row0 + r0 + e, in.rows - 1) * in.k;\n#",
+        to: "in.x + (int64)min(r0 + e, in.rows - 1) * in.k;\n#",
+        check: Check::Tokens,
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a token behind the last counts as a key",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "j * 8 + two + e % 2 < keys ?",
+        to: "j * 8 + two + e % 2 <= keys ?",
+        check: Check::Tokens,
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "weights are read beyond the end of k",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "at + own < k ? load_raw<8>(w + at)",
+        to: "at < k ? load_raw<8>(w + at)",
+        check: Check::Tokens,
+        dtype: DType::F16,
+        message: Some("beyond the end of the nearest buffer"),
+    },
 ];
 
 fn compile(arguments: &[&str]) {
@@ -343,8 +415,12 @@ fn judge(library: &Path, m: &Mutant, case: &Path, seed: u64) -> Result<(), Strin
     // SAFETY: it was just built from the emulator.
     let cuda =
         unsafe { Cuda::emulated_over(Cpu::new(1).unwrap(), m.dtype, seed, library) }.unwrap();
-    if let Check::Stage(items, channels) = m.check {
-        return judge_stage(&Device::Cuda(cuda), items, channels);
+    match m.check {
+        Check::Stage(items, channels) => {
+            return judge_stage(&Device::Cuda(cuda), items, channels);
+        }
+        Check::Tokens => return judge_tokens(&Device::Cuda(cuda)),
+        Check::Case(_) => {}
     }
     let mut said = String::new();
     let passed = run(&Device::Cuda(cuda), case, &[], |r| {

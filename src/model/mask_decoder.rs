@@ -113,12 +113,16 @@ impl MaskDecoder {
         let x = x.expect("there are four stages");
 
         let wanted = if self.confidence { 1..self.hypernetworks.len() } else { 0..1 };
-        let all = self.scores.run(tape, &tape.rows(tokens, 0, 1)?)?;
+        // The score token's, then each mask token's.
+        let mut mlps = vec![&self.scores];
+        mlps.extend(&self.hypernetworks[wanted.clone()]);
+        let at = std::iter::once(0).chain(wanted.clone().map(|j| 1 + j));
+        let rows = at.map(|row| tape.rows(tokens, row, 1)).collect::<Result<Vec<_>, _>>()?;
+        let made = Mlp::run_rows(&mlps, tape, rows)?;
+        let (all, weights) = made.split_first().expect("the score token's is the first");
         let column = all.reshape([all.channels(), 1]);
         let scores = tape.sigmoid(&tape.rows(&column, wanted.start, wanted.len())?)?;
-        let weights =
-            wanted.clone().map(|j| self.hypernetworks[j].run(tape, &tape.rows(tokens, 1 + j, 1)?));
-        let weights = tape.concat(&weights.collect::<Result<Vec<_>, _>>()?)?;
+        let weights = tape.concat(weights)?;
         if let (false, false, Device::Cpu(cpu)) =
             (tape.is_on(), observer.wants_results(), tape.device())
         {

@@ -24,10 +24,12 @@ const LEAST: (i32, i32) = (8, 0);
 /// one in front of it is over: every kernel waits for that one itself, and says when it may be
 /// followed so (`await_turn` in `kernels/lib/base.cuh`).
 const OVERLAPPING: ((i32, i32), i32) = ((9, 0), 12040);
-/// Environment variables that switch off the early launches and the branches of what is recorded:
-/// so that it can be told what either gives, and whether it is to blame for something.
+/// Environment variables that switch off the early launches and the branches of what is recorded,
+/// and the token path's own launches: so that it can be told what each gives, and whether it is to
+/// blame for something.
 const OVERLAP: &str = "PRISM_CUDA_OVERLAP";
 const BRANCHES: &str = "PRISM_CUDA_BRANCHES";
+const TOKENS: &str = "PRISM_CUDA_TOKENS";
 /// More parameters than any kernel has.
 const MOST_PARAMETERS: usize = 64;
 /// Shared memory that a block gets without asking.
@@ -153,6 +155,8 @@ pub struct Driver {
     branch: Branch,
     /// Whether recorded work may have branches.
     branches: bool,
+    /// Whether the token path has launches of its own.
+    tokens: bool,
     chain: Chain,
     name: String,
     capability: (i32, i32),
@@ -450,7 +454,7 @@ impl Driver {
         let (stream, staging) = (Stream::new().map_err(fail)?, Staging::new().map_err(fail)?);
         let branch = Branch::new().map_err(fail)?;
         let able = capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1;
-        let (overlaps, branches) = (is_on(OVERLAP)?, is_on(BRANCHES)?);
+        let (overlaps, branches, tokens) = (is_on(OVERLAP)?, is_on(BRANCHES)?, is_on(TOKENS)?);
         let chain = Chain::new(able && overlaps);
         // SAFETY: the device exists; one number to read from.
         unsafe {
@@ -470,6 +474,7 @@ impl Driver {
             stream,
             branch,
             branches,
+            tokens,
             chain,
             name,
             capability,
@@ -751,6 +756,10 @@ impl Launcher for Driver {
 
     fn has_branches(&self) -> bool {
         self.branches
+    }
+
+    fn fuses_tokens(&self) -> bool {
+        self.tokens
     }
 
     fn fork(&self) -> Result<(), CudaError> {

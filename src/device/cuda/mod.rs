@@ -225,6 +225,12 @@ impl Cuda {
         self.0.launcher.seconds(&mut work)
     }
 
+    /// Whether layers and attention of few rows are launched with what stands around them:
+    /// `PRISM_CUDA_TOKENS` switches that off.
+    pub(crate) fn fuses_tokens(&self) -> bool {
+        self.0.launcher.fuses_tokens()
+    }
+
     /// How many times memory was copied to the device and back.
     pub fn transfers(&self) -> (u64, u64) {
         (self.0.uploads.load(Ordering::Relaxed), self.0.downloads.load(Ordering::Relaxed))
