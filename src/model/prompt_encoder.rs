@@ -237,8 +237,8 @@ impl PromptEncoder {
         })
     }
 
-    /// Tokens `[t, width]` and image tokens `[1, g, g, g, width]` after the transformer, from the
-    /// token sequence `first`, of which the `valid` ones count.
+    /// Image tokens `[1, g, g, g, width]` after the transformer, from the token sequence `first`, of
+    /// which the `valid` ones count; and what the tokens still have to go through.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -246,7 +246,7 @@ impl PromptEncoder {
         grid_code: &Tensor,
         (first, valid): (&Var, ValidKeys),
         dense: &Var,
-    ) -> Result<(Var, Var), OpError> {
+    ) -> Result<(LastAttention, Var), OpError> {
         let width = first.channels();
         let flat = [embedding.len() / width, width];
         let mut keys = tape.add(embedding, &self.dense(tape, dense)?)?.reshape(flat);
@@ -290,11 +290,29 @@ impl PromptEncoder {
         let rows = TokenRows { x: &keys, norm: keys_norm, add: Some(&code) };
         let of = [sum(&w.k), own(&w.v)];
         let ([k, v], image) = tape.token_linear(rows, of, Activation::None, None)?;
-        let rows = TokenRows { x: &queries, norm: None, add: Some(first) };
-        let ([q], _) = tape.token_linear(rows, [sum(&w.q)], Activation::None, None)?;
-        let x = tape.token_attention(w.heads, [&q, &k, &v], None, ends(w), Some(&queries))?;
-        Ok((self.final_norm.run(tape, &x)?, image.reshape(embedding.shape())))
+        Ok((LastAttention { queries, k, v }, image.reshape(embedding.shape())))
     }
+
+    /// Tokens `[t, width]` after the transformer.
+    pub fn finish<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        first: &Var,
+        LastAttention { queries, k, v }: LastAttention,
+    ) -> Result<Var, OpError> {
+        let w = &self.final_attention;
+        let rows = TokenRows { x: &queries, norm: None, add: Some(first) };
+        let ([q], _) = tape.token_linear(rows, [layer(&w.q, true)], Activation::None, None)?;
+        let x = tape.token_attention(w.heads, [&q, &k, &v], None, ends(w), Some(&queries))?;
+        self.final_norm.run(tape, &x)
+    }
+}
+
+/// The tokens in front of their last attention, and the image's keys and values for it.
+pub struct LastAttention {
+    queries: Var,
+    k: Var,
+    v: Var,
 }
 
 /// A projection, of the sum with positions or of what is without them.
