@@ -40,7 +40,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 32] = [
+const MUTANTS: [Mutant; 37] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -219,6 +219,56 @@ const MUTANTS: [Mutant; 32] = [
         to: "    for (int at = threadIdx.x; at < count * 32; at += 256) {",
         check: Check::Case("ops/conv3d_k3"),
         dtype: DType::F32,
+        message: None,
+    },
+    Mutant {
+        what: "planes that a weight gradient goes over are not waited for",
+        kernel: "weight_gradient",
+        file: "weight_gradient.cu",
+        from: "            copy_wait<STAGES - 2>();\n            prepare(step, slot);",
+        to: "            prepare(step, slot);",
+        check: Check::Case("ops/conv3d_k3_nobias"),
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between the first planes' fragments and filling their places",
+        kernel: "weight_gradient",
+        file: "weight_gradient.cu",
+        from: "load_x(a[k], k);\n        __syncthreads();",
+        to: "load_x(a[k], k);",
+        check: Check::Case("ops/conv3d_k3"),
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between filling a plane and its fragments",
+        kernel: "weight_gradient",
+        file: "weight_gradient.cu",
+        from: "            prepare(step, slot);\n            __syncthreads();",
+        to: "            prepare(step, slot);",
+        check: Check::Case("ops/conv3d_k3"),
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a plane of x is read that lies beyond the map",
+        kernel: "weight_gradient",
+        file: "weight_gradient.cu",
+        from: " && (unsigned)(plane + step) < (unsigned)s.d;",
+        to: ";",
+        check: Check::Case("ops/conv3d_k3_nobias"),
+        dtype: DType::F16,
+        message: None,
+    },
+    Mutant {
+        what: "rows of a dense weight's gradient are not waited for",
+        kernel: "weight_gradient",
+        file: "weight_gradient.cu",
+        from: LINEAR_WAIT,
+        to: "        __syncthreads();",
+        check: Check::Case("ops/linear"),
+        dtype: DType::F16,
         message: None,
     },
     Mutant {

@@ -201,8 +201,12 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
     back((&Tensor::from_device([k, n], transposed, dtype), false))
 }
 
-/// Most runs of rows that a weight gradient is split into.
+/// Most runs of rows that a weight gradient is split into, and the fewest rows of one on tensor
+/// cores: adding runs up takes a launch.
 const RUNS: usize = 64;
+const RUN: usize = 512;
+/// Blocks that give every multiprocessor work where their weight gradients take all rows.
+const FILL: usize = 132;
 
 /// The gradient of the weight `[out, in]`, in float32, onto what there is so far.
 pub fn weight_gradient(
@@ -212,23 +216,32 @@ pub fn weight_gradient(
     mut so_far: Option<Tensor>,
 ) -> Result<Tensor, OpError> {
     let (dtype, m, n, k) = (cuda.precision(), dy.rows(), dy.channels(), x.channels());
-    let (across, down) = (n.div_ceil(EDGE), k.div_ceil(EDGE));
-    let runs = (512 / (across * down)).clamp(1, RUNS).min(m.div_ceil(EDGE));
+    let plain = dtype == DType::F32;
+    // Wide blocks read less, where there are enough of them.
+    let wide = !plain && n.div_ceil(2 * EDGE) * k.div_ceil(EDGE) >= FILL;
+    let height = if wide { 2 * EDGE } else { EDGE };
+    let (across, down) = (n.div_ceil(height), k.div_ceil(EDGE));
+    let runs = match plain {
+        true => (512 / (across * down)).clamp(1, RUNS).min(m.div_ceil(EDGE)),
+        false => (2 * FILL / (across * down)).clamp(1, RUNS).min(m.div_ceil(RUN)),
+    };
     let run = m.div_ceil(runs).next_multiple_of(32);
     let runs = m.div_ceil(run);
     // One run leaves the sum itself.
     let only = if runs == 1 { so_far.take() } else { None };
     let (partial, more) = place(cuda, only, runs * n * k)?;
     let (x, dy) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
-    let (threads, shared) = if dtype == DType::F32 {
-        (256, 2 * 16 * (EDGE + 4) * 4)
-    } else {
-        (128, 2 * 32 * (EDGE + 8) * 2)
+    // Two tiles in float, or four buffers of 32 rows of both.
+    let (threads, shared) = match plain {
+        true => (256, 2 * 16 * (EDGE + 4) * 4),
+        false => (128, 4 * 32 * (height + 8 + EDGE + 8) * 2),
     };
+    let family =
+        if wide { kernels::WEIGHT_GRADIENT_DENSE_WIDE } else { kernels::WEIGHT_GRADIENT_DENSE };
     let launch = Launch { grid: [across, down, runs], threads, shared, ..Launch::per_element(0) }
         .with_cost(2 * m * n * k, (m * k + m * n) * dtype.bytes() + n * k * 4);
     cuda.launch(
-        kernels::WEIGHT_GRADIENT_DENSE.of(dtype)?,
+        family.of(dtype)?,
         launch,
         kernels::WeightGradientDenseArgs {
             x: (&x).into(),
@@ -242,4 +255,39 @@ pub fn weight_gradient(
         },
     )?;
     Ok(part_sums(cuda, partial, [runs, n * k], so_far)?.reshape([n, k]))
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::device::Cpu;
+
+    /// Of small and of wide blocks, of rows in one run and in several, of any number of columns.
+    #[test]
+    fn gradients_of_weights_on_tensor_cores_are_those_of_the_formula() {
+        // Small numbers, whose products and sums are exact in float and in 16 bits.
+        let small = |shape: [usize; 2], seed: usize| {
+            let at = |i: usize| ((i + seed) * 7919 % 2039 % 9) as f32 - 4.0;
+            Tensor::new(shape, (0..shape[0] * shape[1]).map(at).collect())
+        };
+        let devices =
+            [DType::F16, DType::Bf16].map(|dtype| Cuda::emulated(Cpu::new(4).unwrap(), dtype, 3));
+        for [m, n, k] in [[70, 1544, 712], [1100, 64, 72], [33, 9, 40], [40, 24, 7], [1, 1, 1]] {
+            let (x, dy) = (small([m, k], 5), small([m, n], 60));
+            let mut once = vec![0.0; n * k];
+            for (x, dy) in x.data().chunks_exact(k).zip(dy.data().chunks_exact(n)) {
+                for (sums, dy) in once.chunks_exact_mut(k).zip(dy) {
+                    sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * dy);
+                }
+            }
+            let twice: Vec<f32> = once.iter().map(|v| 2.0 * v).collect();
+            for cuda in &devices {
+                let what = format!("{}, {m}, {n}, {k}", cuda.precision());
+                let got = weight_gradient(cuda, &x, &dy, None).unwrap();
+                assert!(got.try_data().unwrap()[..] == once[..], "{what}");
+                let on = weight_gradient(cuda, &x, &dy, Some(got)).unwrap();
+                assert!(on.try_data().unwrap()[..] == twice[..], "{what}, on");
+            }
+        }
+    }
 }
