@@ -11,6 +11,7 @@ mod driver;
 mod emulator;
 mod error;
 mod group;
+mod idle;
 mod launcher;
 mod memory;
 pub mod nvrtc;
