@@ -5,7 +5,7 @@
 //! holds SIZE³ little-endian floats, POINTS is `i,j,k;i,j,k;…`.
 
 use prism::bench::peak_memory;
-use prism::device::{DType, Device};
+use prism::device::{Device, Precision};
 use prism::model::weights::Precision;
 use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::tensor::Tensor;
@@ -22,9 +22,11 @@ fn main() {
     };
     let name = rest.first().map_or("cpu", String::as_str);
     let precision = match rest.get(1).map(String::as_str) {
-        Some("f16") => DType::F16,
-        Some("bf16") => DType::Bf16,
-        _ => DType::F32,
+        Some("f16") => Precision::F16,
+        Some("bf16") => Precision::Bf16,
+        Some("tf32") => Precision::Tf32,
+        Some("ieee") => Precision::Ieee,
+        _ => Precision::F32,
     };
     let number = |s: &str| s.parse::<usize>().expect("a number");
     let (s, repeats) = (number(size), number(repeats));

@@ -2,11 +2,11 @@
 #![allow(dead_code)]
 
 use prism::autograd::{Tape, TokenLayer, TokenRows, Var};
-use prism::device::{DType, Device};
+use prism::device::{DType, Device, Precision};
 use prism::model::{Config, Intensity, Model, Weights};
 use prism::ops::conv3d::ConvInput;
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
-use prism::ops::linear::Activation;
+use prism::ops::linear::{self, Activation};
 use prism::ops::norm;
 use prism::ops::optimizer::bring;
 use prism::tensor::{OpError, Param, Tensor};
@@ -144,10 +144,10 @@ fn tokens(device: &Device, rows: usize, keys: usize, live: usize) -> Result<Vec<
 /// What is wrong with the token path on a CUDA device, beside the CPU: few rows and many, as many
 /// as a block has and more.
 pub fn judge_tokens(device: &Device) -> Result<(), String> {
-    let bound = match device.precision() {
-        DType::F32 => 1e-5,
-        DType::F16 => 4e-3,
-        DType::Bf16 => 3e-2,
+    let bound = match device.products() {
+        Precision::F32 | Precision::Ieee => 1e-5,
+        Precision::Tf32 | Precision::F16 => 4e-3,
+        Precision::Bf16 => 3e-2,
     };
     let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
     for (rows, keys, live) in [(16, 16, 12), (5, 33, 33), (64, 64, 1), (72, 16, 9), (16, 80, 70)] {
@@ -163,6 +163,38 @@ pub fn judge_tokens(device: &Device) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What is wrong with how a CUDA device rounds float32 where it is multiplied. TF32 has 10 bits of
+/// mantissa, and of two numbers as near the one further from zero is taken, on both sides of a
+/// product; three passes leave nothing out of numbers of 22 bits, and plain arithmetic of none.
+pub fn judge_rounding(device: &Device) -> Result<(), String> {
+    let (m, n, k) = (4, 8, 40);
+    let bit = |b: i32| 2f32.powi(-b);
+    // Halfway between two numbers of TF32, where nearest even would round down; just above; just
+    // below; halfway on the other side of zero.
+    let (half, little) = (bit(11), bit(20));
+    let values = [1.0 + half, 1.0 + half + little, -1.0 - half + little, -1.0 - half];
+    let expected = match device.products() {
+        Precision::Tf32 => [1.0 + bit(10), 1.0 + bit(10), -1.0, -1.0 - bit(10)],
+        _ => values,
+    };
+    let x: Vec<f32> = (0..m * k).map(|i| values[i / k]).collect();
+    // One product of each row is left.
+    let w: Vec<f32> = (0..n * k).map(|i| f32::from(u8::from(i % k == i / k * 3))).collect();
+    let (x, w) = (Tensor::new([m, k], x), Tensor::new([n, k], w));
+    let product = |left: &Tensor, right: &Tensor| -> Result<Vec<f32>, String> {
+        let y = linear::linear(device, left, right, None, Activation::None, None);
+        Ok(y.map_err(|e| e.to_string())?.data().to_vec())
+    };
+    let (left, right) = (product(&x, &w)?, product(&w, &x)?);
+    let want_left: Vec<f32> = (0..m * n).map(|i| expected[i / n]).collect();
+    let want_right: Vec<f32> = (0..n * m).map(|i| expected[i % m]).collect();
+    match (left == want_left, right == want_right) {
+        (true, true) => Ok(()),
+        (false, _) => Err(format!("on the left {left:?}, expected {want_left:?}")),
+        (_, false) => Err(format!("on the right {right:?}, expected {want_right:?}")),
+    }
 }
 
 /// A network small enough for a debug build: every part is there, nothing is wide.

@@ -4,8 +4,8 @@
 use super::weights::{Kernel, Packed};
 use super::{ConvInput, ConvOutput, PackedConv, Prologue};
 use crate::device::cuda::kernels::Conv3d16Args as Args;
-use crate::device::cuda::{Family, Launch, Memory, Pointer, kernels};
-use crate::device::{Cuda, DType};
+use crate::device::cuda::{CudaError, Family, Launch, Memory, Pointer, TypedKernel, kernels};
+use crate::device::{Cuda, DType, Precision};
 use crate::ops::norm::Sums;
 use crate::ops::reduce::weight_total;
 use crate::tensor::{OpError, Tensor, upload};
@@ -36,14 +36,23 @@ pub(crate) enum Op {
 }
 
 impl Kernel {
-    fn of(channels: usize, taps: usize, dtype: DType) -> Kernel {
-        match (channels % 8, dtype) {
-            (1, DType::F16 | DType::Bf16) if channels == 1 && taps == 27 => Kernel::MmaOneChannel,
-            (0, DType::F16 | DType::Bf16) if channels <= 16 => Kernel::Mma(16),
-            (0, DType::F16 | DType::Bf16) => Kernel::Mma(32),
-            (0 | 4, _) => Kernel::Simt,
+    fn of(channels: usize, taps: usize, precision: Precision) -> Kernel {
+        let on_matrices = precision != Precision::Ieee;
+        let is_float = precision.maps() == DType::F32;
+        match channels % 8 {
+            1 if on_matrices && channels == 1 && taps == 27 => Kernel::MmaOneChannel,
+            // 16 floats take the bytes of 32 elements of 16 bits.
+            0 | 4 if on_matrices && is_float => Kernel::Mma(16),
+            0 if on_matrices && channels <= 16 => Kernel::Mma(16),
+            0 if on_matrices => Kernel::Mma(32),
+            0 | 4 => Kernel::Simt,
             _ => Kernel::SimtAnyChannels,
         }
+    }
+
+    /// Whether products are taken on tensor cores.
+    fn on_matrices(self) -> bool {
+        matches!(self, Kernel::Mma(_) | Kernel::MmaOneChannel)
     }
 
     fn chunk(self) -> usize {
@@ -52,6 +61,20 @@ impl Kernel {
             Kernel::MmaOneChannel => 32,
             Kernel::Simt => 16,
             Kernel::SimtAnyChannels => 1,
+        }
+    }
+
+    /// The kernel of an op.
+    fn typed(
+        self,
+        op: Op,
+        all_phases: bool,
+        precision: Precision,
+    ) -> Result<TypedKernel<Args<'static>>, CudaError> {
+        let family = self.family(op, all_phases);
+        match self.on_matrices() {
+            true => family.multiplying(precision),
+            false => family.of(precision.maps()),
         }
     }
 
@@ -116,11 +139,11 @@ impl Kernel {
 
     /// Bytes of shared memory of a block: the halo tile, `reach` voxels wider than the tile, and
     /// later in its place the staged result.
-    fn shared(self, reach: usize) -> usize {
+    fn shared(self, reach: usize, dtype: DType) -> usize {
         let voxels: usize = TILE.iter().map(|t| t + reach).product();
         let halo = match self {
-            Kernel::Mma(chunk) => voxels * (chunk + 8) * 2,
-            Kernel::MmaOneChannel => voxels * 2,
+            Kernel::Mma(chunk) => voxels * (chunk * dtype.bytes() + 16),
+            Kernel::MmaOneChannel => voxels * dtype.bytes(),
             Kernel::Simt => voxels * 17 * 4,
             Kernel::SimtAnyChannels => voxels * 4,
         };
@@ -134,7 +157,7 @@ impl Packed {
     /// Weights at home on the device are laid out there, others on the host.
     pub fn new(cuda: &Cuda, convs: &[&PackedConv], dtype: DType) -> Result<Arc<Packed>, OpError> {
         let (first, outputs) = (convs[0], convs[0].out_channels());
-        let kernel = Kernel::of(first.in_channels(), first.taps, dtype);
+        let kernel = Kernel::of(first.in_channels(), first.taps, cuda.products());
         let bias = match first.bias_on(cuda) {
             Some(bias) => bias.to_device(cuda, DType::F32)?,
             None if first.has_bias() => {
@@ -174,10 +197,11 @@ impl Packed {
                 return Ok(None);
             }
         }
-        let (single, dtype) = match kernel {
-            Kernel::MmaOneChannel => (true, dtype),
-            Kernel::Mma(_) => (false, dtype),
-            Kernel::Simt | Kernel::SimtAnyChannels => (false, DType::F32),
+        let single = kernel == Kernel::MmaOneChannel;
+        let (dtype, lay_out) = match (kernel.on_matrices(), dtype) {
+            (true, DType::F32) => (DType::F32, kernels::CONV3D_LAY_OUT_TF32),
+            (true, dtype) => (dtype, kernels::CONV3D_LAY_OUT.of(dtype)?),
+            (false, _) => (DType::F32, kernels::CONV3D_LAY_OUT_F32),
         };
         let (ins, outs, taps) = (conv.in_channels(), conv.out_channels(), conv.taps);
         let (chunk, wide) = (kernel.chunk(), outs.next_multiple_of(OUT));
@@ -193,7 +217,7 @@ impl Packed {
         }
         .with_cost(0, convs.len() * ins * outs * taps * 4 + to.bytes());
         cuda.launch(
-            kernels::CONV3D_LAY_OUT.of(dtype)?,
+            lay_out,
             launch,
             kernels::Conv3dLayOutArgs {
                 from: from.at(given.start * 4),
@@ -220,7 +244,6 @@ impl Packed {
     ) -> Result<Arc<Memory>, OpError> {
         let (first, outputs) = (convs[0], convs[0].out_channels());
         convs.iter().try_for_each(|conv| conv.fetch())?;
-        let on_matrices = matches!(kernel, Kernel::Mma(_) | Kernel::MmaOneChannel);
         let (inputs, taps) = if kernel == Kernel::MmaOneChannel {
             (first.taps, 1)
         } else {
@@ -229,6 +252,9 @@ impl Packed {
         let (chunk, wide) = (kernel.chunk(), outputs.next_multiple_of(OUT));
         let chunks = inputs.div_ceil(chunk);
         let per_chunk = taps * chunk * wide;
+        // Elements of a register, of the 16 bytes that a lane reads, and of a fragment along the inputs.
+        let each = 4 / dtype.bytes();
+        let (piece, along) = (4 * each, 8 * each);
         // Taps along an axis.
         let edge = if taps == 27 { 3 } else { taps.ilog2() as usize / 3 + 1 };
         let raw: Vec<_> = convs.iter().map(|conv| conv.raw(cuda.cpu())).collect();
@@ -237,17 +263,20 @@ impl Packed {
             let (phase, group) = (unit / chunks, unit % chunks);
             for (at, v) in to.iter_mut().enumerate() {
                 let (i, o, tap) = match kernel {
-                    // [tap along d][along w][chunk / 16][along h][outs /
+                    // [tap along d][along w][chunk / along][along h][outs /
                     // 16][lane][tile][register][element]
                     Kernel::Mma(_) | Kernel::MmaOneChannel => {
-                        let (element, lane) = (at % 8, at / 8 % 32);
-                        let (pair, step) = (at / 256 % (wide / 16), at / 256 / (wide / 16));
-                        let (tile, register, low) = (element / 4, element / 2 % 2, element % 2);
+                        let (element, lane) = (at % piece, at / piece % 32);
+                        let block = at / piece / 32;
+                        let (pair, step) = (block % (wide / 16), block / (wide / 16));
+                        let (tile, register, low) =
+                            (element / each / 2, element / each % 2, element % each);
+                        let depth = chunk / along;
                         let (h, deep, side) =
-                            (step % edge, step / edge % (chunk / 16), step / edge / (chunk / 16));
+                            (step % edge, step / edge % depth, step / edge / depth);
                         let (d, w) = (side / edge, side % edge);
                         (
-                            deep * 16 + register * 8 + lane % 4 * 2 + low,
+                            deep * along + register * along / 2 + lane % 4 * each + low,
                             pair * 16 + tile * 8 + lane / 4,
                             (d * edge + h) * edge + w,
                         )
@@ -267,7 +296,7 @@ impl Packed {
                 }
             }
         });
-        Ok(upload(cuda, &values, if on_matrices { dtype } else { DType::F32 })?)
+        Ok(upload(cuda, &values, if kernel.on_matrices() { dtype } else { DType::F32 })?)
     }
 
     /// Runs the op's kernel over loaded map `extent` `[n, d, h, w, c]`; `start` is a map to start
@@ -322,9 +351,9 @@ impl Packed {
             + self.weights.bytes();
         let grid = [tiles, self.outputs.div_ceil(OUT), n * apart * split_k];
         let reach = if taps == 27 || all_phases { 2 } else { 1 };
-        let (threads, shared) = (self.kernel.threads(), self.kernel.shared(reach));
+        let (threads, shared) = (self.kernel.threads(), self.kernel.shared(reach, dtype));
         cuda.launch(
-            self.kernel.family(op, all_phases).of(dtype)?,
+            self.kernel.typed(op, all_phases, cuda.products())?,
             Launch { grid, threads, shared, ..Launch::per_element(0) }.with_cost(flops, bytes),
             Args {
                 x: (&map).into(),
@@ -553,8 +582,9 @@ mod tests {
             let count: usize = shape.iter().product();
             Tensor::new(shape, (0..count).map(|i| (i * 7919 % 2039) as f32 / 997.0 - 1.0).collect())
         };
-        for dtype in [DType::F32, DType::F16, DType::Bf16] {
-            let cuda = Cuda::emulated(Cpu::new(4).unwrap(), dtype, 0);
+        for precision in [Precision::F32, Precision::Ieee, Precision::F16, Precision::Bf16] {
+            let cuda = Cuda::emulated(Cpu::new(4).unwrap(), precision, 0);
+            let dtype = cuda.precision();
             let resident = |t: &Tensor| {
                 let memory = t.to_device(&cuda, DType::F32).unwrap();
                 Tensor::from_device(t.shape(), memory, DType::F32)
@@ -591,7 +621,7 @@ mod tests {
                     assert!(
                         bytes(&here.weights) == bytes(&there.weights)
                             && bytes(&here.bias) == bytes(&there.bias),
-                        "{dtype}, {outs} of {used:?}"
+                        "{precision}, {outs} of {used:?}"
                     );
                 }
             }

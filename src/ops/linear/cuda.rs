@@ -3,7 +3,7 @@
 use super::Activation;
 use crate::device::cuda::kernels::{LinearArgs, LinearOddArgs};
 use crate::device::cuda::{CudaError, Launch, TypedKernel, kernels};
-use crate::device::{Cuda, DType};
+use crate::device::{Cuda, DType, Precision};
 use crate::ops::reduce::{part_sums, place};
 use crate::tensor::{OpError, Tensor};
 
@@ -20,9 +20,9 @@ struct Block {
     shared: usize,
 }
 
-/// On tensor cores: three buffers of 64 elements of each row.
+/// On tensor cores: three buffers of 128 bytes of each row, and 16 more.
 const fn matrix(rows: usize) -> Block {
-    Block { rows, threads: 128, shared: 3 * (rows + EDGE) * (64 + 8) * 2 }
+    Block { rows, threads: 128, shared: 3 * (rows + EDGE) * (128 + 16) }
 }
 
 const MANY: Block = matrix(EDGE);
@@ -31,6 +31,11 @@ const FEW: Block = matrix(16);
 const PLAIN: Block = Block { rows: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4 };
 /// The least of k that a block takes where several share it.
 const LEAST: usize = 768;
+
+/// Elements of 16 bytes, of which rows consist that tensor cores multiply.
+fn piece(dtype: DType) -> usize {
+    16 / dtype.bytes()
+}
 
 /// The kernel for a product.
 enum Kernel {
@@ -45,14 +50,15 @@ impl Kernel {
     /// it lies, its block, and how many share k.
     fn of(
         [m, n, k]: [usize; 3],
-        dtype: DType,
+        precision: Precision,
         lies: bool,
     ) -> Result<(Kernel, Block, usize), CudaError> {
-        if dtype == DType::F32 {
-            return Ok((Kernel::Plain(kernels::LINEAR_F32), PLAIN, 1));
-        }
-        if !k.is_multiple_of(8) {
-            return Ok((Kernel::Plain(kernels::LINEAR_ODD.of(dtype)?), PLAIN, 1));
+        if precision == Precision::Ieee || !k.is_multiple_of(piece(precision.maps())) {
+            let plain = match precision.maps() {
+                DType::F32 => kernels::LINEAR_F32,
+                dtype => kernels::LINEAR_ODD.of(dtype)?,
+            };
+            return Ok((Kernel::Plain(plain), PLAIN, 1));
         }
         let blocks = |block: &Block| m.div_ceil(block.rows) * n.div_ceil(EDGE);
         let (family, block) = match (blocks(&MANY) * 10 > BLOCKS, lies) {
@@ -62,7 +68,7 @@ impl Kernel {
             (false, true) => (kernels::LINEAR_BACK_FEW, FEW),
         };
         let split_k = (BLOCKS / blocks(&block)).min(k / LEAST).max(1);
-        Ok((Kernel::Matrix(family.of(dtype)?), block, split_k))
+        Ok((Kernel::Matrix(family.multiplying(precision)?), block, split_k))
     }
 }
 
@@ -94,7 +100,7 @@ fn product(
     let (x, weight) = (x.to_device(cuda, dtype)?, weight.to_device(cuda, dtype)?);
     let bias = bias.map(|b| b.to_device(cuda, DType::F32)).transpose()?;
     let residual = residual.map(|r| r.to_device(cuda, dtype)).transpose()?;
-    let (kernel, block, split_k) = Kernel::of([m, n, k], dtype, lies)?;
+    let (kernel, block, split_k) = Kernel::of([m, n, k], cuda.products(), lies)?;
     let splitk_workspace =
         (split_k > 1).then(|| cuda.allocate(split_k * m * n, DType::F32)).transpose()?;
     let act: i32 = match activation {
@@ -182,7 +188,8 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
     shape.push(k);
     let back =
         |weight: (&Tensor, bool)| product(cuda, shape, dy, weight, None, Activation::None, None);
-    if dtype != DType::F32 && n.is_multiple_of(8) && k.is_multiple_of(8) {
+    let whole = n.is_multiple_of(piece(dtype)) && k.is_multiple_of(piece(dtype));
+    if cuda.products() != Precision::Ieee && whole {
         return back((weight, true));
     }
     let (values, transposed) =
