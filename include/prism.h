@@ -108,8 +108,8 @@ typedef enum {
  */
 typedef enum {
   /**
-   * 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products of
-   * TF32, which is as exact as float32's own rounding.
+   * 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products
+   * of TF32, which is as exact as float32's own rounding.
    */
   PRISM_F32 = 0,
   /**

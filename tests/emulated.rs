@@ -401,7 +401,13 @@ fn windows_go_back_as_on_the_cpu(n: usize, s: usize, edge: usize, heads: usize, 
         (0..7).map(|id| grads.get(id).unwrap().to_vec()).chain([dx]).collect()
     };
     let expected = gradients(&Device::open("cpu", 0).unwrap());
-    for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 1e-2), (DType::Bf16, 8e-2)] {
+    for (dtype, bound) in [
+        (Precision::F32, 1e-5),
+        (Precision::Tf32, 1e-2),
+        (Precision::Ieee, 1e-5),
+        (Precision::F16, 1e-2),
+        (Precision::Bf16, 8e-2),
+    ] {
         for (id, (got, want)) in gradients(&open(dtype)).iter().zip(&expected).enumerate() {
             let apart = apart(got, want);
             assert!(apart < bound, "{dtype}, {s} in windows of {edge}, gradient {id}: {apart}");
@@ -434,14 +440,23 @@ fn a_composition_goes_back_as_on_the_cpu() {
 /// A block makes all phases of its tile where there are many tiles, else one: both are the stage.
 #[test]
 fn a_stage_of_few_and_of_many_blocks_is_as_on_the_cpu() {
-    for (dtype, name) in [(DType::F16, "f16"), (DType::Bf16, "bf16")] {
-        let Device::Cuda(cuda) = open(dtype) else { panic!("no CUDA device") };
+    for (precision, name) in [
+        (Precision::F32, "tf32x3"),
+        (Precision::Tf32, "tf32"),
+        (Precision::F16, "f16"),
+        (Precision::Bf16, "bf16"),
+    ] {
+        let Device::Cuda(cuda) = open(precision) else { panic!("no CUDA device") };
         let device = Device::Cuda(cuda.clone());
         // Of 16 channels and of 32.
         for (coarse, chunk) in [(16, 16), (24, 32)] {
             for (items, kernel) in [(1, "decoder_stage_phase"), (81, "decoder_stage")] {
                 let launches = cuda.launches(false, || stage(&device, items, coarse)).unwrap().0;
-                let kernel = format!("{kernel}_{chunk}_{name}");
+                // Of floats a block has 16 channels at a time, and all phases of no more.
+                let kernel = match (precision.maps(), coarse) {
+                    (DType::F32, 24) => format!("decoder_stage_phase_16_{name}"),
+                    _ => format!("{kernel}_{chunk}_{name}"),
+                };
                 assert!(launches.iter().any(|launch| launch.kernel == kernel), "no {kernel}");
                 judge_stage(&device, items, coarse).unwrap_or_else(|e| panic!("{kernel}: {e}"));
             }

@@ -57,10 +57,11 @@ __device__ __forceinline__ unsigned rounded_to_tf32(float v) {
 #endif
 }
 
-// A float as the sum of two TF32: 22 bits of its 24, and more where the second has the other sign.
+// A float as the sum of two TF32: the nearest, and of what it lacks the first 11 bits, so that some 2^-22 of it is left out. In whole numbers, for cvt.rna is made of more
+// instructions than that, of which some look for what is no number: here that is in the second of the two.
 __device__ __forceinline__ void split_to_tf32(unsigned bits, unsigned &high, unsigned &low) {
-    float v = __uint_as_float(bits);
-    high = rounded_to_tf32(v), low = rounded_to_tf32(v - __uint_as_float(high));
+    high = (bits + 0x1000u) & 0xffffe000u;
+    low = __float_as_uint(__uint_as_float(bits) - __uint_as_float(high)) & 0xffffe000u;
 }
 
 // Ways to multiply float32 on tensor cores. In one pass: both sides rounded to TF32. In three: each side is the sum of two TF32, and three of the four products are added

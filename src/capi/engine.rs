@@ -42,8 +42,8 @@ impl Object for ModelObject {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_precision {
-    /// 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products of
-    /// TF32, which is as exact as float32's own rounding.
+    /// 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products
+    /// of TF32, which is as exact as float32's own rounding.
     PRISM_F32 = 0,
     /// IEEE half precision: CUDA devices.
     PRISM_F16 = 1,

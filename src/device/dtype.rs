@@ -35,8 +35,8 @@ impl fmt::Display for DType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Precision {
-    /// 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products of
-    /// TF32, which is as exact as float32's own rounding.
+    /// 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products
+    /// of TF32, which is as exact as float32's own rounding.
     #[default]
     F32,
     /// 32-bit floats, rounded to TF32 where they are multiplied, as PyTorch's tf32: CUDA devices.

@@ -93,8 +93,8 @@ impl Device {
         Device::open_as(name, threads, Precision::F32)
     }
 
-    /// Opens a device as [`Device::open`] does, with maps kept and multiplied as `precision` says on
-    /// a CUDA device, or products taken in it on the CPU.
+    /// Opens a device as [`Device::open`] does, with maps kept and multiplied as `precision` says
+    /// on a CUDA device, or products taken in it on the CPU.
     ///
     /// # Errors
     /// Those of [`Device::open`]; the CPU has no f16 and no tf32, and bf16 only with AVX512-BF16.

@@ -252,7 +252,8 @@ impl Packed {
         let (chunk, wide) = (kernel.chunk(), outputs.next_multiple_of(OUT));
         let chunks = inputs.div_ceil(chunk);
         let per_chunk = taps * chunk * wide;
-        // Elements of a register, of the 16 bytes that a lane reads, and of a fragment along the inputs.
+        // Elements of a register, of the 16 bytes that a lane reads, and of a fragment along the
+        // inputs.
         let each = 4 / dtype.bytes();
         let (piece, along) = (4 * each, 8 * each);
         // Taps along an axis.
