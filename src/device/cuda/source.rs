@@ -107,26 +107,26 @@ impl<A> Family<A> {
             DType::F16 => self.f16,
             DType::Bf16 => self.bf16,
         };
-        self.there(kernel, &dtype.to_string())
+        Self::there(self.base, kernel, &dtype.to_string())
     }
 
     /// The kernel that multiplies as `precision` says; an error where there is none.
     pub(crate) fn multiplying(self, precision: Precision) -> Result<TypedKernel<A>, CudaError> {
         match precision {
-            Precision::F32 => self.there(self.tf32x3, "tf32x3"),
-            Precision::Tf32 => self.there(self.tf32, "tf32"),
+            Precision::F32 => Self::there(self.base, self.tf32x3, "tf32x3"),
+            Precision::Tf32 => Self::there(self.base, self.tf32, "tf32"),
             plain => self.of(plain.maps()),
         }
     }
 
-    /// One of its kernels, whose name ends as said.
+    /// One of the kernels called `base`, whose name ends as said.
     fn there(
-        &self,
+        base: &str,
         kernel: Option<TypedKernel<A>>,
         end: &str,
     ) -> Result<TypedKernel<A>, CudaError> {
         kernel.ok_or_else(|| {
-            let name = format!("{}_{end}", self.base);
+            let name = format!("{base}_{end}");
             match known(&name) {
                 Some(_) => CudaError::Launch(format!(
                     "kernel {name} has other parameters than those of other types of elements"
