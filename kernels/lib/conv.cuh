@@ -737,7 +737,9 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     // Voxel lane / 4 of the first of the warp's two row blocks; a row of w further its other row, two rows further the second block.
     const T *mine = halo + (warp / 2 * H::H + warp % 2 * 4) * H::W + lane / 4;
     const uint4 *w = reinterpret_cast<const uint4 *>(weights) + b.n0 / 16 * 32 + lane;
-#pragma unroll
+    // Of several passes a step at a time, for registers' sake.
+    constexpr int UNROLL = Products<P>::PASSES == 1 ? 32 / ALONG<T> : 1;
+#pragma unroll UNROLL
     for (int k = 0; k < 32 / ALONG<T>; k++) {
         uint4 w0 = whole(w), w1 = whole(w + 32);
         w += pairs * 32;
