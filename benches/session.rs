@@ -6,8 +6,7 @@
 
 use prism::bench::peak_memory;
 use prism::device::{Device, Precision};
-use prism::model::weights::Precision;
-use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
+use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps, weights};
 use prism::tensor::Tensor;
 use std::hash::{DefaultHasher, Hasher};
 use std::time::Instant;
@@ -46,7 +45,7 @@ fn main() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("model.safetensors");
     Weights::hashed(Config { patch: s, ..Config::base() }, "public")
-        .save(&file, Precision::F32)
+        .save(&file, weights::Precision::F32)
         .expect("the weights");
     let model =
         Model::new(&device, &Weights::open(&file).expect("the weights")).expect("the model");
