@@ -59,7 +59,7 @@ __device__ __forceinline__ void lay_out_fragments(const float *from, T *to, int6
 }
 
 // Floats for plain arithmetic.
-__device__ __forceinline__ void lay_out_plain(const float *from, float *to, int64 phase, int row, int ins, int outs, int taps, int chunk, int mirrored) {
+__device__ __forceinline__ void lay_out_plain(const float *from, float *to, int64 phase, int row, int ins, int outs, int taps, int chunk, int mirrored, int) {
     SHARED_MEMORY(shared);
     Given given{reinterpret_cast<float *>(shared), chunk, taps, mirrored != 0};
     given.fill(from + blockIdx.z * phase, row, blockIdx.y * chunk, ins, blockIdx.x * OUTS, outs);
@@ -72,13 +72,12 @@ __device__ __forceinline__ void lay_out_plain(const float *from, float *to, int6
 }
 
 // `phase` is how far the weights of one phase lie from the next one's, `row` the inputs of a row of outputs.
-#define LAY_OUT(NAME, T, ...)                                                                                                                        \
+#define LAY_OUT(NAME, T, FUNCTION)                                                                                                                   \
     KERNEL(conv3d_lay_out_##NAME, 256, 3,                                                                                                            \
            (const float *from, T *to, int64 phase, int row, int ins, int outs, int taps, int chunk, int mirrored, int single),                       \
-           __VA_ARGS__)
-#define FRAGMENTS lay_out_fragments(from, to, phase, row, ins, outs, taps, chunk, mirrored, single)
-LAY_OUT(f32, f32, lay_out_plain(from, to, phase, row, ins, outs, taps, chunk, mirrored))
-LAY_OUT(f16, f16, FRAGMENTS)
-LAY_OUT(bf16, bf16, FRAGMENTS)
+           FUNCTION(from, to, phase, row, ins, outs, taps, chunk, mirrored, single))
+LAY_OUT(f32, f32, lay_out_plain)
+LAY_OUT(f16, f16, lay_out_fragments)
+LAY_OUT(bf16, bf16, lay_out_fragments)
 // For either way to multiply floats on tensor cores, which rounds them as it reads them.
-LAY_OUT(tf32, f32, FRAGMENTS)
+LAY_OUT(tf32, f32, lay_out_fragments)

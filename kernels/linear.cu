@@ -111,7 +111,7 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
         start(step + STAGES - 1, buffer ? buffer - 1 : STAGES - 1);
         const T *l_step = l + buffer * ROWS * STRIDE, *r_step = r + buffer * COLUMNS * STRIDE;
         // Of several passes a step at a time: more would be begun than registers can hold.
-        constexpr int UNROLL = Products<P>::PASSES == 1 ? DEPTH / ALONG<T> : 1;
+        [[maybe_unused]] constexpr int UNROLL = Products<P>::PASSES == 1 ? DEPTH / ALONG<T> : 1;
 #pragma unroll UNROLL
         for (int k = 0; k < DEPTH; k += ALONG<T>) {
             FragmentA a[M];

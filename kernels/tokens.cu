@@ -131,25 +131,25 @@ __device__ __forceinline__ void multiply_and_write(Product<T, L> &product, const
             float v[2] = {acc[i / 2][i % 2 * 2], acc[i / 2][i % 2 * 2 + 1]};
             if (row < layer.rows && column < layer.n) put(layer.y, v, (int64)row * layer.n + column, column, layer.bias, layer.residual, layer.act);
         }
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < L::M * 2; i++) {
-        float v[2] = {acc[i / 2][i % 2 * 2], acc[i / 2][i % 2 * 2 + 1]};
-        store(parts + (split * L::ROWS + i * 8 + lane / 4) * L::COLUMNS + across * 8 + lane % 4 * 2, v);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x * 2; i < L::ROWS * L::COLUMNS; i += THREADS * 2) {
-        int row = row0 + i / L::COLUMNS, column = n0 + i % L::COLUMNS;
-        if (row >= layer.rows || column >= layer.n) continue;
-        float v[2] = {};
-#pragma unroll
-        for (int s = 0; s < L::SPLITS; s++) {
-            float part[2];
-            load(part, parts + s * L::ROWS * L::COLUMNS + i);
-            v[0] += part[0], v[1] += part[1];
+        for (int i = 0; i < L::M * 2; i++) {
+            float v[2] = {acc[i / 2][i % 2 * 2], acc[i / 2][i % 2 * 2 + 1]};
+            store(parts + (split * L::ROWS + i * 8 + lane / 4) * L::COLUMNS + across * 8 + lane % 4 * 2, v);
         }
-        put(layer.y, v, (int64)row * layer.n + column, column, layer.bias, layer.residual, layer.act);
+        __syncthreads();
+        for (int i = threadIdx.x * 2; i < L::ROWS * L::COLUMNS; i += THREADS * 2) {
+            int row = row0 + i / L::COLUMNS, column = n0 + i % L::COLUMNS;
+            if (row >= layer.rows || column >= layer.n) continue;
+            float v[2] = {};
+#pragma unroll
+            for (int s = 0; s < L::SPLITS; s++) {
+                float part[2];
+                load(part, parts + s * L::ROWS * L::COLUMNS + i);
+                v[0] += part[0], v[1] += part[1];
+            }
+            put(layer.y, v, (int64)row * layer.n + column, column, layer.bias, layer.residual, layer.act);
+        }
     }
 }
 

@@ -738,7 +738,7 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     const T *mine = halo + (warp / 2 * H::H + warp % 2 * 4) * H::W + lane / 4;
     const uint4 *w = reinterpret_cast<const uint4 *>(weights) + b.n0 / 16 * 32 + lane;
     // Of several passes a step at a time, for registers' sake.
-    constexpr int UNROLL = Products<P>::PASSES == 1 ? 32 / ALONG<T> : 1;
+    [[maybe_unused]] constexpr int UNROLL = Products<P>::PASSES == 1 ? 32 / ALONG<T> : 1;
 #pragma unroll UNROLL
     for (int k = 0; k < 32 / ALONG<T>; k++) {
         uint4 w0 = whole(w), w1 = whole(w + 32);
