@@ -494,36 +494,41 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
         }
         return;
     }
-    // Half of the rows at a time, so that several loads are on their way together.
     if constexpr (sizeof(T) == 4) {
+        // A fragment's rows at a time, so that several loads are on their way together.
         origin += column;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float starts[4][4][2] = {};
-            auto go = [&](auto what) {
+        for (int m = 0; m < 4; m++) {
+            float starts[2][4][2] = {};
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int m = half * 2 + i / 2, h = m + i % 2 * 4;
-                    if (!within || b.h0 + h >= s.h) continue;
+            for (int i = 0; i < 2; i++) {
+                int h = m + i * 4;
+                if (!start || !within || b.h0 + h >= s.h) continue;
 #pragma unroll
-                    for (int n = 0; n < 4; n++) {
-                        if (b.n0 + n * 8 < s.outs) what(i, m, n, origin + h * row + n * 8);
+                for (int n = 0; n < 4; n++) {
+                    if (b.n0 + n * 8 < s.outs) load(starts[i][n], start + origin + h * row + n * 8);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int h = m + i * 4;
+                if (!within || b.h0 + h >= s.h) continue;
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    if (b.n0 + n * 8 >= s.outs) continue;
+                    float y[2];
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        int j = n * 2 + e;
+                        y[e] = acc[m][n][i * 2 + e] + (offset[j] + starts[i][n][e]);
+                        sum[j] += y[e], squares[j] += y[e] * y[e];
                     }
+                    store(out + origin + h * row + n * 8, y);
                 }
-            };
-            if (start) go([&](int i, int, int n, int64 at) { load(starts[i][n], start + at); });
-            go([&](int i, int m, int n, int64 at) {
-                float y[2];
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    int j = n * 2 + e;
-                    y[e] = acc[m][n][i % 2 * 2 + e] + (offset[j] + starts[i][n][e]);
-                    sum[j] += y[e], squares[j] += y[e] * y[e];
-                }
-                store(out + at, y);
-            });
+            }
         }
     } else {
+        // Half of the rows at a time, for the same.
         bool mine = within && b.n0 + lane % 4 * 8 < s.outs;
         origin += lane % 4 * 8;
 #pragma unroll
@@ -584,16 +589,17 @@ __device__ __forceinline__ void leave_fragment_sums(float *bins, float (&sum)[8]
 // Adds the products of a chunk of input channels: EDGE taps along each axis, from the warp's halo rows at `mine`.
 template <class P, class H, int EDGE, int DEEP, int STRIDE, class T>
 __device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *mine, const uint4 *w, int pairs, bool idle) {
-    // A turn is a column of taps along h with all channels. Where products take several passes it is a single step, for which rows are brought on their own: written one
-    // behind the other, more steps would be begun at a time than registers can hold, and the products take longer than the rows.
+    // A turn is a column of taps along h with all channels, or, of floats, with a fragment's channels. Where products take several passes it is a single step, for which rows are brought on
+    // their own: written one behind the other, more steps would be begun at a time than registers can hold, and the products take longer than the rows.
     constexpr bool WHOLE = Products<P>::PASSES == 1;
-    constexpr int STEPS = WHOLE ? DEEP * EDGE : 1, ROWS = WHOLE ? EDGE + 3 : 4, TURNS = EDGE * EDGE * DEEP * EDGE / STEPS;
+    constexpr int STEPS = !WHOLE ? 1 : sizeof(T) == 4 ? EDGE : DEEP * EDGE, ROWS = WHOLE ? EDGE + 3 : 4, PARTS = DEEP * EDGE / STEPS, TURNS = EDGE * EDGE * PARTS;
     uint4 next[2] = {whole(w), whole(w + 32)};
 #pragma unroll 1
     for (int turn = idle ? TURNS : 0; turn < TURNS; turn++) {
-        int column = WHOLE ? turn : turn / (DEEP * EDGE);
+        int column = turn / PARTS, part = turn % PARTS;
         const T *from = mine + (column / EDGE * H::H * H::W + column % EDGE) * STRIDE;
-        if (!WHOLE) from += turn % EDGE * H::W * STRIDE + turn / EDGE % DEEP * ALONG<T>;
+        if (WHOLE) from += part * ALONG<T>;
+        else from += part % EDGE * H::W * STRIDE + part / EDGE * ALONG<T>;
         FragmentA rows[ROWS];
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
@@ -737,8 +743,8 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     // Voxel lane / 4 of the first of the warp's two row blocks; a row of w further its other row, two rows further the second block.
     const T *mine = halo + (warp / 2 * H::H + warp % 2 * 4) * H::W + lane / 4;
     const uint4 *w = reinterpret_cast<const uint4 *>(weights) + b.n0 / 16 * 32 + lane;
-    // Of several passes a step at a time, for registers' sake.
-    [[maybe_unused]] constexpr int UNROLL = Products<P>::PASSES == 1 ? 32 / ALONG<T> : 1;
+    // Two steps at a time, of several passes one: more would be begun than registers can hold.
+    [[maybe_unused]] constexpr int UNROLL = Products<P>::PASSES == 1 ? 2 : 1;
 #pragma unroll UNROLL
     for (int k = 0; k < 32 / ALONG<T>; k++) {
         uint4 w0 = whole(w), w1 = whole(w + 32);
