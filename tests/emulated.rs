@@ -691,8 +691,8 @@ fn rows_of_parameters_are_put_together_on_the_device_as_on_the_host() {
 
 #[test]
 fn the_token_path_is_as_on_the_cpu() {
-    for dtype in [DType::F32, DType::F16, DType::Bf16] {
-        judge_tokens(&open(dtype)).unwrap_or_else(|e| panic!("{dtype}: {e}"));
+    for precision in PRECISIONS {
+        judge_tokens(&open(precision)).unwrap_or_else(|e| panic!("{precision}: {e}"));
     }
 }
 
