@@ -237,8 +237,8 @@ impl PromptEncoder {
         })
     }
 
-    /// Image tokens `[1, g, g, g, width]` after the transformer, from the token sequence `first`, of
-    /// which the `valid` ones count; and what the tokens still have to go through.
+    /// Image tokens `[1, g, g, g, width]` after the transformer, from the token sequence `first`,
+    /// of which the `valid` ones count; and what the tokens still have to go through.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
