@@ -13,7 +13,7 @@ use prism::bench::{CudaCeilings, TrainingStep};
 use prism::device::cuda::KernelRecord;
 use prism::device::cuda::nvrtc;
 use prism::device::cuda::source::{FILES, is_matrix};
-use prism::device::{Cuda, DType, Device};
+use prism::device::{Cuda, Device, Precision};
 use prism::model::{Config, Model, PatchPrompts, Weights};
 use prism::ops::loss::{KERNEL, Target};
 use prism::tensor::{OpError, Tensor};
@@ -120,20 +120,28 @@ fn main() {
     if arg(0, "") == "compile" {
         return compile(&arg(1, "sm_90a"));
     }
-    let dtype = match arg(1, "f16").as_str() {
-        "f32" => DType::F32,
-        "bf16" => DType::Bf16,
-        _ => DType::F16,
+    let precision = match arg(1, "f16").as_str() {
+        "f32" => Precision::F32,
+        "tf32" => Precision::Tf32,
+        "ieee" => Precision::Ieee,
+        "bf16" => Precision::Bf16,
+        _ => Precision::F16,
     };
     let size: usize = arg(2, "128").parse().expect("a size");
-    let device = Device::open_as(&arg(0, "emulated"), 0, dtype).unwrap_or_else(|e| panic!("{e}"));
+    let device =
+        Device::open_as(&arg(0, "emulated"), 0, precision).unwrap_or_else(|e| panic!("{e}"));
     let Device::Cuda(cuda) = &device else { panic!("only CUDA devices have kernels") };
     let timed = arg(0, "emulated").starts_with("cuda");
     let ceilings = match timed {
-        true => CudaCeilings::measure(cuda, dtype).unwrap_or_else(|e| panic!("{e}")),
+        true => CudaCeilings::measure(cuda, precision).unwrap_or_else(|e| panic!("{e}")),
         false => CudaCeilings {
             bytes: BYTES_PER_SECOND,
-            matrix: FLOPS_PER_SECOND,
+            // TF32 goes at half the rate, and three passes of it at a third of that.
+            matrix: match precision {
+                Precision::F32 => FLOPS_PER_SECOND / 6.0,
+                Precision::Tf32 => FLOPS_PER_SECOND / 2.0,
+                _ => FLOPS_PER_SECOND,
+            },
             plain: PLAIN_FLOPS_PER_SECOND,
         },
     };

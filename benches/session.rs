@@ -5,9 +5,8 @@
 //! holds SIZE³ little-endian floats, POINTS is `i,j,k;i,j,k;…`.
 
 use prism::bench::peak_memory;
-use prism::device::{DType, Device};
-use prism::model::weights::Precision;
-use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
+use prism::device::{Device, Precision};
+use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps, weights};
 use prism::tensor::Tensor;
 use std::hash::{DefaultHasher, Hasher};
 use std::time::Instant;
@@ -22,9 +21,11 @@ fn main() {
     };
     let name = rest.first().map_or("cpu", String::as_str);
     let precision = match rest.get(1).map(String::as_str) {
-        Some("f16") => DType::F16,
-        Some("bf16") => DType::Bf16,
-        _ => DType::F32,
+        Some("f16") => Precision::F16,
+        Some("bf16") => Precision::Bf16,
+        Some("tf32") => Precision::Tf32,
+        Some("ieee") => Precision::Ieee,
+        _ => Precision::F32,
     };
     let number = |s: &str| s.parse::<usize>().expect("a number");
     let (s, repeats) = (number(size), number(repeats));
@@ -44,7 +45,7 @@ fn main() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("model.safetensors");
     Weights::hashed(Config { patch: s, ..Config::base() }, "public")
-        .save(&file, Precision::F32)
+        .save(&file, weights::Precision::F32)
         .expect("the weights");
     let model =
         Model::new(&device, &Weights::open(&file).expect("the weights")).expect("the model");

@@ -6,7 +6,7 @@
 //! is `i,j,k;i,j,k;…`, RECOMPUTE true or false.
 
 use prism::bench::{TrainingStep, peak_memory};
-use prism::device::{DType, Device};
+use prism::device::{Device, Precision};
 use prism::model::{Config, PatchPrompts};
 use prism::ops::loss::{KERNEL, Target};
 use prism::tensor::Tensor;
@@ -24,9 +24,11 @@ fn main() {
     };
     let number = |s: &str| s.parse::<usize>().expect("a number");
     let precision = match rest.get(1).map(String::as_str) {
-        Some("f16") => DType::F16,
-        Some("bf16") => DType::Bf16,
-        _ => DType::F32,
+        Some("f16") => Precision::F16,
+        Some("bf16") => Precision::Bf16,
+        Some("tf32") => Precision::Tf32,
+        Some("ieee") => Precision::Ieee,
+        _ => Precision::F32,
     };
     let config = Config::preset(model).expect("small or base");
     let s = config.patch;

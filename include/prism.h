@@ -108,7 +108,8 @@ typedef enum {
  */
 typedef enum {
   /**
-   * 32-bit floats.
+   * 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products
+   * of TF32, which is as exact as float32's own rounding.
    */
   PRISM_F32 = 0,
   /**
@@ -119,6 +120,14 @@ typedef enum {
    * bfloat16: CUDA devices, and processors with AVX512-BF16.
    */
   PRISM_BF16 = 2,
+  /**
+   * 32-bit floats, rounded to TF32 where they are multiplied, as PyTorch's tf32: CUDA devices.
+   */
+  PRISM_TF32 = 3,
+  /**
+   * 32-bit floats, multiplied as they are in plain arithmetic, as PyTorch's ieee.
+   */
+  PRISM_IEEE = 4,
 } prism_precision;
 
 /**

@@ -1,5 +1,4 @@
-// Softmax attention, scores never in global memory: on tensor cores for elements of 16 bits (lib/attention_matrix.cuh), in plain float arithmetic for float32
-// (lib/attention.cuh).
+// Softmax attention, scores never in global memory: on tensor cores (lib/attention_matrix.cuh), and for float32 in plain arithmetic as well (lib/attention.cuh).
 #include "lib/attention_matrix.cuh"
 
 template <class T> __device__ __forceinline__ void write(const Row &state, T *to, int dim) {
@@ -47,7 +46,7 @@ template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, float
 
 // The same two on tensor cores.
 // tensor cores
-template <class T>
+template <class P, class T = typename Products<P>::Element>
 __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim) {
     SHARED_MEMORY(shared);
     if (live) keys = min(keys, *live);
@@ -73,7 +72,7 @@ __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *
     __syncthreads();
     MatrixRows rows = {{MINUS_INFINITY, MINUS_INFINITY}, {}, {}};
     float scale = LOG2_E * rsqrtf((float)dim);
-    attend(tiles, rows, keys, bring_step, [&](int step, int j, float (&s)[4]) {
+    attend<P>(tiles, rows, keys, bring_step, [&](int step, int j, float (&s)[4]) {
         int count = keys - step * STEP - half_of_step() * 32 - j * 8;
 #pragma unroll
         for (int e = 0; e < 4; e++) s[e] = column_of_element(e) < count ? scale * s[e] : MINUS_INFINITY;
@@ -83,7 +82,7 @@ __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *
 
 // Grid (tiles of query lines, heads, windows). A tile is 32 slots of tokens.
 // tensor cores
-template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y, float *log_sums, float *values, const VitShape &v) {
+template <class P, class T = typename Products<P>::Element> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y, float *log_sums, float *values, const VitShape &v) {
     SHARED_MEMORY(shared);
     MatrixTiles<T> tiles(shared, v.dim);
     VitWindow w(v);
@@ -120,7 +119,7 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
     SlotPositions p(tiles.end(), v, slots);
     // What the padded keys of each column kw weigh for each line of queries.
     float *columns = p.end;
-    form_slots<T>(p, v, w, slots, tiles, columns + v.lines * edge, line0, lines);
+    form_slots<P>(p, v, w, slots, tiles, columns + v.lines * edge, line0, lines);
     bool padded = w.is_padded(edge);
     if (padded) {
         for (int i = threadIdx.x; i < lines * edge; i += THREADS) {
@@ -165,7 +164,7 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
     const float *b_terms = p.b + line_of[0] * edge * stride, *c_terms = p.c + line_of[0] * edge * stride;
     int to_second = (line_of[1] - line_of[0]) * edge * stride;
     scale *= LOG2_E;
-    attend(tiles, rows, keys, bring_step, [&](int step, int j, float (&s)[4]) {
+    attend<P>(tiles, rows, keys, bring_step, [&](int step, int j, float (&s)[4]) {
         int fragment = step * 8 + half * 4 + j, key_line = fragment >> parts, kw = (fragment & ((1 << parts) - 1)) * 8 + column_of_element(0);
         bool is_line = key_line < key_lines;
         key_line = min(key_line, key_lines - 1);
@@ -196,13 +195,17 @@ template <class T> __device__ __forceinline__ void vit_matrix(const T *qkv, T *y
         });
 }
 
-#define ATTENTION(T, TWO_WAY, VIT)                                                                                                            \
-    KERNEL(two_way_attention_##T, THREADS, 4, (const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim), \
-           TWO_WAY(q, k, v, y, live, queries, keys, width, dim))                                                                                    \
-    KERNEL(vit_attention_##T, THREADS, 3,                                                                                                        \
-           (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, float *log_sums, float *values, int s, int edge, \
-            int width, int dim, int lines),                                                                                                   \
+#define ATTENTION(NAME, T, TWO_WAY, VIT, TWO_WAY_BLOCKS, VIT_BLOCKS)                                                                          \
+    KERNEL(two_way_attention_##NAME, THREADS, TWO_WAY_BLOCKS,                                                                                 \
+           (const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim),                            \
+           TWO_WAY(q, k, v, y, live, queries, keys, width, dim))                                                                              \
+    KERNEL(vit_attention_##NAME, THREADS, VIT_BLOCKS,                                                                                         \
+           (const T *qkv, const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, T *y, float *log_sums,     \
+            float *values, int s, int edge, int width, int dim, int lines),                                                                   \
            VIT(qkv, y, log_sums, values, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
-ATTENTION(f32, two_way, vit)
-ATTENTION(f16, two_way_matrix, vit_matrix)
-ATTENTION(bf16, two_way_matrix, vit_matrix)
+ATTENTION(f32, f32, two_way, vit, 4, 3)
+ATTENTION(f16, f16, two_way_matrix<f16>, vit_matrix<f16>, 4, 3)
+ATTENTION(bf16, bf16, two_way_matrix<bf16>, vit_matrix<bf16>, 4, 3)
+// Tiles of floats leave room for two blocks.
+ATTENTION(tf32, f32, two_way_matrix<tf32>, vit_matrix<tf32>, 2, 2)
+ATTENTION(tf32x3, f32, two_way_matrix<tf32x3>, vit_matrix<tf32x3>, 2, 2)

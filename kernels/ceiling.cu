@@ -2,17 +2,18 @@
 #include "lib/base.cuh"
 #include "lib/matrix.cuh"
 
-// Each warp multiplies 8 independent 16 x 8 x 16 tiles `rounds` times: 8 * 4096 operations a round.
+// Each warp multiplies 8 independent 16 x 8 x 16 tiles `rounds` times: 8 * 4096 operations a round, half as many of TF32.
 // tensor cores
-template <class T> __device__ __forceinline__ void multiply_only(float *out, int rounds) {
+template <class P> __device__ __forceinline__ void multiply_only(float *out, int rounds) {
     float acc[8][4] = {};
     FragmentA a;
-    FragmentB b;
+    unsigned right[2];
     for (int i = 0; i < 4; i++) a.r[i] = threadIdx.x * 0x00010001u & 0x03ff03ffu;
-    for (int i = 0; i < 2; i++) b.r[i] = blockIdx.x * 0x00010001u & 0x03ff03ffu;
+    for (int i = 0; i < 2; i++) right[i] = blockIdx.x * 0x00010001u & 0x03ff03ffu;
+    typename Products<P>::Right b[1] = {Products<P>::right(right[0], right[1])};
     for (int r = 0; r < rounds; r++) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) multiply<T>(acc[i], a, b);
+        for (int i = 0; i < 8; i++) Products<P>::add(acc + i, a, b);
     }
     float sum = 0.0f;
     for (int i = 0; i < 8; i++)
@@ -22,6 +23,7 @@ template <class T> __device__ __forceinline__ void multiply_only(float *out, int
 
 KERNEL(ceiling_multiply_f16, 256, 2, (float *out, int rounds), multiply_only<f16>(out, rounds))
 KERNEL(ceiling_multiply_bf16, 256, 2, (float *out, int rounds), multiply_only<bf16>(out, rounds))
+KERNEL(ceiling_multiply_tf32, 256, 2, (float *out, int rounds), multiply_only<tf32>(out, rounds))
 
 // Float multiply-adds, 32 independent chains a thread: 64 operations a round.
 __device__ __forceinline__ void add_only(float *out, int rounds) {

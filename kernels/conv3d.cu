@@ -22,5 +22,6 @@ MATRIX(bf16)
     KERNEL(conv3d_splitk_reduce_##T, 256, 3,                                                                                                      \
            (const float *shares, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int splits),                 \
            conv_splitk_reduce(shares, bias, start, out, partial, voxels, outs, splits))
+SPLITK_REDUCE(f32)
 SPLITK_REDUCE(f16)
 SPLITK_REDUCE(bf16)

@@ -4,7 +4,7 @@
 // outputs and a chunk of inputs, all taps; it reads them in the order of memory into shared memory and writes them in that of the result.
 //
 //   tensor cores   [phase][chunk][tap along d][along w][chunk / 16][along h][outs / 16][lane][tile][register][element]; of `single` one channel the taps stand where
-//                  channels stand
+//                  channels stand. Of floats a register has one element, and a fragment 8 channels: [chunk / 8]
 //   floats         [phase][chunk][tap][input][outs]
 #include "lib/base.cuh"
 
@@ -35,30 +35,31 @@ struct Given {
     }
 };
 
-// Fragments of 16 outputs, a thread one of 8 elements. Grid (outs / 16, chunks, phases). `step` counts what stands in front of them.
+// Fragments of 16 outputs, a thread one of 16 bytes. Grid (outs / 16, chunks, phases). `step` counts what stands in front of them.
 template <class T>
-__device__ __forceinline__ void lay_out(const float *from, T *to, int64 phase, int row, int ins, int outs, int taps, int chunk, int mirrored, int single) {
+__device__ __forceinline__ void lay_out_fragments(const float *from, T *to, int64 phase, int row, int ins, int outs, int taps, int chunk, int mirrored, int single) {
     SHARED_MEMORY(shared);
+    constexpr int EACH = 4 / (int)sizeof(T), PIECE = 4 * EACH, ALONG = 8 * EACH;
     // A single channel's taps are laid out as so many inputs with one tap.
-    int edge = single ? 1 : taps == 27 ? 3 : 2, channels = single ? 1 : chunk, deep = chunk / 16, steps = edge * edge * edge * deep;
+    int edge = single ? 1 : taps == 27 ? 3 : 2, channels = single ? 1 : chunk, deep = chunk / ALONG, steps = edge * edge * edge * deep;
     Given given{reinterpret_cast<float *>(shared), channels, taps, mirrored != 0};
     given.fill(from + blockIdx.z * phase, row, blockIdx.y * channels, ins, blockIdx.x * OUTS, outs);
-    to += ((int64)blockIdx.z * gridDim.y + blockIdx.y) * steps * gridDim.x * 256;
+    to += ((int64)blockIdx.z * gridDim.y + blockIdx.y) * steps * gridDim.x * 32 * PIECE;
     for (int at = threadIdx.x; at < steps * 32; at += THREADS) {
         int lane = at % 32, step = at / 32, side = step / edge / deep;
         int tap = (side / edge * edge + step % edge) * edge + side % edge;
-        float v[8];
+        float v[PIECE];
 #pragma unroll
-        for (int e = 0; e < 8; e++) {
-            int i = step / edge % deep * 16 + e / 2 % 2 * 8 + lane % 4 * 2 + e % 2, o = e / 4 * 8 + lane / 4;
+        for (int e = 0; e < PIECE; e++) {
+            int i = step / edge % deep * ALONG + e / EACH % 2 * (ALONG / 2) + lane % 4 * EACH + e % EACH, o = e / (2 * EACH) * 8 + lane / 4;
             v[e] = !single ? given.at(o, i, tap) : i < taps ? given.at(o, 0, i) : 0.0f;
         }
-        store(to + (((int64)step * gridDim.x + blockIdx.x) * 32 + lane) * 8, v);
+        store(to + (((int64)step * gridDim.x + blockIdx.x) * 32 + lane) * PIECE, v);
     }
 }
 
-template <>
-__device__ __forceinline__ void lay_out<float>(const float *from, float *to, int64 phase, int row, int ins, int outs, int taps, int chunk, int mirrored, int) {
+// Floats for plain arithmetic.
+__device__ __forceinline__ void lay_out_plain(const float *from, float *to, int64 phase, int row, int ins, int outs, int taps, int chunk, int mirrored, int) {
     SHARED_MEMORY(shared);
     Given given{reinterpret_cast<float *>(shared), chunk, taps, mirrored != 0};
     given.fill(from + blockIdx.z * phase, row, blockIdx.y * chunk, ins, blockIdx.x * OUTS, outs);
@@ -71,10 +72,12 @@ __device__ __forceinline__ void lay_out<float>(const float *from, float *to, int
 }
 
 // `phase` is how far the weights of one phase lie from the next one's, `row` the inputs of a row of outputs.
-#define LAY_OUT(T)                                                                                                                                   \
-    KERNEL(conv3d_lay_out_##T, 256, 3,                                                                                                               \
+#define LAY_OUT(NAME, T, FUNCTION)                                                                                                                   \
+    KERNEL(conv3d_lay_out_##NAME, 256, 3,                                                                                                            \
            (const float *from, T *to, int64 phase, int row, int ins, int outs, int taps, int chunk, int mirrored, int single),                       \
-           lay_out(from, to, phase, row, ins, outs, taps, chunk, mirrored, single))
-LAY_OUT(f32)
-LAY_OUT(f16)
-LAY_OUT(bf16)
+           FUNCTION(from, to, phase, row, ins, outs, taps, chunk, mirrored, single))
+LAY_OUT(f32, f32, lay_out_plain)
+LAY_OUT(f16, f16, lay_out_fragments)
+LAY_OUT(bf16, bf16, lay_out_fragments)
+// For either way to multiply floats on tensor cores, which rounds them as it reads them.
+LAY_OUT(tf32, f32, lay_out_fragments)

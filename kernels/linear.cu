@@ -1,9 +1,9 @@
 // Dense layers: y = act(x w^T + b) + residual; x [m, k], w [n, k], y and residual [m, n]. On the way back: y = x w of w [k, n] as it lies.
 //
-//   matrix   block 64 x 64 or, where rows are few, 16 x 64; k in steps of 64 through three buffers filled by asynchronous copies. Where there are few blocks several
-//            share a product's k: each leaves its sums in float, and linear_splitk_reduce adds them up
-//   plain    block 64 x 64, 256 threads of 4 x 4; k in steps of 16, each summed on its own before it joins the total. For float32, and for rows of 16-bit elements
-//            that are no multiple of 16 bytes
+//   matrix   block 64 x 64 or, where rows are few, 16 x 64; k in steps of 128 bytes (64 elements of 16 bits, 32 floats) through three buffers filled by asynchronous
+//            copies. Where there are few blocks several share a product's k: each leaves its sums in float, and linear_splitk_reduce adds them up
+//   plain    block 64 x 64, 256 threads of 4 x 4; k in steps of 16, each summed on its own before it joins the total. For float32 as the oracle, and for rows that are
+//            no multiple of 16 bytes
 #include "lib/base.cuh"
 #include "lib/matrix.cuh"
 
@@ -13,56 +13,61 @@ struct Dense {
     int m, n, k, act;
 };
 
-// How a block is laid out: rows and columns, warps along both, elements of k a step, buffers.
-template <int ROWS_, int COLUMNS_, int DOWN_, int ACROSS_, int DEPTH_, int STAGES_> struct Layout {
-    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, DOWN = DOWN_, ACROSS = ACROSS_, DEPTH = DEPTH_, STAGES = STAGES_;
-    static constexpr int THREADS = 32 * DOWN * ACROSS, STRIDE = DEPTH + 8;
+// How a block is laid out: rows and columns, warps along both, bytes of k a step, buffers.
+template <int ROWS_, int COLUMNS_, int DOWN_, int ACROSS_, int BYTES_, int STAGES_> struct Layout {
+    static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, DOWN = DOWN_, ACROSS = ACROSS_, BYTES = BYTES_, STAGES = STAGES_;
+    static constexpr int THREADS = 32 * DOWN * ACROSS;
 };
-typedef Layout<64, 64, 2, 2, 64, 3> Many;
-typedef Layout<16, 64, 1, 4, 64, 3> Few;
+typedef Layout<64, 64, 2, 2, 128, 3> Many;
+typedef Layout<16, 64, 1, 4, 128, 3> Few;
+
+// In elements: those of k a step, and from a row of a step to the next, 16 bytes more.
+template <class T, class L> constexpr int STEP_DEPTH = L::BYTES / (int)sizeof(T);
+template <class T, class L> constexpr int STEP_STRIDE = STEP_DEPTH<T, L> + PIECE<T>;
 
 // Brings ROWS rows of a matrix into shared memory, DEPTH elements a step; a thread keeps its places, which are 16 bytes each. Rows behind the last are the last
 // again, and what comes of them is never written.
 template <class T, class L, int ROWS> struct Bringer {
-    static constexpr int APART = L::THREADS / (L::DEPTH / 8), EACH = ROWS / APART;
+    static constexpr int PIECES = L::BYTES / 16, APART = L::THREADS / PIECES, EACH = ROWS / APART;
     const T *from;
     T *to;
     int column, k, further[EACH];
 
-    __device__ __forceinline__ Bringer(const T *matrix, T *shared, int row0, int rows, int k0, int k) : column(k0 + threadIdx.x % (L::DEPTH / 8) * 8), k(k) {
-        int row = threadIdx.x / (L::DEPTH / 8), first = min(row0 + row, rows - 1);
-        from = matrix + (int64)first * k + column, to = shared + row * L::STRIDE + threadIdx.x % (L::DEPTH / 8) * 8;
+    __device__ __forceinline__ Bringer(const T *matrix, T *shared, int row0, int rows, int k0, int k) : column(k0 + threadIdx.x % PIECES * PIECE<T>), k(k) {
+        int row = threadIdx.x / PIECES, first = min(row0 + row, rows - 1);
+        from = matrix + (int64)first * k + column, to = shared + row * STEP_STRIDE<T, L> + threadIdx.x % PIECES * PIECE<T>;
 #pragma unroll
         for (int i = 0; i < EACH; i++) further[i] = (min(row0 + row + i * APART, rows - 1) - first) * k;
     }
     // Starts the next step, into its buffer. Beyond k is zero.
     __device__ __forceinline__ void bring(int buffer) {
-        T *cell = to + buffer * ROWS * L::STRIDE;
+        T *cell = to + buffer * ROWS * STEP_STRIDE<T, L>;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) copy_async(cell + i * APART * L::STRIDE, from + further[i], column < k);
-        from += L::DEPTH, column += L::DEPTH;
+        for (int i = 0; i < EACH; i++) copy_async(cell + i * APART * STEP_STRIDE<T, L>, from + further[i], column < k);
+        from += STEP_DEPTH<T, L>, column += STEP_DEPTH<T, L>;
     }
 };
 
-// The same of a matrix [k, n] whose columns are wanted: DEPTH rows a step, COLUMNS elements of each. Beyond k and n, which is a multiple of 8, is zero.
+// The same of a matrix [k, n] whose columns are wanted: DEPTH rows a step, COLUMNS elements of each. Beyond k and n, which is of whole pieces of 16 bytes, is zero.
 template <class T, class L> struct RowBringer {
-    static constexpr int APART = L::THREADS / (L::COLUMNS / 8), EACH = L::DEPTH / APART;
-    static_assert(L::COLUMNS == L::DEPTH, "a step of rows is as large as one of columns");
+    // Eight elements more than a row has: rows of floats that are 72 of them apart lie in other banks.
+    static constexpr int PIECES = L::COLUMNS / PIECE<T>, APART = L::THREADS / PIECES, EACH = STEP_DEPTH<T, L> / APART, ROW = L::COLUMNS + 8;
+    static_assert(STEP_DEPTH<T, L> * ROW == L::COLUMNS * STEP_STRIDE<T, L>, "a step of rows is as large as one of columns");
     const T *from;
     T *to;
     int row, k, n;
     bool within;
 
     __device__ __forceinline__ RowBringer(const T *matrix, T *shared, int n0, int n, int k0, int k) : k(k), n(n) {
-        int r = threadIdx.x / (L::COLUMNS / 8), column = threadIdx.x % (L::COLUMNS / 8) * 8;
+        int r = threadIdx.x / PIECES, column = threadIdx.x % PIECES * PIECE<T>;
         row = k0 + r, within = n0 + column < n;
-        from = matrix + (int64)row * n + n0 + column, to = shared + r * L::STRIDE + column;
+        from = matrix + (int64)row * n + n0 + column, to = shared + r * ROW + column;
     }
     __device__ __forceinline__ void bring(int buffer) {
-        T *cell = to + buffer * L::COLUMNS * L::STRIDE;
+        T *cell = to + buffer * STEP_DEPTH<T, L> * ROW;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) copy_async(cell + i * APART * L::STRIDE, from + (int64)i * APART * n, within && row + i * APART < k);
-        from += (int64)L::DEPTH * n, row += L::DEPTH;
+        for (int i = 0; i < EACH; i++) copy_async(cell + i * APART * ROW, from + (int64)i * APART * n, within && row + i * APART < k);
+        from += (int64)STEP_DEPTH<T, L> * n, row += STEP_DEPTH<T, L>;
     }
 };
 
@@ -73,30 +78,11 @@ template <class A, class B> struct Either<false, A, B> {
     typedef B Type;
 };
 
-// y = act(v + bias) + residual, for V values from column `column` on.
-template <int V, class T>
-__device__ __forceinline__ void put(T *y, float (&v)[V], int64 at, int column, const float *bias, const T *residual, int act) {
-    float more[V] = {};
-    if (bias) {
-        load(more, bias + column);
-#pragma unroll
-        for (int i = 0; i < V; i++) v[i] += more[i];
-    }
-#pragma unroll
-    for (int i = 0; i < V; i++) v[i] = activate(v[i], act);
-    if (residual) {
-        load(more, residual + at);
-#pragma unroll
-        for (int i = 0; i < V; i++) v[i] += more[i];
-    }
-    store(y + at, v);
-}
-
-// k a multiple of 8. Grid (m / rows, n / columns, splits). With LIES the weight is [k, n], n a multiple of 8 too, and is transposed on its way out of shared memory.
+// k of whole pieces of 16 bytes. Grid (m / rows, n / columns, splits). With LIES the weight is [k, n], n of whole pieces too, and is transposed on its way out of shared memory.
 // tensor cores
-template <class T, class L, bool LIES = false>
+template <class P, class L, bool LIES, class T = typename Products<P>::Element>
 __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const float *bias, const T *residual, T *y, float *shares, const Dense &s) {
-    constexpr int ROWS = L::ROWS, COLUMNS = L::COLUMNS, STRIDE = L::STRIDE, DEPTH = L::DEPTH, STAGES = L::STAGES, STAGE = COLUMNS + 8;
+    constexpr int ROWS = L::ROWS, COLUMNS = L::COLUMNS, STRIDE = STEP_STRIDE<T, L>, DEPTH = STEP_DEPTH<T, L>, STAGES = L::STAGES, STAGE = COLUMNS + 8;
     constexpr int M = ROWS / L::DOWN / 16, N = COLUMNS / L::ACROSS / 8;
     SHARED_MEMORY(shared);
     T *left = reinterpret_cast<T *>(shared), *right = left + STAGES * ROWS * STRIDE;
@@ -111,35 +97,42 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
         copy_commit();
     };
     for (int i = 0; i < STAGES - 1; i++) start(i, i);
-    // A lane's row of four matrices of 8 columns by 8 of k, or of k by columns.
-    int eight = lane / 16 * 8, other = lane / 8 % 2 * 8;
-    const T *l = left + (wm + lane % 16) * STRIDE + lane / 16 * 8;
-    const T *r = LIES ? right + (other + lane % 8) * STRIDE + wn + eight : right + (wn + eight + lane % 8) * STRIDE + other;
+    // A lane's row of four matrices of 8 columns by 16 bytes of k, or of k by columns; of floats, which no instruction transposes, its place in the first of k by columns.
+    int eight = lane / 16 * 8, other = lane / 8 % 2 * PIECE<T>;
+    constexpr int ROW = COLUMNS + 8;
+    const T *l = left + (wm + lane % 16) * STRIDE + lane / 16 * PIECE<T>;
+    const T *r = !LIES            ? right + (wn + eight + lane % 8) * STRIDE + other
+                 : sizeof(T) == 2 ? right + (other + lane % 8) * ROW + wn + eight
+                                  : right + lane % 4 * ROW + wn + lane / 4;
 #pragma unroll 1
     for (int step = 0, buffer = 0; step < steps; step++, buffer = buffer + 1 == STAGES ? 0 : buffer + 1) {
         copy_wait<STAGES - 2>();
         __syncthreads();
         start(step + STAGES - 1, buffer ? buffer - 1 : STAGES - 1);
         const T *l_step = l + buffer * ROWS * STRIDE, *r_step = r + buffer * COLUMNS * STRIDE;
-#pragma unroll
-        for (int k = 0; k < DEPTH; k += 16) {
+        // Of several passes a step at a time: more would be begun than registers can hold.
+        [[maybe_unused]] constexpr int UNROLL = Products<P>::PASSES == 1 ? DEPTH / ALONG<T> : 1;
+#pragma unroll UNROLL
+        for (int k = 0; k < DEPTH; k += ALONG<T>) {
             FragmentA a[M];
-            unsigned b[N / 2][4];
+            typename Products<P>::Right b[N];
 #pragma unroll
-            for (int i = 0; i < M; i++) load_matrices(a[i].r, l_step, (i * 16 * STRIDE + k) * 2);
+            for (int i = 0; i < M; i++) load_matrices(a[i].r, l_step, (i * 16 * STRIDE + k) * (int)sizeof(T));
 #pragma unroll
-            for (int j = 0; j < N / 2; j++) {
-                if constexpr (LIES) {
-                    load_matrices_turned(b[j], r_step, (k * STRIDE + j * 16) * 2);
+            for (int j = 0; j < N; j += 2) {
+                unsigned two[4];
+                if constexpr (!LIES) {
+                    load_matrices(two, r_step, (j * 8 * STRIDE + k) * (int)sizeof(T));
+                } else if constexpr (sizeof(T) == 2) {
+                    load_matrices_turned(two, r_step, (k * ROW + j * 8) * 2);
                 } else {
-                    load_matrices(b[j], r_step, (j * 16 * STRIDE + k) * 2);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) two[i] = __float_as_uint(r_step[(k + i % 2 * 4) * ROW + (j + i / 2) * 8]);
                 }
+                b[j] = Products<P>::right(two[0], two[1]), b[j + 1] = Products<P>::right(two[2], two[3]);
             }
 #pragma unroll
-            for (int i = 0; i < M; i++) {
-#pragma unroll
-                for (int j = 0; j < N; j++) multiply<T>(acc[i][j], a[i], FragmentB{{b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}});
-            }
+            for (int i = 0; i < M; i++) Products<P>::add(acc[i], a[i], b);
         }
     }
     // Through shared memory once more, so that rows are written in whole pieces and the rest of the work is written down once.
@@ -261,22 +254,28 @@ PLAIN(linear_f32, f32)
 PLAIN(linear_odd_f16, f16)
 PLAIN(linear_odd_bf16, bf16)
 
-#define LINEAR_MATRIX(NAME, T, LAYOUT, LIES)                                                                                                         \
+#define LINEAR_MATRIX(NAME, P, T, LAYOUT, LIES)                                                                                                      \
     KERNEL(NAME, LAYOUT::THREADS, 4,                                                                                                                 \
-           (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act, float *shares),                       \
-           linear_matrix<T, LAYOUT, LIES>(x, w, bias, residual, y, shares, Dense{m, n, k, act}))
+           (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act, float *shares),                        \
+           linear_matrix<P, LAYOUT, LIES>(x, w, bias, residual, y, shares, Dense{m, n, k, act}))
 #define SPLITK_REDUCE(NAME, T, V)                                                                                                                    \
     KERNEL(NAME, 256, 4, (const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits),                 \
            linear_splitk_reduce<V>(shares, bias, residual, y, count, n, act, splits))
-#define LINEAR(T)                                                                                                                                    \
-    LINEAR_MATRIX(linear_##T, T, Many, false)                                                                                                        \
-    LINEAR_MATRIX(linear_few_##T, T, Few, false)                                                                                                     \
-    LINEAR_MATRIX(linear_back_##T, T, Many, true)                                                                                                    \
-    LINEAR_MATRIX(linear_back_few_##T, T, Few, true)                                                                                                 \
+#define LINEAR(P, T)                                                                                                                                 \
+    LINEAR_MATRIX(linear_##P, P, T, Many, false)                                                                                                     \
+    LINEAR_MATRIX(linear_few_##P, P, T, Few, false)                                                                                                  \
+    LINEAR_MATRIX(linear_back_##P, P, T, Many, true)                                                                                                 \
+    LINEAR_MATRIX(linear_back_few_##P, P, T, Few, true)
+LINEAR(f16, f16)
+LINEAR(bf16, bf16)
+LINEAR(tf32, f32)
+LINEAR(tf32x3, f32)
+#define SPLITK_REDUCES(T)                                                                                                                            \
     SPLITK_REDUCE(linear_splitk_reduce_##T, T, 1)                                                                                                    \
     SPLITK_REDUCE(linear_splitk_reduce_vec4_##T, T, 4)
-LINEAR(f16)
-LINEAR(bf16)
+SPLITK_REDUCES(f32)
+SPLITK_REDUCES(f16)
+SPLITK_REDUCES(bf16)
 
 // A weight transposed, [n, k] to [k, n]: for the gradient of the input in plain arithmetic. A thread a value.
 template <class T> __device__ __forceinline__ void transpose(const T *w, T *y, int n, int k) {

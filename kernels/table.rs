@@ -12,8 +12,9 @@ use std::path::Path;
 /// Stands above functions whose products run on tensor cores.
 const MARKER: &str = "// tensor cores";
 
-/// What the names of kernels end with that are there for several types of elements.
-const TYPES: [&str; 3] = ["f32", "f16", "bf16"];
+/// What the names of kernels end with that are there for several types of elements, or ways to
+/// multiply float32.
+const TYPES: [&str; 5] = ["f32", "f16", "bf16", "tf32", "tf32x3"];
 
 /// Declares a kernel: `KERNEL(name, threads, blocks, (parameters), body)`.
 const KERNEL: &str = "KERNEL";
@@ -46,7 +47,7 @@ pub struct Declared {
 #[derive(Debug, PartialEq)]
 pub struct Family<'a> {
     /// For which of [`TYPES`] there is one.
-    pub types: [bool; 3],
+    pub types: [bool; 5],
     /// The parameters of each.
     pub parameters: &'a [Named],
 }
@@ -367,7 +368,7 @@ fn split(kernel: &str) -> Option<(&str, &str)> {
 pub fn families(
     kernels: &BTreeMap<String, Declared>,
 ) -> Result<BTreeMap<&str, Family<'_>>, String> {
-    let mut alike: BTreeMap<&str, [Option<&Declared>; 3]> = BTreeMap::new();
+    let mut alike: BTreeMap<&str, [Option<&Declared>; 5]> = BTreeMap::new();
     for (name, kernel) in kernels {
         let Some((base, dtype)) = split(name) else { continue };
         let at = TYPES.iter().position(|known| *known == dtype).unwrap_or_default();

@@ -1,9 +1,14 @@
 // Gradients of weights: sums over all voxels of an input's value times an output's gradient.
 //
-//   convolution, stage   dW[tap][i][o] = sum over v of x[v + tap][i] dy[v][o]. A block has 16 input and 32 output channels and all taps (of a phase), and goes over every
-//                        gridDim.x-th tile of 4 x 8 x 8 voxels: the tile of x with its border and that of dy are in shared memory, [voxel][channel]. With tensor
-//                        cores warp w has taps w, w + 8, w + 16, w + 24: the product over voxels reads both tiles transposed.
-//   dense                dW[n][k] = sum over rows of dy[row][n] x[row][k]. A block has 64 x 64 of it and one of gridDim.z runs of rows.
+//   convolution, stage   dW[tap][i][o] = sum over v of x[v + tap][i] dy[v][o], all taps (of a phase) in a block.
+//              matrix    32 input and 32 output channels. The block goes along d through columns of 8 x 8 voxels, a plane at a time: 8 x 8 voxels of x, and of dy those that any
+//                        tap takes them to (10 x 10, a stage: 9 x 9), [voxel][channel], come through four buffers filled by asynchronous copies; x is normed once, in place.
+//                        A warp has the taps of one place along w, for 16 of the inputs and 16 of the outputs. Its fragments of as many planes of x as there are taps along d
+//                        stay in registers and pass on from step to step; a fragment of rows h and h + 4 of dy, read transposed, serves all taps along d and h. So a step of
+//                        72 multiplications takes 10 loads from shared memory.
+//              plain     16 input and 32 output channels, over every gridDim.x-th tile of 4 x 8 x 8 voxels
+//   dense                dW[n][k] = sum over rows of dy[row][n] x[row][k]. A block has 64 x 64 of it, or 128 x 64, and one of gridDim.z runs of rows, 32 rows a step through
+//                        four buffers.
 //
 // Blocks that share weights leave partial sums, which are added up in order: the same bits every time.
 #include "lib/conv.cuh"
@@ -11,7 +16,7 @@
 constexpr int IN = 16, SPAN = 64;
 
 // The tile's output gradients for channels n0 to n0 + 32, zero outside the map.
-template <int V, int STRIDE, class T, class S> __device__ __forceinline__ void load_gradient(S *to, const ConvShape &s, const ConvBlock &b, const T *dy) {
+template <int V, int STRIDE, class T> __device__ __forceinline__ void load_gradient(float *to, const ConvShape &s, const ConvBlock &b, const T *dy) {
     int up = s.phases == 8 ? 2 : 1;
     for (int i = threadIdx.x; i < TILE * (OUT / V); i += 256) {
         int v = i / (OUT / V), column = i % (OUT / V) * V;
@@ -22,61 +27,208 @@ template <int V, int STRIDE, class T, class S> __device__ __forceinline__ void l
         if (d < s.d && h < s.h && w < s.w && b.n0 + column < s.outs) {
             load(g, dy + b.voxel(s, up, d, h, w) * s.outs + b.n0 + column);
         }
-        S *row = to + v * STRIDE + column;
-        if constexpr (sizeof(S) == 2) {
-            store(row, g);
-        } else {
 #pragma unroll
-            for (int j = 0; j < V; j++) row[j] = g[j];
-        }
+        for (int j = 0; j < V; j++) to[v * STRIDE + column + j] = g[j];
+    }
+}
+
+// How tensor cores go along a convolution's columns, of EDGE taps along each axis; the launching side knows the numbers too.
+template <int EDGE> struct Ring {
+    // Threads, edge of a plane of dy, elements of a voxel in shared memory (rows of matrices fall on different banks), of a plane of x and of one of dy; buffers.
+    static constexpr int THREADS = 128 * EDGE, AROUND = 8 + EDGE - 1, ROW = OUT + 8, X = 64 * ROW, DY = AROUND * AROUND * ROW, STAGES = 4;
+};
+
+// Eight channels of a voxel, or where V is 1 so many as are left, and zeros.
+template <int V, class T> __device__ __forceinline__ Raw<T, 8> load_channels(const T *from, int left) {
+    if constexpr (V == 8) {
+        return load_raw<8>(from);
+    } else {
+        Raw<T, 8> raw = {};
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (i < left) raw.words.v[i / 2] |= (unsigned)from[i].bits << i % 2 * 16;
+        return raw;
+    }
+}
+
+// What stands in front of the convolution, for 8 channels from `channel` on.
+template <int V, class T>
+__device__ __forceinline__ Prologue<T> prologue_of(const ConvShape &s, const float *norm, bool adds, int item, int channel) {
+    const float *from = norm && channel < s.c ? norm + ((int64)item * s.c + channel) * 3 : nullptr;
+    if constexpr (V == 8) {
+        return Prologue<T>(from, adds, s.slope);
+    } else {
+        Prologue<T> prologue(nullptr, adds, s.slope);
+        prologue.norms = from != nullptr;
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (from && channel + i < s.c) prologue.scale[i] = from[3 * i + 1], prologue.shift[i] = fmaf(-from[3 * i], from[3 * i + 1], from[3 * i + 2]);
+        return prologue;
     }
 }
 
 // tensor cores
-template <class T, int V, int TAPS>
+template <class T, int V, int TAPS, bool GATHERS>
 __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const ConvShape &s, int items, const T *x, const float *norm, const T *add,
                                                    const T *dy, float *partial) {
-    typedef Halo<TAPS> H;
-    constexpr int XS = IN + 8, GS = OUT + 8, MOST = (TAPS + 7) / 8;
-    T *halo = reinterpret_cast<T *>(shared), *grad = halo + H::VOXELS * XS;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = (s.c + IN - 1) / IN;
-    int c0 = blockIdx.y % across * IN, n0 = blockIdx.y / across * OUT, phase = blockIdx.z, tiles = conv_tiles(s);
-    float acc[MOST][4][4] = {};
-    for (int t = blockIdx.x; t < items * tiles; t += gridDim.x) {
-        ConvBlock b(s, t / tiles, t % tiles, n0, phase);
-        __syncthreads();
-        load_halo<TAPS, false, IN, V, XS, 256>(halo, s, b, x, norm, add, c0);
-        load_gradient<V, GS>(grad, s, b, dy);
+    constexpr int EDGE = TAPS == 27 ? 3 : 2;
+    typedef Ring<EDGE> R;
+    constexpr int ROW = R::ROW, AROUND = R::AROUND, STAGES = R::STAGES, ALL = AROUND * AROUND * 4, EACH = (ALL + R::THREADS - 1) / R::THREADS;
+    T *ring = reinterpret_cast<T *>(shared);
+    int across = (s.c + OUT - 1) / OUT, c0 = blockIdx.y % across * OUT, n0 = blockIdx.y / across * OUT, phase = blockIdx.z;
+    int up = s.phases == 8 ? 2 : 1, fine = s.pool ? 2 : 1;
+    bool adds = add != nullptr;
+    // In a buffer, what is added to x lies behind it, then dy.
+    int behind = adds ? 2 * R::X : R::X, stage = behind + R::DY;
+    // Each scheduler's warps have different quarters of the channels.
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quarter = (warp + warp / 4) % 4, wi = quarter % 2 * 16, wo = quarter / 2 * 16, kw = warp / 4;
+    bool active = c0 + wi < s.c && n0 + wo < s.outs;
+    // A lane's row of four matrices: voxels of rows h and h + 4 by 16 channels.
+    const T *left = ring + (lane / 16 * 4 * 8 + lane % 8) * ROW + wi + lane / 8 % 2 * 8;
+    const T *right = ring + behind + (lane / 8 % 2 * 4 * AROUND + lane % 8 + EDGE - 1 - kw) * ROW + wo + lane / 16 * 8;
+    float acc[EDGE][EDGE][2][4] = {};
+
+    // Columns are cut into as many runs of planes of dy as give each block one.
+    int flat = ((s.h + 7) / 8) * ((s.w + 7) / 8), columns = items * flat;
+    int run = (s.d + ((int)gridDim.x + columns - 1) / columns - 1) / (((int)gridDim.x + columns - 1) / columns), parts = (s.d + run - 1) / run;
+#pragma unroll 1
+    for (int at = blockIdx.x; at < columns * parts; at += gridDim.x) {
+        int first = at % parts * run, steps = min(run, s.d - first) + EDGE - 1, item = at / parts / flat;
+        ConvBlock b(s, item, at / parts % flat, n0, phase);
+        // A step brings a plane of x, and of dy the one whose last plane of x that is: the first steps have none.
+        int plane = first - 1 + (EDGE == 2 ? phase >> 2 : 0), dy_plane = first - (EDGE - 1);
+        // The first 256 threads bring 8 channels of a voxel of x each, all bring those of dy. Where that is they find out each time: it takes less than keeping it.
+        auto brings_x = [&](int step, int thread) {
+            return thread < 256 && b.h0 + thread / 32 < s.h && b.w0 + thread / 4 % 8 < s.w && c0 + thread % 4 * 8 < s.c && (unsigned)(plane + step) < (unsigned)s.d;
+        };
+        // Starts a step's copies.
+        auto start = [&](int step, int slot) {
+            if (step < steps) {
+                int thread = own_thread();
+                T *to = ring + slot * stage;
+                if (thread < 256) {
+                    T *own = to + thread / 4 * ROW + thread % 4 * 8;
+                    int channel = c0 + thread % 4 * 8, voxel = (((plane + step) * fine * s.h + b.h0 + thread / 32) * fine * s.w + b.w0 + thread / 4 % 8) * fine;
+                    bool inside = brings_x(step, thread);
+                    int64 from = inside ? ((int64)item * (s.d * s.h * s.w * fine * fine * fine) + voxel) * s.c + channel : 0;
+                    if constexpr (!GATHERS) {
+                        copy_async(own, x + from, inside);
+                        if (adds) copy_async(own + R::X, add + from, inside);
+                    } else {
+                        Raw<T, 8> most = {};
+                        if (inside) {
+                            Prologue<T> prologue = prologue_of<V, T>(s, norm, adds, item, channel);
+#pragma unroll 1
+                            for (int p = 0; p < (s.pool ? 8 : 1); p++) {
+                                int64 at = from + (int64)(((p >> 2) * 2 * s.h + (p >> 1 & 1)) * 2 * s.w + (p & 1)) * s.c;
+                                Raw<T, 8> value = load_channels<V>(x + at, s.c - channel), more = value;
+                                if (adds) more = load_channels<V>(add + at, s.c - channel);
+                                value = prologue.of(value, more);
+#pragma unroll
+                                for (int j = 0; j < 4; j++) most.words.v[j] = p ? pair_max<T>(most.words.v[j], value.words.v[j]) : value.words.v[j];
+                            }
+                        }
+                        *reinterpret_cast<Raw<T, 8> *>(own) = most;
+                    }
+                }
+                if (step >= EDGE - 1) {
+#pragma unroll
+                    for (int i = 0; i < EACH; i++) {
+                        int cell = (thread + R::THREADS - 256) % R::THREADS + i * R::THREADS, o = n0 + cell % 4 * 8;
+                        int h = b.h0 + cell / 4 / AROUND - (EDGE == 2 ? phase >> 1 & 1 : 1), w = b.w0 + cell / 4 % AROUND - (EDGE == 2 ? phase & 1 : 1);
+                        if (cell >= ALL) continue;
+                        bool inside = (unsigned)h < (unsigned)s.h && (unsigned)w < (unsigned)s.w && o < s.outs;
+                        int voxel = ((up * (dy_plane + step) + (phase >> 2)) * up * s.h + up * h + (phase >> 1 & 1)) * up * s.w + up * w + (phase & 1);
+                        const T *from = dy + (inside ? ((int64)item * (s.d * s.h * s.w * s.phases) + voxel) * s.outs + o : 0);
+                        T *there = to + behind + cell / 4 * ROW + cell % 4 * 8;
+                        if constexpr (V == 8) {
+                            copy_async(there, from, inside);
+                        } else {
+                            Raw<T, 8> value = {};
+                            if (inside) value = load_channels<V>(from, s.outs - o);
+                            *reinterpret_cast<Raw<T, 8> *>(there) = value;
+                        }
+                    }
+                }
+            }
+            copy_commit();
+        };
+        // Does what stands in front of the convolution to what the thread brought, in place.
+        auto prepare = [&](int step, int slot) {
+            int thread = own_thread();
+            if (!GATHERS && (norm || adds) && brings_x(step, thread)) {
+                Prologue<T> prologue = prologue_of<8, T>(s, norm, adds, item, c0 + thread % 4 * 8);
+                T *own = ring + slot * stage + thread / 4 * ROW + thread % 4 * 8;
+                Raw<T, 8> value = load_raw<8>(own), more = value;
+                if (adds) more = load_raw<8>(own + R::X);
+                *reinterpret_cast<Raw<T, 8> *>(own) = prologue.of(value, more);
+            }
+        };
+        FragmentA a[EDGE][4];
+        auto load_x = [&](FragmentA (&to)[4], int slot) {
+#pragma unroll
+            for (int h = 0; h < 4; h++) load_matrices_turned(to[h].r, left + slot * stage, h * 8 * ROW * 2);
+        };
         __syncthreads();
 #pragma unroll 1
-        for (int step = 0; step < TILE / 16; step++) {
-            unsigned right[2][4];
+        for (int i = 0; i < STAGES - 1; i++) start(i, i);
+        copy_wait<STAGES - EDGE>();
+#pragma unroll 1
+        for (int i = 0; i < EDGE - 1; i++) prepare(i, i);
+        __syncthreads();
 #pragma unroll
-            for (int j = 0; j < 2; j++)
-                load_matrices_turned(right[j], grad + (step * 16 + lane / 8 % 2 * 8 + lane % 8) * GS + j * 16 + lane / 16 * 8);
-            const T *from = halo + ((step / 4 * H::H + step % 4 * 2 + lane / 16) * H::W + lane % 8) * XS + lane / 8 % 2 * 8;
+        for (int k = 0; k < EDGE - 1; k++) load_x(a[k], k);
+        __syncthreads();
+#pragma unroll 1
+        for (int i = STAGES - 1; i < STAGES + EDGE - 2; i++) start(i, i % STAGES);
+#pragma unroll 1
+        for (int step = EDGE - 1, slot = EDGE - 1; step < steps; step++, slot = slot + 1 == STAGES ? 0 : slot + 1) {
+            copy_wait<STAGES - 2>();
+            prepare(step, slot);
+            __syncthreads();
+            start(step + STAGES - 1, slot ? slot - 1 : STAGES - 1);
+            load_x(a[EDGE - 1], slot);
+            if (active) {
+                unsigned b[2][4];
+                load_matrices_turned(b[0], right + slot * stage);
 #pragma unroll
-            for (int j = 0; j < MOST; j++) {
-                int tap = warp + 8 * j;
-                if (tap >= TAPS) break;
-                FragmentA left;
-                load_matrices_turned(left.r, from + H::tap(tap) * XS);
+                for (int r = 0; r < 3 + EDGE; r++) {
+                    if (r + 1 < 3 + EDGE) load_matrices_turned(b[(r + 1) % 2], right + slot * stage, (r + 1) * AROUND * ROW * 2);
 #pragma unroll
-                for (int n = 0; n < 4; n++) multiply<T>(acc[j][n], left, FragmentB{{right[n / 2][n % 2 * 2], right[n / 2][n % 2 * 2 + 1]}});
+                    for (int kh = 0; kh < EDGE; kh++) {
+                        int h = r + kh - (EDGE - 1);
+                        if (h < 0 || h > 3) continue;
+#pragma unroll
+                        for (int kd = 0; kd < EDGE; kd++) {
+#pragma unroll
+                            for (int n = 0; n < 2; n++) multiply<T>(acc[kd][kh][n], a[kd][h], FragmentB{{b[r % 2][n * 2], b[r % 2][n * 2 + 1]}});
+                        }
+                    }
+                }
+            }
+#pragma unroll
+            for (int k = 0; k + 1 < EDGE; k++) {
+#pragma unroll
+                for (int h = 0; h < 4; h++) a[k][h] = a[k + 1][h];
             }
         }
     }
+    float *to = partial + (((int64)blockIdx.x * s.phases + phase) * TAPS + kw) * s.c * s.outs;
 #pragma unroll
-    for (int j = 0; j < MOST; j++) {
-        int tap = warp + 8 * j;
-        if (tap >= TAPS) break;
-        float *to = partial + (((int64)blockIdx.x * s.phases + phase) * TAPS + tap) * s.c * s.outs;
+    for (int tap = 0; tap < EDGE * EDGE; tap++) {
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
+        for (int n = 0; n < 2; n++) {
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int i = c0 + e / 2 * 8 + lane / 4, o = n0 + n * 8 + lane % 4 * 2 + e % 2;
-                if (i < s.c && o < s.outs) to[(int64)i * s.outs + o] = acc[j][n][e];
+            for (int half = 0; half < 2; half++) {
+                int i = c0 + wi + half * 8 + lane / 4, o = n0 + wo + n * 8 + lane % 4 * 2;
+                if (i >= s.c || o >= s.outs) continue;
+                float *at = to + ((int64)tap * EDGE * s.c + i) * s.outs + o, two[2] = {acc[tap / EDGE][tap % EDGE][n][half * 2], acc[tap / EDGE][tap % EDGE][n][half * 2 + 1]};
+                if (s.outs % 2 == 0) {
+                    store(at, two);
+                } else {
+                    at[0] = two[0];
+                    if (o + 1 < s.outs) at[1] = two[1];
+                }
             }
         }
     }
@@ -118,72 +270,94 @@ __device__ __forceinline__ void conv_weight_plain(unsigned char *shared, const C
     }
 }
 
-#define CONV_WEIGHT(NAME, T, BLOCKS, FUNCTION, V, TAPS)                                                                                         \
-    KERNEL(weight_gradient_##NAME##TAPS##_##T, 256, BLOCKS,                                                                                     \
+#define CONV_WEIGHT(NAME, T, THREADS, BLOCKS, ...)                                                                                               \
+    KERNEL(weight_gradient_##NAME##_##T, THREADS, BLOCKS,                                                                                       \
            (const T *x, const float *norm, const T *add, const T *dy, float *partial, int items, int d, int h, int w, int c, int outs,          \
             int phases, int pool, float slope),                                                                                                 \
-           SHARED_MEMORY(shared); ConvShape s{d, h, w, c, outs, phases, pool, slope, 1, nullptr};            \
-           FUNCTION<T, V, TAPS>(shared, s, items, x, norm, add, dy, partial))
-CONV_WEIGHT(, f32, 2, conv_weight_plain, 4, 27)
-CONV_WEIGHT(, f16, 1, conv_weight_matrix, 8, 27)
-CONV_WEIGHT(, bf16, 1, conv_weight_matrix, 8, 27)
-CONV_WEIGHT(few_, f32, 2, conv_weight_plain, 1, 27)
-CONV_WEIGHT(few_, f16, 1, conv_weight_matrix, 1, 27)
-CONV_WEIGHT(few_, bf16, 1, conv_weight_matrix, 1, 27)
-CONV_WEIGHT(, f32, 2, conv_weight_plain, 4, 8)
-CONV_WEIGHT(, f16, 1, conv_weight_matrix, 8, 8)
-CONV_WEIGHT(, bf16, 1, conv_weight_matrix, 8, 8)
-CONV_WEIGHT(few_, f32, 2, conv_weight_plain, 1, 8)
-CONV_WEIGHT(few_, f16, 1, conv_weight_matrix, 1, 8)
-CONV_WEIGHT(few_, bf16, 1, conv_weight_matrix, 1, 8)
+           SHARED_MEMORY(shared); ConvShape s{d, h, w, c, outs, phases, pool, slope, 1, nullptr};                                               \
+           __VA_ARGS__(shared, s, items, x, norm, add, dy, partial))
+CONV_WEIGHT(27, f32, 256, 2, conv_weight_plain<f32, 4, 27>)
+CONV_WEIGHT(8, f32, 256, 2, conv_weight_plain<f32, 4, 8>)
+CONV_WEIGHT(few_27, f32, 256, 2, conv_weight_plain<f32, 1, 27>)
+CONV_WEIGHT(few_8, f32, 256, 2, conv_weight_plain<f32, 1, 8>)
+#define CONV_WEIGHT_MATRIX(T)                                                        \
+    CONV_WEIGHT(27, T, 384, 1, conv_weight_matrix<T, 8, 27, false>)                  \
+    CONV_WEIGHT(pooled_27, T, 384, 1, conv_weight_matrix<T, 8, 27, true>)            \
+    CONV_WEIGHT(few_27, T, 384, 1, conv_weight_matrix<T, 1, 27, true>)               \
+    CONV_WEIGHT(8, T, 256, 2, conv_weight_matrix<T, 8, 8, false>)                    \
+    CONV_WEIGHT(few_8, T, 256, 2, conv_weight_matrix<T, 1, 8, true>)
+CONV_WEIGHT_MATRIX(f16)
+CONV_WEIGHT_MATRIX(bf16)
 
-// Rows `row0` to `row0 + ROWS` of a matrix, 64 columns from `column0` on, zero beyond `rows` and `columns`.
-template <int ROWS, int THREADS, class T> __device__ __forceinline__ void fill_rows(T *to, int stride, const T *from, int row0, int rows, int column0, int columns) {
-    constexpr int V = 16 / sizeof(T);
-    for (int i = threadIdx.x; i < ROWS * SPAN / V; i += THREADS) {
-        int r = i / (SPAN / V), column = i % (SPAN / V) * V;
-        float v[V];
+// Brings COLUMNS columns of a matrix's rows into shared memory, ROWS rows a step, zeros beyond `rows` and `columns`; a thread keeps its places, which are 16 bytes each.
+template <class T, int COLUMNS> struct DenseBringer {
+    static constexpr int THREADS = 128, ROWS = 32, APART = THREADS / (COLUMNS / 8), EACH = ROWS / APART, STRIDE = COLUMNS + 8;
+    const T *from;
+    T *to;
+    int row, rows, columns, left;
+
+    __device__ __forceinline__ DenseBringer(const T *matrix, T *shared, int row0, int rows, int column0, int columns) : rows(rows), columns(columns) {
+        int r = threadIdx.x / (COLUMNS / 8), column = column0 + threadIdx.x % (COLUMNS / 8) * 8;
+        row = row0 + r, left = columns - column;
+        from = matrix + (int64)row * columns + column, to = shared + r * STRIDE + threadIdx.x % (COLUMNS / 8) * 8;
+    }
+    // Starts the next step, into its buffer.
+    __device__ __forceinline__ void bring(int buffer) {
+        T *cell = to + buffer * ROWS * STRIDE;
 #pragma unroll
-        for (int j = 0; j < V; j++) v[j] = 0.0f;
-        if (row0 + r < rows) {
-            const T *at = from + (int64)(row0 + r) * columns + column0 + column;
-            if (columns % V == 0 && column0 + column < columns) {
-                load(v, at);
+        for (int i = 0; i < EACH; i++) {
+            bool within = left > 0 && row + i * APART < rows;
+            const T *at = from + (int64)i * APART * columns;
+            if (columns % 8 == 0) {
+                copy_async(cell + i * APART * STRIDE, at, within);
             } else {
-#pragma unroll
-                for (int j = 0; j < V; j++)
-                    if (column0 + column + j < columns) v[j] = to_float(at[j]);
+                Raw<T, 8> value = {};
+                if (within) value = load_channels<1>(at, left);
+                *reinterpret_cast<Raw<T, 8> *>(cell + i * APART * STRIDE) = value;
             }
         }
-        store(to + r * stride + column, v);
+        row += ROWS, from += (int64)ROWS * columns;
     }
-}
+};
 
-// Each run has `run` rows. partial [run][n][k], to which they are added where there is more.
+// Each run has `run` rows. partial [run][n][k], to which they are added where there is more. A block has N of n.
 // tensor cores
-template <class T> __device__ __forceinline__ void dense_weight_matrix(const T *x, const T *dy, float *partial, int m, int n, int k, int run, int more) {
-    constexpr int ROWS = 32, STRIDE = SPAN + 8;
+template <class T, int N>
+__device__ __forceinline__ void dense_weight_matrix(const T *x, const T *dy, float *partial, int m, int n, int k, int run, int more) {
+    typedef DenseBringer<T, N> Left;
+    typedef DenseBringer<T, SPAN> Right;
+    constexpr int ROWS = Left::ROWS, STAGES = 4, M = N / 32;
     SHARED_MEMORY(shared);
-    T *left = reinterpret_cast<T *>(shared), *right = left + ROWS * STRIDE;
-    int n0 = blockIdx.x * SPAN, k0 = blockIdx.y * SPAN, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int wn = warp / 2 * 32, wk = warp % 2 * 32, end = min(m, (int)(blockIdx.z + 1) * run);
-    float acc[2][4][4] = {};
-    for (int row0 = blockIdx.z * run; row0 < end; row0 += ROWS) {
+    T *left = reinterpret_cast<T *>(shared), *right = left + STAGES * ROWS * Left::STRIDE;
+    int n0 = blockIdx.x * N, k0 = blockIdx.y * SPAN, warp = threadIdx.x / 32, lane = threadIdx.x % 32, wn = warp / 2 * (N / 2), wk = warp % 2 * 32;
+    int first = blockIdx.z * run, end = min(m, first + run), steps = (end - first + ROWS - 1) / ROWS;
+    Left gradients(dy, left, first, end, n0, n);
+    Right inputs(x, right, first, end, k0, k);
+    auto start = [&](int step, int buffer) {
+        if (step < steps) gradients.bring(buffer), inputs.bring(buffer);
+        copy_commit();
+    };
+    for (int i = 0; i < STAGES - 1; i++) start(i, i);
+    // A lane's row of four matrices of 8 rows by 8 columns, transposed on their way.
+    const T *l = left + (lane / 16 * 8 + lane % 8) * Left::STRIDE + wn + lane / 8 % 2 * 8;
+    const T *r = right + (lane / 8 % 2 * 8 + lane % 8) * Right::STRIDE + wk + lane / 16 * 8;
+    float acc[M][4][4] = {};
+#pragma unroll 1
+    for (int step = 0, buffer = 0; step < steps; step++, buffer = (buffer + 1) % STAGES) {
+        copy_wait<STAGES - 2>();
         __syncthreads();
-        fill_rows<ROWS, 128>(left, STRIDE, dy, row0, end, n0, n);
-        fill_rows<ROWS, 128>(right, STRIDE, x, row0, end, k0, k);
-        __syncthreads();
+        start(step + STAGES - 1, (buffer + STAGES - 1) % STAGES);
+        const T *l_step = l + buffer * ROWS * Left::STRIDE, *r_step = r + buffer * ROWS * Right::STRIDE;
 #pragma unroll
-        for (int r = 0; r < ROWS; r += 16) {
-            FragmentA a[2];
+        for (int row = 0; row < ROWS; row += 16) {
+            FragmentA a[M];
             unsigned b[2][4];
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                load_matrices_turned(a[i].r, left + (r + lane / 16 * 8 + lane % 8) * STRIDE + wn + i * 16 + lane / 8 % 2 * 8);
-                load_matrices_turned(b[i], right + (r + lane / 8 % 2 * 8 + lane % 8) * STRIDE + wk + i * 16 + lane / 16 * 8);
-            }
+            for (int j = 0; j < 2; j++) load_matrices_turned(b[j], r_step, (row * Right::STRIDE + j * 16) * 2);
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
+            for (int i = 0; i < M; i++) load_matrices_turned(a[i].r, l_step, (row * Left::STRIDE + i * 16) * 2);
+#pragma unroll
+            for (int i = 0; i < M; i++) {
 #pragma unroll
                 for (int j = 0; j < 4; j++) multiply<T>(acc[i][j], a[i], FragmentB{{b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]}});
             }
@@ -191,16 +365,46 @@ template <class T> __device__ __forceinline__ void dense_weight_matrix(const T *
     }
     partial += (int64)blockIdx.z * n * k;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < M; i++) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
+        for (int half = 0; half < 2; half++) {
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int row = n0 + wn + i * 16 + e / 2 * 8 + lane / 4, column = k0 + wk + j * 8 + lane % 4 * 2 + e % 2;
-                float *to = partial + (int64)row * k + column;
-                if (row < n && column < k) *to = more ? *to + acc[i][j][e] : acc[i][j][e];
+            for (int j = 0; j < 4; j++) {
+                int row = n0 + wn + i * 16 + half * 8 + lane / 4, column = k0 + wk + j * 8 + lane % 4 * 2;
+                if (row >= n || column >= k) continue;
+                float *to = partial + (int64)row * k + column, two[2] = {acc[i][j][half * 2], acc[i][j][half * 2 + 1]}, sum[2] = {};
+                if (k % 2 == 0) {
+                    if (more) load(sum, to);
+                    sum[0] += two[0], sum[1] += two[1];
+                    store(to, sum);
+                } else {
+                    to[0] = more ? to[0] + two[0] : two[0];
+                    if (column + 1 < k) to[1] = more ? to[1] + two[1] : two[1];
+                }
             }
         }
+    }
+}
+
+// Rows `row0` to `row0 + ROWS` of a matrix, 64 columns from `column0` on, zero beyond `rows` and `columns`.
+template <int ROWS> __device__ __forceinline__ void fill_rows(float *to, int stride, const float *from, int row0, int rows, int column0, int columns) {
+    constexpr int V = 4;
+    for (int i = threadIdx.x; i < ROWS * SPAN / V; i += 256) {
+        int r = i / (SPAN / V), column = i % (SPAN / V) * V;
+        float v[V];
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] = 0.0f;
+        if (row0 + r < rows) {
+            const float *at = from + (int64)(row0 + r) * columns + column0 + column;
+            if (columns % V == 0 && column0 + column < columns) {
+                load(v, at);
+            } else {
+#pragma unroll
+                for (int j = 0; j < V; j++)
+                    if (column0 + column + j < columns) v[j] = at[j];
+            }
+        }
+        store(to + r * stride + column, v);
     }
 }
 
@@ -212,8 +416,8 @@ __device__ __forceinline__ void dense_weight_plain(const float *x, const float *
     float acc[4][4] = {};
     for (int row0 = blockIdx.z * run; row0 < end; row0 += ROWS) {
         __syncthreads();
-        fill_rows<ROWS, 256>(left, STRIDE, dy, row0, end, n0, n);
-        fill_rows<ROWS, 256>(right, STRIDE, x, row0, end, k0, k);
+        fill_rows<ROWS>(left, STRIDE, dy, row0, end, n0, n);
+        fill_rows<ROWS>(right, STRIDE, x, row0, end, k0, k);
         __syncthreads();
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
@@ -238,12 +442,14 @@ __device__ __forceinline__ void dense_weight_plain(const float *x, const float *
     }
 }
 
-#define DENSE_WEIGHT(T, THREADS, BLOCKS, FUNCTION)                                                                                  \
-    KERNEL(weight_gradient_dense_##T, THREADS, BLOCKS, (const T *x, const T *dy, float *partial, int m, int n, int k, int run,      \
-           int more), FUNCTION(x, dy, partial, m, n, k, run, more))
-DENSE_WEIGHT(f32, 256, 3, dense_weight_plain)
-DENSE_WEIGHT(f16, 128, 5, dense_weight_matrix<f16>)
-DENSE_WEIGHT(bf16, 128, 5, dense_weight_matrix<bf16>)
+#define DENSE_WEIGHT(NAME, THREADS, BLOCKS, T, ...)                                                                                 \
+    KERNEL(weight_gradient_##NAME##_##T, THREADS, BLOCKS, (const T *x, const T *dy, float *partial, int m, int n, int k, int run,   \
+           int more), __VA_ARGS__(x, dy, partial, m, n, k, run, more))
+DENSE_WEIGHT(dense, 256, 3, f32, dense_weight_plain)
+DENSE_WEIGHT(dense, 128, 5, f16, dense_weight_matrix<f16, SPAN>)
+DENSE_WEIGHT(dense, 128, 5, bf16, dense_weight_matrix<bf16, SPAN>)
+DENSE_WEIGHT(dense_wide, 128, 3, f16, dense_weight_matrix<f16, 2 * SPAN>)
+DENSE_WEIGHT(dense_wide, 128, 3, bf16, dense_weight_matrix<bf16, 2 * SPAN>)
 
 // Every `step`-th of `parts` partial sums from number `part` on, that lie `apart` floats from each other: eight in float, eights in double.
 template <int V> __device__ __forceinline__ void add_parts(double (&sum)[V], const float *from, int part, int step, int parts, int64 apart) {

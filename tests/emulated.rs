@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::{device_name, here, judge_stage, stage, tiny};
+use common::{device_name, here, judge_rounding, judge_stage, judge_tokens, stage, tiny};
 use prism::autograd::{ParamGrads, Tape};
 use prism::bench::TrainingStep;
-use prism::device::{DType, Device};
+use prism::device::{DType, Device, Precision};
 use prism::model::{Config, Encoder, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::attention::VitWeights;
 use prism::ops::conv3d::{self, ConvInput};
@@ -26,43 +26,58 @@ use prism::volume::Volume;
 use prism::volume::intensity::Normalization;
 use std::sync::{Arc, OnceLock};
 
-fn open(dtype: DType) -> Device {
-    Device::open_as(&device_name(), 0, dtype).unwrap()
+fn open(precision: impl Into<Precision>) -> Device {
+    Device::open_as(&device_name(), 0, precision).unwrap()
 }
 
-fn must_pass(dtype: DType, folder: &str, only: &[Kind], at_least: usize) {
+/// float32 as it is multiplied by default, in one pass and in plain arithmetic; 16 bits.
+const PRECISIONS: [Precision; 5] =
+    [Precision::F32, Precision::Tf32, Precision::Ieee, Precision::F16, Precision::Bf16];
+
+fn must_pass(precision: Precision, folder: &str, only: &[Kind], at_least: usize) {
     let mut reports = vec![];
-    let passed = run(&open(dtype), &here(folder), only, |r| reports.push(r.clone())).unwrap();
+    let passed = run(&open(precision), &here(folder), only, |r| reports.push(r.clone())).unwrap();
     let failed: Vec<_> =
         reports.iter().filter(|r| !r.passed()).map(|r| (&r.case, r.worst(), &r.failure)).collect();
-    assert!(passed && reports.len() >= at_least, "{dtype}: {} cases, {failed:#?}", reports.len());
+    let count = reports.len();
+    assert!(passed && count >= at_least, "{precision}: {count} cases, {failed:#?}");
 }
 
 #[test]
 fn ops_and_their_gradients_pass_in_every_precision() {
-    for dtype in [DType::F32, DType::F16, DType::Bf16] {
-        must_pass(dtype, "tests/reference/ops", &[], 45);
+    for precision in PRECISIONS {
+        must_pass(precision, "tests/reference/ops", &[], 45);
     }
 }
 
 /// Sessions at 32^3, and the training loss of a batch with every parameter's gradient.
-fn the_network_must_pass(dtype: DType) {
-    must_pass(dtype, "tests/reference/model", &[Kind::Session, Kind::Gradient], 3);
+fn the_network_must_pass(precision: Precision) {
+    must_pass(precision, "tests/reference/model", &[Kind::Session, Kind::Gradient], 3);
 }
 
 #[test]
 fn the_network_passes_in_float32() {
-    the_network_must_pass(DType::F32);
+    the_network_must_pass(Precision::F32);
+}
+
+#[test]
+fn the_network_passes_in_plain_float32() {
+    the_network_must_pass(Precision::Ieee);
+}
+
+#[test]
+fn the_network_passes_in_tf32() {
+    the_network_must_pass(Precision::Tf32);
 }
 
 #[test]
 fn the_network_passes_in_float16() {
-    the_network_must_pass(DType::F16);
+    the_network_must_pass(Precision::F16);
 }
 
 #[test]
 fn the_network_passes_in_bfloat16() {
-    the_network_must_pass(DType::Bf16);
+    the_network_must_pass(Precision::Bf16);
 }
 
 /// What a session gave.
@@ -114,14 +129,10 @@ fn session(device: &Device, config: Config) -> Given {
 }
 
 /// The tiny network's session on the device of the tests, computed once for all of them.
-fn expected(dtype: DType) -> &'static Given {
-    static GIVEN: [OnceLock<Given>; 3] = [const { OnceLock::new() }; 3];
-    let at = match dtype {
-        DType::F32 => 0,
-        DType::F16 => 1,
-        DType::Bf16 => 2,
-    };
-    GIVEN[at].get_or_init(|| session(&open(dtype), tiny()))
+fn expected(precision: Precision) -> &'static Given {
+    static GIVEN: [OnceLock<Given>; 5] = [const { OnceLock::new() }; 5];
+    let at = PRECISIONS.iter().position(|p| *p == precision).unwrap();
+    GIVEN[at].get_or_init(|| session(&open(precision), tiny()))
 }
 
 /// How far values are from those that were expected, in parts of their length.
@@ -143,12 +154,12 @@ fn the_order_of_threads_changes_no_bit() {
         common::skipped("only the emulator runs threads in an order of one's choosing");
         return;
     }
-    for dtype in [DType::F32, DType::F16] {
-        let expected = expected(dtype);
+    for precision in [Precision::F32, Precision::Tf32, Precision::F16] {
+        let expected = expected(precision);
         assert!(expected.logits.iter().all(|v| v.is_finite()));
         for seed in [1, 7] {
-            let device = Device::open_as(&format!("emulated:{seed}"), 0, dtype).unwrap();
-            assert_eq!(session(&device, tiny()), *expected, "{dtype}, seed {seed}");
+            let device = Device::open_as(&format!("emulated:{seed}"), 0, precision).unwrap();
+            assert_eq!(session(&device, tiny()), *expected, "{precision}, seed {seed}");
         }
     }
 }
@@ -156,10 +167,23 @@ fn the_order_of_threads_changes_no_bit() {
 #[test]
 fn the_same_network_as_on_the_cpu() {
     let on_cpu = session(&Device::open("cpu", 0).unwrap(), tiny()).masks;
-    for (dtype, bound) in [(DType::F32, 1e-4), (DType::F16, 2e-2), (DType::Bf16, 1e-1)] {
-        let masks = &expected(dtype).masks;
+    for (precision, bound) in [
+        (Precision::F32, 1e-4),
+        (Precision::Ieee, 1e-4),
+        (Precision::Tf32, 2e-2),
+        (Precision::F16, 2e-2),
+        (Precision::Bf16, 1e-1),
+    ] {
+        let masks = &expected(precision).masks;
         let apart = apart(masks, &on_cpu);
-        assert!(apart < bound, "{dtype}: {apart}");
+        assert!(apart < bound, "{precision}: {apart}");
+    }
+}
+
+#[test]
+fn products_of_float32_are_rounded_as_was_asked_for() {
+    for precision in [Precision::F32, Precision::Tf32, Precision::Ieee] {
+        judge_rounding(&open(precision)).unwrap_or_else(|e| panic!("{precision}: {e}"));
     }
 }
 
@@ -200,9 +224,12 @@ fn learn(device: &Device, scale: f32) -> (f64, Vec<f64>) {
 fn a_training_pass_loses_and_learns_as_on_the_cpu() {
     let (loss, gradients) = learn(&Device::open("cpu", 0).unwrap(), 1.0);
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    for (dtype, scale, bound) in
-        [(DType::F32, 1.0, 1e-4), (DType::F16, 65536.0, 2e-2), (DType::Bf16, 1.0, 6e-2)]
-    {
+    for (dtype, scale, bound) in [
+        (Precision::F32, 1.0, 1e-4),
+        (Precision::Tf32, 1.0, 2e-2),
+        (Precision::F16, 65536.0, 2e-2),
+        (Precision::Bf16, 1.0, 6e-2),
+    ] {
         let (l, g) = learn(&open(dtype), scale);
         assert_eq!(g.len(), gradients.len());
         let apart = norm(&mut g.iter().zip(&gradients).map(|(a, b)| a - b))
@@ -374,7 +401,13 @@ fn windows_go_back_as_on_the_cpu(n: usize, s: usize, edge: usize, heads: usize, 
         (0..7).map(|id| grads.get(id).unwrap().to_vec()).chain([dx]).collect()
     };
     let expected = gradients(&Device::open("cpu", 0).unwrap());
-    for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 1e-2), (DType::Bf16, 8e-2)] {
+    for (dtype, bound) in [
+        (Precision::F32, 1e-5),
+        (Precision::Tf32, 1e-2),
+        (Precision::Ieee, 1e-5),
+        (Precision::F16, 1e-2),
+        (Precision::Bf16, 8e-2),
+    ] {
         for (id, (got, want)) in gradients(&open(dtype)).iter().zip(&expected).enumerate() {
             let apart = apart(got, want);
             assert!(apart < bound, "{dtype}, {s} in windows of {edge}, gradient {id}: {apart}");
@@ -407,14 +440,23 @@ fn a_composition_goes_back_as_on_the_cpu() {
 /// A block makes all phases of its tile where there are many tiles, else one: both are the stage.
 #[test]
 fn a_stage_of_few_and_of_many_blocks_is_as_on_the_cpu() {
-    for (dtype, name) in [(DType::F16, "f16"), (DType::Bf16, "bf16")] {
-        let Device::Cuda(cuda) = open(dtype) else { panic!("no CUDA device") };
+    for (precision, name) in [
+        (Precision::F32, "tf32x3"),
+        (Precision::Tf32, "tf32"),
+        (Precision::F16, "f16"),
+        (Precision::Bf16, "bf16"),
+    ] {
+        let Device::Cuda(cuda) = open(precision) else { panic!("no CUDA device") };
         let device = Device::Cuda(cuda.clone());
         // Of 16 channels and of 32.
         for (coarse, chunk) in [(16, 16), (24, 32)] {
             for (items, kernel) in [(1, "decoder_stage_phase"), (81, "decoder_stage")] {
                 let launches = cuda.launches(false, || stage(&device, items, coarse)).unwrap().0;
-                let kernel = format!("{kernel}_{chunk}_{name}");
+                // Of floats a block has 16 channels at a time, and all phases of no more.
+                let kernel = match (precision.maps(), coarse) {
+                    (DType::F32, 24) => format!("decoder_stage_phase_16_{name}"),
+                    _ => format!("{kernel}_{chunk}_{name}"),
+                };
                 assert!(launches.iter().any(|launch| launch.kernel == kernel), "no {kernel}");
                 judge_stage(&device, items, coarse).unwrap_or_else(|e| panic!("{kernel}: {e}"));
             }
@@ -482,9 +524,13 @@ fn dense_layers_go_back_as_on_the_cpu() {
             .map(|gradient| gradient.unwrap().data().to_vec())
         };
         let [want_x, want_w, want_sum] = run(&cpu);
-        for (dtype, rounding) in
-            [(DType::F32, 0.0), (DType::F16, 1.0 / 1024.0), (DType::Bf16, 1.0 / 128.0)]
-        {
+        for (dtype, rounding) in [
+            (Precision::F32, 0.0),
+            (Precision::Tf32, 0.0),
+            (Precision::Ieee, 0.0),
+            (Precision::F16, 1.0 / 1024.0),
+            (Precision::Bf16, 1.0 / 128.0),
+        ] {
             let [got_x, got_w, got_sum] = run(&open(dtype));
             assert_eq!(got_w, want_w, "{dtype}, [{m}, {n}, {k}]");
             assert_eq!(got_sum, want_sum, "{dtype}, [{m}, {n}, {k}]");
@@ -644,10 +690,36 @@ fn rows_of_parameters_are_put_together_on_the_device_as_on_the_host() {
 }
 
 #[test]
+fn the_token_path_is_as_on_the_cpu() {
+    for precision in PRECISIONS {
+        judge_tokens(&open(precision)).unwrap_or_else(|e| panic!("{precision}: {e}"));
+    }
+}
+
+/// What lies between two reads of all of a result is one launch. Of two layers: projections of
+/// tokens and of the image, the layers of the MLP, attention with the layer behind it, which in
+/// float32 are two; each layer of the small networks behind them at once.
+#[test]
+fn the_token_path_is_few_launches() {
+    for (dtype, linears, attentions) in [(DType::F32, 21, 0), (DType::F16, 14, 7)] {
+        let model = Model::new(&open(dtype), &Weights::hashed(tiny(), "launches")).unwrap();
+        let [_, interact] = model.launches(12, false).unwrap().expect("a CUDA device");
+        let count = |begin: &str| interact.iter().filter(|l| l.kernel.starts_with(begin)).count();
+        assert_eq!(count("token_linear"), linears, "{dtype}");
+        assert_eq!(count("token_attention"), attentions, "{dtype}");
+        assert_eq!(count("two_way_attention"), linears - 14, "{dtype}");
+        assert_eq!(count("row_linear"), 3, "{dtype}");
+        // Two of the dense prompt, one behind the last attention.
+        assert_eq!(count("layer_norm"), 3, "{dtype}");
+        assert_eq!(count("add"), 1, "{dtype}: the dense prompt's");
+    }
+}
+
+#[test]
 fn an_interaction_moves_prompts_up_and_the_answer_down() {
     // Up: all prompts in one. Down: choice, scores and masks; and the logits, because the test asks
     // for them.
-    assert_eq!(expected(DType::F16).transfers, [1, 2]);
+    assert_eq!(expected(Precision::F16).transfers, [1, 2]);
 }
 
 /// Programs that are recorded and replayed give the same bits as the same work done op by op, for

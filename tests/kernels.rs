@@ -299,6 +299,7 @@ fn kernels_of_a_family_have_the_same_parameters() {
         kernel("all_f32", two),
         kernel("all_f16", two),
         kernel("all_bf16", two),
+        kernel("all_tf32x3", two),
         kernel("most_f32", two),
         kernel("most_f16", three),
         kernel("most_bf16", three),
@@ -310,11 +311,15 @@ fn kernels_of_a_family_have_the_same_parameters() {
     .concat();
     let found = declared(&file, "").unwrap();
     let families = table::families(&found).unwrap();
-    let types: Vec<(&str, [bool; 3])> =
+    let types: Vec<(&str, [bool; 5])> =
         families.iter().map(|(base, family)| (*base, family.types)).collect();
     assert_eq!(
         types,
-        [("all", [true; 3]), ("most", [false, true, true]), ("one", [false, true, false])]
+        [
+            ("all", [true, true, true, false, true]),
+            ("most", [false, true, true, false, false]),
+            ("one", [false, true, false, false, false])
+        ]
     );
     assert_eq!(families["most"].parameters, found["most_f16"].parameters);
     // The same by other names.

@@ -7,8 +7,8 @@
 
 mod common;
 
-use common::{here, judge_stage};
-use prism::device::{Cpu, Cuda, DType, Device};
+use common::{here, judge_rounding, judge_stage, judge_tokens};
+use prism::device::{Cpu, Cuda, Device, Precision};
 use prism::verify::run;
 use std::path::Path;
 use std::process::Command;
@@ -19,6 +19,10 @@ enum Check {
     Case(&'static str),
     /// A decoder stage of so many items from so many channels, beside the CPU's.
     Stage(usize, usize),
+    /// Layers and attention of tokens, beside the CPU's.
+    Tokens,
+    /// How float32 is rounded where it is multiplied.
+    Rounding,
 }
 
 /// A change of one kernel, and what has to notice.
@@ -31,14 +35,14 @@ struct Mutant {
     from: &'static str,
     to: &'static str,
     check: Check,
-    dtype: DType,
+    precision: Precision,
     /// Part of the error, where there is one; else the result must be wrong.
     message: Option<&'static str>,
 }
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 25] = [
+const MUTANTS: [Mutant; 44] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -46,7 +50,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "        bring(right, w, n0, s.n, k0, s.k);\n        __syncthreads();",
         to: "        bring(right, w, n0, s.n, k0, s.k);",
         check: Check::Case("ops/linear"),
-        dtype: DType::F32,
+        precision: Precision::Ieee,
         message: None,
     },
     Mutant {
@@ -56,7 +60,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "        int count = min(KEYS, keys - k0);\n        __syncthreads();",
         to: "        int count = min(KEYS, keys - k0);",
         check: Check::Case("ops/vit_attention_global"),
-        dtype: DType::F32,
+        precision: Precision::Ieee,
         message: None,
     },
     Mutant {
@@ -66,7 +70,7 @@ const MUTANTS: [Mutant; 25] = [
         from: LINEAR_WAIT,
         to: "        __syncthreads();",
         check: Check::Case("ops/linear"),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -76,7 +80,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "        copy_wait<0>();\n        __syncthreads();\n        bring_step",
         to: "        copy_wait<0>();\n        bring_step",
         check: Check::Case("ops/vit_attention_window_head64"),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -86,7 +90,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "column_of_element(e) < count ? scale",
         to: "column_of_element(e) <= count ? scale",
         check: Check::Case("ops/two_way_attention_image_to_token"),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -96,7 +100,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "        __syncthreads();\n        if (axis == 0) {",
         to: "        if (axis == 0) {",
         check: Check::Case("ops/vit_attention_window_head64"),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -106,7 +110,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "    copy_wait<0>();\n    if (!norms && !adds) return;",
         to: "    if (!norms && !adds) return;",
         check: Check::Case("ops/conv3d_k3_nobias"),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -116,7 +120,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "(unsigned)h < (unsigned)s.h && ",
         to: "(unsigned)h <= (unsigned)s.h && ",
         check: Check::Case("ops/conv3d_k3"),
-        dtype: DType::F32,
+        precision: Precision::Ieee,
         message: None,
     },
     Mutant {
@@ -126,7 +130,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "if (at >= count) return",
         to: "if (at > count) return",
         check: Check::Case("ops/gelu"),
-        dtype: DType::F32,
+        precision: Precision::F32,
         message: Some("beyond the end of the nearest buffer"),
     },
     Mutant {
@@ -136,7 +140,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "const T *from = x + ((int64)blockIdx.y * rows + row0) * c;",
         to: "const T *from = x + ((int64)blockIdx.y * rows + row0);",
         check: Check::Case("ops/instance_norm"),
-        dtype: DType::F32,
+        precision: Precision::F32,
         message: None,
     },
     Mutant {
@@ -146,7 +150,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "left + STAGES * ROWS * STRIDE;",
         to: "left + (STAGES + 20) * ROWS * STRIDE;",
         check: Check::Case("ops/linear"),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: Some("of shared memory, which has"),
     },
     Mutant {
@@ -156,7 +160,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "(dp[j] - mean) : 0.0f;\n        }\n        __syncthreads();",
         to: "(dp[j] - mean) : 0.0f;\n        }",
         check: Check::Case("ops/vit_attention_window_exact"),
-        dtype: DType::F32,
+        precision: Precision::F32,
         message: None,
     },
     Mutant {
@@ -166,7 +170,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "    __syncthreads();\n    if (!half_of_step()) {",
         to: "    if (!half_of_step()) {",
         check: Check::Case("ops/two_way_attention_many"),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -176,7 +180,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "second ? v[0] : v[2], 16);",
         to: "second ? v[0] : v[2], 8);",
         check: Check::Case("ops/vit_attention_window_exact"),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -186,7 +190,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "is_line && kw + e % 2 < w.ew ?",
         to: "is_line && kw + e % 2 <= w.ew ?",
         check: Check::Case("ops/vit_attention_window_padded"),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -196,7 +200,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "        __syncthreads();\n        if ((int)threadIdx.x < half) {",
         to: "        if ((int)threadIdx.x < half) {",
         check: Check::Case("ops/dice_ce_loss"),
-        dtype: DType::F32,
+        precision: Precision::F32,
         message: None,
     },
     Mutant {
@@ -206,7 +210,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "    __syncthreads();\n    if (at >= wide) return;",
         to: "    if (at >= wide) return;",
         check: Check::Case("ops/layer_norm_channels_first"),
-        dtype: DType::F32,
+        precision: Precision::F32,
         message: None,
     },
     Mutant {
@@ -216,7 +220,57 @@ const MUTANTS: [Mutant; 25] = [
         from: "    __syncthreads();\n    for (int at = threadIdx.x; at < count * 32; at += 256) {",
         to: "    for (int at = threadIdx.x; at < count * 32; at += 256) {",
         check: Check::Case("ops/conv3d_k3"),
-        dtype: DType::F32,
+        precision: Precision::F32,
+        message: None,
+    },
+    Mutant {
+        what: "planes that a weight gradient goes over are not waited for",
+        kernel: "weight_gradient",
+        file: "weight_gradient.cu",
+        from: "            copy_wait<STAGES - 2>();\n            prepare(step, slot);",
+        to: "            prepare(step, slot);",
+        check: Check::Case("ops/conv3d_k3_nobias"),
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between the first planes' fragments and filling their places",
+        kernel: "weight_gradient",
+        file: "weight_gradient.cu",
+        from: "load_x(a[k], k);\n        __syncthreads();",
+        to: "load_x(a[k], k);",
+        check: Check::Case("ops/conv3d_k3"),
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between filling a plane and its fragments",
+        kernel: "weight_gradient",
+        file: "weight_gradient.cu",
+        from: "            prepare(step, slot);\n            __syncthreads();",
+        to: "            prepare(step, slot);",
+        check: Check::Case("ops/conv3d_k3"),
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a plane of x is read that lies beyond the map",
+        kernel: "weight_gradient",
+        file: "weight_gradient.cu",
+        from: " && (unsigned)(plane + step) < (unsigned)s.d;",
+        to: ";",
+        check: Check::Case("ops/conv3d_k3_nobias"),
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "rows of a dense weight's gradient are not waited for",
+        kernel: "weight_gradient",
+        file: "weight_gradient.cu",
+        from: LINEAR_WAIT,
+        to: "        __syncthreads();",
+        check: Check::Case("ops/linear"),
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -226,7 +280,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "within && row + i * APART < k",
         to: "within",
         check: Check::Case("ops/two_way_attention_self"),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: Some("beyond the end of the nearest buffer"),
     },
     Mutant {
@@ -236,7 +290,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "        int count = min(KEYS, keys - k0);\n        __syncthreads();",
         to: "        int count = min(KEYS, keys - k0);\n        if (threadIdx.x < 64) __syncthreads();",
         check: Check::Case("ops/vit_attention_window_exact"),
-        dtype: DType::F32,
+        precision: Precision::Ieee,
         message: None,
     },
     Mutant {
@@ -246,7 +300,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "    if (!partial) return;\n    __syncthreads();\n",
         to: "    if (!partial) return;\n",
         check: Check::Stage(81, 16),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -256,7 +310,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "(b.phase >> 1 & 1)) * H::W + (b.phase & 1)) * STRIDE;",
         to: "(b.phase >> 1 & 1)) * H::W) * STRIDE;",
         check: Check::Stage(81, 16),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -266,7 +320,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "odd ? r[i] : r[i + 1], 1);",
         to: "odd ? r[i] : r[i + 1], 3);",
         check: Check::Stage(1, 16),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -276,7 +330,7 @@ const MUTANTS: [Mutant; 25] = [
         from: "* taps + place] : 0.0f;\n        }\n        __syncthreads();",
         to: "* taps + place] : 0.0f;\n        }",
         check: Check::Stage(1, 16),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -286,8 +340,148 @@ const MUTANTS: [Mutant; 25] = [
         from: "k0 < deep; k0 += STEP) {\n            __syncthreads();\n",
         to: "k0 < deep; k0 += STEP) {\n",
         check: Check::Stage(1, 16),
-        dtype: DType::F16,
+        precision: Precision::F16,
         message: None,
+    },
+    Mutant {
+        what: "one side of a product in TF32 is cut off instead of rounded",
+        kernel: "linear",
+        file: "lib/matrix.cuh",
+        from: "rounded.r[i] = rounded_to_tf32(__uint_as_float(a.r[i]));",
+        to: "rounded.r[i] = a.r[i];",
+        check: Check::Rounding,
+        precision: Precision::Tf32,
+        message: None,
+    },
+    Mutant {
+        what: "of three passes one is left out",
+        kernel: "linear",
+        file: "lib/matrix.cuh",
+        from: "multiply_tf32(sums[n], high, b[n].low);",
+        to: "continue;",
+        check: Check::Case("ops/linear"),
+        precision: Precision::F32,
+        message: None,
+    },
+    Mutant {
+        what: "registers of a weight of floats that is read as it lies are those of other rows",
+        kernel: "linear",
+        file: "linear.cu",
+        from: "(k + i % 2 * 4) * ROW",
+        to: "(k + i % 2 * 3) * ROW",
+        check: Check::Case("ops/two_way_attention_self"),
+        precision: Precision::F32,
+        message: None,
+    },
+    Mutant {
+        what: "values of floats stand in another order than their weights",
+        kernel: "attention",
+        file: "lib/attention_matrix.cuh",
+        from: "(j * 8 + lane % 4 * 2) * t.row + c * 16 + lane / 4;",
+        to: "(j * 8 + lane % 4) * t.row + c * 16 + lane / 4;",
+        check: Check::Case("ops/vit_attention_window_head64"),
+        precision: Precision::F32,
+        message: None,
+    },
+    Mutant {
+        what: "a step of three passes reads the rows of another tap",
+        kernel: "conv3d_tf32",
+        file: "lib/conv.cuh",
+        from: "from += part % EDGE * H::W * STRIDE",
+        to: "from += part / DEEP % EDGE * H::W * STRIDE",
+        check: Check::Case("ops/conv3d_k3_nobias"),
+        precision: Precision::F32,
+        message: None,
+    },
+    Mutant {
+        what: "both floats of a pair take the first of the map to start from",
+        kernel: "decoder_stage_tf32",
+        file: "lib/conv.cuh",
+        from: "(offset[j] + starts[i][n][e])",
+        to: "(offset[j] + starts[i][n][0])",
+        check: Check::Stage(1, 16),
+        precision: Precision::Tf32,
+        message: None,
+    },
+    Mutant {
+        what: "weights of floats are laid out as pairs are",
+        kernel: "conv3d_lay_out",
+        file: "conv3d_lay_out.cu",
+        from: "lane % 4 * EACH + e % EACH, o",
+        to: "lane % 4 * 2 % (ALONG / 2) + e % EACH, o",
+        check: Check::Stage(1, 16),
+        precision: Precision::F32,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between the norm of tokens and their product",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "reinterpret_cast<float *>(tile + L::ROWS * stride);\n        __syncthreads();",
+        to: "reinterpret_cast<float *>(tile + L::ROWS * stride);",
+        check: Check::Tokens,
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between attention and the layer behind it",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "stride, keys, dim);\n    }\n    __syncthreads();",
+        to: "stride, keys, dim);\n    }",
+        check: Check::Tokens,
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a barrier is missing between the sums of warps that share k and their addition",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "across * 8 + lane % 4 * 2, v);\n        }\n        __syncthreads();",
+        to: "across * 8 + lane % 4 * 2, v);\n        }",
+        check: Check::Tokens,
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "tokens that attention reads are not waited for",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "    copy_wait<0>();\n    __syncthreads();",
+        to: "    __syncthreads();",
+        check: Check::Tokens,
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a block norms another tile's rows",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "in.x + (int64)min(row0 + r0 + e, in.rows - 1) * in.k;\n#",
+        to: "in.x + (int64)min(r0 + e, in.rows - 1) * in.k;\n#",
+        check: Check::Tokens,
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a token behind the last counts as a key",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "j * 8 + two + e % 2 < keys ?",
+        to: "j * 8 + two + e % 2 <= keys ?",
+        check: Check::Tokens,
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "weights are read beyond the end of k",
+        kernel: "tokens",
+        file: "tokens.cu",
+        from: "at + own < k ? load_raw<8>(w + at)",
+        to: "at < k ? load_raw<8>(w + at)",
+        check: Check::Tokens,
+        precision: Precision::F16,
+        message: Some("beyond the end of the nearest buffer"),
     },
 ];
 
@@ -342,9 +536,14 @@ fn build(folder: &Path, kernels: &Path, kernel: &str) -> std::path::PathBuf {
 fn judge(library: &Path, m: &Mutant, case: &Path, seed: u64) -> Result<(), String> {
     // SAFETY: it was just built from the emulator.
     let cuda =
-        unsafe { Cuda::emulated_over(Cpu::new(1).unwrap(), m.dtype, seed, library) }.unwrap();
-    if let Check::Stage(items, channels) = m.check {
-        return judge_stage(&Device::Cuda(cuda), items, channels);
+        unsafe { Cuda::emulated_over(Cpu::new(1).unwrap(), m.precision, seed, library) }.unwrap();
+    match m.check {
+        Check::Stage(items, channels) => {
+            return judge_stage(&Device::Cuda(cuda), items, channels);
+        }
+        Check::Tokens => return judge_tokens(&Device::Cuda(cuda)),
+        Check::Rounding => return judge_rounding(&Device::Cuda(cuda)),
+        Check::Case(_) => {}
     }
     let mut said = String::new();
     let passed = run(&Device::Cuda(cuda), case, &[], |r| {

@@ -144,7 +144,7 @@ def main():
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     result = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "size": args.size, "prism": {}, "peer": {}, "prism_step": {}, "peer_step": {}}
-    todo = [("prism", p, lambda p=p: prism(args.executables, args.size, p, 10 * args.repeats)) for p in ("f16", "bf16", "f32")]
+    todo = [("prism", p, lambda p=p: prism(args.executables, args.size, p, 10 * args.repeats)) for p in ("f16", "bf16", "tf32", "f32")]
     todo += [("prism_step", p, lambda p=p: prism_step(args.executables, p, 5)) for p in ("f16", "bf16")]
     eager = lambda table, compiled: {n: c for n, c in table.items() if c[-1] == compiled}
     # What takes longest to begin comes last.

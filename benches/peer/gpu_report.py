@@ -15,7 +15,7 @@ def main(folder, commit):
     result = {"date": datetime.date.today().isoformat(), "commit": commit, "gpu": gpu, "driver": driver, "steps": steps, "info": info}
     lines = [f"# {gpu}, driver {driver}", "", f"{result['date']}, commit {commit}. Step: exit status.", ""]
     lines += [f"- {name}: {'passed' if rc == 0 else f'**failed ({rc})**'}" for name, rc in steps.items()]
-    for precision in ("f32", "f16", "bf16"):
+    for precision in ("f32", "tf32", "ieee", "f16", "bf16"):
         last = [l for l in read(f"verify-{precision}.log").splitlines() if " passed, " in l]
         lines += [f"- verify {precision}: {last[-1]}"] if last else []
     if read("peer.json"):
@@ -33,10 +33,10 @@ def main(folder, commit):
         lines += [""] + [f"{w}: {b['ratio']:.1f}x the best of PyTorch ({b['peer']})" for w in ("encode", "interact", "step") if (b := peer.get(f"best_{w}"))]
     if read("switches.json"):
         switches = result["switches"] = json.loads(read("switches.json"))
-        same = "the same bits in all" if switches["same_bits"] else "**the bits differ**"
-        lines += ["", f"Early launches and branches of recorded work, base, f16, in this order; {same}:", "", "| | encode, ms | interaction, ms |", "|---|---|---|"]
+        same = "the same bits in all but the token path op by op" if switches["same_bits"] else "**the bits differ**"
+        lines += ["", f"Early launches and branches of recorded work and the token path's launches, base, f16, in this order; {same}:", "", "| | encode, ms | interaction, ms |", "|---|---|---|"]
         lines += [f"| {r['name']} | {r['encode']:.3f} | {r['interact']:.3f} |" for r in switches["runs"]]
-    for precision in ("f16", "f32"):
+    for precision in ("f16", "f32", "tf32"):
         text = read(f"kernels-{precision}.log").strip().splitlines()
         if text and text[-1].startswith("{"):
             result[f"kernels_{precision}"] = json.loads(text[-1])

@@ -109,7 +109,8 @@ def seconds(run, device, long):
 def main():
     device, precision, threads, long = sys.argv[1:5]
     device = device.split(":")[0]
-    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[precision]
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
     make = lambda *shape: torch.rand(*shape, device=device, dtype=dtype) * 2 - 1

@@ -373,6 +373,38 @@ FOR_THIS_MACHINE void product(Slot *slots, bool bfloat) {
     }
 }
 
+// The same of TF32: of each register the sign, the exponent and 10 bits of mantissa count. Their products are exact in float, too.
+FOR_THIS_MACHINE void product_tf32(Slot *slots) {
+    typedef float Row __attribute__((vector_size(32)));
+    float left[16][8];
+    union {
+        Row rows[16];
+        float at[16][8];
+    } right, sum;
+    auto seen = [](unsigned bits) {
+        float v;
+        bits &= 0xffffe000u;
+        memcpy(&v, &bits, 4);
+        return v;
+    };
+    for (int l = 0; l < 32; l++) {
+        int g = l / 4, t = l % 4;
+        const Slot &s = slots[l];
+        left[g][t] = seen(s.a[0]), left[g + 8][t] = seen(s.a[1]), left[g][t + 4] = seen(s.a[2]), left[g + 8][t + 4] = seen(s.a[3]);
+        right.at[t][g] = seen(s.b[0]), right.at[t + 4][g] = seen(s.b[1]);
+        memcpy(&sum.at[g][2 * t], &s.d[0], 8), memcpy(&sum.at[g + 8][2 * t], &s.d[2], 8);
+    }
+    for (int r = 0; r < 16; r++) {
+        Row row = sum.rows[r];
+        for (int k = 0; k < 8; k++) row += left[r][k] * right.rows[k];
+        sum.rows[r] = row;
+    }
+    for (int l = 0; l < 32; l++) {
+        int g = l / 4, t = l % 4 * 2;
+        memcpy(&slots[l].d[0], &sum.at[g][t], 8), memcpy(&slots[l].d[2], &sum.at[g + 8][t], 8);
+    }
+}
+
 Kernel *first;
 
 extern "C" char __executable_start __attribute__((weak));
@@ -470,6 +502,12 @@ void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], boo
     memcpy(d, mine.d, sizeof mine.d);
 }
 
+void multiply_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    auto give = [&](Slot &s) { memcpy(s.a, a, sizeof s.a), memcpy(s.b, b, sizeof s.b), memcpy(s.d, d, sizeof s.d); };
+    const Slot &mine = exchange(give, [](Slot *slots) { product_tf32(slots); })[lane()];
+    memcpy(d, mine.d, sizeof mine.d);
+}
+
 // The rows that a warp's lanes point to.
 static Slot *matrix_rows(const void *row) {
     check((uint64_t)row, 16, true, "read by ldmatrix");
@@ -545,6 +583,15 @@ unsigned short float_to_bfloat(float value) {
     memcpy(&v, &value, 4);
     if ((v & 0x7fffffff) > 0x7f800000) return v >> 16 | 0x40;
     return (v + 0x7fff + (v >> 16 & 1)) >> 16;
+}
+
+// cvt.rna.tf32.f32: to nearest, ties away from zero.
+unsigned float_to_tf32(float value) {
+    unsigned v;
+    memcpy(&v, &value, 4);
+    if ((v & 0x7fffffff) > 0x7f800000) return 0x7fffffff;
+    if ((v & 0x7f800000) != 0x7f800000) v += 0x1000;
+    return v & 0xffffe000u;
 }
 
 void add(Kernel *kernel) {

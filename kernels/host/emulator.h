@@ -51,6 +51,7 @@ void barrier();
 uint64_t shuffle(unsigned mask, uint64_t value, int from);
 unsigned vote(unsigned mask, bool value);
 void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool bfloat);
+void multiply_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
 void load_matrices(unsigned (&r)[4], const void *row);
 void load_matrices_turned(unsigned (&r)[4], const void *row);
 void copy_async(void *shared, const void *global, bool present);
@@ -60,6 +61,7 @@ float atomic_add(float *to, float value);
 float half_to_float(unsigned short bits);
 unsigned short float_to_half(float value);
 unsigned short float_to_bfloat(float value);
+unsigned float_to_tf32(float value);
 
 // A load that stays one access.
 typedef unsigned Vector4 __attribute__((vector_size(16)));

@@ -1,11 +1,11 @@
-// Softmax attention on tensor cores, for elements of 16 bits; scores and weights never leave registers.
+// Softmax attention on tensor cores; scores and weights never leave registers.
 //
 //   block    32 queries of one head, 4 warps; keys in steps of 64 through two buffers filled by asynchronous copies
 //   warp     16 of the queries against half of each step's keys, with a running softmax of its own; at the end the two warps of the same queries join theirs
 //   thread   rows lane / 4 and lane / 4 + 8 of its warp's queries: two of every eight scores, two of every eight channels
 //
-// Heads have at most 64 channels, in memory rounded up to a multiple of 16 with zeros. Sums and softmax are in float; weights are rounded to 16 bits for the product
-// with the values. Exponentials are of base 2: scores come multiplied by log2 e.
+// Heads have at most 64 channels, in memory rounded up to a multiple of 16 with zeros. Sums and softmax are in float; weights are rounded for the product with the values as
+// what is multiplied is (lib/matrix.cuh). Exponentials are of base 2: scores come multiplied by log2 e.
 #pragma once
 #include "lib/attention.cuh"
 #include "lib/matrix.cuh"
@@ -17,13 +17,13 @@ constexpr float LOG2_E = 1.4426950408889634f;
 template <class T> struct MatrixTiles {
     T *q, *k, *v;
     int dim, row;
-    // The row and the 8 channels that this thread brings in first, and how far the next ones are: divisions are dear.
+    // The row and the 16 bytes of channels that this thread brings in first, and how far the next ones are: divisions are dear.
     int first_row, first_chunk, rows_on, chunks_on;
 
     __device__ __forceinline__ MatrixTiles(unsigned char *shared, int dim) : dim(dim) {
-        // Eight more, so that the rows of a matrix lie in different banks.
-        row = (dim + 15) / 16 * 16 + 8;
-        int chunks = (row - 8) / 8;
+        // 16 bytes more, so that the rows of a matrix lie in different banks.
+        row = (dim + 15) / 16 * 16 + PIECE<T>;
+        int chunks = (row - PIECE<T>) / PIECE<T>;
         first_row = threadIdx.x / chunks, first_chunk = threadIdx.x % chunks, rows_on = THREADS / chunks, chunks_on = THREADS % chunks;
         q = reinterpret_cast<T *>(shared), k = q + QUERIES * row, v = k + 2 * STEP * row;
     }
@@ -32,9 +32,9 @@ template <class T> struct MatrixTiles {
     __device__ __forceinline__ T *buffer(T *of, int step) const { return of + step % 2 * STEP * row; }
 
     // Starts bringing in `rows` rows of a tensor, and those of a second where there is room for them: `row_at(r, a, b)` says where row r's values start in either, a
-    // multiple of 16 bytes if `dim` is one of 8, and whether they are more than zeros.
+    // multiple of 16 bytes if a head's channels are one, and whether they are more than zeros.
     template <class F> __device__ __forceinline__ void bring(T *to, T *also, int rows, F row_at) const {
-        int chunks = (row - 8) / 8;
+        int chunks = (row - PIECE<T>) / PIECE<T>;
         for (int r = first_row, chunk = first_chunk; r < rows; r += rows_on, chunk += chunks_on) {
             if (chunk >= chunks) {
                 chunk -= chunks;
@@ -42,14 +42,14 @@ template <class T> struct MatrixTiles {
             }
             const T *a, *b;
             bool there = row_at(r, a, b);
-            int c = chunk * 8, at = r * row + c;
-            if (dim % 8 == 0) {
+            int c = chunk * PIECE<T>, at = r * row + c;
+            if (dim % PIECE<T> == 0) {
                 bool inside = there && c < dim;
                 int from = inside ? c : 0;
                 copy_async(to + at, a + from, inside);
                 if (also) copy_async(also + at, b + from, inside);
             } else {
-                for (int j = 0; j < 8; j++) {
+                for (int j = 0; j < PIECE<T>; j++) {
                     bool inside = there && c + j < dim;
                     to[at + j] = inside ? a[c + j] : from_float<T>(0.0f);
                     if (also) also[at + j] = inside ? b[c + j] : from_float<T>(0.0f);
@@ -88,21 +88,21 @@ __device__ __forceinline__ float faded(float top, float higher) { return top == 
 
 // One step's scores, weights and sums of this warp. `score(step, j, s)` makes scores of base 2 of the products of 8 keys, the half's fragment j: minus infinity where there
 // is no key. Of each 32 keys that begin before `keys` the first is one.
-template <class T, class S>
-__device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const FragmentA (&q)[MOST_DIM / 16], MatrixRows &rows, int step, int keys, S score) {
+template <class P, class T, class S>
+__device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const FragmentA (&q)[MOST_DIM / ALONG<T>], MatrixRows &rows, int step, int keys, S score) {
     int lane = threadIdx.x % 32, half = half_of_step() * (STEP / 2);
     if (step * STEP + half >= keys) return;
     const T *k = t.buffer(t.k, step) + half * t.row, *v = t.buffer(t.v, step) + half * t.row;
     float s[4][4] = {};
 #pragma unroll
-    for (int c = 0; c < MOST_DIM / 16; c++) {
-        if (c * 16 >= t.dim) break;
+    for (int c = 0; c < MOST_DIM / ALONG<T>; c++) {
+        if (c * ALONG<T> >= t.dim) break;
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             unsigned b[4];
-            load_matrices(b, k + (j * 16 + lane / 16 * 8 + lane % 8) * t.row + c * 16 + lane / 8 % 2 * 8);
-            multiply<T>(s[2 * j], q[c], FragmentB{{b[0], b[1]}});
-            multiply<T>(s[2 * j + 1], q[c], FragmentB{{b[2], b[3]}});
+            load_matrices(b, k + (j * 16 + lane / 16 * 8 + lane % 8) * t.row + c * ALONG<T> + lane / 8 % 2 * PIECE<T>);
+            typename Products<P>::Right right[2] = {Products<P>::right(b[0], b[1]), Products<P>::right(b[2], b[3])};
+            Products<P>::add(s + 2 * j, q[c], right);
         }
     }
     float top[2] = {rows.top[0], rows.top[1]};
@@ -127,17 +127,28 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
         for (int e = 0; e < 4; e++) s[j][e] = power_of_two(s[j][e] - top[e / 2]), rows.sum[e / 2] += s[j][e];
     }
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
-        // Two fragments of scores are one of weights: the layouts agree.
-        FragmentA p = {{pair<T>(s[2 * j][0], s[2 * j][1]), pair<T>(s[2 * j][2], s[2 * j][3]), pair<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
-                        pair<T>(s[2 * j + 1][2], s[2 * j + 1][3])}};
+    for (int j = 0; j < 32 / ALONG<T>; j++) {
+        FragmentA p;
+        if constexpr (sizeof(T) == 4) {
+            // A fragment of scores is one of weights, if the first four of its keys are the even ones of the eight. So they are among the values, too.
+            p = {{__float_as_uint(s[j][0]), __float_as_uint(s[j][2]), __float_as_uint(s[j][1]), __float_as_uint(s[j][3])}};
+        } else {
+            // Two fragments of scores are one of weights: the layouts agree.
+            p = {{pair<T>(s[2 * j][0], s[2 * j][1]), pair<T>(s[2 * j][2], s[2 * j][3]), pair<T>(s[2 * j + 1][0], s[2 * j + 1][1]), pair<T>(s[2 * j + 1][2], s[2 * j + 1][3])}};
+        }
 #pragma unroll
         for (int c = 0; c < MOST_DIM / 16; c++) {
             if (c * 16 >= t.dim) break;
             unsigned b[4];
-            load_matrices_turned(b, v + (j * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
-            multiply<T>(rows.acc[2 * c], p, FragmentB{{b[0], b[1]}});
-            multiply<T>(rows.acc[2 * c + 1], p, FragmentB{{b[2], b[3]}});
+            if constexpr (sizeof(T) == 4) {
+                const T *from = v + (j * 8 + lane % 4 * 2) * t.row + c * 16 + lane / 4;
+#pragma unroll
+                for (int i = 0; i < 4; i++) b[i] = __float_as_uint(from[i % 2 * t.row + i / 2 * 8]);
+            } else {
+                load_matrices_turned(b, v + (j * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
+            }
+            typename Products<P>::Right right[2] = {Products<P>::right(b[0], b[1]), Products<P>::right(b[2], b[3])};
+            Products<P>::add(rows.acc + 2 * c, p, right);
         }
     }
 }
@@ -148,7 +159,7 @@ template <class T, class W, class S> __device__ __forceinline__ void join(const 
     int row0 = threadIdx.x / 32 % 2 * 16;
     // Where keys were: a row of sums a query, then its top and its sum.
     float *others = reinterpret_cast<float *>(t.k);
-    int width = t.row - 8 + 2;
+    int width = t.row - PIECE<T> + 2;
 #pragma unroll
     for (int i = 0; i < 2; i++) rows.sum[i] = row_sum(rows.sum[i]);
     __syncthreads();
@@ -185,17 +196,17 @@ template <class T, class W, class S> __device__ __forceinline__ void join(const 
 }
 
 // Goes over all keys, the first step of which is on its way, with the queries in shared memory: `bring_step(step)` starts bringing in a step. `rows` is where it starts.
-template <class T, class B, class S> __device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys, B bring_step, S score) {
+template <class P, class T, class B, class S> __device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys, B bring_step, S score) {
     int lane = threadIdx.x % 32;
-    FragmentA q[MOST_DIM / 16];
+    FragmentA q[MOST_DIM / ALONG<T>];
 #pragma unroll
-    for (int c = 0; c < MOST_DIM / 16; c++)
-        if (c * 16 < t.dim) load_matrices(q[c].r, t.q + (threadIdx.x / 32 % 2 * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
+    for (int c = 0; c < MOST_DIM / ALONG<T>; c++)
+        if (c * ALONG<T> < t.dim) load_matrices(q[c].r, t.q + (threadIdx.x / 32 % 2 * 16 + lane % 16) * t.row + c * ALONG<T> + lane / 16 * PIECE<T>);
     for (int step = 0; step * STEP < keys; step++) {
         copy_wait<0>();
         __syncthreads();
         bring_step(step + 1);
-        attend_step(t, q, rows, step, keys, score);
+        attend_step<P>(t, q, rows, step, keys, score);
     }
 }
 
@@ -231,25 +242,34 @@ struct SlotPositions {
     }
 };
 
-// Rows of a table in the fragments of a product's right side; zeros behind the last of its channels.
-template <class T> __device__ __forceinline__ FragmentB table_fragment(const float *row, int channel, int dim) {
+// Channels from `first` on of rows of a table in the fragments of a product's right side; zeros behind the last of its channels.
+template <class P> __device__ __forceinline__ typename Products<P>::Right table_fragment(const float *row, int first, int dim) {
+    typedef typename Products<P>::Element T;
     float low[2] = {}, high[2] = {};
-    if (dim % 8 == 0) {
-        if (channel < dim) load(low, row + channel);
-        if (channel + 8 < dim) load(high, row + channel + 8);
+    if constexpr (sizeof(T) == 4) {
+        int channel = first + threadIdx.x % 4;
+        if (channel < dim) low[0] = row[channel];
+        if (channel + 4 < dim) high[0] = row[channel + 4];
+        return Products<P>::right(__float_as_uint(low[0]), __float_as_uint(high[0]));
     } else {
+        int channel = first + threadIdx.x % 4 * 2;
+        if (dim % 8 == 0) {
+            if (channel < dim) load(low, row + channel);
+            if (channel + 8 < dim) load(high, row + channel + 8);
+        } else {
 #pragma unroll
-        for (int e = 0; e < 2; e++) {
-            if (channel + e < dim) low[e] = row[channel + e];
-            if (channel + 8 + e < dim) high[e] = row[channel + 8 + e];
+            for (int e = 0; e < 2; e++) {
+                if (channel + e < dim) low[e] = row[channel + e];
+                if (channel + 8 + e < dim) high[e] = row[channel + 8 + e];
+            }
         }
+        return Products<P>::right(pair<T>(low[0], low[1]), pair<T>(high[0], high[1]));
     }
-    return {{pair<T>(low[0], low[1]), pair<T>(high[0], high[1])}};
 }
 
 // The position terms of `lines` lines of queries from `line0` on, which `t.q` has in slots: products of queries and tables, from which every term is taken. `products` has
 // a row for each slot and one for the bias, which is the query of positions beyond the grid. Zero where a slot is empty or a line is none.
-template <class T>
+template <class P, class T>
 __device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShape &v, const VitWindow &w, const Slots &slots, const MatrixTiles<T> &t, float *products,
                                            int line0, int lines) {
     int edge = v.edge, dim = v.dim, count = 2 * edge - 1, wide = (count + 7) / 8 * 8 + 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -262,14 +282,14 @@ __device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShap
             const float *from = table + (int64)min(n0 + lane / 4, count - 1) * dim;
             float sums[QUERIES / 16][4] = {};
 #pragma unroll
-            for (int c = 0; c < MOST_DIM / 16; c++) {
-                if (c * 16 >= dim) break;
-                FragmentB b = table_fragment<T>(from, c * 16 + lane % 4 * 2, dim);
+            for (int c = 0; c < MOST_DIM / ALONG<T>; c++) {
+                if (c * ALONG<T> >= dim) break;
+                typename Products<P>::Right b[1] = {table_fragment<P>(from, c * ALONG<T>, dim)};
 #pragma unroll
                 for (int m = 0; m < QUERIES / 16; m++) {
                     FragmentA a;
-                    load_matrices(a.r, t.q + (m * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
-                    multiply<T>(sums[m], a, b);
+                    load_matrices(a.r, t.q + (m * 16 + lane % 16) * t.row + c * ALONG<T> + lane / 16 * PIECE<T>);
+                    Products<P>::add(sums + m, a, b);
                 }
             }
 #pragma unroll

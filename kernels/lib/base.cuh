@@ -242,6 +242,25 @@ __device__ __forceinline__ float activate(float x, int act) {
     return act == ACT_GELU ? gelu(x) : act == ACT_RELU ? fmaxf(x, 0.0f) : x;
 }
 
+// y = act(v + bias) + residual, for V values from column `column` on.
+template <int V, class T>
+__device__ __forceinline__ void put(T *y, float (&v)[V], int64 at, int column, const float *bias, const T *residual, int act) {
+    float more[V] = {};
+    if (bias) {
+        load(more, bias + column);
+#pragma unroll
+        for (int i = 0; i < V; i++) v[i] += more[i];
+    }
+#pragma unroll
+    for (int i = 0; i < V; i++) v[i] = activate(v[i], act);
+    if (residual) {
+        load(more, residual + at);
+#pragma unroll
+        for (int i = 0; i < V; i++) v[i] += more[i];
+    }
+    store(y + at, v);
+}
+
 // Instance norm and leaky ReLU of one value: coefficients [mean, scale, shift], a slope of at most 1.
 __device__ __forceinline__ float normed(float x, const float *coefficients, float slope) {
     float y = (x - coefficients[0]) * coefficients[1] + coefficients[2];

@@ -198,46 +198,66 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     }
 }
 
-// What stands in front of a convolution on tensor cores, for the 8 channels that a thread loads: the norm as one multiplication and addition and the activation in float, as
-// everybody else who reads such a map computes them, then rounded; the map that is added is added by pairs of elements and rounded once more. That the shift takes up the mean
-// costs one rounding of a value as large as mean * scale, far below what the elements are rounded to.
+// What stands in front of a convolution on tensor cores, for the 16 bytes of channels that a thread loads: the norm as one multiplication and addition and the activation in
+// float, as everybody else who reads such a map computes them, then rounded; the map that is added is added by pairs of elements and rounded once more. That the shift takes up
+// the mean costs one rounding of a value as large as mean * scale, far below what elements of 16 bits are rounded to; of floats the mean is taken off first.
 template <class T> struct Prologue {
-    float scale[8], shift[8], slope;
+    static constexpr int V = PIECE<T>;
+    float mean[V], scale[V], shift[V], slope;
     bool norms, adds;
 
     // `norm` holds [mean, scale, shift] of the channels, from a multiple of 16 bytes on.
     __device__ __forceinline__ Prologue(const float *norm, bool adds, float negative_slope)
         : slope(negative_slope), norms(norm != nullptr), adds(adds) {
-        float of[24] = {};
+        float of[3 * V] = {};
         if (norms) load(of, norm);
 #pragma unroll
-        for (int i = 0; i < 8; i++) scale[i] = of[3 * i + 1], shift[i] = fmaf(-of[3 * i], of[3 * i + 1], of[3 * i + 2]);
+        for (int i = 0; i < V; i++) {
+            mean[i] = of[3 * i], scale[i] = of[3 * i + 1], shift[i] = sizeof(T) == 4 ? of[3 * i + 2] : fmaf(-of[3 * i], of[3 * i + 1], of[3 * i + 2]);
+        }
     }
 
-    __device__ __forceinline__ Raw<T, 8> of(const Raw<T, 8> &x, const Raw<T, 8> &more) const {
-        Raw<T, 8> y = x;
+    __device__ __forceinline__ Raw<T, V> of(const Raw<T, V> &x, const Raw<T, V> &more) const {
+        Raw<T, V> y = x;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            unsigned &v = y.words.v[i];
-            if (norms) {
-                float low = fmaf(element(x, 2 * i), scale[2 * i], shift[2 * i]), high = fmaf(element(x, 2 * i + 1), scale[2 * i + 1], shift[2 * i + 1]);
-                v = pair<T>(fmaxf(low, low * slope), fmaxf(high, high * slope));
+            if constexpr (sizeof(T) == 4) {
+                float &v = y.values.v[i];
+                if (norms) v = (v - mean[i]) * scale[i] + shift[i], v = fmaxf(v, v * slope);
+                if (adds) v += more.values.v[i];
+            } else {
+                unsigned &v = y.words.v[i];
+                if (norms) {
+                    float low = fmaf(element(x, 2 * i), scale[2 * i], shift[2 * i]), high = fmaf(element(x, 2 * i + 1), scale[2 * i + 1], shift[2 * i + 1]);
+                    v = pair<T>(fmaxf(low, low * slope), fmaxf(high, high * slope));
+                }
+                if (adds) v = pair_sum<T>(v, more.words.v[i]);
             }
-            if (adds) v = pair_sum<T>(v, more.words.v[i]);
         }
         return y;
     }
 };
 
-// The same tile for tensor cores: 8 channels a thread, of a multiple of 8. A thread keeps its place along w and goes over rows (d, h) of the tile, ROWS of them being done at a
+// The larger of each two of 16 bytes of elements.
+template <class T> __device__ __forceinline__ Raw<T, PIECE<T>> larger(const Raw<T, PIECE<T>> &a, const Raw<T, PIECE<T>> &b) {
+    Raw<T, PIECE<T>> y;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if constexpr (sizeof(T) == 4) y.values.v[i] = fmaxf(a.values.v[i], b.values.v[i]);
+        else y.words.v[i] = pair_max<T>(a.words.v[i], b.words.v[i]);
+    }
+    return y;
+}
+
+// The same tile for tensor cores: 16 bytes of channels a thread, of whole such pieces. A thread keeps its place along w and goes over rows (d, h) of the tile, ROWS of them being done at a
 // time, so that a step is an addition. All of the tile is on its way at once; what stands in front of the convolution is done in place, by whoever copied.
 template <int TAPS, bool GATHER, int CH, int STRIDE, int THREADS, class T>
 __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0) {
     typedef Halo<TAPS> H;
     int thread = own_thread();
-    constexpr int PACKS = CH / 8, ACROSS = H::W * PACKS, ROWS = THREADS / ACROSS, ALL = H::D * H::H, COUNT = (ALL + ROWS - 1) / ROWS;
+    constexpr int V = PIECE<T>, PACKS = CH / V, ACROSS = H::W * PACKS, ROWS = THREADS / ACROSS, ALL = H::D * H::H, COUNT = (ALL + ROWS - 1) / ROWS;
     static_assert(ROWS < H::H && COUNT <= 32, "a step passes at most one end of a plane, and a bit each");
-    int row = thread / ACROSS, place = thread % ACROSS / PACKS, pack = thread % PACKS * 8, channel = c0 + pack;
+    int row = thread / ACROSS, place = thread % ACROSS / PACKS, pack = thread % PACKS * V, channel = c0 + pack;
     int od, oh, ow;
     H::template origin<GATHER>(b, od, oh, ow);
     int w = ow + place, fine = s.pool || GATHER ? 2 : 1;
@@ -262,24 +282,23 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
         Prologue<T> prologue(coefficients, adds, s.slope);
 #pragma unroll 1
         for (int i = row; i < ALL; i += ROWS, cell += NEXT, step()) {
-            Raw<T, 8> most = {};
+            Raw<T, V> most = {};
             if (within()) {
 #pragma unroll 1
                 for (int p = 0; p < 8; p += 4) {
                     int from = at + p * s.h * s.w;
                     auto place = [&](int a) { return origin + (int64)(from + a / 2 * 2 * s.w + a % 2) * s.c; };
-                    Raw<T, 8> values[4];
+                    Raw<T, V> values[4];
 #pragma unroll
-                    for (int a = 0; a < 4; a++) values[a] = load_raw<8>(x + place(a));
+                    for (int a = 0; a < 4; a++) values[a] = load_raw<V>(x + place(a));
 #pragma unroll
                     for (int a = 0; a < 4; a++) {
-                        Raw<T, 8> value = prologue.of(values[a], adds ? load_raw<8>(add + place(a)) : values[a]);
-#pragma unroll
-                        for (int j = 0; j < 4; j++) most.words.v[j] = p || a ? pair_max<T>(most.words.v[j], value.words.v[j]) : value.words.v[j];
+                        Raw<T, V> value = prologue.of(values[a], adds ? load_raw<V>(add + place(a)) : values[a]);
+                        most = p || a ? larger<T>(most, value) : value;
                     }
                 }
             }
-            *reinterpret_cast<Raw<T, 8> *>(cell) = most;
+            *reinterpret_cast<Raw<T, V> *>(cell) = most;
         }
         return;
     }
@@ -300,18 +319,18 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
     at = first_at, h = first_h;
 #pragma unroll 1
     for (int first = 0; first < COUNT; first += 2) {
-        Raw<T, 8> more[2];
+        Raw<T, V> more[2];
         if (adds) {
 #pragma unroll
             for (int a = 0; a < 2; a++) {
-                if (there_now >> (first + a) & 1) more[a] = load_raw<8>(add + origin + (int64)at * s.c);
+                if (there_now >> (first + a) & 1) more[a] = load_raw<V>(add + origin + (int64)at * s.c);
                 step();
             }
         }
 #pragma unroll
         for (int a = 0; a < 2; a++) {
             T *here = cell + (first + a) * NEXT;
-            if (there_now >> (first + a) & 1) *reinterpret_cast<Raw<T, 8> *>(here) = prologue.of(load_raw<8>(here), more[a]);
+            if (there_now >> (first + a) & 1) *reinterpret_cast<Raw<T, V> *>(here) = prologue.of(load_raw<V>(here), more[a]);
         }
     }
 }
@@ -422,7 +441,8 @@ __device__ __forceinline__ void turn(unsigned (&r)[4]) {
 }
 
 // A warp's results from its fragments: of plane b.d0 + warp rows of 8 voxels along w, fragment m holding rows m and m + 4. A lane has two channels of each 8; turned, it has all 8 of
-// one, 16 bytes of a voxel, and so loads the map to start from and stores. Adds what it wrote to `sum` and `squares`, 8 channels a lane; shares of a result leave none.
+// one, 16 bytes of a voxel, and so loads the map to start from and stores. Of floats nothing is turned: two are 8 bytes, and four lanes have 32 that follow each other. Adds what it
+// wrote to `sum` and `squares`, 8 channels a lane; shares of a result leave none.
 template <bool PHASED, class T>
 __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
                                                 float (&sum)[8], float (&squares)[8]) {
@@ -474,36 +494,71 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
         }
         return;
     }
-    bool mine = within && b.n0 + lane % 4 * 8 < s.outs;
-    origin += lane % 4 * 8;
-    // Half of the rows at a time, so that several loads are on their way together.
+    if constexpr (sizeof(T) == 4) {
+        // A fragment's rows at a time, so that several loads are on their way together.
+        origin += column;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        Raw<T, 8> starts[4] = {};
-        if (start) {
+        for (int m = 0; m < 4; m++) {
+            float starts[2][4][2] = {};
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int h = m + i * 4;
+                if (!start || !within || b.h0 + h >= s.h) continue;
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    if (b.n0 + n * 8 < s.outs) load(starts[i][n], start + origin + h * row + n * 8);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int h = m + i * 4;
+                if (!within || b.h0 + h >= s.h) continue;
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    if (b.n0 + n * 8 >= s.outs) continue;
+                    float y[2];
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        int j = n * 2 + e;
+                        y[e] = acc[m][n][i * 2 + e] + (offset[j] + starts[i][n][e]);
+                        sum[j] += y[e], squares[j] += y[e] * y[e];
+                    }
+                    store(out + origin + h * row + n * 8, y);
+                }
+            }
+        }
+    } else {
+        // Half of the rows at a time, for the same.
+        bool mine = within && b.n0 + lane % 4 * 8 < s.outs;
+        origin += lane % 4 * 8;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            Raw<T, 8> starts[4] = {};
+            if (start) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int h = half * 2 + i / 2 + i % 2 * 4;
+                    if (mine && b.h0 + h < s.h) starts[i] = load_raw<8>(start + origin + h * row);
+                }
+#pragma unroll
+                for (int i = 0; i < 4; i++) turn(starts[i].words.v);
+            }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                int h = half * 2 + i / 2 + i % 2 * 4;
-                if (mine && b.h0 + h < s.h) starts[i] = load_raw<8>(start + origin + h * row);
+                int m = half * 2 + i / 2, h = m + i % 2 * 4;
+                bool inside = b.h0 + h < s.h && within;
+                float v[8];
+#pragma unroll
+                for (int j = 0; j < 8; j++) v[j] = acc[m][j / 2][i % 2 * 2 + j % 2] + (offset[j] + element(starts[i], j));
+                Raw<T, 8> y = to_raw<T, 8>(v);
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    float rounded = inside ? element(y, j) : 0.0f;
+                    sum[j] += rounded, squares[j] += rounded * rounded;
+                }
+                turn(y.words.v);
+                if (mine && inside) *reinterpret_cast<Raw<T, 8> *>(out + origin + h * row) = y;
             }
-#pragma unroll
-            for (int i = 0; i < 4; i++) turn(starts[i].words.v);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int m = half * 2 + i / 2, h = m + i % 2 * 4;
-            bool inside = b.h0 + h < s.h && within;
-            float v[8];
-#pragma unroll
-            for (int j = 0; j < 8; j++) v[j] = acc[m][j / 2][i % 2 * 2 + j % 2] + (offset[j] + element(starts[i], j));
-            Raw<T, 8> y = to_raw<T, 8>(v);
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                float rounded = inside ? element(y, j) : 0.0f;
-                sum[j] += rounded, squares[j] += rounded * rounded;
-            }
-            turn(y.words.v);
-            if (mine && inside) *reinterpret_cast<Raw<T, 8> *>(out + origin + h * row) = y;
         }
     }
 }
@@ -532,44 +587,49 @@ __device__ __forceinline__ void leave_fragment_sums(float *bins, float (&sum)[8]
 }
 
 // Adds the products of a chunk of input channels: EDGE taps along each axis, from the warp's halo rows at `mine`.
-template <class T, class H, int EDGE, int DEEP, int STRIDE>
+template <class P, class H, int EDGE, int DEEP, int STRIDE, class T>
 __device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *mine, const uint4 *w, int pairs, bool idle) {
+    // A turn is a column of taps along h with all channels, or, of floats, with a fragment's channels. Where products take several passes it is a single step, for which rows are brought on
+    // their own: written one behind the other, more steps would be begun at a time than registers can hold, and the products take longer than the rows.
+    constexpr bool WHOLE = Products<P>::PASSES == 1;
+    constexpr int STEPS = !WHOLE ? 1 : sizeof(T) == 4 ? EDGE : DEEP * EDGE, ROWS = WHOLE ? EDGE + 3 : 4, PARTS = DEEP * EDGE / STEPS, TURNS = EDGE * EDGE * PARTS;
     uint4 next[2] = {whole(w), whole(w + 32)};
 #pragma unroll 1
-    for (int column = idle ? EDGE * EDGE : 0; column < EDGE * EDGE; column++) {
+    for (int turn = idle ? TURNS : 0; turn < TURNS; turn++) {
+        int column = turn / PARTS, part = turn % PARTS;
         const T *from = mine + (column / EDGE * H::H * H::W + column % EDGE) * STRIDE;
-        FragmentA rows[EDGE + 3];
+        if (WHOLE) from += part * ALONG<T>;
+        else from += part % EDGE * H::W * STRIDE + part / EDGE * ALONG<T>;
+        FragmentA rows[ROWS];
 #pragma unroll
-        for (int step = 0; step < DEEP * EDGE; step++) {
+        for (int step = 0; step < STEPS; step++) {
             int k = step / EDGE, kh = step % EDGE;
             if (kh == 0) {
 #pragma unroll
-                for (int i = 0; i < EDGE + 3; i++) load_matrices(rows[i].r, from, (i * H::W * STRIDE + k * 16) * (int)sizeof(T));
+                for (int i = 0; i < ROWS; i++) load_matrices(rows[i].r, from, (i * H::W * STRIDE + k * ALONG<T>) * (int)sizeof(T));
             }
-            FragmentB right[4] = {{{next[0].x, next[0].y}}, {{next[0].z, next[0].w}}, {{next[1].x, next[1].y}}, {{next[1].z, next[1].w}}};
+            typename Products<P>::Right right[4] = {Products<P>::right(next[0].x, next[0].y), Products<P>::right(next[0].z, next[0].w),
+                                                    Products<P>::right(next[1].x, next[1].y), Products<P>::right(next[1].z, next[1].w)};
             // The next step's weights are on their way while this one multiplies.
-            if (step + 1 < DEEP * EDGE || column + 1 < EDGE * EDGE) {
+            if (step + 1 < STEPS || turn + 1 < TURNS) {
                 w += pairs * 32;
                 next[0] = whole(w), next[1] = whole(w + 32);
             }
 #pragma unroll
-            for (int m = 0; m < 4; m++) {
-#pragma unroll
-                for (int n = 0; n < 4; n++) multiply<T>(acc[m][n], rows[m + kh], right[n]);
-            }
+            for (int m = 0; m < 4; m++) Products<P>::add(acc[m], rows[m + kh], right);
         }
     }
 }
 
-// Tensor cores: T is f16 or bf16, c a multiple of 8. Weights [phase][chunk][tap along d][along w][CH / 16][along h][outs / 16][lane][8] elements: for two 8-channel
-// tiles of outputs, the lane's fragment of each. 128 threads, a warp a plane of the tile.
+// Tensor cores: P is f16 or bf16 and c a multiple of 8, or a way to multiply floats and c a multiple of 4. Weights [phase][chunk][tap along d][along w][CH / ALONG][along h]
+// [outs / 16][lane][16 bytes of elements]: for two 8-channel tiles of outputs, the lane's fragment of each. 128 threads, a warp a plane of the tile.
 // tensor cores
-template <class T, int CH, int TAPS, bool GATHER>
+template <class P, int CH, int TAPS, bool GATHER, class T = typename Products<P>::Element>
 __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
                                             const float *bias, const T *start, T *out, double *partial) {
     typedef Halo<TAPS> H;
     // Taps along an axis, and steps of 16 channels.
-    constexpr int STRIDE = CH + 8, EDGE = H::R + 1, DEEP = CH / 16;
+    constexpr int STRIDE = CH + PIECE<T>, EDGE = H::R + 1, DEEP = CH / ALONG<T>;
     constexpr bool PHASED = TAPS == 8 && !GATHER;
     T *halo = reinterpret_cast<T *>(shared);
     ConvBlock b(s, PHASED);
@@ -578,7 +638,7 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     int chunks = (s.c + CH - 1) / CH, pairs = (s.outs + OUT - 1) / OUT * 2;
     // This block's share of the chunks, and with GATHER of the phases.
     int all = GATHER ? 8 * chunks : chunks, turn = b.split * all / s.splits, turns = (b.split + 1) * all / s.splits;
-    const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * 8;
+    const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * PIECE<T>;
     // A warp beyond the map's edge has nothing to do but load.
     bool idle = b.d0 + warp >= s.d;
     for (; turn < turns; turn++) {
@@ -587,7 +647,7 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
         load_halo_async<TAPS, GATHER, CH, STRIDE, 128>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
         const uint4 *w = reinterpret_cast<const uint4 *>(weights) + ((int64)(b.phase * chunks + chunk) * TAPS * DEEP * pairs + b.n0 / 16) * 32 + lane;
-        add_products<T, H, EDGE, DEEP, STRIDE>(acc, mine, w, pairs, idle);
+        add_products<P, H, EDGE, DEEP, STRIDE>(acc, mine, w, pairs, idle);
         __syncthreads();
     }
     if (GATHER) b.phase = 0;
@@ -600,17 +660,17 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
 
 // A decoder stage of at most CH input channels: a block all 8 phases of its tile, one after the other, from one halo that serves them all. Phase p reads it from p on.
 // tensor cores
-template <class T, int CH>
+template <class P, int CH, class T = typename Products<P>::Element>
 __device__ __forceinline__ void stage_matrix(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
                                              const float *bias, const T *start, T *out, double *partial) {
     typedef Halo<27> H;
-    constexpr int STRIDE = CH + 8, DEEP = CH / 16;
+    constexpr int STRIDE = CH + PIECE<T>, DEEP = CH / ALONG<T>;
     T *halo = reinterpret_cast<T *>(shared);
     ConvBlock b(s, false);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = (s.outs + OUT - 1) / OUT * 2;
     load_halo_async<27, false, CH, STRIDE, 128>(halo, s, b, x, norm, add, 0);
     __syncthreads();
-    const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * 8;
+    const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * PIECE<T>;
     const uint4 *w = reinterpret_cast<const uint4 *>(weights) + b.n0 / 16 * 32 + lane;
     bool idle = b.d0 + warp >= s.d;
     float sum[8] = {}, squares[8] = {};
@@ -618,7 +678,7 @@ __device__ __forceinline__ void stage_matrix(unsigned char *shared, const ConvSh
     for (b.phase = 0; b.phase < 8; b.phase++) {
         float acc[4][4][4] = {};
         const T *from = mine + (((b.phase >> 2) * H::H + (b.phase >> 1 & 1)) * H::W + (b.phase & 1)) * STRIDE;
-        add_products<T, H, 2, DEEP, STRIDE>(acc, from, w + (int64)b.phase * 8 * DEEP * pairs * 32, pairs, idle);
+        add_products<P, H, 2, DEEP, STRIDE>(acc, from, w + (int64)b.phase * 8 * DEEP * pairs * 32, pairs, idle);
         write_fragments<true>(acc, s, b, bias, start, out, sum, squares);
     }
     if (!partial) return;
@@ -668,9 +728,9 @@ __device__ __forceinline__ void conv_splitk_reduce(const float *shares, const fl
     leave_sums<256>(reinterpret_cast<float *>(shared), sum, squares, outs - n0, partial + (tile * outs + n0) * 2);
 }
 
-// One input channel on tensor cores: the 27 taps, rounded up to 32, stand where channels stand otherwise. Weights [2][outs / 16][lane][8] elements, zero from tap 27 on.
+// One input channel on tensor cores: the 27 taps, rounded up to 32, stand where channels stand otherwise. Weights [32 / ALONG][outs / 16][lane][16 bytes of elements], zero from tap 27 on.
 // tensor cores
-template <class T>
+template <class P, class T = typename Products<P>::Element>
 __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
                                             const float *bias, const T *start, T *out, double *partial) {
     typedef Halo<27> H;
@@ -683,16 +743,19 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     // Voxel lane / 4 of the first of the warp's two row blocks; a row of w further its other row, two rows further the second block.
     const T *mine = halo + (warp / 2 * H::H + warp % 2 * 4) * H::W + lane / 4;
     const uint4 *w = reinterpret_cast<const uint4 *>(weights) + b.n0 / 16 * 32 + lane;
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
+    // Two steps at a time, of several passes one: more would be begun than registers can hold.
+    [[maybe_unused]] constexpr int UNROLL = Products<P>::PASSES == 1 ? 2 : 1;
+#pragma unroll UNROLL
+    for (int k = 0; k < 32 / ALONG<T>; k++) {
         uint4 w0 = whole(w), w1 = whole(w + 32);
         w += pairs * 32;
-        FragmentB right[4] = {{{w0.x, w0.y}}, {{w0.z, w0.w}}, {{w1.x, w1.y}}, {{w1.z, w1.w}}};
-        // Taps behind the last are multiplied by zero: any voxel will do.
-        int taps[4];
+        typename Products<P>::Right right[4] = {Products<P>::right(w0.x, w0.y), Products<P>::right(w0.z, w0.w), Products<P>::right(w1.x, w1.y), Products<P>::right(w1.z, w1.w)};
+        // Taps behind the last are multiplied by zero: any voxel will do. A register has two of 16 bits, or one.
+        constexpr int EACH = 4 / (int)sizeof(T);
+        int taps[2 * EACH];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int tap = k * 16 + i / 2 * 8 + lane % 4 * 2 + i % 2;
+        for (int i = 0; i < 2 * EACH; i++) {
+            int tap = k * ALONG<T> + i / EACH * (ALONG<T> / 2) + lane % 4 * EACH + i % EACH;
             taps[i] = tap < 27 ? H::tap(tap) : 0;
         }
 #pragma unroll
@@ -701,10 +764,10 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const T *from = mine + (m * 2 + i % 2) * H::W;
-                left.r[i] = from[taps[i / 2 * 2]].bits | (unsigned)from[taps[i / 2 * 2 + 1]].bits << 16;
+                if constexpr (sizeof(T) == 4) left.r[i] = __float_as_uint(from[taps[i / 2]]);
+                else left.r[i] = from[taps[i / 2 * 2]].bits | (unsigned)from[taps[i / 2 * 2 + 1]].bits << 16;
             }
-#pragma unroll
-            for (int n = 0; n < 4; n++) multiply<T>(acc[m][n], left, right[n]);
+            Products<P>::add(acc[m], left, right);
         }
     }
     __syncthreads();

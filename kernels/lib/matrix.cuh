@@ -4,7 +4,8 @@
 
 // Fragments of one warp's product D[16 x 8] += A[16 x 16] B[16 x 8], in the layout of mma.sync.m16n8k16: with g = lane / 4 and
 // t = lane % 4, A holds rows g and g + 8, columns 2t, 2t + 1, 2t + 8, 2t + 9; B rows 2t, 2t + 1, 2t + 8, 2t + 9 of column g; D rows g and
-// g + 8 of columns 2t and 2t + 1.
+// g + 8 of columns 2t and 2t + 1. Of elements of 32 bits, of which a register holds one, it is mma.sync.m16n8k8, D[16 x 8] += A[16 x 8] B[8 x 8]: A holds
+// (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), B rows t and t + 4 of column g. In bytes both are the same pieces of a row.
 struct FragmentA {
     unsigned r[4];
 };
@@ -33,6 +34,107 @@ template <> __device__ __forceinline__ void multiply<bf16>(float (&d)[4], const 
                  : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
 #endif
 }
+
+// Of elements that are TF32, float32 with 10 bits of mantissa: what a register holds beyond them is not looked at.
+__device__ __forceinline__ void multiply_tf32(float (&d)[4], const FragmentA &a, const FragmentB &b) {
+#ifdef PRISM_EMULATOR
+    emulator::multiply_tf32(d, a.r, b.r);
+#else
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
+#endif
+}
+
+// The nearest TF32 to a float, of two that are as near the one further from zero.
+__device__ __forceinline__ unsigned rounded_to_tf32(float v) {
+#ifdef PRISM_EMULATOR
+    return emulator::float_to_tf32(v);
+#else
+    unsigned r;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(v));
+    return r;
+#endif
+}
+
+// A float as the sum of two TF32: the nearest, and of what it lacks the first 11 bits, so that some 2^-22 of it is left out. In whole numbers, for cvt.rna is made of more
+// instructions than that, of which some look for what is no number: here that is in the second of the two.
+__device__ __forceinline__ void split_to_tf32(unsigned bits, unsigned &high, unsigned &low) {
+    high = (bits + 0x1000u) & 0xffffe000u;
+    low = __float_as_uint(__uint_as_float(bits) - __uint_as_float(high)) & 0xffffe000u;
+}
+
+// Ways to multiply float32 on tensor cores. In one pass: both sides rounded to TF32. In three: each side is the sum of two TF32, and three of the four products are added
+// up; what is left out is some 2^-22 of a product. Each eight terms have sums of their own, which are added to the total in float32: tensor cores cut off sums that they
+// go on with, and so all to the same side.
+struct tf32 {};
+struct tf32x3 {};
+
+// How a kernel multiplies: the type of its elements in memory, passes over them, what becomes of the right side's fragments, once for all rows, and D[n] += A B[n] of some columns.
+template <class P> struct Products {
+    static constexpr int PASSES = 1;
+    typedef P Element;
+    typedef FragmentB Right;
+
+    static __device__ __forceinline__ Right right(unsigned first, unsigned second) { return {{first, second}}; }
+    template <int N> static __device__ __forceinline__ void add(float (*d)[4], const FragmentA &a, const Right (&b)[N]) {
+#pragma unroll
+        for (int n = 0; n < N; n++) multiply<P>(d[n], a, b[n]);
+    }
+};
+
+template <> struct Products<tf32> {
+    static constexpr int PASSES = 1;
+    typedef f32 Element;
+    typedef FragmentB Right;
+
+    static __device__ __forceinline__ Right right(unsigned first, unsigned second) {
+        return {{rounded_to_tf32(__uint_as_float(first)), rounded_to_tf32(__uint_as_float(second))}};
+    }
+    template <int N> static __device__ __forceinline__ void add(float (*d)[4], const FragmentA &a, const Right (&b)[N]) {
+        FragmentA rounded;
+#pragma unroll
+        for (int i = 0; i < 4; i++) rounded.r[i] = rounded_to_tf32(__uint_as_float(a.r[i]));
+#pragma unroll
+        for (int n = 0; n < N; n++) multiply_tf32(d[n], rounded, b[n]);
+    }
+};
+
+template <> struct Products<tf32x3> {
+    static constexpr int PASSES = 3;
+    typedef f32 Element;
+    struct Right {
+        FragmentB high, low;
+    };
+
+    static __device__ __forceinline__ Right right(unsigned first, unsigned second) {
+        Right b;
+        split_to_tf32(first, b.high.r[0], b.low.r[0]), split_to_tf32(second, b.high.r[1], b.low.r[1]);
+        return b;
+    }
+    template <int N> static __device__ __forceinline__ void add(float (*d)[4], const FragmentA &a, const Right (&b)[N]) {
+        FragmentA high, low;
+#pragma unroll
+        for (int i = 0; i < 4; i++) split_to_tf32(a.r[i], high.r[i], low.r[i]);
+        // The small ones first.
+        float sums[N][4] = {};
+#pragma unroll
+        for (int n = 0; n < N; n++) multiply_tf32(sums[n], low, b[n].high);
+#pragma unroll
+        for (int n = 0; n < N; n++) multiply_tf32(sums[n], high, b[n].low);
+#pragma unroll
+        for (int n = 0; n < N; n++) multiply_tf32(sums[n], high, b[n].high);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) d[n][e] += sums[n][e];
+        }
+    }
+};
+
+// Elements of a row that a fragment has along k, and elements of 16 bytes.
+template <class T> constexpr int ALONG = 32 / (int)sizeof(T);
+template <class T> constexpr int PIECE = 16 / (int)sizeof(T);
 
 // Loads four 8 x 8 matrices of 16-bit elements: lane i gives the shared address of row i % 8 of matrix i / 8, 16 bytes, and
 // receives elements 2 (i % 4) and + 1 of row i / 4 of each. `offset` in bytes is added to the address: one that is known costs nothing.

@@ -19,7 +19,7 @@ Numbers = Union[Sequence[Any], np.ndarray]
 Progress = Callable[[float, str], Union[bool, None]]
 
 _SPACES = {"index": 0, "ras": 1, "lps": 2}
-_PRECISIONS = {"f32": 0, "f16": 1, "bf16": 2}
+_PRECISIONS = {"f32": 0, "f16": 1, "bf16": 2, "tf32": 3, "ieee": 4}
 _MODALITIES = {None: 0, "ct": 3, "mr": 4, "pet": 5}
 _PERCENTILES, _GIVEN = 1, 2
 # Where a wheel that was built with it has the small model.
@@ -38,8 +38,9 @@ class Engine(Handle):
     An engine owns its threads; models that are loaded for the same one share them. Any number of
     threads may use it at once.
 
-    `threads`: one per processor where it is 0. `precision`: "f32", "f16" (GPUs) or "bf16" (GPUs,
-    and processors with AVX512-BF16). `memory`: bytes that the library may use in this process.
+    `threads`: one per processor where it is 0. `precision`: "f32", "tf32" (GPUs), "ieee" (float32
+    without tensor cores), "f16" (GPUs) or "bf16" (GPUs, and processors with AVX512-BF16).
+    `memory`: bytes that the library may use in this process.
     """
 
     _kind = "engine"

@@ -11,6 +11,7 @@ mod conv;
 mod transformer;
 
 pub use conv::{Conv, Normed, TapeInput, Transpose, UpStage};
+pub use transformer::{TokenLayer, TokenRows};
 
 use crate::device::cuda::{Launch, kernels};
 use crate::device::{DType, Device};

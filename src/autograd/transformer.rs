@@ -6,8 +6,38 @@ use crate::ops::attention::{
     self, Attended, TwoWayWeights, ValidKeys, VitWeights, attend_heads, attend_windows,
 };
 use crate::ops::linear::{self, Activation, linear};
-use crate::ops::{norm, pointwise, rows};
+use crate::ops::{norm, pointwise, rows, tokens};
 use crate::tensor::{OpError, Param, Tensor};
+
+/// Rows in front of dense layers: `x`, behind a layer norm where its weight, bias and epsilon are
+/// given, and for the layers that want it the sum with `add`.
+#[derive(Clone, Copy)]
+pub struct TokenRows<'v, 'm> {
+    /// The rows themselves.
+    pub x: &'v Var,
+    /// The norm's weight, bias and epsilon.
+    pub norm: Option<(&'m Param, &'m Param, f32)>,
+    /// What some layers want added.
+    pub add: Option<&'v Var>,
+}
+
+impl<'v> TokenRows<'v, '_> {
+    /// Rows as they are.
+    pub fn plain(x: &'v Var) -> Self {
+        TokenRows { x, norm: None, add: None }
+    }
+}
+
+/// A dense layer's weight and bias, and whether it takes the sum.
+#[derive(Clone, Copy)]
+pub struct TokenLayer<'m> {
+    /// `[n, c]`.
+    pub weight: &'m Param,
+    /// `[n]`.
+    pub bias: &'m Param,
+    /// Whether the sum goes in.
+    pub added: bool,
+}
 
 impl<'m> Tape<'m> {
     /// [`linear()`]: `act(x wᵀ + b) + residual`.
@@ -248,7 +278,84 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`attention::two_way_attention`]. With the tape on, all keys count.
+    /// Dense layers of the same rows, `act(rows wᵀ + b) + residual` of each, and the rows as they
+    /// are in front of the sum: [`tokens::linears`], where it is there.
+    pub fn token_linear<const N: usize>(
+        &self,
+        rows: TokenRows<'_, 'm>,
+        layers: [TokenLayer<'m>; N],
+        act: Activation,
+        residual: Option<&Var>,
+    ) -> Result<([Var; N], Var), OpError> {
+        let TokenRows { x, norm, add } = rows;
+        if !self.is_on() {
+            let norm: Option<(&Tensor, &Tensor, f32)> = norm.map(|(w, b, eps)| (&**w, &**b, eps));
+            let rows = tokens::Rows { x, norm, add: add.map(Var::value) };
+            let list = layers.map(|TokenLayer { weight, bias, added }| tokens::Layer {
+                weight,
+                bias,
+                added,
+            });
+            let made = tokens::linears(self.device(), rows, &list, act, residual.map(Var::value))?;
+            if let Some((made, normed)) = made {
+                let made = made.into_iter().map(Var::constant);
+                return Ok((each(made), Var::constant(normed)));
+            }
+        }
+        let normed = match norm {
+            Some((weight, bias, eps)) => self.layer_norm(x, weight, bias, eps, false)?,
+            None => x.clone(),
+        };
+        let sum = add.filter(|_| layers.iter().any(|layer| layer.added));
+        let sum = sum.map(|add| self.add(&normed, add)).transpose()?;
+        let made = layers.iter().map(|layer| {
+            let x = sum.as_ref().filter(|_| layer.added).unwrap_or(&normed);
+            self.linear(x, layer.weight, Some(layer.bias), act, residual)
+        });
+        let made = made.collect::<Result<Vec<_>, _>>()?;
+        Ok((each(made.into_iter()), normed))
+    }
+
+    /// Attention of projected `q` to keys `k` with values `v`, and the dense layer behind it with
+    /// its residual: [`tokens::attention`], where it is there. With the tape on, all keys count.
+    pub fn token_attention(
+        &self,
+        heads: usize,
+        [q, k, v]: [&Var; 3],
+        valid: ValidKeys,
+        (weight, bias): (&'m Param, &'m Param),
+        residual: Option<&Var>,
+    ) -> Result<Var, OpError> {
+        let device = self.device();
+        if !self.is_on() {
+            let (given, after) = ([q, k, v].map(Var::value), residual.map(Var::value));
+            let made = tokens::attention(device, heads, given, valid, (weight, bias), after)?;
+            if let Some(made) = made {
+                return Ok(Var::constant(made));
+            }
+        } else if valid.is_some() {
+            let message = "a tape that is on takes all keys".into();
+            return Err(OpError::Argument { op: "two_way_attention", message });
+        }
+        let attended = attend_heads(device, heads, q, k, v, valid)?;
+        let ids = [q.id, k.id, v.id];
+        let attended = self.record_if(&ids, attended, || {
+            let values = [q, k, v].map(|t| t.value.clone());
+            Box::new(move |dy, back| {
+                let [q, k, v] = &values;
+                let grads =
+                    attention::grad::two_way_attention(&back.device.clone(), heads, q, k, v, &dy)?;
+                ids.into_iter().zip(grads).try_for_each(|(id, g)| back.add(id, g))
+            })
+        });
+        let layer = TokenLayer { weight, bias, added: false };
+        let rows = TokenRows::plain(&attended);
+        let ([y], _) = self.token_linear(rows, [layer], Activation::None, residual)?;
+        Ok(y)
+    }
+
+    /// Attention of `q` `[t, c]` to keys `k` `[m, c]` with values `v` `[m, c]`, with its four
+    /// projections; adds `residual` `[t, c]` where given. With the tape on, all keys count.
     pub fn two_way_attention(
         &self,
         w: &'m TwoWayWeights,
@@ -256,36 +363,28 @@ impl<'m> Tape<'m> {
         (k, v, valid): (&Var, &Var, ValidKeys),
         residual: Option<&Var>,
     ) -> Result<Var, OpError> {
-        if !self.is_on() {
-            let value = attention::two_way_attention(
-                self.device(),
-                w,
-                q,
-                (k, v, valid),
-                residual.map(Var::value),
-            )?;
-            return Ok(Var::constant(value));
-        }
-        if valid.is_some() {
-            let message = "a tape that is on takes all keys".into();
-            return Err(OpError::Argument { op: "two_way_attention", message });
-        }
         let project = |x: &Var, (weight, bias): &'m (Param, Param)| {
             self.linear(x, weight, Some(bias), Activation::None, None)
         };
         let (q, k, v) = (project(q, &w.q)?, project(k, &w.k)?, project(v, &w.v)?);
-        let heads = attend_heads(self.device(), w.heads, &q, &k, &v, None)?;
-        let (count, values, ids) =
-            (w.heads, [&q, &k, &v].map(|t| t.value.clone()), [q.id, k.id, v.id]);
-        let heads = self.record(heads, || {
-            Box::new(move |dy, back| {
-                let [q, k, v] = &values;
-                let grads =
-                    attention::grad::two_way_attention(&back.device.clone(), count, q, k, v, &dy)?;
-                ids.into_iter().zip(grads).try_for_each(|(id, g)| back.add(id, g))
-            })
-        });
-        self.linear(&heads, &w.out.0, Some(&w.out.1), Activation::None, residual)
+        self.token_attention(w.heads, [&q, &k, &v], valid, (&w.out.0, &w.out.1), residual)
+    }
+
+    /// Dense layers of one row each, `act(row wᵀ + b)`: [`tokens::row_linears`], where it is there.
+    pub fn row_linears(
+        &self,
+        layers: &[(&Var, &'m Param, &'m Param)],
+        act: Activation,
+    ) -> Result<Vec<Var>, OpError> {
+        if !self.is_on() {
+            let list: Vec<(&Tensor, &Tensor, &Tensor)> =
+                layers.iter().map(|(x, weight, bias)| (x.value(), &***weight, &***bias)).collect();
+            if let Some(made) = tokens::row_linears(self.device(), &list, act)? {
+                return Ok(made.into_iter().map(Var::constant).collect());
+            }
+        }
+        let each = layers.iter().map(|&(x, w, bias)| self.linear(x, w, Some(bias), act, None));
+        each.collect()
     }
 
     /// [`attention::vit_attention`].
@@ -323,6 +422,11 @@ impl<'m> Tape<'m> {
         });
         self.linear(&heads, &w.proj.0, Some(&w.proj.1), Activation::None, residual)
     }
+}
+
+/// The values of a list of `N`.
+fn each<const N: usize>(mut list: impl Iterator<Item = Var>) -> [Var; N] {
+    std::array::from_fn(|_| list.next().expect("as many as there are layers"))
 }
 
 /// Sums leading repetitions so that `shape` remains.

@@ -1,9 +1,9 @@
 //! What this machine's processor and memory can do at most, measured: multiply-adds in registers,
 //! and a sum of two arrays too large for the caches.
 
-use crate::device::cuda::{Launch, kernels};
+use crate::device::cuda::{Launch, TypedKernel, kernels};
 use crate::device::simd::{Simd, dispatch};
-use crate::device::{Cpu, Cuda, DType, DisjointWriter, Isa};
+use crate::device::{Cpu, Cuda, DType, DisjointWriter, Isa, Precision};
 use crate::tensor::OpError;
 use std::hint::black_box;
 use std::time::Instant;
@@ -111,10 +111,10 @@ pub struct CudaCeilings {
 }
 
 impl CudaCeilings {
-    /// Measures the ceilings: the best of five tries each, with matrix instructions on `dtype` (f16
-    /// where that is f32).
-    pub fn measure(cuda: &Cuda, dtype: DType) -> Result<CudaCeilings, OpError> {
-        let bytes = 2usize << 30;
+    /// Measures the ceilings: the best of five tries each, with matrix instructions as `precision`
+    /// uses them (those of f16 where it uses none).
+    pub fn measure(cuda: &Cuda, precision: impl Into<Precision>) -> Result<CudaCeilings, OpError> {
+        let (precision, bytes): (Precision, usize) = (precision.into(), 2 << 30);
         let [from, to] = [cuda.allocate_bytes(bytes)?, cuda.allocate_bytes(bytes)?];
         cuda.clear(&from)?;
         let best = |work: &mut dyn FnMut() -> Result<(), OpError>| -> Result<f64, OpError> {
@@ -133,29 +133,33 @@ impl CudaCeilings {
         let copy = best(&mut || Ok(cuda.copy(&from, 0, &to, 0, bytes)?))?;
         let (blocks, rounds) = (4096usize, 4096usize);
         let out = cuda.allocate(blocks * 256, DType::F32)?;
-        let rate = |dtype: DType, per_round: f64| -> Result<f64, OpError> {
+        type Multiply = TypedKernel<kernels::CeilingMultiplyArgs<'static>>;
+        let rate = |kernel: Multiply, per_round: f64| -> Result<f64, OpError> {
             let launch = Launch { grid: [blocks, 1, 1], ..Launch::per_element(0) };
-            let kernel = kernels::CEILING_MULTIPLY.of(dtype)?;
             let seconds = best(&mut || {
                 let (out, rounds) = ((&out).into(), rounds.into());
                 Ok(cuda.launch(kernel, launch, kernels::CeilingMultiplyArgs { out, rounds })?)
             })?;
             Ok((blocks * rounds) as f64 * per_round / seconds)
         };
-        let plain = rate(DType::F32, 256.0 * 64.0)?;
-        let half = if dtype == DType::F32 { DType::F16 } else { dtype };
-        Ok(CudaCeilings {
-            bytes: 2.0 * bytes as f64 / copy,
-            matrix: rate(half, 8.0 * 8.0 * 4096.0)?,
-            plain,
-        })
+        let plain = rate(kernels::CEILING_MULTIPLY_F32, 256.0 * 64.0)?;
+        // Of 8 warps, each 8 products.
+        let (half, float) = (64.0 * 4096.0, 64.0 * 2048.0);
+        let matrix = match precision {
+            Precision::F32 => rate(kernels::CEILING_MULTIPLY_TF32, float)? / 3.0,
+            Precision::Tf32 => rate(kernels::CEILING_MULTIPLY_TF32, float)?,
+            Precision::Bf16 => rate(kernels::CEILING_MULTIPLY_BF16, half)?,
+            Precision::Ieee | Precision::F16 => rate(kernels::CEILING_MULTIPLY_F16, half)?,
+        };
+        Ok(CudaCeilings { bytes: 2.0 * bytes as f64 / copy, matrix, plain })
     }
 
-    /// The two ceilings of maps of `dtype`: matrix instructions where that has 16 bits, float32
-    /// multiply-adds where it has not.
-    pub fn of(&self, dtype: DType) -> Ceilings {
+    /// The two ceilings of a precision: matrix instructions where it uses them, float32
+    /// multiply-adds where it does not.
+    pub fn of(&self, precision: impl Into<Precision>) -> Ceilings {
+        let precision: Precision = precision.into();
         Ceilings {
-            flops: if dtype == DType::F32 { self.plain } else { self.matrix },
+            flops: if precision == Precision::Ieee { self.plain } else { self.matrix },
             bytes: self.bytes,
         }
     }

@@ -17,7 +17,7 @@ impl Prepared {
     pub fn new(device: &Device, problem: &Problem) -> Result<Prepared, OpError> {
         let (run, judge) = problem.prepare(device)?;
         let exact = if problem.flops().is_some() { 1e-5 } else { 1e-3 };
-        let tolerance = if device.is_half() { 2e-2 } else { exact };
+        let tolerance = if device.products().rounds() { 2e-2 } else { exact };
         Ok(Prepared { device: device.clone(), run, judge, tolerance })
     }
 

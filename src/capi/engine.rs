@@ -5,7 +5,7 @@ use super::log::say;
 use super::status::{
     Failure, VersionedStruct, call, prism_status, read_struct, store, str_of, text, write_struct,
 };
-use crate::device::{DType, Device, processors};
+use crate::device::{Device, Precision, processors};
 use crate::memory;
 use crate::model::{Model, Weights};
 use std::ffi::{c_char, c_void};
@@ -42,12 +42,17 @@ impl Object for ModelObject {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_precision {
-    /// 32-bit floats.
+    /// 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products
+    /// of TF32, which is as exact as float32's own rounding.
     PRISM_F32 = 0,
     /// IEEE half precision: CUDA devices.
     PRISM_F16 = 1,
     /// bfloat16: CUDA devices, and processors with AVX512-BF16.
     PRISM_BF16 = 2,
+    /// 32-bit floats, rounded to TF32 where they are multiplied, as PyTorch's tf32: CUDA devices.
+    PRISM_TF32 = 3,
+    /// 32-bit floats, multiplied as they are in plain arithmetic, as PyTorch's ieee.
+    PRISM_IEEE = 4,
 }
 
 /// How to open an engine.
@@ -125,12 +130,14 @@ pub unsafe extern "C" fn prism_engine_open(
             say(&format!("{threads} threads were asked for: {most} are used, one per processor"));
         }
         let precision = match precision {
-            0 => DType::F32,
-            1 => DType::F16,
-            2 => DType::Bf16,
+            0 => Precision::F32,
+            1 => Precision::F16,
+            2 => Precision::Bf16,
+            3 => Precision::Tf32,
+            4 => Precision::Ieee,
             other => {
                 return Err(Failure::argument(format!(
-                    "precision is {other}, expected a prism_precision, 0 to 2"
+                    "precision is {other}, expected a prism_precision, 0 to 4"
                 )));
             }
         };

@@ -1,6 +1,6 @@
 //! `prism bench`.
 
-use super::{DeviceArgs, Failure, Precision as DevicePrecision, print};
+use super::{DeviceArgs, Failure, print};
 use crate::bench::{
     Ceilings, CudaCeilings, Latency, Problem, Record, Timing, Workload, compare, measure,
     peak_memory, suite, table,
@@ -211,7 +211,7 @@ impl Bench {
             _ if emulated => None,
             Device::Cpu(cpu) => Some(Ceilings::measure(cpu)),
             Device::Cuda(cuda) => {
-                Some(CudaCeilings::measure(cuda, device.precision())?.of(device.precision()))
+                Some(CudaCeilings::measure(cuda, device.products())?.of(device.products()))
             }
         };
         if let Some(c) = ceilings {
@@ -259,7 +259,7 @@ impl Bench {
         let record = Record {
             version: env!("CARGO_PKG_VERSION").into(),
             device: device.describe(),
-            precision: device.precision().to_string(),
+            precision: device.products().to_string(),
             cold: self.cold,
             flops_per_second: ceilings.map_or(0.0, |c| c.flops),
             bytes_per_second: ceilings.map_or(0.0, |c| c.bytes),
@@ -289,15 +289,11 @@ impl Bench {
             std::fs::write(folder.path().join(name), text)?;
         }
         let threads = Device::open("cpu", self.device.threads())?.cpu().threads();
-        let precision = match self.device.precision() {
-            DevicePrecision::F32 => "f32",
-            DevicePrecision::F16 => "f16",
-            DevicePrecision::Bf16 => "bf16",
-        };
+        let precision = self.device.precision().to_string();
         let mut python = std::process::Command::new(&self.python);
         python.arg(folder.path().join(PEER[0].0)).args([
             self.device.name(),
-            precision,
+            &precision,
             &threads.to_string(),
             &self.long.to_string(),
         ]);

@@ -19,7 +19,7 @@ mod synth;
 mod train;
 mod verify;
 
-use crate::device::{DType, Device, processors};
+use crate::device::{Device, Precision, processors};
 use crate::memory;
 use crate::message;
 use clap::{Args, Parser, Subcommand};
@@ -74,19 +74,13 @@ struct DeviceArgs {
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
     /// Type in which a CUDA device keeps maps, or in which the CPU takes products (f32, and bf16
-    /// where it has AVX512-BF16); sums are in f32 always [default: f32]
+    /// where it has AVX512-BF16); tf32 and ieee are f32 multiplied in other ways; sums are in f32
+    /// always [default: f32]
     #[arg(long, value_name = "TYPE")]
     precision: Option<Precision>,
     /// Threads to compute with, at most one per processor [default: as many]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Precision {
-    F32,
-    F16,
-    Bf16,
 }
 
 impl DeviceArgs {
@@ -120,12 +114,7 @@ impl DeviceArgs {
         }
         let threads = if asked == 0 { most } else { asked.min(most) };
         start(threads)?;
-        let precision = match self.precision() {
-            Precision::F32 => DType::F32,
-            Precision::F16 => DType::F16,
-            Precision::Bf16 => DType::Bf16,
-        };
-        Ok(Device::open_as(self.name(), asked, precision)?)
+        Ok(Device::open_as(self.name(), asked, self.precision())?)
     }
 }
 

@@ -53,8 +53,9 @@ impl DeviceArgs {
     /// These where given, else those of a file of settings.
     fn over(&self, file: &Given) -> Result<DeviceArgs, String> {
         let named = |name: &String| {
-            Precision::from_str(name, true)
-                .map_err(|_| format!("precision is '{name}', expected f32, f16 or bf16"))
+            Precision::from_str(name, true).map_err(|_| {
+                format!("precision is '{name}', expected f32, tf32, ieee, f16 or bf16")
+            })
         };
         let precision =
             self.precision.map(Ok).or_else(|| file.precision.as_ref().map(named)).transpose()?;

@@ -17,7 +17,7 @@ pub use buffer::Buffer;
 pub use cpu::Cpu;
 pub use cuda::{Cuda, CudaError};
 pub(crate) use disjoint::{DisjointWriter, ReadOnly};
-pub use dtype::DType;
+pub use dtype::{DType, Precision};
 pub use isa::{Isa, Level};
 pub(crate) use isa::{enable, levels};
 
@@ -46,7 +46,7 @@ pub enum DeviceError {
     Cuda(#[from] CudaError),
     /// The CPU has no products of this type.
     #[error("the CPU computes in f32 or, with AVX512-BF16, in bf16; not in {0}{1}")]
-    Precision(DType, &'static str),
+    Precision(Precision, &'static str),
     /// A name, or the environment variable `PRISM_ISA`, asks for instructions this processor lacks.
     #[error(
         "no instruction set '{asked}': {problem} (PRISM_ISA is one of {known}; best here: {best})",
@@ -90,23 +90,28 @@ impl Device {
     /// There is no such device, it does not open, or `PRISM_ISA` names instructions that the
     /// processor lacks.
     pub fn open(name: &str, threads: usize) -> Result<Device, DeviceError> {
-        Device::open_as(name, threads, DType::F32)
+        Device::open_as(name, threads, Precision::F32)
     }
 
-    /// Opens a device as [`Device::open`] does, with maps kept as `precision` on a CUDA device, or
-    /// products taken in it on the CPU.
+    /// Opens a device as [`Device::open`] does, with maps kept and multiplied as `precision` says
+    /// on a CUDA device, or products taken in it on the CPU.
     ///
     /// # Errors
-    /// Those of [`Device::open`]; the CPU has no f16, and bf16 only with AVX512-BF16.
-    pub fn open_as(name: &str, threads: usize, precision: DType) -> Result<Device, DeviceError> {
+    /// Those of [`Device::open`]; the CPU has no f16 and no tf32, and bf16 only with AVX512-BF16.
+    pub fn open_as(
+        name: &str,
+        threads: usize,
+        precision: impl Into<Precision>,
+    ) -> Result<Device, DeviceError> {
+        let precision: Precision = precision.into();
         let unknown = || DeviceError::Unknown(name.to_string());
         let (kind, number) = name.split_once(':').unwrap_or((name, "0"));
         let number: u64 = number.parse().map_err(|_| unknown())?;
         let threads = threads.min(processors());
         match kind {
             "cpu" if name == "cpu" => match precision {
-                DType::F32 => Ok(Device::Cpu(Cpu::new(threads)?)),
-                DType::Bf16 => match Cpu::new(threads)?.in_bf16() {
+                Precision::F32 | Precision::Ieee => Ok(Device::Cpu(Cpu::new(threads)?)),
+                Precision::Bf16 => match Cpu::new(threads)?.in_bf16() {
                     Some(cpu) => Ok(Device::Cpu(cpu)),
                     None => Err(DeviceError::Precision(
                         precision,
@@ -135,6 +140,14 @@ impl Device {
     /// Whether this is the emulator of CUDA, whose times mean nothing.
     pub fn is_emulated(&self) -> bool {
         matches!(self, Device::Cuda(cuda) if cuda.is_emulated())
+    }
+
+    /// How products are taken.
+    pub fn products(&self) -> Precision {
+        match self {
+            Device::Cpu(cpu) => cpu.precision().into(),
+            Device::Cuda(cuda) => cuda.products(),
+        }
     }
 
     /// Whether maps are kept, or products taken, in 16 bits.

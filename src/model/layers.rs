@@ -2,7 +2,7 @@
 //! dense stacks.
 
 use super::weights::Weights;
-use crate::autograd::{Conv, Normed, Tape, TapeInput, Var};
+use crate::autograd::{Conv, Normed, Tape, TapeInput, TokenLayer, Var};
 use crate::device::Device;
 use crate::ops::conv3d::{ConvOutput, Epilogue};
 use crate::ops::linear::Activation;
@@ -94,6 +94,11 @@ impl LayerNorm {
         tape.layer_norm(x, &self.weight, &self.bias, self.eps, false)
     }
 
+    /// Weight, bias and epsilon.
+    pub fn parts(&self) -> (&Param, &Param, f32) {
+        (&self.weight, &self.bias, self.eps)
+    }
+
     /// The norm, then GELU.
     pub fn gelu<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
         tape.layer_norm(x, &self.weight, &self.bias, self.eps, true)
@@ -108,14 +113,9 @@ impl Linear {
         Linear(w.get(&format!("{at}.weight")), w.get(&format!("{at}.bias")))
     }
 
-    pub fn run<'m>(
-        &'m self,
-        tape: &Tape<'m>,
-        x: &Var,
-        act: Activation,
-        residual: Option<&Var>,
-    ) -> Result<Var, OpError> {
-        tape.linear(x, &self.0, Some(&self.1), act, residual)
+    /// As one of several layers of the same rows.
+    pub fn layer(&self) -> TokenLayer<'_> {
+        TokenLayer { weight: &self.0, bias: &self.1, added: false }
     }
 }
 
@@ -128,12 +128,23 @@ impl Mlp {
         Mlp((0..3).map(|i| Linear::load(w, &format!("{at}.layers.{i}"))).collect())
     }
 
-    pub fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
-        let last = self.0.len() - 1;
-        self.0.iter().enumerate().try_fold(x.clone(), |x, (i, layer)| {
-            let act = if i == last { Activation::None } else { Activation::Relu };
-            layer.run(tape, &x, act, None)
-        })
+    /// Several of them, each of a row of its own: layer by layer.
+    pub fn run_rows<'m>(
+        mlps: &[&'m Mlp],
+        tape: &Tape<'m>,
+        mut rows: Vec<Var>,
+    ) -> Result<Vec<Var>, OpError> {
+        let depth = mlps.first().map_or(0, |mlp| mlp.0.len());
+        for i in 0..depth {
+            let act = if i + 1 == depth { Activation::None } else { Activation::Relu };
+            let mut layers: Vec<(&Var, &'m Param, &'m Param)> = vec![];
+            for (x, mlp) in rows.iter().zip(mlps) {
+                let Linear(weight, bias) = &mlp.0[i];
+                layers.push((x, weight, bias));
+            }
+            rows = tape.row_linears(&layers, act)?;
+        }
+        Ok(rows)
     }
 }
 

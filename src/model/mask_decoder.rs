@@ -5,6 +5,7 @@ use super::layers::{ConvNorm, InstanceNorm, Mlp, Observer, Reader};
 use super::weights::Weights;
 use crate::autograd::{Normed, Tape, TapeInput, UpStage, Var};
 use crate::device::Device;
+use crate::device::cuda::Fork;
 use crate::ops::pointwise::heads_chosen;
 use crate::tensor::OpError;
 
@@ -21,6 +22,14 @@ struct Stage {
     first: UpStage,
     norm: InstanceNorm,
     second: ConvNorm,
+}
+
+/// What tokens say of the candidates.
+pub struct Heads {
+    /// `[m, 1]`, in 0 to 1.
+    scores: Var,
+    /// Each mask's weights of the last stage's channels, `[m, c]`.
+    weights: Var,
 }
 
 /// What the decoder says of one iteration.
@@ -91,12 +100,27 @@ impl MaskDecoder {
         tape.skip_map(&self.stages[3 - level].first, feature.into_input(), [1, edge, edge, edge])
     }
 
-    /// Candidates from the transformer's `tokens` `[t, width]` and `image_tokens`, and the `skips`
-    /// of levels 0 to 3.
+    /// What the transformer's `tokens` `[t, width]` say of the candidates.
+    pub fn heads<'m>(&'m self, tape: &Tape<'m>, tokens: &Var) -> Result<Heads, OpError> {
+        let wanted = if self.confidence { 1..self.hypernetworks.len() } else { 0..1 };
+        // The score token's, then each mask token's.
+        let mut mlps = vec![&self.scores];
+        mlps.extend(&self.hypernetworks[wanted.clone()]);
+        let at = std::iter::once(0).chain(wanted.clone().map(|j| 1 + j));
+        let rows = at.map(|row| tape.rows(tokens, row, 1)).collect::<Result<Vec<_>, _>>()?;
+        let made = Mlp::run_rows(&mlps, tape, rows)?;
+        let (all, weights) = made.split_first().expect("the score token's is the first");
+        let column = all.reshape([all.channels(), 1]);
+        let scores = tape.sigmoid(&tape.rows(&column, wanted.start, wanted.len())?)?;
+        Ok(Heads { scores, weights: tape.concat(weights)? })
+    }
+
+    /// Candidates from the transformer's `image_tokens` and what its tokens said, and the `skips`
+    /// of levels 0 to 3. Where the tokens' work is in a branch of its own, masks wait for it.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
-        tokens: &Var,
+        (Heads { scores, weights }, branch): (Heads, Option<Fork>),
         image_tokens: &Var,
         skips: &[Var; 4],
         observer: &mut Observer,
@@ -112,13 +136,9 @@ impl MaskDecoder {
         }
         let x = x.expect("there are four stages");
 
-        let wanted = if self.confidence { 1..self.hypernetworks.len() } else { 0..1 };
-        let all = self.scores.run(tape, &tape.rows(tokens, 0, 1)?)?;
-        let column = all.reshape([all.channels(), 1]);
-        let scores = tape.sigmoid(&tape.rows(&column, wanted.start, wanted.len())?)?;
-        let weights =
-            wanted.clone().map(|j| self.hypernetworks[j].run(tape, &tape.rows(tokens, 1 + j, 1)?));
-        let weights = tape.concat(&weights.collect::<Result<Vec<_>, _>>()?)?;
+        if let Some(branch) = branch {
+            branch.join()?;
+        }
         if let (false, false, Device::Cpu(cpu)) =
             (tape.is_on(), observer.wants_results(), tape.device())
         {

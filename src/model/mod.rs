@@ -430,14 +430,25 @@ impl Model {
         let s = self.config.patch;
         let start = Instant::now();
         let dense = dense.reshape([1, s, s, s, 1]);
-        let (tokens, image_tokens) =
+        let (last, image_tokens) =
             self.prompt_encoder.run(tape, &features.embedding, &self.grid_code, first, &dense)?;
+        // Where the work is recorded, what tokens have left to do goes on beside the decoder's
+        // stages, which need the image alone.
+        let branch = match &self.device {
+            Device::Cuda(cuda) => cuda.fork()?,
+            Device::Cpu(_) => None,
+        };
+        let tokens = self.prompt_encoder.finish(tape, first.0, last)?;
         observer
             .see("tokens", || Ok(tokens.value().reshape([1, tokens.rows(), tokens.channels()])))?;
         observer.see("image_tokens", || Ok(image_tokens.value().clone()))?;
+        let heads = (self.mask_decoder.heads(tape, &tokens)?, branch);
+        if let (_, Some(branch)) = &heads {
+            branch.back()?;
+        }
         let encoded = Instant::now();
         let candidates =
-            self.mask_decoder.run(tape, &tokens, &image_tokens, &features.skips, observer)?;
+            self.mask_decoder.run(tape, heads, &image_tokens, &features.skips, observer)?;
         observer.see("masks", || Ok(candidates.masks.value().clone()))?;
         let decoded = Instant::now();
         let chosen = choose(&candidates.scores)?;

@@ -3,7 +3,7 @@
 
 use super::layers::{ENCODER_EPS, EPS, LayerNorm, Linear};
 use super::weights::Weights;
-use crate::autograd::{Tape, Var};
+use crate::autograd::{Tape, TokenLayer, TokenRows, Var};
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, Device};
 use crate::ops::attention::{TwoWayWeights, ValidKeys};
@@ -237,8 +237,8 @@ impl PromptEncoder {
         })
     }
 
-    /// Tokens `[t, width]` and image tokens `[1, g, g, g, width]` after the transformer, from the
-    /// token sequence `first`, of which the `valid` ones count.
+    /// Image tokens `[1, g, g, g, width]` after the transformer, from the token sequence `first`,
+    /// of which the `valid` ones count; and what the tokens still have to go through.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -246,39 +246,81 @@ impl PromptEncoder {
         grid_code: &Tensor,
         (first, valid): (&Var, ValidKeys),
         dense: &Var,
-    ) -> Result<(Var, Var), OpError> {
+    ) -> Result<(LastAttention, Var), OpError> {
         let width = first.channels();
         let flat = [embedding.len() / width, width];
         let mut keys = tape.add(embedding, &self.dense(tape, dense)?)?.reshape(flat);
         let code = Var::constant(grid_code.reshape(flat));
-        let mut queries = first.clone();
-        for (i, layer) in self.layers.iter().enumerate() {
-            queries = match i {
-                // The first layer's own attention has neither positions nor a residual.
-                0 => {
-                    tape.two_way_attention(&layer.own, &queries, (&queries, &queries, valid), None)?
-                }
-                _ => {
-                    let q = tape.add(&queries, first)?;
-                    tape.two_way_attention(&layer.own, &q, (&q, &queries, valid), Some(&queries))?
-                }
-            };
-            queries = layer.norms[0].run(tape, &queries)?;
-            let (q, k) = (tape.add(&queries, first)?, tape.add(&keys, &code)?);
-            queries =
-                tape.two_way_attention(&layer.to_image, &q, (&k, &keys, None), Some(&queries))?;
-            queries = layer.norms[1].run(tape, &queries)?;
-            let hidden = layer.lin1.run(tape, &queries, Activation::Relu, None)?;
-            queries = layer.lin2.run(tape, &hidden, Activation::None, Some(&queries))?;
-            queries = layer.norms[2].run(tape, &queries)?;
-            let q = tape.add(&queries, first)?;
-            keys =
-                tape.two_way_attention(&layer.to_tokens, &k, (&q, &queries, valid), Some(&keys))?;
-            keys = layer.norms[3].run(tape, &keys)?;
+        let sum = |pair: &'m (Param, Param)| layer(pair, true);
+        let own = |pair: &'m (Param, Param)| layer(pair, false);
+        // Norms wait for what reads them: then they cost no step of their own.
+        let (mut queries, mut keys_norm) = (first.clone(), None);
+        for (i, l) in self.layers.iter().enumerate() {
+            // The first layer's own attention has neither positions nor a residual.
+            let (positions, residual) =
+                if i == 0 { (None, None) } else { (Some(first), Some(&queries)) };
+            let rows = TokenRows { x: &queries, norm: None, add: positions };
+            let w = &l.own;
+            let of = [sum(&w.q), sum(&w.k), own(&w.v)];
+            let ([q, k, v], _) = tape.token_linear(rows, of, Activation::None, None)?;
+            let x = tape.token_attention(w.heads, [&q, &k, &v], valid, ends(w), residual)?;
+
+            let (w, back) = (&l.to_image, &l.to_tokens);
+            let rows = TokenRows { x: &keys, norm: keys_norm, add: Some(&code) };
+            let of = [sum(&w.k), own(&w.v), sum(&back.q)];
+            let ([k, v, asked], image) = tape.token_linear(rows, of, Activation::None, None)?;
+            let rows = TokenRows { x: &x, norm: Some(l.norms[0].parts()), add: Some(first) };
+            let ([q], normed) = tape.token_linear(rows, [sum(&w.q)], Activation::None, None)?;
+            let x = tape.token_attention(w.heads, [&q, &k, &v], None, ends(w), Some(&normed))?;
+
+            let rows = TokenRows { x: &x, norm: Some(l.norms[1].parts()), add: None };
+            let of = [l.lin1.layer()];
+            let ([hidden], normed) = tape.token_linear(rows, of, Activation::Relu, None)?;
+            let (rows, of) = (TokenRows::plain(&hidden), [l.lin2.layer()]);
+            let ([x], _) = tape.token_linear(rows, of, Activation::None, Some(&normed))?;
+
+            let rows = TokenRows { x: &x, norm: Some(l.norms[2].parts()), add: Some(first) };
+            let of = [sum(&back.k), own(&back.v)];
+            let ([k, v], normed) = tape.token_linear(rows, of, Activation::None, None)?;
+            let asked = [&asked, &k, &v];
+            keys = tape.token_attention(back.heads, asked, valid, ends(back), Some(&image))?;
+            (queries, keys_norm) = (normed, Some(l.norms[3].parts()));
         }
-        let (q, k) = (tape.add(&queries, first)?, tape.add(&keys, &code)?);
-        queries =
-            tape.two_way_attention(&self.final_attention, &q, (&k, &keys, None), Some(&queries))?;
-        Ok((self.final_norm.run(tape, &queries)?, keys.reshape(embedding.shape())))
+        let w = &self.final_attention;
+        let rows = TokenRows { x: &keys, norm: keys_norm, add: Some(&code) };
+        let of = [sum(&w.k), own(&w.v)];
+        let ([k, v], image) = tape.token_linear(rows, of, Activation::None, None)?;
+        Ok((LastAttention { queries, k, v }, image.reshape(embedding.shape())))
     }
+
+    /// Tokens `[t, width]` after the transformer.
+    pub fn finish<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        first: &Var,
+        LastAttention { queries, k, v }: LastAttention,
+    ) -> Result<Var, OpError> {
+        let w = &self.final_attention;
+        let rows = TokenRows { x: &queries, norm: None, add: Some(first) };
+        let ([q], _) = tape.token_linear(rows, [layer(&w.q, true)], Activation::None, None)?;
+        let x = tape.token_attention(w.heads, [&q, &k, &v], None, ends(w), Some(&queries))?;
+        self.final_norm.run(tape, &x)
+    }
+}
+
+/// The tokens in front of their last attention, and the image's keys and values for it.
+pub struct LastAttention {
+    queries: Var,
+    k: Var,
+    v: Var,
+}
+
+/// A projection, of the sum with positions or of what is without them.
+fn layer((weight, bias): &(Param, Param), added: bool) -> TokenLayer<'_> {
+    TokenLayer { weight, bias, added }
+}
+
+/// The projection behind an attention.
+fn ends(w: &TwoWayWeights) -> (&Param, &Param) {
+    (&w.out.0, &w.out.1)
 }

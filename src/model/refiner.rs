@@ -61,7 +61,8 @@ impl Refiner {
         let (device, e) = (tape.device(), image.map5("refine", "image")?[1]);
         let (inputs, m) = refiner_input(device, image, masks, choice, prompts)?;
         let inputs = Var::constant(inputs);
-        let x = self.first.run(tape, &inputs, Activation::None, None)?;
+        let Linear(weight, bias) = &self.first;
+        let x = tape.linear(&inputs, weight, Some(bias), Activation::None, None)?;
         let [first, second] = &self.blocks;
         let a = first[0].run(tape, TapeInput::shared(&x), Reader::Plain)?;
         let b = first[1].run(tape, a.into_input(), Reader::Plain)?;

@@ -19,3 +19,4 @@ pub mod refiner_input;
 pub mod resample;
 pub mod rows;
 pub mod strided;
+pub mod tokens;

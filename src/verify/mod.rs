@@ -6,6 +6,7 @@
 //! place. Where a device keeps maps in 16 bits, the bound is 2e-2 or four times the peer's error in
 //! 16 bits (of a network's gradients all but 1 %, and the median within 1.5 times), and a refined
 //! mask passes with a Dice of at least 0.995 or as near to the reference as four times the peer's.
+//! TF32 is held to what f16 is: it has as many bits of mantissa.
 //!
 //! What float32 cannot know is not judged: a voxel of a mask whose logit lies within the peer's
 //! error of 0 is put on the reference's side before the answer that is refined from the mask is
@@ -22,7 +23,7 @@ mod session;
 
 pub use archive::{Archive, Entry};
 
-use crate::device::Device;
+use crate::device::{DType, Device};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -230,8 +231,13 @@ pub fn run(
         };
         let (checks, failure) = match outcome {
             Ok(mut checks) => {
-                if device.is_half() {
-                    half::widen(&path, device.precision(), &mut checks);
+                if device.products().rounds() {
+                    // TF32 has as many bits of mantissa as f16.
+                    let dtype = match device.precision() {
+                        DType::F32 => DType::F16,
+                        dtype => dtype,
+                    };
+                    half::widen(&path, dtype, &mut checks);
                 }
                 (checks, None)
             }

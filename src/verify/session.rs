@@ -119,8 +119,8 @@ fn decide<E>(
 
 impl Refined<'_> {
     fn judge(&self, m: &[f32]) -> Result<Vec<Check>, VerifyError> {
-        // Of rounding to 16 bits the peer's error says how much it moves.
-        if self.device.is_half() {
+        // Of rounding to fewer bits the peer's error says how much it moves.
+        if self.device.products().rounds() {
             return self.run(m);
         }
         let peer = self
@@ -193,7 +193,7 @@ impl Refined<'_> {
             wrong += f64::from(u8::from(got) != want);
         }
         let name = format!("{}.mask_bits", self.prefix);
-        checks.push(match self.device.is_half() {
+        checks.push(match self.device.products().rounds() {
             true => Check::within(name + " (1 - Dice)", 1.0 - 2.0 * both / sum, 5e-3),
             false => Check::within(name, wrong / refined.len() as f64, 1e-4),
         });

@@ -123,7 +123,7 @@ fn a_file_of_settings_may_say_where_to_train_and_flags_win() {
     assert!(code(&train("device = \"abacus\"\n", ""), 1).contains("unknown device 'abacus'"));
     assert!(
         code(&train("precision = \"f64\"\n", ""), 2)
-            .contains("precision is 'f64', expected f32, f16 or bf16")
+            .contains("precision is 'f64', expected f32, tf32, ieee, f16 or bf16")
     );
     let elsewhere = "device = \"abacus\"\nprecision = \"f16\"\nthreads = 1\n";
     code(&train(elsewhere, "--device cpu --precision f32"), 0);

@@ -7,6 +7,7 @@
 
 use super::chain::{Chain, Next};
 use super::group::{self, Group};
+use super::idle::Idle;
 use super::nvrtc;
 use super::source::Kernel;
 use super::staging::{self, Turns};
@@ -14,6 +15,7 @@ use super::{CudaError, Launch, Launcher, Limits};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -24,10 +26,12 @@ const LEAST: (i32, i32) = (8, 0);
 /// one in front of it is over: every kernel waits for that one itself, and says when it may be
 /// followed so (`await_turn` in `kernels/lib/base.cuh`).
 const OVERLAPPING: ((i32, i32), i32) = ((9, 0), 12040);
-/// Environment variables that switch off the early launches and the branches of what is recorded:
-/// so that it can be told what either gives, and whether it is to blame for something.
+/// Environment variables that switch off the early launches and the branches of what is recorded,
+/// and the token path's own launches: so that it can be told what each gives, and whether it is to
+/// blame for something.
 const OVERLAP: &str = "PRISM_CUDA_OVERLAP";
 const BRANCHES: &str = "PRISM_CUDA_BRANCHES";
+const TOKENS: &str = "PRISM_CUDA_TOKENS";
 /// More parameters than any kernel has.
 const MOST_PARAMETERS: usize = 64;
 /// Shared memory that a block gets without asking.
@@ -153,11 +157,15 @@ pub struct Driver {
     branch: Branch,
     /// Whether recorded work may have branches.
     branches: bool,
+    /// Whether the token path has launches of its own.
+    tokens: bool,
     chain: Chain,
     name: String,
     capability: (i32, i32),
     limits: Limits,
     code: Mutex<Code>,
+    /// Small pieces of memory that nobody has.
+    idle: Mutex<Idle>,
     graphs: Mutex<(u64, HashMap<u64, Graph>)>,
     /// Another process of the group is lost.
     left: AtomicBool,
@@ -348,7 +356,15 @@ unsafe fn launch_early(
 #[derive(Default)]
 struct Code {
     modules: HashMap<&'static str, sys::CUmodule>,
-    functions: HashMap<&'static str, sys::CUfunction>,
+    functions: HashMap<&'static str, Function>,
+}
+
+/// A kernel's code, and how much shared memory it was allowed so far beyond what every kernel may
+/// have.
+#[derive(Clone, Copy)]
+struct Function {
+    code: sys::CUfunction,
+    allowed: usize,
 }
 
 // SAFETY: the driver's handles may be used from any thread whose current context is theirs; every
@@ -450,7 +466,7 @@ impl Driver {
         let (stream, staging) = (Stream::new().map_err(fail)?, Staging::new().map_err(fail)?);
         let branch = Branch::new().map_err(fail)?;
         let able = capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1;
-        let (overlaps, branches) = (is_on(OVERLAP)?, is_on(BRANCHES)?);
+        let (overlaps, branches, tokens) = (is_on(OVERLAP)?, is_on(BRANCHES)?, is_on(TOKENS)?);
         let chain = Chain::new(able && overlaps);
         // SAFETY: the device exists; one number to read from.
         unsafe {
@@ -463,6 +479,7 @@ impl Driver {
         }
         let (staging, arrival) = (Mutex::new(staging), Mutex::new(Pinned::none()));
         let (code, graphs, group) = (Mutex::default(), Mutex::default(), Mutex::new(None));
+        let idle = Mutex::default();
         Ok(Driver {
             group,
             staging,
@@ -470,11 +487,13 @@ impl Driver {
             stream,
             branch,
             branches,
+            tokens,
             chain,
             name,
             capability,
             limits,
             code,
+            idle,
             graphs,
             left: AtomicBool::new(false),
             context,
@@ -515,16 +534,56 @@ impl Driver {
         self.graphs.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// A kernel's function; an error unless it was built with the parameters that its source
-    /// declares.
-    fn function(&self, kernel: &'static Kernel) -> Result<sys::CUfunction, CudaError> {
-        let Code { modules, functions } = &mut *self.code.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(function) = functions.get(kernel.name) {
-            return Ok(*function);
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Gives idle memory back to the driver; whether there was any.
+    fn give_up_idle(&self) -> bool {
+        let all = self.idle().give_up();
+        for address in &all {
+            // SAFETY: came from `allocate`, and nobody has it. A failure here was one of an earlier
+            // launch, which the next call reports.
+            let _ = unsafe { result::free_async(*address, self.stream.0) };
         }
+        !all.is_empty()
+    }
+
+    /// A kernel's function, allowed so much shared memory; an error unless it was built with the
+    /// parameters that its source declares.
+    fn function(
+        &self,
+        kernel: &'static Kernel,
+        shared: usize,
+    ) -> Result<sys::CUfunction, CudaError> {
+        let Code { modules, functions } = &mut *self.code.lock().unwrap_or_else(|e| e.into_inner());
+        let function = match functions.entry(kernel.name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let code = self.load(modules, kernel)?;
+                place.insert(Function { code, allowed: PLAIN_SHARED })
+            }
+        };
+        if shared > function.allowed {
+            let most =
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function of this context; within the device's limits, which are `i32`.
+            unsafe { result::function::set_function_attribute(function.code, most, shared as i32) }
+                .map_err(failed(kernel.name))?;
+            function.allowed = shared;
+        }
+        Ok(function.code)
+    }
+
+    /// The function of a kernel that was not asked for before.
+    fn load(
+        &self,
+        modules: &mut HashMap<&'static str, sys::CUmodule>,
+        kernel: &'static Kernel,
+    ) -> Result<sys::CUfunction, CudaError> {
         let (file, name) = (kernel.file, CString::new(kernel.name).unwrap_or_default());
         // SAFETY: machine code of this architecture; modules are never unloaded.
-        let function = unsafe {
+        unsafe {
             let module = match modules.get(file) {
                 Some(module) => *module,
                 None => {
@@ -540,28 +599,37 @@ impl Driver {
             if let Some(built) = parameters(function) {
                 kernel.check_built(&built)?;
             }
-            function
-        };
-        functions.insert(kernel.name, function);
-        Ok(function)
+            Ok(function)
+        }
     }
 }
 
 impl Launcher for Driver {
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
+        if let Some(address) = self.idle().lend(bytes) {
+            return Ok(address);
+        }
         self.enter()?;
+        let short = |e: &DriverError| e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
         // SAFETY: freed in the same stream by `free`.
-        unsafe { result::malloc_async(self.stream.0, bytes.max(1)) }.map_err(|e| match e.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+        let ask = || unsafe { result::malloc_async(self.stream.0, Idle::whole(bytes)) };
+        let asked = match ask() {
+            Err(e) if short(&e) && self.give_up_idle() => ask(),
+            asked => asked,
+        };
+        let address = asked.map_err(|e| match short(&e) {
+            true => {
                 let (free, total) = result::mem_get_info().unwrap_or_default();
                 CudaError::Memory { asked: bytes, free, total }
             }
-            _ => CudaError::Launch(format!("an allocation of {bytes} bytes: {}", text(&e))),
-        })
+            false => CudaError::Launch(format!("an allocation of {bytes} bytes: {}", text(&e))),
+        })?;
+        self.idle().note(address, bytes);
+        Ok(address)
     }
 
     fn free(&self, address: u64) {
-        if self.enter().is_ok() {
+        if !self.idle().keep(address) && self.enter().is_ok() {
             // SAFETY: came from `allocate`, and nothing later uses it. A failure here was one of an
             // earlier launch, which the next call reports.
             let _ = unsafe { result::free_async(address, self.stream.0) };
@@ -668,7 +736,7 @@ impl Launcher for Driver {
 
     fn prepare(&self, kernel: &'static Kernel) -> Result<(), CudaError> {
         self.enter()?;
-        self.function(kernel).map(|_| ())
+        self.function(kernel, 0).map(|_| ())
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {
@@ -751,6 +819,10 @@ impl Launcher for Driver {
 
     fn has_branches(&self) -> bool {
         self.branches
+    }
+
+    fn fuses_tokens(&self) -> bool {
+        self.tokens
     }
 
     fn fork(&self) -> Result<(), CudaError> {
@@ -893,18 +965,13 @@ impl Launcher for Driver {
         arguments: &mut [*mut c_void],
     ) -> Result<(), CudaError> {
         self.enter()?;
-        let (function, what) = (self.function(kernel)?, failed(kernel.name));
+        let what = failed(kernel.name);
+        let function = self.function(kernel, launch.shared)?;
         // Within the device's limits, which are `i32`.
         let grid = launch.grid.map(|g| g as u32);
         // SAFETY: the arguments are the kernel's parameters, as its source declares them: by their
         // type, and those of the code were checked when it was loaded.
         unsafe {
-            if launch.shared > PLAIN_SHARED {
-                let most =
-                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                result::function::set_function_attribute(function, most, launch.shared as i32)
-                    .map_err(&what)?;
-            }
             let (line, early) = self.line(Next::Launch);
             if early {
                 return launch_early(function, grid, launch, line, arguments).map_err(&what);
@@ -937,6 +1004,7 @@ impl Drop for Driver {
     /// holds this device.
     fn drop(&mut self) {
         if self.enter().is_ok() {
+            self.give_up_idle();
             let _ = self.stream.synchronize();
         }
     }

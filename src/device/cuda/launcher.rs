@@ -156,6 +156,10 @@ pub(super) trait Launcher: Send + Sync {
     fn has_branches(&self) -> bool {
         true
     }
+    /// See [`Cuda::fuses_tokens`](super::Cuda::fuses_tokens).
+    fn fuses_tokens(&self) -> bool {
+        true
+    }
     /// What is recorded from here on goes into a branch, behind what was recorded before.
     fn fork(&self) -> Result<(), CudaError>;
     /// What is recorded from here on goes on with the main line, beside the branch.

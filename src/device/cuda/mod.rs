@@ -11,6 +11,7 @@ mod driver;
 mod emulator;
 mod error;
 mod group;
+mod idle;
 mod launcher;
 mod memory;
 pub mod nvrtc;
@@ -19,7 +20,7 @@ pub mod source;
 mod staging;
 mod weight_cache;
 
-pub use super::dtype::DType;
+pub use super::dtype::{DType, Precision};
 pub(crate) use args::Pointer;
 pub use error::CudaError;
 pub use launcher::{KernelCost, KernelRecord, Launch};
@@ -41,7 +42,7 @@ struct Inner {
     launcher: Box<dyn Launcher>,
     limits: Limits,
     cpu: Cpu,
-    precision: DType,
+    precision: Precision,
     id: u64,
     uploads: AtomicU64,
     downloads: AtomicU64,
@@ -57,7 +58,8 @@ struct Inner {
     stream: Mutex<()>,
 }
 
-/// A CUDA device with the element type in which maps are kept. Clones share it.
+/// A CUDA device, with the element type in which maps are kept and how they are multiplied. Clones
+/// share it.
 #[derive(Clone)]
 pub struct Cuda(Arc<Inner>);
 
@@ -70,14 +72,14 @@ impl fmt::Debug for Cuda {
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Cuda {
-    fn new(launcher: Box<dyn Launcher>, cpu: Cpu, precision: DType) -> Cuda {
+    fn new(launcher: Box<dyn Launcher>, cpu: Cpu, precision: impl Into<Precision>) -> Cuda {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (uploads, downloads) = (AtomicU64::new(0), AtomicU64::new(0));
         Cuda(Arc::new(Inner {
             limits: launcher.limits(),
             launcher,
             cpu,
-            precision,
+            precision: precision.into(),
             id,
             uploads,
             downloads,
@@ -90,14 +92,18 @@ impl Cuda {
     }
 
     /// GPU number `index`.
-    pub fn driver(index: usize, cpu: Cpu, precision: DType) -> Result<Cuda, CudaError> {
+    pub fn driver(
+        index: usize,
+        cpu: Cpu,
+        precision: impl Into<Precision>,
+    ) -> Result<Cuda, CudaError> {
         Ok(Cuda::new(Box::new(driver::Driver::new(index)?), cpu, precision))
     }
 
     /// The emulator. Threads of a block run in an order that `seed` decides; 0 is the order of
     /// their numbers.
     #[cfg(feature = "emulator")]
-    pub fn emulated(cpu: Cpu, precision: DType, seed: u64) -> Cuda {
+    pub fn emulated(cpu: Cpu, precision: impl Into<Precision>, seed: u64) -> Cuda {
         Cuda::new(Box::new(emulator::Emulator::new(cpu.clone(), seed)), cpu, precision)
     }
 
@@ -110,7 +116,7 @@ impl Cuda {
     #[doc(hidden)]
     pub unsafe fn emulated_over(
         cpu: Cpu,
-        precision: DType,
+        precision: impl Into<Precision>,
         seed: u64,
         library: &std::path::Path,
     ) -> Result<Cuda, CudaError> {
@@ -134,6 +140,11 @@ impl Cuda {
 
     /// The element type of maps.
     pub fn precision(&self) -> DType {
+        self.0.precision.maps()
+    }
+
+    /// How maps are multiplied.
+    pub fn products(&self) -> Precision {
         self.0.precision
     }
 
@@ -159,7 +170,15 @@ impl Cuda {
 
     /// What there is to know of it, by name.
     pub fn details(&self) -> Vec<(&'static str, String)> {
-        [self.0.launcher.details(), vec![("maps", self.precision().to_string())]].concat()
+        let products = match self.products() {
+            Precision::F32 => "f32, each of three of tf32",
+            Precision::Tf32 => "tf32",
+            Precision::Ieee => "f32, in plain arithmetic",
+            Precision::F16 => "f16",
+            Precision::Bf16 => "bf16",
+        };
+        let own = vec![("maps", self.precision().to_string()), ("products", products.to_string())];
+        [self.0.launcher.details(), own].concat()
     }
 
     /// Whether it adds up arrays over the GPUs of several processes; unless `needed`, only where
@@ -223,6 +242,12 @@ impl Cuda {
         }
         let _stream = self.lock_stream();
         self.0.launcher.seconds(&mut work)
+    }
+
+    /// Whether layers and attention of few rows are launched with what stands around them:
+    /// `PRISM_CUDA_TOKENS` switches that off.
+    pub(crate) fn fuses_tokens(&self) -> bool {
+        self.0.launcher.fuses_tokens()
     }
 
     /// How many times memory was copied to the device and back.

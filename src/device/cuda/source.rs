@@ -6,7 +6,7 @@
 //! parameters of each.
 
 use super::args::{Argument, Arguments, Int, Long, Pointer};
-use super::{CudaError, DType};
+use super::{CudaError, DType, Precision};
 use std::marker::PhantomData;
 
 /// A text that kernels are made of, by the name under which it is included.
@@ -86,7 +86,8 @@ pub(crate) struct TypedKernel<A> {
 }
 
 /// A kernel for each of several types of elements, named `add_f32`, `add_f16` and so on, all with
-/// the same parameters.
+/// the same parameters; of float32 also for the ways to multiply it on tensor cores, `tf32` and
+/// `tf32x3`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Family<A> {
     /// What the names begin with.
@@ -94,6 +95,8 @@ pub(crate) struct Family<A> {
     f32: Option<TypedKernel<A>>,
     f16: Option<TypedKernel<A>>,
     bf16: Option<TypedKernel<A>>,
+    tf32: Option<TypedKernel<A>>,
+    tf32x3: Option<TypedKernel<A>>,
 }
 
 impl<A> Family<A> {
@@ -104,8 +107,26 @@ impl<A> Family<A> {
             DType::F16 => self.f16,
             DType::Bf16 => self.bf16,
         };
+        Self::there(self.base, kernel, &dtype.to_string())
+    }
+
+    /// The kernel that multiplies as `precision` says; an error where there is none.
+    pub(crate) fn multiplying(self, precision: Precision) -> Result<TypedKernel<A>, CudaError> {
+        match precision {
+            Precision::F32 => Self::there(self.base, self.tf32x3, "tf32x3"),
+            Precision::Tf32 => Self::there(self.base, self.tf32, "tf32"),
+            plain => self.of(plain.maps()),
+        }
+    }
+
+    /// One of the kernels called `base`, whose name ends as said.
+    fn there(
+        base: &str,
+        kernel: Option<TypedKernel<A>>,
+        end: &str,
+    ) -> Result<TypedKernel<A>, CudaError> {
         kernel.ok_or_else(|| {
-            let name = format!("{}_{dtype}", self.base);
+            let name = format!("{base}_{end}");
             match known(&name) {
                 Some(_) => CudaError::Launch(format!(
                     "kernel {name} has other parameters than those of other types of elements"
@@ -208,10 +229,12 @@ mod tests {
         assert_eq!(find("pack_bits_f16").unwrap().parameters, [Pointer, Pointer, Long]);
         assert!(
             KERNELS.iter().all(|kernel| !kernel.tensor_cores || !kernel.name.ends_with("_f32")),
-            "float32 is multiplied as it is"
+            "float32 is multiplied as it is where its kernel does not say otherwise"
         );
         assert!(
             is_matrix("conv3d_32_f16")
+                && is_matrix("conv3d_16_tf32x3")
+                && is_matrix("linear_tf32")
                 && !is_matrix("conv3d_32_f32")
                 && !is_matrix("linear_odd_f16")
                 && !is_matrix("copy")
@@ -233,9 +256,20 @@ mod tests {
         );
         let missing = kernels::CONV3D_16.of(DType::F32).unwrap_err().to_string();
         assert!(
-            missing.starts_with("no kernel 'conv3d_16_f32'; the nearest are conv3d_16_f16, "),
+            missing.starts_with(
+                "no kernel 'conv3d_16_f32'; the nearest are conv3d_16_tf32, conv3d_16_f16, "
+            ),
             "{missing}"
         );
+        // Ways to multiply.
+        let ways = [Precision::F32, Precision::Tf32, Precision::F16, Precision::Bf16]
+            .map(|precision| kernels::CONV3D_16.multiplying(precision).unwrap().kernel.name);
+        assert_eq!(ways, ["conv3d_16_tf32x3", "conv3d_16_tf32", "conv3d_16_f16", "conv3d_16_bf16"]);
+        assert_eq!(
+            kernels::VIT_ATTENTION.multiplying(Precision::Ieee).unwrap().kernel.name,
+            "vit_attention_f32"
+        );
+        assert!(kernels::CONV3D_PLAIN.multiplying(Precision::Tf32).is_err());
         // One whose float32 takes less.
         assert_eq!(kernels::LINEAR.of(DType::F16).unwrap().kernel.name, "linear_f16");
         assert_eq!(

@@ -2,7 +2,7 @@
 
 use super::contract::{Attended, Kept, ValidKeys, VitGrads, VitWeights, Windows};
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
-use crate::device::{Cuda, DType, Device};
+use crate::device::{Cuda, DType, Device, Precision};
 use crate::ops::linear::{Activation, linear};
 use crate::ops::reduce::part_sums;
 use crate::ops::rows;
@@ -23,12 +23,12 @@ fn tiles(dim: usize) -> usize {
     (3 * QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
 }
 
-/// Bytes of a block's tiles on the way forward, where 16-bit types have queries and two steps of
-/// keys and values.
-fn forward_tiles(dim: usize, dtype: DType) -> usize {
-    match dtype {
-        DType::F32 => tiles(dim),
-        _ => (QUERIES + 4 * STEP) * (dim.next_multiple_of(16) + 8) * dtype.bytes(),
+/// Bytes of a block's tiles on the way forward: on tensor cores queries and two steps of keys and
+/// values.
+fn forward_tiles(dim: usize, precision: Precision) -> usize {
+    match precision {
+        Precision::Ieee => tiles(dim),
+        _ => (QUERIES + 4 * STEP) * (dim.next_multiple_of(16) * precision.maps().bytes() + 16),
     }
 }
 
@@ -59,12 +59,12 @@ pub fn attend_heads(
     let launch = Launch {
         grid: [queries.div_ceil(QUERIES), heads, 1],
         threads: 128,
-        shared: forward_tiles(dim, dtype),
+        shared: forward_tiles(dim, cuda.products()),
         ..Launch::per_element(0)
     }
     .with_cost(4 * queries * k.rows() * width, 2 * (queries + k.rows()) * width * dtype.bytes());
     cuda.launch(
-        kernels::TWO_WAY_ATTENTION.of(dtype)?,
+        kernels::TWO_WAY_ATTENTION.multiplying(cuda.products())?,
         launch,
         kernels::TwoWayAttentionArgs {
             q: (&q_on).into(),
@@ -200,6 +200,7 @@ impl Vit {
         s: usize,
         width: usize,
         edge: usize,
+        in_slots: bool,
     ) -> Result<Vit, OpError> {
         const OP: &str = "vit_attention";
         let (dim, line) = (width / w.heads, edge.min(s));
@@ -215,9 +216,9 @@ impl Vit {
         let [d, h, x] = w.rel_pos.each_ref().map(|t| t.to_device(cuda, DType::F32));
         let windows = n * s.div_ceil(edge).pow(3);
         let (qkv_bias, tables) = (w.qkv.1.to_device(cuda, DType::F32)?, [d?, h?, x?]);
-        let lines = match cuda.precision() {
-            DType::F32 => (QUERIES / line).clamp(1, LINES),
-            _ => QUERIES / slots(line),
+        let lines = match in_slots {
+            true => QUERIES / slots(line),
+            false => (QUERIES / line).clamp(1, LINES),
         };
         Ok(Vit { s, edge, width, dim, lines, heads: w.heads, windows, qkv_bias, tables })
     }
@@ -298,7 +299,8 @@ pub fn attend_windows(
     keeps: bool,
 ) -> Result<Attended, OpError> {
     let ([n, s, .., width], dtype) = (x.map5("vit_attention", "x")?, cuda.precision());
-    let vit = Vit::new(cuda, w, n, s, width, edge)?;
+    let in_slots = cuda.products() != Precision::Ieee;
+    let vit = Vit::new(cuda, w, n, s, width, edge, in_slots)?;
     let rows = x.reshape([n * s * s * s, width]);
     let qkv = linear(
         &Device::Cuda(cuda.clone()),
@@ -318,20 +320,20 @@ pub fn attend_windows(
         }),
     };
     let values = qkv.to_device(cuda, dtype)?;
-    let terms = match dtype {
-        DType::F32 => vit.terms(),
-        _ => {
+    let terms = match in_slots {
+        false => vit.terms(),
+        true => {
             // And what the padded keys of each column weigh, and a table's products.
             let products = (QUERIES + 1) * ((2 * vit.edge - 1).next_multiple_of(8) + 2);
             vit.slot_terms() + vit.lines * vit.edge + products
         }
     };
     let launch = vit
-        .launch(vit.tiles(), forward_tiles(vit.dim, dtype) + 4 * terms)
+        .launch(vit.tiles(), forward_tiles(vit.dim, cuda.products()) + 4 * terms)
         .with_cost(2 * vit.product(), 4 * rows.len() * dtype.bytes());
     let [table_d, table_h, table_w] = vit.tables.each_ref().map(Pointer::from);
     cuda.launch(
-        kernels::VIT_ATTENTION.of(dtype)?,
+        kernels::VIT_ATTENTION.multiplying(cuda.products())?,
         launch,
         kernels::VitAttentionArgs {
             qkv: (&values).into(),
@@ -364,7 +366,9 @@ pub fn attend_windows_gradient(
 ) -> Result<VitGrads, OpError> {
     let (Attended { qkv, windows, .. }, dtype) = (attended, cuda.precision());
     let (width, tokens) = (qkv.channels() / 3, qkv.rows());
-    let vit = Vit::new(cuda, w, windows.items, windows.s, width, windows.edge)?;
+    // The way back of float32 is in plain arithmetic.
+    let in_slots = dtype != DType::F32;
+    let vit = Vit::new(cuda, w, windows.items, windows.s, width, windows.edge, in_slots)?;
     let table = (2 * vit.edge - 1) * vit.dim;
     let (tiles, blocks) = (vit.tiles(), vit.tiles() * vit.windows);
     let float = |count: usize| cuda.allocate(count, DType::F32);

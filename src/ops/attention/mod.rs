@@ -13,7 +13,7 @@ mod vit_grad;
 
 pub(crate) use self::core::softmax;
 pub use contract::{Attended, TwoWayWeights, ValidKeys, VitWeights};
-pub use two_way::{attend_heads, two_way_attention};
+pub use two_way::attend_heads;
 pub use vit::{attend_windows, vit_attention};
 
 /// Gradients, from those of the attended values on.

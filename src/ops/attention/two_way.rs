@@ -1,11 +1,10 @@
-//! Attention of the two-way transformer: separate projections, no positions of its own.
+//! Attention of the two-way transformer: of what was projected, with no positions of its own.
 
-use super::contract::{TwoWayWeights, ValidKeys};
+use super::contract::ValidKeys;
 use super::flash::{self, Problem};
 use crate::device::Device;
 use crate::device::profile::OpCost;
-use crate::ops::linear::{Activation, linear};
-use crate::tensor::{OpError, Param, Tensor};
+use crate::tensor::{OpError, Tensor};
 
 const OP: &str = "two_way_attention";
 
@@ -49,23 +48,4 @@ pub fn attend_heads(
         }
         Device::Cuda(cuda) => super::cuda::attend_heads(cuda, heads, q, k, v, valid),
     }
-}
-
-/// Attention with its four projections: `q` `[t, c]` attends to keys `k` `[m, c]` with values `v`
-/// `[m, c]`; adds `residual` `[t, c]` where given.
-pub fn two_way_attention(
-    device: &Device,
-    weights: &TwoWayWeights,
-    q: &Tensor,
-    (k, v, valid): (&Tensor, &Tensor, ValidKeys),
-    residual: Option<&Tensor>,
-) -> Result<Tensor, OpError> {
-    let project =
-        |x: &Tensor, (w, b): &(Param, Param)| linear(device, x, w, Some(b), Activation::None, None);
-    if k.shape() != v.shape() {
-        return Err(v.shape_error(OP, "v", format!("{:?}, that of k", k.shape())));
-    }
-    let (q, k, v) = (project(q, &weights.q)?, project(k, &weights.k)?, project(v, &weights.v)?);
-    let attended = attend_heads(device, weights.heads, &q, &k, &v, valid)?;
-    linear(device, &attended, &weights.out.0, Some(&weights.out.1), Activation::None, residual)
 }

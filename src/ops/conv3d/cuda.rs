@@ -4,8 +4,8 @@
 use super::weights::{Kernel, Packed};
 use super::{ConvInput, ConvOutput, PackedConv, Prologue};
 use crate::device::cuda::kernels::Conv3d16Args as Args;
-use crate::device::cuda::{Family, Launch, Memory, Pointer, kernels};
-use crate::device::{Cuda, DType};
+use crate::device::cuda::{CudaError, Family, Launch, Memory, Pointer, TypedKernel, kernels};
+use crate::device::{Cuda, DType, Precision};
 use crate::ops::norm::Sums;
 use crate::ops::reduce::weight_total;
 use crate::tensor::{OpError, Tensor, upload};
@@ -36,14 +36,23 @@ pub(crate) enum Op {
 }
 
 impl Kernel {
-    fn of(channels: usize, taps: usize, dtype: DType) -> Kernel {
-        match (channels % 8, dtype) {
-            (1, DType::F16 | DType::Bf16) if channels == 1 && taps == 27 => Kernel::MmaOneChannel,
-            (0, DType::F16 | DType::Bf16) if channels <= 16 => Kernel::Mma(16),
-            (0, DType::F16 | DType::Bf16) => Kernel::Mma(32),
-            (0 | 4, _) => Kernel::Simt,
+    fn of(channels: usize, taps: usize, precision: Precision) -> Kernel {
+        let on_matrices = precision != Precision::Ieee;
+        let is_float = precision.maps() == DType::F32;
+        match channels % 8 {
+            1 if on_matrices && channels == 1 && taps == 27 => Kernel::MmaOneChannel,
+            // 16 floats take the bytes of 32 elements of 16 bits.
+            0 | 4 if on_matrices && is_float => Kernel::Mma(16),
+            0 if on_matrices && channels <= 16 => Kernel::Mma(16),
+            0 if on_matrices => Kernel::Mma(32),
+            0 | 4 => Kernel::Simt,
             _ => Kernel::SimtAnyChannels,
         }
+    }
+
+    /// Whether products are taken on tensor cores.
+    fn on_matrices(self) -> bool {
+        matches!(self, Kernel::Mma(_) | Kernel::MmaOneChannel)
     }
 
     fn chunk(self) -> usize {
@@ -52,6 +61,20 @@ impl Kernel {
             Kernel::MmaOneChannel => 32,
             Kernel::Simt => 16,
             Kernel::SimtAnyChannels => 1,
+        }
+    }
+
+    /// The kernel of an op.
+    fn typed(
+        self,
+        op: Op,
+        all_phases: bool,
+        precision: Precision,
+    ) -> Result<TypedKernel<Args<'static>>, CudaError> {
+        let family = self.family(op, all_phases);
+        match self.on_matrices() {
+            true => family.multiplying(precision),
+            false => family.of(precision.maps()),
         }
     }
 
@@ -116,11 +139,11 @@ impl Kernel {
 
     /// Bytes of shared memory of a block: the halo tile, `reach` voxels wider than the tile, and
     /// later in its place the staged result.
-    fn shared(self, reach: usize) -> usize {
+    fn shared(self, reach: usize, dtype: DType) -> usize {
         let voxels: usize = TILE.iter().map(|t| t + reach).product();
         let halo = match self {
-            Kernel::Mma(chunk) => voxels * (chunk + 8) * 2,
-            Kernel::MmaOneChannel => voxels * 2,
+            Kernel::Mma(chunk) => voxels * (chunk * dtype.bytes() + 16),
+            Kernel::MmaOneChannel => voxels * dtype.bytes(),
             Kernel::Simt => voxels * 17 * 4,
             Kernel::SimtAnyChannels => voxels * 4,
         };
@@ -134,7 +157,7 @@ impl Packed {
     /// Weights at home on the device are laid out there, others on the host.
     pub fn new(cuda: &Cuda, convs: &[&PackedConv], dtype: DType) -> Result<Arc<Packed>, OpError> {
         let (first, outputs) = (convs[0], convs[0].out_channels());
-        let kernel = Kernel::of(first.in_channels(), first.taps, dtype);
+        let kernel = Kernel::of(first.in_channels(), first.taps, cuda.products());
         let bias = match first.bias_on(cuda) {
             Some(bias) => bias.to_device(cuda, DType::F32)?,
             None if first.has_bias() => {
@@ -174,10 +197,11 @@ impl Packed {
                 return Ok(None);
             }
         }
-        let (single, dtype) = match kernel {
-            Kernel::MmaOneChannel => (true, dtype),
-            Kernel::Mma(_) => (false, dtype),
-            Kernel::Simt | Kernel::SimtAnyChannels => (false, DType::F32),
+        let single = kernel == Kernel::MmaOneChannel;
+        let (dtype, lay_out) = match (kernel.on_matrices(), dtype) {
+            (true, DType::F32) => (DType::F32, kernels::CONV3D_LAY_OUT_TF32),
+            (true, dtype) => (dtype, kernels::CONV3D_LAY_OUT.of(dtype)?),
+            (false, _) => (DType::F32, kernels::CONV3D_LAY_OUT_F32),
         };
         let (ins, outs, taps) = (conv.in_channels(), conv.out_channels(), conv.taps);
         let (chunk, wide) = (kernel.chunk(), outs.next_multiple_of(OUT));
@@ -193,7 +217,7 @@ impl Packed {
         }
         .with_cost(0, convs.len() * ins * outs * taps * 4 + to.bytes());
         cuda.launch(
-            kernels::CONV3D_LAY_OUT.of(dtype)?,
+            lay_out,
             launch,
             kernels::Conv3dLayOutArgs {
                 from: from.at(given.start * 4),
@@ -220,7 +244,6 @@ impl Packed {
     ) -> Result<Arc<Memory>, OpError> {
         let (first, outputs) = (convs[0], convs[0].out_channels());
         convs.iter().try_for_each(|conv| conv.fetch())?;
-        let on_matrices = matches!(kernel, Kernel::Mma(_) | Kernel::MmaOneChannel);
         let (inputs, taps) = if kernel == Kernel::MmaOneChannel {
             (first.taps, 1)
         } else {
@@ -229,6 +252,10 @@ impl Packed {
         let (chunk, wide) = (kernel.chunk(), outputs.next_multiple_of(OUT));
         let chunks = inputs.div_ceil(chunk);
         let per_chunk = taps * chunk * wide;
+        // Elements of a register, of the 16 bytes that a lane reads, and of a fragment along the
+        // inputs.
+        let each = 4 / dtype.bytes();
+        let (piece, along) = (4 * each, 8 * each);
         // Taps along an axis.
         let edge = if taps == 27 { 3 } else { taps.ilog2() as usize / 3 + 1 };
         let raw: Vec<_> = convs.iter().map(|conv| conv.raw(cuda.cpu())).collect();
@@ -237,17 +264,20 @@ impl Packed {
             let (phase, group) = (unit / chunks, unit % chunks);
             for (at, v) in to.iter_mut().enumerate() {
                 let (i, o, tap) = match kernel {
-                    // [tap along d][along w][chunk / 16][along h][outs /
+                    // [tap along d][along w][chunk / along][along h][outs /
                     // 16][lane][tile][register][element]
                     Kernel::Mma(_) | Kernel::MmaOneChannel => {
-                        let (element, lane) = (at % 8, at / 8 % 32);
-                        let (pair, step) = (at / 256 % (wide / 16), at / 256 / (wide / 16));
-                        let (tile, register, low) = (element / 4, element / 2 % 2, element % 2);
+                        let (element, lane) = (at % piece, at / piece % 32);
+                        let block = at / piece / 32;
+                        let (pair, step) = (block % (wide / 16), block / (wide / 16));
+                        let (tile, register, low) =
+                            (element / each / 2, element / each % 2, element % each);
+                        let depth = chunk / along;
                         let (h, deep, side) =
-                            (step % edge, step / edge % (chunk / 16), step / edge / (chunk / 16));
+                            (step % edge, step / edge % depth, step / edge / depth);
                         let (d, w) = (side / edge, side % edge);
                         (
-                            deep * 16 + register * 8 + lane % 4 * 2 + low,
+                            deep * along + register * along / 2 + lane % 4 * each + low,
                             pair * 16 + tile * 8 + lane / 4,
                             (d * edge + h) * edge + w,
                         )
@@ -267,7 +297,7 @@ impl Packed {
                 }
             }
         });
-        Ok(upload(cuda, &values, if on_matrices { dtype } else { DType::F32 })?)
+        Ok(upload(cuda, &values, if kernel.on_matrices() { dtype } else { DType::F32 })?)
     }
 
     /// Runs the op's kernel over loaded map `extent` `[n, d, h, w, c]`; `start` is a map to start
@@ -322,9 +352,9 @@ impl Packed {
             + self.weights.bytes();
         let grid = [tiles, self.outputs.div_ceil(OUT), n * apart * split_k];
         let reach = if taps == 27 || all_phases { 2 } else { 1 };
-        let (threads, shared) = (self.kernel.threads(), self.kernel.shared(reach));
+        let (threads, shared) = (self.kernel.threads(), self.kernel.shared(reach, dtype));
         cuda.launch(
-            self.kernel.family(op, all_phases).of(dtype)?,
+            self.kernel.typed(op, all_phases, cuda.products())?,
             Launch { grid, threads, shared, ..Launch::per_element(0) }.with_cost(flops, bytes),
             Args {
                 x: (&map).into(),
@@ -386,11 +416,60 @@ pub fn conv3d(
     packed.run(cuda, Op::Conv3d, x, extent, None, sums)
 }
 
-/// Input channels of a block of a weight gradient, and floats of a row of its tiles in shared
-/// memory.
+/// Input channels of a block of a weight gradient in plain arithmetic.
 const IN: usize = 16;
 /// Most blocks that share weights: their sums are added up in order.
 const SPLITS: usize = 256;
+/// On tensor cores, blocks that keep a GPU busy: one a multiprocessor twice over, or two that run
+/// beside each other.
+const WEIGHT_BLOCKS: usize = 256;
+/// The fewest planes that such a block goes over.
+const PLANES: usize = 4;
+
+/// How the blocks of a weight gradient are laid out: those that share weights, those side by side
+/// over channels, threads, bytes of shared memory.
+struct WeightBlocks {
+    splits: usize,
+    across: usize,
+    threads: usize,
+    shared: usize,
+}
+
+impl WeightBlocks {
+    /// In plain arithmetic: tiles of the convolution, and the input's halo, in float.
+    fn plain([n, d, h, w, c]: [usize; 5], outs: usize, phases: usize) -> WeightBlocks {
+        let tiles: usize =
+            [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
+        let across = c.div_ceil(IN) * outs.div_ceil(OUT);
+        let reach = if phases == 8 { 1 } else { 2 };
+        let voxels: usize = TILE.iter().map(|t| t + reach).product();
+        WeightBlocks {
+            splits: (SPLITS * 4 / (across * phases)).clamp(1, SPLITS).min(n * tiles),
+            across,
+            threads: 256,
+            shared: (voxels * (IN + 1) + 256 * (OUT + 1)) * 4,
+        }
+    }
+
+    /// On tensor cores: columns of 8 x 8 voxels, cut along d where they are few, as many pieces for
+    /// each block. The kernel finds out by itself how columns are cut for so many blocks.
+    fn matrix([n, d, h, w, c]: [usize; 5], outs: usize, phases: usize, adds: bool) -> WeightBlocks {
+        let (edge, beside) = if phases == 8 { (2, 2) } else { (3, 1) };
+        let across = c.div_ceil(OUT) * outs.div_ceil(OUT);
+        let wanted = (WEIGHT_BLOCKS * beside / (across * phases)).max(1);
+        let columns = n * h.div_ceil(8) * w.div_ceil(8);
+        let parts = (wanted / columns).clamp(1, (d / PLANES).max(1));
+        let runs = columns * d.div_ceil(d.div_ceil(parts));
+        // Four buffers of a plane of the input, of what is added to it, and of the gradient.
+        let voxels = 64 * (1 + usize::from(adds)) + (8 + edge - 1) * (8 + edge - 1);
+        WeightBlocks {
+            splits: runs.div_ceil(runs.div_ceil(wanted)),
+            across,
+            threads: 128 * edge,
+            shared: 4 * voxels * (OUT + 8) * 2,
+        }
+    }
+}
 
 /// The gradient of the weights of a convolution (1 phase: `[out, in, 3, 3, 3]`) or of a decoder
 /// stage (8: `[8, out, in, 2, 2, 2]`, composed), onto what there is so far. `extent` is that of the
@@ -405,10 +484,10 @@ pub(crate) fn weight_gradient(
 ) -> Result<Tensor, OpError> {
     let (dtype, [n, d, h, w, c], outs) = (cuda.precision(), extent, dy.channels());
     let taps = if phases == 8 { 8 } else { 27 };
-    let tiles: usize =
-        n * [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product::<usize>();
-    let (inputs, outputs) = (c.div_ceil(IN), outs.div_ceil(OUT));
-    let splits = (SPLITS * 4 / (inputs * outputs * phases)).clamp(1, SPLITS).min(tiles);
+    let WeightBlocks { splits, across, threads, shared } = match dtype {
+        DType::F32 => WeightBlocks::plain(extent, outs, phases),
+        _ => WeightBlocks::matrix(extent, outs, phases, x.prologue.add.is_some()),
+    };
     let each = phases * taps * c * outs;
     let partial = cuda.allocate(splits * each, DType::F32)?;
     let (map, gradient) = (x.map.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
@@ -417,24 +496,22 @@ pub(crate) fn weight_gradient(
         norm.as_ref().map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
     let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
     let vector = if dtype == DType::F32 { 4 } else { 8 };
-    let family = match (c.is_multiple_of(vector) && outs.is_multiple_of(vector), taps) {
-        (true, 27) => kernels::WEIGHT_GRADIENT_27,
-        (true, _) => kernels::WEIGHT_GRADIENT_8,
-        (false, 27) => kernels::WEIGHT_GRADIENT_FEW_27,
-        (false, _) => kernels::WEIGHT_GRADIENT_FEW_8,
-    };
-    let reach = if taps == 27 { 2 } else { 1 };
-    let voxels: usize = TILE.iter().map(|t| t + reach).product();
-    let shared = match dtype {
-        DType::F32 => (voxels * (IN + 1) + 256 * (OUT + 1)) * 4,
-        _ => (voxels * (IN + 8) + 256 * (OUT + 8)) * 2,
+    let whole = c.is_multiple_of(vector) && outs.is_multiple_of(vector);
+    // On tensor cores a map is pooled by a kernel of its own, or by that which takes any map.
+    let pools = x.prologue.max_pool && dtype != DType::F32;
+    let family = match (whole, taps, pools) {
+        (true, 27, false) => kernels::WEIGHT_GRADIENT_27,
+        (true, 27, true) => kernels::WEIGHT_GRADIENT_POOLED_27,
+        (true, _, false) => kernels::WEIGHT_GRADIENT_8,
+        (false, 27, _) => kernels::WEIGHT_GRADIENT_FEW_27,
+        _ => kernels::WEIGHT_GRADIENT_FEW_8,
     };
     let flops = 2 * n * d * h * w * phases * taps * c * outs;
     let bytes = (x.map.len() * (1 + usize::from(x.prologue.add.is_some())) + dy.len())
         * dtype.bytes()
         + each * 4;
     let launch =
-        Launch { grid: [splits, inputs * outputs, phases], shared, ..Launch::per_element(0) }
+        Launch { grid: [splits, across, phases], threads, shared, ..Launch::per_element(0) }
             .with_cost(flops, bytes);
     cuda.launch(
         family.of(dtype)?,
@@ -506,8 +583,9 @@ mod tests {
             let count: usize = shape.iter().product();
             Tensor::new(shape, (0..count).map(|i| (i * 7919 % 2039) as f32 / 997.0 - 1.0).collect())
         };
-        for dtype in [DType::F32, DType::F16, DType::Bf16] {
-            let cuda = Cuda::emulated(Cpu::new(4).unwrap(), dtype, 0);
+        for precision in [Precision::F32, Precision::Ieee, Precision::F16, Precision::Bf16] {
+            let cuda = Cuda::emulated(Cpu::new(4).unwrap(), precision, 0);
+            let dtype = cuda.precision();
             let resident = |t: &Tensor| {
                 let memory = t.to_device(&cuda, DType::F32).unwrap();
                 Tensor::from_device(t.shape(), memory, DType::F32)
@@ -544,11 +622,117 @@ mod tests {
                     assert!(
                         bytes(&here.weights) == bytes(&there.weights)
                             && bytes(&here.bias) == bytes(&there.bias),
-                        "{dtype}, {outs} of {used:?}"
+                        "{precision}, {outs} of {used:?}"
                     );
                 }
             }
         }
+    }
+
+    /// Small numbers, whose products and sums are exact in float and in 16 bits.
+    fn small(shape: &[usize], seed: usize) -> Tensor {
+        let count: usize = shape.iter().product();
+        let at = |i: usize| ((i + seed) * 7919 % 2039 % 9) as f32 - 4.0;
+        Tensor::new(shape, (0..count).map(at).collect())
+    }
+
+    /// The gradient of the weights of a convolution (1 phase) or a stage (8), by its formula.
+    fn plain_gradient(
+        x: &Tensor,
+        dy: &Tensor,
+        [n, d, h, w, c]: [usize; 5],
+        phases: usize,
+    ) -> Vec<f32> {
+        let (outs, up) = (dy.channels(), if phases == 8 { 2 } else { 1 });
+        let (taps, edge) = if phases == 8 { (8, 2) } else { (27, 3) };
+        let mut sums = vec![0.0; phases * outs * c * taps];
+        let bits = |v: usize| [v >> 2, v >> 1 & 1, v & 1];
+        for (at, sum) in sums.iter_mut().enumerate() {
+            let (tap, i, o) = (at % taps, at / taps % c, at / taps / c % outs);
+            let phase = bits(at / taps / c / outs);
+            let tap = [tap / edge / edge, tap / edge % edge, tap % edge];
+            for v in 0..n * d * h * w {
+                let (item, v) = (v / (d * h * w), [v / (h * w) % d, v / w % h, v % w]);
+                let from: [usize; 3] =
+                    std::array::from_fn(|a| (v[a] + tap[a] + phase[a]).wrapping_sub(1));
+                if from.iter().zip([d, h, w]).any(|(at, edge)| *at >= edge) {
+                    continue;
+                }
+                let x_at = ((item * d + from[0]) * h + from[1]) * w + from[2];
+                let to: [usize; 3] = std::array::from_fn(|a| up * v[a] + phase[a]);
+                let dy_at = ((item * up * d + to[0]) * up * h + to[1]) * up * w + to[2];
+                *sum += x.data()[x_at * c + i] * dy.data()[dy_at * outs + o];
+            }
+        }
+        sums
+    }
+
+    /// Of every form of a convolution's input, of maps of one column and of several, that one block
+    /// goes through or several share.
+    #[test]
+    fn gradients_of_weights_on_tensor_cores_are_those_of_the_formula() {
+        let devices =
+            [DType::F16, DType::Bf16].map(|dtype| Cuda::emulated(Cpu::new(4).unwrap(), dtype, 3));
+        for (extent, outs, phases, pooled, added) in [
+            ([1, 19, 8, 8, 8], 16, 1, false, true),
+            ([2, 3, 9, 10, 40], 24, 1, false, true),
+            ([1, 2, 8, 17, 40], 40, 1, false, false),
+            ([1, 4, 3, 9, 24], 8, 1, true, true),
+            ([1, 3, 9, 5, 5], 7, 1, true, false),
+            ([2, 1, 1, 1, 1], 32, 1, false, false),
+            ([1, 11, 8, 5, 16], 40, 8, false, false),
+            ([2, 3, 9, 10, 6], 5, 8, false, false),
+            ([1, 2, 3, 3, 8], 8, 8, true, false),
+        ] {
+            let [n, d, h, w, c] = extent;
+            let (fine, up) = (1 + usize::from(pooled), if phases == 8 { 2 } else { 1 });
+            let map = [n, fine * d, fine * h, fine * w, c];
+            let (x, add) = (small(&map, 1), small(&map, 40));
+            let dy = small(&[n, up * d, up * h, up * w, outs], 77);
+            let mut input = ConvInput::shared(&x).plus(added.then_some(&add));
+            // What the convolution makes of its input.
+            let mut loaded = x.data().to_vec();
+            if added {
+                loaded.iter_mut().zip(add.data()).for_each(|(v, a)| *v += a);
+            }
+            if pooled {
+                input = input.max_pooled();
+                let (h, w) = (2 * h, 2 * w);
+                let largest = |at: usize| {
+                    let (i, v) = (at % c, at / c);
+                    let (plane, j, k) = (v / (h * w / 4), v / (w / 2) % (h / 2), v % (w / 2));
+                    let value = |q: usize| {
+                        let row = (2 * plane + (q >> 2)) * h + 2 * j + (q >> 1 & 1);
+                        loaded[(row * w + 2 * k + (q & 1)) * c + i]
+                    };
+                    (0..8).map(value).fold(f32::NEG_INFINITY, f32::max)
+                };
+                loaded = (0..n * d * h * w / 4 * c).map(largest).collect();
+            }
+            let loaded = Tensor::new([n, d, h, w, c], loaded);
+            let once = plain_gradient(&loaded, &dy, extent, phases);
+            // Onto what there is: twice the sum.
+            let twice: Vec<f32> = once.iter().map(|v| 2.0 * v).collect();
+            for cuda in &devices {
+                let what = format!("{}, {extent:?}, {outs}", cuda.precision());
+                let of = |so_far| weight_gradient(cuda, &input, extent, &dy, phases, so_far);
+                let got = of(None).unwrap();
+                assert!(got.try_data().unwrap()[..] == once[..], "{what}");
+                assert!(of(Some(got)).unwrap().try_data().unwrap()[..] == twice[..], "{what}, on");
+            }
+        }
+    }
+
+    /// Large maps keep a GPU busy without more sums than that takes, small ones are not cut up.
+    #[test]
+    fn blocks_of_a_weight_gradient_have_the_same_share() {
+        let splits =
+            |extent, outs, phases| WeightBlocks::matrix(extent, outs, phases, false).splits;
+        assert_eq!(splits([1, 128, 128, 128, 32], 32, 1), 256);
+        assert_eq!(splits([1, 64, 64, 64, 64], 64, 1), 64);
+        assert_eq!(splits([1, 16, 16, 16, 32], 32, 1), 16);
+        assert_eq!(splits([1, 8, 8, 8, 384], 384, 1), 1);
+        assert_eq!(splits([1, 64, 64, 64, 64], 32, 8), 32);
     }
 
     /// After a step of training, weights lie on the device, where they are laid out: by the thread

@@ -379,7 +379,7 @@ pub(crate) struct Packed {
 /// The CUDA kernels there are, for maps of different element types and channels.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Kernel {
-    /// Tensor cores, chunks of so many channels.
+    /// Tensor cores, chunks of so many channels: 16 of float32, 16 or 32 of 16 bits.
     Mma(usize),
     /// Tensor cores, one channel: its 27 taps stand where channels stand.
     MmaOneChannel,

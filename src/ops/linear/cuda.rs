@@ -3,7 +3,7 @@
 use super::Activation;
 use crate::device::cuda::kernels::{LinearArgs, LinearOddArgs};
 use crate::device::cuda::{CudaError, Launch, TypedKernel, kernels};
-use crate::device::{Cuda, DType};
+use crate::device::{Cuda, DType, Precision};
 use crate::ops::reduce::{part_sums, place};
 use crate::tensor::{OpError, Tensor};
 
@@ -20,9 +20,9 @@ struct Block {
     shared: usize,
 }
 
-/// On tensor cores: three buffers of 64 elements of each row.
+/// On tensor cores: three buffers of 128 bytes of each row, and 16 more.
 const fn matrix(rows: usize) -> Block {
-    Block { rows, threads: 128, shared: 3 * (rows + EDGE) * (64 + 8) * 2 }
+    Block { rows, threads: 128, shared: 3 * (rows + EDGE) * (128 + 16) }
 }
 
 const MANY: Block = matrix(EDGE);
@@ -31,6 +31,11 @@ const FEW: Block = matrix(16);
 const PLAIN: Block = Block { rows: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4 };
 /// The least of k that a block takes where several share it.
 const LEAST: usize = 768;
+
+/// Elements of 16 bytes, of which rows consist that tensor cores multiply.
+fn piece(dtype: DType) -> usize {
+    16 / dtype.bytes()
+}
 
 /// The kernel for a product.
 enum Kernel {
@@ -45,14 +50,15 @@ impl Kernel {
     /// it lies, its block, and how many share k.
     fn of(
         [m, n, k]: [usize; 3],
-        dtype: DType,
+        precision: Precision,
         lies: bool,
     ) -> Result<(Kernel, Block, usize), CudaError> {
-        if dtype == DType::F32 {
-            return Ok((Kernel::Plain(kernels::LINEAR_F32), PLAIN, 1));
-        }
-        if !k.is_multiple_of(8) {
-            return Ok((Kernel::Plain(kernels::LINEAR_ODD.of(dtype)?), PLAIN, 1));
+        if precision == Precision::Ieee || !k.is_multiple_of(piece(precision.maps())) {
+            let plain = match precision.maps() {
+                DType::F32 => kernels::LINEAR_F32,
+                dtype => kernels::LINEAR_ODD.of(dtype)?,
+            };
+            return Ok((Kernel::Plain(plain), PLAIN, 1));
         }
         let blocks = |block: &Block| m.div_ceil(block.rows) * n.div_ceil(EDGE);
         let (family, block) = match (blocks(&MANY) * 10 > BLOCKS, lies) {
@@ -62,7 +68,7 @@ impl Kernel {
             (false, true) => (kernels::LINEAR_BACK_FEW, FEW),
         };
         let split_k = (BLOCKS / blocks(&block)).min(k / LEAST).max(1);
-        Ok((Kernel::Matrix(family.of(dtype)?), block, split_k))
+        Ok((Kernel::Matrix(family.multiplying(precision)?), block, split_k))
     }
 }
 
@@ -94,7 +100,7 @@ fn product(
     let (x, weight) = (x.to_device(cuda, dtype)?, weight.to_device(cuda, dtype)?);
     let bias = bias.map(|b| b.to_device(cuda, DType::F32)).transpose()?;
     let residual = residual.map(|r| r.to_device(cuda, dtype)).transpose()?;
-    let (kernel, block, split_k) = Kernel::of([m, n, k], dtype, lies)?;
+    let (kernel, block, split_k) = Kernel::of([m, n, k], cuda.products(), lies)?;
     let splitk_workspace =
         (split_k > 1).then(|| cuda.allocate(split_k * m * n, DType::F32)).transpose()?;
     let act: i32 = match activation {
@@ -182,7 +188,8 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
     shape.push(k);
     let back =
         |weight: (&Tensor, bool)| product(cuda, shape, dy, weight, None, Activation::None, None);
-    if dtype != DType::F32 && n.is_multiple_of(8) && k.is_multiple_of(8) {
+    let whole = n.is_multiple_of(piece(dtype)) && k.is_multiple_of(piece(dtype));
+    if cuda.products() != Precision::Ieee && whole {
         return back((weight, true));
     }
     let (values, transposed) =
@@ -201,8 +208,12 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
     back((&Tensor::from_device([k, n], transposed, dtype), false))
 }
 
-/// Most runs of rows that a weight gradient is split into.
+/// Most runs of rows that a weight gradient is split into, and the fewest rows of one on tensor
+/// cores: adding runs up takes a launch.
 const RUNS: usize = 64;
+const RUN: usize = 512;
+/// Blocks that give every multiprocessor work where their weight gradients take all rows.
+const FILL: usize = 132;
 
 /// The gradient of the weight `[out, in]`, in float32, onto what there is so far.
 pub fn weight_gradient(
@@ -212,23 +223,32 @@ pub fn weight_gradient(
     mut so_far: Option<Tensor>,
 ) -> Result<Tensor, OpError> {
     let (dtype, m, n, k) = (cuda.precision(), dy.rows(), dy.channels(), x.channels());
-    let (across, down) = (n.div_ceil(EDGE), k.div_ceil(EDGE));
-    let runs = (512 / (across * down)).clamp(1, RUNS).min(m.div_ceil(EDGE));
+    let plain = dtype == DType::F32;
+    // Wide blocks read less, where there are enough of them.
+    let wide = !plain && n.div_ceil(2 * EDGE) * k.div_ceil(EDGE) >= FILL;
+    let height = if wide { 2 * EDGE } else { EDGE };
+    let (across, down) = (n.div_ceil(height), k.div_ceil(EDGE));
+    let runs = match plain {
+        true => (512 / (across * down)).clamp(1, RUNS).min(m.div_ceil(EDGE)),
+        false => (2 * FILL / (across * down)).clamp(1, RUNS).min(m.div_ceil(RUN)),
+    };
     let run = m.div_ceil(runs).next_multiple_of(32);
     let runs = m.div_ceil(run);
     // One run leaves the sum itself.
     let only = if runs == 1 { so_far.take() } else { None };
     let (partial, more) = place(cuda, only, runs * n * k)?;
     let (x, dy) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
-    let (threads, shared) = if dtype == DType::F32 {
-        (256, 2 * 16 * (EDGE + 4) * 4)
-    } else {
-        (128, 2 * 32 * (EDGE + 8) * 2)
+    // Two tiles in float, or four buffers of 32 rows of both.
+    let (threads, shared) = match plain {
+        true => (256, 2 * 16 * (EDGE + 4) * 4),
+        false => (128, 4 * 32 * (height + 8 + EDGE + 8) * 2),
     };
+    let family =
+        if wide { kernels::WEIGHT_GRADIENT_DENSE_WIDE } else { kernels::WEIGHT_GRADIENT_DENSE };
     let launch = Launch { grid: [across, down, runs], threads, shared, ..Launch::per_element(0) }
         .with_cost(2 * m * n * k, (m * k + m * n) * dtype.bytes() + n * k * 4);
     cuda.launch(
-        kernels::WEIGHT_GRADIENT_DENSE.of(dtype)?,
+        family.of(dtype)?,
         launch,
         kernels::WeightGradientDenseArgs {
             x: (&x).into(),
@@ -242,4 +262,39 @@ pub fn weight_gradient(
         },
     )?;
     Ok(part_sums(cuda, partial, [runs, n * k], so_far)?.reshape([n, k]))
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::device::Cpu;
+
+    /// Of small and of wide blocks, of rows in one run and in several, of any number of columns.
+    #[test]
+    fn gradients_of_weights_on_tensor_cores_are_those_of_the_formula() {
+        // Small numbers, whose products and sums are exact in float and in 16 bits.
+        let small = |shape: [usize; 2], seed: usize| {
+            let at = |i: usize| ((i + seed) * 7919 % 2039 % 9) as f32 - 4.0;
+            Tensor::new(shape, (0..shape[0] * shape[1]).map(at).collect())
+        };
+        let devices =
+            [DType::F16, DType::Bf16].map(|dtype| Cuda::emulated(Cpu::new(4).unwrap(), dtype, 3));
+        for [m, n, k] in [[70, 1544, 712], [1100, 64, 72], [33, 9, 40], [40, 24, 7], [1, 1, 1]] {
+            let (x, dy) = (small([m, k], 5), small([m, n], 60));
+            let mut once = vec![0.0; n * k];
+            for (x, dy) in x.data().chunks_exact(k).zip(dy.data().chunks_exact(n)) {
+                for (sums, dy) in once.chunks_exact_mut(k).zip(dy) {
+                    sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * dy);
+                }
+            }
+            let twice: Vec<f32> = once.iter().map(|v| 2.0 * v).collect();
+            for cuda in &devices {
+                let what = format!("{}, {m}, {n}, {k}", cuda.precision());
+                let got = weight_gradient(cuda, &x, &dy, None).unwrap();
+                assert!(got.try_data().unwrap()[..] == once[..], "{what}");
+                let on = weight_gradient(cuda, &x, &dy, Some(got)).unwrap();
+                assert!(on.try_data().unwrap()[..] == twice[..], "{what}, on");
+            }
+        }
+    }
 }
