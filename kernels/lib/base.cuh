@@ -228,6 +228,12 @@ template <int N, class T> __device__ __forceinline__ void store(T *to, const flo
 
 #define MINUS_INFINITY __uint_as_float(0xff800000u)
 
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
+    return v;
+}
+
 // The exact-erf GELU.
 __device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 

@@ -56,8 +56,8 @@ fn image_file(form: u8, content: &[u8]) -> PathBuf {
     path
 }
 
-/// What must hold of any message: it is for people. A fuzzer learns any word that is looked for, and
-/// then writes it, to read it in the quotes of a message: there words are not looked for.
+/// What must hold of any message: it is for people. A fuzzer learns any word that is looked for,
+/// and writes it then, to read it in the quotes of a message: there words are not looked for.
 fn said(error: &dyn std::fmt::Display) {
     let text = error.to_string();
     assert!(!text.trim().is_empty(), "an error without a word");

@@ -12,8 +12,8 @@ const MOST: usize = 1 << 20;
 /// Voxels of the scan that is spoken of, along each axis.
 const SIZE: [usize; 3] = [12, 10, 8];
 
-/// What must hold of any message: it is for people. A fuzzer learns any word that is looked for, and
-/// then sends it, to read it in the quotes of a message: there words are not looked for.
+/// What must hold of any message: it is for people. A fuzzer learns any word that is looked for,
+/// and sends it then, to read it in the quotes of a message: there words are not looked for.
 fn said(text: &str) {
     assert!(!text.trim().is_empty(), "an error without a word");
     assert!(cfg!(fuzzing) || !text.contains("panicked"), "{text}");
