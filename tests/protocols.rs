@@ -801,6 +801,8 @@ mod by_series {
         }
         assert_eq!(get(there, "/datastore/image").status, 422);
         assert_eq!(ask(there, "HEAD", "/datastore/image?image=1.2.3", &[], b"").status, 404);
+        let path = format!("/datastore/image?image={SMALL}");
+        assert_eq!(ask(there, "HEAD", &path, &[], b"").status, 422);
         assert_eq!(post(there, "/activelearning/first", &json!({})).status, 404);
         // What cannot be one scan is not offered; asked for, it says why, and not where it lies.
         assert_eq!(get(there, "/info/").json(200)["datastore"]["total"], json!(0));
@@ -836,6 +838,7 @@ mod by_series {
         // What is sent would be a series for all.
         let error = refused(folder.path().into(), Some(Keep::at(folder.path().join("state"))));
         assert!(error.contains("would be served to others"), "{error}");
+        assert!(!folder.path().join("state").exists());
     }
 
     #[test]
@@ -846,21 +849,52 @@ mod by_series {
         let (idle, dicom) = (Duration::from_secs(1), Some(folder.path().into()));
         let server = started(Settings { idle, dicom, ..Settings::default() });
         let there = server.address;
-        let slices = || {
-            let reply = get(there, &format!("/datastore/image?image={SMALL}"));
-            assert_eq!(reply.status, 200, "{}", reply.text());
-            Volume::of_file(reply.body, None).unwrap().grid.size[2]
-        };
-        assert_eq!(slices(), 3);
+        assert_eq!(slices_of_small(there), Some(3));
         let example = format!("/datastore/image/info?image={EXAMPLE}");
         assert_eq!(get(there, &example).status, 404);
         file_small(&small, 4, straight);
         file_example(folder.path());
-        // What was read is let go meanwhile, and the folder may be looked through again.
-        std::thread::sleep(Duration::from_secs(7));
-        assert_eq!(slices(), 4);
+        soon(|| slices_of_small(there) == Some(4));
         soon(|| get(there, &example).status == 200);
         assert_eq!(get(there, "/info/").json(200)["datastore"]["total"], json!(2));
+    }
+
+    /// How many slices a server finds of the small series; none where it says to ask again later.
+    fn slices_of_small(there: SocketAddr) -> Option<usize> {
+        let reply = get(there, &format!("/datastore/image?image={SMALL}"));
+        if reply.status == 503 {
+            assert!(reply.error(503, "detail").contains("ask again"));
+            assert!(reply.header("Retry-After").is_some());
+            return None;
+        }
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        Some(Volume::of_file(reply.body, None).unwrap().grid.size[2])
+    }
+
+    #[test]
+    fn a_series_that_is_held_is_read_anew_when_its_files_are_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let (small, all) = (folder.path().join("served/small"), folder.path().join("all"));
+        file_small(&all, 4, straight);
+        std::fs::create_dir_all(&small).unwrap();
+        let come = |k: usize| std::fs::copy(at(&all, k), at(&small, k)).unwrap();
+        for k in 0..3 {
+            come(k);
+        }
+        let dicom = Some(folder.path().join("served"));
+        let server = started(Settings { dicom, ..Settings::default() });
+        let there = server.address;
+        assert_eq!(slices_of_small(there), Some(3));
+        // Who asks all the time does not keep it as it was: neither where slices come...
+        come(3);
+        soon(|| slices_of_small(there) == Some(4));
+        // ... nor where one that was read is written over...
+        std::fs::copy(at(&all, 0), at(&small, 3)).unwrap();
+        soon(|| slices_of_small(there) == Some(3));
+        // ... nor where they go.
+        std::fs::remove_dir_all(&small).unwrap();
+        soon(|| get(there, &format!("/datastore/image?image={SMALL}")).status == 404);
+        assert!(counted(there, "prism_sessions 0"));
     }
 
     #[test]
@@ -896,8 +930,13 @@ mod by_series {
             }
         }
         assert!(counted(there, "prism_sessions 1"));
+        // A series that nobody uses gives way, to another one and to what is sent.
+        assert_eq!(slices_of_small(there), Some(SLICES));
+        assert!(counted(there, "prism_sessions 1"));
+        let sent = created(there);
         let full = infer(there, SMALL, "image", &asked(&[]));
         assert!(full.error(503, "detail").contains("capacity (1 sessions)"));
+        assert_eq!(ask(there, "DELETE", &format!("/session/{sent}"), &[], b"").status, 200);
         // Nothing of a series is kept: it is there, and its clients say all clicks each time.
         assert_eq!(std::fs::read_dir(&state).unwrap().count(), 1);
     }

@@ -90,6 +90,7 @@ impl Serve {
                 age: Duration::from_secs(self.state_days.unwrap_or(STATE_DAYS) * 24 * 3600),
             }),
             dicom: self.dicom.clone(),
+            warn: Some(warn),
             ..Settings::default()
         };
         settings.check().map_err(Failure::Usage)?;

@@ -44,11 +44,19 @@ pub fn scan_of(bytes: Vec<u8>, most: usize) -> Result<Volume, Failure> {
 /// A series of a folder, which unpacked has so many bytes at most.
 #[cfg(feature = "dicom")]
 pub fn of_series(filed: &Filed, most: usize) -> Result<Volume, Failure> {
-    match filed.read(most as u64)? {
-        Sent::Scan(image) => fitting(*image, most),
-        Sent::TooLarge(unpacked) => Err(too_large(unpacked, most)),
-        Sent::Several(_) => Err(Failure::unfit("holds several series")),
+    match filed.read(most as u64) {
+        Ok(Sent::Scan(image)) => fitting(*image, most),
+        Ok(Sent::TooLarge(unpacked)) => Err(too_large(unpacked, most)),
+        Ok(Sent::Several(_)) => Err(Failure::unfit("holds several series")),
+        // That is no fault of who asks, and may be over soon.
+        Err(_) if filed.has_changed() => Err(unsettled()),
+        Err(e) => Err(e.into()),
     }
+}
+
+/// What is said of a series whose files are not as the last look found them.
+pub fn unsettled() -> Failure {
+    Failure::full("files of this series come or go just now: ask again")
 }
 
 fn fitting(image: Volume, most: usize) -> Result<Volume, Failure> {

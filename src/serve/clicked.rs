@@ -7,6 +7,7 @@
 use super::failure::{Failure, unless_left};
 use super::journal::{IMAGE, Journal, Kept, Stored, kept, session_anew};
 use super::opened::Opened;
+use super::shelf::Taken;
 use crate::prompt::Prompts;
 use crate::session::Session;
 use crate::session::kept::{Reader, Writer};
@@ -88,6 +89,8 @@ pub struct Clicked {
     pub came: u64,
     used: AtomicU64,
     work: Mutex<Steps>,
+    /// The series of the server's folder that it is, where it is one.
+    pub series: Option<Taken>,
     /// Where what happens is written, and the scan as that tells of it.
     pub journal: Option<Arc<Journal>>,
     pub stored: Option<Stored>,
@@ -161,6 +164,7 @@ impl Clicked {
             came: now,
             used: AtomicU64::new(now),
             work: Mutex::new(Steps { session, said: vec![] }),
+            series: None,
             journal: None,
             stored: None,
         }

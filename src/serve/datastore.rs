@@ -2,21 +2,26 @@
 //! their SeriesInstanceUID. OHIF's extension asks for the one that it shows, 3D Slicer for a next
 //! one.
 //!
-//! A series is read when somebody asks for it, and held as sessions are, for all who ask for it.
-//! Nothing of it is kept on disk: it is there, and clients say all of their clicks each time.
+//! A series is read when somebody asks for it, and held as sessions are, for all who ask for it, as
+//! long as its files are as they were. Nothing of it is kept on disk: it is there, and clients say
+//! all of their clicks each time.
 
 use super::api::saved;
+use super::arrived::unsettled;
 use super::body;
 use super::clicked::Clicked;
 use super::failure::{Failure, said};
 use super::opened::Opened;
 use super::query::field;
-use super::shelf::{Entry, Shelf};
+use super::shelf::{Entry, Seen, Shelf, Taken};
 use super::store::{new_id, series_key};
 use super::work::{Key, Kind};
 use super::{Route, Shared};
+use crate::message::quoted;
 use crate::volume::scan_file;
 use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::HeaderValue;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
 use axum::routing::{get, post};
 use serde_json::{Map, Value, json};
@@ -89,15 +94,15 @@ fn about(entry: &Entry) -> Value {
     })
 }
 
-/// Has the folder looked through anew where it may be by now. Those who ask for that at a time wait
-/// for one look.
+/// Has the folder looked through anew where it may be by now. Who asks for that while a look goes
+/// on has what the last one found.
 async fn look(shared: &Arc<Shared>) -> Result<(), Failure> {
     if !shelf_of(shared)?.is_due() {
         return Ok(());
     }
     let there = shared.clone();
-    let look = move |_: &AtomicBool| -> Result<(), Failure> { shelf_of(&there)?.look() };
-    shared.work.run(look_key(), Kind::Other, look).await
+    let look = move |_: &AtomicBool| -> Result<bool, Failure> { shelf_of(&there)?.look() };
+    shared.work.run(look_key(), Kind::Other, look).await.map(|_| ())
 }
 
 /// What looks through the folder are done by, one at a time. No series is called so.
@@ -105,43 +110,77 @@ fn look_key() -> Key {
     series_key("")
 }
 
-/// A series that is about to be read.
-async fn find(shared: &Arc<Shared>, uid: &str) -> Result<Arc<Entry>, Failure> {
+/// A series of which something is to be told, or which is about to be read.
+async fn find(shared: &Arc<Shared>, uid: &str) -> Result<Seen, Failure> {
     let shelf = shelf_of(shared)?;
-    if shelf.get(uid).is_none() && !shelf.is_due() {
+    if let Some(entry) = shelf.get(uid) {
+        // What is as it was waits for no look.
+        let (there, name) = (shared.clone(), uid.to_string());
+        let settled = move |_: &AtomicBool| -> Result<Option<Seen>, Failure> {
+            Ok(shelf_of(&there)?.settled(&name))
+        };
+        if let Some(seen) = shared.work.run(series_key(uid), Kind::Short, settled).await? {
+            return Ok(seen);
+        }
+        if !shelf.is_due() {
+            return Ok(Seen { entry, is_settled: false });
+        }
+    } else if !shelf.is_due() {
         return Err(unknown());
     }
     let (there, name) = (shared.clone(), uid.to_string());
-    let find = move |_: &AtomicBool| -> Result<Option<Arc<Entry>>, Failure> {
-        shelf_of(&there)?.find(&name)
-    };
+    let find =
+        move |_: &AtomicBool| -> Result<Option<Seen>, Failure> { shelf_of(&there)?.find(&name) };
     shared.work.run(look_key(), Kind::Other, find).await?.ok_or_else(unknown)
 }
 
-/// A series of which something is to be told.
-async fn entry(shared: &Arc<Shared>, uid: &str) -> Result<Arc<Entry>, Failure> {
-    match shelf_of(shared)?.get(uid) {
-        Some(entry) => Ok(entry),
-        None => find(shared, uid).await,
+/// What is held of a series. It is let go where its files are not as they were. Where files beside
+/// them are not, it is gone on with until another look has told more.
+async fn held(shared: &Arc<Shared>, key: Key, uid: &str) -> Result<Option<Arc<Clicked>>, Failure> {
+    let Some(held) = shared.store.series(key) else { return Ok(None) };
+    if held.series.as_ref().is_some_and(Taken::is_fresh) {
+        return Ok(Some(held));
     }
+    let (there, name, mine) = (shared.clone(), uid.to_string(), held.clone());
+    let check = move |_: &AtomicBool| -> Result<[bool; 2], Failure> {
+        let shelf = shelf_of(&there)?;
+        let holds = mine.series.as_ref().is_some_and(|taken| shelf.holds(taken));
+        if !holds {
+            there.store.drop_series(key, &mine);
+        }
+        Ok([holds, holds && shelf.settled(&name).is_none()])
+    };
+    let [holds, wants_look] = shared.work.run(key, Kind::Short, check).await?;
+    if wants_look {
+        // Whoever clicks does not wait for that.
+        let there = shared.clone();
+        tokio::spawn(async move { look(&there).await });
+    }
+    Ok(holds.then_some(held))
 }
 
 /// The scan of a series, which is read where it is not held, and what it is worked on by.
 pub async fn scan(shared: &Arc<Shared>, uid: &str) -> Result<(Key, Arc<Clicked>), Failure> {
     let key = series_key(uid);
-    if let Some(held) = shared.store.series(key) {
+    if let Some(held) = held(shared, key, uid).await? {
         return Ok((key, held));
     }
-    let (entry, there) = (find(shared, uid).await?, shared.clone());
+    let (seen, there) = (find(shared, uid).await?, shared.clone());
     // One of these runs at a time: whoever asked meanwhile finds what the first has read.
     let read = move |_: &AtomicBool| -> Result<Arc<Clicked>, Failure> {
         if let Some(held) = there.store.series(key) {
             return Ok(held);
         }
+        if !seen.is_settled {
+            return Err(unsettled());
+        }
         let place = there.store.keep()?;
-        let image = entry.read(there.most_scan)?;
+        let taken = Taken::new(seen.entry.clone());
+        let image = seen.entry.read(there.most_scan)?;
         let opened = Opened::new(there.engine(), image)?;
-        let clicked = there.store.put_label(key, Clicked::new(opened));
+        let mut clicked = Clicked::new(opened);
+        clicked.series = Some(taken);
+        let clicked = there.store.put_label(key, clicked);
         drop(place);
         Ok(clicked)
     };
@@ -162,34 +201,54 @@ async fn list(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> A
         // Pairs of images and labels, of which there are none.
         Some("train") => said(json!([])),
         Some("all") => {
-            let object = |entry: &Arc<Entry>| {
-                let image = json!({ "ext": ".nii.gz", "info": about(entry) });
-                (entry.uid.clone(), json!({ "image": image, "labels": {} }))
+            // Much is said of many: where nobody waits for it, and counted until it is sent.
+            let series = shelf.list(MOST_LISTED);
+            let list = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
+                Ok(listed(&series).to_string().into_bytes())
             };
-            let objects: Map<String, Value> = shelf.list(MOST_LISTED).iter().map(object).collect();
-            said(json!({
-                "name": "prism",
-                "description": "DICOM series of a folder",
-                "images_dir": "",
-                "labels_dir": "",
-                "objects": objects,
-            }))
+            let text = shared.work.run(new_id()?, Kind::Other, list).await?;
+            let mut response = Response::new(body::kept(text)?);
+            let json = HeaderValue::from_static("application/json");
+            response.headers_mut().insert(CONTENT_TYPE, json);
+            Ok(response)
         }
         Some(other) => Err(Failure::unfit(format!(
-            "output is '{other}', expected one of [\"stats\", \"all\", \"train\"]"
+            "output is '{}', expected one of [\"stats\", \"all\", \"train\"]",
+            quoted(other)
         ))),
     }
 }
 
-async fn info(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Answer {
-    let entry = entry(&shared, &named(&query)?).await?;
-    said(about(&entry))
+/// The store as it is listed.
+fn listed(series: &[Arc<Entry>]) -> Value {
+    let object = |entry: &Arc<Entry>| {
+        let image = json!({ "ext": ".nii.gz", "info": about(entry) });
+        (entry.uid.clone(), json!({ "image": image, "labels": {} }))
+    };
+    let objects: Map<String, Value> = series.iter().map(object).collect();
+    json!({
+        "name": "prism",
+        "description": "DICOM series of a folder",
+        "images_dir": "",
+        "labels_dir": "",
+        "objects": objects,
+    })
 }
 
-/// Whether a series is there: its voxels are not read for that.
+async fn info(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Answer {
+    let seen = find(&shared, &named(&query)?).await?;
+    said(about(&seen.entry))
+}
+
+/// Whether a series is there, and can be read as far as its tags tell: its voxels are not read for
+/// that.
 async fn has_image(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Answer {
-    entry(&shared, &named(&query)?).await?;
-    said(json!({}))
+    let seen = find(&shared, &named(&query)?).await?;
+    match (seen.entry.is_volume, seen.is_settled) {
+        (true, _) => said(json!({})),
+        (false, true) => Err(Failure::unfit("it cannot be read as one volume")),
+        (false, false) => Err(unsettled()),
+    }
 }
 
 /// A series as NIfTI.

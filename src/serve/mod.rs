@@ -159,6 +159,23 @@ impl Server {
     /// be started, the folder for the state cannot be had, or that of DICOM not looked through.
     pub fn open(settings: Settings, model: Arc<Model>, name: &str) -> Result<Server, String> {
         let addresses = settings.addresses()?;
+        // Before anything is created or deleted, and before anybody can call.
+        if let (Some(keep), Some(dicom)) = (&settings.keep, &settings.dicom)
+            && lies_within(&keep.folder, dicom)
+        {
+            return Err(format!(
+                "{}: state cannot be kept within {}: what callers send would be served to others as series of it",
+                keep.folder.display(),
+                dicom.display()
+            ));
+        }
+        let (most_scan, mut warnings) = (settings.most_scan(), vec![]);
+        let shelf = match &settings.dicom {
+            Some(folder) => {
+                Some(Shelf::open(folder, most_scan as u64, settings.warn, &mut warnings)?)
+            }
+            None => None,
+        };
         let (listener, address) = listen(&addresses[..])
             .map_err(|e| format!("cannot listen at {}: {e}", settings.bind))?;
         let local = |port: u16| {
@@ -173,26 +190,13 @@ impl Server {
             }
             None => None,
         };
-        if let (Some(keep), Some(dicom)) = (&settings.keep, &settings.dicom)
-            && lies_within(&keep.folder, dicom)
-        {
-            return Err(format!(
-                "{}: state cannot be kept within {}: what callers send would be served to others as series of it",
-                keep.folder.display(),
-                dicom.display()
-            ));
-        }
-        let (mut found, mut warnings) = (vec![], vec![]);
-        if let Some(folder) = &folder {
-            found = folder.found(&mut warnings)?;
-        }
-        let shelf = match &settings.dicom {
-            Some(folder) => Some(Shelf::open(folder, &mut warnings)?),
-            None => None,
+        let found = match &folder {
+            Some(folder) => folder.found(&mut warnings)?,
+            None => vec![],
         };
         let shared = Shared {
             store: Store::new(&settings, folder),
-            most_scan: settings.most_scan(),
+            most_scan,
             is_local: address.ip().is_loopback(),
             encodings: Arc::new(Encodings::new(settings.encodings())),
             settings,
@@ -297,10 +301,12 @@ impl Server {
     }
 }
 
-/// Whether a folder is another one, or lies in it.
+/// Whether a folder is another one, or lies in it; where it is not there yet, as it will.
 fn lies_within(folder: &Path, other: &Path) -> bool {
     let whole = |path: &Path| path.canonicalize().ok();
-    whole(folder).zip(whole(other)).is_some_and(|(folder, other)| folder.starts_with(other))
+    let here = |path: &Path| whole(if path.as_os_str().is_empty() { ".".as_ref() } else { path });
+    let there = folder.ancestors().find_map(here);
+    there.zip(whole(other)).is_some_and(|(folder, other)| folder.starts_with(other))
 }
 
 fn listen(to: impl ToSocketAddrs) -> std::io::Result<(TcpListener, SocketAddr)> {

@@ -62,6 +62,9 @@ pub struct Settings {
     pub keep: Option<Keep>,
     /// A folder of DICOM series, which MONAI Label's clients may ask for by their identifiers.
     pub dicom: Option<PathBuf>,
+    /// Is told, by any thread, what is odd while the server runs, for a person to read: of that
+    /// folder, such as a damaged file that came.
+    pub warn: Option<fn(&str)>,
 }
 
 impl Default for Settings {
@@ -76,6 +79,7 @@ impl Default for Settings {
             allow_origin: None,
             keep: None,
             dicom: None,
+            warn: None,
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! A look through the folder reads tags alone; voxels are read when somebody asks for them. What
 //! callers send is looked for among what was found, and is never a path. Where it is not there, or
-//! a series' files may be others by now, the folder is looked through anew, but so seldom that
-//! whoever asks for what is nowhere keeps nobody waiting.
+//! files of it or beside them are not as they were, the folder is looked through anew, but only a
+//! while after the last look: until then what is nowhere is not there, and what changes is asked
+//! for again later.
 
 #[cfg(feature = "dicom")]
 use super::arrived;
@@ -14,13 +15,13 @@ use crate::volume::{Volume, VolumeError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// From the end of one look to the next it takes so long, or so many times as long as the look.
 const REST: Duration = Duration::from_secs(5);
 const TIMES: u32 = 4;
-/// How coarse the times of folders may be.
-const COARSE: Duration = Duration::from_secs(2);
+/// For so long what is held of a series is taken to be as its files are.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// A series whose voxels can be read: none in a build that reads no DICOM.
 #[cfg(not(feature = "dicom"))]
@@ -39,15 +40,17 @@ pub struct Entry {
     pub size: [usize; 3],
     /// Mm between them; none where slices do not lie evenly.
     pub spacing: Option<[f64; 3]>,
-    /// Whether it can be read as one volume and is no scout view, as its tags tell.
-    is_scan: bool,
+    /// Whether it can be read as one volume, as its tags tell.
+    pub is_volume: bool,
+    localizer: bool,
     filed: Filed,
 }
 
-/// What a look through a folder finds, and what was odd there.
+/// What a look through a folder finds, of whose files each has so many bytes inflated, and what was
+/// odd there.
 #[cfg(feature = "dicom")]
-fn looked_through(folder: &Path) -> Result<(Vec<Entry>, Vec<String>), VolumeError> {
-    let (all, warnings) = dicom::filed(folder)?;
+fn looked_through(folder: &Path, most: u64) -> Result<(Vec<Entry>, Vec<String>), VolumeError> {
+    let (all, warnings) = dicom::filed(folder, most)?;
     let entry = |filed: Filed| {
         let series = &filed.series;
         Entry {
@@ -58,7 +61,8 @@ fn looked_through(folder: &Path) -> Result<(Vec<Entry>, Vec<String>), VolumeErro
             description: series.description.clone(),
             size: series.size,
             spacing: series.spacing,
-            is_scan: series.spacing.is_some() && series.volumes == 1 && !series.localizer,
+            is_volume: series.spacing.is_some() && series.volumes == 1 && !filed.is_tied,
+            localizer: series.localizer,
             filed,
         }
     };
@@ -67,7 +71,7 @@ fn looked_through(folder: &Path) -> Result<(Vec<Entry>, Vec<String>), VolumeErro
 
 /// An error: this build reads no DICOM.
 #[cfg(not(feature = "dicom"))]
-fn looked_through(folder: &Path) -> Result<(Vec<Entry>, Vec<String>), VolumeError> {
+fn looked_through(folder: &Path, _: u64) -> Result<(Vec<Entry>, Vec<String>), VolumeError> {
     Err(VolumeError::new(folder, "this program was built without the feature dicom"))
 }
 
@@ -78,8 +82,24 @@ impl Entry {
         arrived::of_series(&self.filed, most)
     }
 
-    fn changed_since(&self, time: SystemTime) -> bool {
-        self.filed.changed_since(time)
+    /// Whether another look may find it otherwise.
+    fn has_changed(&self) -> bool {
+        self.filed.has_changed()
+    }
+
+    /// Whether a change at the time of the last look may have gone unseen.
+    fn is_recent(&self) -> bool {
+        self.filed.is_recent()
+    }
+
+    /// Whether its own files are not as they were.
+    fn is_rewritten(&self) -> bool {
+        self.filed.is_rewritten()
+    }
+
+    /// Whether another look found the same files, as they were.
+    fn is_same(&self, other: &Entry) -> bool {
+        self.filed.is_same(&other.filed)
     }
 }
 
@@ -90,16 +110,58 @@ impl Entry {
         match self.filed {}
     }
 
-    fn changed_since(&self, _: SystemTime) -> bool {
+    fn has_changed(&self) -> bool {
         match self.filed {}
+    }
+
+    fn is_recent(&self) -> bool {
+        match self.filed {}
+    }
+
+    fn is_rewritten(&self) -> bool {
+        match self.filed {}
+    }
+
+    fn is_same(&self, _: &Entry) -> bool {
+        match self.filed {}
+    }
+}
+
+/// A series as it is known.
+pub struct Seen {
+    pub entry: Arc<Entry>,
+    /// Whether its files are those that the last look found; else they come or go just now.
+    pub is_settled: bool,
+}
+
+/// A series whose voxels are held, as its files were when they were read.
+pub struct Taken {
+    entry: Arc<Entry>,
+    /// When the files were last seen to be as they were.
+    checked: Mutex<Instant>,
+}
+
+impl Taken {
+    /// A series that is about to be read.
+    pub fn new(entry: Arc<Entry>) -> Taken {
+        Taken { entry, checked: Mutex::new(Instant::now()) }
+    }
+
+    fn checked(&self) -> MutexGuard<'_, Instant> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether its files were seen to be as they were just now.
+    pub fn is_fresh(&self) -> bool {
+        self.checked().elapsed() < FRESH
     }
 }
 
 /// What the last look through a folder found.
 struct Known {
     entries: BTreeMap<String, Arc<Entry>>,
-    /// What changed since then may be other than it was seen.
-    seen: SystemTime,
+    /// What was odd, as it was told.
+    warnings: Vec<String>,
     /// When there may be another look.
     next: Instant,
 }
@@ -110,25 +172,28 @@ fn rested(begun: Instant) -> Instant {
 }
 
 impl Known {
-    /// Looks through a folder; also what was odd there.
-    fn of(folder: &Path) -> Result<(Known, Vec<String>), VolumeError> {
-        let (begun, now) = (Instant::now(), SystemTime::now());
-        let (found, warnings) = looked_through(folder)?;
+    /// Looks through a folder.
+    fn of(folder: &Path, most: u64) -> Result<Known, VolumeError> {
+        let begun = Instant::now();
+        let (found, warnings) = looked_through(folder, most)?;
         let named = |entry: Entry| (entry.uid.clone(), Arc::new(entry));
         let entries = found.into_iter().map(named).collect();
-        let seen = now.checked_sub(COARSE).unwrap_or(now);
-        Ok((Known { entries, seen, next: rested(begun) }, warnings))
+        Ok(Known { entries, warnings, next: rested(begun) })
     }
 
-    /// Those that can be worked on.
+    /// Those that can be worked on: no scout views.
     fn scans(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.entries.values().filter(|entry| entry.is_scan)
+        self.entries.values().filter(|entry| entry.is_volume && !entry.localizer)
     }
 }
 
 /// The series of a folder.
 pub struct Shelf {
     folder: PathBuf,
+    /// Bytes of a file that is inflated, at most.
+    most: u64,
+    /// Is told what is odd, beside what was so when the folder was looked through before.
+    warn: Option<fn(&str)>,
     known: Mutex<Known>,
 }
 
@@ -137,13 +202,18 @@ impl Shelf {
     ///
     /// # Errors
     /// It cannot be looked into, or holds more files than are looked at.
-    pub fn open(folder: &Path, warnings: &mut Vec<String>) -> Result<Shelf, String> {
-        let (known, said) = Known::of(folder).map_err(|e| e.to_string())?;
-        warnings.extend(said.into_iter().map(|text| format!("{}: {text}", folder.display())));
+    pub fn open(
+        folder: &Path,
+        most: u64,
+        warn: Option<fn(&str)>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Shelf, String> {
+        let known = Known::of(folder, most).map_err(|e| e.to_string())?;
+        warnings.extend(known.warnings.iter().map(|text| format!("{}: {text}", folder.display())));
         if known.scans().next().is_none() {
             warnings.push(format!("{}: holds no DICOM series of images yet", folder.display()));
         }
-        Ok(Shelf { folder: folder.into(), known: Mutex::new(known) })
+        Ok(Shelf { folder: folder.into(), most, warn, known: Mutex::new(known) })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -177,41 +247,77 @@ impl Shelf {
         self.known().next <= Instant::now()
     }
 
-    /// Looks through the folder anew, unless the last look was just now. That may take a while.
-    pub fn look(&self) -> Result<(), Failure> {
-        if !self.is_due() {
-            return Ok(());
-        }
+    /// Looks through the folder anew, unless the last look was just now, or goes on. That may take
+    /// a while. Whether there was a look is returned.
+    pub fn look(&self) -> Result<bool, Failure> {
         let begun = Instant::now();
-        match Known::of(&self.folder) {
-            Ok((known, _)) => {
-                *self.known() = known;
-                Ok(())
+        {
+            let mut known = self.known();
+            if known.next > begun {
+                return Ok(false);
+            }
+            // Nobody waits for another one meanwhile.
+            known.next = begun + REST;
+        }
+        match Known::of(&self.folder, self.most) {
+            Ok(found) => {
+                let before = std::mem::replace(&mut *self.known(), found).warnings;
+                self.tell(&before);
+                Ok(true)
             }
             Err(e) => {
-                self.known().next = rested(begun);
-                Err(Failure::full(format!(
-                    "the server's folder of DICOM cannot be looked through: {}",
-                    e.message
-                )))
+                let said = format!("cannot be looked through: {}", e.message);
+                let before = {
+                    let mut known = self.known();
+                    known.next = rested(begun);
+                    std::mem::replace(&mut known.warnings, vec![said.clone()])
+                };
+                self.tell(&before);
+                Err(Failure::full(format!("the server's folder of DICOM {said}")))
             }
         }
     }
 
+    /// Tells what is odd now and was not before.
+    fn tell(&self, before: &[String]) {
+        let Some(warn) = self.warn else { return };
+        let warnings = self.known().warnings.clone();
+        for text in warnings.iter().filter(|text| !before.contains(text)) {
+            warn(&format!("{}: {text}", self.folder.display()));
+        }
+    }
+
+    /// A series by its identifier, where its files are as the last look found them. That asks the
+    /// file system for each of them.
+    pub fn settled(&self, uid: &str) -> Option<Seen> {
+        let entry = self.get(uid)?;
+        let is_settled = !entry.has_changed() && !(entry.is_recent() && self.is_due());
+        is_settled.then_some(Seen { entry, is_settled })
+    }
+
     /// A series by its identifier. Where it is not there, or its files may be others by now, the
-    /// folder is looked through anew first.
-    pub fn find(&self, uid: &str) -> Result<Option<Arc<Entry>>, Failure> {
-        let seen = self.known().seen;
-        if let Some(entry) = self.get(uid)
-            && !entry.changed_since(seen)
-        {
-            return Ok(Some(entry));
+    /// folder is looked through anew first, if it may be.
+    pub fn find(&self, uid: &str) -> Result<Option<Seen>, Failure> {
+        if let Some(seen) = self.settled(uid) {
+            return Ok(Some(seen));
         }
         let looked = self.look();
         match self.get(uid) {
-            Some(entry) => Ok(Some(entry)),
-            None => looked.map(|()| None),
+            Some(entry) => Ok(Some(Seen { entry, is_settled: looked == Ok(true) })),
+            None => looked.map(|_| None),
         }
+    }
+
+    /// Whether what is held of a series may be gone on with: its own files are as they were when
+    /// they were read, and no look found others since.
+    pub fn holds(&self, taken: &Taken) -> bool {
+        let known = self.get(&taken.entry.uid);
+        let is_same = known.is_some_and(|known| known.is_same(&taken.entry));
+        let holds = is_same && !taken.entry.is_rewritten();
+        if holds {
+            *taken.checked() = Instant::now();
+        }
+        holds
     }
 }
 
@@ -219,23 +325,43 @@ impl Shelf {
 mod tests {
     use super::*;
 
+    const MOST: u64 = 1 << 20;
+
+    /// What is told beside the start, of all tests.
+    static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    fn told(text: &str) {
+        TOLD.lock().unwrap().push(text.into());
+    }
+
     #[test]
     fn a_folder_is_looked_through_now_and_then() {
         let folder = tempfile::tempdir().unwrap();
         let mut warnings = vec![];
-        let shelf = Shelf::open(folder.path(), &mut warnings).unwrap();
+        let shelf = Shelf::open(folder.path(), MOST, Some(told), &mut warnings).unwrap();
         assert!(warnings[0].contains("no DICOM series"), "{warnings:?}");
         assert_eq!((shelf.count(), shelf.one_of(7).is_none()), (0, true));
+        let place = folder.path().display().to_string();
+        let of_it = || TOLD.lock().unwrap().iter().filter(|t| t.starts_with(&place)).count();
+        // What is damaged is named when it comes, once.
+        let damaged = [&[0; 128][..], &b"DICM\x08\0\x60\0CS\xff\x7f"[..]].concat();
+        std::fs::write(folder.path().join("damaged"), damaged).unwrap();
+        for _ in 0..2 {
+            shelf.known().next = Instant::now();
+            assert_eq!(shelf.look(), Ok(true));
+            assert_eq!(of_it(), 1);
+        }
         folder.close().unwrap();
         // It is not looked at again so soon, whoever asks for what.
         assert!(!shelf.is_due());
-        assert!(shelf.find("1.2.3").unwrap().is_none() && shelf.look().is_ok());
+        assert!(shelf.find("1.2.3").unwrap().is_none() && shelf.look() == Ok(false));
         shelf.known().next = Instant::now();
         assert!(shelf.is_due());
         let failure = shelf.find("1.2.3").err().unwrap();
         assert!(failure.message().contains("cannot be looked through"), "{failure:?}");
+        assert_eq!(of_it(), 2);
         // Nor after a look that failed.
         assert!(!shelf.is_due() && shelf.find("1.2.3").unwrap().is_none());
-        assert!(Shelf::open(Path::new("no such folder"), &mut warnings).is_err());
+        assert!(Shelf::open(Path::new("no such folder"), MOST, None, &mut warnings).is_err());
     }
 }

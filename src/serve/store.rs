@@ -362,13 +362,21 @@ impl Store {
         self.folder.as_ref().map(create).transpose()
     }
 
-    /// An error unless there is room for one more.
-    fn room(&self, all: &All) -> Result<(), Failure> {
+    /// An error unless there is room for one more. Series of the server's folder give way: the one
+    /// that nobody uses, and was used least recently, is returned, to be let go.
+    fn room(&self, all: &mut All) -> Result<Option<Held<Clicked>>, Failure> {
         let sessions = all.snaps.len() + all.labels.len();
-        match all.leases.len() + sessions + all.scans.len() + all.kept < self.most {
-            true => Ok(()),
-            false => Err(Failure::full(format!("server is at capacity ({} sessions)", self.most))),
+        if all.leases.len() + sessions + all.scans.len() + all.kept < self.most {
+            return Ok(None);
         }
+        let gives_way = |held: &Held<Clicked>| {
+            held.value.series.is_some() && Arc::strong_count(&held.value) == 1
+        };
+        let series = all.labels.iter().filter(|&(_, held)| gives_way(held));
+        let oldest = series.min_by_key(|(_, held)| held.active).map(|(key, _)| *key);
+        let gone = oldest.and_then(|key| all.labels.remove(&key));
+        let full = || Failure::full(format!("server is at capacity ({} sessions)", self.most));
+        gone.map(Some).ok_or_else(full)
     }
 
     /// How many leases, sessions and scans there are.
@@ -479,6 +487,16 @@ impl Store {
         Some(held.value.clone())
     }
 
+    /// Lets go what is held of a series, unless that is other than `held` by now.
+    pub fn drop_series(&self, key: Key, held: &Arc<Clicked>) {
+        let gone = {
+            let mut all = self.all();
+            let is_it = all.labels.get(&key).is_some_and(|there| Arc::ptr_eq(&there.value, held));
+            is_it.then(|| all.labels.remove(&key)).flatten()
+        };
+        let_go(gone);
+    }
+
     /// Ends a session of MONAI Label's, and returns it.
     pub fn end_label(&self, name: &str) -> Result<(Id, Arc<Clicked>), Failure> {
         let id = id_of(name).ok_or_else(no_session)?;
@@ -491,8 +509,10 @@ impl Store {
     /// Keeps a place for a scan.
     pub fn keep(&self) -> Result<Place<'_>, Failure> {
         let mut all = self.all();
-        self.room(&all)?;
+        let gone = self.room(&mut all)?;
         all.kept += 1;
+        drop(all);
+        let_go(gone);
         Ok(Place(self))
     }
 

@@ -36,7 +36,8 @@ pub enum Kind {
     Prediction,
     /// An upload is read, a file is written.
     Other,
-    /// A step in a history, or what is noted: done in a moment, on whatever thread is free.
+    /// A step in a history, what is noted, whether files are as they were: done in a moment, on
+    /// whatever thread is free.
     Short,
 }
 

@@ -7,6 +7,7 @@ use crate::volume::VolumeError;
 use std::fs::{self, File};
 use std::io::{BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 use zip::ZipArchive;
 
 /// Files that are looked at, at most.
@@ -58,21 +59,21 @@ pub struct Bytes {
 impl<'a> Store<'a> {
     /// The files of a folder; with `below` also those of folders in it.
     pub fn of_folder(folder: &Path, below: bool) -> Result<Store<'static>, VolumeError> {
-        let mut files = vec![];
-        gather(folder, if below { DEEPEST } else { 0 }, &mut files, &mut Err::<(), _>)?;
-        files.sort();
-        Ok(Store::Files(files))
+        let mut all = Gathered { links: true, ..Gathered::default() };
+        all.add(folder, if below { DEEPEST } else { 0 })?;
+        all.files.sort();
+        Ok(Store::Files(all.files))
     }
 
-    /// The files of a folder and of those in it, and which of the latter cannot be looked into.
-    pub fn of_tree(folder: &Path) -> Result<(Store<'static>, Vec<VolumeError>), VolumeError> {
-        let (mut files, mut left_out) = (vec![], vec![]);
-        gather(folder, DEEPEST, &mut files, &mut |e| {
-            left_out.push(e);
-            Ok(())
-        })?;
-        files.sort();
-        Ok((Store::Files(files), left_out))
+    /// The files of a folder and of those in it, those folders as they were just before they were
+    /// looked into, and which cannot be. Links to files are passed over: they may lead out of the
+    /// folder.
+    pub fn of_tree(folder: &Path) -> Result<Tree, VolumeError> {
+        let mut all = Gathered { left_out: Some(vec![]), ..Gathered::default() };
+        all.add(folder, DEEPEST)?;
+        all.files.sort();
+        let left_out = all.left_out.unwrap_or_default();
+        Ok(Tree { store: Store::Files(all.files), folders: all.folders, left_out })
     }
 
     /// The entries of a zip archive.
@@ -222,31 +223,60 @@ pub fn begins(bytes: &[u8]) -> bool {
     crate::input::recognise(bytes) == Some(crate::input::Kind::Dicom)
 }
 
-/// Adds a folder's files, and those of folders in it; what is wrong with one of these goes to
-/// `odd`, which may end it. Links to folders are not followed.
-fn gather(
-    folder: &Path,
-    deeper: usize,
-    files: &mut Vec<PathBuf>,
-    odd: &mut dyn FnMut(VolumeError) -> Result<(), VolumeError>,
-) -> Result<(), VolumeError> {
-    let fail = |e: std::io::Error| VolumeError::new(folder, e.to_string());
-    for entry in fs::read_dir(folder).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        let kind = entry.file_type().map_err(fail)?;
-        if kind.is_dir() {
-            if deeper > 0 {
-                gather(&entry.path(), deeper - 1, files, odd).or_else(&mut *odd)?;
+/// The size of a file or a folder and when it was changed; none where it is gone.
+pub type Stamp = Option<(u64, SystemTime)>;
+
+/// What something is now.
+pub fn stamp(path: &Path) -> Stamp {
+    let about = path.metadata().ok()?;
+    Some((about.len(), about.modified().ok()?))
+}
+
+/// What a folder and those in it hold.
+pub struct Tree {
+    pub store: Store<'static>,
+    pub folders: Vec<(PathBuf, Stamp)>,
+    pub left_out: Vec<VolumeError>,
+}
+
+/// What was found of a folder so far.
+#[derive(Default)]
+struct Gathered {
+    files: Vec<PathBuf>,
+    /// As they were just before they were looked into.
+    folders: Vec<(PathBuf, Stamp)>,
+    /// Whether links to files count as files.
+    links: bool,
+    /// What is wrong with folders in it; none where that ends it.
+    left_out: Option<Vec<VolumeError>>,
+}
+
+impl Gathered {
+    /// Adds a folder's files, and those of folders in it. Links to folders are not followed.
+    fn add(&mut self, folder: &Path, deeper: usize) -> Result<(), VolumeError> {
+        let fail = |e: std::io::Error| VolumeError::new(folder, e.to_string());
+        self.folders.push((folder.into(), stamp(folder)));
+        for entry in fs::read_dir(folder).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let kind = entry.file_type().map_err(fail)?;
+            if kind.is_dir() {
+                if deeper > 0 {
+                    let added = self.add(&entry.path(), deeper - 1);
+                    match (added, &mut self.left_out) {
+                        (Err(e), Some(left_out)) => left_out.push(e),
+                        (added, _) => added?,
+                    }
+                }
+            } else if kind.is_file() || self.links && kind.is_symlink() && entry.path().is_file() {
+                self.files.push(entry.path());
             }
-        } else if kind.is_file() || kind.is_symlink() && entry.path().is_file() {
-            files.push(entry.path());
+            if self.files.len() > MOST {
+                return Err(VolumeError::new(
+                    folder,
+                    format!("holds more than {MOST} files: name the folder of one study"),
+                ));
+            }
         }
-        if files.len() > MOST {
-            return Err(VolumeError::new(
-                folder,
-                format!("holds more than {MOST} files: name the folder of one study"),
-            ));
-        }
+        Ok(())
     }
-    Ok(())
 }

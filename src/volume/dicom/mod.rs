@@ -35,15 +35,15 @@ use super::{
 };
 use crate::input::no_image;
 use crate::memory;
-use files::{Store, ZIP, is_zip};
+use files::{Stamp, Store, Tree, ZIP, is_zip, stamp};
 use geometry::{Plane, stack};
 use layers::Place;
 use pixels::{Frames, scaled};
-use series::{Found, Image, Unmeant, choose, find};
-use std::collections::HashMap;
+use series::{Found, Image, Inflated, Unmeant, choose, find};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tags::{DataSet, Opened, Problem, data_set};
 
 /// What is said where nothing is found.
@@ -57,7 +57,7 @@ const NO_IMAGE: &str = "no DICOM image was found: expected a CT, MR or PET serie
 pub fn list(path: &Path) -> Result<(Vec<Series>, Vec<String>), VolumeError> {
     super::within_memory(path, || {
         let mut store = store_of(path)?;
-        let mut found = find(&mut store, u64::MAX)?;
+        let mut found = find(&mut store, Inflated::All(u64::MAX))?;
         if found.series.is_empty() {
             return Err(nothing(path, &store, &found));
         }
@@ -96,7 +96,7 @@ pub fn of_bytes(bytes: &[u8], asked: Option<&str>, most: u64) -> Result<Sent, Vo
             return Ok(Sent::TooLarge(store.unpacked()));
         }
         let left = most.saturating_sub(store.unpacked());
-        let mut found = find(&mut store, left)?;
+        let mut found = find(&mut store, Inflated::All(left))?;
         if found.series.is_empty() {
             return Err(nothing(path, &store, &found));
         }
@@ -128,84 +128,186 @@ fn scan(
 pub struct Filed {
     /// What is told of it; where it has parts, of the one with more slices than any other.
     pub series: Series,
+    /// Whether no one part of it has more slices than any other: none can be meant.
+    pub is_tied: bool,
     slices: usize,
-    files: Vec<PathBuf>,
+    /// Its files, those that cannot be read among them, by their names.
+    files: Vec<(PathBuf, Stamp)>,
+    folders: Vec<Arc<Folder>>,
 }
 
-/// The series of a folder and of those below it, each once, and what was odd about its files. A
-/// folder that holds none is no error: some may come later.
+/// A folder as it was looked through.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    seen: Stamp,
+    /// Files that are of no series, some of which may still be written.
+    beside: Vec<(PathBuf, Stamp)>,
+    /// Whether it, or a file in it, changed so shortly before that one more change would show
+    /// nowhere, for times of files may be coarse.
+    is_recent: bool,
+}
+
+/// How coarse times of files may be.
+const COARSE: Duration = Duration::from_secs(2);
+
+/// What is said of files that do not give what the look found.
+const OTHERS: &str = "its files are others than when the folder was looked through: ask again";
+
+/// Whether something changed at about a time.
+fn is_recent(seen: Stamp, now: SystemTime) -> bool {
+    seen.is_some_and(|(_, changed)| {
+        now.duration_since(changed).unwrap_or_else(|e| e.duration()) < COARSE
+    })
+}
+
+/// Whether one of these is not as it was.
+fn differ(seen: &[(PathBuf, Stamp)]) -> bool {
+    seen.iter().any(|(path, seen)| stamp(path) != *seen)
+}
+
+/// The series of a folder and of those below it, each once, and what was odd about its files: one
+/// that has more than `most` bytes when it is inflated is left out. A folder that holds no series
+/// is no error: some may come later.
 ///
 /// # Errors
 /// It cannot be looked into, or holds more files than are looked at.
-pub fn filed(folder: &Path) -> Result<(Vec<Filed>, Vec<String>), VolumeError> {
+pub fn filed(folder: &Path, most: u64) -> Result<(Vec<Filed>, Vec<String>), VolumeError> {
     super::within_memory(folder, || {
-        let (mut store, mut left_out) = Store::of_tree(folder)?;
-        let mut found = find(&mut store, u64::MAX)?;
+        let now = SystemTime::now();
+        let Tree { mut store, folders, mut left_out } = Store::of_tree(folder)?;
+        // As they are before they are read: what changes meanwhile has changed.
+        let seen_now = |file: usize| {
+            let path = store.name(file);
+            let seen = stamp(&path);
+            (path, seen)
+        };
+        let seen: Vec<(PathBuf, Stamp)> = (0..store.len()).map(seen_now).collect();
+        let mut found = find(&mut store, Inflated::Each(most))?;
         left_out.append(&mut found.left_out);
         found.left_out = left_out;
         let warnings = found.said();
-        let mut all: Vec<Filed> = vec![];
+        let mut all: Vec<(Filed, Vec<usize>)> = vec![];
         let mut known: HashMap<String, usize> = HashMap::new();
         for mut series in found.series {
             let broken = series.broken.iter().map(|(file, _)| *file);
-            let files = series.images.iter().map(|image| image.file).chain(broken);
-            let files: Vec<PathBuf> = files.map(|file| store.name(file)).collect();
+            let mut files: Vec<usize> =
+                series.images.iter().map(|image| image.file).chain(broken).collect();
             let slices = series.planes.len();
             // Its files are looked at again when it is read.
             (series.images, series.planes) = (vec![], vec![]);
             let at = *known.entry(series.uid.clone()).or_insert(all.len());
             match all.get_mut(at) {
-                None => all.push(Filed { series, slices, files }),
-                Some(there) => {
-                    there.files.extend(files);
-                    if slices > there.slices {
-                        (there.series, there.slices) = (series, slices);
+                None => {
+                    let (is_tied, folders) = (false, vec![]);
+                    let filed = Filed { series, is_tied, slices, files: vec![], folders };
+                    all.push((filed, files));
+                }
+                Some((there, of_it)) => {
+                    of_it.append(&mut files);
+                    if slices == there.slices {
+                        there.is_tied = true;
+                    } else if slices > there.slices {
+                        (there.series, there.slices, there.is_tied) = (series, slices, false);
                     }
                 }
             }
         }
+        let mut is_beside = vec![true; seen.len()];
+        for (filed, files) in &mut all {
+            files.sort_unstable();
+            files.dedup();
+            files.iter().for_each(|file| is_beside[*file] = false);
+            filed.files = files.iter().map(|file| seen[*file].clone()).collect();
+        }
+        let folders = folders_of(folders, seen, &is_beside, now);
+        let mut all: Vec<Filed> = all.into_iter().map(|(filed, _)| filed).collect();
         for filed in &mut all {
-            filed.files.sort();
-            filed.files.dedup();
+            let own: HashSet<&Path> =
+                filed.files.iter().filter_map(|(path, _)| path.parent()).collect();
+            filed.folders = own.into_iter().filter_map(|path| folders.get(path).cloned()).collect();
         }
         Ok((all, warnings))
     })
 }
 
+/// The folders that were looked through, by their paths, with the files that are of no series.
+fn folders_of(
+    folders: Vec<(PathBuf, Stamp)>,
+    files: Vec<(PathBuf, Stamp)>,
+    is_beside: &[bool],
+    now: SystemTime,
+) -> HashMap<PathBuf, Arc<Folder>> {
+    let mut all: HashMap<PathBuf, Folder> = HashMap::new();
+    for (path, seen) in folders {
+        let is_recent = is_recent(seen, now);
+        all.insert(path.clone(), Folder { path, seen, beside: vec![], is_recent });
+    }
+    for ((path, seen), is_beside) in files.into_iter().zip(is_beside) {
+        let Some(folder) = path.parent().and_then(|path| all.get_mut(path)) else { continue };
+        folder.is_recent |= is_recent(seen, now);
+        if *is_beside {
+            folder.beside.push((path, seen));
+        }
+    }
+    all.into_iter().map(|(path, folder)| (path, Arc::new(folder))).collect()
+}
+
 impl Filed {
-    /// Whether a folder of its files changed since some time, as where files came or went.
-    pub fn changed_since(&self, time: SystemTime) -> bool {
-        let mut folders: Vec<&Path> = self.files.iter().filter_map(|file| file.parent()).collect();
-        folders.dedup();
-        let is_old = |folder: &&Path| {
-            let written = folder.metadata().and_then(|about| about.modified());
-            written.is_ok_and(|at| at <= time)
-        };
-        !folders.iter().all(is_old)
+    /// Whether a file of it is not as it was when the folder was looked through.
+    pub fn is_rewritten(&self) -> bool {
+        differ(&self.files)
+    }
+
+    /// Whether another look through the folder may find it otherwise: files of it changed, or
+    /// some came, went or changed beside them.
+    pub fn has_changed(&self) -> bool {
+        let changed = |f: &Arc<Folder>| stamp(&f.path) != f.seen || differ(&f.beside);
+        self.folders.iter().any(changed) || self.is_rewritten()
+    }
+
+    /// Whether files changed so shortly before the look that one more change would not show.
+    pub fn is_recent(&self) -> bool {
+        self.folders.iter().any(|folder| folder.is_recent)
+    }
+
+    /// Whether it is of the same files as another, unchanged.
+    pub fn is_same(&self, other: &Filed) -> bool {
+        self.files == other.files
     }
 
     /// Reads it, unless its voxels take more than `most` bytes. No message names its files.
     ///
     /// # Errors
-    /// A file of it is damaged or gone, or they hold no volume, or several.
+    /// A file of it is damaged or gone, they are not the slices that the look found, or they hold
+    /// no volume, or several.
     pub fn read(&self, most: u64) -> Result<Sent, VolumeError> {
         let path = Path::new(UNNAMED);
         super::within_memory(path, || {
-            let mut store = Store::Files(self.files.clone());
-            let found = find(&mut store, most)?;
+            let fail = |message: String| VolumeError::new(path, message);
+            let mut store = Store::Files(self.files.iter().map(|(file, _)| file.clone()).collect());
+            let mut found = find(&mut store, Inflated::All(most))?;
             if let Some(e) = found.left_out.first() {
-                let message = format!("a file of it cannot be read: {}", e.message);
-                return Err(VolumeError::new(path, message));
+                return Err(fail(format!("a file of it cannot be read: {}", e.message)));
             }
-            let (series, notes) = choose(found.series, Some(self.series.uid.as_str()))
-                .map_err(|e| VolumeError::new(path, e.message))?;
+            let mut warnings = found.said();
+            let others = || fail(OTHERS.into());
+            let uid = self.series.uid.as_str();
+            if !found.series.iter().any(|series| series.uid == uid) {
+                return Err(others());
+            }
+            let (series, notes) = choose(found.series, Some(uid)).map_err(|e| fail(e.message))?;
+            if series.size != self.series.size || series.planes.len() != self.slices {
+                return Err(others());
+            }
+            warnings.extend(notes);
             // As they are stored: scaled ones take more, which is held against the budget.
             let element = series.images.iter().map(|i| i.layout.element().size()).min();
             let numbers = series.size.into_iter().chain(element);
             let bytes = numbers.fold(1u64, |bytes, n| bytes.saturating_mul(n as u64));
             match bytes > most {
                 true => Ok(Sent::TooLarge(bytes)),
-                false => scan(path, &mut store, &series, notes),
+                false => scan(path, &mut store, &series, warnings),
             }
         })
     }
@@ -339,7 +441,7 @@ pub(super) fn contents(
     which: Which,
 ) -> Result<Contents, VolumeError> {
     let mut store = store_of(path)?;
-    let mut found = find(&mut store, u64::MAX)?;
+    let mut found = find(&mut store, Inflated::All(u64::MAX))?;
     if found.series.is_empty() {
         return Err(nothing(path, &store, &found));
     }
@@ -349,7 +451,7 @@ pub(super) fn contents(
     }
     if is_file {
         store = Store::of_folder(folder_of(path), false)?;
-        found = find(&mut store, u64::MAX)?;
+        found = find(&mut store, Inflated::All(u64::MAX))?;
     }
     let mut warnings = found.said();
     let (series, notes) =
@@ -378,7 +480,7 @@ fn of_file(
     if slices == 1 {
         let uid = found.series.first().map(|s| s.uid.clone()).unwrap_or_default();
         let mut beside = Store::of_folder(folder_of(path), false)?;
-        let mut all = find(&mut beside, u64::MAX)?;
+        let mut all = find(&mut beside, Inflated::All(u64::MAX))?;
         let warnings = all.said();
         let named = |s: &Series| {
             s.uid == uid

@@ -131,13 +131,26 @@ impl Found {
     }
 }
 
-/// Looks at every file of a store, for its tags alone. Files whose data sets are deflated have so
-/// many bytes at most, all together.
-pub fn find(store: &mut Store, most: u64) -> Result<Found, VolumeError> {
-    let (mut found, mut left) = (Found::default(), most);
+/// Bytes that files have at most whose data sets are deflated, inflated.
+#[derive(Clone, Copy)]
+pub enum Inflated {
+    /// All of them together: more is an error.
+    All(u64),
+    /// Each of them: one that has more is left out.
+    Each(u64),
+}
+
+/// Looks at every file of a store, for its tags alone.
+pub fn find(store: &mut Store, most: Inflated) -> Result<Found, VolumeError> {
+    let (Inflated::All(bytes) | Inflated::Each(bytes)) = most;
+    let is_each = matches!(most, Inflated::Each(_));
+    let (mut found, mut left) = (Found::default(), bytes);
     let mut all: Vec<(String, Gathered)> = vec![];
     let mut known: HashMap<String, usize> = HashMap::new();
     for file in 0..store.len() {
+        if is_each {
+            left = bytes;
+        }
         match look(store, file, &mut left) {
             Ok(None) => {}
             Ok(Some(None)) => found.others += 1,
@@ -148,6 +161,7 @@ pub fn find(store: &mut Store, most: u64) -> Result<Found, VolumeError> {
                 }
                 all[at].1.add(file, said);
             }
+            Err(Unread::Limit(e)) if is_each && !e.refused => found.left_out.push(e),
             Err(Unread::Limit(e)) => return Err(e),
             Err(Unread::Damaged(e)) => found.left_out.push(e),
         }

@@ -6,7 +6,7 @@ use dicom_core::{DataElement, VR};
 use dicom_dictionary_std::tags;
 use flate2::{Compression, write::DeflateEncoder};
 use prism::volume::Element;
-use prism::volume::dicom::{Sent, of_bytes};
+use prism::volume::dicom::{Sent, filed, of_bytes};
 use std::io::Write;
 
 const JPEG_LS: &str = "1.2.840.10008.1.2.4.80";
@@ -77,6 +77,26 @@ fn what_an_archive_holds_deflated_is_limited_all_together() {
     }
     let error = of_bytes(&study, None, most - 1).err().unwrap().to_string();
     assert!(error.contains("deflated data set is larger"), "{error}");
+}
+
+#[test]
+fn what_a_folder_holds_deflated_is_limited_file_by_file() {
+    let (folder, files) = (tempfile::tempdir().unwrap(), slices());
+    let inflated = files.iter().map(|file| file.len() - data_set(file));
+    let most = inflated.max().unwrap() as u64;
+    for (k, file) in files.iter().enumerate() {
+        std::fs::write(at(folder.path(), k), deflated(file)).unwrap();
+    }
+    let mut large = files[0].clone();
+    large.resize(large.len() + 100_000, 0);
+    std::fs::write(folder.path().join("bomb"), deflated(&large)).unwrap();
+    let (all, warnings) = filed(folder.path(), most).unwrap();
+    assert!(all.len() == 1 && all[0].series.size[2] == SLICES);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("bomb") && warnings[0].contains("is larger"), "{warnings:?}");
+    // To be read they count together.
+    let Ok(Sent::Scan(image)) = all[0].read(most * SLICES as u64) else { panic!("is read") };
+    assert_voxels(&image, plain);
 }
 
 #[test]

@@ -276,7 +276,7 @@ fn of_several_series_one_is_picked_and_all_are_listed() {
 #[test]
 fn series_of_a_folder_are_filed_and_read_one_by_one() {
     let folder = tempfile::tempdir().unwrap();
-    let (all, warnings) = filed(folder.path()).unwrap();
+    let (all, warnings) = filed(folder.path(), 1 << 20).unwrap();
     assert!(all.is_empty() && warnings.is_empty());
     // Two series, the slices of one of them in several folders.
     for series in [Series::new("CT"), Series { uid: "1.2.9", number: "5", ..Series::new("MR") }] {
@@ -290,8 +290,7 @@ fn series_of_a_folder_are_filed_and_read_one_by_one() {
         }
     }
     std::fs::write(folder.path().join("notes.txt"), "no image").unwrap();
-    let before = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
-    let (all, warnings) = filed(folder.path()).unwrap();
+    let (all, warnings) = filed(folder.path(), 1 << 20).unwrap();
     let told: Vec<_> = all.iter().map(|f| (f.series.uid.as_str(), f.series.size[2])).collect();
     assert_eq!((told, warnings.len()), (vec![("1.2.3.4", 4), ("1.2.9", 4)], 0));
     assert!(all.iter().all(|f| f.series.study == "1.2.3.1"));
@@ -303,17 +302,88 @@ fn series_of_a_folder_are_filed_and_read_one_by_one() {
         let bytes = (2 * COLUMNS * ROWS * SLICES) as u64;
         assert!(matches!(filed.read(bytes), Ok(Sent::Scan(_))));
         assert!(matches!(filed.read(bytes - 1), Ok(Sent::TooLarge(n)) if n == bytes));
-        assert!(!filed.changed_since(before));
-        assert!(filed.changed_since(std::time::SystemTime::UNIX_EPOCH));
+        assert!(!filed.has_changed() && !filed.is_rewritten() && !filed.is_tied);
     }
-    // What is gone is told, and not where it was.
+    // What is gone is told, and not where it was. Times of files may be as coarse as this.
+    std::thread::sleep(std::time::Duration::from_millis(50));
     std::fs::remove_file(folder.path().join("a/1.2.9-0")).unwrap();
     let error = all[1].read(1 << 20).err().unwrap();
     assert!(error.message.starts_with("a file of it cannot be read"), "{error}");
     assert!(!error.to_string().contains(folder.path().to_str().unwrap()), "{error}");
+    assert!(all[1].is_rewritten());
+    // What lies beside the other went, too.
+    assert!(all[0].has_changed() && !all[0].is_rewritten());
     assert!(all[0].read(1 << 20).is_ok());
+    let (again, _) = filed(folder.path(), 1 << 20).unwrap();
+    assert!(again[0].is_same(&all[0]) && !again[1].is_same(&all[1]));
     std::fs::remove_dir_all(folder.path().join("a")).unwrap();
-    assert!(all[0].changed_since(before));
+    assert!(all[0].has_changed() && all[0].is_rewritten());
+}
+
+#[test]
+fn a_series_is_not_read_of_other_files_than_the_look_found() {
+    let series = Series::new("CT");
+    let folder = series.folder(SLICES, straight, |_, _| ());
+    let first = at(folder.path(), 0);
+    let whole = std::fs::read(&first).unwrap();
+    let filed = || filed(folder.path(), 1 << 20).unwrap().0.remove(0);
+    let looked = filed();
+    assert!(looked.read(1 << 20).is_ok());
+    // One that is empty while it is written anew; one that belongs to another series.
+    let other = Series { uid: "1.2.9", number: "5", ..series.clone() };
+    let mut file = other.file(0, straight(0));
+    file.put(words(slice(0)));
+    other.write(file, &folder.path().join("other"));
+    let of_other = std::fs::read(folder.path().join("other")).unwrap();
+    for bytes in [&b""[..], &of_other[..]] {
+        std::fs::write(&first, bytes).unwrap();
+        let error = looked.read(1 << 20).err().unwrap();
+        assert!(error.message.starts_with("its files are others than"), "{error}");
+        assert!(looked.has_changed() && looked.is_rewritten());
+    }
+    // One that was empty when the folder was looked through, and is filled without a word to it.
+    std::fs::write(&first, b"").unwrap();
+    let shorter = filed();
+    assert_eq!(shorter.series.size[2], SLICES - 1);
+    assert!(!shorter.has_changed());
+    std::fs::write(&first, &whole).unwrap();
+    assert!(shorter.has_changed() && !shorter.is_rewritten());
+    assert_eq!(filed().series.size[2], SLICES);
+    // Where all of them are gone to another series nothing else is read in their place.
+    (0..SLICES).for_each(|k| std::fs::write(at(folder.path(), k), &of_other).unwrap());
+    let error = looked.read(1 << 20).err().unwrap();
+    assert!(error.message.starts_with("its files are others than"), "{error}");
+}
+
+#[test]
+fn of_a_series_with_two_parts_alike_none_is_meant() {
+    let series = Series::new("CT");
+    let folder = series.folder(2, straight, |_, _| ());
+    let turned = Series { orientation: [0.0, 1.0, 0.0, 0.0, 0.0, -1.0], ..series };
+    for k in 0..2 {
+        let mut file = turned.file(8 + k, [k as f64, 0.0, 0.0]);
+        file.put(words(slice(k)));
+        turned.write(file, &at(folder.path(), 8 + k));
+    }
+    let (all, _) = filed(folder.path(), 1 << 20).unwrap();
+    assert!(all.len() == 1 && all[0].is_tied);
+    let error = all[0].read(1 << 20).err().unwrap();
+    assert!(error.message.contains("pick one"), "{error}");
+}
+
+/// What links lead to may lie outside of a folder that is served.
+#[cfg(unix)]
+#[test]
+fn links_are_not_followed_out_of_a_folder_that_is_filed() {
+    let beyond = Series::new("CT").folder(SLICES, straight, |_, _| ());
+    let folder = tempfile::tempdir().unwrap();
+    for k in 0..SLICES {
+        std::os::unix::fs::symlink(at(beyond.path(), k), at(folder.path(), k)).unwrap();
+    }
+    std::os::unix::fs::symlink(beyond.path(), folder.path().join("all")).unwrap();
+    assert!(filed(folder.path(), 1 << 20).unwrap().0.is_empty());
+    // Who names a folder by its path has what is linked there.
+    assert_voxels(&read(folder.path()), plain);
 }
 
 #[test]
