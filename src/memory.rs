@@ -61,6 +61,11 @@ pub fn set_limit(bytes: u64) {
     LIMIT.store(bytes, Ordering::Relaxed);
 }
 
+/// Whether [`set_limit`] set a budget.
+pub(crate) fn is_set() -> bool {
+    LIMIT.load(Ordering::Relaxed) != 0
+}
+
 /// How many bytes this process may use: what [`set_limit`] set, else what the machine, or the
 /// control group that the process runs in, has.
 pub fn limit() -> u64 {
@@ -123,7 +128,7 @@ fn fits<T>(what: &'static str, count: usize) -> Result<(), Refused> {
     }
     let limit = limit();
     let mut left = limit.saturating_sub(used());
-    if wanted >= LARGE && LIMIT.load(Ordering::Relaxed) == 0 {
+    if wanted >= LARGE && !is_set() {
         let mut system = sysinfo::System::new();
         system.refresh_memory();
         if system.total_memory() > 0 {

@@ -10,6 +10,7 @@ use super::objects::Painted;
 use super::preview::{self, Marks};
 use super::{DeviceArgs, Failure, pretty, print, quiet, say, warn};
 use crate::device::Device;
+use crate::memory;
 use crate::model::{Intensity, Model};
 use crate::output::{self, Pending};
 use crate::prompt::{Iteration, PromptedObject, RawBox, RawOutline, RawPoint, Space, read_prompts};
@@ -342,17 +343,22 @@ impl Segment {
     ) -> Result<String, Failure> {
         let about = |path: &Path, verb: &str| format!("{verb} {}", path.display());
         stages.begin(about(&self.image, "reading"));
+        // Reading keeps one core busy, most of the time: the network is loaded on another. Not where
+        // a budget was set, of which what is left would depend on who comes first, nor where loading
+        // takes so long that an error of the scan would wait for it.
+        let at_once = matches!(device, Device::Cpu(_)) && !memory::is_set();
         let (read, loaded) = std::thread::scope(|scope| {
-            // Reading keeps one core busy, most of the time: the network is loaded on another.
-            let loading = scope.spawn(|| load(device, chosen));
+            let loading = at_once.then(|| scope.spawn(|| load(device, chosen)));
             let read = self.read(objects, stages);
             if read.is_ok() {
                 stages.begin(format!("loading {chosen}"));
             }
-            (read, loading.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            let loaded =
+                loading.map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            (read, loaded)
         });
         let (image, asked, mut warnings) = read?;
-        let model = loaded?;
+        let model = loaded.unwrap_or_else(|| load(device, chosen))?;
         stages.end("load");
 
         let intensities = self.intensities(&image, model.config().intensity);
