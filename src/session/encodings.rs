@@ -29,7 +29,6 @@ impl EncodedPatch {
 
 /// The encoded patches of a scan, or of several that share the room for them: where it is not
 /// enough, those used least recently go, whosever they are.
-#[derive(Default)]
 pub struct Encodings {
     /// Bytes that they take, at most.
     most: usize,
@@ -43,7 +42,13 @@ pub struct Encodings {
 impl Encodings {
     /// Room for so many bytes, at most half of the memory budget.
     pub fn new(bytes: usize) -> Encodings {
-        Encodings { most: bytes, ..Encodings::default() }
+        Encodings {
+            most: bytes,
+            kept: Mutex::default(),
+            scans: AtomicU64::new(0),
+            made: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        }
     }
 
     /// Patches that were encoded, again included.
