@@ -21,8 +21,8 @@ pub use prompt_encoder::{PatchPrompts, PromptMaps, prompt_maps};
 pub use weights::{Weights, WeightsError};
 
 use crate::autograd::{Tape, Var};
-use crate::device::Device;
 use crate::device::cuda::{KernelRecord, Memory};
+use crate::device::{DType, Device};
 use crate::memory::{self, Charge};
 use crate::ops::attention::ValidKeys;
 use crate::ops::refiner_input::Choice;
@@ -67,8 +67,8 @@ fn next_features() -> u64 {
 impl Features {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        (self.skips.iter().map(|s| s.len()).sum::<usize>() + self.embedding.len() + self.half.len())
-            * 4
+        let of = |t: &Tensor| t.len() * t.device_type().map_or(size_of::<f32>(), DType::bytes);
+        self.vars().iter().map(|v| of(v.value())).sum::<usize>() + of(&self.half)
     }
 
     /// The same features as inputs of another tape.

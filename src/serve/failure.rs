@@ -1,5 +1,6 @@
 //! Errors as answers of HTTP.
 
+use crate::device::CudaError;
 use crate::memory::Refused;
 use crate::message::shortened;
 use crate::model::Observer;
@@ -101,6 +102,7 @@ impl From<OpError> for Failure {
     fn from(e: OpError) -> Failure {
         match e {
             OpError::Memory(e) => e.into(),
+            OpError::Cuda(e @ CudaError::Memory { .. }) => Failure::full(e.to_string()),
             OpError::Cancelled => Failure::full("given up: nobody waits for the answer"),
             other => Failure::new(StatusCode::INTERNAL_SERVER_ERROR, other.to_string()),
         }

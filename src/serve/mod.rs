@@ -198,7 +198,7 @@ impl Server {
             store: Store::new(&settings, folder),
             most_scan,
             is_local: address.ip().is_loopback(),
-            encodings: Arc::new(Encodings::new(settings.encodings())),
+            encodings: Arc::new(Encodings::new(settings.encodings(model.device()))),
             settings,
             name: name.into(),
             model,

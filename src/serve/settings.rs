@@ -1,5 +1,6 @@
 //! How a server is run.
 
+use crate::device::Device;
 use crate::memory;
 use crate::session::{MEMORY, Options, UNDO_BYTES};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -157,10 +158,16 @@ impl Settings {
     }
 
     /// Bytes of encoded patches that are kept of all scans together: a quarter of the memory that
-    /// there is.
-    pub(super) fn encodings(&self) -> usize {
+    /// there is, and of the GPU's, where they lie there; at most as much for each session as a scan
+    /// by itself keeps.
+    pub(super) fn encodings(&self, device: &Device) -> usize {
+        let own = match device {
+            Device::Cuda(cuda) => cuda.total_memory(),
+            Device::Cpu(_) => None,
+        };
+        let there_is = own.map_or(memory::limit(), |own| own.min(memory::limit()));
         let most = MEMORY.saturating_mul(self.max_sessions);
-        usize::try_from(memory::limit() / 4).unwrap_or(usize::MAX).min(most)
+        usize::try_from(there_is / 4).unwrap_or(usize::MAX).min(most)
     }
 
     /// How scans are worked on: the undo histories of all together keep to a quarter of the memory

@@ -96,6 +96,17 @@ impl Encodings {
         }
     }
 
+    /// Drops the half of what is kept that was used least recently; whether there was any.
+    pub(super) fn halve(&self) -> bool {
+        let gone: Vec<_> = {
+            let mut kept = self.kept();
+            let half = kept.len().div_ceil(2);
+            kept.drain(..half).collect()
+        };
+        self.dropped.fetch_add(gone.len() as u64, Ordering::Relaxed);
+        !gone.is_empty()
+    }
+
     /// Lets go of what is kept of a scan.
     pub(super) fn forget(&self, scan: u64) {
         self.kept().retain(|(of, _)| *of != scan);

@@ -3,8 +3,9 @@
 
 use super::SessionError;
 use super::encodings::{EncodedPatch, Encodings};
+use crate::device::CudaError;
 use crate::model::{Config, Intensity, Model, Observer};
-use crate::tensor::Tensor;
+use crate::tensor::{OpError, Tensor};
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Beyond, Extent, Patch};
 use crate::volume::{Grid, Modality, Voxels};
@@ -237,7 +238,14 @@ impl Scan {
         let edge = self.model.config().patch;
         let values = self.input(patch);
         let cut = Instant::now();
-        let features = self.model.encode(&Tensor::new([edge; 3], values), observer)?;
+        let input = Tensor::new([edge; 3], values);
+        let features = match self.model.encode(&input, observer) {
+            // What is kept lies on the device, which others use, too: some of it makes room.
+            Err(OpError::Cuda(CudaError::Memory { .. })) if self.encodings.halve() => {
+                self.model.encode(&input, observer)
+            }
+            encoded => encoded,
+        }?;
         let seconds = [cut - start, cut.elapsed()];
         let encoded = Arc::new(EncodedPatch { patch: patch.clone(), features, seconds });
         self.encodings.keep(self.number, &encoded);

@@ -605,6 +605,11 @@ impl Driver {
 }
 
 impl Launcher for Driver {
+    fn total_memory(&self) -> Option<u64> {
+        self.enter().ok()?;
+        result::mem_get_info().ok().map(|(_, total)| total as u64)
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         if let Some(address) = self.idle().lend(bytes) {
             return Ok(address);

@@ -104,6 +104,10 @@ pub(super) trait Launcher: Send + Sync {
     fn is_emulated(&self) -> bool {
         false
     }
+    /// Bytes of the device's own memory, where it has some and they can be told.
+    fn total_memory(&self) -> Option<u64> {
+        None
+    }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
     fn free(&self, address: u64);
     /// Copies so many bytes to the device, which `write` writes first, wherever the copy starts

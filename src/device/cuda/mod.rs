@@ -168,6 +168,11 @@ impl Cuda {
         self.0.held.each_ref().map(|v| v.load(Ordering::Relaxed))
     }
 
+    /// Bytes of the device's own memory, where it has some and they can be told.
+    pub fn total_memory(&self) -> Option<u64> {
+        self.0.launcher.total_memory()
+    }
+
     /// What there is to know of it, by name.
     pub fn details(&self) -> Vec<(&'static str, String)> {
         let products = match self.products() {
