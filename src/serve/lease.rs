@@ -745,6 +745,7 @@ mod tests {
     use super::*;
     use crate::device::{Cpu, Device};
     use crate::model::{Model, Weights};
+    use crate::session::Encodings;
     use crate::session::Options;
     use crate::volume::Element;
     use std::path::Path;
@@ -767,7 +768,8 @@ mod tests {
         };
         let lease = Lease::default();
         let image = scan_of(image, [1.0; 3]).unwrap();
-        let engine = Engine { model: &model, options, encodings: &Arc::default() };
+        let encodings = Arc::new(Encodings::new(options.memory));
+        let engine = Engine { model: &model, options, encodings: &encodings };
         lease.state().set_image(engine, image, None).unwrap();
         lease.state().set_buffer(Buffer { shape: SHAPE, dtype: Dtype::Bool }).unwrap();
         lease

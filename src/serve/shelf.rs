@@ -291,8 +291,8 @@ impl Shelf {
     /// file system for each of them.
     pub fn settled(&self, uid: &str) -> Option<Seen> {
         let entry = self.get(uid)?;
-        let is_settled = !entry.has_changed() && !(entry.is_recent() && self.is_due());
-        is_settled.then_some(Seen { entry, is_settled })
+        let is_open = entry.has_changed() || entry.is_recent() && self.is_due();
+        (!is_open).then_some(Seen { entry, is_settled: true })
     }
 
     /// A series by its identifier. Where it is not there, or its files may be others by now, the

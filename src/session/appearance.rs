@@ -4,8 +4,11 @@
 //! A network that learned from other scans knows shapes and places better than it knows how bright
 //! this object is on this scan. The answer itself tells that: its voxels' values, each counted by
 //! its probability, make one histogram, those of the rest of the box and a margin around it
-//! another. The logarithm of their ratio, smoothed over a voxel or so, is evidence beside the
-//! network's logit. Where the two overlap it is about zero and changes little.
+//! another. The logarithm of their ratio, smoothed a little, is evidence beside the network's
+//! logit. Where the two overlap it is about zero.
+//!
+//! In a box that was given two things more are known of most objects: they fill it as an ellipsoid
+//! would, and there is less of them than of what is around them.
 //!
 //! It is for an answer that rests on the network alone. Once a person has corrected it, the
 //! histograms hold nothing that the answer does not know: taken again after every click, they
@@ -31,8 +34,11 @@ const MOST: f32 = 3.0;
 const WEIGHT: f32 = 1.5;
 /// Times that the histograms are taken, of the answer that the last ones led to.
 const ROUNDS: usize = 2;
-/// How far around the box the surroundings reach, in its longest side.
-const MARGIN: f32 = 0.3;
+/// How far around a box the surroundings reach, in its longest side: what lies further off is
+/// other tissue, against which an object's neighbours look like the object.
+const MARGIN: f32 = 0.1;
+/// The same around an object whose box was not given.
+const WIDE_MARGIN: f32 = 0.3;
 /// Standard deviation of the smoothing, in the box's longest side, and the most in voxels.
 const SMOOTHING: f32 = 0.022;
 const MOST_SMOOTHING: f32 = 2.0;
@@ -42,10 +48,10 @@ const LEAST_SMOOTHING: f32 = 0.3;
 /// of what does, the more so the looser the box.
 const DOUBT: f32 = 0.8;
 /// How far from a box's middle objects reach: the ellipsoid that fits the box, a little smaller.
-/// [`ROUND`] is the most that this adds to a logit, or takes off.
+/// [`ROUNDNESS`] is the most that this adds to a logit, or takes off.
 const ELLIPSOID: f32 = 0.9;
-const ROUND: f32 = 1.0;
-/// How far an object may grow whose box was not given, in the longest side of what the network saw.
+const ROUNDNESS: f32 = 1.0;
+/// How far an object may grow whose box was not given, in its longest side.
 const GROWTH: f32 = 0.1;
 
 /// A block of the patch: its first voxel along each axis, and the one behind its last.
@@ -68,11 +74,10 @@ impl Block {
         self.size().into_iter().max().unwrap_or(0) as f32
     }
 
-    fn grown(&self, by: usize, edge: usize) -> Block {
-        Block {
-            low: self.low.map(|v| v.saturating_sub(by)),
-            high: self.high.map(|v| (v + by).min(edge)),
-        }
+    /// It and so many voxels around it, as far as they lie within another.
+    fn grown(&self, by: usize, within: &Block) -> Block {
+        let low = [0, 1, 2].map(|d| self.low[d].saturating_sub(by).max(within.low[d]));
+        Block { low, high: [0, 1, 2].map(|d| (self.high[d] + by).min(within.high[d]).max(low[d])) }
     }
 
     /// The place in the block of the first voxel of a row along k that starts at `p`.
@@ -89,27 +94,36 @@ impl Block {
 }
 
 /// Makes an answer `logits` `[i][j][k]` on a patch of `edge` voxels a side follow what the object
-/// looks like in `values`, the network's input. With the box that was given, in voxels of the patch
-/// and ends exclusive, what lies in it may change; else what lies near the object. Nothing changes
-/// where there is no object, no surroundings, or nothing to see.
-pub fn recognise(logits: &mut [f32], values: &[f32], edge: usize, bounds: Option<[usize; 6]>) {
-    let Some(object) = within(logits, edge, bounds) else { return };
+/// looks like in `values`, the network's input, of which the box `on_scan` is the scan's: what a
+/// patch shows beyond it is no surroundings. With the box that was given what lies in it may
+/// change; else what lies near the object. Boxes are in voxels of the patch, their ends exclusive.
+/// Nothing changes where there is no object, no surroundings, or nothing to see.
+pub fn recognise(
+    logits: &mut [f32],
+    values: &[f32],
+    edge: usize,
+    on_scan: [usize; 6],
+    bounds: Option<[usize; 6]>,
+) {
+    let on_scan = block(on_scan, edge);
+    let Some(object) = within(logits, edge, &on_scan, bounds) else { return };
     let side = object.longest();
     let sigma = (SMOOTHING * side).min(MOST_SMOOTHING);
     let halo = reach(sigma);
-    let near = object.grown(halo, edge);
-    let around = object.grown(((MARGIN * side).ceil() as usize).max(halo), edge);
+    let near = object.grown(halo, &on_scan);
+    let margin = if bounds.is_some() { MARGIN } else { WIDE_MARGIN };
+    let around = object.grown(((margin * side).ceil() as usize).max(halo), &on_scan);
     let Some(classes) = classes(values, edge, &around) else { return };
     let [_, _, length] = object.size();
     // What is known beside the values.
     let mut known: Vec<f32> = memory::list(ANSWER, object.voxels());
     for p in object.rows() {
         let row = (p[0] * edge + p[1]) * edge + p[2];
-        let others = logits[row..row + length].iter().enumerate().map(|(k, logit)| match bounds {
-            Some(_) => logit + round(&object, [p[0], p[1], p[2] + k]) - DOUBT,
+        let each = logits[row..row + length].iter().enumerate().map(|(k, logit)| match bounds {
+            Some(_) => logit + roundness(&object, [p[0], p[1], p[2] + k]) - DOUBT,
             None => *logit,
         });
-        known.extend(others);
+        known.extend(each);
     }
     let mut total: Vec<f32> = memory::copied(ANSWER, &known);
     for _ in 0..ROUNDS {
@@ -133,34 +147,43 @@ pub fn recognise(logits: &mut [f32], values: &[f32], edge: usize, bounds: Option
     }
 }
 
-/// Where an answer may change: in the box, or around what there is; none where that is nothing.
-fn within(logits: &[f32], edge: usize, bounds: Option<[usize; 6]>) -> Option<Block> {
-    let block = |b: [usize; 6]| Block {
+/// A box on a patch of `edge` voxels a side.
+fn block(b: [usize; 6], edge: usize) -> Block {
+    Block {
         low: [0, 1, 2].map(|d| b[d].min(edge)),
         high: [3, 4, 5].map(|d| b[d].clamp(b[d - 3].min(edge), edge)),
-    };
+    }
+}
+
+/// Where an answer may change: in the box, or around what there is; none where that is nothing.
+fn within(
+    logits: &[f32],
+    edge: usize,
+    on_scan: &Block,
+    bounds: Option<[usize; 6]>,
+) -> Option<Block> {
     let object = match bounds {
-        Some(b) => block(b),
+        Some(b) => block(b, edge).grown(0, on_scan),
         None => {
             let mut seen = None;
             for at in (0..logits.len()).filter(|at| logits[*at] > 0.0) {
                 include(&mut seen, [at / (edge * edge), at / edge % edge, at % edge]);
             }
-            let seen = block(seen?);
-            seen.grown((GROWTH * seen.longest()).ceil() as usize, edge)
+            let seen = block(seen?, edge);
+            seen.grown((GROWTH * seen.longest()).ceil() as usize, on_scan)
         }
     };
     (object.voxels() > 0).then_some(object)
 }
 
 /// How much the shape of most objects speaks for a voxel in their box.
-fn round(object: &Block, p: [usize; 3]) -> f32 {
-    let off = |d: usize| {
+fn roundness(object: &Block, p: [usize; 3]) -> f32 {
+    let apart = |d: usize| {
         let half = (object.high[d] - object.low[d]) as f32 / 2.0;
         (p[d] as f32 + 0.5 - object.low[d] as f32) / half - 1.0
     };
-    let far = (0..3).map(|d| off(d).powi(2)).sum::<f32>().sqrt();
-    ROUND * (2.0 * (ELLIPSOID - far)).clamp(-1.0, 1.0)
+    let far = (0..3).map(|d| apart(d).powi(2)).sum::<f32>().sqrt();
+    ROUNDNESS * (2.0 * (ELLIPSOID - far)).clamp(-1.0, 1.0)
 }
 
 /// The class of every voxel's value in a block; none where all values are alike.
@@ -174,8 +197,13 @@ fn classes(values: &[f32], edge: usize, around: &Block) -> Option<Vec<u8>> {
     let mut sorted: Vec<f32> = memory::copied(ANSWER, &all);
     let tail = (TAIL * sorted.len() as f64) as usize;
     let last = sorted.len() - 1 - tail;
-    let low = *sorted.select_nth_unstable_by(tail, f32::total_cmp).1;
-    let high = *sorted.select_nth_unstable_by(last, f32::total_cmp).1;
+    let mut low = *sorted.select_nth_unstable_by(tail, f32::total_cmp).1;
+    let mut high = *sorted.select_nth_unstable_by(last, f32::total_cmp).1;
+    if low == high {
+        // All but a few are alike: those few tell.
+        low = sorted.iter().copied().fold(low, f32::min);
+        high = sorted.iter().copied().fold(high, f32::max);
+    }
     let scale = CLASSES as f32 / (high - low);
     if !(scale.is_finite() && scale > 0.0) {
         return None;
@@ -236,23 +264,27 @@ fn smooth(values: &mut [f32], [ni, nj, nk]: [usize; 3], sigma: f32) {
     let all: f32 = (0..=2 * reach).map(weight).sum();
     let weights: Vec<f32> = (0..=2 * reach).map(|t| weight(t) / all).collect();
     let mut from: Vec<f32> = memory::copied(ANSWER, values);
+    let mut padded: Vec<f32> = memory::zeroed(ANSWER, nk + 2 * reach);
     for axis in 0..3 {
         from.copy_from_slice(values);
         let rows = (0..ni).flat_map(|i| (0..nj).map(move |j| (i, j)));
         for ((i, j), to) in rows.zip(values.chunks_exact_mut(nk)) {
+            let row = |i: usize, j: usize| &from[(i * nj + j) * nk..][..nk];
+            let moved = |at: usize, t: usize, n: usize| (at + t).saturating_sub(reach).min(n - 1);
+            if axis == 2 {
+                let row = row(i, j);
+                padded[..reach].fill(row[0]);
+                padded[reach..reach + nk].copy_from_slice(row);
+                padded[reach + nk..].fill(row[nk - 1]);
+            }
             to.fill(0.0);
             for (t, w) in weights.iter().enumerate() {
-                let moved = |at: usize, n: usize| (at + t).saturating_sub(reach).min(n - 1);
-                let row = match axis {
-                    0 => moved(i, ni) * nj + j,
-                    1 => i * nj + moved(j, nj),
-                    _ => i * nj + j,
+                let from = match axis {
+                    0 => row(moved(i, t, ni), j),
+                    1 => row(i, moved(j, t, nj)),
+                    _ => &padded[t..t + nk],
                 };
-                let row = &from[row * nk..(row + 1) * nk];
-                match axis {
-                    2 => to.iter_mut().enumerate().for_each(|(k, o)| *o += w * row[moved(k, nk)]),
-                    _ => to.iter_mut().zip(row).for_each(|(o, v)| *o += w * v),
-                }
+                to.iter_mut().zip(from).for_each(|(o, v)| *o += w * v);
             }
         }
     }
@@ -265,6 +297,8 @@ mod tests {
     const EDGE: usize = 40;
     /// The box of the ball below.
     const BOX: [usize; 6] = [8, 8, 8, 32, 32, 32];
+    /// All of the patch.
+    const ALL: [usize; 6] = [0, 0, 0, EDGE, EDGE, EDGE];
 
     fn far(at: usize) -> f32 {
         let p = [at / (EDGE * EDGE), at / EDGE % EDGE, at % EDGE];
@@ -299,7 +333,7 @@ mod tests {
         let (values, before) = scene(3.0, 9.0);
         assert!(dice(&before) < 0.65);
         let mut after = before.clone();
-        recognise(&mut after, &values, EDGE, Some(BOX));
+        recognise(&mut after, &values, EDGE, ALL, Some(BOX));
         assert!(dice(&after) > 0.9, "{}", dice(&after));
         // Beyond the box nothing changes.
         for (at, (a, b)) in after.iter().zip(&before).enumerate() {
@@ -309,7 +343,7 @@ mod tests {
         }
         // Without a box it grows towards it, by a part of what there was.
         let mut guessed = before.clone();
-        recognise(&mut guessed, &values, EDGE, None);
+        recognise(&mut guessed, &values, EDGE, ALL, None);
         assert!(dice(&guessed) > dice(&before) + 0.1, "{}", dice(&guessed));
     }
 
@@ -317,12 +351,12 @@ mod tests {
     fn an_answer_in_a_loose_box_keeps_to_what_looks_like_it() {
         let (values, before) = scene(3.0, 12.0);
         let mut after = before.clone();
-        recognise(&mut after, &values, EDGE, Some([4, 5, 6, 35, 34, 35]));
+        recognise(&mut after, &values, EDGE, ALL, Some([4, 5, 6, 35, 34, 35]));
         assert!(dice(&after) > 0.95, "{}", dice(&after));
         // One that is too large shrinks.
         let (values, mut large) = scene(3.0, 14.0);
         let too_large = dice(&large);
-        recognise(&mut large, &values, EDGE, Some([4, 4, 4, 36, 36, 36]));
+        recognise(&mut large, &values, EDGE, ALL, Some([4, 4, 4, 36, 36, 36]));
         assert!(dice(&large) > too_large + 0.03, "{too_large}, {}", dice(&large));
     }
 
@@ -330,7 +364,7 @@ mod tests {
     fn values_that_tell_nothing_change_little() {
         let (values, before) = scene(0.0, 12.0);
         let mut after = before.clone();
-        recognise(&mut after, &values, EDGE, Some(BOX));
+        recognise(&mut after, &values, EDGE, ALL, Some(BOX));
         // A voxel at most: what is taken off in a box, and the ellipsoid.
         assert!(dice(&after) > 0.87, "{}", dice(&after));
     }
@@ -340,7 +374,7 @@ mod tests {
         let (values, logits) = scene(3.0, 9.0);
         let unchanged = |values: &[f32], logits: &[f32], bounds| {
             let mut after = logits.to_vec();
-            recognise(&mut after, values, EDGE, bounds);
+            recognise(&mut after, values, EDGE, ALL, bounds);
             after.iter().zip(logits).all(|(a, b)| a.to_bits() == b.to_bits())
         };
         // One value everywhere, none that is a number, no object, no surroundings.
@@ -355,8 +389,44 @@ mod tests {
         assert!(!unchanged(&values, &logits, Some(BOX)));
         // A voxel, and a box at the patch's corner, are no panic.
         let mut any = logits.clone();
-        recognise(&mut any, &values, EDGE, Some([5, 5, 5, 6, 6, 6]));
-        recognise(&mut any, &values, EDGE, Some([0, 0, 30, 3, 40, 40]));
+        recognise(&mut any, &values, EDGE, ALL, Some([5, 5, 5, 6, 6, 6]));
+        recognise(&mut any, &values, EDGE, ALL, Some([0, 0, 30, 3, 40, 40]));
         assert!(any.iter().all(|v| v.is_finite()));
+    }
+
+    #[test]
+    fn a_few_values_among_many_that_are_alike_tell() {
+        // A small ball in a large box, and nothing else.
+        let values: Vec<f32> =
+            (0..EDGE.pow(3)).map(|at| f32::from(u8::from(far(at) < 4.0))).collect();
+        let mut after: Vec<f32> = (0..EDGE.pow(3)).map(|at| (6.0 - far(at)).min(4.0)).collect();
+        recognise(&mut after, &values, EDGE, ALL, Some([4, 4, 4, 36, 36, 36]));
+        assert!((0..EDGE.pow(3)).all(|at| far(at) < 6.5 || after[at] <= 0.0));
+        let kept = (0..EDGE.pow(3)).filter(|at| after[*at] > 0.0).count();
+        assert!((200..500).contains(&kept), "{kept}");
+    }
+
+    #[test]
+    fn what_lies_beyond_the_scan_is_no_surroundings() {
+        // A slice of the scene, as a patch shows it that goes on beyond the scan.
+        let (values, logits) = scene(2.0, 9.0);
+        let slice = |v: &[f32]| -> Vec<f32> {
+            (0..EDGE.pow(3)).map(|at| v[at / EDGE * EDGE + EDGE / 2]).collect()
+        };
+        let (values, logits) = (slice(&values), slice(&logits));
+        let (at, mut alone, mut among) = (EDGE / 2, logits.clone(), logits);
+        let bounds = Some([8, 8, at, 32, 32, at + 1]);
+        recognise(&mut alone, &values, EDGE, [0, 0, at, EDGE, EDGE, at + 1], bounds);
+        recognise(&mut among, &values, EDGE, ALL, bounds);
+        let dice = |logits: &[f32]| {
+            let (mut both, mut sum) = (0, 0);
+            for row in 0..EDGE * EDGE {
+                let (answer, disc) = (logits[row * EDGE + at] > 0.0, far(row * EDGE + at) < 12.0);
+                both += usize::from(answer && disc);
+                sum += usize::from(answer) + usize::from(disc);
+            }
+            2.0 * both as f32 / sum as f32
+        };
+        assert!(dice(&alone) > dice(&among) + 0.02, "{}, {}", dice(&alone), dice(&among));
     }
 }

@@ -181,10 +181,10 @@ pub fn correct(
         let known: HashSet<&Click> = wrong.iter().collect();
         let mut length = (how.length_by_depth * deepest).clamp(LEAST_LENGTH, most);
         if wrong.len() <= STROKE {
-            // The surface ends between a click and one that says otherwise.
-            let others = clicks.iter().filter(|c| !known.contains(c));
-            let between = others.flat_map(|c| {
-                anchors.iter().filter(move |a| a.1 != c.1).map(move |a| apart(a.0, c.0))
+            // The surface runs between a click and one that says otherwise, whether that holds
+            // already or not. Strokes lie too close to one another to say how far theirs reach.
+            let between = anchors.iter().flat_map(|a| {
+                clicks.iter().filter(move |c| c.1 != a.1).map(move |c| apart(a.0, c.0))
             });
             let nearest = between.fold(f32::INFINITY, f32::min);
             length = length.min((0.5 * nearest).max(LEAST_LENGTH));
@@ -268,7 +268,7 @@ fn apply(
         }
     }
     // Clicks of both kinds side by side have weights that are far larger than the changes: nothing
-    // moves further than where it was asked to, nor the other way.
+    // moves further than the furthest was asked to.
     let least = changes.iter().map(|c| c.1).fold(0.0, f32::min);
     let most = changes.iter().map(|c| c.1).fold(0.0, f32::max);
     for (at, change) in moved.iter().enumerate().filter(|(_, m)| **m != 0.0) {
@@ -349,5 +349,8 @@ mod tests {
         assert!(alone > 400 && added == 0, "{alone}, {added}");
         let [beside, added] = corrected(&[([20, 24, 27], true), ([20, 20, 27], false)]);
         assert!(beside < alone / 2 && added == 0, "{beside} of {alone}, {added}");
+        // Nor do two that both disagree, six voxels apart.
+        let [removed, added] = corrected(&[([20, 20, 33], true), ([20, 20, 27], false)]);
+        assert!(removed < alone / 2 && added < alone / 2, "{removed} and {added} of {alone}");
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::memory;
 use crate::model::Features;
+use crate::tensor::Tensor;
 use crate::volume::patch::Patch;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,6 +11,8 @@ use std::time::Duration;
 /// A patch of a scan with everything that the network knows of it.
 pub struct EncodedPatch {
     pub(super) patch: Patch,
+    /// The network's input.
+    pub(super) input: Tensor,
     pub(super) features: Features,
     /// Time spent cutting the patch and encoding it.
     pub seconds: [Duration; 2],
@@ -23,7 +26,7 @@ impl EncodedPatch {
 
     /// Bytes that it holds.
     pub fn bytes(&self) -> usize {
-        self.features.bytes()
+        self.input.len() * size_of::<f32>() + self.features.bytes()
     }
 }
 

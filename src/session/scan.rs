@@ -247,7 +247,7 @@ impl Scan {
             encoded => encoded,
         }?;
         let seconds = [cut - start, cut.elapsed()];
-        let encoded = Arc::new(EncodedPatch { patch: patch.clone(), features, seconds });
+        let encoded = Arc::new(EncodedPatch { patch: patch.clone(), input, features, seconds });
         self.encodings.keep(self.number, &encoded);
         Ok((encoded, true))
     }

@@ -7,7 +7,7 @@ use crate::model::{Answer, PatchPrompts, prompt_maps};
 use crate::session::appearance;
 use crate::session::correction::{Click, correct, diameter};
 use crate::session::encodings::EncodedPatch;
-use crate::session::region::{beyond, deepest, next, open_faces, reach, shown};
+use crate::session::region::{self, beyond, deepest, next, open_faces, reach, shown};
 use crate::session::turn::{blend, marks, taper};
 use crate::session::{ANSWER, MASK_LOGIT, Note, SessionError, finite, thin};
 use crate::tensor::Tensor;
@@ -90,7 +90,12 @@ impl Work<'_, '_> {
         };
         let maps =
             prompt_maps(model.device(), edge, &marks(&clicks, edge, model.config().click_radius));
-        let prompts = PatchPrompts { points, bounds: self.boxed(patch) };
+        let overlaps = self.bounds.filter(|b| {
+            let middle: [f64; 3] = std::array::from_fn(|a| (b[a] + b[a + 3]) as f64 / 2.0 - 0.5);
+            patch.voxel(middle).is_some()
+        });
+        let prompts =
+            PatchPrompts { points, bounds: overlaps.map(|b| patch.bounds(&Extent::of_box(b))) };
         let prepared = start.elapsed();
         let answer = model.interact(&encoded.features, &prompts, &dense, &maps, self.observer)?;
         finite(&answer)?;
@@ -113,27 +118,33 @@ impl Work<'_, '_> {
         Ok(Look { encoded, logits, changes, answer, thinned })
     }
 
-    /// The box on a patch, where its middle lies there.
-    fn boxed(&self, patch: &Patch) -> Option<[f32; 6]> {
-        let overlaps = self.bounds.filter(|b| {
-            let middle: [f64; 3] = std::array::from_fn(|a| (b[a] + b[a + 3]) as f64 / 2.0 - 0.5);
-            patch.voxel(middle).is_some()
-        });
-        overlaps.map(|b| patch.bounds(&Extent::of_box(b)))
-    }
-
     /// Makes a look that rests on the network alone follow what the object looks like; the clicks
-    /// hold as before.
-    pub(super) fn recognise(&mut self, look: &mut Look) {
+    /// hold as before. Without a box it stays as it is once a click denied: what is too much then
+    /// looks like the object.
+    pub(super) fn recognise(&mut self, look: &mut Look) -> Result<(), SessionError> {
+        if self.bounds.is_none() && self.said.iter().any(|s| !s.positive) {
+            return Ok(());
+        }
         let start = Instant::now();
         let patch = look.encoded.patch();
-        let (size, values) = (patch.grid.size, self.scan.input(patch));
-        let (clicks, bounds) = (self.clicks(patch), self.boxed(patch));
-        let bounds = bounds.map(|b| b.map(|v| v as usize));
-        appearance::recognise(&mut look.logits, &values, size[0], bounds);
+        let (size, clicks) = (patch.grid.size, self.clicks(patch));
+        let voxels = |extent: &Extent| patch.bounds(extent).map(|v| v as usize);
+        // A box of which the patch shows a part says nothing of the object in that part.
+        let whole = |b: &[usize; 6]| {
+            let extent = Extent::of_box(*b);
+            [extent.low, extent.high].into_iter().all(|corner| {
+                let at = patch.from_image.apply(corner);
+                (0..3).all(|d| at[d] > -0.51 && at[d] < size[d] as f64 - 0.49)
+            })
+        };
+        let bounds = self.bounds.filter(whole).map(|b| voxels(&Extent::of_box(b)));
+        let on_scan = voxels(&region::whole(self.scan.grid()));
+        let values = look.encoded.input.try_data()?;
+        appearance::recognise(&mut look.logits, values, size[0], on_scan, bounds);
         let across = diameter(&look.logits);
         correct(&mut look.logits, size, &clicks, across, &self.how);
         self.seconds[0] += start.elapsed();
+        Ok(())
     }
 
     /// Writes a look into the answer.

@@ -152,15 +152,18 @@ impl Work<'_, '_> {
         self.looked.clear();
         // Points apart may lie on one object or on several.
         let part = if bounds.is_none() { self.separate()? } else { None };
-        let mut look = match (part, bounds) {
-            (Some(look), _) => look,
-            (None, Some(bounds)) => self.look(&fitted(self.scan, &bounds), None, None)?,
-            (None, None) => {
-                let patch = self.probe(&extent)?;
-                self.look(&patch, None, None)?
+        let look = match part {
+            Some(look) => look,
+            None => {
+                let patch = match bounds {
+                    Some(bounds) => fitted(self.scan, &bounds),
+                    None => self.probe(&extent)?,
+                };
+                let mut look = self.look(&patch, None, None)?;
+                self.recognise(&mut look)?;
+                look
             }
         };
-        self.recognise(&mut look);
         self.write(&look);
         self.settle(look)?;
         // Positive clicks beyond the box's patch are parts of the object too.
@@ -249,10 +252,9 @@ impl Work<'_, '_> {
             }
         }
         let mut look = self.look(patch, Some((before, weights, trust)), None)?;
-        // A guess is too small, mostly, until a click takes something off it.
-        let small = self.guessed() && self.said.iter().all(|s| s.positive);
-        if small && view != View::Apart {
-            self.recognise(&mut look);
+        // A guess is too small, mostly. What lies apart is begun with what is there already.
+        if self.guessed() && view != View::Apart {
+            self.recognise(&mut look)?;
         }
         Ok(Some(look))
     }
@@ -267,7 +269,7 @@ impl Work<'_, '_> {
         let weights = memory::filled(ANSWER, 1.0, before.len());
         let empty = before.iter().all(|v| *v <= 0.0);
         let mut look = self.look(&patch, (!empty).then_some((before, weights, 1.0)), None)?;
-        self.recognise(&mut look);
+        self.recognise(&mut look)?;
         self.write(&look);
         self.settle(look)
     }

@@ -171,8 +171,11 @@ impl Work<'_, '_> {
         let only =
             self.said.iter().copied().filter(|s| !s.positive || s.voxel == click.voxel).collect();
         let said = std::mem::replace(&mut self.said, only);
-        let look =
-            self.probe(&of_voxel(click.voxel)).and_then(|patch| self.look(&patch, None, None));
+        let look = self.probe(&of_voxel(click.voxel)).and_then(|patch| {
+            let mut look = self.look(&patch, None, None)?;
+            self.recognise(&mut look)?;
+            Ok(look)
+        });
         self.said = said;
         let (look, grid) = (look?, *self.scan.grid());
         let patch = look.encoded.patch();
