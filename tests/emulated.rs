@@ -60,14 +60,12 @@ fn the_network_passes_in_float32() {
     the_network_must_pass(Precision::F32);
 }
 
+/// On the way back all three ways to multiply float32 are nearly one.
 #[test]
-fn the_network_passes_in_plain_float32() {
-    the_network_must_pass(Precision::Ieee);
-}
-
-#[test]
-fn the_network_passes_in_tf32() {
-    the_network_must_pass(Precision::Tf32);
+fn sessions_pass_in_plain_float32_and_in_tf32() {
+    for precision in [Precision::Ieee, Precision::Tf32] {
+        must_pass(precision, "tests/reference/model", &[Kind::Session], 2);
+    }
 }
 
 #[test]
