@@ -731,7 +731,9 @@ fn replayed_programs_equal_their_ops() {
         Config { encoder: Encoder::Vit, ..tiny() },
         Config { encoder: Encoder::Cnn, ..tiny() },
     ] {
-        replayed_equals_its_ops(config);
+        for precision in [Precision::F32, Precision::F16] {
+            replayed_equals_its_ops(config.clone(), precision);
+        }
     }
 }
 
@@ -742,11 +744,13 @@ fn replayed_programs_of_the_base_network_equal_their_ops() {
         common::skipped("the base network takes a GPU");
         return;
     }
-    replayed_equals_its_ops(Config::base());
+    for precision in [Precision::F32, Precision::F16] {
+        replayed_equals_its_ops(Config::base(), precision);
+    }
 }
 
-fn replayed_equals_its_ops(config: Config) {
-    let (s, device) = (config.patch, open(DType::F16));
+fn replayed_equals_its_ops(config: Config, precision: Precision) {
+    let (s, device) = (config.patch, open(precision));
     let model = Model::new(&device, &Weights::hashed(config, "replay")).unwrap();
     model.warm_up().unwrap();
     assert!(model.planned_bytes() > 0);

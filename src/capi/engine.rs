@@ -43,7 +43,7 @@ impl Object for ModelObject {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_precision {
     /// 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products
-    /// of TF32, which is as exact as float32's own rounding.
+    /// of TF32: within 2^-21, and held to float32's bounds.
     PRISM_F32 = 0,
     /// IEEE half precision: CUDA devices.
     PRISM_F16 = 1,

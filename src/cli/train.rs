@@ -170,7 +170,7 @@ impl Train {
         )?;
         let peers = match &place {
             Some(place) => {
-                let run = format!("{} {}", json!(state.progress), device.is_half());
+                let run = format!("{} {}", json!(state.progress), device.products());
                 Peers::meet(place, &device, &run, token.as_ref()).map_err(Failure::Failed)?
             }
             None => Peers::alone(),

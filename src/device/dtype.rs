@@ -36,7 +36,7 @@ impl fmt::Display for DType {
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Precision {
     /// 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products
-    /// of TF32, which is as exact as float32's own rounding.
+    /// of TF32: within 2^-21, and held to float32's bounds.
     #[default]
     F32,
     /// 32-bit floats, rounded to TF32 where they are multiplied, as PyTorch's tf32: CUDA devices.

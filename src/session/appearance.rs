@@ -132,7 +132,10 @@ pub fn recognise(
         let [_, _, long] = near.size();
         for p in near.rows() {
             let row = around.row(p);
-            ratio.extend(classes[row..row + long].iter().map(|c| says[*c as usize]));
+            ratio.extend(classes[row..row + long].iter().map(|at| {
+                let (c, part) = split(*at);
+                says[c] + part * (says[c + 1] - says[c])
+            }));
         }
         smooth(&mut ratio, near.size(), sigma);
         for p in object.rows() {
@@ -186,8 +189,10 @@ fn roundness(object: &Block, p: [usize; 3]) -> f32 {
     ROUNDNESS * (2.0 * (ELLIPSOID - far)).clamp(-1.0, 1.0)
 }
 
-/// The class of every voxel's value in a block; none where all values are alike.
-fn classes(values: &[f32], edge: usize, around: &Block) -> Option<Vec<u8>> {
+/// Where among the classes the value of every voxel in a block lies, from 0 to the last; none where
+/// all values are alike. A value between the middles of two classes is a part of either, so that
+/// what differs by rounding alone ends in answers that differ by as little.
+fn classes(values: &[f32], edge: usize, around: &Block) -> Option<Vec<f32>> {
     let [_, _, length] = around.size();
     let mut all: Vec<f32> = memory::list(ANSWER, around.voxels());
     for [i, j, k] in around.rows() {
@@ -208,23 +213,39 @@ fn classes(values: &[f32], edge: usize, around: &Block) -> Option<Vec<u8>> {
     if !(scale.is_finite() && scale > 0.0) {
         return None;
     }
-    // A number too small for a class is its first, one too large its last.
-    let class = |v: &f32| ((v - low) * scale).clamp(0.0, (CLASSES - 1) as f32) as u8;
-    Some(memory::collected(ANSWER, all.iter().map(class)))
+    // What is no number is as the lowest.
+    let place = |v: &f32| ((v - low) * scale - 0.5).max(0.0).min((CLASSES - 1) as f32);
+    Some(memory::collected(ANSWER, all.iter().map(place)))
+}
+
+/// The class below a place among them, and the part of the one above.
+fn split(at: f32) -> (usize, f32) {
+    let below = (at as usize).min(CLASSES - 2);
+    (below, at - below as f32)
 }
 
 /// What each class says of a voxel, as a logit, when the logits in the box are `total` and nothing
 /// around it belongs to the object; none where either side has too few voxels.
-fn ratios(classes: &[u8], around: &Block, object: &Block, total: &[f32]) -> Option<[f32; CLASSES]> {
+fn ratios(
+    classes: &[f32],
+    around: &Block,
+    object: &Block,
+    total: &[f32],
+) -> Option<[f32; CLASSES]> {
     let (mut on, mut off) = ([0.0f64; CLASSES], [0.0f64; CLASSES]);
-    classes.iter().for_each(|c| off[*c as usize] += 1.0);
+    let add = |to: &mut [f64; CLASSES], at: f32, weight: f64| {
+        let (c, part) = split(at);
+        to[c] += weight * f64::from(1.0 - part);
+        to[c + 1] += weight * f64::from(part);
+    };
+    classes.iter().for_each(|at| add(&mut off, *at, 1.0));
     let [_, _, length] = object.size();
     for p in object.rows() {
         let (at, row) = (object.row(p), around.row(p));
         for (logit, class) in total[at..at + length].iter().zip(&classes[row..row + length]) {
-            let part = f64::from(1.0 / (1.0 + (-logit).exp()));
-            on[*class as usize] += part;
-            off[*class as usize] -= part;
+            let weight = f64::from(1.0 / (1.0 + (-logit).exp()));
+            add(&mut on, *class, weight);
+            add(&mut off, *class, -weight);
         }
     }
     let [on, off] = [shares(&on)?, shares(&off)?];
@@ -430,5 +451,18 @@ mod tests {
             2.0 * both as f32 / sum as f32
         };
         assert!(dice(&alone) > dice(&among) + 0.02, "{}, {}", dice(&alone), dice(&among));
+    }
+
+    #[test]
+    fn rounding_changes_an_answer_by_as_little() {
+        let (values, before) = scene(3.0, 9.0);
+        let rounded: Vec<f32> = values.iter().map(|v| v * (1.0 + 3e-7)).collect();
+        for bounds in [Some(BOX), None] {
+            let [mut one, mut other] = [before.clone(), before.clone()];
+            recognise(&mut one, &values, EDGE, ALL, bounds);
+            recognise(&mut other, &rounded, EDGE, ALL, bounds);
+            let furthest = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(furthest < 1e-3, "{furthest}");
+        }
     }
 }

@@ -32,6 +32,7 @@ const OVERLAPPING: ((i32, i32), i32) = ((9, 0), 12040);
 const OVERLAP: &str = "PRISM_CUDA_OVERLAP";
 const BRANCHES: &str = "PRISM_CUDA_BRANCHES";
 const TOKENS: &str = "PRISM_CUDA_TOKENS";
+const IDLE: &str = "PRISM_CUDA_IDLE";
 /// More parameters than any kernel has.
 const MOST_PARAMETERS: usize = 64;
 /// Shared memory that a block gets without asking.
@@ -164,7 +165,8 @@ pub struct Driver {
     capability: (i32, i32),
     limits: Limits,
     code: Mutex<Code>,
-    /// Small pieces of memory that nobody has.
+    /// Whether small pieces of memory are kept to be lent again, and those that nobody has.
+    keeps: bool,
     idle: Mutex<Idle>,
     graphs: Mutex<(u64, HashMap<u64, Graph>)>,
     /// Another process of the group is lost.
@@ -467,6 +469,7 @@ impl Driver {
         let branch = Branch::new().map_err(fail)?;
         let able = capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1;
         let (overlaps, branches, tokens) = (is_on(OVERLAP)?, is_on(BRANCHES)?, is_on(TOKENS)?);
+        let keeps = is_on(IDLE)?;
         let chain = Chain::new(able && overlaps);
         // SAFETY: the device exists; one number to read from.
         unsafe {
@@ -493,6 +496,7 @@ impl Driver {
             capability,
             limits,
             code,
+            keeps,
             idle,
             graphs,
             left: AtomicBool::new(false),
@@ -611,13 +615,16 @@ impl Launcher for Driver {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
-        if let Some(address) = self.idle().lend(bytes) {
+        if self.keeps
+            && let Some(address) = self.idle().lend(bytes)
+        {
             return Ok(address);
         }
         self.enter()?;
         let short = |e: &DriverError| e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+        let whole = if self.keeps { Idle::whole(bytes) } else { bytes.max(1) };
         // SAFETY: freed in the same stream by `free`.
-        let ask = || unsafe { result::malloc_async(self.stream.0, Idle::whole(bytes)) };
+        let ask = || unsafe { result::malloc_async(self.stream.0, whole) };
         let asked = match ask() {
             Err(e) if short(&e) && self.give_up_idle() => ask(),
             asked => asked,
@@ -629,7 +636,9 @@ impl Launcher for Driver {
             }
             false => CudaError::Launch(format!("an allocation of {bytes} bytes: {}", text(&e))),
         })?;
-        self.idle().note(address, bytes);
+        if self.keeps {
+            self.idle().note(address, bytes);
+        }
         Ok(address)
     }
 

@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 
 /// Largest piece that is kept, and bytes that are kept at most.
-const LARGEST: usize = 1 << 20;
-const MOST: usize = 64 << 20;
+const LARGEST: usize = 64 << 10;
+const MOST: usize = 16 << 20;
 /// Pieces are of multiples of so many bytes.
 const GRAIN: usize = 512;
 
