@@ -109,7 +109,7 @@ typedef enum {
 typedef enum {
   /**
    * 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products
-   * of TF32, which is as exact as float32's own rounding.
+   * of TF32: within 2^-21, and held to float32's bounds.
    */
   PRISM_F32 = 0,
   /**
