@@ -343,9 +343,9 @@ impl Segment {
     ) -> Result<String, Failure> {
         let about = |path: &Path, verb: &str| format!("{verb} {}", path.display());
         stages.begin(about(&self.image, "reading"));
-        // Reading keeps one core busy, most of the time: the network is loaded on another. Not where
-        // a budget was set, of which what is left would depend on who comes first, nor where loading
-        // takes so long that an error of the scan would wait for it.
+        // Reading keeps one core busy, most of the time: the network is loaded on another. Not
+        // where a budget was set, of which what is left would depend on who comes first, nor where
+        // loading takes so long that an error of the scan would wait for it.
         let at_once = matches!(device, Device::Cpu(_)) && !memory::is_set();
         let (read, loaded) = std::thread::scope(|scope| {
             let loading = at_once.then(|| scope.spawn(|| load(device, chosen)));
