@@ -30,6 +30,7 @@ use stages::Stages;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::Builder;
 
 /// Segment objects of a scan from points, boxes, scribbles or masks
 ///
@@ -348,7 +349,9 @@ impl Segment {
         // loading takes so long that an error of the scan would wait for it.
         let at_once = matches!(device, Device::Cpu(_)) && !memory::is_set();
         let (read, loaded) = std::thread::scope(|scope| {
-            let loading = at_once.then(|| scope.spawn(|| load(device, chosen)));
+            // Where there can be no other thread it is loaded behind the scan.
+            let beside = || Builder::new().spawn_scoped(scope, || load(device, chosen)).ok();
+            let loading = at_once.then(beside).flatten();
             let read = self.read(objects, stages);
             if read.is_ok() {
                 stages.begin(format!("loading {chosen}"));
