@@ -178,7 +178,6 @@ pub fn correct(
         let beyond = if wrong.len() > STROKE { how.beyond_strokes } else { how.beyond };
         let depth = |c: &Click| near.at(c.0).abs().min(most);
         let deepest = anchors.iter().map(depth).fold(0.0, f32::max);
-        let known: HashSet<&Click> = wrong.iter().collect();
         let mut length = (how.length_by_depth * deepest).clamp(LEAST_LENGTH, most);
         if wrong.len() <= STROKE {
             // The surface runs between a click and one that says otherwise, whether that holds
@@ -197,6 +196,7 @@ pub fn correct(
                 (*c, if c.1 { goal } else { -goal } - near.at(c.0))
             })
             .collect();
+        let known: HashSet<&Click> = wrong.iter().collect();
         let mut held: Vec<Click> =
             clicks.iter().copied().filter(|c| near.holds(c.0) && !known.contains(c)).collect();
         held.retain(|h| anchors.iter().any(|c| apart(c.0, h.0) < 3.0 * length));
