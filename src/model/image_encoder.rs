@@ -104,11 +104,15 @@ impl ImageEncoder {
                         }
                         Some(_) => unreachable!("the convolutional path feeds itself"),
                     };
+                    observer.between()?;
                     match below.take() {
                         Some(done) if fork.is_some() && done.neck.is_some() => {
                             waiting.push((level - 1, done));
                         }
-                        Some(done) => feature(level - 1, done, observer)?,
+                        Some(done) => {
+                            feature(level - 1, done, observer)?;
+                            observer.between()?;
+                        }
                         None => {}
                     }
                     let reader = if level == 4 { Reader::Plain } else { Reader::Pools };
@@ -204,8 +208,14 @@ impl Block {
         }
     }
 
-    fn run<'m>(&'m self, tape: &Tape<'m>, x: &Var) -> Result<Var, OpError> {
+    fn run<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        x: &Var,
+        observer: &mut Observer,
+    ) -> Result<Var, OpError> {
         let x = tape.vit_attention(&self.attention, &self.norm1.run(tape, x)?, Some(x))?;
+        observer.between()?;
         let LayerNorm { weight, bias, eps } = &self.norm2;
         let [first, second] = [&self.lin1, &self.lin2].map(|Linear(weight, bias)| (weight, bias));
         tape.mlp(&x, (weight, bias, *eps), first, second)
@@ -256,12 +266,12 @@ impl Vit {
         x = tape.add_param(&x, &self.positions)?;
         let mut tapped: [Option<Var>; 3] = [None, None, None];
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.run(tape, &x)?;
+            x = block.run(tape, &x, observer)?;
             observer.see(&format!("block{i}"), || Ok(x.value().clone()))?;
             for (n, tap) in self.taps.iter().enumerate().filter(|(_, tap)| **tap == i + 1) {
                 let _ = tap;
-                tapped[n] =
-                    Some(self.necks[n].iter().try_fold(x.clone(), |x, up| up.run(tape, x))?);
+                let mut ups = self.necks[n].iter();
+                tapped[n] = Some(ups.try_fold(x.clone(), |x, up| up.run(tape, x, observer))?);
             }
         }
         let necks = tapped.map(|t| t.expect("taps were checked to be blocks"));
@@ -279,11 +289,14 @@ impl Vit {
 }
 
 impl Up {
-    fn run<'m>(&'m self, tape: &Tape<'m>, x: Var) -> Result<Var, OpError> {
+    fn run<'m>(&'m self, tape: &Tape<'m>, x: Var, observer: &mut Observer) -> Result<Var, OpError> {
         let x = tape.conv3d(TapeInput::shared(&x), &self.conv, Epilogue::NONE)?.map;
         let x = self.norm.gelu(tape, &x)?;
+        observer.between()?;
         let LayerNorm { weight, bias, eps } = &self.deconv_norm;
-        tape.conv_transpose3d(&x, &self.deconv, Some((weight, bias, *eps)))
+        let x = tape.conv_transpose3d(&x, &self.deconv, Some((weight, bias, *eps)))?;
+        observer.between()?;
+        Ok(x)
     }
 }
 

@@ -148,8 +148,19 @@ impl Mlp {
     }
 }
 
+/// What the network is about to do, as who paces it is asked ([`Observer::paced`]).
+#[derive(Clone, Copy)]
+pub enum Part<'a> {
+    /// An op of encoding a patch.
+    Encoding,
+    /// An op of an interaction.
+    Answering,
+    /// Nothing: another thread makes what is needed, until this says that it is over.
+    Elsewhere(&'a dyn Fn() -> bool),
+}
+
 /// Watches the network at work: its intermediate results by name, for verification and debugging,
-/// or only how far it is. Costs nothing when absent.
+/// or only how far it is; or paces it. Costs nothing when absent.
 pub struct Observer<'a>(Watch<'a>);
 
 /// What an observer calls.
@@ -157,6 +168,8 @@ enum Watch<'a> {
     Nobody,
     Results(&'a mut dyn FnMut(&str, &Tensor)),
     Steps(&'a mut dyn FnMut(&str) -> bool),
+    /// With what is done at present.
+    Pace(&'a mut dyn FnMut(Part<'_>) -> bool, Part<'static>),
 }
 
 impl<'a> Observer<'a> {
@@ -177,6 +190,38 @@ impl<'a> Observer<'a> {
         Observer(Watch::Steps(f))
     }
 
+    /// Asks `f` before the network's ops, on the thread that has them done. It may wait there while
+    /// other threads use the device: nothing is held but memory. Where it says false, the work ends
+    /// with [`OpError::Cancelled`]. On a CUDA device all of encoding, and all of an interaction, is
+    /// one op.
+    pub fn paced(f: &'a mut dyn FnMut(Part<'_>) -> bool) -> Observer<'a> {
+        Observer(Watch::Pace(f, Part::Answering))
+    }
+
+    /// What is done from here on.
+    pub(crate) fn begin(&mut self, part: Part<'static>) -> Result<(), OpError> {
+        if let Watch::Pace(_, now) = &mut self.0 {
+            *now = part;
+        }
+        self.between()
+    }
+
+    /// Between two ops: who paces the network may wait here, or end the work.
+    pub(super) fn between(&mut self) -> Result<(), OpError> {
+        match &mut self.0 {
+            Watch::Pace(f, now) => goes_on(f(*now)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for what another thread makes, where who watches can wait; else false.
+    pub(crate) fn elsewhere(&mut self, is_over: &dyn Fn() -> bool) -> Result<bool, OpError> {
+        match &mut self.0 {
+            Watch::Pace(f, _) => goes_on(f(Part::Elsewhere(is_over))).map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
     /// Whether anybody wants results.
     pub(super) fn wants_results(&self) -> bool {
         matches!(self.0, Watch::Results(_))
@@ -190,12 +235,14 @@ impl<'a> Observer<'a> {
         match &mut self.0 {
             Watch::Nobody => {}
             Watch::Results(f) => f(name, &value()?),
-            Watch::Steps(f) => {
-                if !f(name) {
-                    return Err(OpError::Cancelled);
-                }
-            }
+            Watch::Steps(f) => goes_on(f(name))?,
+            Watch::Pace(f, now) => goes_on(f(*now))?,
         }
         Ok(())
     }
+}
+
+/// An error unless the work goes on.
+fn goes_on(does: bool) -> Result<(), OpError> {
+    if does { Ok(()) } else { Err(OpError::Cancelled) }
 }

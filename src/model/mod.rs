@@ -15,7 +15,7 @@ pub mod weights;
 
 pub use config::{Config, Encoder, Intensity};
 pub use cuda_graphs::Summary;
-pub use layers::Observer;
+pub use layers::{Observer, Part};
 pub use mask_decoder::Candidates;
 pub use prompt_encoder::{PatchPrompts, PromptMaps, prompt_maps};
 pub use weights::{Weights, WeightsError};
@@ -238,6 +238,7 @@ impl Model {
     pub fn encode(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
         caught(|| {
             self.check_image(image)?;
+            observer.begin(Part::Encoding)?;
             if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
                 let features = self.graphs.encode(self, cuda, image)?;
                 observer.see("image_embedding", || Ok(features.embedding.value().clone()))?;
@@ -352,6 +353,7 @@ impl Model {
         observer: &mut Observer,
     ) -> Result<Answer, OpError> {
         caught(|| {
+            observer.begin(Part::Answering)?;
             if let (Device::Cuda(cuda), false) = (&self.device, observer.wants_results()) {
                 history.expect_edge("interact", self.config.patch)?;
                 self.check_dense(dense)?;

@@ -3,8 +3,9 @@
 use crate::memory;
 use crate::model::Features;
 use crate::tensor::Tensor;
+use crate::volume::Grid;
 use crate::volume::patch::Patch;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Encodings {
     most: usize,
     /// Each with the number of its scan, the one used last at the end.
     kept: Mutex<Vec<(u64, Arc<EncodedPatch>)>>,
+    /// What is being encoded ahead, with the number of its scan.
+    coming: Mutex<Vec<(u64, Grid, Arc<Coming>)>>,
     scans: AtomicU64,
     made: AtomicU64,
     dropped: AtomicU64,
@@ -48,6 +51,7 @@ impl Encodings {
         Encodings {
             most: bytes,
             kept: Mutex::default(),
+            coming: Mutex::default(),
             scans: AtomicU64::new(0),
             made: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -66,6 +70,10 @@ impl Encodings {
 
     fn kept(&self) -> MutexGuard<'_, Vec<(u64, Arc<EncodedPatch>)>> {
         self.kept.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn on_the_way(&self) -> MutexGuard<'_, Vec<(u64, Grid, Arc<Coming>)>> {
+        self.coming.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// A number for a scan, by which its patches are told from those of others.
@@ -92,11 +100,47 @@ impl Encodings {
         let mut kept = self.kept();
         kept.push((scan, encoded.clone()));
         let mut held: usize = kept.iter().map(|(_, e)| e.bytes()).sum();
-        let most = self.most.min((memory::limit() / 2) as usize);
-        while held > most && kept.len() > 1 {
+        while held > self.room() && kept.len() > 1 {
             held -= kept.remove(0).1.bytes();
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Bytes that what is kept takes, at most.
+    fn room(&self) -> usize {
+        self.most.min((memory::limit() / 2) as usize)
+    }
+
+    /// Tells of a patch of a scan that it is being encoded ahead, until the guard goes; none where
+    /// it is kept already, or others would have to make room for it.
+    pub(super) fn announce<'a>(
+        &'a self,
+        scan: u64,
+        patch: &Patch,
+        coming: &'a Arc<Coming>,
+    ) -> Option<Announced<'a>> {
+        let fits = {
+            let kept = self.kept();
+            // Those of a network are as large as each other.
+            let each = kept.iter().map(|(_, e)| e.bytes());
+            let (held, one) = (each.clone().sum::<usize>(), each.max().unwrap_or(0));
+            let is_kept = kept.iter().any(|(of, e)| *of == scan && e.patch().grid == patch.grid);
+            !is_kept && held + one <= self.room()
+        };
+        fits.then(|| {
+            coming.over.store(false, Ordering::Relaxed);
+            self.on_the_way().push((scan, patch.grid, coming.clone()));
+            Announced { encodings: self, coming }
+        })
+    }
+
+    /// A patch of a scan that is being encoded ahead, and is awaited from now on.
+    pub(super) fn awaited(&self, scan: u64, patch: &Patch) -> Option<Arc<Coming>> {
+        let on_the_way = self.on_the_way();
+        let (.., coming) =
+            on_the_way.iter().find(|(of, grid, _)| *of == scan && *grid == patch.grid)?;
+        coming.awaited.store(true, Ordering::Relaxed);
+        Some(coming.clone())
     }
 
     /// Drops the half of what is kept that was used least recently; whether there was any.
@@ -113,5 +157,36 @@ impl Encodings {
     /// Lets go of what is kept of a scan.
     pub(super) fn forget(&self, scan: u64) {
         self.kept().retain(|(of, _)| *of != scan);
+    }
+}
+
+/// A patch that is encoded before anybody asks for it.
+#[derive(Default)]
+pub(super) struct Coming {
+    awaited: AtomicBool,
+    over: AtomicBool,
+}
+
+impl Coming {
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has come to its end, well or not.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+}
+
+/// A patch is being encoded ahead for as long as this is there.
+pub(super) struct Announced<'a> {
+    encodings: &'a Encodings,
+    coming: &'a Arc<Coming>,
+}
+
+impl Drop for Announced<'_> {
+    fn drop(&mut self) {
+        self.encodings.on_the_way().retain(|(.., other)| !Arc::ptr_eq(other, self.coming));
+        self.coming.over.store(true, Ordering::Relaxed);
     }
 }

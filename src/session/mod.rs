@@ -37,6 +37,7 @@
 //! With [`Options::released`] none of this is done: a session is then the network as the paper runs
 //! it.
 
+mod ahead;
 mod appearance;
 pub mod correction;
 mod encodings;
@@ -49,6 +50,7 @@ mod scan;
 mod steer;
 pub mod turn;
 
+pub use ahead::Ahead;
 pub use encodings::{EncodedPatch, Encodings};
 pub use scan::{
     Image, Intensities, MEMORY, Options, Scan, UNDO_BYTES, UNDO_STEPS, fitted_spacing, intensities,
@@ -354,6 +356,8 @@ pub struct Session {
     now: usize,
     /// Where a released session looks, once that is known.
     place: Option<Patch>,
+    /// There while what [`Session::ahead`] returned last is of use.
+    sign: Option<Arc<()>>,
     _joined: Arc<()>,
 }
 
@@ -361,7 +365,7 @@ impl Session {
     /// A new object.
     pub fn new(scan: &Arc<Scan>) -> Session {
         let (states, _joined) = (vec![State::default()], scan.joined());
-        Session { scan: scan.clone(), states, now: 0, place: None, _joined }
+        Session { scan: scan.clone(), states, now: 0, place: None, sign: None, _joined }
     }
 
     /// Another object on the same scan, looked at where this one was where that is the session's
@@ -399,6 +403,7 @@ impl Session {
     pub fn undo(&mut self) -> bool {
         let can = self.now > 0;
         self.now -= usize::from(can);
+        self.sign = None;
         can
     }
 
@@ -406,6 +411,7 @@ impl Session {
     pub fn redo(&mut self) -> bool {
         let can = self.now + 1 < self.states.len();
         self.now += usize::from(can);
+        self.sign = None;
         can
     }
 
@@ -413,6 +419,7 @@ impl Session {
     pub fn reset(&mut self) {
         self.states = vec![State::default()];
         self.now = 0;
+        self.sign = None;
     }
 
     /// Bytes that the history holds, beside what the answer so far does.
@@ -465,6 +472,20 @@ impl Session {
         Ok([Duration::ZERO, start.elapsed()])
     }
 
+    /// Where the network will look, most likely, when a click disagrees with the answer: where it
+    /// looked last, or at the mask that was given; to be encoded before that. None where nothing
+    /// tells: a first click is looked at where it lies. What was returned before is of no use any
+    /// more, nor is this after another interaction, an undo, a redo or a reset.
+    pub fn ahead(&mut self) -> Option<Ahead> {
+        self.sign = None;
+        let patch = match self.scan.options().released {
+            true => self.place.clone(),
+            false => steer::ahead(&self.scan, &self.states[self.now]),
+        }?;
+        let sign = self.sign.insert(Arc::new(()));
+        Some(Ahead::new(&self.scan, sign, patch))
+    }
+
     /// One interaction: what is said now is added to what was said before. A box is kept until
     /// another replaces it; a mask replaces the answer.
     ///
@@ -492,6 +513,7 @@ impl Session {
         self.states.truncate(self.now + 1);
         self.states.push(next);
         self.now += 1;
+        self.sign = None;
         self.forget();
         Ok(self.prediction().expect("just pushed"))
     }

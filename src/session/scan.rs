@@ -2,9 +2,9 @@
 //! on it.
 
 use super::SessionError;
-use super::encodings::{EncodedPatch, Encodings};
+use super::encodings::{Coming, EncodedPatch, Encodings};
 use crate::device::CudaError;
-use crate::model::{Config, Intensity, Model, Observer};
+use crate::model::{Config, Intensity, Model, Observer, Part};
 use crate::tensor::{OpError, Tensor};
 use crate::volume::intensity::Normalization;
 use crate::volume::patch::{Beyond, Extent, Patch};
@@ -231,9 +231,39 @@ impl Scan {
         patch: &Patch,
         observer: &mut Observer,
     ) -> Result<(Arc<EncodedPatch>, bool), SessionError> {
-        if let Some(found) = self.encodings.get(self.number, patch) {
-            return Ok((found, false));
+        // What is half done is waited for: from the beginning it would take longer.
+        while let Some(coming) = self.encodings.awaited(self.number, patch)
+            && observer.elsewhere(&|| coming.is_over())?
+        {}
+        match self.encodings.get(self.number, patch) {
+            Some(found) => Ok((found, false)),
+            None => Ok((self.encode(patch, true, observer)?, true)),
         }
+    }
+
+    /// Encodes a patch that nobody asked for yet; false where that is of no use.
+    pub(super) fn encode_ahead(
+        &self,
+        patch: &Patch,
+        coming: &Arc<Coming>,
+        observer: &mut Observer,
+    ) -> Result<bool, SessionError> {
+        observer.begin(Part::Encoding)?;
+        let Some(_announced) = self.encodings.announce(self.number, patch, coming) else {
+            return Ok(false);
+        };
+        self.encode(patch, false, observer)?;
+        Ok(true)
+    }
+
+    /// Encodes a patch, for which others may be dropped where a device has too little memory.
+    fn encode(
+        &self,
+        patch: &Patch,
+        may_drop: bool,
+        observer: &mut Observer,
+    ) -> Result<Arc<EncodedPatch>, SessionError> {
+        observer.begin(Part::Encoding)?;
         let start = Instant::now();
         let edge = self.model.config().patch;
         let values = self.input(patch);
@@ -241,7 +271,7 @@ impl Scan {
         let input = Tensor::new([edge; 3], values);
         let features = match self.model.encode(&input, observer) {
             // What is kept lies on the device, which others use, too: some of it makes room.
-            Err(OpError::Cuda(CudaError::Memory { .. })) if self.encodings.halve() => {
+            Err(OpError::Cuda(CudaError::Memory { .. })) if may_drop && self.encodings.halve() => {
                 self.model.encode(&input, observer)
             }
             encoded => encoded,
@@ -249,7 +279,7 @@ impl Scan {
         let seconds = [cut - start, cut.elapsed()];
         let encoded = Arc::new(EncodedPatch { patch: patch.clone(), input, features, seconds });
         self.encodings.keep(self.number, &encoded);
-        Ok((encoded, true))
+        Ok(encoded)
     }
 }
 

@@ -5,13 +5,16 @@ use crate::common;
 
 use common::{here, tiny, tiny_model};
 use prism::device::Device;
-use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
+use prism::model::{Config, Model, Observer, Part, PatchPrompts, Weights, prompt_maps};
 use prism::prompt::{Dense, Prompts, RawBox, RawOutline, Space};
-use prism::session::{MASK_LOGIT, Note, Options, Scan, Session, normalization, working_spacing};
+use prism::session::{
+    Encodings, MASK_LOGIT, Note, Options, Scan, Session, normalization, working_spacing,
+};
 use prism::tensor::Tensor;
 use prism::volume::Volume;
 use prism::volume::patch::{Beyond, Extent, Patch};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
 
 /// The nodule of the example scan.
@@ -445,6 +448,86 @@ fn released_sessions_are_the_network_alone() {
             assert!(s.mask() == pasted, "{name}, iteration {}", at + 1);
         }
     }
+}
+
+/// A session with a block as its mask, and what is encoded for it.
+fn masked() -> (Session, Arc<Encodings>) {
+    let (image, model, options) = (image(), small(), Options::default());
+    let n = normalization(&*image, model.config().intensity);
+    let encodings = Arc::new(Encodings::new(options.memory));
+    let scan = Scan::sharing(&model, image.clone(), n, options, &encodings);
+    let mut s = Session::new(&Arc::new(scan));
+    assert!(s.ahead().is_none());
+    let mut mask = vec![0; image.grid.voxels()];
+    for (i, j) in (74..90).flat_map(|i| (74..90).map(move |j| (i, j))) {
+        (12..16).for_each(|k| mask[place([i, j, k])] = 1);
+    }
+    s.interact(&Prompts { dense: Some(Dense::Mask(mask)), ..Default::default() }).unwrap();
+    (s, encodings)
+}
+
+#[test]
+fn what_is_encoded_ahead_is_found_and_changes_no_answer() {
+    let click = points(&[(ON, false)]);
+    let (mut plain, _) = masked();
+    plain.interact(&click).unwrap();
+    let bits = |s: &Session| s.probability().iter().map(|p| p.to_bits()).collect::<Vec<_>>();
+
+    let (mut s, encodings) = masked();
+    let former = s.ahead().unwrap();
+    let ahead = s.ahead().unwrap();
+    assert!(!former.serves() && !former.encode(&mut Observer::none()).unwrap());
+    // Who ends it loses nothing.
+    let mut ops = 0;
+    let mut ends = |_: Part<'_>| {
+        ops += 1;
+        ops < 9
+    };
+    assert!(ahead.encode(&mut Observer::paced(&mut ends)).is_err() && encodings.made() == 0);
+    assert!(ahead.serves() && ahead.encode(&mut Observer::none()).unwrap());
+    // What is kept is not encoded again.
+    assert!(!ahead.encode(&mut Observer::none()).unwrap() && encodings.made() == 1);
+    s.interact(&click).unwrap();
+    assert!(encodings.made() == 1 && bits(&s) == bits(&plain));
+    assert!(!ahead.serves() && !ahead.is_awaited());
+    let next = s.ahead().unwrap();
+    drop(s);
+    assert!(!next.serves() && !next.encode(&mut Observer::none()).unwrap());
+
+    // A click that comes meanwhile waits, where its observer can.
+    let (mut s, encodings) = masked();
+    let ahead = s.ahead().unwrap();
+    let (begun, begins) = channel();
+    let (go, goes) = channel();
+    std::thread::scope(|scope| {
+        // What is told to go on is not left waiting by a failure.
+        let (encoding, go) = (&ahead, go);
+        scope.spawn(move || {
+            let mut ops = 0;
+            let mut held = |_: Part<'_>| {
+                ops += 1;
+                if ops == 9 {
+                    begun.send(()).unwrap();
+                    goes.recv().unwrap();
+                }
+                true
+            };
+            assert!(encoding.encode(&mut Observer::paced(&mut held)).unwrap());
+        });
+        begins.recv().unwrap();
+        let mut waits = |part: Part<'_>| {
+            if let Part::Elsewhere(is_over) = part {
+                assert!(!is_over() && encoding.is_awaited());
+                go.send(()).unwrap();
+                while !is_over() {
+                    std::thread::yield_now();
+                }
+            }
+            true
+        };
+        s.interact_observed(&click, &mut Observer::paced(&mut waits)).unwrap();
+    });
+    assert!(ahead.is_awaited() && encodings.made() == 1 && bits(&s) == bits(&plain));
 }
 
 #[test]

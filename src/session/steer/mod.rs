@@ -275,6 +275,15 @@ impl Work<'_, '_> {
     }
 }
 
+/// The patch that shows a click on the answer, most likely.
+pub(super) fn ahead(scan: &Scan, state: &State) -> Option<Patch> {
+    if let Some(patch) = state.looked.last() {
+        return Some(patch.clone());
+    }
+    let bounds = state.prediction.as_ref()?.field.bounds()?;
+    Some(fitted(scan, &Extent::of_box(bounds)))
+}
+
 /// Encodes where the first interaction with these prompts will look, as far as can be told before
 /// the network was asked.
 pub(super) fn prepare(
