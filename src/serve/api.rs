@@ -4,7 +4,7 @@
 use super::answer::{Shown, change};
 use super::arrived::{self, Arrived, DICOM, SCANS};
 use super::body::{self, Sent};
-use super::failure::{Failure, reply, unless_left};
+use super::failure::{Failure, in_turns, reply};
 use super::journal::{NewScan, Owner, Source, kept};
 use super::opened::Opened;
 use super::query::field;
@@ -12,6 +12,7 @@ use super::store::{
     Id, Named, Object, Place, REDONE, RESET, SAID, Study, UNDONE, count, key_of, new_id, object_id,
     text,
 };
+use super::turns::Turn;
 use super::work::Kind;
 use super::{Route, Shared, aside, tidy};
 use crate::message::quoted;
@@ -33,7 +34,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::Path as FilePath;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Objects on a scan, at most: each has a value of a label image's bytes.
@@ -112,7 +113,7 @@ async fn add_scan(
     let (place, sent) = scan_sent(&shared, &parts.headers, body).await?;
     let id = new_id()?;
     let there = shared.clone();
-    let read = move |_: &AtomicBool| -> Result<Result<Study, Value>, Failure> {
+    let read = move |_: &Turn| -> Result<Result<Study, Value>, Failure> {
         let source = match arrived::is_dicom(&sent.bytes) {
             true => Source::Dicom(modality, series.clone()),
             false => Source::File(modality),
@@ -222,7 +223,7 @@ async fn release_object(State(shared): State<Arc<Shared>>, Path(name): Path<Stri
     let held = shared.store.object(&name).ok().map(|(scan, study, _)| (scan, study));
     // It does not wait for what is done on its scan.
     let there = shared.clone();
-    let release = move |_: &AtomicBool| there.store.release_object(&name);
+    let release = move |_: &Turn| there.store.release_object(&name);
     let done = shared.work.run(new_id()?, Kind::Short, release).await;
     if let Some((scan, study)) = held {
         tidy(&shared, scan, study);
@@ -274,7 +275,7 @@ async fn rename_object(
     let (scan, study, object) = shared.store.object(&name)?;
     let held = study.clone();
     // It does not wait for what is done on its scan.
-    let rename = move |_: &AtomicBool| -> Result<Value, Failure> {
+    let rename = move |_: &Turn| -> Result<Value, Failure> {
         study.rename(&object, new.name, new.colour)?;
         Ok(about_object(name.to_lowercase(), &object))
     };
@@ -294,7 +295,7 @@ async fn add_object(
     let new = About::of(&sent.bytes)?;
     // It does not wait for what is done on the scan.
     let (there, held) = (shared.clone(), study.clone());
-    let add = move |_: &AtomicBool| -> Result<Arc<Object>, Failure> {
+    let add = move |_: &Turn| -> Result<Arc<Object>, Failure> {
         let number = study.objects().len();
         let name = new.name.unwrap_or_else(|| format!("object {}", number + 1));
         let colour = new.colour.unwrap_or_else(|| default_colour(number));
@@ -472,7 +473,7 @@ struct Done {
 struct At<'a> {
     study: &'a Study,
     object: &'a Object,
-    left: &'a AtomicBool,
+    turn: &'a Turn,
 }
 
 /// Has an object's work done when its turn comes, and tells what changed.
@@ -483,9 +484,9 @@ where
     let (scan, study, object) = shared.store.object(name)?;
     // What is held is not let go before it is known to have been worked on.
     let (start, held) = (Instant::now(), study.clone());
-    let run = move |left: &AtomicBool| {
+    let run = move |turn: &Turn| {
         let mut session = object.session();
-        let at = At { study: &study, object: &object, left };
+        let at = At { study: &study, object: &object, turn };
         let Done { before, notes } = work(&mut session, &at)?;
         told(&session, &object, &study.opened.image.grid, before, notes, start)
     };
@@ -571,7 +572,7 @@ fn interact(
     let before = session.prediction().cloned();
     let head = |out: &mut Writer| out.number(at.object.number);
     let more = kept(at.study.journal.as_ref(), session, SAID, head, |session| {
-        unless_left(at.left, |o| {
+        in_turns(at.turn, |o| {
             session
                 .interact_observed(prompts, o)
                 .map(|p| p.notes.iter().map(|n| n.to_string()).collect::<Vec<_>>())
@@ -638,13 +639,16 @@ async fn give_mask(
     request: Request,
 ) -> Answer {
     let sent = sent_to(&shared, &name, request, shared.most_scan).await?;
+    let there = shared.clone();
     work_on(shared, &name, Kind::Other, move |session, at| {
         let mut labels = Labels::of_file(sent.bytes, &at.study.opened.image)?;
         let notes = std::mem::take(&mut labels.warnings);
         let mask = labels.mask(&TargetLabel::Any)?;
         drop(labels);
         let prompts = Prompts { dense: Some(Dense::Mask(mask)), ..Prompts::default() };
-        interact(session, at, &prompts, notes)
+        let done = interact(session, at, &prompts, notes)?;
+        there.work.ahead(session.ahead());
+        Ok(done)
     })
     .await
 }
@@ -724,7 +728,7 @@ async fn mask(
     let format = format_of(&query, &FILES)?;
     let (scan, study, object) = shared.store.object(&name)?;
     let held = study.clone();
-    let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
+    let write = move |_: &Turn| -> Result<Vec<u8>, Failure> {
         let (image, mask) = (&study.opened.image, object.session().mask());
         let name = format!("mask.{format}");
         Ok(mask_file(FilePath::new(&name), &image.grid, &image.description, &mask)?)
@@ -744,7 +748,7 @@ async fn image(
     let format = format_of(&query, &IMAGES)?;
     let (_, scan, study) = shared.store.scan(&name)?;
     let held = study.clone();
-    let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
+    let write = move |_: &Turn| -> Result<Vec<u8>, Failure> {
         Ok(scan_file(FilePath::new(&format!("scan.{format}")), &study.opened.image)?)
     };
     let file = shared.work.run(scan, Kind::Other, write).await;
@@ -767,7 +771,7 @@ async fn labels(
     let format = format_of(&query, &FILES)?;
     let (_, scan, study) = shared.store.scan(&name)?;
     let held = study.clone();
-    let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
+    let write = move |_: &Turn| -> Result<Vec<u8>, Failure> {
         let image = &study.opened.image;
         let objects = study.objects().clone();
         let mut joined = LabelValues::nothing(image.grid.voxels(), objects.len());

@@ -4,14 +4,15 @@
 //! A list of clicks that goes on from an earlier one is answered from there, step by step, as the
 //! person made them; one that takes something back goes back as far as it has to.
 
-use super::failure::{Failure, unless_left};
+use super::failure::{Failure, in_turns};
 use super::journal::{IMAGE, Journal, Kept, Stored, kept, session_anew};
 use super::opened::Opened;
 use super::shelf::Taken;
+use super::turns::Turn;
 use crate::prompt::Prompts;
-use crate::session::Session;
 use crate::session::kept::{Reader, Writer};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::session::{Ahead, Session};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -183,17 +184,22 @@ impl Clicked {
         steps.session.look_anew();
     }
 
+    /// Where the object will be looked at next.
+    pub fn ahead(&mut self) -> Option<Ahead> {
+        self.work.get_mut().unwrap_or_else(PoisonError::into_inner).session.ahead()
+    }
+
     /// When it was used last, in seconds since 1970.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
     /// Brings the object to what is said of it, from its beginning where it is to be `anew`.
-    pub fn ask(&self, said: Clicks, anew: bool, left: &AtomicBool) -> Result<Answered, Failure> {
+    pub fn ask(&self, said: Clicks, anew: bool, turn: &Turn) -> Result<Answered, Failure> {
         self.used.store(now(), Ordering::Relaxed);
         // What a panic left is whole: a step is noted when it has come to its end.
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        work.bring(said, anew, left, self.journal.as_ref())?;
+        work.bring(said, anew, turn, self.journal.as_ref())?;
         let answer = work.session.prediction();
         let notes =
             answer.map_or_else(Vec::new, |a| a.notes.iter().map(|n| n.to_string()).collect());
@@ -212,11 +218,11 @@ impl Steps {
         &mut self,
         said: Clicks,
         anew: bool,
-        left: &AtomicBool,
+        turn: &Turn,
         journal: Option<&Arc<Journal>>,
     ) -> Result<(), Failure> {
         let (session, steps) = (self.session.saved(), self.said.clone());
-        self.brought(said, anew, left, journal).inspect_err(|_| {
+        self.brought(said, anew, turn, journal).inspect_err(|_| {
             self.session.restore(session);
             self.said = steps;
         })
@@ -226,7 +232,7 @@ impl Steps {
         &mut self,
         said: Clicks,
         anew: bool,
-        left: &AtomicBool,
+        turn: &Turn,
         journal: Option<&Arc<Journal>>,
     ) -> Result<(), Failure> {
         let mut back = Back::default();
@@ -250,7 +256,7 @@ impl Steps {
                 said.put(out);
             };
             kept(journal, &mut self.session, BROUGHT, head, |session| {
-                unless_left(left, |o| session.interact_observed(&more, o).map(|_| ()))
+                in_turns(turn, |o| session.interact_observed(&more, o).map(|_| ()))
             })?;
             self.push(said);
         } else if let Some(journal) = journal.filter(|_| back.anew || back.steps > 0) {

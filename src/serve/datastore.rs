@@ -15,6 +15,7 @@ use super::opened::Opened;
 use super::query::field;
 use super::shelf::{Entry, Seen, Shelf, Taken};
 use super::store::{new_id, series_key};
+use super::turns::Turn;
 use super::work::{Key, Kind};
 use super::{Route, Shared};
 use crate::message::quoted;
@@ -27,7 +28,6 @@ use axum::routing::{get, post};
 use serde_json::{Map, Value, json};
 use std::path::Path as FilePath;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 /// The one way in which a next series is chosen.
 const STRATEGY: &str = "random";
@@ -101,7 +101,7 @@ async fn look(shared: &Arc<Shared>) -> Result<(), Failure> {
         return Ok(());
     }
     let there = shared.clone();
-    let look = move |_: &AtomicBool| -> Result<bool, Failure> { shelf_of(&there)?.look() };
+    let look = move |_: &Turn| -> Result<bool, Failure> { shelf_of(&there)?.look() };
     shared.work.run(look_key(), Kind::Other, look).await.map(|_| ())
 }
 
@@ -116,7 +116,7 @@ async fn find(shared: &Arc<Shared>, uid: &str) -> Result<Seen, Failure> {
     if let Some(entry) = shelf.get(uid) {
         // What is as it was waits for no look.
         let (there, name) = (shared.clone(), uid.to_string());
-        let settled = move |_: &AtomicBool| -> Result<Option<Seen>, Failure> {
+        let settled = move |_: &Turn| -> Result<Option<Seen>, Failure> {
             Ok(shelf_of(&there)?.settled(&name))
         };
         if let Some(seen) = shared.work.run(series_key(uid), Kind::Short, settled).await? {
@@ -129,8 +129,7 @@ async fn find(shared: &Arc<Shared>, uid: &str) -> Result<Seen, Failure> {
         return Err(unknown());
     }
     let (there, name) = (shared.clone(), uid.to_string());
-    let find =
-        move |_: &AtomicBool| -> Result<Option<Seen>, Failure> { shelf_of(&there)?.find(&name) };
+    let find = move |_: &Turn| -> Result<Option<Seen>, Failure> { shelf_of(&there)?.find(&name) };
     shared.work.run(look_key(), Kind::Other, find).await?.ok_or_else(unknown)
 }
 
@@ -142,7 +141,7 @@ async fn held(shared: &Arc<Shared>, key: Key, uid: &str) -> Result<Option<Arc<Cl
         return Ok(Some(held));
     }
     let (there, name, mine) = (shared.clone(), uid.to_string(), held.clone());
-    let check = move |_: &AtomicBool| -> Result<[bool; 2], Failure> {
+    let check = move |_: &Turn| -> Result<[bool; 2], Failure> {
         let shelf = shelf_of(&there)?;
         let holds = mine.series.as_ref().is_some_and(|taken| shelf.holds(taken));
         if !holds {
@@ -167,7 +166,7 @@ pub async fn scan(shared: &Arc<Shared>, uid: &str) -> Result<(Key, Arc<Clicked>)
     }
     let (seen, there) = (find(shared, uid).await?, shared.clone());
     // One of these runs at a time: whoever asked meanwhile finds what the first has read.
-    let read = move |_: &AtomicBool| -> Result<Arc<Clicked>, Failure> {
+    let read = move |_: &Turn| -> Result<Arc<Clicked>, Failure> {
         if let Some(held) = there.store.series(key) {
             return Ok(held);
         }
@@ -203,7 +202,7 @@ async fn list(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> A
         Some("all") => {
             // Much is said of many: where nobody waits for it, and counted until it is sent.
             let series = shelf.list(MOST_LISTED);
-            let list = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
+            let list = move |_: &Turn| -> Result<Vec<u8>, Failure> {
                 Ok(listed(&series).to_string().into_bytes())
             };
             let text = shared.work.run(new_id()?, Kind::Other, list).await?;
@@ -256,7 +255,7 @@ async fn image(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> 
     let (key, clicked) = scan(&shared, &named(&query)?).await?;
     // What is held is not let go before it is known to have been used.
     let held = clicked.clone();
-    let write = move |_: &AtomicBool| -> Result<Vec<u8>, Failure> {
+    let write = move |_: &Turn| -> Result<Vec<u8>, Failure> {
         Ok(scan_file(FilePath::new("image.nii.gz"), &clicked.opened.image)?)
     };
     let file = shared.work.run(key, Kind::Other, write).await;

@@ -12,6 +12,7 @@ use super::lease::Lease;
 use super::multipart::{self, only};
 use super::query::{field, fields};
 use super::store::{new_id, text};
+use super::turns::Turn;
 use super::wire::{Array, Dtype};
 use super::work::{Key, Kind};
 use super::{Route, Shared, aside, tidy};
@@ -29,7 +30,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// What clients look at to know what they may ask; numbers and dots alone.
@@ -236,7 +236,7 @@ async fn upload(
     let Call { key, lease, headers, sent } = Call::read(&shared, &name, request).await?;
     // What is held is not let go before it is known to have been worked on.
     let (there, held) = (shared.clone(), lease.clone());
-    let take = move |_: &AtomicBool| -> Result<(), Failure> {
+    let take = move |_: &Turn| -> Result<(), Failure> {
         let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let source = Source::Form(kind.unwrap_or_default().into());
         let image = image(&headers, &sent.bytes, there.most_scan)?;
@@ -288,9 +288,9 @@ async fn point(
 ) -> Answer {
     let (key, lease) = shared.store.snap(&name)?;
     let ([x, y, z], on) = (voxel(&query)?, foreground(&query)?);
-    answered(shared, key, lease.clone(), move |left| {
+    answered(shared, key, lease.clone(), move |turn| {
         let mut state = lease.state();
-        state.point([z, y, x], on, true, left)?;
+        state.point([z, y, x], on, true, turn)?;
         state.whole()
     })
     .await
@@ -324,7 +324,7 @@ async fn drawn(
     let Call { key, lease, headers, sent } = Call::read(&shared, &name, request).await?;
     let on = foreground(&query)?;
     let most = shared.most_scan;
-    answered(shared, key, lease.clone(), move |left| {
+    answered(shared, key, lease.clone(), move |turn| {
         let (grid, bytes) = volume(&headers, &sent.bytes, most)?;
         drop(sent);
         let [ni, nj, nk] = grid.size;
@@ -332,8 +332,8 @@ async fn drawn(
         let mask = Array { dtype, shape: vec![nk, nj, ni], bytes };
         let mut state = lease.state();
         match scribble {
-            true => state.scribble(&mask, None, on, true, left)?,
-            false => state.lasso(&mask, None, on, true, left)?,
+            true => state.scribble(&mask, None, on, true, turn)?,
+            false => state.lasso(&mask, None, on, true, turn)?,
         };
         state.whole()
     })
@@ -343,11 +343,11 @@ async fn drawn(
 /// Has an interaction done when its turn comes, and answers the whole mask.
 async fn answered<F>(shared: Arc<Shared>, key: Key, held: Arc<Lease>, work: F) -> Answer
 where
-    F: FnOnce(&AtomicBool) -> Result<Vec<u8>, Failure> + Send + 'static,
+    F: FnOnce(&Turn) -> Result<Vec<u8>, Failure> + Send + 'static,
 {
     let start = Instant::now();
-    let run = move |left: &AtomicBool| -> Result<Vec<u8>, Failure> {
-        let mask = work(left)?;
+    let run = move |turn: &Turn| -> Result<Vec<u8>, Failure> {
+        let mask = work(turn)?;
         let packed = gzipped(&mask).map_err(|e| Failure::full(format!("{ANSWER}: {e}")))?;
         Ok(message(&packed))
     };
@@ -386,7 +386,7 @@ fn message(bytes: &[u8]) -> Vec<u8> {
 async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
     let (key, lease) = shared.store.snap(&name)?;
     let held = lease.clone();
-    let forget = move |_: &AtomicBool| lease.state().reset();
+    let forget = move |_: &Turn| lease.state().reset();
     let done = shared.work.run(key, Kind::Short, forget).await;
     shared.store.worked(key);
     drop(held);

@@ -1,9 +1,10 @@
 //! Errors as answers of HTTP.
 
+use super::turns::Turn;
 use crate::device::CudaError;
 use crate::memory::Refused;
 use crate::message::shortened;
-use crate::model::Observer;
+use crate::model::{Observer, Part};
 use crate::session::SessionError;
 use crate::tensor::OpError;
 use crate::volume::VolumeError;
@@ -11,7 +12,6 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Seconds after which a client may try again where there was no room.
 const LATER: u32 = 10;
@@ -144,11 +144,19 @@ pub fn reply(status: StatusCode, value: &Value) -> Response {
     response
 }
 
-/// Runs an interaction that ends early where nobody waits for it any more.
-pub fn unless_left<T>(
-    left: &AtomicBool,
-    work: impl FnOnce(&mut Observer) -> Result<T, SessionError>,
+/// Runs an interaction by its turns at the network, which ends early where nobody waits for it any
+/// more. Where memory is refused while others hold some, once more without them: an interaction
+/// that failed has changed nothing.
+pub fn in_turns<T>(
+    turn: &Turn,
+    mut work: impl FnMut(&mut Observer) -> Result<T, SessionError>,
 ) -> Result<T, Failure> {
-    let mut goes_on = |_: &str| !left.load(Ordering::Relaxed);
-    Ok(work(&mut Observer::steps(&mut goes_on))?)
+    let mut pace = |part: Part<'_>| turn.goes_on(part);
+    let done = work(&mut Observer::paced(&mut pace));
+    match done {
+        Err(SessionError::Memory(_) | SessionError::Op(OpError::Memory(_))) if turn.alone() => {
+            Ok(work(&mut Observer::paced(&mut pace))?)
+        }
+        done => Ok(done?),
+    }
 }

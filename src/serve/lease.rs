@@ -8,13 +8,14 @@
 //! one step of it.
 
 use super::answer::{Change, Shown, change, whole};
-use super::failure::{Failure, unless_left};
+use super::failure::{Failure, in_turns};
 use super::journal::{IMAGE, Journal, Kept, NewScan, Source, Stored, kept, session_anew};
 use super::opened::{Engine, Opened};
+use super::turns::Turn;
 use super::wire::{Array, Dtype, pack};
 use crate::prompt::{Area, Dense, Prompts};
-use crate::session::Session;
 use crate::session::kept::{Reader, Writer};
+use crate::session::{Ahead, Session};
 use crate::volume::{Affine, Description, Grid, Volume, reorder};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -329,6 +330,11 @@ impl State {
         }
     }
 
+    /// Where the object will be looked at next.
+    pub fn ahead(&mut self) -> Option<Ahead> {
+        self.image.as_mut()?.layer().session.ahead()
+    }
+
     /// Sets the buffer, which is empty.
     pub fn set_buffer(&mut self, buffer: Buffer) -> Result<(), Failure> {
         self.fits(buffer)?;
@@ -387,13 +393,13 @@ impl State {
         at: [f64; 3],
         positive: bool,
         run: bool,
-        left: &AtomicBool,
+        turn: &Turn,
     ) -> Result<Outcome, Failure> {
         let mut prompts = Prompts::default();
         if let Some(voxel) = self.image()?.opened.voxel([at[2], at[1], at[0]]) {
             prompts.points.push((voxel, positive));
         }
-        self.say(prompts, run, left)
+        self.say(prompts, run, turn)
     }
 
     /// A box, its ends exclusive, cut off at the image's faces; one beyond them counts for nothing.
@@ -402,7 +408,7 @@ impl State {
         bounds: [[f64; 2]; 3],
         positive: bool,
         run: bool,
-        left: &AtomicBool,
+        turn: &Turn,
     ) -> Result<Outcome, Failure> {
         if bounds.iter().any(|[low, high]| low == high) {
             return Err(Failure::bad(format!(
@@ -415,7 +421,7 @@ impl State {
             low.max(high) <= 0.0 || low.min(high) >= size[a] as f64
         };
         if (0..3).any(beyond) {
-            return self.say(Prompts::default(), run, left);
+            return self.say(Prompts::default(), run, turn);
         }
         let side = |a: usize| {
             let [low, high] = bounds[2 - a].map(f64::round_ties_even);
@@ -438,7 +444,7 @@ impl State {
                 }
             }
         }
-        self.say(prompts, run, left)
+        self.say(prompts, run, turn)
     }
 
     /// Voxels that were painted, all of them on the object or off it.
@@ -448,7 +454,7 @@ impl State {
         place: Option<[[f64; 2]; 3]>,
         positive: bool,
         run: bool,
-        left: &AtomicBool,
+        turn: &Turn,
     ) -> Result<Outcome, Failure> {
         let area = self.area(mask, place)?;
         let painted = area.marked.iter().filter(|m| **m != 0).count();
@@ -464,7 +470,7 @@ impl State {
             let voxel = std::array::from_fn(|a| area.low[a] + within[a]);
             prompts.points.push((voxel, positive));
         }
-        self.say(prompts, run, left)
+        self.say(prompts, run, turn)
     }
 
     /// An area that was outlined.
@@ -474,14 +480,14 @@ impl State {
         place: Option<[[f64; 2]; 3]>,
         positive: bool,
         run: bool,
-        left: &AtomicBool,
+        turn: &Turn,
     ) -> Result<Outcome, Failure> {
         let area = self.area(mask, place)?;
         let mut prompts = Prompts::default();
         if area.marked.iter().any(|m| *m != 0) {
             prompts.add_area(&area, positive).map_err(|e| Failure::bad(e.to_string()))?;
         }
-        self.say(prompts, run, left)
+        self.say(prompts, run, turn)
     }
 
     /// A painted crop of the image, or all of it.
@@ -515,12 +521,7 @@ impl State {
     }
 
     /// A mask that is the object so far: what was said before is forgotten, and can be undone to.
-    pub fn initial(
-        &mut self,
-        mask: &Array,
-        run: bool,
-        left: &AtomicBool,
-    ) -> Result<Outcome, Failure> {
+    pub fn initial(&mut self, mask: &Array, run: bool, turn: &Turn) -> Result<Outcome, Failure> {
         let journal = self.journal.clone();
         let image = self.image()?;
         let shape = image.shape();
@@ -536,7 +537,7 @@ impl State {
             let prompts = Prompts { dense: Some(Dense::Mask(marked)), ..Prompts::default() };
             let head = |out: &mut Writer| out.flag(true);
             kept(journal.as_ref(), &mut layer.session, INITIAL, head, |session| {
-                unless_left(left, |o| session.interact_observed(&prompts, o).map(|_| ()))
+                in_turns(turn, |o| session.interact_observed(&prompts, o).map(|_| ()))
             })?;
         } else if let Some(journal) = &journal {
             journal.note(INITIAL, |out| out.flag(false))?;
@@ -548,11 +549,11 @@ impl State {
     }
 
     /// Predicts what was said and not predicted yet.
-    pub fn predict(&mut self, left: &AtomicBool) -> Result<Outcome, Failure> {
+    pub fn predict(&mut self, turn: &Turn) -> Result<Outcome, Failure> {
         if self.image()?.layer().queued.is_empty() {
             return Ok(Outcome::unchanged(false));
         }
-        self.say(Prompts::default(), true, left)
+        self.say(Prompts::default(), true, turn)
     }
 
     /// Takes the last interaction back.
@@ -572,7 +573,7 @@ impl State {
     }
 
     /// Says something: now, with what was said and not predicted yet, or later.
-    fn say(&mut self, fresh: Prompts, run: bool, left: &AtomicBool) -> Result<Outcome, Failure> {
+    fn say(&mut self, fresh: Prompts, run: bool, turn: &Turn) -> Result<Outcome, Failure> {
         let journal = self.journal.clone();
         let layer = self.image()?.layer();
         let nothing = fresh.is_empty() && fresh.drawn.is_none();
@@ -601,7 +602,7 @@ impl State {
             &mut layer.session,
             SAID,
             |_| {},
-            |session| unless_left(left, |o| session.interact_observed(&said, o).map(|_| ())),
+            |session| in_turns(turn, |o| session.interact_observed(&said, o).map(|_| ())),
         )?;
         layer.queued.clear();
         layer.steps += 1;
@@ -741,6 +742,7 @@ fn prompts_of(size: [usize; 3], from: &mut Reader) -> Result<Prompts, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::turns::Turns;
     use super::super::wire::unpack;
     use super::*;
     use crate::device::{Cpu, Device};
@@ -754,6 +756,11 @@ mod tests {
     const SHAPE: [usize; 3] = [20, 24, 28];
     const VOXELS: usize = SHAPE[0] * SHAPE[1] * SHAPE[2];
     const CLICK: [f64; 3] = [10.0, 12.0, 14.0];
+
+    /// The turn of somebody who has come alone.
+    fn turn() -> Turn {
+        Arc::<Turns>::default().enter(&Arc::default())
+    }
 
     /// A client with an image of noise.
     fn begun(options: Options) -> Lease {
@@ -776,7 +783,7 @@ mod tests {
     }
 
     fn click(lease: &Lease, positive: bool) -> Outcome {
-        lease.state().point(CLICK, positive, true, &AtomicBool::new(false)).unwrap()
+        lease.state().point(CLICK, positive, true, &turn()).unwrap()
     }
 
     /// Writes an update into a buffer, as a client does.
@@ -819,9 +826,8 @@ mod tests {
         // A mask that the client began with, and that never came.
         buffer.fill(1);
         lease.written();
-        let left = AtomicBool::new(false);
-        assert!(lease.state().point(CLICK, true, false, &left).unwrap().update.is_none());
-        let whole = lease.state().predict(&left).unwrap().update.unwrap();
+        assert!(lease.state().point(CLICK, true, false, &turn()).unwrap().update.is_none());
+        let whole = lease.state().predict(&turn()).unwrap().update.unwrap();
         assert_eq!(whole.region, SHAPE.map(|n| [0, n]));
         take(&mut buffer, &whole);
         assert!(buffer.contains(&1) && buffer == answer(&lease));
@@ -836,7 +842,7 @@ mod tests {
             shape: SHAPE.to_vec(),
             bytes: (0..VOXELS).map(|at| u8::from(at < 1000)).collect(),
         };
-        lease.state().initial(&mask, false, &AtomicBool::new(false)).unwrap();
+        lease.state().initial(&mask, false, &turn()).unwrap();
         (0..4).for_each(|n| drop(click(&lease, n % 2 == 0)));
         let undo = || lease.state().undo().unwrap().ran;
         assert!(undo() && undo());
@@ -845,7 +851,7 @@ mod tests {
         let layers = || lease.state.lock().unwrap().image.as_ref().unwrap().layers.len();
         assert_eq!(layers(), 2);
         // Where nothing is forgotten the mask is a step.
-        lease.state().initial(&mask, false, &AtomicBool::new(false)).unwrap();
+        lease.state().initial(&mask, false, &turn()).unwrap();
         click(&lease, true);
         assert!(undo() && undo());
         assert_eq!(layers(), 2);
@@ -854,16 +860,15 @@ mod tests {
     #[test]
     fn a_box_beyond_the_image_counts_for_nothing() {
         let lease = begun(Options::default());
-        let left = AtomicBool::new(false);
         for k in [[-9.0, -3.0], [20.0, 21.0], [-3.0, 0.0]] {
             let bounds = [k, [3.0, 20.0], [3.0, 20.0]];
             for positive in [true, false] {
-                let outcome = lease.state().bounds(bounds, positive, true, &left).unwrap();
+                let outcome = lease.state().bounds(bounds, positive, true, &turn()).unwrap();
                 assert!(outcome.ran && outcome.update.is_none(), "{k:?}");
             }
         }
         let last = [[19.0, 20.0], [3.0, 20.0], [3.0, 20.0]];
-        lease.state().bounds(last, true, true, &left).unwrap();
+        lease.state().bounds(last, true, true, &turn()).unwrap();
         let state = lease.state.lock().unwrap();
         assert!(state.image.as_ref().unwrap().layers[0].session.prediction().is_some());
     }

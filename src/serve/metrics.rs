@@ -23,11 +23,15 @@ pub struct Gauges {
     pub sessions: usize,
     pub scans: usize,
     pub waiting: usize,
+    /// Predictions that wait between two ops of the network.
+    pub paused: usize,
     pub used: u64,
     pub limit: u64,
     /// Patches of all scans that were encoded, and those of them that were dropped.
     pub encoded: u64,
     pub dropped: u64,
+    /// How often an encoding waited while a later click was answered.
+    pub overtaken: u64,
 }
 
 impl Metrics {
@@ -59,6 +63,8 @@ impl Metrics {
         put("sessions", "gauge", help, now.sessions as u64);
         put("scans", "gauge", "Scans of prism's own interface", now.scans as u64);
         put("waiting", "gauge", "Requests that wait for their turn", now.waiting as u64);
+        let help = "Predictions that wait between two ops of the network";
+        put("paused", "gauge", help, now.paused as u64);
         put("memory_used_bytes", "gauge", "Bytes of the memory budget in use", now.used);
         put("memory_limit_bytes", "gauge", "The memory budget", now.limit);
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
@@ -67,6 +73,8 @@ impl Metrics {
         put("encodings_total", "counter", "Patches of scans encoded", now.encoded);
         let help = "Encoded patches dropped to make room for others";
         put("encodings_dropped_total", "counter", help, now.dropped);
+        let help = "Encodings overtaken by clicks that came later, each time counted";
+        put("encodings_overtaken_total", "counter", help, now.overtaken);
         let name = "prism_click_seconds";
         let _ = write!(
             text,
@@ -104,10 +112,12 @@ mod tests {
             sessions: 6,
             scans: 2,
             waiting: 3,
+            paused: 8,
             used: 4,
             limit: 5,
             encoded: 7,
             dropped: 2,
+            overtaken: 9,
         };
         let text = metrics.text(&now);
         for line in [
@@ -115,10 +125,12 @@ mod tests {
             "prism_sessions 6",
             "prism_scans 2",
             "prism_waiting 3",
+            "prism_paused 8",
             "prism_requests_total 2",
             "prism_failures_total 1",
             "prism_encodings_total 7",
             "prism_encodings_dropped_total 2",
+            "prism_encodings_overtaken_total 9",
             "prism_click_seconds_bucket{le=\"0.05\"} 1",
             "prism_click_seconds_bucket{le=\"0.1\"} 3",
             "prism_click_seconds_bucket{le=\"60\"} 3",

@@ -39,6 +39,7 @@ mod restore;
 mod settings;
 mod shelf;
 mod store;
+mod turns;
 mod wire;
 mod work;
 
@@ -67,10 +68,10 @@ use shelf::Shelf;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use store::Store;
 use tokio::sync::{Notify, watch};
+use turns::Turn;
 use work::{Key, Kind, Work};
 
 /// Threads that read from the network and answer what costs nothing.
@@ -194,6 +195,7 @@ impl Server {
             Some(folder) => folder.found(&mut warnings)?,
             None => vec![],
         };
+        let work = Work::start(settings.max_sessions)?;
         let shared = Shared {
             store: Store::new(&settings, folder),
             most_scan,
@@ -202,7 +204,7 @@ impl Server {
             settings,
             name: name.into(),
             model,
-            work: Work::start()?,
+            work,
             metrics: Metrics::default(),
             progress: Progress::new(found.len()),
             shelf,
@@ -353,7 +355,7 @@ where
     let there = shared.clone();
     tokio::spawn(async move {
         // Where that fails the old one is as good, and the next attempt comes when it has grown.
-        let _ = there.work.run(key, Kind::Other, move |_: &AtomicBool| held.renew()).await;
+        let _ = there.work.run(key, Kind::Other, move |_: &Turn| held.renew()).await;
     });
 }
 
@@ -415,15 +417,18 @@ async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
 
 async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
     let (leases, sessions, scans) = shared.store.counts();
+    let turns = shared.work.counts();
     let now = Gauges {
         leases,
         sessions,
         scans,
-        waiting: shared.work.waiting(),
+        waiting: turns.waiting,
+        paused: turns.paused,
         used: memory::used(),
         limit: memory::limit(),
         encoded: shared.encodings.made(),
         dropped: shared.encodings.dropped(),
+        overtaken: turns.overtaken,
     };
     typed("text/plain; version=0.0.4", shared.metrics.text(&now))
 }

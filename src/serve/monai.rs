@@ -18,6 +18,7 @@ use super::multipart;
 use super::opened::Opened;
 use super::query::field;
 use super::store::{Id, Store, Touch, key_of, new_id, text};
+use super::turns::Turn;
 use super::work::{Key, Kind};
 use super::{Route, Shared, aside, tidy};
 use crate::memory;
@@ -32,7 +33,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::Path as FilePath;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// The model's name in this protocol, and what it finds.
@@ -109,7 +109,7 @@ async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let (place, sent) = scan_sent(&shared, &parts.headers, body).await?;
     let id = new_id()?;
     let (there, headers) = (shared.clone(), parts.headers);
-    let read = move |_: &AtomicBool| -> Result<Clicked, Failure> {
+    let read = move |_: &Turn| -> Result<Clicked, Failure> {
         let file = file(&headers, sent.bytes)?;
         let journal = there.store.journal(Owner::Label, key_of(id))?;
         let scan = journal.map(|j| j.scan(&file, Source::Plain)).transpose()?;
@@ -255,13 +255,13 @@ async fn infer(
     let boundary = format!("prism-{}", text(new_id()?));
     // What is held is not let go before it is known to have been worked on.
     let (headers, held) = (parts.headers, clicked.clone());
-    let work = move |left: &AtomicBool| -> Answer {
+    let work = move |turn: &Turn| -> Answer {
         // Much may be said: that is read here, and not where others wait to be heard.
         let asked = asked(&headers, &sent.bytes)?;
         drop(sent);
         let format = asked.format()?;
         let (clicks, beyond) = asked.clicks(&clicked.opened)?;
-        let answered = clicked.ask(clicks, asked.reset_state == Some(true), left)?;
+        let answered = clicked.ask(clicks, asked.reset_state == Some(true), turn)?;
         let about = told(&answered, beyond, start);
         if output == Output::Json {
             return said(about);

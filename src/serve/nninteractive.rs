@@ -10,6 +10,7 @@ use super::failure::{Failure, reply};
 use super::journal::{Kept, Source};
 use super::lease::{Buffer, Lease, Outcome, State as Work, scan_of};
 use super::store::{Touch, new_id, text};
+use super::turns::Turn;
 use super::wire::{Dtype, unpack};
 use super::work::{Key, Kind};
 use super::{Route, Shared, aside, tidy};
@@ -24,7 +25,6 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// The headers beside a body.
@@ -105,13 +105,13 @@ impl Call {
     async fn work<T, F>(self, kind: Kind, work: F) -> Result<T, Failure>
     where
         T: Send + 'static,
-        F: FnOnce(&Shared, &mut Work, Sent, &AtomicBool) -> Result<T, Failure> + Send + 'static,
+        F: FnOnce(&Shared, &mut Work, Sent, &Turn) -> Result<T, Failure> + Send + 'static,
     {
         let Call { shared, key, lease, sent, .. } = self;
         // What is held is not let go before it is known to have been worked on.
         let (there, held) = (shared.clone(), lease.clone());
-        let run = move |left: &AtomicBool| {
-            work(&there, &mut lease.state(), sent, left).map_err(Failure::into_bad)
+        let run = move |turn: &Turn| {
+            work(&there, &mut lease.state(), sent, turn).map_err(Failure::into_bad)
         };
         let done = shared.work.run(key, kind, run).await;
         shared.store.worked(key);
@@ -136,9 +136,7 @@ impl Call {
     /// An interaction, and its answer.
     async fn interact<F>(self, kind: Kind, work: F) -> Answer
     where
-        F: FnOnce(&Shared, &mut Work, Sent, &AtomicBool) -> Result<Outcome, Failure>
-            + Send
-            + 'static,
+        F: FnOnce(&Shared, &mut Work, Sent, &Turn) -> Result<Outcome, Failure> + Send + 'static,
     {
         let (shared, lease, start) = (self.shared.clone(), self.lease.clone(), Instant::now());
         let outcome = self.work(kind, work).await?;
@@ -364,8 +362,8 @@ struct Point {
 async fn add_point(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let call = Call::read(&shared, request, body::JSON).await?;
     let point: Point = call.json()?;
-    call.interact(kind(point.run_prediction, Kind::Short), move |_, work, _, left| {
-        work.point(point.coordinates, point.include_interaction, point.run_prediction, left)
+    call.interact(kind(point.run_prediction, Kind::Short), move |_, work, _, turn| {
+        work.point(point.coordinates, point.include_interaction, point.run_prediction, turn)
     })
     .await
 }
@@ -381,8 +379,8 @@ struct Bounds {
 async fn add_bbox(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let call = Call::read(&shared, request, body::JSON).await?;
     let given: Bounds = call.json()?;
-    call.interact(kind(given.run_prediction, Kind::Short), move |_, work, _, left| {
-        work.bounds(given.bbox_coords, given.include_interaction, given.run_prediction, left)
+    call.interact(kind(given.run_prediction, Kind::Short), move |_, work, _, turn| {
+        work.bounds(given.bbox_coords, given.include_interaction, given.run_prediction, turn)
     })
     .await
 }
@@ -412,12 +410,12 @@ async fn painted(shared: Arc<Shared>, request: Request, scribble: bool) -> Answe
         .include_interaction
         .ok_or_else(|| Failure::bad("missing in X-Meta: include_interaction"))?;
     let run = meta.run_prediction.unwrap_or(true);
-    call.interact(kind(run, Kind::Other), move |_, work, sent, left| {
+    call.interact(kind(run, Kind::Other), move |_, work, sent, turn| {
         let mask = unpack(&sent.bytes, most)?;
         drop(sent);
         match scribble {
-            true => work.scribble(&mask, meta.interaction_bbox, on, run, left),
-            false => work.lasso(&mask, meta.interaction_bbox, on, run, left),
+            true => work.scribble(&mask, meta.interaction_bbox, on, run, turn),
+            false => work.lasso(&mask, meta.interaction_bbox, on, run, turn),
         }
     })
     .await
@@ -429,10 +427,12 @@ async fn add_initial_seg(State(shared): State<Arc<Shared>>, request: Request) ->
     let call = Call::read(&shared, request, most).await?;
     let meta: MaskMeta = call.meta()?;
     let run = meta.run_prediction.unwrap_or(false);
-    call.interact(kind(run, Kind::Other), move |_, work, sent, left| {
+    call.interact(kind(run, Kind::Other), move |shared, work, sent, turn| {
         let mask = unpack(&sent.bytes, most)?;
         drop(sent);
-        work.initial(&mask, run, left)
+        let outcome = work.initial(&mask, run, turn)?;
+        shared.work.ahead(work.ahead());
+        Ok(outcome)
     })
     .await
 }
@@ -441,7 +441,7 @@ async fn predict(State(shared): State<Arc<Shared>>, request: Request) -> Answer 
     let call = Call::read(&shared, request, body::SHORT).await?;
     // Whether all is to be refined is asked along: a session refines what it looks at.
     let _: Value = call.json()?;
-    call.interact(Kind::Prediction, |_, work, _, left| work.predict(left)).await
+    call.interact(Kind::Prediction, |_, work, _, turn| work.predict(turn)).await
 }
 
 async fn undo(State(shared): State<Arc<Shared>>, request: Request) -> Answer {

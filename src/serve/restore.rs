@@ -1,6 +1,6 @@
 //! What an earlier server left on disk (`journal.rs`), brought back as it was: scans are read again
 //! from the bytes that they came as, answers and histories are those that were kept. The network is
-//! not asked.
+//! not asked; where each object was looked at last is encoded when all is there, in the background.
 
 use super::arrived::{self, Arrived};
 use super::clicked::Clicked;
@@ -14,6 +14,7 @@ use super::wire::unpack;
 use super::{Shared, failure::Failure};
 use crate::memory;
 use crate::model::Model;
+use crate::session::Ahead;
 use crate::session::kept::Reader;
 use crate::volume::Volume;
 use axum::http::header::CONTENT_TYPE;
@@ -89,7 +90,8 @@ impl Progress {
 /// Brings back all that was found. What cannot be read stays where it is; that, and what else was
 /// odd, is told when it is over.
 pub fn restore(shared: &Shared, found: Vec<Found>, mut warnings: Vec<String>) {
-    let all = AssertUnwindSafe(|| each(shared, found, &mut warnings));
+    let mut ahead = vec![];
+    let all = AssertUnwindSafe(|| each(shared, found, &mut ahead, &mut warnings));
     if catch_unwind(all).is_err() {
         warnings.push("a fault while state was brought back: not all of it is served".into());
     }
@@ -105,9 +107,11 @@ pub fn restore(shared: &Shared, found: Vec<Found>, mut warnings: Vec<String>) {
     // What was brought back first may have waited for long.
     shared.store.touch_all();
     shared.progress.end(warnings);
+    ahead.into_iter().for_each(|wish| shared.work.ahead(Some(wish)));
 }
 
-fn each(shared: &Shared, all: Vec<Found>, warnings: &mut Vec<String>) {
+/// The same one by one, with where each object will be looked at next.
+fn each(shared: &Shared, all: Vec<Found>, ahead: &mut Vec<Ahead>, warnings: &mut Vec<String>) {
     for mut found in all {
         if shared.progress.stops.load(Ordering::Relaxed) {
             return;
@@ -120,7 +124,7 @@ fn each(shared: &Shared, all: Vec<Found>, warnings: &mut Vec<String>) {
             Ok(read) => read.unwrap_or_else(|e| Err(format!("{name}: {e}"))),
             Err(_) => Err(format!("{name}: a fault while it was brought back")),
         };
-        let back = match read {
+        let mut back = match read {
             Ok(Some(back)) => back,
             Ok(None) => {
                 found.remove();
@@ -132,6 +136,7 @@ fn each(shared: &Shared, all: Vec<Found>, warnings: &mut Vec<String>) {
                 continue;
             }
         };
+        ahead.extend(back.ahead());
         if let Err(e) = put(shared, found, back, warnings) {
             warnings.push(format!("{e}; what is there is left as it is, and not served"));
         }
@@ -143,6 +148,16 @@ enum Back {
     Lease(Box<State>, Option<Stored>),
     Label(Box<Clicked>, Stored),
     Scan(Box<Study>, Stored),
+}
+
+impl Back {
+    fn ahead(&mut self) -> Vec<Ahead> {
+        match self {
+            Back::Lease(state, _) => state.ahead().into_iter().collect(),
+            Back::Label(clicked, _) => clicked.ahead().into_iter().collect(),
+            Back::Scan(study, _) => study.ahead(),
+        }
+    }
 }
 
 /// Reads a journal to its end; none where nobody can know of it.

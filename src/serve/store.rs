@@ -12,8 +12,8 @@ use super::lease::Lease;
 use super::opened::Opened;
 use super::settings::Settings;
 use super::work::Key;
-use crate::session::Session;
 use crate::session::kept::{Reader, Writer};
+use crate::session::{Ahead, Session};
 use axum::http::StatusCode;
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -275,6 +275,11 @@ impl Study {
             _ => false,
         };
         if done { Ok(()) } else { Err(format!("a record of kind {kind} cannot be followed")) }
+    }
+
+    /// Where each object on it will be looked at next.
+    pub fn ahead(&self) -> Vec<Ahead> {
+        self.objects().iter().filter_map(|object| object.session().ahead()).collect()
     }
 
     /// All of its journal was followed.

@@ -2,10 +2,14 @@
 //! whoever asks a small question is answered at once.
 //!
 //! Those who wait take turns by what they work on: one job of each at a time, in the order in which
-//! they came. Of predictions, each of which takes all processors or the GPU, one runs at a time. A
-//! job that nobody waits for any more is not begun, and told where it has begun.
+//! they came. Of predictions, each of which takes all processors or the GPU, one runs at a time:
+//! those that are under way have turns, between the network's ops (`turns.rs`). A job that nobody
+//! waits for any more is not begun, and told where it has begun. Where nobody waits for anything,
+//! patches are encoded ahead.
 
 use super::failure::Failure;
+use super::turns::{Counts, Turn, Turns};
+use crate::session::Ahead;
 use crate::tensor::caught;
 use axum::http::StatusCode;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -15,16 +19,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
-/// Threads: one for predictions, two for what takes a while, and one more, so that what is done in
-/// a moment waits for none of them.
-const THREADS: usize = PREDICTIONS + OTHERS + 1;
-/// Predictions that run at a time.
-const PREDICTIONS: usize = 1;
+/// Threads beside those for predictions: two for what takes a while, one for what is encoded ahead,
+/// and one more, so that what is done in a moment waits for none of them.
+const MORE_THREADS: usize = OTHERS + 2;
+/// Predictions that are under way at a time, at most. More than there are sessions wait for each
+/// other anyway.
+const MOST_PREDICTIONS: usize = 64;
 /// Uploads and files that are read or written at a time.
 const OTHERS: usize = 2;
 /// Jobs that wait at most, and of them on one thing.
 const MOST_WAITING: usize = 512;
 const MOST_OF_ONE: usize = 32;
+/// Patches that wait to be encoded ahead, at most.
+const MOST_AHEAD: usize = 64;
 
 /// What a job works on: a lease or a scan.
 pub type Key = u128;
@@ -52,9 +59,14 @@ struct Queue {
     turns: VecDeque<Key>,
     waiting: HashMap<Key, VecDeque<Job>>,
     running: HashSet<Key>,
+    /// Predictions that may be under way.
+    most: usize,
     predictions: usize,
     others: usize,
     shorts: usize,
+    ahead: VecDeque<Ahead>,
+    /// Whether something is encoded ahead.
+    is_ahead: bool,
     closed: bool,
 }
 
@@ -84,7 +96,7 @@ impl Queue {
     fn take(&mut self) -> Option<(Key, Job)> {
         // Uploads and files leave the thread free on which a click is answered.
         let free = |kind: Kind| match kind {
-            Kind::Prediction => self.predictions < PREDICTIONS,
+            Kind::Prediction => self.predictions < self.most,
             Kind::Other => self.others < OTHERS,
             Kind::Short => true,
         };
@@ -98,6 +110,13 @@ impl Queue {
         *self.running_of(job.kind) += 1;
         self.running.insert(key);
         Some((key, job))
+    }
+
+    /// What is to be encoded ahead, one at a time.
+    fn take_ahead(&mut self) -> Option<Ahead> {
+        let next = if self.is_ahead { None } else { self.ahead.pop_front() };
+        self.is_ahead |= next.is_some();
+        next
     }
 
     /// How many jobs of a kind run.
@@ -124,6 +143,7 @@ impl Queue {
 struct Desk {
     queue: Mutex<Queue>,
     news: Condvar,
+    turns: Arc<Turns>,
 }
 
 impl Desk {
@@ -142,6 +162,11 @@ impl Desk {
                 queue = self.queue();
                 queue.done(key, job.kind);
                 self.news.notify_all();
+            } else if let Some(wish) = queue.take_ahead() {
+                drop(queue);
+                drop(catch_unwind(AssertUnwindSafe(|| self.turns.ahead(&wish))));
+                queue = self.queue();
+                queue.is_ahead = false;
             } else if queue.closed {
                 return;
             } else {
@@ -158,20 +183,26 @@ pub struct Work {
 }
 
 /// Tells a job that who waited for it has left.
-struct Waits(Arc<AtomicBool>);
+struct Waits {
+    left: Arc<AtomicBool>,
+    turns: Arc<Turns>,
+}
 
 impl Drop for Waits {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.left.store(true, Ordering::Relaxed);
+        self.turns.stir();
     }
 }
 
 impl Work {
-    /// Starts the threads.
-    pub fn start() -> Result<Work, String> {
-        let desk = Arc::new(Desk::default());
+    /// Starts the threads for so many that are worked for at a time.
+    pub fn start(sessions: usize) -> Result<Work, String> {
+        let most = sessions.clamp(1, MOST_PREDICTIONS);
+        let queue = Mutex::new(Queue { most, ..Queue::default() });
+        let desk = Arc::new(Desk { queue, ..Desk::default() });
         let mut threads = vec![];
-        for n in 0..THREADS {
+        for n in 0..most + MORE_THREADS {
             let desk = desk.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("prism-work-{n}"))
@@ -183,25 +214,42 @@ impl Work {
     }
 
     /// How many jobs wait.
-    pub fn waiting(&self) -> usize {
-        self.desk.queue().len()
+    pub fn counts(&self) -> Counts {
+        let (jobs, counts) = (self.desk.queue().len(), self.desk.turns.counts());
+        Counts { waiting: jobs + counts.waiting, ..counts }
     }
 
-    /// Has work done when its turn comes, and waits for it. `work` is told when the waiting ends
-    /// early.
+    /// Has a patch encoded, if any, when nobody waits for the network. Where many are to be
+    /// already, it is not.
+    pub fn ahead(&self, wish: Option<Ahead>) {
+        let mut queue = self.desk.queue();
+        queue.ahead.retain(Ahead::serves);
+        if !queue.closed && queue.ahead.len() < MOST_AHEAD {
+            queue.ahead.extend(wish);
+        }
+        drop(queue);
+        self.desk.news.notify_all();
+    }
+
+    /// Has work done when its turn comes, and waits for it. `work` has the network by its [`Turn`],
+    /// which tells when the waiting ends early; a prediction begins with one.
     pub async fn run<T: Send + 'static>(
         &self,
         key: Key,
         kind: Kind,
-        work: impl FnOnce(&AtomicBool) -> Result<T, Failure> + Send + 'static,
+        work: impl FnOnce(&Turn) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let (send, receive) = oneshot::channel();
-        let left = Arc::new(AtomicBool::new(false));
-        let _waits = Waits(left.clone());
+        let (left, turns) = (Arc::new(AtomicBool::new(false)), self.desk.turns.clone());
+        let _waits = Waits { left: left.clone(), turns: turns.clone() };
         let run = Box::new(move || {
-            if !left.load(Ordering::Relaxed) {
+            let turn = turns.enter(&left);
+            let begins = if kind == Kind::Prediction { turn.begin() } else { !turn.left() };
+            if begins {
+                let result = done(|| work(&turn));
+                drop(turn);
                 // Who left meanwhile does not take it.
-                let _ = send.send(done(|| work(&left)));
+                let _ = send.send(result);
             }
         });
         self.desk.queue().push(key, Job { kind, run })?;
@@ -211,7 +259,11 @@ impl Work {
 
     /// Ends the threads when what runs has come to its end.
     pub fn close(&self) {
-        self.desk.queue().closed = true;
+        let mut queue = self.desk.queue();
+        queue.closed = true;
+        queue.ahead.clear();
+        drop(queue);
+        self.desk.turns.close();
         self.desk.news.notify_all();
         let threads: Vec<_> =
             self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
@@ -235,6 +287,7 @@ fn done<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Part;
     use std::sync::mpsc::channel;
 
     fn run<T>(future: impl Future<Output = T>) -> T {
@@ -243,7 +296,7 @@ mod tests {
 
     #[test]
     fn those_who_wait_take_turns() {
-        let mut queue = Queue::default();
+        let mut queue = Queue { most: 1, ..Queue::default() };
         let job = |kind: Kind| Job { kind, run: Box::new(|| {}) };
         for (key, kind) in [
             (1, Kind::Prediction),
@@ -276,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_thread_is_kept_for_predictions() {
-        let mut queue = Queue::default();
+        let mut queue = Queue { most: 1, ..Queue::default() };
         let job = |kind: Kind| Job { kind, run: Box::new(|| {}) };
         (1..=3).for_each(|key| queue.push(key, job(Kind::Other)).unwrap());
         queue.push(4, job(Kind::Prediction)).unwrap();
@@ -297,8 +350,8 @@ mod tests {
         fn panics() {
             std::panic::resume_unwind(Box::new("a test"))
         }
-        let work = Work::start().unwrap();
-        for key in 0..2 * THREADS as Key {
+        let work = Work::start(2).unwrap();
+        for key in 0..2 * (2 + MORE_THREADS) as Key {
             let job = Job { kind: Kind::Other, run: Box::new(panics) };
             work.desk.queue().push(key, job).unwrap();
             work.desk.news.notify_all();
@@ -309,7 +362,7 @@ mod tests {
 
     #[test]
     fn work_is_done_and_its_faults_are_answers() {
-        let work = Work::start().unwrap();
+        let work = Work::start(1).unwrap();
         assert_eq!(run(work.run(1, Kind::Other, |_| Ok(3))), Ok(3));
         let refused: Result<(), Failure> = run(work.run(1, Kind::Prediction, |_| {
             crate::memory::zeroed::<u8>("a test", usize::MAX / 2);
@@ -323,12 +376,12 @@ mod tests {
 
     #[test]
     fn who_leaves_ends_the_work() {
-        let work = Arc::new(Work::start().unwrap());
+        let work = Arc::new(Work::start(1).unwrap());
         let (begun, begins) = channel();
         let (told, tells) = channel();
-        let long = move |left: &AtomicBool| {
+        let long = move |turn: &Turn| {
             begun.send(()).unwrap();
-            while !left.load(Ordering::Relaxed) {
+            while !turn.left() {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
             told.send(()).unwrap();
@@ -342,6 +395,32 @@ mod tests {
         begins.recv().unwrap();
         waits.abort();
         tells.recv().unwrap();
+        work.close();
+    }
+
+    #[test]
+    fn a_click_is_answered_while_an_encoding_is_held() {
+        let work = Work::start(2).unwrap();
+        let (begun, begins) = channel();
+        let (go, goes) = channel();
+        let encodes = move |turn: &Turn| -> Result<&'static str, Failure> {
+            assert!(turn.goes_on(Part::Encoding));
+            begun.send(()).unwrap();
+            // Between this op and the next one.
+            while goes.try_recv().is_err() {
+                assert!(turn.goes_on(Part::Encoding));
+            }
+            Ok("encoded")
+        };
+        std::thread::scope(|s| {
+            let encoded = s.spawn(|| run(work.run(1, Kind::Prediction, encodes)));
+            begins.recv().unwrap();
+            assert_eq!(run(work.run(2, Kind::Prediction, |_| Ok("clicked"))), Ok("clicked"));
+            assert!(!encoded.is_finished());
+            go.send(()).unwrap();
+            assert_eq!(encoded.join().unwrap(), Ok("encoded"));
+        });
+        assert_eq!(work.counts(), Counts { waiting: 0, paused: 0, overtaken: 1 });
         work.close();
     }
 }

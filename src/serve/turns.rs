@@ -1,0 +1,544 @@
+//! Turns at the network. One computation uses it at a time, with all threads or the GPU; between
+//! two ops it gives way to who has more right, a click to nobody. Clicks whose patch is encoded go
+//! before encodings, and what somebody asked for before what is encoded ahead; of equal right, who
+//! came first. An encoding goes on as soon as no click waits, and is done an op of after every few
+//! clicks that went before it.
+//!
+//! Who gives way waits on the thread that computes, within [`Observer::paced`]. It keeps its
+//! working memory, and the session that it works on, of which `work.rs` does one job at a time; the
+//! threads' pool, the device and what is encoded are free. Who has too little memory beside it goes
+//! on alone ([`Turn::alone`]). On a GPU all of an encoding is one op: nothing waits while launches
+//! are recorded or replayed.
+
+use crate::model::{Observer, Part};
+use crate::session::Ahead;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// How often in a row clicks that came later go before an encoding; then an op of it is done.
+const MOST_OVERTAKEN: u32 = 4;
+
+/// What a turn is wanted for, from the most right to the least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Right {
+    Click,
+    Encoding,
+    /// An encoding that nobody asked for yet.
+    Ahead,
+}
+
+/// Somebody who has a turn, or may want one.
+struct Place {
+    /// In the order in which they came.
+    number: u64,
+    right: Right,
+    waits: bool,
+    /// Whether it had a turn, and may hold working memory since.
+    begun: bool,
+    /// Whether it wants its turn while nobody else holds any.
+    alone: bool,
+    /// How often it was overtaken since its last turn.
+    overtaken: u32,
+}
+
+impl Place {
+    fn right(&self) -> Right {
+        match self.right {
+            Right::Encoding if self.overtaken >= MOST_OVERTAKEN => Right::Click,
+            right => right,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    places: Vec<Place>,
+    /// Who has the turn.
+    running: Option<u64>,
+    next: u64,
+    overtaken: u64,
+    /// Whether nothing is encoded ahead any more.
+    closed: bool,
+}
+
+impl Queue {
+    fn place(&mut self, number: u64) -> &mut Place {
+        let place = self.places.iter_mut().find(|place| place.number == number);
+        place.expect("a place is there as long as its turn")
+    }
+
+    /// Whether others than one have begun.
+    fn others_begun(&self, number: u64) -> bool {
+        self.places.iter().any(|place| place.begun && place.number != number)
+    }
+
+    /// Who of those that wait goes next.
+    fn first(&self) -> Option<&Place> {
+        let is_short = self.places.iter().any(|place| place.waits && place.alone);
+        let may = |place: &&Place| match place.alone {
+            true => !self.others_begun(place.number),
+            // Nobody begins while somebody waits for those who have to come to their end.
+            false => place.begun || !is_short,
+        };
+        let waiting = self.places.iter().filter(|place| place.waits);
+        waiting.filter(may).min_by_key(|place| (place.right(), place.number))
+    }
+
+    /// Whether what is encoded ahead is in somebody's way, or the server ends.
+    fn sends_away(&self) -> bool {
+        let needs = |place: &Place| place.right == Right::Encoding || place.alone;
+        self.closed || self.places.iter().any(needs)
+    }
+
+    fn give(&mut self, number: u64) {
+        self.running = Some(number);
+        for place in &mut self.places {
+            if place.number == number {
+                (place.waits, place.begun, place.overtaken) = (false, true, 0);
+            } else if place.waits && place.right == Right::Encoding && place.number < number {
+                place.overtaken += 1;
+                self.overtaken += 1;
+            }
+        }
+    }
+}
+
+/// How many wait, but for what is encoded ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// For their first turn.
+    pub waiting: usize,
+    /// Between two ops.
+    pub paused: usize,
+    /// How often an encoding was overtaken by a click that came later.
+    pub overtaken: u64,
+}
+
+/// Who has the network, and who wants it.
+#[derive(Default)]
+pub struct Turns {
+    queue: Mutex<Queue>,
+    news: Condvar,
+}
+
+impl Turns {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place, without a turn yet. `left` tells when nobody waits for the work any more.
+    pub fn enter(self: &Arc<Turns>, left: &Arc<AtomicBool>) -> Turn {
+        let mut queue = self.queue();
+        let number = queue.next;
+        queue.next += 1;
+        queue.places.push(Place {
+            number,
+            right: Right::Click,
+            waits: false,
+            begun: false,
+            alone: false,
+            overtaken: 0,
+        });
+        drop(queue);
+        Turn { turns: self.clone(), left: left.clone(), number }
+    }
+
+    /// Encodes ahead, with the least right of all. Where an encoding that somebody asked for comes,
+    /// it is given up.
+    pub fn ahead(self: &Arc<Turns>, wish: &Ahead) {
+        let turn = self.enter(&Arc::default());
+        let mut pace = |_: Part<'_>| {
+            turn.wants(&|| match wish.is_awaited() {
+                true => Some(Right::Encoding),
+                false => wish.serves().then_some(Right::Ahead),
+            })
+        };
+        // Where it fails, whoever looks there encodes it.
+        let _ = wish.encode(&mut Observer::paced(&mut pace));
+    }
+
+    /// Has those who wait look whether anybody waits for them.
+    pub fn stir(&self) {
+        drop(self.queue());
+        self.news.notify_all();
+    }
+
+    /// Ends what is encoded ahead.
+    pub fn close(&self) {
+        self.queue().closed = true;
+        self.news.notify_all();
+    }
+
+    pub fn counts(&self) -> Counts {
+        let queue = self.queue();
+        let count = |begun: bool| {
+            let those =
+                |place: &&Place| place.waits && place.begun == begun && place.right != Right::Ahead;
+            queue.places.iter().filter(those).count()
+        };
+        Counts { waiting: count(false), paused: count(true), overtaken: queue.overtaken }
+    }
+}
+
+/// A place among those who take turns at the network. Dropped, also by a panic, it is free.
+pub struct Turn {
+    turns: Arc<Turns>,
+    left: Arc<AtomicBool>,
+    number: u64,
+}
+
+impl Turn {
+    /// Whether nobody waits for the work any more.
+    pub fn left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the first turn; false where nobody waits for the work any more.
+    pub fn begin(&self) -> bool {
+        self.goes_on(Part::Answering)
+    }
+
+    /// Has the turn for what is done next: keeps it, or gives way and waits for it; false where
+    /// nobody waits for the work any more.
+    pub fn goes_on(&self, part: Part<'_>) -> bool {
+        match part {
+            Part::Answering => self.wants(&|| Some(Right::Click)),
+            Part::Encoding => self.wants(&|| Some(Right::Encoding)),
+            Part::Elsewhere(is_over) => {
+                let mut queue = self.turns.queue();
+                self.rest(&mut queue);
+                while !is_over() && !self.left() {
+                    queue = self.wait(queue);
+                }
+                drop(queue);
+                self.wants(&|| Some(Right::Click))
+            }
+        }
+    }
+
+    /// Where others hold memory, waits for a turn while nobody does: what was refused may be had
+    /// then. False where that would change nothing, or nobody waits for the work any more.
+    pub fn alone(&self) -> bool {
+        let mut queue = self.turns.queue();
+        if !queue.others_begun(self.number) {
+            return false;
+        }
+        self.rest(&mut queue);
+        let place = queue.place(self.number);
+        (place.begun, place.alone, place.waits) = (false, true, true);
+        drop(queue);
+        self.wants(&|| Some(Right::Click))
+    }
+
+    /// Has the turn by a right, which may change while it waits; false, and without a turn, where
+    /// there is none any more.
+    fn wants(&self, right: &dyn Fn() -> Option<Right>) -> bool {
+        let mut queue = self.turns.queue();
+        loop {
+            let is_off = |right: &Right| *right == Right::Ahead && queue.sends_away();
+            let Some(right) = right().filter(|right| !self.left() && !is_off(right)) else {
+                self.rest(&mut queue);
+                return false;
+            };
+            queue.place(self.number).right = right;
+            if queue.running == Some(self.number) {
+                if queue.first().is_none_or(|other| other.right() >= right) {
+                    return true;
+                }
+                queue.running = None;
+                self.turns.news.notify_all();
+            }
+            queue.place(self.number).waits = true;
+            let is_next = queue.first().is_some_and(|first| first.number == self.number);
+            if queue.running.is_none() && is_next {
+                queue.give(self.number);
+                return true;
+            }
+            queue = self.wait(queue);
+        }
+    }
+
+    /// Wants no turn for now.
+    fn rest(&self, queue: &mut Queue) {
+        let place = queue.place(self.number);
+        (place.right, place.waits) = (Right::Click, false);
+        if queue.running == Some(self.number) {
+            queue.running = None;
+        }
+        self.turns.news.notify_all();
+    }
+
+    fn wait<'a>(&self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        self.turns.news.wait(queue).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut queue = self.turns.queue();
+        self.rest(&mut queue);
+        queue.places.retain(|place| place.number != self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::resume_unwind;
+    use std::sync::mpsc::channel;
+    use std::thread::{scope, yield_now};
+
+    /// A place, and what says that nobody waits for its work.
+    fn enter(turns: &Arc<Turns>) -> (Turn, Arc<AtomicBool>) {
+        let left = Arc::default();
+        (turns.enter(&left), left)
+    }
+
+    /// Comes back when so many wait.
+    fn until_wait(turns: &Turns, count: usize) {
+        let waiting = || turns.queue().places.iter().filter(|place| place.waits).count();
+        while waiting() != count {
+            yield_now();
+        }
+    }
+
+    /// What was done, in order.
+    #[derive(Default)]
+    struct Log(Mutex<Vec<&'static str>>);
+
+    impl Log {
+        fn note(&self, what: &'static str) {
+            self.0.lock().unwrap().push(what);
+        }
+
+        fn all(&self) -> String {
+            self.0.lock().unwrap().join(" ")
+        }
+    }
+
+    #[test]
+    fn clicks_go_before_encodings_and_both_in_order() {
+        let (turns, log) = (Arc::<Turns>::default(), Log::default());
+        let (first, _) = enter(&turns);
+        assert!(first.begin());
+        let wanted = [
+            ("encoding-1", Right::Encoding),
+            ("click-1", Right::Click),
+            ("encoding-2", Right::Encoding),
+            ("click-2", Right::Click),
+        ];
+        scope(|s| {
+            for (count, (name, right)) in (1..).zip(wanted) {
+                let (turn, _) = enter(&turns);
+                let log = &log;
+                s.spawn(move || {
+                    assert!(turn.wants(&|| Some(right)));
+                    log.note(name);
+                });
+                until_wait(&turns, count);
+            }
+            assert_eq!(turns.counts(), Counts { waiting: 4, paused: 0, overtaken: 0 });
+            drop(first);
+        });
+        assert_eq!(log.all(), "click-1 click-2 encoding-1 encoding-2");
+        assert!(turns.queue().places.is_empty() && turns.queue().running.is_none());
+    }
+
+    /// An encoding of some ops. While the first is done so many clicks come.
+    fn encoding_beside_clicks(ops: usize, clicks: usize) -> (String, Counts) {
+        let (turns, log) = (Arc::<Turns>::default(), Log::default());
+        let (begun, begins) = channel();
+        let (go, goes) = channel();
+        scope(|s| {
+            let (encoding, _) = enter(&turns);
+            let log = &log;
+            s.spawn(move || {
+                for op in 0..ops {
+                    assert!(encoding.goes_on(Part::Encoding));
+                    if op == 0 {
+                        begun.send(()).unwrap();
+                        goes.recv().unwrap();
+                    }
+                    log.note("op");
+                }
+            });
+            begins.recv().unwrap();
+            for count in 1..=clicks {
+                let (click, _) = enter(&turns);
+                s.spawn(move || {
+                    assert!(click.begin());
+                    log.note("click");
+                });
+                until_wait(&turns, count);
+            }
+            go.send(()).unwrap();
+        });
+        (log.all(), turns.counts())
+    }
+
+    #[test]
+    fn an_encoding_gives_way_between_two_ops() {
+        let (log, counts) = encoding_beside_clicks(3, 2);
+        assert_eq!(log, "op click click op op");
+        assert_eq!(counts, Counts { waiting: 0, paused: 0, overtaken: 2 });
+    }
+
+    #[test]
+    fn an_encoding_goes_on_however_many_click() {
+        let (log, _) = encoding_beside_clicks(5, 2 * MOST_OVERTAKEN as usize + 1);
+        let few = vec!["click"; MOST_OVERTAKEN as usize].join(" ");
+        assert_eq!(log, format!("op {few} op {few} op click op op"));
+    }
+
+    #[test]
+    fn who_leaves_waits_no_longer() {
+        let turns = Arc::<Turns>::default();
+        let (paused, paused_left) = enter(&turns);
+        assert!(paused.goes_on(Part::Encoding));
+        scope(|s| {
+            let (click, click_left) = enter(&turns);
+            let (other, other_left) = enter(&turns);
+            let click = s.spawn(move || {
+                assert!(click.begin());
+                click
+            });
+            until_wait(&turns, 1);
+            let paused = s.spawn(move || paused.goes_on(Part::Encoding));
+            let click = click.join().unwrap();
+            let other = s.spawn(move || other.begin());
+            until_wait(&turns, 2);
+            assert_eq!(turns.counts(), Counts { waiting: 1, paused: 1, overtaken: 1 });
+            // They end while the turn is another's.
+            for left in [paused_left, other_left] {
+                left.store(true, Ordering::Relaxed);
+                turns.stir();
+            }
+            assert!(!paused.join().unwrap() && !other.join().unwrap());
+            // So does who has it, and others can.
+            click_left.store(true, Ordering::Relaxed);
+            assert!(!click.goes_on(Part::Answering));
+            assert!(enter(&turns).0.begin());
+        });
+        assert!(turns.queue().places.is_empty());
+    }
+
+    #[test]
+    fn a_panic_frees_the_turn() {
+        let turns = Arc::<Turns>::default();
+        let (breaks, _) = enter(&turns);
+        assert!(breaks.begin());
+        scope(|s| {
+            let (waits, _) = enter(&turns);
+            let waits = s.spawn(move || waits.begin());
+            until_wait(&turns, 1);
+            let broken = s.spawn(move || {
+                let _breaks = breaks;
+                resume_unwind(Box::new("a test"));
+            });
+            assert!(broken.join().is_err() && waits.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn what_is_encoded_ahead_goes_last_or_not_at_all() {
+        let turns = Arc::<Turns>::default();
+        let ahead = |turn: &Turn| turn.wants(&|| Some(Right::Ahead));
+        let (nobodys, _) = enter(&turns);
+        assert!(ahead(&nobodys));
+        let (click, _) = enter(&turns);
+        scope(|s| {
+            let there = turns.clone();
+            s.spawn(move || {
+                assert!(click.begin());
+                // It is waited for, by what counts for nobody.
+                until_wait(&there, 1);
+                assert_eq!(there.counts(), Counts { waiting: 0, paused: 0, overtaken: 0 });
+                drop(click);
+            });
+            until_wait(&turns, 1);
+            assert!(ahead(&nobodys));
+        });
+        let (encoding, _) = enter(&turns);
+        scope(|s| {
+            let encodes = s.spawn(|| encoding.goes_on(Part::Encoding));
+            until_wait(&turns, 1);
+            assert!(!ahead(&nobodys));
+            assert!(encodes.join().unwrap());
+        });
+        drop(encoding);
+        assert!(ahead(&nobodys));
+        turns.close();
+        assert!(!ahead(&nobodys) && enter(&turns).0.begin());
+    }
+
+    #[test]
+    fn what_a_click_waits_for_has_its_right() {
+        let (turns, log) = (Arc::<Turns>::default(), Log::default());
+        let (is_awaited, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (is_awaited, is_over, log) = (&is_awaited, &is_over, &log);
+        let (ahead, _) = enter(&turns);
+        let (click, _) = enter(&turns);
+        let (other, _) = enter(&turns);
+        assert!(click.begin());
+        scope(|s| {
+            s.spawn(move || {
+                let right = || match is_awaited.load(Ordering::Relaxed) {
+                    true => Some(Right::Encoding),
+                    false => Some(Right::Ahead),
+                };
+                assert!(ahead.wants(&right));
+                log.note("ahead");
+                is_over.store(true, Ordering::Relaxed);
+            });
+            until_wait(&turns, 1);
+            is_awaited.store(true, Ordering::Relaxed);
+            turns.stir();
+            while turns.counts().waiting != 1 {
+                yield_now();
+            }
+            s.spawn(move || {
+                assert!(other.goes_on(Part::Encoding));
+                log.note("other");
+            });
+            until_wait(&turns, 2);
+            assert!(click.goes_on(Part::Elsewhere(&|| is_over.load(Ordering::Relaxed))));
+            log.note("click");
+            drop(click);
+        });
+        // The other may do an op before the click is back.
+        assert!(log.all().starts_with("ahead "), "{}", log.all());
+    }
+
+    #[test]
+    fn who_has_too_little_memory_goes_on_alone() {
+        let (turns, log) = (Arc::<Turns>::default(), Log::default());
+        let log = &log;
+        let (encoding, _) = enter(&turns);
+        assert!(encoding.goes_on(Part::Encoding));
+        let (click, _) = enter(&turns);
+        scope(|s| {
+            let click = s.spawn(move || {
+                assert!(click.begin());
+                click
+            });
+            until_wait(&turns, 1);
+            s.spawn(move || {
+                assert!(encoding.goes_on(Part::Encoding));
+                log.note("encoding");
+            });
+            let click = click.join().unwrap();
+            let (later, _) = enter(&turns);
+            s.spawn(move || {
+                assert!(later.begin());
+                log.note("later");
+            });
+            until_wait(&turns, 2);
+            assert!(click.alone());
+            log.note("click");
+            // Nobody else holds anything any more.
+            assert!(!click.alone());
+            drop(click);
+        });
+        assert_eq!(log.all(), "encoding click later");
+    }
+}

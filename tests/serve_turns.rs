@@ -1,0 +1,214 @@
+//! Turns at the network, and what is encoded before anybody clicks, as clients of a server meet
+//! them. What they look at is counted by the server's metrics.
+#![cfg(all(feature = "serve", unix))]
+
+mod common;
+#[path = "common/http.rs"]
+mod http;
+#[path = "common/viewer.rs"]
+mod viewer;
+
+use common::here;
+use http::{CLICK, ask, box_and_click, example, get, model, object_on, post, said, started};
+use prism::prompt::{Dense, Prompts};
+use prism::serve::{Keep, Settings};
+use prism::session::{Encodings, Options, Scan, Session, intensities};
+use prism::volume::{Volume, mask_file};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use viewer::{Viewer, array_of_example, nnia};
+
+fn upload(at: SocketAddr) -> String {
+    let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
+    let scan = ask(at, "POST", "/v1/scans?name=lung.nii.gz", &[], &file).json(201);
+    scan["scan"].as_str().unwrap().to_string()
+}
+
+fn count(at: SocketAddr, name: &str) -> u64 {
+    let text = get(at, "/metrics").text();
+    let told = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    told.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+}
+
+fn encoded(at: SocketAddr) -> u64 {
+    count(at, "prism_encodings_total")
+}
+
+/// Comes back when so many patches were encoded.
+fn until_encoded(at: SocketAddr, patches: u64) {
+    for _ in 0..6000 {
+        if encoded(at) == patches {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("{} patches were encoded, expected {patches}", encoded(at));
+}
+
+fn point(at: [usize; 3], on: bool) -> Value {
+    json!({ "points": [{ "at": at, "on": on }] })
+}
+
+#[track_caller]
+fn prompt(at: SocketAddr, object: &str, said: &Value) {
+    let reply = post(at, &format!("/v1/objects/{object}/prompts"), said);
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+/// The mask of an object, `[i][j][k]`.
+fn mask_of(at: SocketAddr, object: &str) -> Vec<u8> {
+    let file = get(at, &format!("/v1/objects/{object}/mask?format=nii"));
+    let values = Volume::of_file(file.body, None).unwrap().values();
+    values.iter().map(|v| u8::from(*v != 0.0)).collect()
+}
+
+/// A session of the library, and what it has encoded.
+fn library(image: &Arc<Volume>) -> (Session, Arc<Encodings>) {
+    let (model, options) = (model(), Options::default());
+    let encodings = Arc::new(Encodings::new(options.memory));
+    let decided = intensities(&**image, model.config().intensity);
+    let scan = Scan::sharing(&model, image.clone(), decided.normalization, options, &encodings);
+    (Session::new(&Arc::new(scan)), encodings)
+}
+
+/// A block that begins at a voxel, as a mask of a scan, `[i][j][k]`.
+fn block(image: &Volume, low: [usize; 3]) -> Vec<u8> {
+    let [ni, nj, nk] = image.grid.size;
+    let along = |a: usize, n: usize, len: usize| (low[a]..low[a] + len).contains(&n);
+    let voxels = (0..ni * nj * nk).map(|at| [at / nk / nj, at / nk % nj, at % nk]);
+    voxels.map(|[i, j, k]| u8::from(along(0, i, 16) && along(1, j, 16) && along(2, k, 4))).collect()
+}
+
+/// Sends a block as an object's mask.
+#[track_caller]
+fn give(at: SocketAddr, object: &str, image: &Volume, low: [usize; 3]) {
+    let mask = block(image, low);
+    let file = mask_file(Path::new("m.nrrd"), &image.grid, &image.description, &mask).unwrap();
+    let reply = ask(at, "PUT", &format!("/v1/objects/{object}/mask"), &[], &file);
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+/// Says that something is over, whatever became of it.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn clicks_are_answered_between_the_ops_of_anothers_encoding() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let image = Arc::new(example());
+    let clicked = object_on(at, &upload(at), &json!({}));
+    prompt(at, &clicked, &box_and_click());
+    let is_over = AtomicBool::new(false);
+    let overtaken = || count(at, "prism_encodings_overtaken_total");
+    let sides = |n: usize| n % 2 == 1;
+    let clicks = std::thread::scope(|s| {
+        // One person clicks again and again where all is encoded.
+        let clicks = s.spawn(|| {
+            let mut clicks = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                prompt(at, &clicked, &point(CLICK, sides(clicks)));
+                clicks += 1;
+            }
+            clicks
+        });
+        let over = Over(&is_over);
+        // Others come with scans and a first click, which is looked at from several distances.
+        let (mut first, _) = library(&image);
+        first.interact(&said(&[(CLICK, true)], None)).unwrap();
+        let mut encodings = 0;
+        while encodings < 40 && overtaken() == 0 {
+            let scan = upload(at);
+            let object = object_on(at, &scan, &json!({}));
+            prompt(at, &object, &point(CLICK, true));
+            assert!(mask_of(at, &object) == first.mask());
+            assert_eq!(ask(at, "DELETE", &format!("/v1/scans/{scan}"), &[], b"").status, 200);
+            encodings += 1;
+        }
+        drop(over);
+        clicks.join().unwrap()
+    });
+    assert!(overtaken() > 0, "{clicks} clicks waited for others' encodings");
+    assert_eq!((count(at, "prism_waiting"), count(at, "prism_paused")), (0, 0));
+    let (mut own, _) = library(&image);
+    own.interact(&said(&[(CLICK, true)], Some(http::BOX))).unwrap();
+    for n in 0..clicks {
+        own.interact(&said(&[(CLICK, sides(n))], None)).unwrap();
+    }
+    assert!(mask_of(at, &clicked) == own.mask());
+}
+
+#[test]
+fn where_a_mask_lies_is_encoded_before_the_first_click() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let image = Arc::new(example());
+    // Both look once: on a mask, and where it is clicked on.
+    let (mut own, encodings) = library(&image);
+    let (low, off) = ([74, 74, 12], [82, 82, 14]);
+    let mask = Prompts { dense: Some(Dense::Mask(block(&image, low))), ..Prompts::default() };
+    own.interact(&mask).unwrap();
+    assert_eq!(encodings.made(), 0);
+    own.interact(&said(&[(off, false)], None)).unwrap();
+    assert_eq!(encodings.made(), 1);
+
+    let scan = upload(at);
+    let object = object_on(at, &scan, &json!({}));
+    give(at, &object, &image, low);
+    until_encoded(at, 1);
+    prompt(at, &object, &point(off, false));
+    assert_eq!(encoded(at), 1);
+    assert!(mask_of(at, &object) == own.mask());
+
+    // Who clicks at once waits for it, or does it: once in any case.
+    let other = object_on(at, &scan, &json!({}));
+    give(at, &other, &image, [50, 60, 8]);
+    prompt(at, &other, &point([58, 68, 10], false));
+    assert_eq!(encoded(at), 2);
+
+    // So it is with what a client of nnInteractive begins with.
+    let (size, spacing, values, turned) = array_of_example();
+    let mut viewer = Viewer::new(at);
+    viewer.open(size, spacing, &values);
+    let marks = block(&turned, low);
+    let [nk, nj, ni] = size;
+    let place = |at: usize| (at % ni * nj + at / ni % nj) * nk + at / ni / nj;
+    let initial: Vec<u8> = (0..marks.len()).map(|at| marks[place(at)]).collect();
+    let message = nnia("uint8", 1, &size, &initial);
+    let reply = viewer.send("/add_initial_seg_interaction", &json!({}), &message);
+    assert_eq!(viewer.take(reply), (false, false));
+    until_encoded(at, 3);
+    viewer.buffer = initial;
+    assert_eq!(viewer.point(json!([off[2], off[1], off[0]]), false, true), (true, true));
+    assert_eq!(encoded(at), 3);
+}
+
+#[test]
+fn where_an_object_was_looked_at_is_encoded_when_a_server_is_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let keep = Some(Keep::at(folder.path().join("state")));
+    let settings = Settings { keep, ..Settings::default() };
+    let image = example();
+    let mut server = started(settings.clone());
+    let object = object_on(server.address, &upload(server.address), &json!({}));
+    give(server.address, &object, &image, [74, 74, 12]);
+    prompt(server.address, &object, &point([82, 82, 14], false));
+    assert_eq!(encoded(server.address), 1);
+    let before = mask_of(server.address, &object);
+    server.end();
+    let server = started(settings);
+    let at = server.address;
+    until_encoded(at, 1);
+    assert!(mask_of(at, &object) == before);
+    prompt(at, &object, &point([75, 75, 13], false));
+    assert_eq!(encoded(at), 1);
+}
