@@ -5,13 +5,15 @@
 //! take the place of the right ones. The unchanged text, built the same way, must pass.
 #![cfg(feature = "emulator")]
 
+#[path = "common/built.rs"]
+mod built;
 mod common;
 
+use built::{compile, is_clang};
 use common::{here, judge_rounding, judge_stage, judge_tokens};
 use prism::device::{Cpu, Cuda, Device, Precision};
 use prism::verify::run;
 use std::path::Path;
-use std::process::Command;
 
 /// What has to notice.
 enum Check {
@@ -485,19 +487,6 @@ const MUTANTS: [Mutant; 44] = [
     },
 ];
 
-fn compile(arguments: &[&str]) {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let output = Command::new(&compiler)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|e| panic!("{compiler}: {e}"));
-    assert!(
-        output.status.success(),
-        "{compiler} {arguments:?}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
 /// Builds a kernel file of the tree `kernels` as a library, as build.rs builds them all.
 fn build(folder: &Path, kernels: &Path, kernel: &str) -> std::path::PathBuf {
     let at = |name: &str| folder.join(name).display().to_string();
@@ -507,20 +496,11 @@ fn build(folder: &Path, kernels: &Path, kernel: &str) -> std::path::PathBuf {
     let include = format!("-I{}", kernels.display());
     let common = ["-c", "-std=c++17", "-fPIC", "-DPRISM_EMULATOR", "-w", include.as_str()];
     let checked = ["-O1", "-fsanitize=kernel-address"];
-    let is_clang = Command::new(std::env::var("CXX").unwrap_or_else(|_| "c++".into()))
-        .arg("--version")
-        .output()
-        .unwrap();
-    let prefix: &[&str] = if String::from_utf8_lossy(&is_clang.stdout).contains("clang") {
-        &["-mllvm"]
-    } else {
-        &["--param"]
-    };
-    let dash = if prefix[0] == "-mllvm" { "-" } else { "" };
+    let (prefix, dash) = if is_clang() { ("-mllvm", "-") } else { ("--param", "") };
     let parameters: Vec<String> =
         ["asan-instrumentation-with-call-threshold=0", "asan-stack=0", "asan-globals=0"]
             .iter()
-            .flat_map(|p| [prefix[0].to_string(), format!("{dash}{p}")])
+            .flat_map(|p| [prefix.to_string(), format!("{dash}{p}")])
             .collect();
     let parameters: Vec<&str> = parameters.iter().map(String::as_str).collect();
     compile(&[&common[..], &checked, &parameters, &[&unit, "-o", &object]].concat());
