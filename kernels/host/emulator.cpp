@@ -4,7 +4,7 @@
 // of its warp) or ends. Then the next lane of its warp that can go on does, and behind the last the scheduler. Whatever a kernel must not rely on is
 // made hostile: memory starts as 0xFF bytes (NaN in every float type), asynchronous copies happen as late as waiting allows, and the order of threads
 // can be shuffled. Every access of a kernel is checked against the allocations of the launch, the block's shared memory and its stacks: the compiler
-// inserts the calls (-fsanitize=kernel-address), and their bodies are here.
+// inserts the calls (-fsanitize=kernel-address), and their bodies are here. In a build with PRISM_ACCOUNT accesses are counted instead (account.h).
 #include "emulator.h"
 
 #undef threadIdx
@@ -19,6 +19,12 @@
 #include <vector>
 #ifndef __x86_64__
 #include <ucontext.h>
+#endif
+#ifdef PRISM_ACCOUNT
+#include "account.h"
+#define ACCOUNT(...) __VA_ARGS__
+#else
+#define ACCOUNT(...)
 #endif
 
 namespace emulator {
@@ -98,7 +104,10 @@ struct Arena {
     Allocation recent[64];
     bool failed = false;
     char message[512];
+    ACCOUNT(account::Log log;)
 };
+
+ACCOUNT(account::Launch launch;)
 
 thread_local Arena *arena __attribute__((tls_model("initial-exec")));
 // The same while blocks run on this host thread: what is accessed then, a kernel accesses.
@@ -269,6 +278,7 @@ bool run_block(Arena &a, uint3 block, dim3 grid, uint64_t seed) {
                 resume(a, *f);
                 if (a.failed) return false;
             }
+            ACCOUNT(a.log.close(launch);)
         }
         if (a.live > 0 && a.at_barrier == a.live) {
             for (int t = 0; t < a.threads; t++)
@@ -298,6 +308,7 @@ template <class F, class G> Slot *exchange(F give, G all) {
     Slot *slots = w.slots[w.epoch & 1];
     give(slots[lane()]);
     if (++w.arrived == 32) {
+        ACCOUNT(a.log.close(launch);)
         all(slots);
         w.arrived = 0;
         w.epoch++;
@@ -471,6 +482,26 @@ __attribute__((noinline)) void check_slowly(Arena &a, uint64_t at, size_t bytes,
     fail(text);
 }
 
+#ifdef PRISM_ACCOUNT
+// Counts an access of the running thread, which is at `from`.
+void note(const void *from, unsigned part, const void *address, unsigned bytes, bool written) {
+    Arena *a = checked;
+    if (!a) return; // static constructors
+    uint64_t at = (uint64_t)address, offset = at - (uint64_t)a->shared;
+    if (offset < MOST_SHARED) {
+        a->log.add(from, part, account::SHARED, lane(), at, bytes);
+    } else if (offset >= MOST_SHARED + MOST_THREADS * STACK) {
+        a->log.add(from, part, written ? account::WRITTEN : account::READ, lane(), at, bytes);
+    }
+}
+
+// Of any size, as the widest accesses that it can be taken apart to by its alignment alone, which is that of words at the most.
+void note_apart(const void *from, const void *address, size_t bytes, bool written) {
+    unsigned each = ((uint64_t)address | bytes) % 4 ? 1 : 4;
+    for (size_t i = 0; i < bytes; i += each) note(from, i / each, (const char *)address + i, each, written);
+}
+#endif
+
 } // namespace
 
 const Place &place() { return *arena->current->place; }
@@ -516,6 +547,7 @@ static Slot *matrix_rows(const void *row) {
 }
 
 void load_matrices_turned(unsigned (&r)[4], const void *row) {
+    ACCOUNT(note(__builtin_return_address(0), 0, row, 16, false);)
     Slot *slots = matrix_rows(row);
     int l = lane();
     for (int m = 0; m < 4; m++) {
@@ -526,12 +558,15 @@ void load_matrices_turned(unsigned (&r)[4], const void *row) {
 }
 
 void load_matrices(unsigned (&r)[4], const void *row) {
+    ACCOUNT(note(__builtin_return_address(0), 0, row, 16, false);)
     Slot *slots = matrix_rows(row);
     int l = lane();
     for (int m = 0; m < 4; m++) memcpy(&r[m], slots[m * 8 + l / 4].row + l % 4 * 4, 4);
 }
 
 void copy_async(void *shared, const void *global, bool present) {
+    ACCOUNT(note(__builtin_return_address(0), 0, shared, 16, true);)
+    ACCOUNT(if (present) note(__builtin_return_address(0), 1, global, 16, false);)
     check((uint64_t)shared, 16, true, "write by cp.async");
     Copy copy{shared, {}, arena->current->group};
     if (present) {
@@ -546,6 +581,7 @@ void copy_commit() { arena->current->group++; }
 void copy_wait(int pending) { copies_of(*arena->current, pending); }
 
 float atomic_add(float *to, float value) {
+    ACCOUNT(note(__builtin_return_address(0), 0, to, 4, true);)
     check((uint64_t)to, 4, true, "atomic addition");
     unsigned *bits = (unsigned *)to, old = __atomic_load_n(bits, __ATOMIC_RELAXED);
     for (;;) {
@@ -629,6 +665,8 @@ extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, u
     a.allocations = (const Allocation *)allocations, a.allocation_count = allocation_count;
     memset(a.recent, 0, sizeof a.recent);
     bool good = true;
+    ACCOUNT(launch.begin(allocations, allocation_count, (uint64_t)grid[0] * grid[1] * grid[2]);)
+    ACCOUNT(a.log.begin(kernel);)
     checked = &a;
     for (uint64_t b = from; b < to && good; b++) {
         uint3 block{(unsigned)(b % grid[0]), (unsigned)(b / grid[0] % grid[1]), (unsigned)(b / grid[0] / grid[1])};
@@ -636,6 +674,7 @@ extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, u
         good = run_block(a, block, dim3{grid[0], grid[1], grid[2]}, order);
     }
     checked = nullptr;
+    ACCOUNT(launch.end(kernel->name, a.log.counts, to - from);)
     if (!good) snprintf(message, length, "%s", a.message);
     return good;
 }
@@ -654,3 +693,22 @@ extern "C" void __asan_storeN_noabort(uint64_t at, size_t bytes) { check(at, byt
 extern "C" void __asan_handle_no_return() {}
 extern "C" void __asan_before_dynamic_init(const char *) {}
 extern "C" void __asan_after_dynamic_init() {}
+
+#ifdef PRISM_ACCOUNT
+// The same where accesses are counted: there kernels are compiled with -fsanitize=thread, which leaves out no access to a place that was looked at before.
+#define COUNTED(bytes)                                                                                                          \
+    extern "C" void __tsan_read##bytes(void *at) { note(__builtin_return_address(0), 0, at, bytes, false); }                     \
+    extern "C" void __tsan_write##bytes(void *at) { note(__builtin_return_address(0), 0, at, bytes, true); }
+COUNTED(1)
+COUNTED(2)
+COUNTED(4)
+COUNTED(8)
+COUNTED(16)
+extern "C" void __tsan_read_range(void *at, size_t bytes) { note_apart(__builtin_return_address(0), at, bytes, false); }
+extern "C" void __tsan_write_range(void *at, size_t bytes) { note_apart(__builtin_return_address(0), at, bytes, true); }
+extern "C" void __tsan_func_entry(void *) {}
+extern "C" void __tsan_func_exit() {}
+extern "C" void __tsan_init() {}
+// The counts of the last launch that ended.
+extern "C" const account::Counts *prism_emulator_counts() { return &launch.last; }
+#endif

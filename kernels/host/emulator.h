@@ -10,7 +10,12 @@
 #define __global__
 #define __device__
 #define __host__
+#ifdef PRISM_ACCOUNT
+// Always, so that accesses of different calls are at different places.
+#define __forceinline__ inline __attribute__((always_inline))
+#else
 #define __forceinline__ inline
+#endif
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define __align__(n) alignas(n)

@@ -1,0 +1,260 @@
+// The account: what kernels ask of memory, counted while the emulator runs them. Only where it is built with PRISM_ACCOUNT, the name of a file to which each launch adds a
+// line: kernel, shared requests, their conflicts, and of what is read and what is written requests, sectors, sectors needed, bytes needed.
+//
+// A request is what the lanes of a warp ask for at one place of the machine code, each for the same time. Lanes run one after another here, and a warp's come together
+// where it exchanges values or waits at a barrier: between two such points the n-th access of a lane at a place goes with the n-th of every other lane there. So lanes that
+// go through a loop alike make the requests that they make on a GPU, as do lanes that leave it early; where lanes differ in an inner loop, and do not come together behind
+// it, its later requests are put together otherwise than there. Nothing depends on the order of lanes, on addresses or on the number of host threads.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+namespace emulator {
+namespace account {
+
+// In which memory, and of global memory which way.
+enum Kind { READ, WRITTEN, SHARED };
+
+struct Request {
+    unsigned lanes;
+    uint64_t at[32];
+};
+
+struct Way {
+    // Sectors of 32 bytes that requests touch, and those that would hold the different bytes they ask for; the different bytes of the whole launch.
+    uint64_t requests, sectors, needed, bytes;
+};
+
+struct Counts {
+    uint64_t shared, conflicts;
+    Way ways[2];
+};
+
+// How often shared memory has to be asked again. Of its 32 banks each gives a word of four bytes at a time, to all lanes that ask for it. Of 8 bytes a lane half a warp is
+// served at a time, of 16 a quarter: that they take more times than one is no conflict.
+inline int conflicts_of(const Request &r, unsigned bytes) {
+    int conflicts = 0, together = bytes <= 4 ? 32 : 128 / (int)bytes;
+    for (int first = 0; first < 32; first += together) {
+        uint64_t words[32][32];
+        int count[32] = {}, most = 1;
+        for (int lane = first; lane < first + together; lane++) {
+            if (!(r.lanes >> lane & 1)) continue;
+            for (uint64_t word = r.at[lane] / 4; word <= (r.at[lane] + bytes - 1) / 4; word++) {
+                int bank = word % 32, i = 0;
+                while (i < count[bank] && words[bank][i] != word) i++;
+                if (i < count[bank]) continue;
+                words[bank][count[bank]++] = word;
+                most = std::max(most, count[bank]);
+            }
+        }
+        conflicts += most - 1;
+    }
+    return conflicts;
+}
+
+struct Run {
+    uint64_t start, end;
+};
+
+// The different bytes that lanes ask for, as runs in the order of addresses. Returns how many.
+inline int runs_of(const Request &r, unsigned bytes, Run (&runs)[32]) {
+    uint64_t at[32];
+    int lanes = 0, count = 0;
+    for (int lane = 0; lane < 32; lane++)
+        if (r.lanes >> lane & 1) at[lanes++] = r.at[lane];
+    if (!std::is_sorted(at, at + lanes)) std::sort(at, at + lanes);
+    for (int i = 0; i < lanes; i++) {
+        if (count && at[i] <= runs[count - 1].end) {
+            runs[count - 1].end = std::max(runs[count - 1].end, at[i] + bytes);
+        } else {
+            runs[count++] = {at[i], at[i] + bytes};
+        }
+    }
+    return count;
+}
+
+// What the host threads that work on a launch add up. Launches follow one another.
+class Launch {
+  public:
+    // Called in front of each part of a launch; `buffers` are pairs of address and bytes, by address.
+    void begin(const uint64_t *buffers, size_t count, uint64_t blocks) {
+        std::lock_guard<std::mutex> guard(lock);
+        if (left) return;
+        left = blocks, counts = {}, starts.clear();
+        uint64_t words = 0;
+        for (size_t i = 0; i < count; i++) {
+            starts.push_back({buffers[2 * i], buffers[2 * i + 1], words});
+            // In whole pages, so that none is of two buffers.
+            words += (buffers[2 * i + 1] + 64 * PAGE - 1) / (64 * PAGE) * PAGE;
+        }
+        for (int way : {READ, WRITTEN}) {
+            if (touched[way].size() < words) touched[way].resize(words), pages[way].resize(words / PAGE);
+        }
+    }
+
+    // Called behind it, with what was counted; `kernel`'s line is written when all blocks are done.
+    void end(const char *kernel, const Counts &more, uint64_t blocks) {
+        std::lock_guard<std::mutex> guard(lock);
+        counts.shared += more.shared, counts.conflicts += more.conflicts;
+        for (int way : {READ, WRITTEN}) {
+            Way &to = counts.ways[way];
+            const Way &from = more.ways[way];
+            to.requests += from.requests, to.sectors += from.sectors, to.needed += from.needed;
+        }
+        left -= blocks;
+        if (left) return;
+        for (int way : {READ, WRITTEN}) counts.ways[way].bytes = take(way);
+        last = counts;
+        FILE *file = fopen(PRISM_ACCOUNT, "a");
+        if (!file) return;
+        fprintf(file, "%s %llu %llu", kernel, (unsigned long long)counts.shared, (unsigned long long)counts.conflicts);
+        for (const Way &w : counts.ways) {
+            for (uint64_t v : {w.requests, w.sectors, w.needed, w.bytes}) fprintf(file, " %llu", (unsigned long long)v);
+        }
+        fprintf(file, "\n");
+        fclose(file);
+    }
+
+    // Notes bytes that a request asks for; false where no buffer has them.
+    bool touch(int way, Run run, size_t &recent) {
+        if (recent >= starts.size() || !starts[recent].holds(run)) {
+            auto above = std::upper_bound(starts.begin(), starts.end(), run.start, [](uint64_t at, const Buffer &b) { return at < b.start; });
+            if (above == starts.begin() || !above[-1].holds(run)) return false;
+            recent = above - starts.begin() - 1;
+        }
+        const Buffer &b = starts[recent];
+        for (uint64_t at = run.start - b.start, end = run.end - b.start; at < end;) {
+            uint64_t word = b.word + at / 64, bits = std::min<uint64_t>(64 - at % 64, end - at);
+            uint64_t mask = (bits == 64 ? ~0ull : (1ull << bits) - 1) << at % 64, *here = &touched[way][word];
+            // Other host threads do the same.
+            if ((__atomic_load_n(here, __ATOMIC_RELAXED) & mask) != mask) {
+                __atomic_fetch_or(here, mask, __ATOMIC_RELAXED);
+                __atomic_store_n(&pages[way][word / PAGE], 1, __ATOMIC_RELAXED);
+            }
+            at += bits;
+        }
+        return true;
+    }
+
+    // The last launch's that ended.
+    Counts last = {};
+
+  private:
+    // Words of 64 bits, a bit a byte of device memory, that are looked at and cleared together.
+    static constexpr uint64_t PAGE = 64;
+
+    struct Buffer {
+        uint64_t start, bytes, word;
+        bool holds(Run run) const { return run.start >= start && run.end <= start + bytes; }
+    };
+
+    // How many bytes were touched; none is from here on.
+    uint64_t take(int way) {
+        uint64_t bytes = 0;
+        for (size_t page = 0; page < pages[way].size(); page++) {
+            if (!pages[way][page]) continue;
+            pages[way][page] = 0;
+            for (uint64_t *word = &touched[way][page * PAGE], *end = word + PAGE; word < end; word++) bytes += __builtin_popcountll(*word), *word = 0;
+        }
+        return bytes;
+    }
+
+    std::mutex lock;
+    // Blocks that are not done.
+    uint64_t left = 0;
+    Counts counts = {};
+    std::vector<Buffer> starts;
+    std::vector<uint64_t> touched[2];
+    std::vector<unsigned char> pages[2];
+};
+
+// What the lanes of the running warp asked for since they last came together.
+class Log {
+  public:
+    // An access of a lane. `from` tells where in the machine code it is, `part` which of the several of one place.
+    void add(const void *from, unsigned part, Kind kind, int lane, uint64_t at, unsigned bytes) {
+        uint64_t key = (uint64_t)from << 12 | part << 2 | kind;
+        Place *&place = recent[(key >> 12 ^ key >> 20 ^ key) % 1024];
+        if (!place || place->key != key) place = &places.try_emplace(key, Place{key, kind, bytes, 0, {}, {}}).first->second;
+        Place &p = *place;
+        if (!p.used) open.push_back(&p);
+        unsigned n = p.times[lane]++;
+        if (n == p.used) {
+            if (p.used == p.requests.size()) p.requests.emplace_back();
+            p.requests[p.used++].lanes = 0;
+        }
+        p.requests[n].lanes |= 1u << lane;
+        p.requests[n].at[lane] = at;
+    }
+
+    // Counts it, where the warp's lanes have come together.
+    void close(Launch &launch) {
+        for (Place *p : open) {
+            for (unsigned i = 0; i < p->used; i++) {
+                const Request &r = p->requests[i];
+                if (p->kind == SHARED) {
+                    counts.shared++, counts.conflicts += conflicts_of(r, p->bytes);
+                } else {
+                    count(launch, counts.ways[p->kind], *p, r);
+                }
+            }
+            forget(*p);
+        }
+        open.clear();
+    }
+
+    // In front of blocks of a kernel.
+    void begin(const void *of) {
+        // A block that failed leaves some open.
+        for (Place *p : open) forget(*p);
+        open.clear(), counts = {};
+        if (of == kernel) return;
+        kernel = of, places.clear();
+        memset(recent, 0, sizeof recent);
+    }
+
+    Counts counts = {};
+
+  private:
+    // A place of the machine code.
+    struct Place {
+        uint64_t key;
+        Kind kind;
+        unsigned bytes;
+        // Requests so far, and of each lane how many it takes part in.
+        unsigned used;
+        unsigned times[32];
+        std::vector<Request> requests;
+    };
+
+    void forget(Place &p) { p.used = 0, memset(p.times, 0, sizeof p.times); }
+
+    void count(Launch &launch, Way &way, const Place &p, const Request &r) {
+        Run runs[32];
+        uint64_t bytes = 0, sectors = 0, behind = 0;
+        for (int i = 0, n = runs_of(r, p.bytes, runs); i < n; i++) {
+            // Neither buffer nor shared memory: a table of the compiler's making.
+            if (!launch.touch(p.kind, runs[i], buffer)) continue;
+            uint64_t first = std::max(runs[i].start / 32, behind);
+            behind = (runs[i].end + 31) / 32;
+            sectors += behind - first, bytes += runs[i].end - runs[i].start;
+        }
+        if (!bytes) return;
+        way.requests++, way.sectors += sectors, way.needed += (bytes + 31) / 32;
+    }
+
+    const void *kernel = nullptr;
+    std::unordered_map<uint64_t, Place> places;
+    Place *recent[1024] = {};
+    std::vector<Place *> open;
+    // The buffer lately touched.
+    size_t buffer = 0;
+};
+
+} // namespace account
+} // namespace emulator
