@@ -48,7 +48,8 @@ impl Modality {
             }
             None => image.array().each(|v| low += u64::from(v <= FAT)),
         }
-        let part = low as f64 / image.grid().voxels().max(1) as f64;
+        let all: usize = image.array().size().iter().product();
+        let part = low as f64 / all.max(1) as f64;
         if part >= LEAST_FAT {
             return (Modality::Ct, format!("{:.1} % of its values are below {FAT}", 100.0 * part));
         }

@@ -5,6 +5,7 @@
 //! keep k fastest, as the network's do, and scans what their file has.
 
 mod array;
+pub mod begun;
 mod detached;
 #[cfg(feature = "dicom")]
 pub mod dicom;
@@ -40,6 +41,7 @@ pub use array::{Array, ArrayError, Element, View, span};
 use crate::input::Packed;
 use crate::input::{Input, Kind, no_image, recognise};
 use crate::memory;
+use begun::Begun;
 use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
@@ -56,9 +58,15 @@ pub trait Voxels: Sync {
     }
     /// The values as they are stored. At least one is finite.
     fn array(&self) -> &Array;
+    /// The voxel that the array begins with: not `[0, 0, 0]` where it is a part of the image.
+    #[inline(always)]
+    fn first(&self) -> [usize; 3] {
+        [0; 3]
+    }
     /// The value at voxel `[i, j, k]`, a finite number.
     fn value(&self, voxel: [usize; 3]) -> f32 {
-        self.array().value(voxel)
+        let first = self.first();
+        self.array().value(std::array::from_fn(|a| voxel[a].wrapping_sub(first[a])))
     }
 }
 
@@ -116,7 +124,22 @@ impl Volume {
         series: Option<&str>,
         volume: Option<usize>,
     ) -> Result<Volume, VolumeError> {
-        let read = read(path, series, Which::One(volume))?;
+        Volume::read_watched(path, series, volume, &mut |_| {})
+    }
+
+    /// Reads as [`Volume::read_series`] does, and calls `watch` with what there is of a NIfTI
+    /// file's voxels, each time that some more slices were read and others are to come. It never
+    /// sees a file of another format, nor one that fits the first piece.
+    ///
+    /// # Errors
+    /// As [`Volume::read_series`], whatever was seen before.
+    pub fn read_watched(
+        path: &Path,
+        series: Option<&str>,
+        volume: Option<usize>,
+        watch: &mut dyn FnMut(&Begun),
+    ) -> Result<Volume, VolumeError> {
+        let read = read(path, series, Which::One(volume), watch)?;
         read.image().map_err(|e| VolumeError::new(path, e))
     }
 
@@ -295,11 +318,17 @@ fn open(path: &Path) -> Result<Input, VolumeError> {
 
 /// Reads a file of any format.
 fn contents(path: &Path, which: Which) -> Result<Contents, VolumeError> {
-    read(path, None, which)
+    read(path, None, which, &mut |_| {})
 }
 
-/// The same, of a file with several series the one that is asked for.
-fn read(path: &Path, series: Option<&str>, which: Which) -> Result<Contents, VolumeError> {
+/// The same, of a file with several series the one that is asked for; watched as
+/// [`Volume::read_watched`] says.
+fn read(
+    path: &Path,
+    series: Option<&str>,
+    which: Which,
+    watch: &mut dyn FnMut(&Begun),
+) -> Result<Contents, VolumeError> {
     within_memory(path, || {
         // Labels are no series of slices.
         #[cfg(feature = "dicom")]
@@ -319,7 +348,7 @@ fn read(path: &Path, series: Option<&str>, which: Which) -> Result<Contents, Vol
         if let Some(series) = series {
             return Err(VolumeError::new(path, no_series(input.head(), series)));
         }
-        read_as_it_is(path, input, which)
+        read_as_it_is(path, input, which, watch)
     })
 }
 
@@ -344,14 +373,19 @@ fn contents_of(bytes: Vec<u8>, which: Which) -> Result<Contents, VolumeError> {
     let path = Path::new(UNNAMED);
     within_memory(path, || {
         let input = Input::of_bytes(bytes).map_err(|e| VolumeError::new(path, e.to_string()))?;
-        read_as_it_is(path, input, which)
+        read_as_it_is(path, input, which, &mut |_| {})
     })
 }
 
 /// Reads an open file by what it is.
-fn read_as_it_is(path: &Path, input: Input, which: Which) -> Result<Contents, VolumeError> {
+fn read_as_it_is(
+    path: &Path,
+    input: Input,
+    which: Which,
+    watch: &mut dyn FnMut(&Begun),
+) -> Result<Contents, VolumeError> {
     match recognise(input.head()) {
-        Some(Kind::Nifti) => nifti_io::read(path, input, which),
+        Some(Kind::Nifti) => nifti_io::read(path, input, which, watch),
         Some(Kind::Nrrd) => nrrd::read(path, input, which),
         Some(Kind::MetaImage) => metaimage::contents(path, input, which),
         _ => Err(VolumeError::new(path, no_image(input.head()))),

@@ -120,8 +120,12 @@ impl Patch {
         let along = to_image.0[array.tightest()];
         let first = (1..3).all(|d| along[0].abs() >= along[d].abs());
         typed!(array.element(), T => self.fill(&mut out, first, place, |at| {
-            // SAFETY: `place` panics for a voxel that is not there, and `T` is the elements' type.
-            let read = |v| unsafe { array.read::<T>(array.place(v)) };
+            let read = |v: [usize; 3]| {
+                let v = std::array::from_fn(|a| v[a].wrapping_sub(image.first()[a]));
+                // SAFETY: `place` panics for a voxel that is not there, and `T` is the elements'
+                // type.
+                unsafe { array.read::<T>(array.place(v)) }
+            };
             let value = sample_of(|v| array.understood(read(v) as f32), grid.size, at, how);
             value.map_or(outside, |v| normalization.apply(v as f32))
         }));
@@ -180,6 +184,17 @@ impl Patch {
     pub fn block(&self, image: &Grid) -> [Range<usize>; 3] {
         let end = self.grid.size[0] as f64 - 0.5;
         self.block_of(image, [-0.5; 3], [end; 3])
+    }
+
+    /// The block of image voxels whose values [`Patch::extract`] asks for where it continues the
+    /// scan beyond its border. It is never empty.
+    pub fn needed(&self, image: &Grid) -> [Range<usize>; 3] {
+        let block = self.block(image);
+        std::array::from_fn(|d| {
+            // A voxel to spare each way: that method forms its places by another path.
+            let start = block[d].start.saturating_sub(1).min(image.size[d] - 1);
+            start..(block[d].end + 1).clamp(start + 1, image.size[d])
+        })
     }
 
     /// The block of image voxels that may lie between two corners of the patch, in fractional

@@ -4,11 +4,13 @@
 use crate::common;
 
 use common::{here, shared};
+use prism::volume::intensity::Normalization;
 use prism::volume::labels::Labels;
-use prism::volume::patch::{Extent, Patch};
+use prism::volume::patch::{Beyond, Extent, Patch};
 use prism::volume::resample::{Interpolation, resample, respaced};
-use prism::volume::{Affine, Grid, Orientation, Volume};
+use prism::volume::{Affine, Grid, Orientation, Volume, Voxels};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use std::io::{Read, Write};
 
 /// A random affine: axes permuted and flipped, spacings from 0.4 to 6 mm, turned by up to 25
 /// degrees about a random axis.
@@ -290,4 +292,143 @@ fn nrrd_files_are_read() {
     assert_eq!(Volume::read(&path, None).unwrap().values(), v.values());
     std::fs::write(&path, header.replace("short", "block")).unwrap();
     assert!(Volume::read(&path, None).unwrap_err().to_string().contains("type is 'block'"));
+}
+
+/// Voxels of scans that are watched while they are read: more than a piece of every type.
+const WATCHED: [usize; 3] = [96, 80, 160];
+
+/// A NIfTI file of such a scan, in place like the example but for thinner slices, `turned` with i
+/// towards the head: its type's code, what values are multiplied by, the voxels with the lowest
+/// byte first; the file has the highest first if it is `big`.
+fn nifti(code: i16, slope: f32, [turned, big]: [bool; 2], voxels: &[u8]) -> Vec<u8> {
+    let example = std::fs::File::open(here("examples/data/lung1_image.nii.gz")).unwrap();
+    let mut bytes = vec![0; 352];
+    flate2::read::MultiGzDecoder::new(example).read_exact(&mut bytes).unwrap();
+    let mut put = |at: usize, number: &[u8]| bytes[at..][..number.len()].copy_from_slice(number);
+    (0..3).for_each(|a| put(42 + 2 * a, &(WATCHED[a] as i16).to_le_bytes()));
+    put(70, &code.to_le_bytes());
+    put(112, &slope.to_le_bytes());
+    [88, 320].map(|at| put(at, &1.5f32.to_le_bytes()));
+    if turned {
+        (280..296).for_each(|at| bytes.swap(at, at + 32));
+    }
+    bytes.extend(voxels);
+    let width = voxels.len() / WATCHED.iter().product::<usize>();
+    let fields = [(0, 4, 1), (40, 2, 8), (70, 2, 2), (76, 4, 11), (252, 2, 2), (280, 4, 12)];
+    for (at, width, count) in fields.into_iter().chain([(352, width, voxels.len() / width)]) {
+        let field = bytes[at..][..width * count].chunks_exact_mut(width);
+        field.filter(|_| big).for_each(<[u8]>::reverse);
+    }
+    bytes
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gz = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    gz.write_all(bytes).unwrap();
+    gz.finish().unwrap()
+}
+
+/// The values of a scan whose voxels are whole numbers: scattered.
+fn scattered() -> impl Iterator<Item = i16> {
+    (0..WATCHED.iter().product::<usize>()).map(|at| (at * 7919 % 4001) as i16 - 2000)
+}
+
+/// Boxes in the middle and at the borders of such a scan; the last one needs the last slice.
+const PLACES: [[usize; 6]; 5] = [
+    [0, 0, 0, 9, 8, 5],
+    [88, 70, 20, 96, 80, 40],
+    [30, 30, 40, 50, 44, 60],
+    [40, 10, 100, 60, 30, 120],
+    [10, 10, 150, 40, 40, 160],
+];
+
+/// The patch at such a box.
+fn patch_at(bounds: [usize; 6], grid: &Grid) -> Patch {
+    Patch::place(grid, 24, 0.9, &Extent::of_box(bounds))
+}
+
+/// The bits of a patch.
+fn cut(patch: &Patch, image: &impl Voxels) -> Vec<u32> {
+    let normalization = Normalization { clip: [-900.0, 1200.0], mean: 10.0, sd: 300.0 };
+    patch.extract(image, &normalization, Beyond::Edge).iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn patches_are_the_same_where_the_scan_is_still_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole: Vec<u8> = scattered().flat_map(i16::to_le_bytes).collect();
+    let small: Vec<u8> = scattered().map(|v| v as u8).collect();
+    let floats: Vec<u8> = scattered().flat_map(|v| (f32::from(v) + 0.3).to_le_bytes()).collect();
+    for turned in [false, true] {
+        let files = [
+            (true, nifti(4, 1.0, [turned, false], &whole)),
+            (true, nifti(4, 1.0, [turned, true], &whole)),
+            (false, nifti(4, 0.37, [turned, false], &whole)),
+            (true, nifti(2, 1.0, [turned, false], &small)),
+            (false, nifti(16, 1.0, [turned, true], &floats)),
+        ];
+        for (at, (is_whole, file)) in files.iter().enumerate() {
+            for (name, bytes) in [("a.nii", file.clone()), ("a.nii.gz", gzip(file))] {
+                let path = folder.path().join(name);
+                std::fs::write(&path, bytes).unwrap();
+                let mut early = [const { None }; PLACES.len()];
+                let watched = Volume::read_watched(&path, None, None, &mut |begun| {
+                    for (bounds, early) in PLACES.into_iter().zip(&mut early) {
+                        let patch = patch_at(bounds, begun.grid());
+                        let block = patch.needed(begun.grid());
+                        let part = begun.part(&block);
+                        assert_eq!(part.is_some(), begun.holds(&block));
+                        if let (Some(part), true) = (part, early.is_none()) {
+                            *early = Some(cut(&patch, &part));
+                        }
+                    }
+                });
+                let (scan, watched) = (Volume::read(&path, None).unwrap(), watched.unwrap());
+                assert!(watched.values() == scan.values() && watched.warnings == scan.warnings);
+                assert_eq!((scan.is_whole(), watched.is_whole()), (*is_whole, *is_whole));
+                for (bounds, early) in PLACES.into_iter().zip(&early) {
+                    let expected = cut(&patch_at(bounds, &scan.grid), &scan);
+                    let same = early.as_ref().is_none_or(|early| *early == expected);
+                    assert!(same, "{name}, file {at}, box {bounds:?}, {turned}");
+                }
+                let there = early.map(|early| early.is_some());
+                assert_eq!(there, [true, true, true, true, false], "{name}, file {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_rest_of_a_scan_is_said_whatever_was_seen_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.nii.gz");
+    let mut floats: Vec<u8> = scattered().flat_map(|v| f32::from(v).to_le_bytes()).collect();
+    // Voxel [40, 37, 50] is no number: what it is read as, the whole scan tells.
+    let odd = ((50 * WATCHED[1] + 37) * WATCHED[0] + 40) * 4;
+    floats[odd..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let file = gzip(&nifti(16, 1.0, [false; 2], &floats));
+    let see = |file: &[u8]| {
+        std::fs::write(&path, file).unwrap();
+        let mut given = [false; 2];
+        let read = Volume::read_watched(&path, None, None, &mut |begun| {
+            for (bounds, given) in PLACES[1..3].iter().zip(&mut given) {
+                let block = patch_at(*bounds, begun.grid()).needed(begun.grid());
+                *given |= begun.part(&block).is_some();
+            }
+        });
+        assert_eq!(given, [true, false]);
+        let plainly = Volume::read(&path, None).map_err(|e| e.to_string());
+        (read.map_err(|e| e.to_string()), plainly)
+    };
+    let (watched, plainly) = see(&file);
+    assert!(watched.unwrap().values() == plainly.unwrap().values());
+    let (cut_off, mut bad_sum) = (&file[..file.len() - 1000], file.clone());
+    let sum = file.len() - 8;
+    bad_sum[sum] ^= 1;
+    for damaged in [cut_off, &bad_sum[..]] {
+        let (watched, plainly) = see(damaged);
+        let (watched, plainly) = (watched.unwrap_err(), plainly.unwrap_err());
+        assert!(watched.contains("truncated or corrupt gzip"), "{watched}");
+        assert_eq!(watched, plainly);
+    }
 }

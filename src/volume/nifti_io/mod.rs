@@ -9,6 +9,7 @@ mod write;
 
 pub(super) use write::{describe, head, is_whole};
 
+use super::begun::Begun;
 #[cfg(feature = "dicom")]
 use super::dicom::Source;
 use super::{
@@ -50,13 +51,23 @@ pub struct Description {
 /// Bytes behind the voxels that are read to reach a gzip checksum; more are left alone.
 pub(super) const TAIL: u64 = 16 << 20;
 
+/// Bytes of voxels that are read before those who watch are told; as many slices as fit, one at
+/// least.
+const PIECE: usize = 1 << 20;
+
 /// The file to open for an image: of a pair, which may be named by either of its files, the header.
 pub(super) fn header_of(path: &Path) -> PathBuf {
     with_extension(path, "img", "hdr").filter(|p| p.exists()).unwrap_or_else(|| path.to_path_buf())
 }
 
-/// Reads `path`, of which `reader` is the open header or the one file.
-pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Contents, VolumeError> {
+/// Reads `path`, of which `reader` is the open header or the one file; `watch` is called with what
+/// there is of the voxels, piece by piece.
+pub(super) fn read(
+    path: &Path,
+    mut reader: Input,
+    which: Which,
+    watch: &mut dyn FnMut(&Begun),
+) -> Result<Contents, VolumeError> {
     // Of a file that came alone the path is no place.
     let header_path = if reader.is_alone() { path.to_path_buf() } else { header_of(path) };
     let unreadable = |path: &Path, e: std::io::Error| VolumeError::new(path, e.to_string());
@@ -126,8 +137,24 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     let short = |e: std::io::Error| unreadable(&data_path, e);
     let skipped =
         std::io::copy(&mut reader.by_ref().take(skip), &mut std::io::sink()).map_err(short)?;
+    let mut said = vec![];
+    let scale = scale(&h, &mut said);
+    let (affine, affine_from, passed_over) = place(&h, &mut said);
+    let grid = Grid { size, affine };
+    let whole = element.is_whole() && !is_scaled(&h);
     let mut raw = memory::list(VOXELS, one);
-    reader.by_ref().take(one as u64).read_to_end(&mut raw).map_err(short)?;
+    let slice = one / size[2];
+    let piece = slice * (PIECE / slice).max(1);
+    while skipped == skip && raw.len() < one {
+        let more = piece.min(one - raw.len());
+        let read = reader.by_ref().take(more as u64).read_to_end(&mut raw).map_err(short)?;
+        if read < more {
+            break;
+        }
+        if raw.len() < one && affine.is_regular() {
+            watch(&Begun { grid, element, scale, whole, big: h.big, read: &raw });
+        }
+    }
     if skipped < skip || raw.len() < one {
         let message = format!("voxels are missing: {} of {one} bytes were there", raw.len());
         return Err(VolumeError::new(&data_path, message));
@@ -146,8 +173,8 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
     }
 
     element.to_native(&mut raw, h.big);
-    let array = Array::of_bytes(raw, element, size, scale(&h, &mut warnings));
-    let (affine, affine_from, passed_over) = place(&h, &mut warnings);
+    let array = Array::of_bytes(raw, element, size, scale);
+    warnings.extend(said);
     // NIfTI-2 has numbers whose products are none.
     if !affine.is_regular() {
         return fail(format!(
@@ -160,20 +187,14 @@ pub(super) fn read(path: &Path, mut reader: Input, which: Which) -> Result<Conte
         element: name,
         affine_from,
         volumes,
-        whole: element.is_whole() && !is_scaled(&h),
+        whole,
         passed_over,
         modality: None,
         #[cfg(feature = "dicom")]
         source: None,
         header: reference(&h, size),
     };
-    Ok(Contents {
-        grid: Grid { size, affine },
-        volumes: vec![array],
-        segments: vec![],
-        description,
-        warnings,
-    })
+    Ok(Contents { grid, volumes: vec![array], segments: vec![], description, warnings })
 }
 
 /// `path` with its extension `from` replaced, `.gz` kept; none for another extension.
