@@ -59,9 +59,10 @@ pub use scan::{
 
 use crate::device::CudaError;
 use crate::memory::{self, Refused};
-use crate::model::{Answer, Observer};
+use crate::model::{Answer, Model, Observer};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::{OpError, Tensor};
+use crate::volume::Grid;
 use crate::volume::patch::Patch;
 use field::Field;
 use std::fmt;
@@ -87,6 +88,21 @@ fn thin(points: Vec<([i32; 3], bool)>) -> (Vec<([i32; 3], bool)>, usize) {
         return (points, 0);
     }
     ((0..MOST_POINTS).map(|n| points[n * all / MOST_POINTS]).collect(), all - MOST_POINTS)
+}
+
+/// Where the first interaction with these prompts looks on a scan of that size and place, as far as
+/// can be told before the network was asked. Not of [released](Options::released) answers.
+///
+/// # Errors
+/// [`SessionError::NoPrompt`]: nothing says where the object is.
+pub fn places(
+    model: &Model,
+    grid: &Grid,
+    options: &Options,
+    prompts: &Prompts,
+) -> Result<Vec<Patch>, SessionError> {
+    let sight = region::Sight { config: model.config(), grid, spacing: options.spacing };
+    steer::places(&sight, prompts)
 }
 
 /// Why an interaction could not be done.

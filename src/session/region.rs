@@ -4,6 +4,7 @@
 use super::Note;
 use super::correction::Click;
 use super::scan::{Scan, fitted_spacing, working_spacing};
+use crate::model::Config;
 use crate::prompt::Prompts;
 use crate::volume::Grid;
 use crate::volume::patch::{Extent, Patch};
@@ -77,35 +78,65 @@ pub fn longest(extent: &Extent, grid: &Grid) -> f64 {
     (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max)
 }
 
+/// What says how a place of a scan is looked at: no voxel of it has to be there.
+#[derive(Clone, Copy)]
+pub struct Sight<'a> {
+    pub config: &'a Config,
+    pub grid: &'a Grid,
+    /// The spacing asked for.
+    pub spacing: Option<f64>,
+}
+
+impl<'a> Sight<'a> {
+    pub fn of(scan: &'a Scan) -> Sight<'a> {
+        let spacing = scan.options().spacing;
+        Sight { config: scan.model().config(), grid: scan.grid(), spacing }
+    }
+
+    /// As [`fitted`].
+    pub fn fitted(&self, extent: &Extent) -> Patch {
+        let Sight { config, grid, .. } = *self;
+        let finest = grid.spacing().into_iter().fold(f64::INFINITY, f64::min);
+        let spacing = self.spacing.unwrap_or_else(|| match config.fit {
+            Some(_) => working_spacing(config, grid, Some(extent))
+                .max(LEAST_VOXELS * finest / config.patch as f64),
+            None => config.spacing as f64,
+        });
+        Patch::place(grid, config.patch, spacing, extent)
+    }
+
+    /// As [`probes`].
+    pub fn probes(&self, extent: &Extent) -> Vec<Patch> {
+        let Sight { config, grid, .. } = *self;
+        if config.fit.is_none() || self.spacing.is_some() {
+            let spacing = self.spacing.unwrap_or(config.spacing as f64);
+            return vec![Patch::place(grid, config.patch, spacing, extent)];
+        }
+        let least = 1.3 * longest(extent, grid);
+        // Scans of small things are small themselves.
+        let whole = longest(&whole(grid), grid);
+        let scale = if whole < LENGTHS[0] { whole / LENGTHS[2] } else { 1.0 };
+        let wide: Vec<f64> =
+            LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).take(PROBES).collect();
+        let place = |l: f64| Patch::place(grid, config.patch, l / config.patch as f64, extent);
+        if wide.is_empty() {
+            vec![self.fitted(extent)]
+        } else {
+            wide.into_iter().map(place).collect()
+        }
+    }
+}
+
 /// The patch that shows an extent: fitted to it where the model fits objects, though no closer than
 /// a few voxels of the scan, else at its own spacing.
 pub fn fitted(scan: &Scan, extent: &Extent) -> Patch {
-    let config = scan.model().config();
-    let finest = scan.grid().spacing().into_iter().fold(f64::INFINITY, f64::min);
-    let spacing = scan.options().spacing.unwrap_or_else(|| match config.fit {
-        Some(_) => working_spacing(config, scan.grid(), Some(extent))
-            .max(LEAST_VOXELS * finest / config.patch as f64),
-        None => config.spacing as f64,
-    });
-    Patch::place(scan.grid(), config.patch, spacing, extent)
+    Sight::of(scan).fitted(extent)
 }
 
 /// The patches to try around prompts that tell a place and no size, from the closest look to the
 /// widest. One alone where there is nothing to choose.
 pub fn probes(scan: &Scan, extent: &Extent) -> Vec<Patch> {
-    let config = scan.model().config();
-    if config.fit.is_none() || scan.options().spacing.is_some() {
-        let spacing = scan.options().spacing.unwrap_or(config.spacing as f64);
-        return vec![Patch::place(scan.grid(), config.patch, spacing, extent)];
-    }
-    let least = 1.3 * longest(extent, scan.grid());
-    // Scans of small things are small themselves.
-    let whole = longest(&whole(scan.grid()), scan.grid());
-    let scale = if whole < LENGTHS[0] { whole / LENGTHS[2] } else { 1.0 };
-    let wide: Vec<f64> =
-        LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).take(PROBES).collect();
-    let place = |l: f64| Patch::place(scan.grid(), config.patch, l / config.patch as f64, extent);
-    if wide.is_empty() { vec![fitted(scan, extent)] } else { wide.into_iter().map(place).collect() }
+    Sight::of(scan).probes(extent)
 }
 
 /// Whether a patch shows a voxel and its surroundings: some voxels lie between it and every face

@@ -188,6 +188,16 @@ impl Scan {
         Scan { model, image, normalization, options, encodings, number, sessions: Arc::new(()) }
     }
 
+    /// The same scan with more of its image, or another part: it can begin as the
+    /// [part](crate::volume::begun::Part) that was read first. What was encoded of it stays, and so
+    /// the values have to be the same where both images have them. None where this one lies
+    /// elsewhere or is normalised otherwise.
+    pub fn showing(mut self, image: Arc<dyn Image>, normalization: &Normalization) -> Option<Scan> {
+        let alike = image.place() == self.grid() && *normalization == self.normalization;
+        self.image = image;
+        alike.then_some(self)
+    }
+
     /// The network.
     pub fn model(&self) -> &Arc<Model> {
         &self.model

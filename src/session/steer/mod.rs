@@ -6,7 +6,7 @@ mod said;
 
 use super::correction::{Click, Steering, diameter, disagreeing, locality};
 use super::field::Field;
-use super::region::{self, fitted, of_voxel, probes, shows};
+use super::region::{self, Sight, fitted, of_voxel, shows};
 use super::scan::Scan;
 use super::{ANSWER, Note, Said, SessionError, State};
 use crate::memory;
@@ -284,27 +284,28 @@ pub(super) fn ahead(scan: &Scan, state: &State) -> Option<Patch> {
     Some(fitted(scan, &Extent::of_box(bounds)))
 }
 
-/// Encodes where the first interaction with these prompts will look, as far as can be told before
-/// the network was asked.
+/// Where the first interaction with these prompts will look, as far as can be told before the
+/// network was asked.
+pub(super) fn places(sight: &Sight, prompts: &Prompts) -> Result<Vec<Patch>, SessionError> {
+    let outlined = prompts.bounds.or(prompts.drawn);
+    if let Some(bounds) = outlined.map(|b| region::understood_box(b, sight.grid)) {
+        return Ok(vec![sight.fitted(&Extent::of_box(bounds))]);
+    }
+    let marked = Prompts { points: vec![], ..prompts.clone() }.extent(sight.grid);
+    match (&prompts.dense, marked.or_else(|| prompts.extent(sight.grid))) {
+        (Some(_), Some(extent)) => Ok(vec![sight.fitted(&extent)]),
+        (None, Some(extent)) => Ok(sight.probes(&extent)),
+        (_, None) => Err(SessionError::NoPrompt),
+    }
+}
+
+/// Encodes there.
 pub(super) fn prepare(
     scan: &Arc<Scan>,
     prompts: &Prompts,
     observer: &mut Observer,
 ) -> Result<Patch, SessionError> {
-    let patches =
-        match prompts.bounds.or(prompts.drawn).map(|b| region::understood_box(b, scan.grid())) {
-            Some(bounds) => vec![fitted(scan, &Extent::of_box(bounds))],
-            None => match (
-                &prompts.dense,
-                Prompts { points: vec![], ..prompts.clone() }
-                    .extent(scan.grid())
-                    .or_else(|| prompts.extent(scan.grid())),
-            ) {
-                (Some(_), Some(extent)) => vec![fitted(scan, &extent)],
-                (None, Some(extent)) => probes(scan, &extent),
-                (_, None) => return Err(SessionError::NoPrompt),
-            },
-        };
+    let patches = places(&Sight::of(scan), prompts)?;
     for patch in &patches {
         scan.encoded(patch, observer)?;
     }
