@@ -5,6 +5,7 @@ use crate::program::{metrics, prism, segment};
 use crate::{Place, code, example, odd, text};
 use prism::model::{Config, Weights};
 use prism::volume::Volume;
+use std::io::Read;
 use std::path::Path;
 
 #[test]
@@ -45,6 +46,46 @@ fn segment_writes_mask_probability_preview_and_json() {
     let first = std::fs::read(place.at("mask.nii.gz")).unwrap();
     code(&place.segment(&image).with(prompts).with("--threads 1").output(), 0);
     assert!(first == std::fs::read(place.at("mask.nii.gz")).unwrap());
+}
+
+/// Where a budget was set, the network sees nothing of the scan before all of it was read.
+#[test]
+fn what_is_seen_while_the_scan_is_read_changes_nothing() {
+    let place = Place::new();
+    let packed = here("examples/data/lung1_image.nii.gz");
+    let mut bytes = vec![];
+    let file = std::fs::File::open(&packed).unwrap();
+    flate2::read::MultiGzDecoder::new(file).read_to_end(&mut bytes).unwrap();
+    // Values that are no whole numbers: multiplied by 0.9.
+    let (plain, short) = (place.at("plain.nii"), place.at("short.nii.gz"));
+    bytes[112..116].copy_from_slice(&0.9f32.to_le_bytes());
+    std::fs::write(&plain, &bytes).unwrap();
+    for (image, prompts) in [
+        (&packed, "--box 69,68,13,93,94,16 --modality ct"),
+        (&packed, "--box 69,68,0,93,94,4 --point 80,80,2"),
+        (&plain, "--point 80,80,14"),
+    ] {
+        let run = |more: &str| {
+            let map = place.at("p.nii");
+            let run = place.segment(image).with(prompts).with(more);
+            code(&run.file("--probability", &map).output(), 0);
+            [place.at("mask.nii.gz"), map].map(|path| std::fs::read(path).unwrap())
+        };
+        assert!(run("") == run("--memory 4G"), "{prompts}");
+    }
+    for name in ["mask.nii.gz", "p.nii"] {
+        std::fs::remove_file(place.at(name)).unwrap();
+    }
+    let whole = std::fs::read(&packed).unwrap();
+    std::fs::write(&short, &whole[..whole.len() - 100]).unwrap();
+    let failed = |more: &str| {
+        let run = place.segment(&short).with("--box 69,68,13,93,94,16");
+        code(&run.with(more).output(), 1)
+    };
+    let said = failed("");
+    assert!(said.contains("short.nii.gz: truncated or corrupt gzip"), "{said}");
+    assert_eq!(said, failed("--memory 4G"));
+    assert_eq!(place.names(), ["plain.nii", "short.nii.gz"]);
 }
 
 #[test]

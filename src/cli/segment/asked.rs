@@ -3,9 +3,9 @@
 use super::Segment;
 use crate::cli::Failure;
 use crate::memory;
-use crate::prompt::{Dense, Iteration, PromptedObject, Prompts};
+use crate::prompt::{Dense, Iteration, PromptError, PromptedObject, Prompts};
 use crate::volume::labels::{Labels, TargetLabel};
-use crate::volume::{LabelledObject, Volume};
+use crate::volume::{Grid, LabelledObject, Volume};
 use std::path::Path;
 
 /// What an object is called that was given no name.
@@ -52,6 +52,24 @@ impl Segment {
         Ok(asked)
     }
 
+    /// What is said in an iteration by numbers, on a scan of that size and place.
+    pub(super) fn in_numbers(&self, i: &Iteration, grid: &Grid) -> Result<Prompts, PromptError> {
+        let mut prompts = Prompts::default();
+        for point in self.point.iter().copied().chain(i.raw_points()) {
+            prompts.add_point(grid, point, self.space)?;
+        }
+        if let Some(b) = self.bounds.or(i.raw_box()) {
+            prompts.set_box(grid, b, self.space)?;
+        }
+        for line in self.line.iter().copied().chain(i.raw_lines()) {
+            prompts.add_line(grid, line, self.space)?;
+        }
+        for outline in self.lasso.iter().cloned().chain(i.raw_outlines()) {
+            prompts.add_lasso(grid, &outline, self.space)?;
+        }
+        Ok(prompts)
+    }
+
     /// The prompts of every iteration on an object, on the image.
     fn iterations(
         &self,
@@ -66,19 +84,7 @@ impl Segment {
         };
         let mut joined = vec![];
         let mut one = |i: &Iteration| -> Result<Prompts, Failure> {
-            let mut prompts = Prompts::default();
-            for point in self.point.iter().copied().chain(i.raw_points()) {
-                prompts.add_point(&image.grid, point, self.space)?;
-            }
-            if let Some(b) = self.bounds.or(i.raw_box()) {
-                prompts.set_box(&image.grid, b, self.space)?;
-            }
-            for line in self.line.iter().copied().chain(i.raw_lines()) {
-                prompts.add_line(&image.grid, line, self.space)?;
-            }
-            for outline in self.lasso.iter().cloned().chain(i.raw_outlines()) {
-                prompts.add_lasso(&image.grid, &outline, self.space)?;
-            }
+            let mut prompts = self.in_numbers(i, &image.grid)?;
             if let Some(path) = &i.others {
                 let labels = read(path)?.joined();
                 let marked = labels.iter().map(|l| u8::from(*l != 0));

@@ -1,6 +1,7 @@
 //! `prism segment`: a scan and prompts in, a mask on the scan's own grid out; of several objects a
 //! label image.
 
+mod ahead;
 mod answer;
 mod asked;
 mod stages;
@@ -19,9 +20,10 @@ use crate::volume::intensity::Normalization;
 use crate::volume::labels::TargetLabel;
 use crate::volume::patch::Extent;
 use crate::volume::{
-    Element, LabelValues, Modality, Volume, check_output, check_output_on, data_file, numbered,
-    write_labels, write_mask, write_some_probability,
+    Element, LabelValues, Modality, Volume, Voxels, check_output, check_output_on, data_file,
+    numbered, write_labels, write_mask, write_some_probability,
 };
+use ahead::{Giver, parts};
 use answer::Answered;
 use asked::{Asked, UNNAMED};
 use clap::{ArgGroup, Args};
@@ -30,6 +32,7 @@ use stages::Stages;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Builder;
 
 /// Segment objects of a scan from points, boxes, scribbles or masks
@@ -318,9 +321,13 @@ impl Segment {
     fn read(
         &self,
         objects: Vec<PromptedObject>,
+        mut parts: Giver,
         stages: &mut Stages,
     ) -> Result<(Volume, Vec<Asked>, Vec<String>), Failure> {
-        let mut image = Volume::read_series(&self.image, self.series.as_deref(), self.volume)?;
+        let (file, series) = (&self.image, self.series.as_deref());
+        let read = Volume::read_watched(file, series, self.volume, &mut |begun| parts.see(begun));
+        drop(parts);
+        let mut image = read?;
         image.description.modality = self.modality.or(image.description.modality);
         // What only the scan tells of the outputs, before minutes are spent on it: whether a DICOM
         // segmentation can refer to it, and whether one of its files would be written over.
@@ -346,13 +353,25 @@ impl Segment {
         stages.begin(about(&self.image, "reading"));
         // Reading keeps one core busy, most of the time: the network is loaded on another. Not
         // where a budget was set, of which what is left would depend on who comes first, nor where
-        // loading takes so long that an error of the scan would wait for it.
+        // loading takes so long that an error of the scan would wait for it. Once it is there, it
+        // is shown what was read already of the places where it looks first.
         let at_once = matches!(device, Device::Cpu(_)) && !memory::is_set();
+        let first = objects.first().and_then(|object| object.iterations.first()).cloned();
+        let (ended, (giver, taker)) = (AtomicBool::new(false), parts());
         let (read, loaded) = std::thread::scope(|scope| {
+            let (first, ended) = (&first, &ended);
+            let work = move || -> Result<(Arc<Model>, Option<Scan>), Failure> {
+                let model = load(device, chosen)?;
+                let look = |first| self.look_ahead(&model, first, &taker, ended);
+                // What is refused memory here is asked for again when the scan is read.
+                let ahead = memory::caught(|| first.as_ref().and_then(look)).ok().flatten();
+                Ok((model, ahead))
+            };
             // Where there can be no other thread it is loaded behind the scan.
-            let beside = || Builder::new().spawn_scoped(scope, || load(device, chosen)).ok();
+            let beside = || Builder::new().spawn_scoped(scope, work).ok();
             let loading = at_once.then(beside).flatten();
-            let read = self.read(objects, stages);
+            let read = self.read(objects, giver, stages);
+            ended.store(read.is_err(), Ordering::Relaxed);
             if read.is_ok() {
                 stages.begin(format!("loading {chosen}"));
             }
@@ -361,7 +380,10 @@ impl Segment {
             (read, loaded)
         });
         let (image, asked, mut warnings) = read?;
-        let model = loaded.unwrap_or_else(|| load(device, chosen))?;
+        let (model, ahead) = match loaded {
+            Some(loaded) => loaded?,
+            None => (load(device, chosen)?, None),
+        };
         stages.end("load");
 
         let intensities = self.intensities(&image, model.config().intensity);
@@ -380,7 +402,11 @@ impl Segment {
         };
         let image = Arc::new(image);
         let options = Options { spacing, released: self.released, ..Default::default() };
-        let scan = Arc::new(Scan::new(&model, image.clone(), normalization, options));
+        let scan = ahead
+            .filter(|scan| *scan.options() == options)
+            .and_then(|scan| scan.showing(image.clone(), &normalization))
+            .unwrap_or_else(|| Scan::new(&model, image.clone(), normalization, options));
+        let scan = Arc::new(scan);
         let mut painted = Painted::new(&image.grid, asked.len());
         let (mut answered, mut outputs) = (vec![], vec![]);
         for (at, object) in asked.iter().enumerate() {
@@ -535,7 +561,7 @@ impl Segment {
         Ok(text + &format!("seconds: {} ({})\n", times.join(", "), device.describe()))
     }
 
-    fn intensities(&self, image: &Volume, model: Option<Intensity>) -> Intensities {
+    fn intensities(&self, image: &impl Voxels, model: Option<Intensity>) -> Intensities {
         let mut intensities = intensities(image, model);
         let given = match (self.clip, self.mean, self.sd) {
             (Some(clip), Some(mean), Some(sd)) => {
