@@ -308,7 +308,7 @@ fn nifti(code: i16, slope: f32, [turned, big]: [bool; 2], voxels: &[u8]) -> Vec<
     (0..3).for_each(|a| put(42 + 2 * a, &(WATCHED[a] as i16).to_le_bytes()));
     put(70, &code.to_le_bytes());
     put(112, &slope.to_le_bytes());
-    [88, 320].map(|at| put(at, &1.5f32.to_le_bytes()));
+    [88, 320].into_iter().for_each(|at| put(at, &1.5f32.to_le_bytes()));
     if turned {
         (280..296).for_each(|at| bytes.swap(at, at + 32));
     }
