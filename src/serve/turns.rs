@@ -1,8 +1,9 @@
 //! Turns at the network. One computation uses it at a time, with all threads or the GPU; between
 //! two ops it gives way to who has more right, a click to nobody. Clicks whose patch is encoded go
 //! before encodings, and what somebody asked for before what is encoded ahead; of equal right, who
-//! came first. An encoding goes on as soon as no click waits, and is done an op of after every few
-//! clicks that went before it.
+//! came first. The first encoding goes on as soon as no click waits, and an op of it is done after
+//! every few clicks that went before it. Those that came later take no working memory until it is
+//! done: few have any at a time, however many wait.
 //!
 //! Who gives way waits on the thread that computes, within [`Observer::paced`]. It keeps its
 //! working memory, and the session that it works on, of which `work.rs` does one job at a time; the
@@ -15,7 +16,7 @@ use crate::session::Ahead;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// How often in a row clicks that came later go before an encoding; then an op of it is done.
+/// How many clicks in a row go before encodings that came earlier; then an op of one is done.
 const MOST_OVERTAKEN: u32 = 4;
 
 /// What a turn is wanted for, from the most right to the least.
@@ -37,17 +38,6 @@ struct Place {
     begun: bool,
     /// Whether it wants its turn while nobody else holds any.
     alone: bool,
-    /// How often it was overtaken since its last turn.
-    overtaken: u32,
-}
-
-impl Place {
-    fn right(&self) -> Right {
-        match self.right {
-            Right::Encoding if self.overtaken >= MOST_OVERTAKEN => Right::Click,
-            right => right,
-        }
-    }
 }
 
 #[derive(Default)]
@@ -57,6 +47,8 @@ struct Queue {
     running: Option<u64>,
     next: u64,
     overtaken: u64,
+    /// Clicks since the last op of an encoding that went before one that came earlier.
+    in_a_row: u32,
     /// Whether nothing is encoded ahead any more.
     closed: bool,
 }
@@ -72,6 +64,14 @@ impl Queue {
         self.places.iter().any(|place| place.begun && place.number != number)
     }
 
+    /// The right by which a place has its turn now.
+    fn right(&self, place: &Place) -> Right {
+        match place.right {
+            Right::Encoding if self.in_a_row >= MOST_OVERTAKEN => Right::Click,
+            right => right,
+        }
+    }
+
     /// Who of those that wait goes next.
     fn first(&self) -> Option<&Place> {
         let is_short = self.places.iter().any(|place| place.waits && place.alone);
@@ -81,7 +81,7 @@ impl Queue {
             false => place.begun || !is_short,
         };
         let waiting = self.places.iter().filter(|place| place.waits);
-        waiting.filter(may).min_by_key(|place| (place.right(), place.number))
+        waiting.filter(may).min_by_key(|place| (self.right(place), place.number))
     }
 
     /// Whether what is encoded ahead is in somebody's way, or the server ends.
@@ -92,14 +92,16 @@ impl Queue {
 
     fn give(&mut self, number: u64) {
         self.running = Some(number);
-        for place in &mut self.places {
-            if place.number == number {
-                (place.waits, place.begun, place.overtaken) = (false, true, 0);
-            } else if place.waits && place.right == Right::Encoding && place.number < number {
-                place.overtaken += 1;
-                self.overtaken += 1;
-            }
+        let place = self.place(number);
+        (place.waits, place.begun) = (false, true);
+        if place.right != Right::Click {
+            self.in_a_row = 0;
+            return;
         }
+        let is_passed = |p: &&Place| p.waits && p.right == Right::Encoding && p.number < number;
+        let passed = self.places.iter().filter(is_passed).count();
+        self.in_a_row += u32::from(passed > 0);
+        self.overtaken += passed as u64;
     }
 }
 
@@ -137,7 +139,6 @@ impl Turns {
             waits: false,
             begun: false,
             alone: false,
-            overtaken: 0,
         });
         drop(queue);
         Turn { turns: self.clone(), left: left.clone(), number }
@@ -242,7 +243,10 @@ impl Turn {
             };
             queue.place(self.number).right = right;
             if queue.running == Some(self.number) {
-                if queue.first().is_none_or(|other| other.right() >= right) {
+                // Who comes to an encoding goes behind those that came earlier; a click is done.
+                let mine = (right, self.number);
+                let goes_behind = |other: &Place| mine < (queue.right(other), other.number);
+                if right == Right::Click || queue.first().is_none_or(goes_behind) {
                     return true;
                 }
                 queue.running = None;
@@ -388,6 +392,50 @@ mod tests {
         let (log, _) = encoding_beside_clicks(5, 2 * MOST_OVERTAKEN as usize + 1);
         let few = vec!["click"; MOST_OVERTAKEN as usize].join(" ");
         assert_eq!(log, format!("op {few} op {few} op click op op"));
+    }
+
+    #[test]
+    fn who_comes_to_an_encoding_goes_behind_those_that_came_earlier() {
+        let (turns, log) = (Arc::<Turns>::default(), Log::default());
+        let log = &log;
+        let (earlier, _) = enter(&turns);
+        let (later, _) = enter(&turns);
+        assert!(later.begin());
+        scope(|s| {
+            s.spawn(move || {
+                assert!(earlier.goes_on(Part::Encoding));
+                log.note("earlier");
+            });
+            until_wait(&turns, 1);
+            assert!(later.goes_on(Part::Encoding));
+            log.note("later");
+            drop(later);
+        });
+        assert_eq!(log.all(), "earlier later");
+    }
+
+    #[test]
+    fn of_several_encodings_one_goes_on_beside_clicks() {
+        let mut queue = Queue::default();
+        let all = [(0, Right::Encoding), (1, Right::Encoding), (2, Right::Click)];
+        for (number, right) in all {
+            queue.places.push(Place { number, right, waits: true, begun: false, alone: false });
+        }
+        // There is always another click.
+        let mut given = vec![];
+        for _ in 0..2 * MOST_OVERTAKEN + 3 {
+            let number = queue.first().unwrap().number;
+            queue.give(number);
+            queue.place(number).waits = true;
+            given.push(number);
+        }
+        let few = vec![2; MOST_OVERTAKEN as usize];
+        assert_eq!(given, [&few[..], &[0], &few[..], &[0], &[2]].concat());
+        // The other one holds no memory yet.
+        assert!(!queue.place(1).begun);
+        queue.place(0).waits = false;
+        queue.place(2).waits = false;
+        assert_eq!(queue.first().map(|place| place.number), Some(1));
     }
 
     #[test]
