@@ -80,3 +80,34 @@ impl Voxels for Part {
         self.first
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::Affine;
+    use crate::volume::intensity::Normalization;
+    use crate::volume::patch::{Beyond, Extent, Patch};
+
+    #[test]
+    fn a_part_has_what_a_patch_asks_for_however_far_off_the_scan_lies() {
+        let size = [40, 30, 20];
+        let read: Vec<u8> = (0..40 * 30 * 20).map(|at| (at % 251) as u8).collect();
+        let normalization = Normalization { clip: [0.0, 255.0], mean: 100.0, sd: 50.0 };
+        for far in [0.0, 1e8, 1e16, 1e17, 1e18, 1e20, 1e38] {
+            let mut affine = Affine::from_spacing([0.7, 0.9, 2.0]);
+            (affine.0[0][1], affine.0[1][0]) = (0.1, -0.1);
+            (0..3).for_each(|r| affine.0[r][3] = far * [0.3, -0.7, 0.9][r]);
+            let grid = Grid { size, affine };
+            let element = Element::Uint8;
+            let begun = Begun { grid, element, scale: None, whole: true, big: false, read: &read };
+            let scan = begun.part(&size.map(|n| 0..n)).unwrap();
+            for [i, j, k] in [[0, 0, 0], [20, 15, 10], [39, 29, 19]] {
+                let extent = Extent::of_box([i, j, k, i + 1, j + 1, k + 1]);
+                let patch = Patch::place(&grid, 16, 0.8, &extent);
+                let part = begun.part(&patch.needed(&grid)).unwrap();
+                let cut = |image: &Part| patch.extract(image, &normalization, Beyond::Edge);
+                assert!(cut(&part) == cut(&scan), "{far}, {i}");
+            }
+        }
+    }
+}

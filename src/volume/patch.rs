@@ -189,11 +189,20 @@ impl Patch {
     /// The block of image voxels whose values [`Patch::extract`] asks for where it continues the
     /// scan beyond its border. It is never empty.
     pub fn needed(&self, image: &Grid) -> [Range<usize>; 3] {
-        let block = self.block(image);
-        std::array::from_fn(|d| {
-            // A voxel to spare each way: that method forms its places by another path.
-            let start = block[d].start.saturating_sub(1).min(image.size[d] - 1);
-            start..(block[d].end + 1).clamp(start + 1, image.size[d])
+        // Formed as that method forms its places, of which none lies beyond those of the corners:
+        // rounding keeps an order. So this holds however far off the origin lies.
+        let to_image = image.affine.inverse().after(&self.grid.affine);
+        let corners: [[f64; 3]; 8] = std::array::from_fn(|c| {
+            let face =
+                |d: usize| if c >> d & 1 == 1 { self.grid.size[d] as f64 - 1.0 } else { 0.0 };
+            to_image.apply([0, 1, 2].map(face))
+        });
+        std::array::from_fn(|a| {
+            let on_scan = |v: f64| v.clamp(0.0, image.size[a] as f64 - 1.0) as usize;
+            let low = on_scan(corners.iter().map(|c| c[a]).fold(f64::INFINITY, f64::min));
+            let high = on_scan(corners.iter().map(|c| c[a]).fold(f64::NEG_INFINITY, f64::max));
+            // Between a voxel and the next one.
+            low..(high.max(low) + 2).min(image.size[a])
         })
     }
 
