@@ -13,6 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+/// Voxels of a part, at most. It takes memory beside the scan, and who reads copies it, and reads
+/// nothing meanwhile: of a fine scan a wide look could be nearly all of it.
+const MOST: usize = 1 << 25;
+
 /// Parts of a scan on their way from the thread that reads it to one that works on them.
 pub(super) fn parts() -> (Giver, Taker) {
     let ((grid, its_grid), (ask, asked), (given, gifts)) = (channel(), channel(), channel());
@@ -93,7 +97,11 @@ impl Segment {
         let options = Options { spacing: self.spacing, ..Default::default() };
         let (mut seen, mut expected) = (None::<Scan>, None);
         for patch in places(model, &grid, &options, &prompts).ok()? {
-            let Some(mut part) = parts.part(patch.needed(&grid)) else { break };
+            let block = patch.needed(&grid);
+            if block.iter().map(|range| range.len()).product::<usize>() > MOST {
+                break;
+            }
+            let Some(mut part) = parts.part(block) else { break };
             part.modality = self.modality;
             let Some(normalization) = expected.or_else(|| self.expected(&part, model)) else {
                 break;
