@@ -256,7 +256,8 @@ fn kernels_ask_of_memory_what_their_account_says() {
     let update = std::env::var_os("PRISM_UPDATE_ACCOUNT").is_some();
     let kept = std::fs::read_to_string(&file).unwrap_or_default();
     let mark = format!("# {compiler}");
-    if let Some(by) = kept.lines().nth(1).filter(|by| !update && *by != mark) {
+    let is_another = |by: &&str| !update && by.starts_with("# GCC ") && *by != mark;
+    if let Some(by) = kept.lines().nth(1).filter(is_another) {
         skipped(&format!("kernels/account.txt is by another compiler: '{by}', here '{mark}'"));
         return;
     }

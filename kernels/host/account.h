@@ -3,8 +3,8 @@
 //
 // A request is what the lanes of a warp ask for at one place of the machine code, each for the same time. Lanes run one after another here, and a warp's come together
 // where it exchanges values or waits at a barrier: between two such points the n-th access of a lane at a place goes with the n-th of every other lane there. So lanes that
-// go through a loop alike make the requests that they make on a GPU, as do lanes that leave it early; where lanes differ in an inner loop, and do not come together behind
-// it, its later requests are put together otherwise than there. Nothing depends on the order of lanes, on addresses or on the number of host threads.
+// go through a loop alike make the requests that they make on a GPU, as do lanes that leave it early; where lanes differ in an inner loop, or some pass over a turn (beyond a
+// border, say), and do not come together behind it, its later requests are put together otherwise than there. Nothing depends on the order of lanes, on addresses or on the number of host threads.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -178,8 +178,9 @@ class Log {
   public:
     // An access of a lane. `from` tells where in the machine code it is, `part` which of the several of one place.
     void add(const void *from, unsigned part, Kind kind, int lane, uint64_t at, unsigned bytes) {
-        uint64_t key = (uint64_t)from << 12 | part << 2 | kind;
-        Place *&place = recent[(key >> 12 ^ key >> 20 ^ key) % 1024];
+        // With its width: what is taken apart by its alignment is so otherwise for each lane.
+        uint64_t key = (uint64_t)from << 15 | (uint64_t)part << 5 | __builtin_ctz(bytes) << 2 | kind;
+        Place *&place = recent[(key >> 15 ^ key >> 23 ^ key) % 1024];
         if (!place || place->key != key) place = &places.try_emplace(key, Place{key, kind, bytes, 0, {}, {}}).first->second;
         Place &p = *place;
         if (!p.used) open.push_back(&p);
