@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// How many clicks in a row go before encodings that came earlier; then an op of one is done.
-const MOST_OVERTAKEN: u32 = 4;
+const MOST_OVERTAKEN: u32 = 2;
 
 /// What a turn is wanted for, from the most right to the least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
