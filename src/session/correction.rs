@@ -5,8 +5,8 @@
 //! surface as it is and as it should be. So the mask's signed distance `phi` (in voxels, positive
 //! inside) should change from `phi(c)` to `-phi(c)` there, stay as it is at clicks that hold
 //! already, and change smoothly between: the mean of a Gaussian process through these values, whose
-//! length is a part of the object's size. Voxels that it takes across zero change sides; all others
-//! keep their logits.
+//! length lies between the click's depth and the object's size. Voxels that it takes across zero
+//! change sides; beside them logits become the distance to the surface, all others stay as they are.
 
 use super::ANSWER;
 use crate::memory;
@@ -20,6 +20,8 @@ pub type Click = ([i32; 3], bool);
 const MOST_LOGIT: f32 = 8.0;
 /// The smallest: a voxel that was put on one side stays there when float32 rounds.
 const LEAST_LOGIT: f32 = 0.25;
+/// Voxels that a surface must have been moved by for logits beside it to become its distance.
+const LEAST_MOVED: f32 = 0.25;
 /// Times that the length is halved before voxels that still lie on the wrong side are set one by
 /// one.
 const PASSES: usize = 4;
@@ -29,8 +31,9 @@ const MOST_ANCHORS: usize = 48;
 
 /// Shortest process of a first pass, in voxels.
 const LEAST_LENGTH: f32 = 1.5;
-/// Longest process, in voxels: what a correction looks at stays small on patches of any size.
-const LONGEST: f32 = 12.0;
+/// How far from a click the surface is looked for at most, and the longest process, in voxels: what
+/// a correction looks at stays small on patches of any size.
+const FURTHEST: f32 = 12.0;
 
 /// Voxels that disagree at once from which on they are a stroke.
 const STROKE: usize = 4;
@@ -38,12 +41,18 @@ const STROKE: usize = 4;
 /// The numbers of the correction, in parts of the object's diameter where they are lengths.
 #[derive(Clone, Copy, Debug)]
 pub struct Steering {
-    /// Length of the process, in distances from the click to the surface.
-    pub length_by_depth: f32,
-    /// Greatest length of the process, in diameters of the object.
-    pub most_length: f32,
-    /// How far beyond the click the surface goes, in its distance to it.
-    pub beyond: f32,
+    /// Length of the process, in geometric means of the distance from the click to the surface and
+    /// the object's diameter: an error that is shallow is wide, and one that is deep is not as wide
+    /// as it is deep.
+    pub length: f32,
+    /// Greatest length of the process around a click on excess, and around one on what was missed,
+    /// in diameters of the object.
+    pub most_length: [f32; 2],
+    /// How far from a click the surface is looked for, in diameters of the object.
+    pub most_depth: f32,
+    /// How far beyond a click on excess the surface goes, and beyond one on what was missed, in its
+    /// distance to it.
+    pub beyond: [f32; 2],
     /// How far beyond a stroke's voxels the surface goes, in its distance to them.
     pub beyond_strokes: f32,
     /// How far from a click the network may change the answer: distances from the click to the
@@ -60,13 +69,27 @@ pub struct Steering {
 impl Default for Steering {
     fn default() -> Steering {
         Steering {
-            length_by_depth: 2.0,
-            most_length: 0.3,
-            beyond: 1.2,
+            length: 0.75,
+            most_length: [0.2, 0.2],
+            most_depth: 0.5,
+            beyond: [1.0, 1.2],
             beyond_strokes: 0.1,
             reach_by_depth: 2.0,
             reach_by_size: 0.3,
-            trust: 0.6,
+            trust: 0.3,
+        }
+    }
+}
+
+impl Steering {
+    /// Where no box or mask says how large the object is: the answer is too small, mostly, and a
+    /// click beyond it means much more than lies around the click.
+    pub fn unbounded() -> Steering {
+        let bounded = Steering::default();
+        Steering {
+            most_length: [bounded.most_length[0], 0.6],
+            beyond: [bounded.beyond[0], 2.0],
+            ..bounded
         }
     }
 }
@@ -170,15 +193,15 @@ pub fn correct(
         if wrong.is_empty() {
             return;
         }
-        let most = (how.most_length * diameter).clamp(2.0, LONGEST);
+        let most = (how.most_depth * diameter).clamp(2.0, FURTHEST);
         let near = Neighbourhood::around(logits, size, &wrong, (3.0 * most).ceil() as usize);
         let anchors = spread(&wrong);
-        // A click is the deepest place of what is wrong; a stroke runs through shallow places too,
-        // and says where the surface is not, not where it is.
-        let beyond = if wrong.len() > STROKE { how.beyond_strokes } else { how.beyond };
         let depth = |c: &Click| near.at(c.0).abs().min(most);
-        let deepest = anchors.iter().map(depth).fold(0.0, f32::max);
-        let mut length = (how.length_by_depth * deepest).clamp(LEAST_LENGTH, most);
+        let lengths = anchors.iter().map(|c| {
+            let longest = (how.most_length[usize::from(c.1)] * diameter).min(FURTHEST);
+            (how.length * (depth(c) * diameter).sqrt()).min(longest)
+        });
+        let mut length = lengths.fold(LEAST_LENGTH, f32::max);
         if wrong.len() <= STROKE {
             // The surface runs between a click and one that says otherwise, whether that holds
             // already or not. Strokes lie too close to one another to say how far theirs reach.
@@ -192,6 +215,12 @@ pub fn correct(
         let mut changes: Vec<(Click, f32)> = anchors
             .iter()
             .map(|c| {
+                // A click is the deepest place of what is wrong; a stroke runs through shallow
+                // places too, and says where the surface is not, not where it is.
+                let beyond = match wrong.len() > STROKE {
+                    true => how.beyond_strokes,
+                    false => how.beyond[usize::from(c.1)],
+                };
                 let goal = (beyond * depth(c)).max(1.0);
                 (*c, if c.1 { goal } else { -goal } - near.at(c.0))
             })
@@ -286,6 +315,10 @@ fn apply(
             } else {
                 -1.0
             });
+        } else if change.abs() > LEAST_MOVED {
+            // On both sides of the surface logits are its distance, so that it stays where it is
+            // between voxels too, where a finer grid reads them.
+            *logit = logit.abs().min(phi.abs().max(LEAST_LOGIT)).copysign(*logit);
         }
     }
 }
@@ -300,7 +333,7 @@ pub fn locality(
     how: &Steering,
 ) -> Vec<f32> {
     let mut weights: Vec<f32> = memory::zeroed(ANSWER, logits.len());
-    let most = (how.most_length * diameter).clamp(2.0, LONGEST);
+    let most = (how.most_depth * diameter).clamp(2.0, FURTHEST);
     let near = Neighbourhood::around(logits, size, wrong, (3.0 * most).ceil() as usize);
     for click in spread(wrong) {
         let reach = how.reach_by_depth * near.at(click.0).abs() + how.reach_by_size * diameter;
@@ -326,14 +359,58 @@ pub fn locality(
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_click_beside_one_that_says_otherwise_moves_little() {
-        let size = [40usize; 3];
-        let on = |at: usize| {
+    /// The logits of a ball of 10 voxels radius in the middle of 40.
+    fn ball() -> Vec<f32> {
+        let inside = |at: usize| {
             let p = [at / 1600, at / 40 % 40, at % 40];
             p.iter().map(|v| (*v as f32 - 20.0).powi(2)).sum::<f32>() < 100.0
         };
-        let logits: Vec<f32> = (0..64_000).map(|at| if on(at) { 4.0 } else { -4.0 }).collect();
+        (0..64_000).map(|at| if inside(at) { 4.0 } else { -4.0 }).collect()
+    }
+
+    #[test]
+    fn without_a_box_a_click_beyond_means_more() {
+        let (size, logits) = ([40usize; 3], ball());
+        let added = |how: &Steering| {
+            let mut after = logits.clone();
+            correct(&mut after, size, &[([20, 20, 35], true)], diameter(&logits), how);
+            after.iter().zip(&logits).filter(|(a, b)| **a > 0.0 && **b <= 0.0).count()
+        };
+        let [bounded, unbounded] = [Steering::default(), Steering::unbounded()].map(|h| added(&h));
+        assert!(bounded > 300 && unbounded > 2 * bounded, "{bounded}, {unbounded}");
+    }
+
+    #[test]
+    fn a_finer_grid_reads_a_corrected_surface_where_it_is() {
+        let (size, before) = ([40usize; 3], ball());
+        let mut after = before.clone();
+        correct(&mut after, size, &[([20, 20, 33], true)], diameter(&before), &Steering::default());
+        let on = |logits: &[f32]| logits.iter().filter(|v| **v > 0.0).count() as f32;
+        // Eight places a voxel, by interpolation.
+        let finer = |logits: &[f32]| {
+            let at = |[i, j, k]: [usize; 3]| logits[(i * 40 + j) * 40 + k];
+            let mut count = 0;
+            for n in 0..78 * 78 * 78usize {
+                let p = [n / (78 * 78), n / 78 % 78, n % 78];
+                let mut sum = 0.0;
+                for corner in 0..8 {
+                    let step = [corner & 1, corner >> 1 & 1, corner >> 2 & 1];
+                    sum += at([0, 1, 2].map(|d| p[d] / 2 + p[d] % 2 * step[d]));
+                }
+                count += usize::from(sum > 0.0);
+            }
+            count as f32 / 8.0
+        };
+        let [coarse, fine] = [on(&after) - on(&before), finer(&after) - finer(&before)];
+        assert!(
+            (fine / coarse - 1.0).abs() < 0.1,
+            "{coarse} voxels, {fine} as a finer grid reads them"
+        );
+    }
+
+    #[test]
+    fn a_click_beside_one_that_says_otherwise_moves_little() {
+        let (size, logits) = ([40usize; 3], ball());
         let corrected = |clicks: &[Click]| {
             let mut after = logits.clone();
             correct(&mut after, size, clicks, diameter(&logits), &Steering::default());

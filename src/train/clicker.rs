@@ -71,7 +71,8 @@ impl<'a> Clicker<'a> {
             (start < 11).then(|| some_box(rng, label, size)).flatten().map(|b| b.map(|v| v as f32));
         let given = (start >= 17).then(|| some_mask(rng, label, size));
         let everywhere = rng.random_bool(0.4);
-        let how = Steering::default();
+        let bounded = bounds.is_some() || given.is_some();
+        let how = if bounded { Steering::default() } else { Steering::unbounded() };
         Clicker {
             label,
             size,

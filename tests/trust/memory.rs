@@ -201,7 +201,7 @@ fn no_command_aborts_where_the_system_refuses_memory() {
                 None if words.contains("Fatal glibc error") && words.contains("out of memory") => {
                     done = 0
                 }
-                code => panic!("{run:?} with {limit} kB: {code:?}, {words}"),
+                _ => panic!("{run:?} with {limit} kB: {}, {words}", said.status),
             }
             for place in [folder.path(), out.as_path()] {
                 let names = std::fs::read_dir(place)

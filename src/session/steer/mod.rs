@@ -114,6 +114,8 @@ pub(super) fn interact(
         said.retain(|s| (field.get(s.voxel) > 0.0) == s.positive);
     }
     said.extend(&fresh);
+    let drawn = dense.is_some() || (state.drawn && moved.is_none());
+    let bounded = drawn || bounds.or(state.bounds).is_some();
     let mut work = Work {
         scan,
         observer,
@@ -122,14 +124,14 @@ pub(super) fn interact(
         others,
         field,
         replaced: dense.is_some(),
-        drawn: dense.is_some() || (state.drawn && moved.is_none()),
+        drawn,
         looked: if dense.is_some() { vec![] } else { state.looked.as_ref().clone() },
         last: None,
         notes,
         seconds: [Duration::ZERO; 3],
         encoding: [Duration::ZERO; 2],
         runs: 0,
-        how: Steering::default(),
+        how: if bounded { Steering::default() } else { Steering::unbounded() },
     };
     work.keep_out();
     if dense.is_none() && (before.is_none() || moved.is_some()) {
