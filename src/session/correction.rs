@@ -64,6 +64,8 @@ pub struct Steering {
     /// How much the network's answer counts where it may change the answer (0 to 1), beside the
     /// corrected one that it was given.
     pub trust: f32,
+    /// The same after a stroke, which moves the surface less.
+    pub trust_strokes: f32,
 }
 
 impl Default for Steering {
@@ -77,6 +79,7 @@ impl Default for Steering {
             reach_by_depth: 2.0,
             reach_by_size: 0.3,
             trust: 0.3,
+            trust_strokes: 0.6,
         }
     }
 }
@@ -91,6 +94,11 @@ impl Steering {
             beyond: [bounded.beyond[0], 2.0],
             ..bounded
         }
+    }
+
+    /// How much the network's answer counts where so many voxels disagree.
+    pub fn trust(&self, wrong: usize) -> f32 {
+        if wrong > STROKE { self.trust_strokes } else { self.trust }
     }
 }
 
@@ -231,7 +239,9 @@ pub fn correct(
         held.retain(|h| anchors.iter().any(|c| apart(c.0, h.0) < 3.0 * length));
         changes.extend(spread(&held).into_iter().map(|c| (c, 0.0)));
         let weights = solve(&changes, length);
-        apply(logits, size, &near, &changes, &weights, length);
+        // Along a stroke the surface is not known that well: there the network's logits stay.
+        let beside = wrong.len() <= STROKE;
+        apply(logits, size, &near, (&changes, &weights), length, beside);
     }
     for (p, positive) in disagreeing(logits, size, clicks) {
         logits[place(p, size)] = if positive { LEAST_LOGIT } else { -LEAST_LOGIT };
@@ -268,14 +278,14 @@ fn solve(changes: &[(Click, f32)], length: f32) -> Vec<f64> {
 }
 
 /// Adds the process to the signed distance, and writes the logits of voxels that it takes across
-/// the surface.
+/// the surface; of those `beside` it as well, or not.
 fn apply(
     logits: &mut [f32],
     size: [usize; 3],
     near: &Neighbourhood,
-    changes: &[(Click, f32)],
-    weights: &[f64],
+    (changes, weights): (&[(Click, f32)], &[f64]),
     length: f32,
+    beside: bool,
 ) {
     let reach = (3.0 * length).ceil() as i32;
     let mut moved: Vec<f32> = memory::zeroed(ANSWER, near.phi.len());
@@ -315,7 +325,7 @@ fn apply(
             } else {
                 -1.0
             });
-        } else if change.abs() > LEAST_MOVED {
+        } else if beside && change.abs() > LEAST_MOVED {
             // On both sides of the surface logits are its distance, so that it stays where it is
             // between voxels too, where a finer grid reads them.
             *logit = logit.abs().min(phi.abs().max(LEAST_LOGIT)).copysign(*logit);

@@ -148,7 +148,7 @@ impl<'a> Clicker<'a> {
                 true => vec![1.0; before.len()],
                 false => locality(&before, self.size, &wrong, across, &self.how)
                     .into_iter()
-                    .map(|w| self.how.trust * w)
+                    .map(|w| self.how.trust(wrong.len()) * w)
                     .collect(),
             };
             let mut corrected = before;

@@ -244,7 +244,8 @@ impl Work<'_, '_> {
             return Ok(None);
         }
         let mut weights = locality(&before, size, &seen, diameter(&before), &self.how);
-        let trust = if view == View::Known && !self.guessed() { self.how.trust } else { 1.0 };
+        let known = view == View::Known && !self.guessed();
+        let trust = if known { self.how.trust(seen.len()) } else { 1.0 };
         match view {
             // What a few clicks found is no more than a guess.
             View::Known | View::Wider if self.guessed() => weights.fill(1.0),
