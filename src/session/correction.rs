@@ -86,9 +86,14 @@ impl Default for Steering {
 }
 
 impl Steering {
+    /// By whether a box or a mask says how large the object is.
+    pub fn of(bounded: bool) -> Steering {
+        if bounded { Steering::default() } else { Steering::unbounded() }
+    }
+
     /// Where no box or mask says how large the object is: the answer is too small, mostly, and a
     /// click beyond it means much more than lies around the click.
-    pub fn unbounded() -> Steering {
+    fn unbounded() -> Steering {
         let bounded = Steering::default();
         Steering {
             most_length: [bounded.most_length[0], 0.6],
@@ -211,7 +216,8 @@ pub fn correct(
             (how.length * (depth(c) * diameter).sqrt()).min(longest)
         });
         let mut length = lengths.fold(LEAST_LENGTH, f32::max);
-        if wrong.len() <= STROKE {
+        let is_stroke = wrong.len() > STROKE;
+        if !is_stroke {
             // The surface runs between a click and one that says otherwise, whether that holds
             // already or not. Strokes lie too close to one another to say how far theirs reach.
             let between = anchors.iter().flat_map(|a| {
@@ -226,7 +232,7 @@ pub fn correct(
             .map(|c| {
                 // A click is the deepest place of what is wrong; a stroke runs through shallow
                 // places too, and says where the surface is not, not where it is.
-                let beyond = match wrong.len() > STROKE {
+                let beyond = match is_stroke {
                     true => how.beyond_strokes,
                     false => how.beyond[usize::from(c.1)],
                 };
@@ -241,8 +247,7 @@ pub fn correct(
         changes.extend(spread(&held).into_iter().map(|c| (c, 0.0)));
         let weights = solve(&changes, length);
         // Along a stroke the surface is not known that well: there the network's logits stay.
-        let beside = wrong.len() <= STROKE;
-        apply(logits, size, &near, (&changes, &weights), length, beside);
+        apply(logits, size, &near, (&changes, &weights), length, !is_stroke);
     }
     for (p, positive) in disagreeing(logits, size, clicks) {
         logits[place(p, size)] = if positive { LEAST_LOGIT } else { -LEAST_LOGIT };
@@ -387,7 +392,7 @@ mod tests {
             correct(&mut after, size, &[([20, 20, 35], true)], diameter(&logits), how);
             after.iter().zip(&logits).filter(|(a, b)| **a > 0.0 && **b <= 0.0).count()
         };
-        let [bounded, unbounded] = [Steering::default(), Steering::unbounded()].map(|h| added(&h));
+        let [bounded, unbounded] = [true, false].map(|b| added(&Steering::of(b)));
         assert!(bounded > 300 && unbounded > 2 * bounded, "{bounded}, {unbounded}");
     }
 

@@ -93,7 +93,8 @@ impl<'a> Sight<'a> {
         Sight { config: scan.model().config(), grid: scan.grid(), spacing }
     }
 
-    /// As [`fitted`].
+    /// The patch that shows an extent: fitted to it where the model fits objects, though no closer
+    /// than a few voxels of the scan, else at its own spacing.
     pub fn fitted(&self, extent: &Extent) -> Patch {
         let Sight { config, grid, .. } = *self;
         let finest = grid.spacing().into_iter().fold(f64::INFINITY, f64::min);
@@ -105,7 +106,8 @@ impl<'a> Sight<'a> {
         Patch::place(grid, config.patch, spacing, extent)
     }
 
-    /// As [`probes`].
+    /// The patches to try around prompts that tell a place and no size, from the closest look to
+    /// the widest. One alone where there is nothing to choose.
     pub fn probes(&self, extent: &Extent) -> Vec<Patch> {
         let Sight { config, grid, .. } = *self;
         if config.fit.is_none() || self.spacing.is_some() {
@@ -127,14 +129,12 @@ impl<'a> Sight<'a> {
     }
 }
 
-/// The patch that shows an extent: fitted to it where the model fits objects, though no closer than
-/// a few voxels of the scan, else at its own spacing.
+/// As [`Sight::fitted`] has it.
 pub fn fitted(scan: &Scan, extent: &Extent) -> Patch {
     Sight::of(scan).fitted(extent)
 }
 
-/// The patches to try around prompts that tell a place and no size, from the closest look to the
-/// widest. One alone where there is nothing to choose.
+/// As [`Sight::probes`] has them.
 pub fn probes(scan: &Scan, extent: &Extent) -> Vec<Patch> {
     Sight::of(scan).probes(extent)
 }

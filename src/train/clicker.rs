@@ -72,7 +72,7 @@ impl<'a> Clicker<'a> {
         let given = (start >= 17).then(|| some_mask(rng, label, size));
         let everywhere = rng.random_bool(0.4);
         let bounded = bounds.is_some() || given.is_some();
-        let how = if bounded { Steering::default() } else { Steering::unbounded() };
+        let how = Steering::of(bounded);
         Clicker {
             label,
             size,

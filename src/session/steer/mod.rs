@@ -131,7 +131,7 @@ pub(super) fn interact(
         seconds: [Duration::ZERO; 3],
         encoding: [Duration::ZERO; 2],
         runs: 0,
-        how: if bounded { Steering::default() } else { Steering::unbounded() },
+        how: Steering::of(bounded),
     };
     work.keep_out();
     if dense.is_none() && (before.is_none() || moved.is_some()) {
