@@ -663,9 +663,9 @@ fn a_connection_goes_on_when_a_body_comes_behind_its_head() {
 fn who_announces_much_and_sends_nothing_takes_no_memory() {
     let server = started(Settings { max_sessions: 2, ..Settings::default() });
     let at = server.address;
-    let used = || {
+    let gauge = |name: &str| {
         let text = get(at, "/metrics").text();
-        let line = text.lines().find_map(|line| line.strip_prefix("prism_memory_used_bytes "));
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap().parse::<u64>().unwrap()
     };
     let most = get(at, "/v1").json(200)["limits"]["scan_bytes"].as_u64().unwrap();
@@ -677,16 +677,17 @@ fn who_announces_much_and_sends_nothing_takes_no_memory() {
         stream
     };
     let silent = [silent(), silent()];
-    // They have the places that there are when no third one gets any.
+    // Nothing else is asked for before both have their places, or it could take one.
     let end = Instant::now() + Duration::from_secs(20);
-    while ask(at, "POST", "/v1/scans", &[], b"").status != 503 {
+    while gauge("prism_arriving") < 2 {
         assert!(Instant::now() < end, "nobody waits for them");
         std::thread::sleep(Duration::from_millis(10));
     }
+    assert_eq!(ask(at, "POST", "/v1/scans", &[], b"").status, 503);
     // What they announced would be as much by itself; other tests take some, and let it go again.
     let end = Instant::now() + Duration::from_secs(15);
-    while used() >= 2 * length {
-        assert!(Instant::now() < end, "{} where {length} were announced twice", used());
+    while gauge("prism_memory_used_bytes") >= 2 * length {
+        assert!(Instant::now() < end, "{length} bytes were announced twice, and are all taken");
         std::thread::sleep(Duration::from_millis(100));
     }
     drop(silent);

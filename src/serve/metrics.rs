@@ -22,6 +22,8 @@ pub struct Gauges {
     pub leases: usize,
     pub sessions: usize,
     pub scans: usize,
+    /// Scans that are being sent, a place kept for each.
+    pub arriving: usize,
     pub waiting: usize,
     /// Predictions that wait between two ops of the network.
     pub paused: usize,
@@ -62,6 +64,7 @@ impl Metrics {
         let help = "Sessions of ITK-SNAP's protocol and MONAI Label's";
         put("sessions", "gauge", help, now.sessions as u64);
         put("scans", "gauge", "Scans of prism's own interface", now.scans as u64);
+        put("arriving", "gauge", "Scans that are being sent", now.arriving as u64);
         put("waiting", "gauge", "Requests that wait for their turn", now.waiting as u64);
         let help = "Predictions that wait between two ops of the network";
         put("paused", "gauge", help, now.paused as u64);
@@ -111,6 +114,7 @@ mod tests {
             leases: 1,
             sessions: 6,
             scans: 2,
+            arriving: 7,
             waiting: 3,
             paused: 8,
             used: 4,
@@ -124,6 +128,7 @@ mod tests {
             "prism_leases 1",
             "prism_sessions 6",
             "prism_scans 2",
+            "prism_arriving 7",
             "prism_waiting 3",
             "prism_paused 8",
             "prism_requests_total 2",

@@ -422,6 +422,7 @@ async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
         leases,
         sessions,
         scans,
+        arriving: shared.store.arriving(),
         waiting: turns.waiting,
         paused: turns.paused,
         used: memory::used(),

@@ -390,6 +390,11 @@ impl Store {
         (all.leases.len(), all.snaps.len() + all.labels.len(), all.scans.len())
     }
 
+    /// How many scans are being sent, each of which has a place kept for it.
+    pub fn arriving(&self) -> usize {
+        self.all().kept
+    }
+
     /// A new lease.
     pub fn claim(&self) -> Result<Id, Failure> {
         self.begin(Owner::Lease)
