@@ -13,6 +13,10 @@ use crate::volume::patch::{Extent, Patch};
 const LENGTHS: [f64; 4] = [28.0, 56.0, 112.0, 224.0];
 /// How many of them.
 const PROBES: usize = 4;
+/// Places along an edge of such a patch at which its centre may lie. Points near each other are
+/// looked at with the very same patches: what was encoded for one of them serves all. The point is
+/// off the centre by a 16th of the edge along each axis at most.
+const LATTICE: usize = 8;
 /// Voxels of the scan, along its finest axis, that a patch shows at least.
 const LEAST_VOXELS: f64 = 8.0;
 /// How far apart values that look alike are at most, in standard deviations of the network's input:
@@ -107,7 +111,8 @@ impl<'a> Sight<'a> {
     }
 
     /// The patches to try around prompts that tell a place and no size, from the closest look to
-    /// the widest. One alone where there is nothing to choose.
+    /// the widest, on a [lattice](LATTICE). One alone where there is nothing to choose, and that
+    /// is centred.
     pub fn probes(&self, extent: &Extent) -> Vec<Patch> {
         let Sight { config, grid, .. } = *self;
         if config.fit.is_none() || self.spacing.is_some() {
@@ -120,7 +125,10 @@ impl<'a> Sight<'a> {
         let scale = if whole < LENGTHS[0] { whole / LENGTHS[2] } else { 1.0 };
         let wide: Vec<f64> =
             LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).take(PROBES).collect();
-        let place = |l: f64| Patch::place(grid, config.patch, l / config.patch as f64, extent);
+        // What is shown is shorter than the patch by more than the lattice moves it.
+        let step = (config.patch / LATTICE).max(1);
+        let place =
+            |l: f64| Patch::place_every(step, grid, config.patch, l / config.patch as f64, extent);
         if wide.is_empty() {
             vec![self.fitted(extent)]
         } else {
@@ -309,5 +317,49 @@ mod tests {
         assert_eq!(understood_box([10, 10, 20, 40, 30, 21], &grid), [10, 10, 18, 40, 30, 23]);
         assert_eq!(understood_box([10, 10, 20, 14, 14, 21], &grid), [10, 10, 20, 14, 14, 21]);
         assert_eq!(understood_box([10, 50, 10, 11, 70, 14], &grid), [0, 50, 10, 21, 70, 14]);
+    }
+
+    #[test]
+    fn points_near_each_other_are_looked_at_with_the_same_patches() {
+        let rows = [[-0.8, 0.0, 0.0, 100.0], [0.0, 0.9, 0.0, -3.0], [0.0, 0.0, 4.0, 7.0]];
+        let grid = Grid { size: [300, 280, 60], affine: Affine(rows) };
+        let config = Config { fit: Some(1.75), ..Config::tiny() };
+        let sight = Sight { config: &config, grid: &grid, spacing: None };
+        let (edge, step) = (config.patch as f64, (config.patch / LATTICE) as f64);
+        for voxel in [[150, 140, 30], [3, 279, 0], [77, 12, 59]] {
+            let patches = sight.probes(&of_voxel(voxel));
+            assert_eq!(patches.len(), PROBES);
+            for (n, patch) in patches.iter().enumerate() {
+                let at = patch.from_image.apply(voxel.map(|v| v as f64));
+                let is_near = |c: &f64| (c - edge / 2.0).abs() <= step / 2.0 + 1e-5;
+                assert!(at.iter().all(is_near), "{voxel:?}, {n}: {at:?}");
+                assert!(shows(patch, voxel, &grid), "{voxel:?}, {n}");
+                // The probe of a point so many steps from where this one lies.
+                let to_image = patch.from_image.inverse();
+                let probe = |off: [f64; 3]| {
+                    let point = to_image.apply(off.map(|o| edge / 2.0 + o * step));
+                    sight.probes(&Extent { low: point, high: point })[n].grid
+                };
+                for corner in 0..8 {
+                    let side = |a: usize| if corner >> a & 1 == 1 { 0.49 } else { -0.49 };
+                    let off = [0, 1, 2].map(side);
+                    assert!(probe(off) == patch.grid, "{voxel:?}, {n}: {off:?}");
+                }
+                for (a, o) in (0..3).flat_map(|a| [(a, 1.01), (a, -1.01)]) {
+                    let off = [0, 1, 2].map(|d| if d == a { o } else { 0.0 });
+                    assert!(probe(off) != patch.grid, "{voxel:?}, {n}: {off:?}");
+                }
+            }
+        }
+        // What is as long as a patch shows at most lies in it wherever that is.
+        for low in (100..130).map(|v| v as f64) {
+            let extent = Extent { low: [low, low, 20.0], high: [low + 53.5, low + 47.5, 30.5] };
+            let patches = sight.probes(&extent);
+            assert_eq!(patches.len(), PROBES - 1);
+            for (patch, face) in patches.iter().flat_map(|p| [(p, extent.low), (p, extent.high)]) {
+                let at = patch.from_image.apply(face);
+                assert!(at.iter().all(|c| (-0.5..=edge - 0.5).contains(c)), "{low}: {at:?}");
+            }
+        }
     }
 }

@@ -57,14 +57,27 @@ impl Patch {
     /// Places a patch of `edge` voxels on `image` so that it is centred on `extent`; at `spacing`,
     /// or coarser where the extent would not fit.
     pub fn place(image: &Grid, edge: usize, spacing: f64, extent: &Extent) -> Patch {
+        Patch::place_every(1, image, edge, spacing, extent)
+    }
+
+    /// Places a patch as [`Patch::place`] does, its centre at the nearest of every `step`-th voxel
+    /// of the resampled scan: extents near each other have the very same patch. The centre is off
+    /// by half a step along each axis at most, in voxels of the patch.
+    pub(crate) fn place_every(
+        step: usize,
+        image: &Grid,
+        edge: usize,
+        spacing: f64,
+        extent: &Extent,
+    ) -> Patch {
         let canonical = image.canonical();
         let to_canonical = canonical.affine.inverse().after(&image.affine);
         // Axes only swap and flip between the two, so opposite corners stay opposite corners.
         let (a, b) = (to_canonical.apply(extent.low), to_canonical.apply(extent.high));
         let (low, high): ([f64; 3], [f64; 3]) =
             (std::array::from_fn(|d| a[d].min(b[d])), std::array::from_fn(|d| a[d].max(b[d])));
-        let step = canonical.spacing();
-        let longest = (0..3).map(|d| (high[d] - low[d]) * step[d]).fold(0.0, f64::max);
+        let apart = canonical.spacing();
+        let longest = (0..3).map(|d| (high[d] - low[d]) * apart[d]).fold(0.0, f64::max);
         let fitting = longest / edge as f64;
         // A rounding error must not coarsen a box that fits exactly; a coarser patch leaves a voxel
         // of margin on each side.
@@ -77,8 +90,10 @@ impl Patch {
         let mut affine = scan.affine;
         // Half a voxel lower where the centre falls between: the middle of an even cube is an edge
         // between voxels.
+        let step = step as f64;
         let first: [f64; 3] = std::array::from_fn(|d| {
-            ((low[d] + high[d] + 1.0) / 2.0 + 1e-6).floor() - (edge / 2) as f64
+            let centre = (low[d] + high[d] + step) / 2.0 + 1e-6;
+            (centre / step).floor() * step - (edge / 2) as f64
         });
         let origin = scan.affine.apply(first);
         (0..3).for_each(|r| affine.0[r][3] = origin[r]);
