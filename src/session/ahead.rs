@@ -5,22 +5,24 @@ use super::encodings::Coming;
 use super::scan::Scan;
 use crate::memory;
 use crate::model::Observer;
+use crate::volume::Grid;
 use crate::volume::patch::Patch;
 use std::sync::{Arc, Weak};
 
 /// A patch that a session will look at, most likely, when its answer is corrected
-/// ([`super::Session::ahead`]): to be encoded before that, on any thread. It keeps neither the
-/// session nor its scan.
+/// ([`super::Session::ahead`]) or where something is said first ([`super::Session::ahead_of`]): to
+/// be encoded before that, on any thread. It keeps neither the session nor its scan.
 pub struct Ahead {
     scan: Weak<Scan>,
-    /// Goes when the session does, and when the patch is another.
-    sign: Weak<()>,
+    /// Where all patches lie that were told together. Goes when the session does, and when others
+    /// are told.
+    sign: Weak<Vec<Grid>>,
     patch: Patch,
     coming: Arc<Coming>,
 }
 
 impl Ahead {
-    pub(super) fn new(scan: &Arc<Scan>, sign: &Arc<()>, patch: Patch) -> Ahead {
+    pub(super) fn new(scan: &Arc<Scan>, sign: &Arc<Vec<Grid>>, patch: Patch) -> Ahead {
         let (scan, sign) = (Arc::downgrade(scan), Arc::downgrade(sign));
         Ahead { scan, sign, patch, coming: Arc::default() }
     }

@@ -31,13 +31,29 @@ impl EncodedPatch {
     }
 }
 
+/// An encoded patch that is kept.
+struct Kept {
+    /// The number of its scan.
+    scan: u64,
+    encoded: Arc<EncodedPatch>,
+    /// Whether somebody asked for it by now: what was encoded ahead may never be.
+    asked: bool,
+}
+
+impl Kept {
+    fn is(&self, scan: u64, patch: &Patch) -> bool {
+        self.scan == scan && self.encoded.patch().grid == patch.grid
+    }
+}
+
 /// The encoded patches of a scan, or of several that share the room for them: where it is not
-/// enough, those used least recently go, whosever they are.
+/// enough, those go that were encoded ahead and nobody asked for, the oldest first, and then those
+/// used least recently, whosever they are.
 pub struct Encodings {
     /// Bytes that they take, at most.
     most: usize,
-    /// Each with the number of its scan, the one used last at the end.
-    kept: Mutex<Vec<(u64, Arc<EncodedPatch>)>>,
+    /// The one used last at the end.
+    kept: Mutex<Vec<Kept>>,
     /// What is being encoded ahead, with the number of its scan.
     coming: Mutex<Vec<(u64, Grid, Arc<Coming>)>>,
     scans: AtomicU64,
@@ -63,12 +79,12 @@ impl Encodings {
         self.made.load(Ordering::Relaxed)
     }
 
-    /// Encoded patches that were dropped to make room for others.
+    /// Encoded patches that somebody had asked for and that were dropped to make room for others.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    fn kept(&self) -> MutexGuard<'_, Vec<(u64, Arc<EncodedPatch>)>> {
+    fn kept(&self) -> MutexGuard<'_, Vec<Kept>> {
         self.kept.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -83,26 +99,31 @@ impl Encodings {
 
     /// Bytes of what is kept of a scan.
     pub(super) fn bytes(&self, scan: u64) -> usize {
-        self.kept().iter().filter(|(of, _)| *of == scan).map(|(_, e)| e.bytes()).sum()
+        self.kept().iter().filter(|k| k.scan == scan).map(|k| k.encoded.bytes()).sum()
     }
 
     /// A patch of a scan, if it is kept: the one used last from now on.
     pub(super) fn get(&self, scan: u64, patch: &Patch) -> Option<Arc<EncodedPatch>> {
         let mut kept = self.kept();
-        let at = kept.iter().position(|(of, e)| *of == scan && e.patch().grid == patch.grid)?;
+        let at = kept.iter().position(|k| k.is(scan, patch))?;
         kept[at..].rotate_left(1);
-        kept.last().map(|(_, e)| e.clone())
+        let found = kept.last_mut()?;
+        found.asked = true;
+        Some(found.encoded.clone())
     }
 
     /// Keeps a patch that was just encoded, however large, and drops others where that is too much.
-    pub(super) fn keep(&self, scan: u64, encoded: &Arc<EncodedPatch>) {
+    /// One that nobody asked for goes itself before any that somebody did.
+    pub(super) fn keep(&self, scan: u64, encoded: &Arc<EncodedPatch>, asked: bool) {
         self.made.fetch_add(1, Ordering::Relaxed);
         let mut kept = self.kept();
-        kept.push((scan, encoded.clone()));
-        let mut held: usize = kept.iter().map(|(_, e)| e.bytes()).sum();
+        kept.push(Kept { scan, encoded: encoded.clone(), asked });
+        let mut held: usize = kept.iter().map(|k| k.encoded.bytes()).sum();
         while held > self.room() && kept.len() > 1 {
-            held -= kept.remove(0).1.bytes();
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            let at = kept.iter().position(|k| !k.asked).unwrap_or(0);
+            let gone = kept.remove(at);
+            held -= gone.encoded.bytes();
+            self.dropped.fetch_add(u64::from(gone.asked), Ordering::Relaxed);
         }
     }
 
@@ -112,7 +133,7 @@ impl Encodings {
     }
 
     /// Tells of a patch of a scan that it is being encoded ahead, until the guard goes; none where
-    /// it is kept already, or others would have to make room for it.
+    /// it is kept already, or others that somebody asked for would have to make room for it.
     pub(super) fn announce<'a>(
         &'a self,
         scan: u64,
@@ -122,10 +143,10 @@ impl Encodings {
         let fits = {
             let kept = self.kept();
             // Those of a network are as large as each other.
-            let each = kept.iter().map(|(_, e)| e.bytes());
-            let (held, one) = (each.clone().sum::<usize>(), each.max().unwrap_or(0));
-            let is_kept = kept.iter().any(|(of, e)| *of == scan && e.patch().grid == patch.grid);
-            !is_kept && held + one <= self.room()
+            let one = kept.iter().map(|k| k.encoded.bytes()).max().unwrap_or(0);
+            let asked = kept.iter().filter(|k| k.asked);
+            let held: usize = asked.map(|k| k.encoded.bytes()).sum();
+            !kept.iter().any(|k| k.is(scan, patch)) && held + one <= self.room()
         };
         fits.then(|| {
             coming.over.store(false, Ordering::Relaxed);
@@ -150,13 +171,14 @@ impl Encodings {
             let half = kept.len().div_ceil(2);
             kept.drain(..half).collect()
         };
-        self.dropped.fetch_add(gone.len() as u64, Ordering::Relaxed);
+        let asked = gone.iter().filter(|k| k.asked).count();
+        self.dropped.fetch_add(asked as u64, Ordering::Relaxed);
         !gone.is_empty()
     }
 
     /// Lets go of what is kept of a scan.
     pub(super) fn forget(&self, scan: u64) {
-        self.kept().retain(|(of, _)| *of != scan);
+        self.kept().retain(|k| k.scan != scan);
     }
 }
 

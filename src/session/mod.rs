@@ -372,8 +372,9 @@ pub struct Session {
     now: usize,
     /// Where a released session looks, once that is known.
     place: Option<Patch>,
-    /// There while what [`Session::ahead`] returned last is of use.
-    sign: Option<Arc<()>>,
+    /// Where the patches lie that [`Session::ahead`] or [`Session::ahead_of`] told last, while they
+    /// are of use.
+    sign: Option<Arc<Vec<Grid>>>,
     _joined: Arc<()>,
 }
 
@@ -490,16 +491,48 @@ impl Session {
 
     /// Where the network will look, most likely, when a click disagrees with the answer: where it
     /// looked last, or at the mask that was given; to be encoded before that. None where nothing
-    /// tells: a first click is looked at where it lies. What was returned before is of no use any
-    /// more, nor is this after another interaction, an undo, a redo or a reset.
+    /// tells: a first click is looked at where it lies ([`Session::ahead_of`]). What was returned
+    /// before is of no use any more, nor is this after another interaction, an undo, a redo or a
+    /// reset.
     pub fn ahead(&mut self) -> Option<Ahead> {
         self.sign = None;
         let patch = match self.scan.options().released {
             true => self.place.clone(),
             false => steer::ahead(&self.scan, &self.states[self.now]),
         }?;
-        let sign = self.sign.insert(Arc::new(()));
+        let sign = self.sign.insert(Arc::new(vec![patch.grid]));
         Some(Ahead::new(&self.scan, sign, patch))
+    }
+
+    /// Where the network will look if these prompts are the first, as far as can be told, in the
+    /// order in which it will; to be encoded before that. A program tells so where a pointer rests:
+    /// a first click beside that place is looked at with the same patches, mostly. Says nothing of
+    /// the object.
+    ///
+    /// Empty where there is an answer, whose next look [`Session::ahead`] tells, and where the very
+    /// same places were returned last and some of them are still held. Otherwise what was returned
+    /// before is of no use any more, nor is this after an interaction, an undo, a redo or a reset.
+    ///
+    /// # Errors
+    /// A prompt lies outside the scan or is of another size, or nothing says where the object is.
+    pub fn ahead_of(&mut self, prompts: &Prompts) -> Result<Vec<Ahead>, SessionError> {
+        self.check(prompts)?;
+        if self.prediction().is_some() {
+            return Ok(vec![]);
+        }
+        let patches = match (self.scan.options().released, &self.place) {
+            (true, Some(place)) => vec![place.clone()],
+            (true, None) => vec![released::place(&self.scan, prompts)?],
+            (false, _) => steer::places(&region::Sight::of(&self.scan), prompts)?,
+        };
+        let places: Vec<Grid> = patches.iter().map(|patch| patch.grid).collect();
+        // What is encoded there, or waits to be, goes on.
+        let is_told = |sign: &Arc<Vec<Grid>>| **sign == places && Arc::weak_count(sign) > 0;
+        if self.sign.as_ref().is_some_and(is_told) {
+            return Ok(vec![]);
+        }
+        let sign: &Arc<Vec<Grid>> = self.sign.insert(Arc::new(places));
+        Ok(patches.into_iter().map(|patch| Ahead::new(&self.scan, sign, patch)).collect())
     }
 
     /// One interaction: what is said now is added to what was said before. A box is kept until

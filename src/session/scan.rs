@@ -247,7 +247,11 @@ impl Scan {
         {}
         match self.encodings.get(self.number, patch) {
             Some(found) => Ok((found, false)),
-            None => Ok((self.encode(patch, true, observer)?, true)),
+            None => {
+                let encoded = self.encode(patch, true, observer)?;
+                self.encodings.keep(self.number, &encoded, true);
+                Ok((encoded, true))
+            }
         }
     }
 
@@ -262,7 +266,8 @@ impl Scan {
         let Some(_announced) = self.encodings.announce(self.number, patch, coming) else {
             return Ok(false);
         };
-        self.encode(patch, false, observer)?;
+        let encoded = self.encode(patch, false, observer)?;
+        self.encodings.keep(self.number, &encoded, coming.is_awaited());
         Ok(true)
     }
 
@@ -287,9 +292,7 @@ impl Scan {
             encoded => encoded,
         }?;
         let seconds = [cut - start, cut.elapsed()];
-        let encoded = Arc::new(EncodedPatch { patch: patch.clone(), input, features, seconds });
-        self.encodings.keep(self.number, &encoded);
-        Ok(encoded)
+        Ok(Arc::new(EncodedPatch { patch: patch.clone(), input, features, seconds }))
     }
 }
 

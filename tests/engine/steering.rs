@@ -8,7 +8,8 @@ use prism::device::Device;
 use prism::model::{Config, Model, Observer, Part, PatchPrompts, Weights, prompt_maps};
 use prism::prompt::{Dense, Prompts, RawBox, RawOutline, Space};
 use prism::session::{
-    Encodings, MASK_LOGIT, Note, Options, Scan, Session, normalization, working_spacing,
+    Ahead, Encodings, MASK_LOGIT, Note, Options, Scan, Session, SessionError, normalization,
+    places, working_spacing,
 };
 use prism::tensor::Tensor;
 use prism::volume::Volume;
@@ -450,15 +451,20 @@ fn released_sessions_are_the_network_alone() {
     }
 }
 
-/// A session with a block as its mask, and what is encoded for it.
-fn masked() -> (Session, Arc<Encodings>) {
-    let (image, model, options) = (image(), small(), Options::default());
+/// A session in which nothing was said, and what is encoded for it.
+fn unsaid(options: Options) -> (Session, Arc<Encodings>) {
+    let (image, model) = (image(), small());
     let n = normalization(&*image, model.config().intensity);
     let encodings = Arc::new(Encodings::new(options.memory));
-    let scan = Scan::sharing(&model, image.clone(), n, options, &encodings);
-    let mut s = Session::new(&Arc::new(scan));
+    let scan = Scan::sharing(&model, image, n, options, &encodings);
+    (Session::new(&Arc::new(scan)), encodings)
+}
+
+/// A session with a block as its mask, and what is encoded for it.
+fn masked() -> (Session, Arc<Encodings>) {
+    let (mut s, encodings) = unsaid(Options::default());
     assert!(s.ahead().is_none());
-    let mut mask = vec![0; image.grid.voxels()];
+    let mut mask = vec![0; image().grid.voxels()];
     for (i, j) in (74..90).flat_map(|i| (74..90).map(move |j| (i, j))) {
         (12..16).for_each(|k| mask[place([i, j, k])] = 1);
     }
@@ -528,6 +534,83 @@ fn what_is_encoded_ahead_is_found_and_changes_no_answer() {
         s.interact_observed(&click, &mut Observer::paced(&mut waits)).unwrap();
     });
     assert!(ahead.is_awaited() && encodings.made() == 1 && bits(&s) == bits(&plain));
+}
+
+/// Where a first click is looked at.
+fn looks(at: [usize; 3]) -> Vec<Patch> {
+    let click = points(&[(at, true)]);
+    places(&small(), &image().grid, &Options::default(), &click).unwrap()
+}
+
+#[test]
+fn where_a_pointer_rests_is_encoded_for_a_click_beside_it() {
+    let grids = |at: [usize; 3]| looks(at).iter().map(|patch| patch.grid).collect::<Vec<_>>();
+    let [i, j, k] = ON;
+    let near = [[i + 1, j, k], [i - 1, j, k], [i, j + 1, k], [i, j - 1, k]];
+    let beside = near.into_iter().find(|at| grids(*at) == grids(ON)).unwrap();
+    let (rests, click) = (points(&[(ON, true)]), points(&[(beside, true)]));
+    let elsewhere = points(&[([30, 30, 5], true)]);
+    let bits = |s: &Session| s.probability().iter().map(|p| p.to_bits()).collect::<Vec<_>>();
+    let (mut plain, encodings) = unsaid(Options::default());
+    plain.interact(&click).unwrap();
+    let all = encodings.made();
+
+    let (mut s, encodings) = unsaid(Options::default());
+    let former = s.ahead_of(&elsewhere).unwrap();
+    let ahead = s.ahead_of(&rests).unwrap();
+    assert_eq!((former.len(), ahead.len()), (4, 4));
+    // The place that was told last counts; what is on its way to it is not told twice.
+    assert!(!former.iter().any(Ahead::serves));
+    assert!(s.ahead_of(&click).unwrap().is_empty());
+    let outside = s.ahead_of(&points(&[([9999, 0, 0], true)]));
+    assert!(matches!(outside, Err(SessionError::Outside { .. })));
+    assert!(matches!(s.ahead_of(&Prompts::default()), Err(SessionError::NoPrompt)));
+    assert!(ahead.iter().all(|a| a.serves() && a.encode(&mut Observer::none()).unwrap()));
+    assert_eq!(encodings.made(), 4);
+    s.interact(&click).unwrap();
+    // What is left is where the object turned out to lie.
+    assert!(encodings.made() == all && bits(&s) == bits(&plain));
+    assert!(!ahead.iter().any(Ahead::serves));
+    // An answer is corrected where it was looked at.
+    assert!(s.ahead_of(&elsewhere).unwrap().is_empty());
+    assert!(s.undo());
+    assert_eq!(s.ahead_of(&elsewhere).unwrap().len(), 4);
+
+    let (mut s, encodings) = unsaid(Options { released: true, ..Options::default() });
+    let ahead = s.ahead_of(&click).unwrap();
+    assert!(ahead.len() == 1 && ahead[0].encode(&mut Observer::none()).unwrap());
+    s.interact(&click).unwrap();
+    assert_eq!(encodings.made(), 1);
+}
+
+#[test]
+fn what_nobody_asked_for_makes_room_first() {
+    let none = &mut Observer::none();
+    let (here, there) = ([20, 20, 2], [140, 140, 25]);
+    let first = &looks(ON)[0];
+    let (s, _) = unsaid(Options::default());
+    s.scan().encoded(first, none).unwrap();
+    let one = s.scan().bytes();
+
+    let (mut s, encodings) = unsaid(Options { memory: 5 * one, ..Options::default() });
+    let scan = s.scan().clone();
+    let mut rest = |at: [usize; 3]| {
+        let ahead = s.ahead_of(&points(&[(at, true)])).unwrap();
+        ahead.iter().filter(|a| a.encode(&mut Observer::none()).unwrap()).count()
+    };
+    scan.encoded(first, none).unwrap();
+    assert_eq!((rest(here), scan.bytes()), (4, 5 * one));
+    // There is room for no more: what was encoded for nothing goes, and what is worked with stays.
+    assert_eq!((rest(there), scan.bytes()), (4, 5 * one));
+    assert!(!scan.encoded(first, none).unwrap().1);
+    assert_eq!((encodings.made(), encodings.dropped()), (9, 0));
+    for patch in &looks(there) {
+        assert!(!scan.encoded(patch, none).unwrap().1);
+    }
+    // All is worked with now: nothing of it goes before somebody needs another place.
+    assert_eq!((rest(here), encodings.dropped()), (0, 0));
+    assert!(scan.encoded(&looks(here)[0], none).unwrap().1);
+    assert_eq!((encodings.made(), encodings.dropped()), (10, 1));
 }
 
 #[test]
