@@ -224,7 +224,8 @@ fn what_is_wrong_is_told_by_its_status() {
     let at = server.address;
     let (scan, _) = upload(at);
     let object = object_on(at, &scan, &json!({}));
-    let prompts = format!("/v1/objects/{object}/prompts");
+    let [prompts, prepare] =
+        ["prompts", "prepare"].map(|what| format!("/v1/objects/{object}/{what}"));
     let lost = "0".repeat(32);
     let body = |path: &str, text: &str| ask(at, "POST", path, &[], text.as_bytes());
     let outline = vec![[1, 1]; 10_001];
@@ -236,6 +237,11 @@ fn what_is_wrong_is_told_by_its_status() {
         (body(&prompts, "{\"points\":[{\"at\":[9999,0,0]}]}"), 422, "lies outside the scan"),
         (body(&prompts, &corners), 422, "corners of lassos"),
         (body(&prompts, "{\"points\":[{\"at\":[0.5,0,0]}]}"), 422, "whole numbers"),
+        (body(&prepare, "{\"points\":[]}"), 400, "unknown field"),
+        (body(&prepare, "{\"point\":[1,2]}"), 400, "the body"),
+        (body(&prepare, "{}"), 422, "expected a point"),
+        (body(&prepare, "{\"point\":[9999,0,0]}"), 422, "lies outside the scan"),
+        (body(&format!("/v1/objects/{lost}/prepare"), "{}"), 404, "no such object"),
         (body(&format!("/v1/objects/{lost}/prompts"), "{}"), 404, "no such object"),
         (body("/v1/objects/..%2f..%2fetc/prompts", "{}"), 404, "no such object"),
         (get(at, &format!("/v1/scans/{lost}")), 404, "no such scan"),

@@ -12,8 +12,8 @@ use common::here;
 use http::{CLICK, ask, box_and_click, example, get, model, object_on, post, said, started};
 use prism::prompt::{Dense, Prompts};
 use prism::serve::{Keep, Settings};
-use prism::session::{Encodings, Options, Scan, Session, intensities};
-use prism::volume::{Volume, mask_file};
+use prism::session::{Encodings, Options, Scan, Session, intensities, places};
+use prism::volume::{Grid, Volume, mask_file};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -190,6 +190,62 @@ fn where_a_mask_lies_is_encoded_before_the_first_click() {
     viewer.buffer = initial;
     assert_eq!(viewer.point(json!([off[2], off[1], off[0]]), false, true), (true, true));
     assert_eq!(encoded(at), 3);
+}
+
+/// A voxel beside the click of the example that is looked at first with the very same patches.
+fn beside_click(image: &Volume) -> [usize; 3] {
+    let looks = |at: [usize; 3]| -> Vec<Grid> {
+        let prompts = said(&[(at, true)], None);
+        let places = places(&model(), &image.grid, &Options::default(), &prompts).unwrap();
+        places.iter().map(|patch| patch.grid).collect()
+    };
+    let [i, j, k] = CLICK;
+    let near = [[i + 1, j, k], [i - 1, j, k], [i, j + 1, k], [i, j - 1, k]];
+    near.into_iter().find(|at| looks(*at) == looks(CLICK)).unwrap()
+}
+
+#[test]
+fn where_a_pointer_rests_is_encoded_before_a_first_click() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let image = Arc::new(example());
+    let prepare = |object: &str, point: [usize; 3]| {
+        let reply = post(at, &format!("/v1/objects/{object}/prepare"), &json!({ "point": point }));
+        reply.json(202)["places"].as_u64().unwrap()
+    };
+    // A first click is looked at from four distances, and then where the object turned out to lie.
+    let beside = beside_click(&image);
+    let (mut own, encodings) = library(&image);
+    own.interact(&said(&[(beside, true)], None)).unwrap();
+    assert!(encodings.made() > 4);
+    let object = object_on(at, &upload(at), &json!({}));
+    assert_eq!(prepare(&object, CLICK), 4);
+    until_encoded(at, 4);
+    prompt(at, &object, &point(beside, true));
+    assert_eq!(encoded(at), encodings.made());
+    assert!(mask_of(at, &object) == own.mask());
+    // Where the next click is looked at is known then.
+    assert_eq!(prepare(&object, [30, 30, 5]), 0);
+    assert_eq!(encoded(at), encodings.made());
+
+    // Of two places the first gives way.
+    let (former, latter) = ([130, 130, 23], [40, 80, 14]);
+    let (mut own, encodings) = library(&image);
+    own.interact(&said(&[(latter, true)], None)).unwrap();
+    let object = object_on(at, &upload(at), &json!({}));
+    let before = encoded(at);
+    assert_eq!((prepare(&object, former), prepare(&object, latter)), (4, 4));
+    // It is told anew when nothing of it waits any more.
+    let is_done = |_| {
+        std::thread::sleep(Duration::from_millis(20));
+        prepare(&object, latter) == 4
+    };
+    assert!((0..6000).any(is_done));
+    let told = encoded(at);
+    assert!((4..=8).contains(&(told - before)), "{before}, {told}");
+    prompt(at, &object, &point(latter, true));
+    assert_eq!(encoded(at) - told, encodings.made() - 4);
+    assert!(mask_of(at, &object) == own.mask());
 }
 
 #[test]

@@ -67,6 +67,7 @@ pub fn routes() -> Vec<Route> {
         ("/v1/scans/{scan}/image", get(image)),
         ("/v1/objects/{object}", patch(rename_object).delete(release_object)),
         ("/v1/objects/{object}/prompts", post(prompts)),
+        ("/v1/objects/{object}/prepare", post(prepare)),
         ("/v1/objects/{object}/undo", post(undo)),
         ("/v1/objects/{object}/redo", post(redo)),
         ("/v1/objects/{object}/reset", post(reset)),
@@ -631,6 +632,36 @@ async fn prompts(
         interact(session, at, &prompts, vec![])
     })
     .await
+}
+
+/// Where something will be said, most likely.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Expected {
+    point: Option<[f64; 3]>,
+}
+
+/// Has the places encoded where a first click at a point is looked at, when nobody waits for the
+/// network. Nothing is said by that, and nothing kept.
+async fn prepare(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer {
+    let sent = sent_to(&shared, &name, request, body::SHORT).await?;
+    let Expected { point } = json_of(&sent.bytes)?;
+    let position = point.ok_or_else(|| Failure::unfit("nothing is said: expected a point"))?;
+    let (_, study, object) = shared.store.object(&name)?;
+    let mut prompts = Prompts::default();
+    let point = RawPoint { position, positive: true };
+    let added = prompts.add_point(&study.opened.image.grid, point, Space::Ijk);
+    added.map_err(|e| Failure::unfit(e.to_string()))?;
+    // While something is done with the object, nobody knows whether a click will be a first one.
+    let session = object.idle_session();
+    let places = session.map_or_else(|| Ok(vec![]), |mut session| session.ahead_of(&prompts))?;
+    let count = places.len();
+    shared.work.ahead(places);
+    Ok(reply(StatusCode::ACCEPTED, &json!({ "places": count })))
 }
 
 async fn give_mask(

@@ -74,7 +74,7 @@ impl Metrics {
         put("requests_total", "counter", "Requests answered", load(&self.requests));
         put("failures_total", "counter", "Requests answered by an error", load(&self.failures));
         put("encodings_total", "counter", "Patches of scans encoded", now.encoded);
-        let help = "Encoded patches dropped to make room for others";
+        let help = "Encoded patches that were looked at, dropped to make room for others";
         put("encodings_dropped_total", "counter", help, now.dropped);
         let help = "Encodings overtaken by clicks that came later, each time counted";
         put("encodings_overtaken_total", "counter", help, now.overtaken);

@@ -107,7 +107,7 @@ pub fn restore(shared: &Shared, found: Vec<Found>, mut warnings: Vec<String>) {
     // What was brought back first may have waited for long.
     shared.store.touch_all();
     shared.progress.end(warnings);
-    ahead.into_iter().for_each(|wish| shared.work.ahead(Some(wish)));
+    shared.work.ahead(ahead);
 }
 
 /// The same one by one, with where each object will be looked at next.

@@ -221,14 +221,14 @@ impl Work {
         Counts { waiting: jobs + counts.waiting, ..counts }
     }
 
-    /// Has a patch encoded, if any, when nobody waits for the network. Where many are to be
-    /// already, it is not.
-    pub fn ahead(&self, wish: Option<Ahead>) {
+    /// Has patches encoded, in this order, when nobody waits for the network. Where many are to be
+    /// already, the last of them are not.
+    pub fn ahead(&self, wishes: impl IntoIterator<Item = Ahead>) {
         let mut queue = self.desk.queue();
+        // Those of an object that others took the place of, among them.
         queue.ahead.retain(Ahead::serves);
-        if !queue.closed && queue.ahead.len() < MOST_AHEAD {
-            queue.ahead.extend(wish);
-        }
+        let room = if queue.closed { 0 } else { MOST_AHEAD.saturating_sub(queue.ahead.len()) };
+        queue.ahead.extend(wishes.into_iter().take(room));
         drop(queue);
         self.desk.news.notify_all();
     }
@@ -289,7 +289,12 @@ fn done<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Part;
+    use crate::device::{Cpu, Device};
+    use crate::model::{Config, Model, Part, Weights};
+    use crate::prompt::Prompts;
+    use crate::session::{Options, Scan, Session, normalization};
+    use crate::volume::Volume;
+    use std::path::Path;
     use std::sync::mpsc::{TryRecvError, channel};
 
     fn run<T>(future: impl Future<Output = T>) -> T {
@@ -398,6 +403,42 @@ mod tests {
         waits.abort();
         tells.recv().unwrap();
         work.close();
+    }
+
+    #[test]
+    fn of_one_object_what_is_told_last_waits_alone() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/lung1_image.nii.gz");
+        let image = Arc::new(Volume::read(&path, None).unwrap());
+        let config = Config { fit: Some(1.75), ..Config::tiny() };
+        let values = normalization(&*image, config.intensity);
+        let device = Device::Cpu(Cpu::new(1).unwrap());
+        let model = Arc::new(Model::new(&device, &Weights::hashed(config, "ahead")).unwrap());
+        let scan = Arc::new(Scan::new(&model, image, values, Options::default()));
+        let told = |object: &mut Session, at: [usize; 3]| {
+            let prompts = Prompts { points: vec![(at, true)], ..Prompts::default() };
+            object.ahead_of(&prompts).unwrap()
+        };
+        let (mut one, mut other) = (Session::new(&scan), Session::new(&scan));
+        // Nobody takes anything away.
+        let work = Work { desk: Arc::default(), threads: Mutex::default() };
+        let (there, elsewhere) = ([80, 80, 14], [40, 80, 14]);
+        work.ahead(told(&mut one, there));
+        work.ahead(told(&mut other, there));
+        let waiting = || work.desk.queue().ahead.len();
+        assert_eq!(waiting(), 8);
+        // Where it waits already it keeps its place.
+        assert!(told(&mut one, there).is_empty());
+        work.ahead(told(&mut one, elsewhere));
+        assert_eq!(waiting(), 8);
+        assert!(work.desk.queue().ahead.iter().all(Ahead::serves));
+        // What nobody is interested in any more goes with the next that is told.
+        other.reset();
+        work.ahead(None::<Ahead>);
+        assert_eq!(waiting(), 4);
+        // Of very many there is an end.
+        let mut many: Vec<Session> = (0..MOST_AHEAD).map(|_| Session::new(&scan)).collect();
+        many.iter_mut().for_each(|object| work.ahead(told(object, there)));
+        assert_eq!(waiting(), MOST_AHEAD);
     }
 
     #[test]
