@@ -360,6 +360,9 @@ async function api(req, res, url, body) {
       objects.delete(key);
       return json(res, 200, { released: true });
     }
+    case "POST objects/ID/prepare":
+      known(objects, key, "object");
+      return json(res, 202, { places: 4 });
     case "POST objects/ID/prompts":
     case "PUT objects/ID/mask":
     case "POST objects/ID/undo":

@@ -111,6 +111,21 @@ await test("a file of another kind is refused with what to do", async () => {
   assert.equal((await state()).alert, "");
 });
 
+await test("where the mouse rests is told before a first click, and says nothing", async () => {
+  await look(page, CLICK);
+  const told = page.waitForRequest((r) => r.url().endsWith("/prepare"), { timeout: 30e3 });
+  await page.mouse.move(...(await pixel(page, 0, CLICK)));
+  const request = await told;
+  assert.deepEqual(JSON.parse(request.postData()), { point: CLICK });
+  await settled(page);
+  const { objects, prompts, overlay, alert } = await state();
+  assert.deepEqual([objects, prompts, overlay, alert], [1, 0, 0, ""]);
+  // The server knows the object by now; for a person it is as empty as before.
+  assert.ok(await page.$eval("#save", (b) => b.disabled));
+  await press("n");
+  assert.equal((await state()).objects, 1);
+});
+
 let boxed, clicked;
 await test("a drag is a box of the voxels under it", async () => {
   await look(page, CLICK);

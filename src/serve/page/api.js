@@ -63,7 +63,7 @@ const silent = () =>
 
 const pause = (ms) => new Promise((go) => setTimeout(go, ms));
 
-async function request(method, path, { body, type } = {}) {
+async function request(method, path, { body, type, again = 2 } = {}) {
   // A full server says when to come again; two more tries, then a person decides.
   for (let tries = 0; ; tries++) {
     let response;
@@ -78,7 +78,7 @@ async function request(method, path, { body, type } = {}) {
       throw silent();
     }
     if (response.ok) return response;
-    if (response.status !== 503 || tries === 2) {
+    if (response.status !== 503 || tries === again) {
       throw refusal(response.status, await response.text());
     }
     await pause(1000 * Math.min(10, Number(response.headers.get("Retry-After")) || 1));
@@ -171,6 +171,15 @@ export const server = {
       body: JSON.stringify(said),
       type: "application/json",
     }),
+  /** Tells where a first click may come. Once: by the next try it would be elsewhere. */
+  prepare: async (object, point) =>
+    (
+      await request("POST", `v1/objects/${object}/prepare`, {
+        body: JSON.stringify({ point }),
+        type: "application/json",
+        again: 0,
+      })
+    ).json(),
   putMask: (object, blob, name) =>
     answer("PUT", `v1/objects/${object}/mask?${new URLSearchParams({ name })}`, {
       body: blob,

@@ -29,8 +29,10 @@ const HINTS = {
 let scan = null;
 let labels = null;
 /**
- * `{ id, name, colour, mask, prompts, at, said }`; `id` is null until the first prompt. Of the
- * prompts the first `at` hold, the others were taken back.
+ * `{ id, name, colour, mask, prompts, at, said, begun, coming }`; `id` is null until the first
+ * prompt, or until the pointer rests where that may come, and `coming` is the promise of it. Of the
+ * prompts the first `at` hold, the others were taken back. `begun` tells whether something was said
+ * of it at all.
  */
 let objects = [];
 let active = null;
@@ -46,6 +48,7 @@ const tools = new Tools($("stage"), view, marks, {
   say: (said) => prompt(said),
   ready: () => Boolean(scan?.id),
   changed: () => showPending(),
+  rested: (at) => prepare(at),
 });
 
 // ---- What is said to a person -------------------------------------------------------------------
@@ -429,6 +432,7 @@ async function takeUp(known) {
       colour: before.colour ?? colour,
       prompts: before.prompts ?? [],
       at: before.at ?? 0,
+      begun: before.begun ?? true,
     });
     if (before.shown === false) made.mask.shown = false;
     await run(made, () => server.answer(object), { quiet: true });
@@ -485,7 +489,14 @@ async function sendAgain() {
 
 // ---- Objects ------------------------------------------------------------------------------------
 
-function addObject({ id = null, name, colour, prompts = [], at = prompts.length } = {}) {
+function addObject({
+  id = null,
+  name,
+  colour,
+  prompts = [],
+  at = prompts.length,
+  begun = id !== null,
+} = {}) {
   let n = objects.length + 1;
   while (objects.some((o) => o.name === `Object ${n}`)) n++;
   const object = {
@@ -496,11 +507,16 @@ function addObject({ id = null, name, colour, prompts = [], at = prompts.length 
     prompts,
     at,
     said: null,
+    begun,
+    coming: null,
   };
   objects.push(object);
   choose(object);
   return object;
 }
+
+/** Whether the server knows something of an object. */
+const isBegun = (object) => Boolean(object?.id && object.begun);
 
 function choose(object) {
   active = object;
@@ -511,15 +527,22 @@ function choose(object) {
   save();
 }
 
-/** The server's ID of an object, which it gets with its first prompt: its name stands by then. */
+/** The server's ID of an object, which it gets when that is asked for first. */
 async function idOf(object) {
-  if (!object.id) {
-    const { name, colour } = object;
-    object.id = (await server.newObject(scan.id, name, colour)).object;
-    // An object that the server has is at the server's place of it.
-    save();
-    if (object.name !== name || object.colour !== colour) called(object);
-  }
+  if (object.id) return object.id;
+  // Whoever asks meanwhile waits for the same one.
+  object.coming ??= newIdOf(object).finally(() => {
+    object.coming = null;
+  });
+  return object.coming;
+}
+
+async function newIdOf(object) {
+  const { name, colour } = object;
+  object.id = (await server.newObject(scan.id, name, colour)).object;
+  // An object that the server has is at the server's place of it.
+  save();
+  if (object.name !== name || object.colour !== colour) called(object);
   return object.id;
 }
 
@@ -558,6 +581,7 @@ function nextColour() {
 async function dropObject(object) {
   if (object.mask.count && !confirm(`Delete ${object.name} and its mask?`)) return;
   try {
+    await object.coming?.catch(() => {});
     if (object.id) await server.dropObject(object.id);
   } catch (error) {
     if (error.status !== 404) return complain(error, () => dropObject(object));
@@ -654,6 +678,24 @@ function listObjects() {
 
 // ---- Prompts and answers ------------------------------------------------------------------------
 
+let preparing = false;
+
+/**
+ * Tells the server where the pointer rests, before anything is known of the active object. A click
+ * neither waits for this nor needs it.
+ */
+async function prepare(at) {
+  if (!scan?.id || !active || active.mask.count || working || preparing) return;
+  preparing = true;
+  try {
+    await server.prepare(await idOf(active), at);
+  } catch {
+    // A click is answered all the same.
+  } finally {
+    preparing = false;
+  }
+}
+
 /** Sends a prompt for the active object. */
 function prompt(said) {
   if (!scan?.id) return;
@@ -668,6 +710,7 @@ function prompt(said) {
  */
 function run(object, ask, { said = null, steps = 0, quiet = false } = {}) {
   const mine = scan;
+  if (said) object.begun = true;
   working++;
   $("busy").hidden = quiet;
   queue = queue
@@ -786,7 +829,7 @@ const stem = () => scan.name.replace(READABLE, "");
 /** After all answers are here, so that the file is what is seen. */
 async function saveMask() {
   await queue;
-  if (!active?.id) return say("There is no mask to save yet.");
+  if (!isBegun(active)) return say("There is no mask to save yet.");
   const object = active,
     format = $("format").value;
   const name = `${stem()}_${object.name.replace(/[^\p{L}\p{N}.-]+/gu, "_")}.${format}`;
@@ -798,7 +841,7 @@ async function saveMask() {
 
 async function saveAll() {
   await queue;
-  if (!objects.some((o) => o.id)) return say("There is no mask to save yet.");
+  if (!objects.some(isBegun)) return say("There is no mask to save yet.");
   const format = $("format").value;
   await download(
     () => server.labels(scan.id, format),
@@ -820,12 +863,13 @@ function save() {
     cross: view.grid?.toStored(view.cross),
     objects: objects
       .filter((o) => o.id)
-      .map(({ id, name, colour, prompts, at, mask }) => ({
+      .map(({ id, name, colour, prompts, at, begun, mask }) => ({
         id,
         name,
         colour,
         prompts,
         at,
+        begun,
         shown: mask.shown,
       })),
   });
@@ -835,12 +879,12 @@ function save() {
 
 function enable() {
   const ready = Boolean(scan?.id),
-    has = Boolean(active?.id);
+    has = isBegun(active);
   $("close-scan").hidden = !scan;
   $("undo").disabled = !(has && active.said?.undo);
   $("redo").disabled = !(has && active.said?.redo);
   for (const id of ["save", "clear-object"]) $(id).disabled = !has;
-  $("save-all").disabled = !objects.some((o) => o.id);
+  $("save-all").disabled = !objects.some(isBegun);
   for (const id of ["new-object", "load-mask", "format"]) $(id).disabled = !ready;
   $("window").disabled = !view.volume;
   // A segmentation of DICOM refers to the slices of its scan.
@@ -1040,7 +1084,7 @@ function key(e) {
 
 /** A new object; one that is still without a prompt will do. */
 function fresh() {
-  const empty = objects.find((o) => !o.id);
+  const empty = objects.find((o) => !isBegun(o));
   if (empty) choose(empty);
   else addObject();
   say(`${active.name}: click into it, or draw a box around it.`);

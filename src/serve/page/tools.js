@@ -6,16 +6,19 @@ import { PLANE_AXES, SPACE } from "./view.js";
 export const TOOLS = ["click", "box", "scribble", "lasso", "move"];
 /** A press that moves less than this is a click. */
 const STILL = 4;
+/** Milliseconds after which a pointer that does not move rests. */
+const REST = 120;
 
 const rounded = (ras) => ras.map(Math.round);
 
 export class Tools {
   /**
    * `say(prompt)` sends a prompt; `ready()` tells whether prompts can be sent; `changed()` is
-   * called where the pending box or the active plane is another.
+   * called where the pending box or the active plane is another; `rested(at)` where a mouse rests
+   * that a click may follow from, with the file's voxel.
    */
-  constructor(stage, view, marks, { say, ready, changed }) {
-    Object.assign(this, { stage, view, marks, say, ready, changed });
+  constructor(stage, view, marks, { say, ready, changed, rested }) {
+    Object.assign(this, { stage, view, marks, say, ready, changed, rested });
     this.tool = "click";
     this.plane = 0;
     /** Boxes wait to be extended through slices before they are sent. */
@@ -26,6 +29,7 @@ export class Tools {
     stage.addEventListener("pointermove", (e) => this.move(e));
     stage.addEventListener("pointerup", (e) => this.up(e));
     stage.addEventListener("pointercancel", () => this.giveUp());
+    stage.addEventListener("pointerleave", () => clearTimeout(this.resting));
     stage.addEventListener("contextmenu", (e) => e.preventDefault());
     stage.addEventListener("wheel", (e) => this.wheel(e), { passive: false });
   }
@@ -68,7 +72,21 @@ export class Tools {
     return this.view.grid.holds(ras) ? ras : null;
   }
 
+  /** Waits for the pointer to rest, from where it is now. A finger comes down at once. */
+  hover(e) {
+    clearTimeout(this.resting);
+    if (this.tool !== "click" || e.pointerType === "touch" || e.buttons) return;
+    const [x, y] = this.place(e);
+    this.resting = setTimeout(() => {
+      if (this.tool !== "click" || this.drag || !this.view.grid || !this.ready()) return;
+      const tile = this.view.tileAt(x, y);
+      const ras = tile && tile.plane !== SPACE ? this.voxel(tile, x, y) : null;
+      if (ras) this.rested(this.view.grid.toStored(ras));
+    }, REST);
+  }
+
   down(e) {
+    clearTimeout(this.resting);
     if (!this.view.grid || this.drag) return;
     const [x, y] = this.place(e),
       tile = this.view.tileAt(x, y);
@@ -109,7 +127,7 @@ export class Tools {
 
   move(e) {
     const d = this.drag;
-    if (!d) return;
+    if (!d) return this.hover(e);
     const [x, y] = this.place(e);
     const dx = x - d.last[0],
       dy = y - d.last[1];
@@ -287,6 +305,8 @@ export class Tools {
   wheel(e) {
     if (!this.view.grid) return;
     e.preventDefault();
+    // Another slice comes under the pointer.
+    this.hover(e);
     const [x, y] = this.place(e),
       tile = this.view.tileAt(x, y);
     if (!tile) return;
