@@ -125,8 +125,9 @@ impl<'a> Sight<'a> {
         let scale = if whole < LENGTHS[0] { whole / LENGTHS[2] } else { 1.0 };
         let wide: Vec<f64> =
             LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).take(PROBES).collect();
-        // What is shown is shorter than the patch by more than the lattice moves it.
-        let step = (config.patch / LATTICE).max(1);
+        // What is shown is shorter than the patch by more than the lattice moves it. One alone is
+        // where the answer lies, which needs room on all sides.
+        let step = if wide.len() > 1 { (config.patch / LATTICE).max(1) } else { 1 };
         let place =
             |l: f64| Patch::place_every(step, grid, config.patch, l / config.patch as f64, extent);
         if wide.is_empty() {
@@ -360,6 +361,11 @@ mod tests {
                 let at = patch.from_image.apply(face);
                 assert!(at.iter().all(|c| (-0.5..=edge - 0.5).contains(c)), "{low}: {at:?}");
             }
+            // Where there is nothing to choose it is centred.
+            let extent = Extent { low: [low, low, 20.0], high: [low + 120.0, low + 40.0, 30.0] };
+            let centred = Patch::place(&grid, config.patch, LENGTHS[3] / edge, &extent);
+            let patches = sight.probes(&extent);
+            assert!(patches.len() == 1 && patches[0].grid == centred.grid, "{low}");
         }
     }
 }
