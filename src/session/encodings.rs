@@ -47,12 +47,12 @@ impl Kept {
 }
 
 /// The encoded patches of a scan, or of several that share the room for them: where it is not
-/// enough, those go that were encoded ahead and nobody asked for, the oldest first, and then those
-/// used least recently, whosever they are.
+/// enough, those go that were encoded ahead and nobody asked for, those told least recently first,
+/// and then those used least recently, whosever they are.
 pub struct Encodings {
     /// Bytes that they take, at most.
     most: usize,
-    /// The one used last at the end.
+    /// The one used last, or told last where nobody asked for it, at the end.
     kept: Mutex<Vec<Kept>>,
     /// What is being encoded ahead, with the number of its scan.
     coming: Mutex<Vec<(u64, Grid, Arc<Coming>)>>,
@@ -133,7 +133,9 @@ impl Encodings {
     }
 
     /// Tells of a patch of a scan that it is being encoded ahead, until the guard goes; none where
-    /// it is kept already, or others that somebody asked for would have to make room for it.
+    /// it is kept already, or others that somebody asked for would have to make room for it. One
+    /// that is kept and that nobody asked for is the one told last from now on: others that are
+    /// told with it do not take its room.
     pub(super) fn announce<'a>(
         &'a self,
         scan: u64,
@@ -141,12 +143,16 @@ impl Encodings {
         coming: &'a Arc<Coming>,
     ) -> Option<Announced<'a>> {
         let fits = {
-            let kept = self.kept();
+            let mut kept = self.kept();
+            let at = kept.iter().position(|k| k.is(scan, patch));
+            if let Some(at) = at.filter(|at| !kept[*at].asked) {
+                kept[at..].rotate_left(1);
+            }
             // Those of a network are as large as each other.
             let one = kept.iter().map(|k| k.encoded.bytes()).max().unwrap_or(0);
             let asked = kept.iter().filter(|k| k.asked);
             let held: usize = asked.map(|k| k.encoded.bytes()).sum();
-            !kept.iter().any(|k| k.is(scan, patch)) && held + one <= self.room()
+            at.is_none() && held + one <= self.room()
         };
         fits.then(|| {
             coming.over.store(false, Ordering::Relaxed);
@@ -164,11 +170,13 @@ impl Encodings {
         Some(coming.clone())
     }
 
-    /// Drops the half of what is kept that was used least recently; whether there was any.
+    /// Drops half of what is kept, what nobody asked for first, and then what was used least
+    /// recently; whether there was any.
     pub(super) fn halve(&self) -> bool {
         let gone: Vec<_> = {
             let mut kept = self.kept();
             let half = kept.len().div_ceil(2);
+            kept.sort_by_key(|k| k.asked);
             kept.drain(..half).collect()
         };
         let asked = gone.iter().filter(|k| k.asked).count();

@@ -614,6 +614,26 @@ fn what_nobody_asked_for_makes_room_first() {
 }
 
 #[test]
+fn what_is_told_again_outlives_what_is_not() {
+    let none = &mut Observer::none();
+    let (here, there, further) = ([20, 20, 2], [140, 140, 25], [20, 140, 2]);
+    let (s, _) = unsaid(Options::default());
+    s.scan().encoded(&looks(ON)[0], none).unwrap();
+    let one = s.scan().bytes();
+
+    let (mut s, _) = unsaid(Options { memory: 8 * one, ..Options::default() });
+    let scan = s.scan().clone();
+    let rest = |at: [usize; 3]| {
+        let ahead = s.ahead_of(&points(&[(at, true)])).unwrap();
+        ahead.iter().filter(|a| a.encode(&mut Observer::none()).unwrap()).count()
+    };
+    assert_eq!([here, there, here, further].map(rest), [4, 4, 0, 4]);
+    for patch in &looks(here) {
+        assert!(!scan.encoded(patch, none).unwrap().1);
+    }
+}
+
+#[test]
 fn a_program_in_c_gets_the_same_answers() {
     use prism::capi::*;
     use std::ptr::{null, null_mut};
