@@ -432,7 +432,7 @@ async function takeUp(known) {
       colour: before.colour ?? colour,
       prompts: before.prompts ?? [],
       at: before.at ?? 0,
-      begun: before.begun ?? true,
+      begun: before.begun ?? false,
     });
     if (before.shown === false) made.mask.shown = false;
     await run(made, () => server.answer(object), { quiet: true });
@@ -442,7 +442,7 @@ async function takeUp(known) {
   if (known.cross) view.moveTo(view.grid.toRas(known.cross));
   save();
   enable();
-  const count = objects.filter((o) => o.id).length;
+  const count = objects.filter(isBegun).length;
   say(`${scan.name} is open again, with ${count} object(s) from the server.`);
 }
 
@@ -744,6 +744,8 @@ function take(object, answer, said, steps = 0) {
     object.at++;
   }
   object.at = Math.max(0, object.at + steps);
+  // What the server knows may be more than this page said of it, after a reload for example.
+  if (told.voxels || told.undo || told.redo) object.begun = true;
   view.refresh(labels.apply(object.mask, told.region, bits));
   object.said = told;
   if (object.mask.count !== told.voxels) {
