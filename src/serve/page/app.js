@@ -679,22 +679,34 @@ function listObjects() {
 // ---- Prompts and answers ------------------------------------------------------------------------
 
 let preparing = false;
+/** The scan and the voxel where the pointer rests, until the server is told. */
+let resting = null;
 
 /**
  * Tells the server where the pointer rests, before anything is known of the active object. A click
  * neither waits for this nor needs it.
  */
 async function prepare(at) {
-  if (!scan?.id || !active || active.mask.count || working || preparing) return;
+  resting = { scan, at };
+  // Where it rests by the time that the server has answered is told then.
+  if (preparing) return;
   preparing = true;
   try {
-    await server.prepare(await idOf(active), at);
+    while (resting?.scan === scan && isOpen()) {
+      const place = resting.at;
+      resting = null;
+      await server.prepare(await idOf(active), place);
+    }
   } catch {
     // A click is answered all the same.
   } finally {
     preparing = false;
+    resting = null;
   }
 }
+
+/** Whether the next click may be the first on the active object. */
+const isOpen = () => Boolean(scan?.id && active && !active.mask.count && !working && !saving);
 
 /** Sends a prompt for the active object. */
 function prompt(said) {
@@ -845,10 +857,35 @@ async function saveAll() {
   await queue;
   if (!objects.some(isBegun)) return say("There is no mask to save yet.");
   const format = $("format").value;
-  await download(
-    () => server.labels(scan.id, format),
-    () => `${stem()}_labels.${format}`,
-  );
+  saving++;
+  try {
+    await download(
+      async () => {
+        await Promise.all(objects.map(withdraw));
+        return server.labels(scan.id, format);
+      },
+      () => `${stem()}_labels.${format}`,
+    );
+  } finally {
+    saving--;
+  }
+}
+
+/** Files of all objects that are being made. */
+let saving = 0;
+
+/** Takes an object of which nothing was said from the server: a file of all would name it. */
+async function withdraw(object) {
+  await object.coming?.catch(() => {});
+  const { id } = object;
+  if (!id || object.begun) return;
+  object.id = null;
+  save();
+  try {
+    await server.dropObject(id);
+  } catch (error) {
+    if (error.status !== 404) throw error;
+  }
 }
 
 function loadMask(file) {
