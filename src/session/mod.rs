@@ -42,6 +42,7 @@ mod appearance;
 pub mod correction;
 mod encodings;
 pub mod field;
+mod guess;
 #[cfg(feature = "serve")]
 pub(crate) mod kept;
 mod region;

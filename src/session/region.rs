@@ -10,9 +10,7 @@ use crate::volume::Grid;
 use crate::volume::patch::{Extent, Patch};
 
 /// Lengths of the patches, in mm, that a first point is looked at with.
-const LENGTHS: [f64; 4] = [28.0, 56.0, 112.0, 224.0];
-/// How many of them.
-const PROBES: usize = 4;
+const LENGTHS: [f64; 5] = [28.0, 56.0, 112.0, 224.0, 448.0];
 /// Places along an edge of such a patch at which its centre may lie. Points near each other are
 /// looked at with the very same patches: what was encoded for one of them serves all. The point is
 /// off the centre by a 16th of the edge along each axis at most.
@@ -124,7 +122,7 @@ impl<'a> Sight<'a> {
         let whole = longest(&whole(grid), grid);
         let scale = if whole < LENGTHS[0] { whole / LENGTHS[2] } else { 1.0 };
         let wide: Vec<f64> =
-            LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).take(PROBES).collect();
+            LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).collect();
         // What is shown is shorter than the patch by more than the lattice moves it. One alone is
         // where the answer lies, which needs room on all sides.
         let step = if wide.len() > 1 { (config.patch / LATTICE).max(1) } else { 1 };
@@ -329,7 +327,7 @@ mod tests {
         let (edge, step) = (config.patch as f64, (config.patch / LATTICE) as f64);
         for voxel in [[150, 140, 30], [3, 279, 0], [77, 12, 59]] {
             let patches = sight.probes(&of_voxel(voxel));
-            assert_eq!(patches.len(), PROBES);
+            assert_eq!(patches.len(), LENGTHS.len());
             for (n, patch) in patches.iter().enumerate() {
                 let at = patch.from_image.apply(voxel.map(|v| v as f64));
                 let is_near = |c: &f64| (c - edge / 2.0).abs() <= step / 2.0 + 1e-5;
@@ -356,7 +354,7 @@ mod tests {
         for low in (100..130).map(|v| v as f64) {
             let extent = Extent { low: [low, low, 20.0], high: [low + 53.5, low + 47.5, 30.5] };
             let patches = sight.probes(&extent);
-            assert_eq!(patches.len(), PROBES - 1);
+            assert_eq!(patches.len(), LENGTHS.len() - 1);
             for (patch, face) in patches.iter().flat_map(|p| [(p, extent.low), (p, extent.high)]) {
                 let at = patch.from_image.apply(face);
                 assert!(at.iter().all(|c| (-0.5..=edge - 0.5).contains(c)), "{low}: {at:?}");

@@ -6,6 +6,7 @@ mod said;
 
 use super::correction::{Click, Steering, diameter, disagreeing, locality};
 use super::field::Field;
+use super::guess::Guess;
 use super::region::{self, Sight, fitted, of_voxel, shows};
 use super::scan::Scan;
 use super::{ANSWER, Note, Said, SessionError, State};
@@ -23,6 +24,9 @@ use std::time::Duration;
 /// Times that one interaction asks the network at most: some fifty of the small network's take as
 /// many tenths of a second.
 const MOST_RUNS: usize = 64;
+
+/// By how much less [sure](Guess::sureness) than the answer a guess is that does not take its place.
+const LESS_SURE: f32 = 0.1;
 
 /// An interaction under way.
 struct Work<'a, 'o> {
@@ -243,23 +247,26 @@ impl Work<'_, '_> {
         if seen.is_empty() {
             return Ok(None);
         }
-        let mut weights = locality(&before, size, &seen, diameter(&before), &self.how);
-        let known = view == View::Known && !self.guessed();
-        let trust = if known { self.how.trust(seen.len()) } else { 1.0 };
-        match view {
-            // What a few clicks found is no more than a guess.
-            View::Known | View::Wider if self.guessed() => weights.fill(1.0),
-            View::Known => {}
-            View::Wider | View::Apart => {
-                weights.iter_mut().zip(self.unseen(patch)).for_each(|(w, u)| *w = w.max(u))
+        // What a few clicks found is no more than a guess: another one takes its place, unless that
+        // is much less sure. Where it goes on beyond what was seen there is nothing to keep.
+        let known = view == View::Known;
+        if self.guessed() && view != View::Apart {
+            let sure = Guess { patch, logits: &before }.sureness();
+            let everywhere = memory::filled(ANSWER, 1.0, before.len());
+            let old = (memory::copied(ANSWER, &before), everywhere, 1.0);
+            let mut look = self.look(patch, Some(old), None)?;
+            self.recognise(&mut look)?;
+            let new = Guess { patch, logits: &look.logits }.sureness();
+            if !known || new >= sure - LESS_SURE {
+                return Ok(Some(look));
             }
         }
-        let mut look = self.look(patch, Some((before, weights, trust)), None)?;
-        // A guess is too small, mostly. What lies apart is begun with what is there already.
-        if self.guessed() && view != View::Apart {
-            self.recognise(&mut look)?;
+        let mut weights = locality(&before, size, &seen, diameter(&before), &self.how);
+        if !known {
+            weights.iter_mut().zip(self.unseen(patch)).for_each(|(w, u)| *w = w.max(u));
         }
-        Ok(Some(look))
+        let trust = if known { self.how.trust(seen.len()) } else { 1.0 };
+        Ok(Some(self.look(patch, Some((before, weights, trust)), None)?))
     }
 
     /// A first positive click of an object that is empty so far, or far from all there is.

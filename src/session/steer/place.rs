@@ -4,12 +4,11 @@
 use super::Work;
 use super::look::{CONTACT, Look};
 use crate::session::field::Field;
-use crate::session::region::{self, beyond, fitted, of_voxel, probes, reach, shown, shows, union};
+use crate::session::guess::{Guess, most_believable};
+use crate::session::region::{self, beyond, fitted, of_voxel, probes, shown, shows, union};
 use crate::session::{Said, SessionError};
 use crate::volume::patch::{Extent, Patch};
 
-/// Voxels that a probe's object must be across for its size to be believed.
-const LEAST_ACROSS: f64 = 6.0;
 /// Lengths of what a look shows, between a click and the nearest look, beyond which the click may
 /// begin another part of the object.
 const AWAY: f64 = 0.75;
@@ -69,35 +68,36 @@ impl Work<'_, '_> {
         }
     }
 
-    /// Looks at prompts without a size from several distances, and chooses the patch that shows
-    /// what was seen there.
+    /// Looks at prompts without a size from several distances, and again at what was seen from
+    /// each, and chooses the patch that shows the [guess](Guess) to believe.
     pub(super) fn probe(&mut self, extent: &Extent) -> Result<Patch, SessionError> {
         let patches = probes(self.scan, extent);
         if patches.len() == 1 {
             return Ok(patches[0].clone());
         }
         let grid = *self.scan.grid();
-        let mut best: Option<(f32, Patch)> = None;
+        let mut seen: Vec<[(Patch, Vec<f32>); 2]> = vec![];
         for patch in patches {
-            let look = self.look(&patch, None, None)?;
-            let edge = patch.grid.size[0];
-            let goes_on = beyond(&look.logits, &patch, &grid, &[]).len() >= CONTACT;
-            let Some([low, high]) = reach(&look.logits, edge, |v| v > 0.0) else { continue };
-            let across = (0..3).map(|d| high[d] - low[d]).fold(0.0, f64::max) - 1.0;
-            let mut quality = look.score()?;
-            quality -= if goes_on { 0.3 } else { 0.0 };
-            quality -= if across < LEAST_ACROSS { 0.3 } else { 0.0 };
-            if best.as_ref().is_none_or(|(b, _)| quality > *b) {
-                // What was seen tells how far to look; not further off than twice, nor nearer than
-                // half.
-                let seen = shown(&look.logits, &patch, &grid).unwrap_or(*extent);
-                let fit = fitted(self.scan, &union(&seen, extent));
-                let spacing = fit.spacing.clamp(0.5 * patch.spacing, 2.0 * patch.spacing);
-                let centred = Patch::place(&grid, edge, spacing, &union(&seen, extent));
-                best = Some((quality, centred));
-            }
+            let first = self.look(&patch, None, None)?;
+            let Some(object) = shown(&first.logits, &patch, &grid) else { continue };
+            // What was seen tells how far to look; not further off than twice, nor nearer than
+            // half.
+            let object = union(&object, extent);
+            let spacing = fitted(self.scan, &object).spacing;
+            let spacing = spacing.clamp(0.5 * patch.spacing, 2.0 * patch.spacing);
+            let centred = Patch::place(&grid, patch.grid.size[0], spacing, &object);
+            let mut guess = self.look(&centred, None, None)?;
+            self.recognise(&mut guess)?;
+            seen.push([(patch, first.logits), (centred, guess.logits)]);
         }
-        Ok(best.map_or_else(|| probes(self.scan, extent).swap_remove(1), |(_, patch)| patch))
+        fn guess((patch, logits): &(Patch, Vec<f32>)) -> Guess<'_> {
+            Guess { patch, logits }
+        }
+        let guesses: Vec<(Guess, Guess)> =
+            seen.iter().map(|[first, then]| (guess(first), guess(then))).collect();
+        let middle = [0, 1, 2].map(|a| (extent.low[a] + extent.high[a]) / 2.0);
+        let best = most_believable(&guesses, middle).map(|at| seen[at][1].0.clone());
+        Ok(best.unwrap_or_else(|| probes(self.scan, extent).swap_remove(1)))
     }
 
     /// The patch that shows a click that disagrees: one that was looked at before, or a new one.
