@@ -87,7 +87,7 @@ impl Guess<'_> {
 }
 
 /// Sets whatever lies beside what is set, in a cube of `edge` voxels a side.
-fn spread(set: &mut Vec<u8>, edge: usize) {
+fn spread(set: &mut [u8], edge: usize) {
     let from: Vec<u8> = memory::copied(ANSWER, set);
     for (axis, stride) in [edge * edge, edge, 1].into_iter().enumerate() {
         // Within blocks that the axis runs through, no neighbour is another block's.

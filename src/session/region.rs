@@ -360,8 +360,8 @@ mod tests {
                 assert!(at.iter().all(|c| (-0.5..=edge - 0.5).contains(c)), "{low}: {at:?}");
             }
             // Where there is nothing to choose it is centred.
-            let extent = Extent { low: [low, low, 20.0], high: [low + 120.0, low + 40.0, 30.0] };
-            let centred = Patch::place(&grid, config.patch, LENGTHS[3] / edge, &extent);
+            let extent = Extent { low: [low, low, -0.5], high: [low + 120.0, low + 40.0, 59.5] };
+            let centred = Patch::place(&grid, config.patch, LENGTHS[4] / edge, &extent);
             let patches = sight.probes(&extent);
             assert!(patches.len() == 1 && patches[0].grid == centred.grid, "{low}");
         }

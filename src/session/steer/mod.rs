@@ -25,7 +25,7 @@ use std::time::Duration;
 /// many tenths of a second.
 const MOST_RUNS: usize = 64;
 
-/// By how much less [sure](Guess::sureness) than the answer a guess is that does not take its place.
+/// By how much less [sure](Guess::sureness) than the answer a guess is that does not replace it.
 const LESS_SURE: f32 = 0.1;
 
 /// An interaction under way.
