@@ -78,8 +78,8 @@ impl Work<'_, '_> {
         let grid = *self.scan.grid();
         let mut seen: Vec<[(Patch, Vec<f32>); 2]> = vec![];
         for patch in patches {
-            let first = self.look(&patch, None, None)?;
-            let Some(object) = shown(&first.logits, &patch, &grid) else { continue };
+            let first = self.look(&patch, None, None)?.logits;
+            let Some(object) = shown(&first, &patch, &grid) else { continue };
             // What was seen tells how far to look; not further off than twice, nor nearer than
             // half.
             let object = union(&object, extent);
@@ -88,7 +88,7 @@ impl Work<'_, '_> {
             let centred = Patch::place(&grid, patch.grid.size[0], spacing, &object);
             let mut guess = self.look(&centred, None, None)?;
             self.recognise(&mut guess)?;
-            seen.push([(patch, first.logits), (centred, guess.logits)]);
+            seen.push([(patch, first), (centred, guess.logits)]);
         }
         fn guess((patch, logits): &(Patch, Vec<f32>)) -> Guess<'_> {
             Guess { patch, logits }
