@@ -123,16 +123,15 @@ impl<'a> Sight<'a> {
         let scale = if whole < LENGTHS[0] { whole / LENGTHS[2] } else { 1.0 };
         let wide: Vec<f64> =
             LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).collect();
-        // What is shown is shorter than the patch by more than the lattice moves it. One alone is
-        // where the answer lies, which needs room on all sides.
-        let step = if wide.len() > 1 { (config.patch / LATTICE).max(1) } else { 1 };
+        // One alone is where the answer lies, and that is fitted.
+        if wide.len() < 2 {
+            return vec![self.fitted(extent)];
+        }
+        // What is shown is shorter than the patch by more than the lattice moves it.
+        let step = (config.patch / LATTICE).max(1);
         let place =
             |l: f64| Patch::place_every(step, grid, config.patch, l / config.patch as f64, extent);
-        if wide.is_empty() {
-            vec![self.fitted(extent)]
-        } else {
-            wide.into_iter().map(place).collect()
-        }
+        wide.into_iter().map(place).collect()
     }
 }
 
@@ -359,11 +358,11 @@ mod tests {
                 let at = patch.from_image.apply(face);
                 assert!(at.iter().all(|c| (-0.5..=edge - 0.5).contains(c)), "{low}: {at:?}");
             }
-            // Where there is nothing to choose it is centred.
+            // Where there is nothing to choose it is fitted.
             let extent = Extent { low: [low, low, -0.5], high: [low + 120.0, low + 40.0, 59.5] };
-            let centred = Patch::place(&grid, config.patch, LENGTHS[4] / edge, &extent);
+            let fitted = sight.fitted(&extent).grid;
             let patches = sight.probes(&extent);
-            assert!(patches.len() == 1 && patches[0].grid == centred.grid, "{low}");
+            assert!(patches.len() == 1 && patches[0].grid == fitted, "{low}");
         }
     }
 }
