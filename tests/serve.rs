@@ -675,7 +675,7 @@ fn who_announces_much_and_sends_nothing_takes_no_memory() {
         line.unwrap().parse::<u64>().unwrap()
     };
     let most = get(at, "/v1").json(200)["limits"]["scan_bytes"].as_u64().unwrap();
-    let length = most.min(512 << 20);
+    let length = most.min(2 << 30);
     let silent = || {
         let mut stream = TcpStream::connect(at).unwrap();
         let head = format!("POST /v1/scans HTTP/1.1\r\nHost: {at}\r\nContent-Length: {length}");

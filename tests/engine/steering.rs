@@ -584,6 +584,33 @@ fn where_a_pointer_rests_is_encoded_for_a_click_beside_it() {
 }
 
 #[test]
+fn a_first_click_finds_an_object_of_any_size() {
+    let read = |name: &str| Volume::read(&here(name), None).unwrap();
+    let (scan, label) =
+        (read("examples/data/lung1_image.nii.gz"), read("examples/data/lung1_label.nii.gz"));
+    let truth: Vec<bool> = label.values().iter().map(|v| *v > 0.0).collect();
+    let model = small();
+    // The same voxels as a lesion of 15, 30, 60 and 120 mm.
+    for larger in [1.0, 2.0, 4.0, 8.0] {
+        let mut grid = scan.grid;
+        grid.affine.0.iter_mut().for_each(|row| row.iter_mut().for_each(|v| *v *= larger));
+        let image = Volume::new(grid, scan.values().to_vec(), scan.description.clone()).unwrap();
+        let n = normalization(&image, model.config().intensity);
+        let scan = Scan::new(&model, Arc::new(image), n, Options::default());
+        let mut s = Session::new(&Arc::new(scan));
+        s.interact(&points(&[(ON, true)])).unwrap();
+        let answer = s.mask();
+        let (mut both, mut all) = (0, 0);
+        for (is, should) in answer.iter().map(|v| *v != 0).zip(&truth) {
+            both += usize::from(is && *should);
+            all += usize::from(is) + usize::from(*should);
+        }
+        let dice = 2.0 * both as f64 / all as f64;
+        assert!(dice >= 0.8, "{larger} times as large: {dice}");
+    }
+}
+
+#[test]
 fn what_nobody_asked_for_makes_room_first() {
     let none = &mut Observer::none();
     let (here, there) = ([20, 20, 2], [140, 140, 25]);
