@@ -213,14 +213,14 @@ fn where_a_pointer_rests_is_encoded_before_a_first_click() {
         let reply = post(at, &format!("/v1/objects/{object}/prepare"), &json!({ "point": point }));
         reply.json(202)["places"].as_u64().unwrap()
     };
-    // A first click is looked at from five distances, and then where the object may lie by each.
+    // A first click is looked at from six distances, and then where the object may lie by each.
     let beside = beside_click(&image);
     let (mut own, encodings) = library(&image);
     own.interact(&said(&[(beside, true)], None)).unwrap();
-    assert!(encodings.made() > 5);
+    assert!(encodings.made() > 6);
     let object = object_on(at, &upload(at), &json!({}));
-    assert_eq!(prepare(&object, CLICK), 5);
-    until_encoded(at, 5);
+    assert_eq!(prepare(&object, CLICK), 6);
+    until_encoded(at, 6);
     prompt(at, &object, &point(beside, true));
     assert_eq!(encoded(at), encodings.made());
     assert!(mask_of(at, &object) == own.mask());
@@ -234,17 +234,17 @@ fn where_a_pointer_rests_is_encoded_before_a_first_click() {
     own.interact(&said(&[(latter, true)], None)).unwrap();
     let object = object_on(at, &upload(at), &json!({}));
     let before = encoded(at);
-    assert_eq!((prepare(&object, former), prepare(&object, latter)), (5, 5));
+    assert_eq!((prepare(&object, former), prepare(&object, latter)), (6, 6));
     // It is told anew when nothing of it waits any more.
     let is_done = |_| {
         std::thread::sleep(Duration::from_millis(20));
-        prepare(&object, latter) == 5
+        prepare(&object, latter) == 6
     };
     assert!((0..6000).any(is_done));
     let told = encoded(at);
-    assert!((5..=10).contains(&(told - before)), "{before}, {told}");
+    assert!((6..=12).contains(&(told - before)), "{before}, {told}");
     prompt(at, &object, &point(latter, true));
-    assert_eq!(encoded(at) - told, encodings.made() - 5);
+    assert_eq!(encoded(at) - told, encodings.made() - 6);
     assert!(mask_of(at, &object) == own.mask());
 }
 

@@ -10,7 +10,9 @@ use crate::volume::Grid;
 use crate::volume::patch::{Extent, Patch};
 
 /// Lengths of the patches, in mm, that a first point is looked at with.
-const LENGTHS: [f64; 5] = [28.0, 56.0, 112.0, 224.0, 448.0];
+const LENGTHS: [f64; 6] = [14.0, 28.0, 56.0, 112.0, 224.0, 448.0];
+/// Millimetres between points that are told together, where the scan is no smaller than twice that.
+const BESIDE: f64 = 14.0;
 /// Places along an edge of such a patch at which its centre may lie. Points near each other are
 /// looked at with the very same patches: what was encoded for one of them serves all. The point is
 /// off the centre by a 16th of the edge along each axis at most.
@@ -95,14 +97,18 @@ impl<'a> Sight<'a> {
         Sight { config: scan.model().config(), grid: scan.grid(), spacing }
     }
 
+    /// Millimetres between the scan's voxels along its finest axis.
+    fn finest(&self) -> f64 {
+        self.grid.spacing().into_iter().fold(f64::INFINITY, f64::min)
+    }
+
     /// The patch that shows an extent: fitted to it where the model fits objects, though no closer
     /// than a few voxels of the scan, else at its own spacing.
     pub fn fitted(&self, extent: &Extent) -> Patch {
         let Sight { config, grid, .. } = *self;
-        let finest = grid.spacing().into_iter().fold(f64::INFINITY, f64::min);
         let spacing = self.spacing.unwrap_or_else(|| match config.fit {
             Some(_) => working_spacing(config, grid, Some(extent))
-                .max(LEAST_VOXELS * finest / config.patch as f64),
+                .max(LEAST_VOXELS * self.finest() / config.patch as f64),
             None => config.spacing as f64,
         });
         Patch::place(grid, config.patch, spacing, extent)
@@ -120,7 +126,8 @@ impl<'a> Sight<'a> {
         let least = 1.3 * longest(extent, grid);
         // Scans of small things are small themselves.
         let whole = longest(&whole(grid), grid);
-        let scale = if whole < LENGTHS[0] { whole / LENGTHS[2] } else { 1.0 };
+        let scale = if whole < LENGTHS[1] { whole / LENGTHS[3] } else { 1.0 };
+        let least = least.max(LEAST_VOXELS * self.finest());
         let wide: Vec<f64> =
             LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).collect();
         // One alone is where the answer lies, and that is fitted.
@@ -143,6 +150,13 @@ pub fn fitted(scan: &Scan, extent: &Extent) -> Patch {
 /// As [`Sight::probes`] has them.
 pub fn probes(scan: &Scan, extent: &Extent) -> Vec<Patch> {
     Sight::of(scan).probes(extent)
+}
+
+/// Whether points lie so close that they are told together, as those of a stroke are.
+pub fn beside(a: [usize; 3], b: [usize; 3], grid: &Grid) -> bool {
+    let whole = longest(&whole(grid), grid);
+    let near = if whole < 2.0 * BESIDE { whole / 8.0 } else { BESIDE };
+    distance(&of_voxel(a), b, grid) <= near
 }
 
 /// Whether a patch shows a voxel and its surroundings: some voxels lie between it and every face
@@ -353,7 +367,7 @@ mod tests {
         for low in (100..130).map(|v| v as f64) {
             let extent = Extent { low: [low, low, 20.0], high: [low + 53.5, low + 47.5, 30.5] };
             let patches = sight.probes(&extent);
-            assert_eq!(patches.len(), LENGTHS.len() - 1);
+            assert_eq!(patches.len(), LENGTHS.len() - 2);
             for (patch, face) in patches.iter().flat_map(|p| [(p, extent.low), (p, extent.high)]) {
                 let at = patch.from_image.apply(face);
                 assert!(at.iter().all(|c| (-0.5..=edge - 0.5).contains(c)), "{low}: {at:?}");

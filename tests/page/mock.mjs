@@ -362,7 +362,7 @@ async function api(req, res, url, body) {
     }
     case "POST objects/ID/prepare":
       known(objects, key, "object");
-      return json(res, 202, { places: 5 });
+      return json(res, 202, { places: 6 });
     case "POST objects/ID/prompts":
     case "PUT objects/ID/mask":
     case "POST objects/ID/undo":

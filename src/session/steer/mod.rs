@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Times that one interaction asks the network, beyond which no other click is looked at: a dozen
-/// clicks on parts far from each other, each of which is looked at from five distances, twice.
-const MOST_RUNS: usize = 140;
+/// clicks on parts far from each other, each of which is looked at from six distances, twice.
+const MOST_RUNS: usize = 160;
 
 /// By how much less [sure](Guess::sureness) than the answer a guess is that does not replace it.
 const LESS_SURE: f32 = 0.1;

@@ -55,11 +55,9 @@ impl Work<'_, '_> {
     pub(super) fn separate(&mut self) -> Result<Option<Look>, SessionError> {
         let positive: Vec<Said> = self.said.iter().copied().filter(|s| s.positive).collect();
         match positive.split_first() {
-            // Points that the closest look shows together are told together, as those of a stroke
-            // are.
             Some((first, others)) if !others.is_empty() && self.fits() => {
-                let closest = probes(self.scan, &of_voxel(first.voxel)).swap_remove(0);
-                if others.iter().any(|s| closest.voxel(s.voxel.map(|c| c as f64)).is_some()) {
+                // Points of one stroke, or nearly.
+                if others.iter().any(|s| region::beside(first.voxel, s.voxel, self.scan.grid())) {
                     return Ok(None);
                 }
                 self.alone(*first, &others.iter().map(|s| s.voxel).collect::<Vec<_>>())
@@ -75,6 +73,7 @@ impl Work<'_, '_> {
         if patches.len() == 1 {
             return Ok(patches[0].clone());
         }
+        let unseen = patches[patches.len() / 3].clone();
         let grid = *self.scan.grid();
         let mut seen: Vec<[(Patch, Vec<f32>); 2]> = vec![];
         for patch in patches {
@@ -97,7 +96,8 @@ impl Work<'_, '_> {
             seen.iter().map(|[first, then]| (guess(first), guess(then))).collect();
         let middle = [0, 1, 2].map(|a| (extent.low[a] + extent.high[a]) / 2.0);
         let best = most_believable(&guesses, middle).map(|at| seen[at][1].0.clone());
-        Ok(best.unwrap_or_else(|| probes(self.scan, extent).swap_remove(1)))
+        // Nothing was seen from anywhere.
+        Ok(best.unwrap_or(unseen))
     }
 
     /// The patch that shows a click that disagrees: one that was looked at before, or a new one.
