@@ -20,6 +20,8 @@ const FROM_AFAR: f32 = 0.175;
 const AT_FIRST: f32 = 0.3;
 /// What a click that lies a radius off the middle takes off.
 const OFF_MIDDLE: f32 = 0.37;
+/// The Dice coefficient to expect of the guess that is believed: this, and so much times its worth.
+const EXPECTED: [f32; 2] = [0.048, 0.653];
 /// Along each axis, every so manieth voxel is compared where guesses are.
 const EVERY: usize = 2;
 
@@ -101,8 +103,9 @@ fn spread(set: &mut [u8], edge: usize) {
 }
 
 /// The one of several guesses to believe, from the closest to the furthest, each with what was seen
-/// at first of it, at what a `place` in voxels of the scan points at; none where there is none.
-pub fn most_believable(guesses: &[(Guess, Guess)], place: [f64; 3]) -> Option<usize> {
+/// at first of it, at what a `place` in voxels of the scan points at, and the Dice coefficient to
+/// expect of it; none where there is none.
+pub fn most_believable(guesses: &[(Guess, Guess)], place: [f64; 3]) -> Option<(usize, f32)> {
     let worth = |at: usize| {
         let (first, guess) = &guesses[at];
         let afar = guesses.get(at + 1).map_or(0.0, |(_, further)| further.agreement(guess));
@@ -110,7 +113,8 @@ pub fn most_believable(guesses: &[(Guess, Guess)], place: [f64; 3]) -> Option<us
             - OFF_MIDDLE * guess.off_middle(place)
     };
     let worth: Vec<f32> = (0..guesses.len()).map(worth).collect();
-    (0..guesses.len()).max_by(|a, b| worth[*a].total_cmp(&worth[*b]))
+    let best = (0..guesses.len()).max_by(|a, b| worth[*a].total_cmp(&worth[*b]))?;
+    Some((best, (EXPECTED[0] + EXPECTED[1] * worth[best]).clamp(0.0, 1.0)))
 }
 
 #[cfg(test)]
@@ -200,8 +204,11 @@ mod tests {
         let pair = |first, then| {
             (Guess { patch: &near, logits: first }, Guess { patch: &near, logits: then })
         };
-        let pick = |all: &[(Guess, Guess)]| most_believable(all, MIDDLE);
+        let pick = |all: &[(Guess, Guess)]| most_believable(all, MIDDLE).map(|(at, _)| at);
         assert_eq!(pick(&[]), None);
+        // More is expected of what is sure.
+        let expected = |logits| most_believable(&[pair(logits, logits)], MIDDLE).unwrap().1;
+        assert!(expected(&right) > expected(&unsure) + 0.1 && expected(&right) < 1.0);
         assert_eq!(pick(&[pair(&unsure, &unsure), pair(&right, &right)]), Some(1));
         assert_eq!(pick(&[pair(&right, &right), pair(&aside, &aside)]), Some(0));
         assert_eq!(pick(&[pair(&small, &right), pair(&right, &right)]), Some(1));

@@ -31,6 +31,8 @@ pub(super) struct Look {
     changes: Option<(Vec<f32>, Vec<f32>)>,
     pub(super) answer: Answer,
     pub(super) thinned: usize,
+    /// The Dice coefficient to expect, where more than the network's score tells that.
+    pub(super) expected: Option<f32>,
 }
 
 impl Look {
@@ -115,7 +117,7 @@ impl Work<'_, '_> {
         let [prompts, decode, refine] = answer.seconds;
         let each = [prompts + prepared + start.elapsed(), decode, refine];
         (0..3).for_each(|n| self.seconds[n] += each[n]);
-        Ok(Look { encoded, logits, changes, answer, thinned })
+        Ok(Look { encoded, logits, changes, answer, thinned, expected: None })
     }
 
     /// Makes a look that rests on the network alone follow what the object looks like; the clicks

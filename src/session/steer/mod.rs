@@ -161,12 +161,13 @@ impl Work<'_, '_> {
         let look = match part {
             Some(look) => look,
             None => {
-                let patch = match bounds {
-                    Some(bounds) => fitted(self.scan, &bounds),
+                let (patch, expected) = match bounds {
+                    Some(bounds) => (fitted(self.scan, &bounds), None),
                     None => self.probe(&extent)?,
                 };
                 let mut look = self.look(&patch, None, None)?;
                 self.recognise(&mut look)?;
+                look.expected = expected;
                 look
             }
         };
@@ -271,8 +272,8 @@ impl Work<'_, '_> {
 
     /// A first positive click of an object that is empty so far, or far from all there is.
     fn begin_at(&mut self, first: Said) -> Result<(), SessionError> {
-        let patch = match self.bounds {
-            Some(b) if self.looked.is_empty() => fitted(self.scan, &Extent::of_box(b)),
+        let (patch, expected) = match self.bounds {
+            Some(b) if self.looked.is_empty() => (fitted(self.scan, &Extent::of_box(b)), None),
             _ => self.probe(&of_voxel(first.voxel))?,
         };
         let before = self.on_patch(&patch);
@@ -280,6 +281,7 @@ impl Work<'_, '_> {
         let empty = before.iter().all(|v| *v <= 0.0);
         let mut look = self.look(&patch, (!empty).then_some((before, weights, 1.0)), None)?;
         self.recognise(&mut look)?;
+        look.expected = expected.filter(|_| empty);
         self.write(&look);
         self.settle(look)
     }

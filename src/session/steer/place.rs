@@ -67,11 +67,12 @@ impl Work<'_, '_> {
     }
 
     /// Looks at prompts without a size from several distances, and again at what was seen from
-    /// each, and chooses the patch that shows the [guess](Guess) to believe.
-    pub(super) fn probe(&mut self, extent: &Extent) -> Result<Patch, SessionError> {
+    /// each, and chooses the patch that shows the [guess](Guess) to believe; with it the Dice
+    /// coefficient to expect of that, where there was something to choose among.
+    pub(super) fn probe(&mut self, extent: &Extent) -> Result<(Patch, Option<f32>), SessionError> {
         let patches = probes(self.scan, extent);
         if patches.len() == 1 {
-            return Ok(patches[0].clone());
+            return Ok((patches[0].clone(), None));
         }
         let unseen = patches[patches.len() / 3].clone();
         let grid = *self.scan.grid();
@@ -95,9 +96,11 @@ impl Work<'_, '_> {
         let guesses: Vec<(Guess, Guess)> =
             seen.iter().map(|[first, then]| (guess(first), guess(then))).collect();
         let middle = [0, 1, 2].map(|a| (extent.low[a] + extent.high[a]) / 2.0);
-        let best = most_believable(&guesses, middle).map(|at| seen[at][1].0.clone());
-        // Nothing was seen from anywhere.
-        Ok(best.unwrap_or(unseen))
+        Ok(match most_believable(&guesses, middle) {
+            Some((at, dice)) => (seen[at][1].0.clone(), Some(dice)),
+            // Nothing was seen from anywhere.
+            None => (unseen, None),
+        })
     }
 
     /// The patch that shows a click that disagrees: one that was looked at before, or a new one.
@@ -143,9 +146,9 @@ impl Work<'_, '_> {
                 > APART * region::longest(&object, &grid)
         {
             let seen = std::mem::replace(&mut self.field, Field::new(grid.size, true));
-            let patch = self.probe(&of_voxel(click.voxel));
+            let probed = self.probe(&of_voxel(click.voxel));
             self.field = seen;
-            return self.correct_on(&patch?, View::Apart, &[click]);
+            return self.correct_on(&probed?.0, View::Apart, &[click]);
         }
         // What lies there already is not looked at anew.
         let empty = |look: &Look| self.on_patch(look.encoded.patch()).iter().all(|v| *v <= 0.0);
@@ -171,9 +174,10 @@ impl Work<'_, '_> {
         let only =
             self.said.iter().copied().filter(|s| !s.positive || s.voxel == click.voxel).collect();
         let said = std::mem::replace(&mut self.said, only);
-        let look = self.probe(&of_voxel(click.voxel)).and_then(|patch| {
+        let look = self.probe(&of_voxel(click.voxel)).and_then(|(patch, dice)| {
             let mut look = self.look(&patch, None, None)?;
             self.recognise(&mut look)?;
+            look.expected = dice;
             Ok(look)
         });
         self.said = said;

@@ -98,7 +98,8 @@ impl Work<'_, '_> {
                 let s = look.encoded.patch().grid.size;
                 let (score, calibration) = (look.score()?, self.scan.model().config().calibration);
                 Prediction {
-                    score: calibration.map(|[a, b]| (a + b * score).clamp(0.0, 1.0)),
+                    score: calibration
+                        .map(|[a, b]| look.expected.unwrap_or((a + b * score).clamp(0.0, 1.0))),
                     thinned: look.thinned,
                     ..Prediction::of(
                         &look.answer,
