@@ -9,7 +9,8 @@ use crate::prompt::Prompts;
 use crate::volume::Grid;
 use crate::volume::patch::{Extent, Patch};
 
-/// Lengths of the patches, in mm, that a first point is looked at with.
+/// Lengths of the patches, in mm, that a first point is looked at with; of a scan shorter than the
+/// second as much shorter as makes the last twice the scan's.
 const LENGTHS: [f64; 6] = [14.0, 28.0, 56.0, 112.0, 224.0, 448.0];
 /// Millimetres between points that are told together, where the scan is no smaller than twice that.
 const BESIDE: f64 = 14.0;
@@ -123,11 +124,10 @@ impl<'a> Sight<'a> {
             let spacing = self.spacing.unwrap_or(config.spacing as f64);
             return vec![Patch::place(grid, config.patch, spacing, extent)];
         }
-        let least = 1.3 * longest(extent, grid);
+        let least = (1.3 * longest(extent, grid)).max(LEAST_VOXELS * self.finest());
         // Scans of small things are small themselves.
         let whole = longest(&whole(grid), grid);
         let scale = if whole < LENGTHS[1] { whole / LENGTHS[3] } else { 1.0 };
-        let least = least.max(LEAST_VOXELS * self.finest());
         let wide: Vec<f64> =
             LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).collect();
         // One alone is where the answer lies, and that is fitted.
@@ -329,6 +329,34 @@ mod tests {
         assert_eq!(understood_box([10, 10, 20, 40, 30, 21], &grid), [10, 10, 18, 40, 30, 23]);
         assert_eq!(understood_box([10, 10, 20, 14, 14, 21], &grid), [10, 10, 20, 14, 14, 21]);
         assert_eq!(understood_box([10, 50, 10, 11, 70, 14], &grid), [0, 50, 10, 21, 70, 14]);
+    }
+
+    #[test]
+    fn a_first_look_is_as_near_as_the_scans_voxels_allow() {
+        let config = Config { fit: Some(1.75), ..Config::tiny() };
+        let lengths = |step: [f64; 3], size: [usize; 3]| -> Vec<usize> {
+            let grid = Grid { size, affine: Affine::from_spacing(step) };
+            let sight = Sight { config: &config, grid: &grid, spacing: None };
+            let patches = sight.probes(&of_voxel(size.map(|s| s / 2)));
+            patches.iter().map(|p| (p.spacing * config.patch as f64).round() as usize).collect()
+        };
+        // Thick slices do not count, voxels of 4 mm along all axes do.
+        assert_eq!(lengths([0.7, 0.7, 5.0], [300, 300, 60]), [14, 28, 56, 112, 224, 448]);
+        assert_eq!(lengths([4.0; 3], [128; 3]), [56, 112, 224, 448]);
+        // A scan of 20 mm, and one of fewer voxels than a patch shows at least.
+        assert_eq!(lengths([0.5; 3], [40; 3]), [5, 10, 20, 40]);
+        assert_eq!(lengths([1.0; 3], [6; 3]), [8]);
+    }
+
+    #[test]
+    fn points_are_beside_each_other_by_millimetres_or_by_a_small_scans_length() {
+        let grid = Grid { size: [300, 300, 60], affine: Affine::from_spacing([0.7, 0.7, 5.0]) };
+        let at = [150, 150, 30];
+        assert!(beside(at, at, &grid) && beside(at, [150, 150, 33], &grid));
+        assert!(beside(at, [130, 170, 28], &grid) && !beside(at, [150, 171, 30], &grid));
+        assert!(!beside(at, [150, 150, 34], &grid));
+        let grid = Grid { size: [40; 3], affine: Affine::from_spacing([0.5; 3]) };
+        assert!(beside([20; 3], [25, 20, 15], &grid) && !beside([20; 3], [26, 20, 20], &grid));
     }
 
     #[test]

@@ -306,7 +306,7 @@ fn undo_brings_back_the_bits() {
 
 #[test]
 fn an_object_is_followed_beyond_the_patch() {
-    // A bright bar of 170 mm: a click in its middle is looked at from 28 to 112 mm.
+    // A bright bar of 170 mm: a click in its middle is looked at from 14 to 448 mm.
     let size = [60, 60, 200];
     let inside = |i: usize, j: usize, k: usize| {
         i.abs_diff(30) < 9 && j.abs_diff(30) < 9 && k.abs_diff(100) < 85
