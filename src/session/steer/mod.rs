@@ -21,9 +21,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Times that one interaction asks the network, beyond which no other click is looked at: a dozen
-/// clicks on parts far from each other, each of which is looked at from six distances, twice.
-const MOST_RUNS: usize = 160;
+/// Times that one interaction asks the network, beyond which no other click is looked at.
+const MOST_RUNS: usize = 64;
+/// The same where a click on a part far from all others is looked at from six distances, twice:
+/// a dozen of them.
+const MOST_PROBING: usize = 160;
 
 /// By how much less [sure](Guess::sureness) than the answer a guess is that does not replace it.
 const LESS_SURE: f32 = 0.1;
@@ -191,7 +193,7 @@ impl Work<'_, '_> {
             self.looked.push(fitted(self.scan, &Extent::of_box(b)));
         }
         while let Some(first) = left.first().copied() {
-            if self.runs >= MOST_RUNS {
+            if self.runs >= if self.fits() { MOST_PROBING } else { MOST_RUNS } {
                 self.notes.push(Note::NotLookedAt(left.len()));
                 break;
             }

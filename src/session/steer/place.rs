@@ -120,7 +120,7 @@ impl Work<'_, '_> {
     }
 
     /// Whether the network looks at objects from as far off as fits them.
-    fn fits(&self) -> bool {
+    pub(super) fn fits(&self) -> bool {
         self.scan.model().config().fit.is_some() && self.scan.options().spacing.is_none()
     }
 
