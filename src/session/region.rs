@@ -343,9 +343,9 @@ mod tests {
         // Thick slices do not count, voxels of 4 mm along all axes do.
         assert_eq!(lengths([0.7, 0.7, 5.0], [300, 300, 60]), [14, 28, 56, 112, 224, 448]);
         assert_eq!(lengths([4.0; 3], [128; 3]), [56, 112, 224, 448]);
-        // A scan of 20 mm, and one of fewer voxels than a patch shows at least.
+        // A scan of 20 mm, and one of so few voxels that it is shown as a patch shows at least.
         assert_eq!(lengths([0.5; 3], [40; 3]), [5, 10, 20, 40, 80]);
-        assert_eq!(lengths([1.0; 3], [6; 3]), [8]);
+        assert_eq!(lengths([1.0; 3], [3; 3]), [8]);
     }
 
     #[test]
