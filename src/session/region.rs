@@ -10,7 +10,7 @@ use crate::volume::Grid;
 use crate::volume::patch::{Extent, Patch};
 
 /// Lengths of the patches, in mm, that a first point is looked at with; of a scan shorter than the
-/// second as much shorter as makes the last twice the scan's.
+/// second as much shorter as makes the last four times the scan's.
 const LENGTHS: [f64; 6] = [14.0, 28.0, 56.0, 112.0, 224.0, 448.0];
 /// Millimetres between points that are told together, where the scan is no smaller than twice that.
 const BESIDE: f64 = 14.0;
