@@ -744,6 +744,7 @@ fn prompts_of(size: [usize; 3], from: &mut Reader) -> Result<Prompts, String> {
 mod tests {
     use super::super::turns::Turns;
     use super::super::wire::unpack;
+    use super::super::work::Work;
     use super::*;
     use crate::device::{Cpu, Device};
     use crate::model::{Model, Weights};
@@ -776,7 +777,8 @@ mod tests {
         let lease = Lease::default();
         let image = scan_of(image, [1.0; 3]).unwrap();
         let encodings = Arc::new(Encodings::new(options.memory));
-        let engine = Engine { model: &model, options, encodings: &encodings };
+        let work = Work::start(1).unwrap();
+        let engine = Engine { model: &model, options, encodings: &encodings, work: &work };
         lease.state().set_image(engine, image, None).unwrap();
         lease.state().set_buffer(Buffer { shape: SHAPE, dtype: Dtype::Bool }).unwrap();
         lease

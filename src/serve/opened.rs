@@ -1,6 +1,7 @@
 //! A scan that somebody sent, ready to be worked on.
 
 use super::failure::Failure;
+use super::work::Work;
 use crate::memory::Charge;
 use crate::model::Model;
 use crate::session::{Encodings, Options, Scan, intensities};
@@ -17,6 +18,8 @@ pub struct Engine<'a> {
     pub options: Options,
     /// Where all that is encoded of them is kept.
     pub encodings: &'a Arc<Encodings>,
+    /// What has patches encoded ahead.
+    pub work: &'a Work,
 }
 
 /// A scan with the network.
@@ -30,9 +33,10 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Decides how its values are understood. The network looks at it when something is said of it.
+    /// Decides how its values are understood. What first clicks are looked at with wherever they
+    /// lie is encoded from now on, when nobody waits for the network.
     pub fn new(engine: Engine, image: Volume) -> Result<Opened, Failure> {
-        let Engine { model, options, encodings } = engine;
+        let Engine { model, options, encodings, work } = engine;
         let charge = Charge::of::<u8>("a scan", image.array().bytes())?;
         let decided = intensities(&image, model.config().intensity);
         let mut notes = image.warnings.clone();
@@ -40,13 +44,9 @@ impl Opened {
         notes.push(decided.why());
         let image = Arc::new(image);
         let scan = Scan::sharing(model, image.clone(), decided.normalization, options, encodings);
-        Ok(Opened {
-            image,
-            scan: Arc::new(scan),
-            modality: decided.modality,
-            notes,
-            _charge: charge,
-        })
+        let scan = Arc::new(scan);
+        work.ahead(scan.ahead());
+        Ok(Opened { image, scan, modality: decided.modality, notes, _charge: charge })
     }
 
     /// The voxel that a place means, `[i, j, k]`: rounded, halves to even ones. A place just

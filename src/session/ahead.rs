@@ -2,23 +2,44 @@
 
 use super::SessionError;
 use super::encodings::Coming;
+use super::region::{probes, whole};
 use super::scan::Scan;
 use crate::memory;
 use crate::model::Observer;
 use crate::volume::Grid;
-use crate::volume::patch::Patch;
+use crate::volume::patch::{Extent, Patch};
 use std::sync::{Arc, Weak};
 
 /// A patch that a session will look at, most likely, when its answer is corrected
-/// ([`super::Session::ahead`]) or where something is said first ([`super::Session::ahead_of`]): to
-/// be encoded before that, on any thread. It keeps neither the session nor its scan.
+/// ([`super::Session::ahead`]), where something is said first ([`super::Session::ahead_of`]), or
+/// wherever that is ([`Scan::ahead`]): to be encoded before that, on any thread. It keeps neither
+/// the session nor its scan.
 pub struct Ahead {
     scan: Weak<Scan>,
     /// Where all patches lie that were told together. Goes when the session does, and when others
-    /// are told.
+    /// are told; a scan's own with the scan.
     sign: Weak<Vec<Grid>>,
     patch: Patch,
     coming: Arc<Coming>,
+}
+
+impl Scan {
+    /// What every first click without a box is looked at with from furthest off, on a scan of up to
+    /// 448 mm; on a longer one what such clicks in its middle are: to be encoded as soon as the scan
+    /// is there. None where the network does not look from several distances.
+    pub fn ahead(self: &Arc<Scan>) -> Option<Ahead> {
+        let widest = match self.options().released {
+            true => None,
+            false => probes(self, &middle(&whole(self.grid()))).into_iter().skip(1).last(),
+        }?;
+        Some(Ahead::new(self, &self.sign, widest))
+    }
+}
+
+/// The middle of an extent.
+fn middle(extent: &Extent) -> Extent {
+    let at = [0, 1, 2].map(|a| (extent.low[a] + extent.high[a]) / 2.0);
+    Extent { low: at, high: at }
 }
 
 impl Ahead {
@@ -27,7 +48,7 @@ impl Ahead {
         Ahead { scan, sign, patch, coming: Arc::default() }
     }
 
-    /// Whether it is of use still: the session is there, and as it was.
+    /// Whether it is of use still: the session is there, and as it was, or the scan.
     pub fn serves(&self) -> bool {
         self.sign.strong_count() > 0
     }

@@ -116,8 +116,8 @@ impl<'a> Sight<'a> {
     }
 
     /// The patches to try around prompts that tell a place and no size, from the closest look to
-    /// the widest, on a [lattice](LATTICE). One alone where there is nothing to choose, and that
-    /// is centred.
+    /// the widest, on a [lattice](LATTICE); the widest is the same for all of the scan where it shows
+    /// all of it. One alone where there is nothing to choose, and that is centred.
     pub fn probes(&self, extent: &Extent) -> Vec<Patch> {
         let Sight { config, grid, .. } = *self;
         if config.fit.is_none() || self.spacing.is_some() {
@@ -126,7 +126,8 @@ impl<'a> Sight<'a> {
         }
         let least = (1.3 * longest(extent, grid)).max(LEAST_VOXELS * self.finest());
         // Scans of small things are small themselves.
-        let whole = longest(&whole(grid), grid);
+        let all = whole(grid);
+        let whole = longest(&all, grid);
         let scale = if whole < LENGTHS[1] { whole / LENGTHS[3] } else { 1.0 };
         let wide: Vec<f64> =
             LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).collect();
@@ -136,9 +137,15 @@ impl<'a> Sight<'a> {
         }
         // What is shown is shorter than the patch by more than the lattice moves it.
         let step = (config.patch / LATTICE).max(1);
-        let place =
-            |l: f64| Patch::place_every(step, grid, config.patch, l / config.patch as f64, extent);
-        wide.into_iter().map(place).collect()
+        let edge = config.patch;
+        let place = |l: f64| Patch::place_every(step, grid, edge, l / edge as f64, extent);
+        let mut patches: Vec<Patch> = wide.iter().map(|l| place(*l)).collect();
+        if let (Some(last), Some(widest)) =
+            (patches.last_mut(), wide.last().filter(|l| **l >= whole))
+        {
+            *last = Patch::place(grid, edge, widest / edge as f64, &all);
+        }
+        patches
     }
 }
 
@@ -369,6 +376,10 @@ mod tests {
         for voxel in [[150, 140, 30], [3, 279, 0], [77, 12, 59]] {
             let patches = sight.probes(&of_voxel(voxel));
             assert_eq!(patches.len(), LENGTHS.len());
+            // All of the scan, whatever is pointed at.
+            let (widest, patches) = patches.split_last().unwrap();
+            let all = Patch::place(&grid, config.patch, widest.spacing, &whole(&grid)).grid;
+            assert!(widest.grid == all && shows(widest, voxel, &grid), "{voxel:?}");
             for (n, patch) in patches.iter().enumerate() {
                 let at = patch.from_image.apply(voxel.map(|v| v as f64));
                 let is_near = |c: &f64| (c - edge / 2.0).abs() <= step / 2.0 + 1e-5;
