@@ -276,7 +276,7 @@ fn reach(sigma: f32) -> usize {
 
 /// A Gaussian filter of standard deviation `sigma` voxels; beyond the block its outermost values go
 /// on.
-fn smooth(values: &mut [f32], [ni, nj, nk]: [usize; 3], sigma: f32) {
+pub(super) fn smooth(values: &mut [f32], [ni, nj, nk]: [usize; 3], sigma: f32) {
     let reach = reach(sigma);
     if reach == 0 {
         return;

@@ -5,11 +5,14 @@
 //! surface as it is and as it should be. So the mask's signed distance `phi` (in voxels, positive
 //! inside) should change from `phi(c)` to `-phi(c)` there, stay as it is at clicks that hold
 //! already, and change smoothly between: the mean of a Gaussian process through these values, whose
-//! length lies between the click's depth and the object's size. Voxels that it takes across zero
-//! change sides; beside them logits become the distance to the surface, all others stay as they
-//! are.
+//! length lies between the click's depth and the object's size, and which varies the less between
+//! two voxels the more alike their values on the scan are (a bilateral kernel: what was missed looks
+//! like the voxel that was clicked, more than what lies beyond it does). Voxels that it takes across
+//! zero change sides; beside them logits become the distance to the surface, all others stay as
+//! they are.
 
 use super::ANSWER;
+use super::appearance::smooth;
 use crate::memory;
 use crate::volume::distance::squared_distance;
 use std::collections::HashSet;
@@ -38,6 +41,12 @@ const FURTHEST: f32 = 12.0;
 
 /// Voxels that disagree at once from which on they are a stroke.
 const STROKE: usize = 4;
+
+/// Standard deviation, in voxels, of the filter that values are compared after: noise does not
+/// count.
+const BLUR: f32 = 0.8;
+/// How far apart values are that look alike, in standard deviations of those around the clicks.
+const ALIKE: f32 = 1.5;
 
 /// The numbers of the correction, in parts of the object's diameter where they are lengths.
 #[derive(Clone, Copy, Debug)]
@@ -136,6 +145,8 @@ struct Neighbourhood {
     low: [usize; 3],
     size: [usize; 3],
     phi: Vec<f32>,
+    /// What its voxels look like, in [`ALIKE`]; empty where nothing tells.
+    values: Vec<f32>,
 }
 
 impl Neighbourhood {
@@ -162,16 +173,48 @@ impl Neighbourhood {
         let phi = to_outside.iter().zip(&to_inside).map(|(o, i)| {
             if *o > 0.0 { (o.sqrt() - 0.5).min(far) } else { -(i.sqrt() - 0.5).min(far) }
         });
-        Neighbourhood { low, size: extent, phi: memory::collected(ANSWER, phi) }
+        let phi = memory::collected(ANSWER, phi);
+        Neighbourhood { low, size: extent, phi, values: vec![] }
+    }
+
+    /// The same with what it looks like in the patch's `values`.
+    fn seen(mut self, values: &[f32], size: [usize; 3]) -> Neighbourhood {
+        let [low, extent] = [self.low, self.size];
+        let mut near: Vec<f32> = memory::list(ANSWER, extent.iter().product());
+        for (i, j) in (0..extent[0]).flat_map(|i| (0..extent[1]).map(move |j| (i, j))) {
+            let row = ((low[0] + i) * size[1] + low[1] + j) * size[2] + low[2];
+            near.extend(&values[row..row + extent[2]]);
+        }
+        smooth(&mut near, extent, BLUR);
+        let n = near.len().max(1) as f64;
+        let mean = near.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+        let variance = near.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n;
+        // Where all is alike nothing is told apart.
+        let scale = 1.0 / (f64::from(ALIKE) * variance.sqrt()).max(1e-6) as f32;
+        near.iter_mut().for_each(|v| *v *= scale);
+        self.values = near;
+        self
     }
 
     fn holds(&self, p: [i32; 3]) -> bool {
         (0..3).all(|d| p[d] as usize >= self.low[d] && (p[d] as usize) < self.low[d] + self.size[d])
     }
 
-    fn at(&self, p: [i32; 3]) -> f32 {
+    fn place(&self, p: [i32; 3]) -> usize {
         let [i, j, k]: [usize; 3] = std::array::from_fn(|d| p[d] as usize - self.low[d]);
-        self.phi[(i * self.size[1] + j) * self.size[2] + k]
+        (i * self.size[1] + j) * self.size[2] + k
+    }
+
+    fn at(&self, p: [i32; 3]) -> f32 {
+        self.phi[self.place(p)]
+    }
+
+    /// How alike two places look, 0 to 1.
+    fn alike(&self, a: usize, b: usize) -> f32 {
+        if self.values.is_empty() {
+            return 1.0;
+        }
+        (-0.5 * (self.values[a] - self.values[b]).powi(2)).exp()
     }
 }
 
@@ -194,13 +237,15 @@ fn spread(clicks: &[Click]) -> Vec<Click> {
 
 /// Moves the surface of a mask, given by its logits `[i][j][k]`, so that every click lies on its
 /// side: smoothly where that can be, voxel by voxel where clicks of both kinds lie side by side.
-/// `diameter` is the object's, in voxels. Where all clicks hold, nothing changes.
+/// `diameter` is the object's, in voxels; `values`, the network's input on the patch, tell what
+/// looks alike, or none do. Where all clicks hold, nothing changes.
 pub fn correct(
     logits: &mut [f32],
     size: [usize; 3],
     clicks: &[Click],
     diameter: f32,
     how: &Steering,
+    values: Option<&[f32]>,
 ) {
     for pass in 0..PASSES {
         let wrong = disagreeing(logits, size, clicks);
@@ -208,7 +253,10 @@ pub fn correct(
             return;
         }
         let most = (how.most_depth * diameter).clamp(2.0, FURTHEST);
-        let near = Neighbourhood::around(logits, size, &wrong, (3.0 * most).ceil() as usize);
+        let mut near = Neighbourhood::around(logits, size, &wrong, (3.0 * most).ceil() as usize);
+        if let Some(values) = values {
+            near = near.seen(values, size);
+        }
         let anchors = spread(&wrong);
         let depth = |c: &Click| near.at(c.0).abs().min(most);
         let lengths = anchors.iter().map(|c| {
@@ -245,7 +293,7 @@ pub fn correct(
             clicks.iter().copied().filter(|c| near.holds(c.0) && !known.contains(c)).collect();
         held.retain(|h| anchors.iter().any(|c| apart(c.0, h.0) < 3.0 * length));
         changes.extend(spread(&held).into_iter().map(|c| (c, 0.0)));
-        let weights = solve(&changes, length);
+        let weights = solve(&changes, length, &near);
         // Along a stroke the surface is not known that well: there the network's logits stay.
         apply(logits, size, &near, (&changes, &weights), length, !is_stroke);
     }
@@ -256,12 +304,14 @@ pub fn correct(
 
 /// The Gaussian process's weights: its covariance among the clicks, solved for their changes by
 /// Cholesky's decomposition.
-fn solve(changes: &[(Click, f32)], length: f32) -> Vec<f64> {
+fn solve(changes: &[(Click, f32)], length: f32, near: &Neighbourhood) -> Vec<f64> {
     let n = changes.len();
+    let places: Vec<usize> = changes.iter().map(|c| near.place(c.0.0)).collect();
     // A thousandth on the diagonal keeps clicks on one voxel soluble.
     let covariance = |a: usize, b: usize| {
         let d = apart(changes[a].0.0, changes[b].0.0) as f64 / length as f64;
-        (-0.5 * d * d).exp() + if a == b { 1e-3 } else { 0.0 }
+        let alike = f64::from(near.alike(places[a], places[b]));
+        alike * (-0.5 * d * d).exp() + if a == b { 1e-3 } else { 0.0 }
     };
     let mut l = vec![0.0f64; n * n];
     for a in 0..n {
@@ -296,7 +346,7 @@ fn apply(
     let reach = (3.0 * length).ceil() as i32;
     let mut moved: Vec<f32> = memory::zeroed(ANSWER, near.phi.len());
     for ((click, _), weight) in changes.iter().zip(weights) {
-        let c = click.0;
+        let (c, own) = (click.0, near.place(click.0));
         let range = |d: usize| {
             let low = (c[d] - reach).max(near.low[d] as i32);
             low..(c[d] + reach + 1).min((near.low[d] + near.size[d]) as i32)
@@ -307,7 +357,8 @@ fn apply(
                     * near.size[2];
                 for k in range(2) {
                     let d = apart([i, j, k], c) / length;
-                    moved[row + k as usize - near.low[2]] += *weight as f32 * (-0.5 * d * d).exp();
+                    let at = row + k as usize - near.low[2];
+                    moved[at] += *weight as f32 * (-0.5 * d * d).exp() * near.alike(own, at);
                 }
             }
         }
@@ -389,7 +440,7 @@ mod tests {
         let (size, logits) = ([40usize; 3], ball());
         let added = |how: &Steering| {
             let mut after = logits.clone();
-            correct(&mut after, size, &[([20, 20, 35], true)], diameter(&logits), how);
+            correct(&mut after, size, &[([20, 20, 35], true)], diameter(&logits), how, None);
             after.iter().zip(&logits).filter(|(a, b)| **a > 0.0 && **b <= 0.0).count()
         };
         let [bounded, unbounded] = [true, false].map(|b| added(&Steering::of(b)));
@@ -397,10 +448,39 @@ mod tests {
     }
 
     #[test]
+    fn a_correction_keeps_to_what_looks_like_its_click() {
+        let (size, logits) = ([40usize; 3], ball());
+        // What lies beyond k = 30 looks other on one side of j = 20; on a scan of one value all
+        // looks alike.
+        let other = |at: usize| at % 40 > 30 && at / 40 % 40 >= 20;
+        let values: Vec<f32> = (0..64_000).map(|at| f32::from(u8::from(other(at)))).collect();
+        let added = |values: Option<&[f32]>| {
+            let (mut after, how) = (logits.clone(), Steering::default());
+            let click = [([20, 16, 33], true)];
+            correct(&mut after, size, &click, diameter(&logits), &how, values);
+            assert!(disagreeing(&after, size, &click).is_empty());
+            let new = (0..64_000).filter(|at| after[*at] > 0.0 && logits[*at] <= 0.0);
+            let (others, alike): (Vec<usize>, Vec<usize>) = new.partition(|at| other(*at));
+            [others.len(), alike.len()]
+        };
+        let [all, seen] = [added(None), added(Some(&values))];
+        assert_eq!(added(Some(&[7.0; 64_000])), all);
+        assert!(all[0] > 40 && seen[0] < all[0] / 4, "{all:?}, {seen:?}");
+        assert!(seen[1] > all[1] * 3 / 4, "{all:?}, {seen:?}");
+    }
+
+    #[test]
     fn a_finer_grid_loses_nothing_of_a_correction() {
         let (size, before) = ([40usize; 3], ball());
         let mut after = before.clone();
-        correct(&mut after, size, &[([20, 20, 33], true)], diameter(&before), &Steering::default());
+        correct(
+            &mut after,
+            size,
+            &[([20, 20, 33], true)],
+            diameter(&before),
+            &Steering::default(),
+            None,
+        );
         let on = |logits: &[f32]| logits.iter().filter(|v| **v > 0.0).count() as f32;
         // Eight places a voxel, by interpolation.
         let finer = |logits: &[f32]| {
@@ -426,7 +506,7 @@ mod tests {
         let (size, logits) = ([40usize; 3], ball());
         let corrected = |clicks: &[Click]| {
             let mut after = logits.clone();
-            correct(&mut after, size, clicks, diameter(&logits), &Steering::default());
+            correct(&mut after, size, clicks, diameter(&logits), &Steering::default(), None);
             assert!(disagreeing(&after, size, clicks).is_empty());
             let changed = |sign: f32| {
                 let each = logits.iter().zip(&after);

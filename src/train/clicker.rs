@@ -117,7 +117,7 @@ impl<'a> Clicker<'a> {
             Some((dense, weights)) => blend(dense, proposal, weights),
         };
         let across = diameter(&answer);
-        correct(&mut answer, self.size, &self.clicks, across, &self.how);
+        correct(&mut answer, self.size, &self.clicks, across, &self.how, None);
         answer
     }
 
@@ -152,7 +152,7 @@ impl<'a> Clicker<'a> {
                     .collect(),
             };
             let mut corrected = before;
-            correct(&mut corrected, self.size, &self.clicks, across, &self.how);
+            correct(&mut corrected, self.size, &self.clicks, across, &self.how, None);
             dense = Some(corrected.clone());
             (corrected, weights)
         });

@@ -7,6 +7,7 @@ use crate::model::{Answer, PatchPrompts, prompt_maps};
 use crate::session::appearance;
 use crate::session::correction::{Click, correct, diameter};
 use crate::session::encodings::EncodedPatch;
+use crate::session::guess::Guess;
 use crate::session::region::{self, beyond, deepest, next, open_faces, reach, shown};
 use crate::session::turn::{blend, marks, taper};
 use crate::session::{ANSWER, MASK_LOGIT, Note, SessionError, finite, thin};
@@ -21,6 +22,11 @@ const FADE: f32 = 4.0;
 const MOST_LOOKS: usize = 8;
 /// Voxels on a face that say that the object goes on.
 pub(super) const CONTACT: usize = 4;
+
+/// How much more a new guess counts for being [surer](Guess::sureness) than the answer by 1, and
+/// the least that it counts.
+const BY_SURENESS: f32 = 2.0;
+const LEAST_COUNT: f32 = 0.2;
 
 /// What a look at a patch came to.
 pub(super) struct Look {
@@ -79,11 +85,12 @@ impl Work<'_, '_> {
         let (edge, size) = (model.config().patch, [model.config().patch; 3]);
         let clicks = self.clicks(patch);
         let start = Instant::now();
+        let values = Some(encoded.input.try_data()?);
         let (points, thinned) =
             thin(if clicks.is_empty() { hint.into_iter().collect() } else { clicks.clone() });
         let before = before.map(|(old, window, trust)| {
             let mut corrected = memory::copied(ANSWER, &old);
-            correct(&mut corrected, size, &clicks, diameter(&old), &self.how);
+            correct(&mut corrected, size, &clicks, diameter(&old), &self.how, values);
             (corrected, old, window, trust)
         });
         let dense = match &before {
@@ -113,7 +120,7 @@ impl Work<'_, '_> {
             None => (memory::copied(ANSWER, proposal), None),
         };
         let across = diameter(&logits);
-        correct(&mut logits, size, &clicks, across, &self.how);
+        correct(&mut logits, size, &clicks, across, &self.how, values);
         let [prompts, decode, refine] = answer.seconds;
         let each = [prompts + prepared + start.elapsed(), decode, refine];
         (0..3).for_each(|n| self.seconds[n] += each[n]);
@@ -144,8 +151,26 @@ impl Work<'_, '_> {
         let values = look.encoded.input.try_data()?;
         appearance::recognise(&mut look.logits, values, size[0], on_scan, bounds);
         let across = diameter(&look.logits);
-        correct(&mut look.logits, size, &clicks, across, &self.how);
+        correct(&mut look.logits, size, &clicks, across, &self.how, Some(values));
         self.seconds[0] += start.elapsed();
+        Ok(())
+    }
+
+    /// Lets a look that took no account of the answer so far, `before`, count beside that, as
+    /// corrected for the clicks: half, the more the [surer](Guess::sureness) of the two it is.
+    pub(super) fn temper(&self, look: &mut Look, before: &[f32]) -> Result<(), SessionError> {
+        let patch = look.encoded.patch();
+        let (size, clicks) = (patch.grid.size, self.clicks(patch));
+        let values = Some(look.encoded.input.try_data()?);
+        let sureness = |logits| Guess { patch, logits }.sureness();
+        let surer = sureness(&look.logits) - sureness(before);
+        let counts = (0.5 + BY_SURENESS * surer).clamp(LEAST_COUNT, 1.0);
+        let mut old = memory::copied(ANSWER, before);
+        correct(&mut old, size, &clicks, diameter(before), &self.how, values);
+        let weights = memory::filled(ANSWER, counts, old.len());
+        look.logits = blend(&old, &look.logits, &weights);
+        let across = diameter(&look.logits);
+        correct(&mut look.logits, size, &clicks, across, &self.how, values);
         Ok(())
     }
 

@@ -6,7 +6,6 @@ mod said;
 
 use super::correction::{Click, Steering, diameter, disagreeing, locality};
 use super::field::Field;
-use super::guess::Guess;
 use super::region::{self, Sight, fitted, of_voxel, shows};
 use super::scan::Scan;
 use super::{ANSWER, Note, Said, SessionError, State};
@@ -26,9 +25,6 @@ const MOST_RUNS: usize = 64;
 /// The same where a click on a part far from all others is looked at from six distances, twice:
 /// a dozen of them.
 const MOST_PROBING: usize = 160;
-
-/// By how much less [sure](Guess::sureness) than the answer a guess is that does not replace it.
-const LESS_SURE: f32 = 0.1;
 
 /// An interaction under way.
 struct Work<'a, 'o> {
@@ -250,19 +246,18 @@ impl Work<'_, '_> {
         if seen.is_empty() {
             return Ok(None);
         }
-        // What a few clicks found is no more than a guess: another one takes its place, unless that
-        // is much less sure. Where it goes on beyond what was seen there is nothing to keep.
+        // What a few clicks found is no more than a guess, and so is what more of them find. Where it
+        // goes on beyond what was seen there is nothing to keep.
         let known = view == View::Known;
         if self.guessed() && view != View::Apart {
-            let sure = Guess { patch, logits: &before }.sureness();
             let everywhere = memory::filled(ANSWER, 1.0, before.len());
             let old = (memory::copied(ANSWER, &before), everywhere, 1.0);
             let mut look = self.look(patch, Some(old), None)?;
             self.recognise(&mut look)?;
-            let new = Guess { patch, logits: &look.logits }.sureness();
-            if !known || new >= sure - LESS_SURE {
-                return Ok(Some(look));
+            if known {
+                self.temper(&mut look, &before)?;
             }
+            return Ok(Some(look));
         }
         let mut weights = locality(&before, size, &seen, diameter(&before), &self.how);
         if !known {
