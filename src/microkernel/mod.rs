@@ -5,6 +5,7 @@
 //! of floats, and knows nothing of tensors, tiles of a map or what an op checks: the ops above
 //! choose one, lay its operands out and vouch for what it reads and writes.
 
+pub(crate) mod gelu;
 pub(crate) mod item_norm;
 pub(crate) mod load_row;
 pub(crate) mod outer_product;

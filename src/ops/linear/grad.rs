@@ -103,7 +103,7 @@ pub fn weight_onto(
 }
 
 multiversion! {
-    fn gelu_run(x: &[f32], dy: &[f32], out: &mut [f32]) {
+    fn gelu_slope_run(x: &[f32], dy: &[f32], out: &mut [f32]) {
         let n = out.len();
         let (x, dy) = (&x[..n], &dy[..n]);
         for i in 0..n {
@@ -113,7 +113,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn relu_run(y: &[f32], dy: &[f32], out: &mut [f32]) {
+    fn relu_slope_run(y: &[f32], dy: &[f32], out: &mut [f32]) {
         let n = out.len();
         let (y, dy) = (&y[..n], &dy[..n]);
         for i in 0..n {
@@ -141,7 +141,7 @@ pub fn activation(
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => return pointwise::cuda::slope(cuda, x, dy, which),
     };
-    let f = if activation == Activation::Gelu { gelu_run } else { relu_run };
+    let f = if activation == Activation::Gelu { gelu_slope_run } else { relu_slope_run };
     let mut out = cpu.alloc(dy.len());
     let to = DisjointWriter::new(&mut out);
     cpu.for_each(dy.len().div_ceil(RUN), |unit| {

@@ -4,6 +4,7 @@ use super::{ChannelNorm, Sums};
 use crate::device::profile::OpCost;
 use crate::device::simd::{self, Values, dispatch, multiversion};
 use crate::device::{Cpu, Isa};
+use crate::microkernel::gelu::gelu_run;
 use crate::microkernel::item_norm::ItemNorm;
 use crate::tensor::Tensor;
 
@@ -154,14 +155,6 @@ fn layer_norm_plainly(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) 
     }
 }
 
-multiversion! {
-    fn gelu_all(data: &mut [f32]) {
-        for v in data {
-            *v = simd::gelu::<FUSED>(*v);
-        }
-    }
-}
-
 /// Layer norm of each row of `data` `[rows][c]`, in place.
 pub(crate) fn layer_norm_rows(
     isa: Isa,
@@ -181,7 +174,7 @@ pub(crate) fn layer_norm_rows(
             None => layer_norm_plainly(data, weight, bias, eps),
         }
         if gelu {
-            gelu_all(isa, data);
+            gelu_run(isa, data);
         }
     }
 }

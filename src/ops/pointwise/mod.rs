@@ -14,18 +14,12 @@ use crate::device::profile::OpCost;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device};
 use crate::memory;
+use crate::microkernel::gelu::gelu_run;
 use crate::tensor::{OpError, Tensor};
 
 /// Values of one unit of work.
 const RUN: usize = 1 << 14;
 
-multiversion! {
-    fn gelu_run(x: &[f32], out: &mut [f32]) {
-        for (o, x) in out.iter_mut().zip(x) {
-            *o = simd::gelu::<FUSED>(*x);
-        }
-    }
-}
 multiversion! {
     fn sigmoid_run(x: &[f32], out: &mut [f32]) {
         for (o, x) in out.iter_mut().zip(x) {
@@ -43,7 +37,10 @@ fn map(cpu: &Cpu, x: &Tensor, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) -> T
 /// The exact-erf GELU of each value.
 pub fn gelu(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     match device {
-        Device::Cpu(cpu) => Ok(map(cpu, x, |x, out| gelu_run(cpu.isa(), x, out))),
+        Device::Cpu(cpu) => Ok(map(cpu, x, |x, out| {
+            out.copy_from_slice(x);
+            gelu_run(cpu.isa(), out);
+        })),
         Device::Cuda(cuda) => cuda::function(cuda, x, cuda::Function::Gelu),
     }
 }
