@@ -63,7 +63,7 @@ fn choose(
     named.or_else(|| places.iter().find(|p| p.is_file()).cloned().map(Chosen::File)).ok_or_else(|| {
         format!(
             "a model is needed: --model FILE, or the variable {VARIABLE}, or {SMALL} beside the program or in the working folder. \
-             That is where the small model lies in prism's repository, and 'cargo install --path . --features model' there builds it into the program"
+             That is where the small model lies in prism's repository, and 'cargo install --path . --locked --features model' there builds it into the program"
         )
     })
 }

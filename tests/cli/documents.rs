@@ -63,6 +63,30 @@ fn commands_in_the_documents_have_flags_that_the_program_knows() {
     assert!(checked > 40, "{checked} flags were found");
 }
 
+/// Without it cargo takes newer dependencies than those that CI builds with.
+#[test]
+fn everything_that_is_installed_by_cargo_is_locked() {
+    let mut waiting = ["docs", "models", "src", "scripts"].map(here).to_vec();
+    waiting.extend(["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "Cargo.toml"].map(here));
+    let mut installs = 0;
+    while let Some(path) = waiting.pop() {
+        if path.is_dir() {
+            waiting.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        // Models and pictures are no text.
+        let Ok(said) = std::fs::read_to_string(&path) else { continue };
+        for line in said.lines() {
+            for rest in line.split("cargo install").skip(1) {
+                let command = rest.split(['`', '\'', '"']).next().unwrap_or_default();
+                assert!(command.contains("--locked"), "{}: '{line}'", path.display());
+                installs += 1;
+            }
+        }
+    }
+    assert!(installs > 5, "{installs} commands were found");
+}
+
 #[test]
 fn documents_name_the_toolchain_that_is_needed() {
     let needed = concat!(env!("CARGO_PKG_RUST_VERSION"), " or newer");
