@@ -53,8 +53,6 @@
 //! | `emulator` | no | the CUDA kernels on host threads, for tests: Linux and a C++ compiler |
 
 #![warn(missing_docs)]
-#![deny(unsafe_op_in_unsafe_fn)]
-#![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod autograd;
 pub mod bench;

@@ -31,21 +31,26 @@ fn note(size: usize) {
     }
 }
 
-// Passes everything on.
+// SAFETY: memory comes from the system's allocator alone, which is given what this one is given.
 unsafe impl GlobalAlloc for Watching {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
+        // SAFETY: the caller gives a layout of some size.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller gives back what came of `alloc` by this layout, so of the system's.
         unsafe { System.dealloc(at, layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
+        // SAFETY: the caller gives a layout of some size.
         unsafe { System.alloc_zeroed(layout) }
     }
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         note(size);
+        // SAFETY: the memory is the system's, by this layout, and the caller gives a size that a
+        // layout may have.
         unsafe { System.realloc(at, layout, size) }
     }
 }

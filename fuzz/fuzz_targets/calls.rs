@@ -16,6 +16,7 @@ use std::sync::OnceLock;
 struct Handle(*mut prism_model);
 // SAFETY: a handle is a number.
 unsafe impl Send for Handle {}
+// SAFETY: as above.
 unsafe impl Sync for Handle {}
 
 static MODEL: OnceLock<Handle> = OnceLock::new();
