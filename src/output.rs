@@ -222,7 +222,7 @@ impl Pending {
         })
     }
 
-    /// The same with a file that it names, which takes its place just before.
+    /// This file with another that it names, which takes its place just before.
     pub fn naming(self, file: Pending) -> Pending {
         Pending { named: Some(Box::new(file)), ..self }
     }

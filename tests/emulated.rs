@@ -740,7 +740,7 @@ fn replayed_programs_equal_their_ops() {
     }
 }
 
-/// The same at the size at which launches, and branches, do overlap.
+/// Replayed programs equal their ops at the size at which launches, and branches, do overlap.
 #[test]
 fn replayed_programs_of_the_base_network_equal_their_ops() {
     if device_name() == "emulated" {

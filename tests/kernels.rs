@@ -46,7 +46,7 @@ fn by_architecture<T: Send>(work: impl Fn(&'static str) -> T + Sync) -> Vec<T> {
 /// line.
 const BUDGET: &str = include_str!("../kernels/budget.txt");
 
-/// The same as pairs.
+/// The lines of [`BUDGET`] as pairs.
 fn budget() -> Vec<(&'static str, usize)> {
     let line = |line: &'static str| -> Option<(&'static str, usize)> {
         let (kernel, registers) = line.split_once(' ')?;

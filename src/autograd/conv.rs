@@ -78,8 +78,8 @@ impl UpStage {
         })
     }
 
-    /// The same stage, whose map has an instance norm for its only reader: the convolution's bias
-    /// goes with the mean that it takes away, and has no gradient.
+    /// Makes it a stage whose map has an instance norm for its only reader: the convolution's bias
+    /// goes with the mean that the norm takes away, and has no gradient.
     pub fn in_front_of_norm(self) -> UpStage {
         UpStage { norm_behind: true, ..self }
     }

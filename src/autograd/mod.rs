@@ -55,7 +55,7 @@ impl Var {
         Var { value, id: None }
     }
 
-    /// The same value, cut off from what it was computed from.
+    /// The value, cut off from what it was computed from: no gradient goes back through it.
     pub fn detach(&self) -> Var {
         Var::constant(self.value.clone())
     }
@@ -65,7 +65,7 @@ impl Var {
         &self.value
     }
 
-    /// The same value and gradient under another shape.
+    /// Gives the value another shape, and the gradient that comes back for it this one's.
     ///
     /// # Panics
     /// As [`Tensor::reshape`].
@@ -141,8 +141,8 @@ impl<'m> Tape<'m> {
         Var { value, id }
     }
 
-    /// The same of an op that took its input for good: `saved` is what the backward function keeps
-    /// of that, there where the tape is on.
+    /// Records the backward function of an op that took its input for good: `saved` is what the
+    /// function keeps of that input, there where the tape is on.
     fn record_saved<S>(
         &self,
         value: Tensor,
@@ -169,7 +169,8 @@ impl<'m> Tape<'m> {
         VarId { tape: self.id, at: nodes.len() - 1 }
     }
 
-    /// The same where no parameter takes part: recorded only if one of the inputs wants a gradient.
+    /// Records the backward function of an op without parameters, if one of its inputs wants a
+    /// gradient.
     fn record_if(
         &self,
         inputs: &[Option<VarId>],
@@ -196,8 +197,8 @@ impl<'m> Tape<'m> {
         Ok(leaves)
     }
 
-    /// The same, one of several ways back through the same parameters: behind the last stands
-    /// [`ParamGrads::settle`].
+    /// Goes back as [`Tape::backward`] does, one of several ways back through the same parameters:
+    /// behind the last stands [`ParamGrads::settle`].
     pub(crate) fn backward_unsettled(
         self,
         seeds: Vec<(&Var, Tensor)>,
@@ -206,7 +207,8 @@ impl<'m> Tape<'m> {
         self.backward_watched(seeds, params, |_| Ok(()))
     }
 
-    /// The same; `reached` is called after each op's gradient.
+    /// Goes back as [`Tape::backward_unsettled`] does; `reached` is called after each op's
+    /// gradient.
     pub(crate) fn backward_watched(
         self,
         seeds: Vec<(&Var, Tensor)>,

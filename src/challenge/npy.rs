@@ -69,7 +69,7 @@ impl DType {
         Ok(DType { kind, size, big })
     }
 
-    /// The same type with a byte order given apart, as pickles do.
+    /// This type with a byte order given apart, as pickles do.
     pub fn with_order(self, order: &str) -> DType {
         DType { big: order == ">", ..self }
     }

@@ -591,8 +591,8 @@ pub struct Metrics {
     /// The object's label value, a structure's name, or 'any'
     #[arg(long, default_value = "any", value_name = "any|N|NAME")]
     target: TargetLabel,
-    /// The same for the prediction, where it differs [default: that of --target; a mask of one
-    /// other value is taken whole]
+    /// The object's label value in the prediction, where it differs [default: that of --target; a
+    /// mask of one other value is taken whole]
     #[arg(long, value_name = "any|N|NAME")]
     prediction_target: Option<TargetLabel>,
     /// Tolerances of the surface Dice in mm, comma-separated

@@ -118,7 +118,7 @@ static PLANES: [Plane; 3] = [
 struct Look {
     /// The voxel of the image that all three planes go through.
     voxel: [usize; 3],
-    /// The same in canonical voxels.
+    /// The place that all three planes go through, in canonical voxels.
     through: [f64; 3],
     /// What lies in the middle of the panels, in canonical voxels.
     middle: [f64; 3],

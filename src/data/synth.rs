@@ -113,7 +113,7 @@ impl Scene {
         self.vessel_from(rng, from, value, radius);
     }
 
-    /// The same from a place on.
+    /// A bent tube that begins at a given place.
     fn vessel_from(&mut self, rng: &mut impl Rng, from: [f32; 3], value: f32, radius: f32) {
         let edge = FINE as f32;
         let mut p = from;

@@ -13,7 +13,7 @@ pub struct Cpu {
     threads: Arc<rayon::ThreadPool>,
     buffers: Arc<Workspace>,
     isa: Isa,
-    /// The same, or that with products of pairs of bfloat16.
+    /// The instruction set of products: `isa`, or that with products of pairs of bfloat16.
     products: Isa,
     profile: Arc<Profile>,
 }
@@ -93,7 +93,8 @@ impl Cpu {
         self.buffers.alloc(len, 0)
     }
 
-    /// The same with room behind it for `headroom` more.
+    /// A buffer of `len` floats with unspecified contents, and with room behind it for `headroom`
+    /// more.
     pub(crate) fn alloc_with_headroom(&self, len: usize, headroom: usize) -> Buffer {
         self.buffers.alloc(len, headroom)
     }

@@ -87,7 +87,7 @@ impl<'a, T> DisjointWriter<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(offset), len) }
     }
 
-    /// The same memory to read from.
+    /// The memory, to read from.
     pub fn reader(&self) -> ReadOnly<'_, T> {
         ReadOnly { start: self.start, len: self.len, memory: PhantomData }
     }

@@ -194,7 +194,7 @@ impl Isa {
         self.level.has_pairs()
     }
 
-    /// The same, whose products are of pairs of bfloat16, if the processor has those.
+    /// This instruction set with products of pairs of bfloat16, if the processor has those.
     pub(crate) fn with_pairs(self) -> Option<Isa> {
         self.has_bf16().then_some(Isa { pairs: true, ..self })
     }

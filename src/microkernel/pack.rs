@@ -84,7 +84,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// The same in pairs of columns, `x` pairs a block.
+    /// Lays rows of `k` values out in blocks of `x` pairs of columns, blocks `stride` apart, zeros
+    /// behind the last column.
     fn pack_row_pairs(from: &[f32], k: usize, x: usize, stride: usize, to: &mut [f32]) {
         for (r, row) in from.chunks_exact(k).enumerate() {
             for (b, part) in row.chunks(2 * x).enumerate() {

@@ -71,7 +71,7 @@ impl Features {
         self.vars().iter().map(|v| of(v.value())).sum::<usize>() + of(&self.half)
     }
 
-    /// The same features as inputs of another tape.
+    /// These features as inputs of another tape.
     pub fn leaves(&self, tape: &Tape) -> Features {
         let leaf = |v: &Var| tape.leaf(v.value().clone());
         Features {
@@ -416,8 +416,9 @@ impl Model {
         self.answer(tape, features, (&first, None), dense, history, choose, observer)
     }
 
-    /// The same from the token sequence, of which those that are valid count. `choose` may tell
-    /// where on a device the choice among the scores stands; else it is made here.
+    /// One interaction on a tape from the token sequence, of which those that are valid count.
+    /// `choose` may tell where on a device the choice among the scores stands; else it is made
+    /// here.
     #[allow(clippy::too_many_arguments)]
     fn answer<'m>(
         &'m self,

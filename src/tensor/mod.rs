@@ -159,8 +159,8 @@ impl Tensor {
             .then(|| Tensor { shape, cell: Cell::new(Storage::Stored(stored, OnceLock::new())) })
     }
 
-    /// The same tensor with its values in memory: read for as long as the result lives, where they
-    /// stay in a file.
+    /// This tensor with its values in memory: read for as long as the result lives, where they stay
+    /// in a file.
     ///
     /// # Errors
     /// The file cannot be read, or has changed.
@@ -288,8 +288,8 @@ impl Tensor {
         }
     }
 
-    /// The same values, where they can stay for long: not in the midst of memory that ops take and
-    /// give back.
+    /// This tensor's values where they can stay for long: not in the midst of memory that ops take
+    /// and give back.
     pub(crate) fn into_persistent(self, cpu: &Cpu) -> Tensor {
         match &self.cell.storage {
             Storage::Owned(buffer) if !buffer.is_alone() => {
@@ -393,7 +393,7 @@ impl Tensor {
         Ok(values)
     }
 
-    /// The same values under another shape.
+    /// These values under another shape.
     ///
     /// # Panics
     /// When the number of values differs.
@@ -554,7 +554,7 @@ fn download(memory: &Memory, dtype: DType, len: usize) -> Result<Vec<f32>, CudaE
     }
 }
 
-/// The same values as another type, on the device.
+/// Values on a device as another type, on that device.
 fn convert(
     cuda: &Cuda,
     memory: &Arc<Memory>,

@@ -105,7 +105,7 @@ fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|v| *v as f64).collect()
 }
 
-/// The same of a tensor's.
+/// A tensor's values in float64.
 fn wide_of(t: &Tensor) -> Result<Vec<f64>, CudaError> {
     t.try_data().map(wide)
 }

@@ -428,7 +428,7 @@ impl Array {
         self.collected(VALUES, |v| v)
     }
 
-    /// The same with what is not finite as it is.
+    /// All values `[i][j][k]`, k fastest, with what is not finite as it is.
     pub(super) fn stored_values(&self) -> Vec<f32> {
         self.laid_out(VALUES, |v| v)
     }

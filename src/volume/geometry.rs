@@ -151,7 +151,7 @@ impl Grid {
         self.affine.determinant().abs() / 1000.0
     }
 
-    /// The same voxels with axes permuted and flipped to run as RAS as nearly as they can.
+    /// These voxels with axes permuted and flipped to run as RAS as nearly as they can.
     pub fn canonical(&self) -> Grid {
         let o = Orientation::of(&self.affine);
         let mut affine = [[0.0; 4]; 3];

@@ -321,7 +321,7 @@ fn contents(path: &Path, which: Which) -> Result<Contents, VolumeError> {
     read(path, None, which, &mut |_| {})
 }
 
-/// The same, of a file with several series the one that is asked for; watched as
+/// Reads a file of any format, of one with several series the one that is asked for; watched as
 /// [`Volume::read_watched`] says.
 fn read(
     path: &Path,

@@ -229,7 +229,7 @@ impl Structure<'_> {
 
 #[cfg(feature = "dicom")]
 impl<'a> Structure<'a> {
-    /// The same with its voxels, as a DICOM segmentation has it.
+    /// The structure with its voxels, as a DICOM segmentation has it.
     pub(super) fn marked<'m>(
         &self,
         marks: super::dicom::SegmentVoxels<'m>,

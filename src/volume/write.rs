@@ -96,7 +96,8 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
     }
 }
 
-/// The same once the scan is known: a DICOM segmentation refers to the slices of a DICOM series.
+/// An error unless `path` has a name that an output image of a known scan can have: a DICOM
+/// segmentation refers to the slices of a DICOM series.
 ///
 /// # Errors
 /// As [`check_output`]; or the scan was not read from DICOM, or from files that do not say what a
@@ -182,8 +183,8 @@ pub fn write_probability(
     write(path, &image.grid, &image.description, Element::Float32, values)
 }
 
-/// The same file of probabilities that are 0 at most voxels: `each` calls with the others. Where
-/// none was, neither memory nor time is spent.
+/// The file of [`write_probability`], of probabilities that are 0 at most voxels: `each` calls with
+/// the others. Where none was, neither memory nor time is spent.
 ///
 /// # Panics
 /// For a voxel outside the image.
@@ -239,7 +240,7 @@ fn of_mask<'a>(
     File::of(path, grid, description, Element::Uint8, mask, &[Structure::object()])
 }
 
-/// The same as a NRRD whose voxels are not packed, for readers that unpack nothing.
+/// A mask as a NRRD whose voxels are not packed, for readers that unpack nothing.
 pub fn plain_nrrd(
     grid: &Grid,
     description: &Description,
@@ -358,7 +359,7 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
         bytemuck::cast_slice(&self.body)
     }
 
-    /// The same, for what packs it.
+    /// What goes behind the head, for what packs it.
     fn unpacked(&self) -> Body<'_> {
         Body::held(self.body(), &self.held)
     }
@@ -700,7 +701,7 @@ mod tests {
         assert!(none.err().unwrap().to_string().contains("NAME.nrrd"));
     }
 
-    /// The same image by the crate's own writer: the same bytes, unpacked.
+    /// The nifti crate's own writer makes the same bytes of an image, unpacked.
     #[test]
     fn files_are_those_that_the_nifti_crate_writes() {
         use ndarray::Array3;

@@ -85,7 +85,7 @@ impl Place {
         prism(&[&args[..], more].concat())
     }
 
-    /// The same with `--json`, which must succeed.
+    /// Runs `prism segment` on the scan with `--json`, which must succeed.
     #[track_caller]
     fn report(&self, prompts: &Value, output: &str, more: &[&str]) -> (Value, String) {
         let out = self.segment(prompts, output, &[more, &["--json"]].concat());

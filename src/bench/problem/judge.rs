@@ -16,7 +16,7 @@ pub(super) fn noise(shape: &[usize], seed: u64) -> Tensor {
     )
 }
 
-/// The same, scaled so that sums of `terms` products stay near 1.
+/// Uniform numbers around 0, scaled so that sums of `terms` products stay near 1.
 pub(super) fn weights(shape: &[usize], terms: usize, seed: u64) -> Tensor {
     let scale = (3.0 / terms as f32).sqrt();
     let values = noise(shape, seed);

@@ -32,7 +32,7 @@ impl Network {
         Config { patch: self.patch, ..Config::preset(&self.preset).unwrap_or_else(Config::base) }
     }
 
-    /// The same, at the edge at which it is judged.
+    /// The network at the patch edge at which it is judged.
     pub(super) fn judged(&self) -> Network {
         Network { patch: self.patch.min(JUDGED), ..self.clone() }
     }

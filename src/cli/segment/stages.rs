@@ -43,7 +43,7 @@ impl Stages {
         }
     }
 
-    /// The same of several stages.
+    /// Adds the times of several stages, each to the stage of its name.
     pub(super) fn add_all<const N: usize>(
         &mut self,
         names: [&'static str; N],

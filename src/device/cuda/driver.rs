@@ -397,7 +397,7 @@ fn is_on(name: &str) -> Result<bool, CudaError> {
     switch(name, std::env::var(name).ok().as_deref())
 }
 
-/// The same by the variable's value.
+/// Whether an environment variable of this value leaves on what it names.
 fn switch(name: &str, value: Option<&str>) -> Result<bool, CudaError> {
     match value {
         None | Some("" | "on") => Ok(true),

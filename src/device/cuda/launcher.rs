@@ -122,7 +122,7 @@ pub(super) trait Launcher: Send + Sync {
     /// [`super::staging`].
     fn waits(&self) -> u64;
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
-    /// The same, read where the copy arrives.
+    /// Copies `bytes` bytes from the device; `read` reads them where the copy arrives.
     fn download_read(
         &self,
         address: u64,

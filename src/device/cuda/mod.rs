@@ -487,7 +487,7 @@ impl Cuda {
         self.launch_bits(kernel.kernel, launch, arguments.bits(self.0.id))
     }
 
-    /// The same for any kernel; `arguments` are its parameters.
+    /// Launches any kernel; `arguments` are its parameters.
     fn launch_bits(
         &self,
         kernel: &'static Kernel,

@@ -528,9 +528,9 @@ impl Cuda {
         self.record_into(arena, f, |_| Ok(vec![]))
     }
 
-    /// The same, where parts of the result are to lie outside the arena, in memory of others:
-    /// `place` tells for memory of the first run's result which memory has its values after a
-    /// replay.
+    /// Records as [`Cuda::record`] does, where parts of the result are to lie outside the arena, in
+    /// memory of others: `place` tells for memory of the first run's result which memory has its
+    /// values after a replay.
     pub fn record_into<R, E: From<CudaError>>(
         &self,
         arena: &mut Arena,

@@ -23,7 +23,7 @@ pub fn prefetch(value: *const f32, access: Access) {
     let _ = (value, access);
 }
 
-/// The same value, of which the compiler knows nothing.
+/// Returns a value as one of which the compiler knows nothing.
 #[inline(always)]
 pub fn opaque(value: usize) -> usize {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

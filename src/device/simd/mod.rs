@@ -54,7 +54,7 @@ pub struct Tile {
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Simd: Copy {
     type V: Copy;
-    /// The same registers, value by value.
+    /// These registers, value by value.
     type Whole: Values<V = Self::V>;
     const LANES: usize;
     /// Whether `a * b + c` is rounded once.

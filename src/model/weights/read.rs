@@ -235,7 +235,8 @@ impl Part<'_> {
         Ok((Tensor::new(self.shape, values), hash, odd))
     }
 
-    /// The same of a tensor that stays in its file.
+    /// Reads through a tensor that stays in its file: the tensor, the hash of its bytes, and the
+    /// place of its first value that is no finite number.
     fn looked_through(&self, source: &Arc<Source>) -> Result<Loaded, String> {
         let mut piece = memory::zeroed::<u8>(WEIGHTS, PIECE);
         let (mut hashes, mut odd) = (vec![], None);

@@ -161,7 +161,7 @@ impl Head {
         Matrix { data: t[row * self.stride + c0..].as_ptr(), row: self.stride, column: 1 }
     }
 
-    /// The same, transposed.
+    /// Rows of `t` from `row` on, channels from `c0`, transposed.
     pub fn transposed(self, t: &[f32], row: usize, c0: usize) -> Matrix {
         Matrix { data: t[row * self.stride + c0..].as_ptr(), row: 1, column: self.stride }
     }

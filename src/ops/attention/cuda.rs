@@ -165,8 +165,8 @@ fn gradient_tiles(dim: usize) -> usize {
     tiles(dim) + (QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
 }
 
-/// The same of 16-bit types: a block's own rows and two steps of those that pass, of two tensors
-/// each.
+/// Bytes of a block's tiles on the way back in 16-bit types: a block's own rows and two steps of
+/// those that pass, of two tensors each.
 fn matrix_gradient_tiles(dim: usize, dtype: DType) -> usize {
     (2 * QUERIES + 4 * STEP) * (dim.next_multiple_of(16) + 8) * dtype.bytes()
 }

@@ -141,7 +141,7 @@ pub fn weight(device: &Device, x: &ConvInput, dy: &Tensor) -> Result<Tensor, OpE
     weight_onto(device, x, dy, None)
 }
 
-/// The same, added to the gradient so far, whose memory it takes.
+/// The gradient of the weights, of [`weight`], added to the gradient so far, whose memory it takes.
 pub fn weight_onto(
     device: &Device,
     x: &ConvInput,

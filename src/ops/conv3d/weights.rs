@@ -30,12 +30,12 @@ pub struct PackedConv {
     pub(crate) ic_block: usize,
     pub(crate) oc_block: usize,
     pub(crate) taps: usize,
-    /// The same transformed for narrow and for broad cells, and those in pairs, laid out when first
-    /// needed.
+    /// The weights transformed for narrow and for broad cells, and those in pairs, laid out when
+    /// first needed.
     pub(super) winograd: [OnceLock<Transformed>; 4],
-    /// The same in pairs of input channels, laid out when first needed.
+    /// The weights of the strips in pairs of input channels, laid out when first needed.
     pairs: OnceLock<Buffer>,
-    /// The same for CUDA devices.
+    /// Weights and bias laid out for CUDA devices.
     pub(crate) on_cuda: DeviceCache<Packed>,
 }
 
@@ -59,7 +59,7 @@ impl Given {
         self.start + (line * self.row + place) * taps + tap
     }
 
-    /// The same for what takes an output's gradient to the input's.
+    /// These weights for what takes an output's gradient to the input's.
     pub fn mirror(&self) -> Given {
         Given { mirrored: !self.mirrored, ..self.clone() }
     }
@@ -385,7 +385,7 @@ pub(super) enum Kernel {
     MmaOneChannel,
     /// Float arithmetic, chunks of 16 channels.
     Simt,
-    /// The same, channel by channel: for any number of channels.
+    /// Float arithmetic, channel by channel: for any number of channels.
     SimtAnyChannels,
 }
 

@@ -128,7 +128,7 @@ fn by_winograd(
     partial
 }
 
-/// The same by the convolution's strips, eight taps a phase.
+/// Fills `out` and returns its sums by the convolution's strips, eight taps a phase.
 fn direct(
     cpu: &Cpu,
     stage: &DecoderStage,

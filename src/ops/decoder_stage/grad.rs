@@ -131,7 +131,8 @@ pub fn composed(
     composed_onto(device, stage, x, dy, None)
 }
 
-/// The same, added to the gradient so far, whose memory it takes.
+/// The gradient of the composed weights, of [`composed`], added to the gradient so far, whose
+/// memory it takes.
 pub fn composed_onto(
     device: &Device,
     stage: &DecoderStage,

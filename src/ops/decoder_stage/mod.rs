@@ -167,7 +167,7 @@ impl DecoderStage {
         })
     }
 
-    /// The same of weights that are at home on a device: composed there. Their shapes were checked.
+    /// A stage of weights that are at home on a device: composed there. Their shapes were checked.
     fn on(cuda: &Cuda, given: cuda::Given) -> Result<DecoderStage, OpError> {
         let [deconv, _, conv, _] = given;
         let [outputs, inputs, ..] = conv.map5(OP, "conv weight")?;

@@ -52,7 +52,7 @@ pub fn bias(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     norm::totals(device, dy)
 }
 
-/// The same, added to the gradient so far, whose memory it takes.
+/// The gradient of a bias, of [`bias`], added to the gradient so far, whose memory it takes.
 pub fn bias_onto(device: &Device, dy: &Tensor, so_far: Option<Tensor>) -> Result<Tensor, OpError> {
     norm::totals_onto(device, dy, so_far)
 }
@@ -83,7 +83,7 @@ pub fn weight(device: &Device, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpErro
     weight_onto(device, x, dy, None)
 }
 
-/// The same, added to the gradient so far, whose memory it takes.
+/// The gradient of the weight, of [`weight`], added to the gradient so far, whose memory it takes.
 pub fn weight_onto(
     device: &Device,
     x: &Tensor,

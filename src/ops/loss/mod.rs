@@ -202,7 +202,8 @@ pub fn mask_losses_gradient(
     Ok((sums.read()?.into_iter().map(|sums| target.loss(sums)).collect(), gradient))
 }
 
-/// The same with the sums of which the losses are made, unread.
+/// The gradient that [`mask_losses_gradient`] gives, with the sums of which the losses are made,
+/// unread.
 pub fn mask_sums_gradient(
     device: &Device,
     logits: &Tensor,

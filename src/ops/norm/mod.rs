@@ -163,7 +163,7 @@ pub fn totals(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     totals_onto(device, x, None)
 }
 
-/// The same, added to what there is so far, whose memory they take.
+/// Sums over all but the last axis, added to what there is so far, whose memory they take.
 pub fn totals_onto(device: &Device, x: &Tensor, so_far: Option<Tensor>) -> Result<Tensor, OpError> {
     let c = x.channels();
     if let Device::Cuda(cuda) = device {

@@ -97,7 +97,8 @@ impl Columns {
         self.sums_onto(cuda, width, None, |partial, lists, _| sum(partial, lists))
     }
 
-    /// The same, the first list added to one so far. `sum` is told whether there is one.
+    /// Two sums of each of `width` columns, the first list added to one so far. `sum` is told
+    /// whether there is one.
     fn sums_onto(
         &self,
         cuda: &Cuda,

@@ -28,8 +28,8 @@ pub fn narrow(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<
     Ok(Tensor::from_buffer([count, c], out))
 }
 
-/// The same without a copy where that can be: on a device, from a place on from which vectors are
-/// loaded. For those who leave `x` and the rows as they are.
+/// Rows `from..from + count` of `x` `[t, c]`, without a copy where that can be: on a device, from a
+/// place on from which vectors are loaded. For those who leave `x` and the rows as they are.
 pub fn view(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
     let (c, end) = (x.channels(), from.saturating_add(count));
     if let (Device::Cuda(cuda), Some(dtype)) = (device, x.device_type())

@@ -183,7 +183,7 @@ impl Source {
         value.get(..value.len() - end).filter(|v| !v.is_empty())
     }
 
-    /// The same as text, where it is plain.
+    /// The text of a value that the first file has, where it is plain.
     pub fn text(&self, tag: Tag) -> Option<&str> {
         self.copied(tag).filter(|v| v.is_ascii()).and_then(|v| std::str::from_utf8(v).ok())
     }

@@ -186,7 +186,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// The same place, read as the contents of an element with that head are written.
+    /// This place, read as the contents of an element with that head are written.
     fn within(&self, head: &Head) -> Cursor<'a> {
         // Of unknown representation: implicit (PS3.5, 6.2.2).
         let unknown = self.coding.explicit && head.vr == *b"  ";

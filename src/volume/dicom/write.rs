@@ -52,7 +52,7 @@ pub enum SegmentVoxels<'a> {
     Levels(&'a [u8]),
     /// Those of a label image that have its value.
     Bytes(&'a [u8], u8),
-    /// The same of an image of more values.
+    /// Those of a label image of 16 bits that have its value.
     Words(&'a [u16], u16),
 }
 

@@ -120,7 +120,7 @@ const VALUES: usize = 1 << 16;
 /// to a sum, so its chains are shorter than the direct kernels'; the additions run beside the
 /// multiply-adds of the next run and take no measurable time.
 const CHAIN: usize = 16;
-/// The same of wide layers, whose totals are longer.
+/// What [`CHAIN`] is of wide layers, whose totals are longer.
 const CHAIN_WIDE: usize = 48;
 
 /// How a layer goes over the cells of a tile.
