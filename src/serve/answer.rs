@@ -64,7 +64,7 @@ impl Change {
         marks
     }
 
-    /// The same, a bit a voxel, the first in the lowest bit of the first byte.
+    /// The answer in the region, a bit a voxel, the first in the lowest bit of the first byte.
     pub fn bits(&self, shown: &Shown) -> Vec<u8> {
         let voxels: usize = self.size().iter().product();
         let mut bits = crate::memory::zeroed::<u8>(CHANGE, voxels.div_ceil(8));

@@ -51,7 +51,7 @@ const MOST_HELD: f64 = 4e9;
 const MOST_NAME: usize = 200;
 /// Formats that masks and label images are written in.
 pub const MASKS: [&str; 5] = ["nii.gz", "nii", "nrrd", "seg.nrrd", "mha"];
-/// The same where the scan may have come as DICOM.
+/// Formats that masks and label images are written in where the scan may have come as DICOM.
 const FILES: [&str; 6] = ["nii.gz", "nii", "nrrd", "seg.nrrd", "mha", "dcm"];
 /// Formats that scans are written in.
 const IMAGES: [&str; 2] = ["nii.gz", "nii"];
@@ -391,7 +391,7 @@ impl Said {
         Ok(())
     }
 
-    /// The same as a session takes it.
+    /// What was said, as a session takes it.
     fn prompts(&self, grid: &Grid) -> Result<Prompts, Failure> {
         let corners = self.lassos.iter().map(|l| l.outline.len()).sum::<usize>();
         if corners + self.lines.len() > MOST_CORNERS {

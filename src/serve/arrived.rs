@@ -12,7 +12,7 @@ use serde_json::json;
 
 /// Endings of the names of scans.
 pub const SCANS: [&str; 4] = [".nii.gz", ".nii", ".nrrd", ".mha"];
-/// The same of what holds DICOM.
+/// Endings of the names of what holds DICOM.
 pub const DICOM: [&str; 2] = [".zip", ".dcm"];
 
 /// What a scan's bytes hold.

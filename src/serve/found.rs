@@ -131,7 +131,7 @@ struct Records {
     /// How much of it is whole, and the hash of that.
     good: u64,
     chain: Hash,
-    /// The same before the last record.
+    /// How much was whole before the last record, and the hash of that.
     before: (u64, Hash),
     end: End,
 }

@@ -146,7 +146,7 @@ impl Lease {
         self.looked_at(self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The same where nobody is at work with it.
+    /// What is worked on, where nobody is at work with it.
     pub fn idle(&self) -> Option<MutexGuard<'_, State>> {
         match self.state.try_lock() {
             Ok(state) => Some(self.looked_at(state)),

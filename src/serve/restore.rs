@@ -110,7 +110,7 @@ pub fn restore(shared: &Shared, found: Vec<Found>, mut warnings: Vec<String>) {
     shared.work.ahead(ahead);
 }
 
-/// The same one by one, with where each object will be looked at next.
+/// Brings back what was found one by one, and tells where each object will be looked at next.
 fn each(shared: &Shared, all: Vec<Found>, ahead: &mut Vec<Ahead>, warnings: &mut Vec<String>) {
     for mut found in all {
         if shared.progress.stops.load(Ordering::Relaxed) {

@@ -202,7 +202,7 @@ pub fn pack(dtype: Dtype, shape: &[usize], marks: &[u8]) -> Vec<u8> {
     packed(dtype, shape, marks, CHUNK)
 }
 
-/// The same, in chunks of at most so many bytes.
+/// A message of an array whose elements are 0 or 1, in chunks of at most so many bytes.
 fn packed(dtype: Dtype, shape: &[usize], marks: &[u8], chunk: usize) -> Vec<u8> {
     let size = dtype.size();
     let one = match dtype {

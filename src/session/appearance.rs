@@ -37,7 +37,7 @@ const ROUNDS: usize = 2;
 /// How far around a box the surroundings reach, in its longest side: what lies further off is
 /// other tissue, against which an object's neighbours look like the object.
 const MARGIN: f32 = 0.1;
-/// The same around an object whose box was not given.
+/// How far the surroundings reach around an object whose box was not given, in its longest side.
 const WIDE_MARGIN: f32 = 0.3;
 /// Standard deviation of the smoothing, in the box's longest side, and the most in voxels.
 const SMOOTHING: f32 = 0.022;

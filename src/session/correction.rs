@@ -74,7 +74,7 @@ pub struct Steering {
     /// How much the network's answer counts where it may change the answer (0 to 1), beside the
     /// corrected one that it was given.
     pub trust: f32,
-    /// The same after a stroke, which moves the surface less.
+    /// How much the network's answer counts after a stroke, which moves the surface less.
     pub trust_strokes: f32,
 }
 
@@ -177,7 +177,7 @@ impl Neighbourhood {
         Neighbourhood { low, size: extent, phi, values: vec![] }
     }
 
-    /// The same with what it looks like in the patch's `values`.
+    /// The neighbourhood with what it looks like in the patch's `values`.
     fn seen(mut self, values: &[f32], size: [usize; 3]) -> Neighbourhood {
         let [low, extent] = [self.low, self.size];
         let mut near: Vec<f32> = memory::list(ANSWER, extent.iter().product());

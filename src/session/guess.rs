@@ -16,7 +16,7 @@ use crate::volume::resample::{Interpolation, sample};
 const AROUND: usize = 2;
 /// What agreement with the guess from further off counts beside how sure a guess is, from 0 to 1.
 const FROM_AFAR: f32 = 0.175;
-/// The same of agreement with what was seen at first.
+/// What agreement with what was seen at first counts beside how sure a guess is, from 0 to 1.
 const AT_FIRST: f32 = 0.3;
 /// What a click that lies a radius off the middle takes off.
 const OFF_MIDDLE: f32 = 0.37;

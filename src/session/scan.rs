@@ -191,7 +191,7 @@ impl Scan {
         Scan { model, image, normalization, options, encodings, number, sessions, sign }
     }
 
-    /// The same scan with more of its image, or another part: it can begin as the
+    /// The scan with more of its image, or another part: it can begin as the
     /// [part](crate::volume::begun::Part) that was read first. What was encoded of it stays, and so
     /// the values have to be the same where both images have them. None where this one lies
     /// elsewhere or is normalised otherwise.

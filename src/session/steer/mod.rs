@@ -22,8 +22,8 @@ use std::time::Duration;
 
 /// Times that one interaction asks the network, beyond which no other click is looked at.
 const MOST_RUNS: usize = 64;
-/// The same where a click on a part far from all others is looked at from six distances, twice:
-/// a dozen of them.
+/// Times that one interaction asks the network where a click on a part far from all others is
+/// looked at from six distances, twice: a dozen of them.
 const MOST_PROBING: usize = 160;
 
 /// An interaction under way.
