@@ -732,18 +732,51 @@ fn wide_comments(text: &str) -> Vec<usize> {
     (1..).zip(text.lines()).filter(|(_, line)| is_wide(line)).map(|(n, _)| n).collect()
 }
 
-#[test]
-fn comments_keep_to_their_columns() {
+/// The file whose doc comments may still do so.
+const LEANING: &str = "src/cli/mod.rs";
+
+/// The doc comments that begin by pointing at their neighbour, by number of their first lines.
+fn leaning_comments(text: &str) -> Vec<usize> {
+    let (mut found, mut within) = (vec![], false);
+    for (n, line) in (1..).zip(text.lines()) {
+        let line = line.trim_start();
+        let doc = line.starts_with("///") || line.starts_with("//!");
+        if doc && !within && line[3..].trim_start().starts_with("The same") {
+            found.push(n);
+        }
+        within = doc;
+    }
+    found
+}
+
+/// `file:line` of what `of` finds in the files of Rust that have comments to hold to a rule.
+fn in_comments(of: fn(&str) -> Vec<usize>) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folders = ["src", "tests", "benches", "fuzz/fuzz_targets", "kernels"];
     let mut files: Vec<_> = folders.iter().flat_map(|f| below(&root.join(f))).collect();
     files.push(root.join("build.rs"));
-    let wide_of = |file: &PathBuf| {
+    let found_in = |file: &PathBuf| {
         let name = file.strip_prefix(root).unwrap().display().to_string();
-        let lines = wide_comments(&std::fs::read_to_string(file).unwrap());
+        let lines = of(&std::fs::read_to_string(file).unwrap());
         lines.into_iter().map(move |n| format!("{name}:{n}"))
     };
-    let wide: Vec<String> = files.iter().flat_map(wide_of).collect();
+    files.iter().flat_map(found_in).collect()
+}
+
+#[test]
+fn comments_keep_to_their_columns() {
+    let wide = in_comments(wide_comments);
     assert!(wide.is_empty(), "comments of more than {COLUMNS} columns:\n{}", wide.join("\n"));
     assert_eq!(wide_comments(&format!("fn f() {{}}\n    // {}\n", "x".repeat(94))), [2]);
+}
+
+/// rustdoc shows first lines in lists, alone and out of order.
+#[test]
+fn first_lines_of_doc_comments_stand_alone() {
+    let leaning: Vec<_> =
+        in_comments(leaning_comments).into_iter().filter(|at| !at.starts_with(LEANING)).collect();
+    assert!(leaning.is_empty(), "say what it is, not \"The same\":\n{}", leaning.join("\n"));
+    let planted = "/// One.\n/// The same line.\nfn f() {}\n    /// The same.\n//! The same.\n";
+    assert_eq!(leaning_comments(planted), [4]);
+    assert_eq!(leaning_comments("//! The same.\n"), [1]);
 }
