@@ -26,18 +26,11 @@ const FLOORS: [&[&str]; 12] = [
 ];
 
 /// Imports that close a circle of files and may: from, to, and why.
-const CIRCLES: [(&str, &str, &str); 2] = [
-    (
-        "device/cuda/memory.rs",
-        "device/cuda/record.rs",
-        "a recording plans memory, which is given back to its recording",
-    ),
-    (
-        "device/cuda/driver.rs",
-        "device/cuda/group.rs",
-        "a group has streams of the driver, which owns the group",
-    ),
-];
+const CIRCLES: [(&str, &str, &str); 1] = [(
+    "device/cuda/memory.rs",
+    "device/cuda/record.rs",
+    "a recording plans memory, which is given back to its recording",
+)];
 
 /// Inner files of ops that others import and may: who, what (a path below `ops`), and why.
 const INNER: [(&str, &str, &str); 4] = [

@@ -6,11 +6,15 @@
 //! architecture when one of their kernels is first launched.
 
 use super::chain::{Chain, Next};
+use super::code::{Code, Function, launch_early, parameters};
+use super::error::{failed, text};
 use super::group::{self, Group};
 use super::idle::Idle;
 use super::nvrtc;
+use super::pinned::{Pinned, Staging};
 use super::source::Kernel;
-use super::staging::{self, Turns};
+use super::staging;
+use super::stream::{Context, Event, Stream};
 use super::{CudaError, Launch, Launcher, Limits};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -33,120 +37,8 @@ const OVERLAP: &str = "PRISM_CUDA_OVERLAP";
 const BRANCHES: &str = "PRISM_CUDA_BRANCHES";
 const TOKENS: &str = "PRISM_CUDA_TOKENS";
 const IDLE: &str = "PRISM_CUDA_IDLE";
-/// More parameters than any kernel has.
-const MOST_PARAMETERS: usize = 64;
 /// Shared memory that a block gets without asking.
 const PLAIN_SHARED: usize = 48 << 10;
-
-/// The device's primary context.
-struct Context {
-    device: sys::CUdevice,
-    handle: sys::CUcontext,
-}
-
-impl Context {
-    /// Makes it the calling thread's.
-    fn enter(&self) -> Result<(), DriverError> {
-        // SAFETY: it is there as long as this.
-        unsafe { result::ctx::set_current(self.handle) }
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // SAFETY: retained once, and nothing of it is left.
-        let _ = unsafe { result::primary_ctx::release(self.device) };
-    }
-}
-
-/// A stream of the context that is current.
-pub(super) struct Stream(sys::CUstream);
-
-impl Stream {
-    pub(super) fn new() -> Result<Stream, DriverError> {
-        result::stream::create(result::stream::StreamKind::NonBlocking).map(Stream)
-    }
-
-    /// One whose blocks go before those of others.
-    fn urgent() -> Result<Stream, DriverError> {
-        let (_, first) = result::stream::get_priority_range()?;
-        let kind = result::stream::StreamKind::NonBlocking;
-        result::stream::create_with_priority(kind, first).map(Stream)
-    }
-
-    pub(super) fn handle(&self) -> sys::CUstream {
-        self.0
-    }
-
-    /// Waits for its work.
-    pub(super) fn synchronize(&self) -> Result<(), DriverError> {
-        // SAFETY: the stream is this one's own.
-        unsafe { result::stream::synchronize(self.0) }
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // SAFETY: its last use; the driver ends its work first.
-        let _ = unsafe { result::stream::destroy(self.0) };
-    }
-}
-
-/// An event of the context that is current.
-pub(super) struct Event(sys::CUevent);
-
-impl Event {
-    /// To wait for.
-    pub(super) fn new() -> Result<Event, DriverError> {
-        result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map(Event)
-    }
-
-    /// That tells when it was.
-    fn timed() -> Result<Event, DriverError> {
-        result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT).map(Event)
-    }
-
-    /// Is over once a stream's work so far is.
-    pub(super) fn record(&self, stream: &Stream) -> Result<(), DriverError> {
-        // SAFETY: the event is this one's own, the stream is there.
-        unsafe { result::event::record(self.0, stream.0) }
-    }
-
-    /// Lets what a stream does next wait for it.
-    pub(super) fn hold(&self, stream: &Stream) -> Result<(), DriverError> {
-        // SAFETY: as above.
-        unsafe {
-            result::stream::wait_event(
-                stream.0,
-                self.0,
-                sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT,
-            )
-        }
-    }
-
-    /// Whether it is over; one that was never recorded is.
-    fn is_over(&self) -> Result<bool, DriverError> {
-        // SAFETY: the event is this one's own.
-        match unsafe { result::event::query(self.0) } {
-            Ok(()) => Ok(true),
-            Err(e) if matches!(e.0, sys::CUresult::CUDA_ERROR_NOT_READY) => Ok(false),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Waits until it is over.
-    fn wait(&self) -> Result<(), DriverError> {
-        // SAFETY: the event is this one's own.
-        unsafe { result::event::synchronize(self.0) }
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: its last use.
-        let _ = unsafe { result::event::destroy(self.0) };
-    }
-}
 
 /// In the order in which its parts are given back, the context last.
 pub struct Driver {
@@ -189,185 +81,9 @@ impl Branch {
     }
 }
 
-/// Host memory that the device reads and writes directly. Copies go through it in both directions,
-/// so that none waits for the operating system.
-struct Pinned {
-    at: *mut c_void,
-    bytes: usize,
-}
-
-impl Pinned {
-    fn none() -> Pinned {
-        Pinned { at: std::ptr::null_mut(), bytes: 0 }
-    }
-
-    /// Sees to it that there are so many bytes.
-    ///
-    /// # Safety
-    /// The context is current, and no copy uses what is there.
-    unsafe fn reserve(&mut self, bytes: usize) -> Result<(), CudaError> {
-        if self.bytes >= bytes.max(1) {
-            return Ok(());
-        }
-        let more = bytes.next_power_of_two().max(staging::SMALL_BYTES);
-        // SAFETY: guaranteed by the caller; what came from the driver is freed once.
-        unsafe {
-            if !self.at.is_null() {
-                let _ = result::free_host(self.at);
-                (self.at, self.bytes) = (std::ptr::null_mut(), 0);
-            }
-            self.at = result::malloc_host(more, 0).map_err(failed("pinned memory"))?;
-        }
-        self.bytes = more;
-        Ok(())
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        if !self.at.is_null() {
-            // SAFETY: it came from the driver, and no copy uses it any more: the stream's work is
-            // over.
-            let _ = unsafe { result::free_host(self.at) };
-        }
-    }
-}
-
-/// Where copies to the device start from.
-struct Staging {
-    turns: Turns,
-    /// All small places one behind the other: memory is pinned once, for that takes long.
-    small: Pinned,
-    large: [Pinned; staging::LARGE],
-    /// Of each place, that the last copy from it is over.
-    over: Vec<Event>,
-    /// How often a copy waited.
-    waits: u64,
-}
-
-impl Staging {
-    fn new() -> Result<Staging, DriverError> {
-        let (turns, small) = (Turns::default(), Pinned::none());
-        let large = std::array::from_fn(|_| Pinned::none());
-        let over = (0..staging::PLACES).map(|_| Event::new()).collect::<Result<_, _>>()?;
-        Ok(Staging { turns, small, large, over, waits: 0 })
-    }
-
-    /// A place of so many bytes that no copy uses, and the event to record behind the next; none
-    /// for what is too large.
-    ///
-    /// # Safety
-    /// The context is current.
-    unsafe fn place(&mut self, bytes: usize) -> Result<Option<(*mut u8, &Event)>, CudaError> {
-        let Some(place) = self.turns.next(bytes) else {
-            // What is copied from other memory is copied before the driver returns.
-            self.waits += 1;
-            return Ok(None);
-        };
-        let (over, what) = (&self.over[place], failed("the device's work"));
-        if !over.is_over().map_err(&what)? {
-            self.waits += 1;
-            over.wait().map_err(&what)?;
-        }
-        // SAFETY: the small places are made once; the last copy from a large one is over. A small
-        // place lies within them all.
-        let at = unsafe {
-            match place.checked_sub(staging::SMALL) {
-                None => {
-                    self.small.reserve(staging::SMALL * staging::SMALL_BYTES)?;
-                    self.small.at.cast::<u8>().add(place * staging::SMALL_BYTES)
-                }
-                Some(large) => {
-                    self.large[large].reserve(bytes)?;
-                    self.large[large].at.cast()
-                }
-            }
-        };
-        Ok(Some((at, over)))
-    }
-}
-
 /// Recorded work, ready to be launched.
 #[derive(Clone, Copy)]
 struct Graph(sys::CUgraphExec);
-
-/// Bytes of each parameter of a function; none where the driver does not tell.
-///
-/// # Safety
-/// A function of a module that stays loaded.
-unsafe fn parameters(function: sys::CUfunction) -> Option<Vec<u8>> {
-    // Drivers tell from CUDA 12.4 on; to call what an older one lacks would panic.
-    // SAFETY: the driver is loaded; whatever stands under the name is not called here.
-    let tells =
-        unsafe { sys::culib().get::<unsafe extern "C" fn()>("cuFuncGetParamInfo".as_bytes()) }
-            .is_ok();
-    let most = if tells { MOST_PARAMETERS } else { 0 };
-    let mut sizes: Vec<u8> = vec![];
-    for at in 0..most {
-        let (mut offset, mut size) = (0, 0);
-        // SAFETY: guaranteed by the caller; two numbers to write to.
-        let asked = unsafe { sys::cuFuncGetParamInfo(function, at, &mut offset, &mut size) };
-        match u8::try_from(size) {
-            Ok(size) if asked.result().is_ok() => sizes.push(size),
-            // There is no such parameter.
-            _ => break,
-        }
-    }
-    // Every kernel has parameters.
-    (!sizes.is_empty()).then_some(sizes)
-}
-
-/// A launch that may begin before the one in front of it in its stream is over.
-///
-/// # Safety
-/// The function waits for that one before it touches memory, and `arguments` are its parameters.
-unsafe fn launch_early(
-    function: sys::CUfunction,
-    grid: [u32; 3],
-    launch: Launch,
-    stream: &Stream,
-    arguments: &mut [*mut c_void],
-) -> Result<(), DriverError> {
-    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-    value.programmaticStreamSerializationAllowed = 1;
-    let mut attribute = sys::CUlaunchAttribute {
-        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-        pad: [0; 4],
-        value,
-    };
-    let config = sys::CUlaunchConfig {
-        gridDimX: grid[0],
-        gridDimY: grid[1],
-        gridDimZ: grid[2],
-        blockDimX: launch.threads as u32,
-        blockDimY: 1,
-        blockDimZ: 1,
-        sharedMemBytes: launch.shared as u32,
-        hStream: stream.0,
-        attrs: &mut attribute,
-        numAttrs: 1,
-    };
-    // SAFETY: guaranteed by the caller; the configuration lives until the call is over.
-    unsafe {
-        sys::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), std::ptr::null_mut())
-    }
-    .result()
-}
-
-/// Machine code on the device: a module a file of kernels, and the functions asked for so far.
-#[derive(Default)]
-struct Code {
-    modules: HashMap<&'static str, sys::CUmodule>,
-    functions: HashMap<&'static str, Function>,
-}
-
-/// A kernel's code, and how much shared memory it was allowed so far beyond what every kernel may
-/// have.
-#[derive(Clone, Copy)]
-struct Function {
-    code: sys::CUfunction,
-    allowed: usize,
-}
 
 // SAFETY: the driver's handles may be used from any thread whose current context is theirs; every
 // method sets it.
@@ -375,14 +91,8 @@ unsafe impl Send for Driver {}
 // SAFETY: as above, by several threads at once: the driver locks its own, and what changes here is
 // behind locks.
 unsafe impl Sync for Driver {}
-// SAFETY: handles of the context that `Driver` sets before it uses them; they are never unloaded.
-unsafe impl Send for Code {}
 // SAFETY: a handle of the context that `Driver` sets before it uses it.
 unsafe impl Send for Graph {}
-// SAFETY: it owns its memory, which any thread may free.
-unsafe impl Send for Pinned {}
-// SAFETY: its memory is as above, its events are handles of the context that `Driver` sets.
-unsafe impl Send for Staging {}
 
 /// The driver's version, as 12040 for 12.4; 0 where it does not tell.
 fn driver_version() -> i32 {
@@ -406,14 +116,6 @@ fn switch(name: &str, value: Option<&str>) -> Result<bool, CudaError> {
             Err(CudaError::Unavailable(format!("{name} is '{other}', expected on or off")))
         }
     }
-}
-
-fn failed(what: &str) -> impl Fn(DriverError) -> CudaError + '_ {
-    move |e| CudaError::Launch(format!("{what}: {}", text(&e)))
-}
-
-fn text(e: &DriverError) -> String {
-    e.error_string().map_or_else(|_| format!("{:?}", e.0), |s| s.to_string_lossy().into_owned())
 }
 
 impl Driver {

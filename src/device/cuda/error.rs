@@ -1,5 +1,7 @@
 //! What goes wrong on a CUDA device.
 
+use cudarc::driver::result::DriverError;
+
 /// What went wrong on a CUDA device.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CudaError {
@@ -29,4 +31,14 @@ pub enum CudaError {
     /// A launch or copy failed.
     #[error("{0}")]
     Launch(String),
+}
+
+/// What the driver's refusal of something is told as: what it was, and the driver's text.
+pub(super) fn failed(what: &str) -> impl Fn(DriverError) -> CudaError + '_ {
+    move |e| CudaError::Launch(format!("{what}: {}", text(&e)))
+}
+
+/// The driver's text of an error, or its name.
+pub(super) fn text(e: &DriverError) -> String {
+    e.error_string().map_or_else(|_| format!("{:?}", e.0), |s| s.to_string_lossy().into_owned())
 }

@@ -6,7 +6,7 @@
 //! device that wait for a lost process end when the communicator is aborted, from any thread.
 
 use super::CudaError;
-use super::driver::{Event, Stream};
+use super::stream::{Event, Stream};
 use cudarc::driver::result;
 use cudarc::nccl::{result as nccl, sys as nccl_sys};
 use std::ffi::CStr;

@@ -6,6 +6,7 @@
 
 mod args;
 mod chain;
+mod code;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
@@ -15,9 +16,11 @@ mod idle;
 mod launcher;
 mod memory;
 pub mod nvrtc;
+mod pinned;
 mod record;
 pub mod source;
 mod staging;
+mod stream;
 mod weight_cache;
 
 pub use super::dtype::{DType, Precision};
