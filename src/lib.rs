@@ -33,9 +33,11 @@
 //! # }
 //! ```
 //!
-//! These names stand at the root, with their errors; all else is found in its module. What a
-//! session promises stands in [`session`]. [`volume`] reads scans and writes masks, [`prompt`]
-//! takes what a user says, [`model`] is the network. Below that, [`ops`] holds the fused
+//! These names stand at the root, with their errors; all else is found in its module. Only the
+//! root's names are stable: what a module has beside them may change with any version.
+//!
+//! What a session promises stands in [`session`]. [`volume`] reads scans and writes masks,
+//! [`prompt`] takes what a user says, [`model`] is the network. Below that, [`ops`] holds the fused
 //! operations, [`autograd`] their gradients, [`tensor`] and [`device`] what they run on. [`train`],
 //! [`eval`] and [`data`] train and evaluate networks, [`verify`] judges an installation against the
 //! reference network's outputs, [`mod@bench`] measures, [`challenge`] answers challenges' files,
