@@ -84,8 +84,8 @@ struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// The same for process `local` of this machine: GPU by that number, unless another was asked
-    /// for.
+    /// These arguments for process `local` of this machine: GPU by that number, unless another was
+    /// asked for.
     fn of(&self, local: usize) -> DeviceArgs {
         let device =
             if self.name() == "cuda" { Some(format!("cuda:{local}")) } else { self.device.clone() };

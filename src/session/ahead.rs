@@ -24,9 +24,9 @@ pub struct Ahead {
 }
 
 impl Scan {
-    /// What every first click without a box is looked at with from furthest off, on a scan of up to
-    /// 448 mm; on a longer one what such clicks in its middle are: to be encoded as soon as the scan
-    /// is there. None where the network does not look from several distances.
+    /// What every first click without a box is looked at with from furthest off, on a scan of up
+    /// to 448 mm; on a longer one what such clicks in its middle are: to be encoded as soon as the
+    /// scan is there. None where the network does not look from several distances.
     pub fn ahead(self: &Arc<Scan>) -> Option<Ahead> {
         let widest = match self.options().released {
             true => None,

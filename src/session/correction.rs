@@ -6,10 +6,10 @@
 //! inside) should change from `phi(c)` to `-phi(c)` there, stay as it is at clicks that hold
 //! already, and change smoothly between: the mean of a Gaussian process through these values, whose
 //! length lies between the click's depth and the object's size, and which varies the less between
-//! two voxels the more alike their values on the scan are (a bilateral kernel: what was missed looks
-//! like the voxel that was clicked, more than what lies beyond it does). Voxels that it takes across
-//! zero change sides; beside them logits become the distance to the surface, all others stay as
-//! they are.
+//! two voxels the more alike their values on the scan are (a bilateral kernel: what was missed
+//! looks like the voxel that was clicked, more than what lies beyond it does). Voxels that it takes
+//! across zero change sides; beside them logits become the distance to the surface, all others stay
+//! as they are.
 
 use super::ANSWER;
 use super::appearance::smooth;

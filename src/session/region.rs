@@ -116,8 +116,8 @@ impl<'a> Sight<'a> {
     }
 
     /// The patches to try around prompts that tell a place and no size, from the closest look to
-    /// the widest, on a [lattice](LATTICE); the widest is the same for all of the scan where it shows
-    /// all of it. One alone where there is nothing to choose, and that is centred.
+    /// the widest, on a [lattice](LATTICE); the widest is the same for all of the scan where it
+    /// shows all of it. One alone where there is nothing to choose, and that is centred.
     pub fn probes(&self, extent: &Extent) -> Vec<Patch> {
         let Sight { config, grid, .. } = *self;
         if config.fit.is_none() || self.spacing.is_some() {

@@ -246,8 +246,8 @@ impl Work<'_, '_> {
         if seen.is_empty() {
             return Ok(None);
         }
-        // What a few clicks found is no more than a guess, and so is what more of them find. Where it
-        // goes on beyond what was seen there is nothing to keep.
+        // What a few clicks found is no more than a guess, and so is what more of them find. Where
+        // it goes on beyond what was seen there is nothing to keep.
         let known = view == View::Known;
         if self.guessed() && view != View::Apart {
             let everywhere = memory::filled(ANSWER, 1.0, before.len());
