@@ -283,7 +283,7 @@ impl Eval {
         let (done, file) = (done.clone(), kept.path().display().to_string());
         let command =
             if self.fresh { "the same command without --fresh" } else { "the same command" };
-        on_interrupt(move || {
+        on_interrupt(move |_| {
             let count = done.count();
             note(&format!(
                 "\nstopped: {} done and kept in {file}; {command} goes on from there",

@@ -14,6 +14,7 @@ mod preview;
 mod segment;
 #[cfg(feature = "serve")]
 mod serve;
+mod signals;
 mod simulate;
 mod synth;
 mod train;
@@ -24,11 +25,11 @@ use crate::memory;
 use crate::message;
 use clap::{Args, Parser, Subcommand};
 use indicatif::ProgressBar;
+use signals::on_interrupt;
 use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 #[derive(Parser)]
 #[command(name = "prism", version, about, long_about = None, max_term_width = 100)]
@@ -196,57 +197,9 @@ fn quiet() -> bool {
 
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// What a command does when it is asked to end: true to end at once.
-type Interrupted = Box<dyn FnMut() -> bool + Send>;
-
-static INTERRUPTED: Mutex<Option<Interrupted>> = Mutex::new(None);
-
-/// Has `f` called when the process is asked to end, instead of ending it at once; it ends where `f`
-/// returns true.
-fn on_interrupt(f: impl FnMut() -> bool + Send + 'static) {
-    *INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(f));
-}
-
-/// Listens for Ctrl-C and for the signals of schedulers, service managers and closed terminals.
-/// Temporary files, which hold what patients' scans show, go with the process. SIGQUIT is such a
-/// signal too: left to itself it would leave them, and a core of all that the process held.
-fn listen() {
-    let handled = ctrlc::set_handler(|| {
-        let ends =
-            INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner).as_mut().is_none_or(|f| f());
-        if ends {
-            crate::output::abandon();
-            std::process::exit(130);
-        }
-    });
-    if let Err(e) = handled {
-        warn(&format!("cannot listen for signals: {e}"));
-    } else {
-        // The crate does not listen for this one.
-        #[cfg(unix)]
-        // SAFETY: what the handler does is allowed in one.
-        unsafe {
-            libc::signal(libc::SIGQUIT, quit as *const () as libc::sighandler_t)
-        };
-    }
-    // A file beyond the limit of the shell is then an error of its writer, as a full disk is.
-    #[cfg(unix)]
-    // SAFETY: ignoring a signal runs no code.
-    unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN)
-    };
-}
-
-/// Takes SIGQUIT for SIGTERM.
-#[cfg(unix)]
-extern "C" fn quit(_: libc::c_int) {
-    // SAFETY: both functions may be called by the handler of a signal, and neither takes memory.
-    unsafe { libc::kill(libc::getpid(), libc::SIGTERM) };
-}
-
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
-    listen();
+    signals::listen();
     crate::input::keep_inputs();
     let cli = Cli::parse();
     QUIET.store(cli.quiet, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! `prism serve`: a server for viewers and programs.
 
 use super::model::{Chosen, ModelArgs};
-use super::{DeviceArgs, Failure, on_interrupt, say, warn};
+use super::{DeviceArgs, Failure, note, on_interrupt, say, warn};
 use crate::memory::size_of_text;
 use crate::model::Model;
 use crate::serve::{BIND, DLS, Keep, STATE_BYTES, STATE_DAYS, Secret, Server, Settings};
@@ -107,10 +107,9 @@ impl Serve {
         let told = std::thread::spawn(move || restored.wait().iter().for_each(|text| warn(text)));
         let stopper = server.stopper();
         let asked = AtomicBool::new(false);
-        on_interrupt(move || {
-            let again = asked.swap(true, Ordering::Relaxed);
-            if !again {
-                eprintln!("\nfinishing what runs; press Ctrl-C again to give up");
+        on_interrupt(move |again| {
+            if !asked.swap(true, Ordering::Relaxed) {
+                note("\nfinishing what runs; a second Ctrl-C gives up");
                 stopper.stop();
             }
             again

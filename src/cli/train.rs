@@ -177,10 +177,9 @@ impl Train {
         };
         let stop = Arc::new(AtomicBool::new(false));
         let asked = stop.clone();
-        on_interrupt(move || {
-            let again = asked.swap(true, Ordering::Relaxed);
-            if !again {
-                eprintln!("\nfinishing the step and saving; press Ctrl-C again to give up");
+        on_interrupt(move |again| {
+            if !asked.swap(true, Ordering::Relaxed) {
+                note("\nfinishing the step and saving; a second Ctrl-C gives up");
             }
             again
         });

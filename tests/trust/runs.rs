@@ -1,8 +1,9 @@
 //! Runs that are told to end.
 
 use crate::common::here;
-use crate::program::{eval, segment, train};
+use crate::program::{Run, eval, segment, train};
 use crate::{model, text};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -28,15 +29,43 @@ fn signal(child: &Child, name: &str) {
     );
 }
 
+/// Signals that ask a process to end.
+const ENDS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+/// A run that is born with what a signal does, whatever these tests run under.
+fn born(mut run: Run, signals: &'static [libc::c_int], does: libc::sighandler_t) -> Run {
+    let set = move || {
+        for signal in signals {
+            // SAFETY: neither choice runs code of this process.
+            unsafe { libc::signal(*signal, does) };
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec a process may say what signals do.
+    unsafe { run.0.pre_exec(set) };
+    run
+}
+
+/// A run that signals end, as where a shell starts it in the foreground.
+fn ending(run: Run) -> Run {
+    born(run, &ENDS, libc::SIG_DFL)
+}
+
 /// A training of the tiny network that takes long.
-fn training(folder: &Path, model: &Path) -> Child {
+fn long(folder: &Path, model: &Path) -> Run {
     let run = train(model, &folder.join("run")).with("--epochs 1000 --steps 100 --batch 1");
-    run.with("--iterations 1 --validation-cases 0 --threads 1").start()
+    run.with("--iterations 1 --validation-cases 0 --threads 1")
+}
+
+fn training(folder: &Path, model: &Path) -> Child {
+    ending(long(folder, model)).start()
 }
 
 #[test]
 fn a_training_that_is_told_to_end_saves_and_a_folder_has_one_training() {
-    for (n, name) in ["TERM", "HUP", "INT", "QUIT"].into_iter().enumerate() {
+    // Schedulers and service managers send several, and mean the same by all of them.
+    let wishes = ["TERM", "HUP", "INT", "QUIT", "TERM HUP", "TERM TERM", "HUP HUP", "INT TERM"];
+    for (n, name) in wishes.into_iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
         let model = model(folder.path());
         let mut child = training(folder.path(), &model);
@@ -51,7 +80,7 @@ fn a_training_that_is_told_to_end_saves_and_a_folder_has_one_training() {
                 text(&other)
             );
         }
-        signal(&child, name);
+        name.split(' ').for_each(|name| signal(&child, name));
         let out = child.wait_with_output().unwrap();
         assert!(
             out.status.success() && text(&out).contains("--resume goes on"),
@@ -60,6 +89,23 @@ fn a_training_that_is_told_to_end_saves_and_a_folder_has_one_training() {
         );
         assert!(folder.path().join("run/last.state.safetensors").exists(), "{name}");
     }
+}
+
+#[test]
+fn a_signal_that_is_ignored_when_the_program_starts_stays_ignored() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    // As `nohup` starts a program.
+    let run = born(long(folder.path(), &model), &[libc::SIGHUP], libc::SIG_IGN);
+    let mut child = born(run, &[libc::SIGTERM], libc::SIG_DFL).start();
+    let lock = folder.path().join("run/run.lock");
+    until(&mut child, || lock.exists());
+    signal(&child, "HUP");
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(child.try_wait().unwrap().is_none(), "it ended");
+    signal(&child, "TERM");
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success() && text(&out).contains("--resume goes on"), "{}", text(&out));
 }
 
 #[test]
@@ -82,7 +128,7 @@ fn an_evaluation_that_is_told_to_end_goes_on_and_a_folder_has_one_evaluation() {
     };
     for (n, name) in ["TERM", "HUP", "INT"].into_iter().enumerate() {
         let before = lines();
-        let mut child = eval("out").start();
+        let mut child = ending(eval("out")).start();
         if n == 0 {
             until(&mut child, || lines() > 0);
             let other = eval("out").output();
@@ -143,7 +189,7 @@ fn a_signal_leaves_no_temporary_file() {
     };
     let (mask, probability) = (out.join("m.nii.gz"), out.join("p.nii.gz"));
     for name in ["TERM", "INT", "HUP", "QUIT"] {
-        let run = segment(&model, &scan, &mask).with("--point 128,128,128");
+        let run = ending(segment(&model, &scan, &mask)).with("--point 128,128,128");
         let mut child = run.file("--probability", &probability).start();
         until(&mut child, || names().iter().any(|n| n.starts_with(".prism-")));
         signal(&child, name);
