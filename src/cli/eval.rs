@@ -1,7 +1,7 @@
 //! `prism eval`: the paper's protocol over a dataset; `prism metrics`: two masks.
 
 use super::model::{Chosen, ModelArgs};
-use super::{DeviceArgs, Failure, note, on_interrupt, pretty, print, progress, warn};
+use super::{DeviceArgs, Failure, note, number, on_interrupt, pretty, print, progress, warn};
 use crate::checksum;
 use crate::data::cases::{Case, Loaded, Split, TargetLabel, list};
 use crate::device::Device;
@@ -78,10 +78,10 @@ pub struct Eval {
     #[arg(long, default_value = "basic", value_name = "NAMES", value_delimiter = ',', value_parser = NAMES)]
     protocol: Vec<String>,
     /// Points an iteration, instead of the protocol's (the paper: 1, 10, 50, 100)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number(1, 10_000))]
     points: Option<usize>,
     /// Iterations
-    #[arg(long, default_value_t = 11, value_name = "N")]
+    #[arg(long, default_value_t = 11, value_name = "N", value_parser = number(1, 1000))]
     iterations: usize,
     /// Seed of the simulated users
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -103,9 +103,6 @@ pub struct Eval {
 
 impl Eval {
     pub fn run(&self) -> Result<(), Failure> {
-        if self.iterations == 0 || self.points == Some(0) {
-            return Err(Failure::Usage("--iterations and --points must be at least 1".into()));
-        }
         if self.masks.is_some() && self.on == Place::Patch {
             return Err(Failure::Usage(
                 "--masks needs --on scan: masks on the patch have no file to belong to".into(),

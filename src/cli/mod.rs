@@ -23,6 +23,7 @@ mod verify;
 use crate::device::{Device, Precision, processors};
 use crate::memory;
 use crate::message;
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use indicatif::ProgressBar;
 use signals::on_interrupt;
@@ -117,6 +118,11 @@ impl DeviceArgs {
         start(threads)?;
         Ok(Device::open_as(self.name(), asked, self.precision())?)
     }
+}
+
+/// Reads a number of things within bounds, `least` and `most` among them.
+fn number(least: u64, most: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..=most)
 }
 
 /// What ended a command: a failure (exit code 1) or a wrong use of it (2).

@@ -1,6 +1,6 @@
 //! `prism simulate`: every stage of the simulated prompts, as images to look at.
 
-use super::{Failure, say, warn};
+use super::{Failure, number, say, warn};
 use crate::data::cases::TargetLabel;
 use crate::memory;
 use crate::picture::Picture;
@@ -35,16 +35,16 @@ pub struct Simulate {
     #[arg(long, default_value = "any", value_name = "any|N|NAME")]
     target: TargetLabel,
     /// Points to draw
-    #[arg(long, default_value_t = 20, value_name = "N")]
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = number(0, 10_000))]
     points: usize,
     /// Most voxels by which each side of the box grows
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = number(0, 10_000))]
     box_growth: usize,
     /// Voxels by which the box moves out, or in where negative
-    #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-10_000..=10_000))]
     box_shift: i32,
     /// Most voxels of a scribble
-    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = number(0, 10_000_000))]
     scribble_limit: usize,
     /// Seed
     #[arg(long, default_value_t = 0, value_name = "N")]

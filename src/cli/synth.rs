@@ -24,7 +24,7 @@ pub struct Synth {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// How many scans
-    #[arg(long, default_value_t = 10, value_name = "N")]
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     count: u64,
     /// Seed of the series
     #[arg(long, default_value_t = 1, value_name = "N")]

@@ -229,6 +229,12 @@ fn simulated_prompts_in_degenerate_cases() {
         assert!(drawn.len() <= 3 && drawn.iter().all(|v| *v < n));
     }
     assert!(drawn_box(&mut rng, &vec![0; n], size, 3, 0).is_none());
+    // However far a side is to go.
+    assert_eq!(
+        drawn_box(&mut rng, &one, size, usize::MAX, i32::MAX),
+        Some([0, 0, 0, size[0] as i32, size[1] as i32, size[2] as i32])
+    );
+    assert_eq!(drawn_box(&mut rng, &one, size, 0, i32::MIN), Some([2, 3, 1, 3, 4, 2]));
     assert!(scribbles(&mut rng, &vec![0; n], size, Kind::Centreline, 9).is_empty());
     // Too much is answered with negative points.
     let errors = Errors::of(&one, Some(&whole));

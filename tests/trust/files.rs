@@ -48,6 +48,36 @@ fn settings_have_bounds_in_files_and_on_resume() {
 }
 
 #[test]
+fn numbers_of_a_command_have_bounds() {
+    let folder = tempfile::tempdir().unwrap();
+    let none = folder.path().join("none");
+    for (flag, value) in [
+        ("--iterations", "0"),
+        ("--iterations", "18446744073709551615"),
+        ("--points", "0"),
+        ("--points", "18446744073709551615"),
+        ("--count", "18446744073709551615"),
+        ("--box-growth", "18446744073709551615"),
+        ("--box-shift", "2147483647"),
+        ("--box-shift", "-2147483648"),
+    ] {
+        let run = match flag {
+            "--count" => prism("synth").file("-o", &none),
+            "--iterations" | "--points" => eval(&none, &none, &none),
+            _ => simulate(&none, &none, &none),
+        };
+        let said = run.with(&format!("{flag} {value}")).output();
+        let named = format!("invalid value '{value}' for '{flag} ");
+        assert!(
+            said.status.code() == Some(2) && text(&said).contains(&named),
+            "{flag} {value}: {}",
+            text(&said)
+        );
+    }
+    assert!(!none.exists());
+}
+
+#[test]
 fn folders_that_lead_back_to_themselves_end() {
     let folder = tempfile::tempdir().unwrap();
     let case = folder.path().join("loop/c1");

@@ -173,10 +173,13 @@ pub fn drawn_box(
     shift: i32,
 ) -> Option<[i32; 6]> {
     let tight = bounding_box(label, size)?;
+    // Beyond any volume it is all the same how far a side goes.
+    let growth = i32::try_from(growth).unwrap_or(i32::MAX);
     let mut out = tight;
     for (side, face) in out.iter_mut().enumerate() {
-        let by = rng.random_range(0..=growth as i32) + shift;
-        *face += if side < 3 { -by } else { by };
+        let grown: i32 = rng.random_range(0..=growth);
+        let by = grown.saturating_add(shift);
+        *face = if side < 3 { face.saturating_sub(by) } else { face.saturating_add(by) };
     }
     for axis in 0..3 {
         if out[axis] >= out[axis + 3] {
