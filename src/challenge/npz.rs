@@ -27,6 +27,7 @@ impl Npz {
     pub fn open(path: &Path) -> Result<Npz, VolumeError> {
         let file = File::open(path).map_err(|e| VolumeError::new(path, e.to_string()))?;
         let length = file.metadata().map_err(|e| VolumeError::new(path, e.to_string()))?.len();
+        crate::input::remember(path);
         let archive = ZipArchive::new(BufReader::new(file))
             .map_err(|e| VolumeError::new(path, format!("not a .npz file: {e}")))?;
         Ok(Npz { path: path.into(), length, archive })

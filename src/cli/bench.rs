@@ -6,6 +6,7 @@ use crate::bench::{
     peak_memory, suite, table,
 };
 use crate::device::Device;
+use crate::input::remember;
 use crate::model::weights::Precision;
 use crate::model::{Config, Model, Weights};
 use crate::output;
@@ -92,6 +93,7 @@ impl Bench {
         for path in &self.suite {
             let fail =
                 |e: &dyn std::fmt::Display| Failure::Failed(format!("{}: {e}", path.display()));
+            remember(path);
             problems.extend(
                 suite(&std::fs::read_to_string(path).map_err(|e| fail(&e))?)
                     .map_err(|e| fail(&e))?,
@@ -332,6 +334,7 @@ fn time_of(seconds: f64) -> String {
 
 fn read_record(path: &Path) -> Result<Record, Failure> {
     let fail = |e: &dyn std::fmt::Display| Failure::Failed(format!("{}: {e}", path.display()));
+    remember(path);
     let text = std::fs::read_to_string(path).map_err(|e| fail(&e))?;
     serde_json::from_str(&text).map_err(|e| fail(&format!("not what --save writes: {e}")))
 }

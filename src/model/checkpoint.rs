@@ -5,7 +5,7 @@
 //! before that, every callable the program names is looked at, and a file that names anything but
 //! PyTorch's own tensor builders and plain containers is refused.
 
-use crate::input::{DEFLATE_LIMIT, HEAD, recognise};
+use crate::input::{DEFLATE_LIMIT, HEAD, recognise, remember};
 use crate::memory;
 use crate::tensor::extent;
 use pytorch_reader::{DType, PytorchReader, Tensor as Stored};
@@ -94,6 +94,7 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     if meta.is_dir() {
         return Err(fail("is a folder, expected a checkpoint file".into()));
     }
+    remember(path);
     let mut head = vec![];
     file.by_ref()
         .take(HEAD as u64)

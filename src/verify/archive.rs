@@ -37,6 +37,7 @@ impl Entry {
 impl Archive {
     /// Reads `path` whole.
     pub fn open(path: &Path) -> Result<Archive, VerifyError> {
+        crate::input::remember(path);
         let bytes = std::fs::read(path).map_err(|e| VerifyError::new(path, e.to_string()))?;
         let bad = |e: safetensors::SafeTensorError| {
             VerifyError::new(path, format!("not a readable safetensors file: {e}"))

@@ -130,6 +130,33 @@ fn an_output_is_no_input_and_no_other_output_however_it_is_spelled() {
     assert!(std::fs::read(at("mask.nii.gz")).unwrap() == before && !at("x.nii").exists());
 }
 
+#[test]
+fn what_a_command_reads_it_does_not_write_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for (from, to) in [
+        ("tests/data/checkpoint.pth.tar", "a.pth.tar"),
+        ("benches/problems/base.txt", "problems.txt"),
+    ] {
+        std::fs::copy(here(from), at(to)).unwrap();
+    }
+    let convert = prism("convert").arg(at("a.pth.tar")).arg(folder.path().join("./a.pth.tar"));
+    let bench = prism("bench").file("--suite", at("problems.txt"));
+    for (mut run, name) in [
+        (convert.file("--config", here("tests/data/checkpoint.json")), "a.pth.tar"),
+        (bench.file("--save", at("problems.txt")), "problems.txt"),
+    ] {
+        let before = std::fs::read(at(name)).unwrap();
+        let said = run.output();
+        assert!(
+            said.status.code() == Some(1) && text(&said).contains("is an input"),
+            "{run:?}: {}",
+            text(&said)
+        );
+        assert!(std::fs::read(at(name)).unwrap() == before, "{name}");
+    }
+}
+
 /// Every bit of a file that was written with a hash counts.
 #[track_caller]
 fn every_bit_counts(file: &Path, reads: impl Fn(&Path) -> Result<(), String>) {

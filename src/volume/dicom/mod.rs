@@ -385,6 +385,7 @@ fn opened<T>(
     work: impl FnOnce(&Opened, &str) -> Result<T, String>,
 ) -> Result<T, VolumeError> {
     let fail = |e: String| VolumeError::new(path, e);
+    crate::input::remember(path);
     let bytes = memory::read_file(LABELS, path).map_err(|e| fail(e.to_string()))?;
     let damaged = |e: Problem| fail(format!("is a DICOM file, {}", String::from(e)));
     let (bytes, start, syntax) = data_set(&bytes, true, u64::MAX).map_err(damaged)?;
