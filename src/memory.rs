@@ -324,6 +324,17 @@ pub(crate) fn copied<T: Copy>(what: &'static str, values: &[T]) -> Vec<T> {
     all
 }
 
+/// Room in a list for so many values more; as [`filled`].
+pub(crate) fn reserve<T>(what: &'static str, list: &mut Vec<T>, more: usize) {
+    let count = list.len().saturating_add(more);
+    if let Err(e) = check::<T>(what, count) {
+        refuse(e);
+    }
+    if refusable(|| list.try_reserve(more)).is_err() {
+        refuse(refused::<T>(what, count));
+    }
+}
+
 /// Reads to the end; as [`filled`] where that is more than there is room for.
 pub(crate) fn read(
     what: &'static str,
@@ -429,6 +440,7 @@ mod tests {
         assert!(error.to_string().starts_with("out of memory: a test would take "), "{error}");
         assert!(caught(|| zeroed::<f32>("a test", absurd)).is_err());
         assert!(Charge::of::<u64>("a test", absurd).is_err());
+        assert!(caught(|| reserve("a test", &mut vec![1u64], absurd)).is_err());
         // From a thread of a pool too.
         let deep = || rayon::join(|| zeroed::<u8>("a test", usize::MAX / 2), || 1).1;
         assert!(caught(deep).is_err());

@@ -88,6 +88,11 @@ impl VersionedStruct for prism_prompts {
     const LEAST: usize = std::mem::offset_of!(prism_prompts, lines);
 }
 
+/// What a refusal of memory names.
+const POINTS: &str = "so many points";
+/// What a point becomes, with all that is told of it to the network.
+type Told = [u64; 16];
+
 /// Voxels in a caller's array, `[i][j][k]`.
 fn gathered<T: bytemuck::Zeroable + Send>(view: &View, value: impl Fn(f32) -> T + Sync) -> Vec<T> {
     view.array().collected("a prompt", value)
@@ -143,9 +148,10 @@ pub(super) unsafe fn prompts_of(
         },
     };
     let mut prompts = Prompts::default();
-    // What they become, with all that is told of each to the network.
-    let all = p.point_count.saturating_add(p.scribble_count).saturating_add(p.lasso_count);
-    memory::check::<[u64; 16]>("so many points", all)?;
+    let told = p.point_count.saturating_add(p.scribble_count);
+    let all = told.saturating_add(p.lasso_count).saturating_add(p.line_count);
+    memory::check::<Told>(POINTS, all)?;
+    memory::reserve(POINTS, &mut prompts.points, told);
     for at in 0..p.point_count {
         // SAFETY: three for each of `point_count`; NULL was refused above.
         let position =
@@ -177,8 +183,11 @@ pub(super) unsafe fn prompts_of(
             // above.
             std::array::from_fn(|a| unsafe { p.lasso.add(3 * at + a).read_unaligned() })
         };
-        prompts.add_lasso(grid, &RawOutline((0..p.lasso_count).map(corner).collect()), space)?;
+        let corners = memory::collected("an outline", (0..p.lasso_count).map(corner));
+        prompts.add_lasso(grid, &RawOutline(corners), space)?;
     }
+    // Lines and outlines are many points each.
+    memory::check::<Told>(POINTS, prompts.points.len().saturating_add(p.scribble_count))?;
     for at in 0..p.scribble_count {
         let position = std::array::from_fn(|a| {
             // SAFETY: three for each of `scribble_count`; NULL was refused above.

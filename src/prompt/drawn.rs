@@ -10,6 +10,8 @@ use std::collections::VecDeque;
 const WITHIN: f64 = 0.8;
 /// The part of an outline, about its middle, whose voxels are taken to lie on the object.
 const SHRUNK: f64 = 0.9;
+/// What a refusal of memory names.
+const POINTS: &str = "points of what was drawn";
 /// How wide a lesion is across its longest diameter, in parts of it: the usual ratio of RECIST's
 /// two diameters.
 const ASPECT: f64 = 0.75;
@@ -47,6 +49,7 @@ impl Prompts {
         };
         let most = (0..3).map(|a| (ends[1][a] - ends[0][a]).abs()).fold(0.0, f64::max);
         let count = (2.0 * most).ceil().max(2.0) as usize;
+        memory::reserve(POINTS, &mut self.points, count + 1);
         for n in 0..=count {
             let t = 0.5 + WITHIN * (n as f64 / count as f64 - 0.5);
             let voxel = at(t).map(|v| v.round() as usize);
@@ -76,7 +79,8 @@ impl Prompts {
         outline: &RawOutline,
         space: Space,
     ) -> Result<(), PromptError> {
-        let corners: Vec<[f64; 3]> = outline.0.iter().map(|p| to_voxel(image, *p, space)).collect();
+        let corners: Vec<[f64; 3]> =
+            memory::collected("an outline", outline.0.iter().map(|p| to_voxel(image, *p, space)));
         if corners.len() < 3 {
             return Err(PromptError(format!(
                 "an outline of {} corners: expected three or more",
@@ -105,6 +109,7 @@ impl Prompts {
         let middle =
             [u, v].map(|a| corners.iter().map(|c| c[a]).sum::<f64>() / corners.len() as f64);
         for p in span(u) {
+            memory::reserve(POINTS, &mut self.points, span(v).count());
             for q in span(v) {
                 let outwards = |x: usize, m: f64| m + (x as f64 - m) / SHRUNK;
                 if !encloses(&corners, [u, v], [p as f64, q as f64]) {

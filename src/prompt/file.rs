@@ -3,8 +3,11 @@
 use super::{PromptError, RawBox, RawOutline, RawPoint};
 use crate::input::read_text;
 use crate::volume::labels::TargetLabel;
-use serde::Deserialize;
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeSet;
+use std::fmt;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 /// One iteration of a prompts file. Files it names are relative to it.
@@ -82,7 +85,16 @@ pub struct PromptedObject {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Named {
+    #[serde(deserialize_with = "objects")]
     objects: Vec<Entry>,
+}
+
+/// A file that is a list.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Listed {
+    #[serde(deserialize_with = "iterations")]
+    all: Vec<Iteration>,
 }
 
 /// `{"name": "tumour", "colour": [255, 0, 0], "iterations": [...]}`.
@@ -92,7 +104,49 @@ struct Entry {
     name: String,
     #[serde(default, alias = "color")]
     colour: Option<[u8; 3]>,
+    #[serde(deserialize_with = "iterations")]
     iterations: Vec<Iteration>,
+}
+
+/// Iterations that a file may hold, of all its objects: one takes a hundred times the memory of
+/// the three letters that it may be.
+const MOST_ITERATIONS: usize = 100_000;
+
+fn iterations<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Iteration>, D::Error> {
+    from.deserialize_seq(Limited { iterations: |_: &Iteration| 1, of: PhantomData })
+}
+
+fn objects<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Entry>, D::Error> {
+    from.deserialize_seq(Limited { iterations: |e: &Entry| e.iterations.len(), of: PhantomData })
+}
+
+/// Reads a list up to where it holds too many iterations.
+struct Limited<T, F> {
+    /// How many one of the list holds.
+    iterations: F,
+    of: PhantomData<T>,
+}
+
+impl<'de, T: Deserialize<'de>, F: Fn(&T) -> usize> Visitor<'de> for Limited<T, F> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a sequence")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+        let (mut all, mut count) = (vec![], 0);
+        while let Some(one) = list.next_element()? {
+            count += (self.iterations)(&one);
+            if count > MOST_ITERATIONS {
+                return Err(A::Error::custom(format!(
+                    "more than {MOST_ITERATIONS} iterations, which is the most that a file may hold"
+                )));
+            }
+            all.push(one);
+        }
+        Ok(all)
+    }
 }
 
 /// What a prompts file is, for messages.
@@ -127,9 +181,9 @@ fn objects_of(text: &str) -> Result<Vec<PromptedObject>, String> {
             named.objects.into_iter().map(Entry::object).collect::<Result<Vec<_>, _>>()?
         }
         false => {
-            let iterations =
+            let Listed { all } =
                 serde_json::from_str(text).map_err(|e| format!("not a list of iterations: {e}"))?;
-            vec![PromptedObject { name: None, colour: None, iterations }]
+            vec![PromptedObject { name: None, colour: None, iterations: all }]
         }
     };
     if list.is_empty() || list.len() > MOST_OBJECTS {
@@ -198,6 +252,27 @@ mod tests {
         ] {
             let error = objects_of(text).unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn iterations_are_counted_while_they_are_read() {
+        let list = |n: usize| format!("[{}]", vec!["{}"; n].join(","));
+        assert_eq!(
+            objects_of(&list(MOST_ITERATIONS)).unwrap()[0].iterations.len(),
+            MOST_ITERATIONS
+        );
+        let object =
+            |name: &str, n: usize| format!("{{\"name\": \"{name}\", \"iterations\": {}}}", list(n));
+        let objects = |a: usize, b: usize| {
+            format!("{{\"objects\": [{}, {}]}}", object("a", a), object("b", b))
+        };
+        assert_eq!(objects_of(&objects(MOST_ITERATIONS / 2, 1)).unwrap().len(), 2);
+        for text in
+            [list(MOST_ITERATIONS + 1), objects(MOST_ITERATIONS / 2 + 1, MOST_ITERATIONS / 2)]
+        {
+            let error = objects_of(&text).unwrap_err();
+            assert!(error.contains("more than 100000 iterations"), "{error}");
         }
     }
 }

@@ -268,9 +268,16 @@ impl Prompts {
         }
         let positive =
             around(self.points.iter().filter(|(_, positive)| *positive).map(|(p, _)| *p));
+        positive
+            .or_else(|| self.marked(image))
+            .or_else(|| around(self.points.iter().map(|(p, _)| *p)))
+    }
+
+    /// What a mask, or logits, mark.
+    pub(crate) fn marked(&self, image: &Grid) -> Option<Extent> {
         let [_, nj, nk] = image.size;
         let voxel = |at: usize| [at / nk / nj, at / nk % nj, at % nk];
-        let dense = || match &self.dense {
+        match &self.dense {
             Some(Dense::Mask(m)) => {
                 around(m.iter().enumerate().filter(|(_, v)| **v != 0).map(|(at, _)| voxel(at)))
             }
@@ -278,8 +285,7 @@ impl Prompts {
                 around(l.iter().enumerate().filter(|(_, v)| **v > 0.0).map(|(at, _)| voxel(at)))
             }
             None => None,
-        };
-        positive.or_else(dense).or_else(|| around(self.points.iter().map(|(p, _)| *p)))
+        }
     }
 }
 

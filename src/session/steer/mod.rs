@@ -26,6 +26,9 @@ const MOST_RUNS: usize = 64;
 /// looked at from six distances, twice: a dozen of them.
 const MOST_PROBING: usize = 160;
 
+/// What a refusal of memory names.
+const OTHERS: &str = "a mask of other objects";
+
 /// An interaction under way.
 struct Work<'a, 'o> {
     scan: &'a Arc<Scan>,
@@ -60,7 +63,8 @@ pub(super) fn interact(
         }
         marks
     });
-    let others = prompts.others.clone().map(Arc::new).or_else(|| state.others.clone());
+    let fresh_others = prompts.others.as_ref().map(|o| Arc::new(memory::copied(OTHERS, o)));
+    let others = fresh_others.or_else(|| state.others.clone());
     let place = |v: [usize; 3]| (v[0] * scan.grid().size[1] + v[1]) * scan.grid().size[2] + v[2];
     let taken = |v: [usize; 3]| others.as_ref().is_some_and(|o| o[place(v)] != 0);
     // Of what is said twice of a voxel, the later counts.
@@ -300,7 +304,7 @@ pub(super) fn places(sight: &Sight, prompts: &Prompts) -> Result<Vec<Patch>, Ses
     if let Some(bounds) = outlined.map(|b| region::understood_box(b, sight.grid)) {
         return Ok(vec![sight.fitted(&Extent::of_box(bounds))]);
     }
-    let marked = Prompts { points: vec![], ..prompts.clone() }.extent(sight.grid);
+    let marked = prompts.marked(sight.grid);
     match (&prompts.dense, marked.or_else(|| prompts.extent(sight.grid))) {
         (Some(_), Some(extent)) => Ok(vec![sight.fitted(&extent)]),
         (None, Some(extent)) => Ok(sight.probes(&extent)),

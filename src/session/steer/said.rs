@@ -1,12 +1,12 @@
 //! What was said, and what holds of it: clicks, boxes and masks as the answer has to obey them.
 
 use super::Work;
-use crate::memory::Refused;
+use crate::memory::{self, Refused};
 use crate::prompt::Dense;
 use crate::session::correction::Click;
 use crate::session::field::Field;
 use crate::session::region::{self, of_voxel, probes, union};
-use crate::session::{MASK_LOGIT, Prediction, Said, SessionError, State};
+use crate::session::{ANSWER, MASK_LOGIT, Prediction, Said, SessionError, State};
 use crate::tensor::Tensor;
 use crate::volume::patch::{Extent, Patch};
 use std::collections::BTreeMap;
@@ -47,9 +47,12 @@ impl Work<'_, '_> {
     pub(super) fn keep_out(&mut self) {
         let Some(others) = self.others.clone() else { return };
         let [_, nj, nk] = self.field.size();
-        let mut within = vec![];
+        let taken = |at: usize, logit: f32| logit > 0.0 && others[at] != 0;
+        let mut count = 0;
+        self.field.each(|at, logit| count += usize::from(taken(at, logit)));
+        let mut within = memory::list(ANSWER, count);
         self.field.each(|at, logit| {
-            if logit > 0.0 && others[at] != 0 {
+            if taken(at, logit) {
                 within.push([at / nk / nj, at / nk % nj, at % nk]);
             }
         });
