@@ -7,6 +7,7 @@
 
 use super::Outcome;
 use crate::input::read_text;
+use crate::memory;
 use crate::model::Model;
 use crate::prompt::Prompts;
 use crate::session::{Note, Options, Scan, Session, intensities_of};
@@ -121,7 +122,9 @@ fn segment(
     points: Vec<([usize; 3], bool)>,
 ) -> Result<(Vec<u8>, Vec<Note>), String> {
     if points.is_empty() {
-        return Ok((vec![0; volume.grid.voxels()], vec![Note::OnlyDenied]));
+        let empty = memory::caught(|| memory::zeroed("a mask", volume.grid.voxels()))
+            .map_err(|e| e.to_string())?;
+        return Ok((empty, vec![Note::OnlyDenied]));
     }
     let normalization =
         intensities_of(&**volume, Some(Modality::Pet), model.config().intensity).normalization;

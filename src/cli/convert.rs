@@ -2,10 +2,11 @@
 
 use super::{Failure, say, warn};
 use crate::input::read_text;
+use crate::memory::{self, Charge};
 use crate::model::checkpoint::{StateDict, read};
 use crate::model::weights::{Precision, Problems};
 use crate::model::{Config, Intensity, Weights};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, WEIGHTS, extent};
 use clap::Args;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -121,13 +122,15 @@ impl Convert {
             )));
         }
         let mut tensors = HashMap::new();
+        let mut charge = Charge::default();
         for (name, _) in config.tensors() {
             let entry = &state[&name];
+            charge.grow::<f32>(WEIGHTS, extent(&entry.shape).unwrap_or(usize::MAX))?;
             let values = entry.values().map_err(|e| {
                 Failure::Failed(format!("{}: {name}: {e}", self.checkpoint.display()))
             })?;
-            let values: Vec<f32> =
-                values.unwrap_or_default().into_iter().map(|v| v as f32).collect();
+            let values = values.unwrap_or_default().into_iter().map(|v| v as f32);
+            let values: Vec<f32> = memory::collected(WEIGHTS, values);
             if let Some(at) = values.iter().position(|v| !v.is_finite()) {
                 let path = self.checkpoint.display();
                 return Err(Failure::Failed(format!(

@@ -6,12 +6,12 @@
 //! PyTorch's own tensor builders and plain containers is refused.
 
 use crate::input::{DEFLATE_LIMIT, HEAD, recognise, remember};
-use crate::memory;
+use crate::memory::{self, Refused};
 use crate::tensor::extent;
 use pytorch_reader::{DType, PytorchReader, Tensor as Stored};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
 /// Why a checkpoint cannot be read.
@@ -21,6 +21,9 @@ pub struct CheckpointError {
     path: PathBuf,
     message: String,
 }
+
+/// What a refusal of memory names.
+const TENSOR: &str = "a checkpoint's tensor";
 
 /// Tensors by name, the wrapping dictionary and a `module.` prefix removed.
 pub type StateDict = BTreeMap<String, Entry>;
@@ -37,32 +40,43 @@ pub struct Entry {
 impl Entry {
     /// The values, widened to float64; none for an element type without an order of its own
     /// (complex, quantised).
-    pub fn values(&self) -> std::io::Result<Option<Vec<f64>>> {
+    ///
+    /// # Errors
+    /// They cannot be read, or there is no room for them.
+    pub fn values(&self) -> io::Result<Option<Vec<f64>>> {
+        let refused = |e: Refused| io::Error::new(io::ErrorKind::OutOfMemory, e);
+        let count = extent(&self.shape).unwrap_or(usize::MAX);
+        // As the file has them, which another crate reads, and as they are given.
+        memory::check::<[f64; 2]>(TENSOR, count).map_err(refused)?;
         let bytes = self.stored.read()?;
+        let mut values = memory::room(TENSOR, count).map_err(refused)?;
         macro_rules! read {
             ($t:ty) => {
-                bytes
-                    .chunks_exact(size_of::<$t>())
-                    .map(|b| <$t>::from_le_bytes(std::array::from_fn(|i| b[i])))
-                    .map(f64::from)
-                    .collect()
+                values.extend(
+                    bytes
+                        .chunks_exact(size_of::<$t>())
+                        .map(|b| <$t>::from_le_bytes(std::array::from_fn(|i| b[i])))
+                        .map(f64::from),
+                )
             };
         }
-        Ok(Some(match self.stored.dtype() {
+        match self.stored.dtype() {
             DType::F64 => read!(f64),
             DType::F32 => read!(f32),
             DType::F16 => read!(half::f16),
             DType::BF16 => read!(half::bf16),
-            DType::I64 => bytes
-                .chunks_exact(8)
-                .map(|b| i64::from_le_bytes(std::array::from_fn(|i| b[i])) as f64)
-                .collect(),
+            DType::I64 => values.extend(
+                bytes
+                    .chunks_exact(8)
+                    .map(|b| i64::from_le_bytes(std::array::from_fn(|i| b[i])) as f64),
+            ),
             DType::I32 => read!(i32),
             DType::I16 => read!(i16),
             DType::I8 => read!(i8),
             DType::U8 | DType::Bool => read!(u8),
             _ => return Ok(None),
-        }))
+        }
+        Ok(Some(values))
     }
 }
 
