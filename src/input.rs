@@ -229,7 +229,15 @@ pub fn zip_entry<R: Read + Seek>(
     } else if method == CompressionMethod::DEFLATE {
         DeflateDecoder::new(entry).take(size).read_to_end(&mut bytes)
     } else {
-        return Err(format!("is packed by {method:?}, expected stored or deflated"));
+        let by = match method {
+            CompressionMethod::DEFLATE64 => "Deflate64",
+            CompressionMethod::BZIP2 => "bzip2",
+            CompressionMethod::LZMA => "LZMA",
+            CompressionMethod::ZSTD => "Zstandard",
+            CompressionMethod::XZ => "XZ",
+            _ => "a method that is not read",
+        };
+        return Err(format!("is packed by {by}, expected stored or deflated"));
     };
     read.map_err(|e| format!("damaged: {e}"))?;
     if bytes.len() as u64 != size {

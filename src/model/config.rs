@@ -300,11 +300,11 @@ impl Config {
         if !(self.spacing > 0.0 && self.spacing < 100.0) {
             return fail("spacing", self.spacing.to_string(), "millimetres above 0 and below 100");
         }
-        if self.fit.is_some_and(|f| !(1.0..=16.0).contains(&f)) {
-            return fail("fit", format!("{:?}", self.fit), "1 to 16 times the object");
+        if let Some(fit) = self.fit.filter(|f| !(1.0..=16.0).contains(f)) {
+            return fail("fit", fit.to_string(), "1 to 16 times the object");
         }
-        if self.calibration.is_some_and(|c| c.iter().any(|v| !v.is_finite())) {
-            return fail("calibration", format!("{:?}", self.calibration), "two numbers");
+        if let Some(c) = self.calibration.filter(|c| c.iter().any(|v| !v.is_finite())) {
+            return fail("calibration", format!("{c:?}"), "two numbers");
         }
         if !(0.0..=8.0).contains(&self.click_radius) {
             return fail("click_radius", self.click_radius.to_string(), "0 to 8 voxels");
@@ -335,7 +335,7 @@ impl Config {
         {
             return fail(
                 "intensity",
-                format!("{i:?}"),
+                format!("clip {:?}, mean {} and sd {}", i.clip, i.mean, i.sd),
                 "finite numbers, clip[0] < clip[1] and sd > 0",
             );
         }

@@ -55,8 +55,7 @@ impl Progress {
         let (scale, unchanged) = self.scaling;
         if !(scale > 0.0 && scale.is_finite() && unchanged <= MOST_UNCHANGED) {
             return Err(format!(
-                "scaling is {:?}, expected a factor above 0 and a number of steps",
-                self.scaling
+                "scaling is a factor of {scale} for {unchanged} steps, expected a factor above 0 and at most {MOST_UNCHANGED} steps"
             ));
         }
         Ok(())
@@ -160,7 +159,7 @@ impl State {
             let view = file.tensor(&full).map_err(|e| fail(&format!("{full}: {e}")))?;
             if view.dtype() != Dtype::F32 || view.shape() != shape {
                 return Err(fail(&format!(
-                    "{full} is {:?} {:?}, expected F32 {shape:?}",
+                    "{full} is {} {:?}, expected F32 {shape:?}",
                     view.dtype(),
                     view.shape()
                 )));

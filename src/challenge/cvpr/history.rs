@@ -48,7 +48,7 @@ fn kinds(array: &Array) -> Result<Vec<Vec<Option<String>>>, String> {
         None => {
             let text = |item: Item| match item {
                 Item::Text(text) => Ok(Some(text)),
-                other => Err(format!("has an item {other:?}, expected 'fg' or 'bg'")),
+                _ => Err("has an item that is no text, expected 'fg' or 'bg'".into()),
             };
             (
                 array.shape.clone(),
@@ -72,9 +72,30 @@ fn kinds(array: &Array) -> Result<Vec<Vec<Option<String>>>, String> {
     Ok(flat.chunks(length).map(<[_]>::to_vec).collect())
 }
 
-/// The beginning of a value, for an error.
+/// A value as Python writes it where it is short, else what it is: for an error.
 fn brief(value: &Value) -> String {
-    shortened(&format!("{value:?}"), 60)
+    match value {
+        Value::List(items) if (1..=4).contains(&items.len()) => {
+            format!("[{}]", items.iter().map(kind_of).collect::<Vec<_>>().join(", "))
+        }
+        other => kind_of(other),
+    }
+}
+
+/// The same of a value within another.
+fn kind_of(value: &Value) -> String {
+    match value {
+        Value::None => "None".into(),
+        Value::Bool(true) => "True".into(),
+        Value::Bool(false) => "False".into(),
+        Value::Int(n) => n.to_string(),
+        Value::Float(v) => v.to_string(),
+        Value::Text(text) => format!("'{}'", shortened(text, 40)),
+        Value::Bytes(bytes) => format!("{} bytes", bytes.len()),
+        Value::List(items) => format!("a list of {}", items.len()),
+        Value::Dict(pairs) => format!("a dictionary of {}", pairs.len()),
+        Value::Array { items, .. } => format!("an array of {}", items.len()),
+    }
 }
 
 /// The voxel `[i, j, k]` of a click `[z, y, x]`.

@@ -10,6 +10,19 @@ pub enum Global {
     Encode,
 }
 
+impl Global {
+    /// What pickles call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Global::Reconstruct => "_reconstruct",
+            Global::Scalar => "scalar",
+            Global::NdArray => "ndarray",
+            Global::DType => "dtype",
+            Global::Encode => "encode",
+        }
+    }
+}
+
 /// The function or class of that name, if it is one of the few.
 pub fn global(module: &str, name: &str) -> Result<Global, String> {
     Ok(match (module, name) {

@@ -60,7 +60,8 @@ impl Machine<'_> {
             }
             _ => {
                 return Err(format!(
-                    "its pickle calls {function:?} with arguments that NumPy does not give it"
+                    "its pickle calls '{}' with arguments that NumPy does not give it",
+                    function.name()
                 ));
             }
         };
