@@ -141,6 +141,15 @@ fn unusable_cases_are_named_skipped_and_counted_and_a_cache_gives_the_same_sampl
     let (first, second) = (draw(), draw());
     assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1);
     assert!(first.image == second.image && first.label == second.label);
+    // One that is damaged is made anew.
+    let entry = std::fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
+    let mut damaged = std::fs::read(&entry).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(&entry, &damaged).unwrap();
+    let third = draw();
+    assert!(first.image == third.image && first.label == third.label);
+    assert!(std::fs::read(&entry).unwrap() != damaged);
     // The same draw is the same sample, another is another.
     let again = |step| pools.train.draw(&config, &a, 5, step, 0).unwrap().image;
     assert!(again(1) == again(1) && again(1) != again(2));
