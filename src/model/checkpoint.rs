@@ -49,7 +49,7 @@ impl Entry {
         // As the file has them, which another crate reads, and as they are given.
         memory::check::<[f64; 2]>(TENSOR, count).map_err(refused)?;
         let bytes = self.stored.read()?;
-        let mut values = memory::room(TENSOR, count).map_err(refused)?;
+        let mut values: Vec<f64> = memory::room(TENSOR, count).map_err(refused)?;
         macro_rules! read {
             ($t:ty) => {
                 values.extend(

@@ -54,6 +54,8 @@ fn sizes_are_held_against_a_budget() {
         (Config { window: 65_536, ..tiny() }, "window is 65536, expected 1 to 32"),
         (Config { prompt_heads: (1 << 63) + 1, ..tiny() }, "prompt_heads is 9223372036854775809"),
         (Config { vit_heads: 1 << 20, ..tiny() }, "vit_heads is 1048576"),
+        (Config { fit: Some(0.5), ..tiny() }, "fit is 0.5, expected 1 to 16 times"),
+        (Config { calibration: Some([f32::NAN, 1.0]), ..tiny() }, "calibration is [NaN, 1.0], "),
     ] {
         let said = change.check().unwrap_err().to_string();
         assert!(said.contains(part), "{said}");

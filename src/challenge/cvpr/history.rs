@@ -174,3 +174,17 @@ pub fn bounds(given: &Value, size: [usize; 3]) -> Result<Option<[usize; 6]>, Str
     }
     Ok(Some(bounds))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_told_as_it_was_written_and_not_at_length() {
+        let text = |text: &str| Value::Text(text.into());
+        let short = Value::List(vec![Value::Int(1), text("x"), Value::List(vec![Value::None])]);
+        assert_eq!(brief(&short), "[1, 'x', a list of 1]");
+        assert_eq!(brief(&Value::List(vec![Value::Bool(true); 5])), "a list of 5");
+        assert_eq!(brief(&text(&"y".repeat(100))), format!("'{}...'", "y".repeat(40)));
+    }
+}
