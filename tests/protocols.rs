@@ -4,8 +4,12 @@
 #![cfg(feature = "serve")]
 
 mod common;
+#[path = "protocols/geometry.rs"]
+mod geometry;
 #[path = "common/http.rs"]
 mod http;
+#[path = "common/viewer.rs"]
+mod viewer;
 #[cfg(feature = "dicom")]
 #[path = "common/dicom.rs"]
 mod writer;
@@ -629,14 +633,25 @@ mod by_series {
     pub const EXAMPLE: &str = "1.2.3.4";
     const SMALL: &str = "1.2.9";
 
-    /// Writes the example as a series: the same voxels at the same places, in two folders, in files
-    /// whose names say nothing, the last slice first.
+    /// Writes the example as a series.
     pub fn file_example(folder: &Path) -> PathBuf {
-        let image = example();
+        file_scan(folder, &example())
+    }
+
+    /// Writes a scan as a series: the same voxels at the same places, in two folders, in files
+    /// whose names say nothing, the last slice first. Its axes run at right angles.
+    pub fn file_scan(folder: &Path, image: &Volume) -> PathBuf {
         let [ni, nj, nk] = image.grid.size;
         let rows = image.grid.affine.0;
-        let [di, dj, _] = image.grid.spacing();
-        let series = Series { bits: 16, ..Series::new("CT") };
+        let spacing = image.grid.spacing();
+        let [di, dj, _] = spacing;
+        // Along a row, then along a column, without what computing added to short numbers.
+        let orientation = std::array::from_fn(|n| {
+            let (axis, r) = (n / 3, n % 3);
+            let along = rows[r][axis] / spacing[axis];
+            short_number(if r < 2 { -along } else { along })
+        });
+        let series = Series { bits: 16, orientation, ..Series::new("CT") };
         assert_eq!(series.uid, EXAMPLE);
         let folders = ["study 1", "study 1/more of it"].map(|name| folder.join(name));
         folders.iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
@@ -644,19 +659,25 @@ mod by_series {
             // Millimetres of DICOM run to the left and to the back.
             let place: [f64; 3] = std::array::from_fn(|r| {
                 let along = rows[r][2] * k as f64 + rows[r][3];
-                if r < 2 { -along } else { along }
+                short_number(if r < 2 { -along } else { along })
             });
             let mut file = series.file(k, place);
             identified(&mut file);
             file.put(short(tags::ROWS, nj as u16));
             file.put(short(tags::COLUMNS, ni as u16));
             file.put(short(tags::PIXEL_REPRESENTATION, 1));
-            file.put(text(tags::PIXEL_SPACING, VR::DS, &numbers(&[dj, di])));
+            let apart = [dj, di].map(short_number);
+            file.put(text(tags::PIXEL_SPACING, VR::DS, &numbers(&apart)));
             let voxel = |at: usize| image.at([at % ni, at / ni, k]) as i16 as u16;
             file.put(words((0..ni * nj).map(voxel).collect()));
             series.write(file, &folders[k % 2].join(format!("{:03}", nk - k)));
         }
         folder.into()
+    }
+
+    /// A number to nine places behind the point, and no less than nothing where it is nothing.
+    fn short_number(v: f64) -> f64 {
+        (v * 1e9).round() / 1e9 + 0.0
     }
 
     /// Writes a small series of slices that lie where `place` says.
