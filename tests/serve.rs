@@ -952,9 +952,11 @@ fn nninteractives_own_client_works() {
     }
     let idle = Duration::from_secs(6);
     let server = started(Settings { idle, max_sessions: 2, ..Settings::default() });
+    let lasting = started(Settings::default());
     let out = python(&[
         here("tests/clients/nninteractive.py").to_str().unwrap(),
         &format!("http://{}", server.address),
+        &format!("http://{}", lasting.address),
     ])
     .unwrap();
     let said = String::from_utf8_lossy(&out.stdout).into_owned();

@@ -1,11 +1,13 @@
 """Works with a server as 3D Slicer's and napari's extensions do: by nnInteractive's own client.
 
-python3 nninteractive.py URL, with nninteractive-client 2.6.0 to be imported. The server lets a lease go
-after 6 seconds without work, and has room for two. Says "all is well" at its end.
+python3 nninteractive.py URL LASTING, with nninteractive-client 2.6.0 to be imported. The server at URL lets a
+lease go after 6 seconds without work, and has room for two; that at LASTING gives time to pack a large scan.
+Says "all is well" at its end.
 """
 
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
@@ -30,8 +32,8 @@ def ball(dtype=np.int16, size=(24, 40, 44), spacing=None):
     return values.astype(dtype)[None], inside
 
 
-def opened(image, buffer=np.uint8, spacing=(2.0, 1.0, 1.0)):
-    session = Session(URL)
+def opened(image, buffer=np.uint8, spacing=(2.0, 1.0, 1.0), url=URL):
+    session = Session(url)
     session.set_image(image, {"spacing": np.array(spacing)})
     assert session.original_image_shape == image.shape
     session.set_target_buffer(np.zeros(image.shape[1:], buffer))
@@ -135,6 +137,13 @@ def every_method():
     assert (session.target_buffer == inside).all()
     step(session.add_point_interaction([12, 20, 22], True))
     assert (session.target_buffer == inside).all()
+    # One that is to be predicted from is as good an answer: it stays as it is, and nothing more comes of it.
+    smaller = inside & (np.arange(inside.shape[2]) < 24)
+    assert session.add_initial_seg_interaction(smaller.astype(np.uint8), run_prediction=True) is None
+    states.append(session.target_buffer.copy())
+    assert (session.target_buffer == smaller).all()
+    step(session.add_point_interaction([12, 20, 30], False))
+    assert (session.target_buffer == smaller).all()
     # Back, one by one, to the beginning. What was beyond the image was no step.
     states = [s for n, s in enumerate(states) if n == 0 or n not in (3, 4)]
     while len(states) > 1:
@@ -205,6 +214,75 @@ def leases():
     two.close()
 
 
+def initial():
+    """A mask that was to be predicted from comes back whole from the server where its buffer is a new one."""
+    image, inside = ball()
+    with opened(image) as session:
+        session.add_initial_seg_interaction(inside.astype(np.uint8), run_prediction=True)
+        session.set_target_buffer(np.zeros(inside.shape, np.uint8))
+        assert session.add_point_interaction([12, 20, 22], True) is not None
+        assert (session.target_buffer == inside).all()
+
+
+def large(url):
+    """Scans of 512 x 512 x 300 voxels, one at a time: zeros with a bright ball."""
+    size, centre, radius = (300, 512, 512), (140, 200, 330), 20
+    box = tuple(slice(c - radius, c + radius + 1) for c in centre)
+    distance = np.stack(np.meshgrid(*3 * [np.arange(-radius, radius + 1)], indexing="ij"))
+    inside = (distance**2).sum(0) <= radius**2
+    for dtype in (np.float32, np.int16):
+        image = np.zeros((1, *size), dtype)
+        image[0][box][inside] = 100
+        with opened(image, spacing=(1.0, 0.8, 0.8), url=url) as session:
+            del image
+            low, high = np.array(session.add_point_interaction(centre, True)).T
+            mask = session.target_buffer
+            assert mask.shape == size and mask.dtype == np.uint8 and mask.max() == 1, dtype
+            assert mask[centre] == 1, dtype
+            # All that was found lies where the client was told to look.
+            count = np.count_nonzero(mask)
+            assert 0 < count == np.count_nonzero(mask[tuple(map(slice, low, high))]), dtype
+            del mask
+
+
+def together(url):
+    """Two clients who predict at once have each the object that it has alone."""
+    image, _ = ball()
+    # The same scan, and another way round: the ball lies elsewhere.
+    scans = [(image, (12, 20, 22)), (np.roll(image, (5, -6, 7), (1, 2, 3)), (17, 14, 29))]
+
+    def works(scan, click, ready=None):
+        masks = []
+        with opened(scan, url=url) as session:
+            if ready:
+                ready.wait()
+            session.add_point_interaction(click, True)
+            masks.append(session.target_buffer.copy())
+            assert masks[0][click] == 1
+            session.add_point_interaction((3, 3, 3), False)
+            session.add_bbox_interaction([[n - 8, n + 9] for n in click], True)
+            masks.append(session.target_buffer.copy())
+        return masks
+
+    alone = [works(*scan) for scan in scans]
+    assert (alone[0][0] != alone[1][0]).any()
+    ready, found = threading.Barrier(2, timeout=120), {}
+
+    def keep(n):
+        found[n] = works(*scans[n], ready)
+
+    threads = [threading.Thread(target=keep, args=[n]) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n in range(2):
+        # Without it that client failed, and has said why.
+        assert n in found, n
+        for mask, expected in zip(found[n], alone[n]):
+            assert (mask == expected).all(), n
+
+
 def stay():
     """A client in the middle of its work."""
     session = opened(ball()[0])
@@ -218,5 +296,8 @@ if __name__ == "__main__":
         stay()
     every_type()
     every_method()
+    initial()
     leases()
+    together(sys.argv[2])
+    large(sys.argv[2])
     print("all is well")
