@@ -89,9 +89,10 @@ function spot(page, plane, what) {
         x = 0,
         y = 0;
       for (let i = 0; i < w * h; i++) {
-        const [r, g] = [pixels[4 * i], pixels[4 * i + 1]];
+        // Scans are grey, and the first object's colour is yellow.
+        const [r, g, b] = pixels.subarray(4 * i);
         const weight =
-          what_ === "bright" ? (r > 150 && r - g < 20 ? r : 0) : Math.max(0, r - g - 60);
+          what_ === "bright" ? (r > 150 && r - g < 20 ? r : 0) : Math.max(0, r - b - 60);
         sum += weight;
         x += weight * (i % w);
         y += weight * (h - 1 - Math.floor(i / w));
