@@ -1175,3 +1175,32 @@ mod series {
         server.end();
     }
 }
+
+#[test]
+fn diameters_are_told_with_an_answer() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let (scan, _) = upload(at);
+    let image = example();
+    let path = format!("/v1/objects/{}", object_on(at, &scan, &json!({})));
+    // A row of 30 voxels on one slice, a shorter one on another.
+    let [_, nj, nk] = image.grid.size;
+    let rows: Vec<u8> = (0..image.grid.voxels())
+        .map(|at| match [at / nk / nj, at / nk % nj, at % nk] {
+            [i, 70, 14] => u8::from((60..90).contains(&i)),
+            [i, 40, 5] => u8::from((60..70).contains(&i)),
+            _ => 0,
+        })
+        .collect();
+    let file = mask_file(Path::new("m.nrrd"), &image.grid, &image.description, &rows).unwrap();
+    let mut mask = Mask::new(image.grid.size);
+    let told = mask.take(&ask(at, "PUT", &format!("{path}/mask"), &[], &file));
+    let [x, y, _] = image.grid.spacing();
+    for (n, mm) in [30.0 * x, y].into_iter().enumerate() {
+        let found = told["diameters_mm"][n].as_f64().unwrap();
+        assert!((found - mm).abs() < 1e-6, "{told}");
+    }
+    assert_eq!(told["diameters_slice"], 14);
+    let nothing = mask.take(&post(at, &format!("{path}/reset"), &json!({})));
+    assert!(nothing["diameters_mm"].is_null() && nothing["diameters_slice"].is_null());
+}

@@ -18,6 +18,7 @@ use super::{Route, Shared, aside, tidy};
 use crate::message::quoted;
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
+use crate::session::diameters::Diameters;
 use crate::session::kept::Writer;
 use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::{
@@ -518,6 +519,7 @@ fn told(
     let bounds = after.as_ref().and_then(|p| p.field.bounds());
     let extent: Option<[f64; 3]> =
         bounds.map(|b| std::array::from_fn(|a| (b[a + 3] - b[a]) as f64 * step[a]));
+    let diameters = after.as_ref().and_then(|p| Diameters::of(&p.field, step));
     let (back, forth) = session.depth();
     let region = changed.as_ref().map(|c| {
         let r = c.region;
@@ -530,6 +532,8 @@ fn told(
         "voxels": voxels,
         "ml": voxels as f64 * grid.voxel_ml(),
         "extent_mm": extent,
+        "diameters_mm": diameters.map(|d| [d.long, d.short]),
+        "diameters_slice": diameters.map(|d| d.slice),
         "score": after.as_ref().and_then(|p| p.score),
         "changed": changed.as_ref().map_or(0, |c| c.voxels),
         "region": region,

@@ -40,6 +40,7 @@
 mod ahead;
 mod appearance;
 pub mod correction;
+pub mod diameters;
 mod encodings;
 pub mod field;
 mod guess;

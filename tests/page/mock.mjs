@@ -183,6 +183,11 @@ function answer(res, object, before, started) {
     voxels,
     ml,
     extent_mm: voxels ? last.map((l, a) => (l - first[a] + 1) * scan.spacing[a]) : null,
+    // Of the box: what is drawn here is round.
+    diameters_mm: voxels
+      ? [0, 1].map((a) => (last[a] - first[a] + 1) * scan.spacing[a]).sort((a, b) => b - a)
+      : null,
+    diameters_slice: voxels ? first[2] : null,
     score: voxels ? 0.84 : null,
     changed,
     region,

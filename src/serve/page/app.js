@@ -788,14 +788,19 @@ function take(object, answer, said, steps = 0) {
 function showAnswer() {
   const said = active?.said;
   $("volume").textContent = said ? `${volumeOf(said.ml)} ml` : "–";
-  $("extent").textContent = said?.extent_mm
-    ? `${said.extent_mm.map((mm) => mm.toFixed(0)).join(" × ")} mm`
-    : "–";
+  $("diameters").textContent = said?.diameters_mm ? diametersOf(said) : "–";
   $("score").textContent = said?.score != null ? said.score.toFixed(2) : "–";
   $("seconds").textContent = said ? `${said.seconds.toFixed(2)} s` : "–";
   if (active) listNotes(said?.notes);
   marks.prompts = active ? active.prompts.slice(0, active.at).filter(Boolean) : [];
   view.request();
+}
+
+/** Slices are counted as the panes count them. */
+function diametersOf({ diameters_mm: mm, diameters_slice: slice }) {
+  const { grid } = view;
+  const number = grid.toRas([0, 0, slice])[grid.axis.indexOf(2)] + 1;
+  return `${mm.map((d) => d.toFixed(1)).join(" × ")} mm, slice ${number}`;
 }
 
 function listNotes(notes = []) {
