@@ -1204,3 +1204,58 @@ fn diameters_are_told_with_an_answer() {
     let nothing = mask.take(&post(at, &format!("{path}/reset"), &json!({})));
     assert!(nothing["diameters_mm"].is_null() && nothing["diameters_slice"].is_null());
 }
+
+#[test]
+fn what_the_network_is_unsure_of_is_told() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let (scan, _) = upload(at);
+    let image = Arc::new(example());
+    let object = object_on(at, &scan, &json!({}));
+    let path = |what: &str| format!("/v1/objects/{object}/{what}");
+    let told = || {
+        let reply = get(at, &path("unsure"));
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let about: Value =
+            serde_json::from_str(reply.header("X-Prism-Answer").expect("what it is")).unwrap();
+        (about, reply.body)
+    };
+    assert_eq!(told(), (json!({ "voxels": 0, "region": null }), vec![]));
+    assert_eq!(post(at, &path("prompts"), &box_and_click()).status, 200);
+    let mut library = session(&image);
+    library.interact(&said(&[(CLICK, true)], Some(BOX))).unwrap();
+    let probability = library.prediction().unwrap().probability();
+    let [ni, nj, nk] = image.grid.size;
+    let is_unsure =
+        |[i, j, k]: [usize; 3]| (0.25..=0.75).contains(&probability[(i * nj + j) * nk + k]);
+    let (about, bits) = told();
+    let region: [[usize; 2]; 3] = serde_json::from_value(about["region"].clone()).unwrap();
+    let size = region.map(|[low, high]| high - low);
+    assert_eq!(bits.len(), size.iter().product::<usize>().div_ceil(8));
+    let (mut voxels, mut low, mut high) = (0, [usize::MAX; 3], [0; 3]);
+    for at in 0..ni * nj * nk {
+        let voxel = [at / nk / nj, at / nk % nj, at % nk];
+        let inside = (0..3).all(|a| (region[a][0]..region[a][1]).contains(&voxel[a]));
+        let marked = inside && {
+            let [x, y, z]: [usize; 3] = std::array::from_fn(|a| voxel[a] - region[a][0]);
+            let place = (z * size[1] + y) * size[0] + x;
+            bits[place / 8] >> (place % 8) & 1 == 1
+        };
+        assert_eq!(marked, is_unsure(voxel), "{voxel:?}");
+        if marked {
+            voxels += 1;
+            low = std::array::from_fn(|a| low[a].min(voxel[a]));
+            high = std::array::from_fn(|a| high[a].max(voxel[a] + 1));
+        }
+    }
+    assert!(voxels > 0 && about["voxels"] == json!(voxels), "{about}");
+    let bounds: [[usize; 2]; 3] = std::array::from_fn(|a| [low[a], high[a]]);
+    assert_eq!(region, bounds);
+    // Of a mask that was given there is no doubt.
+    let (grid, description) = (&image.grid, &image.description);
+    let file = mask_file(Path::new("m.nii"), grid, description, &library.mask()).unwrap();
+    assert_eq!(ask(at, "PUT", &path("mask"), &[], &file).status, 200);
+    assert_eq!(told(), (json!({ "voxels": 0, "region": null }), vec![]));
+    let lost = format!("/v1/objects/{}/unsure", "0".repeat(32));
+    assert!(get(at, &lost).error(404, "error").contains("no such object"));
+}

@@ -1,23 +1,25 @@
-//! What changed from one answer to the next.
+//! What changed from one answer to the next, and what of one is unsure.
 
 use crate::session::Prediction;
 use crate::session::field::Field;
-use crate::volume::Grid;
-use std::ops::Range;
+use crate::volume::{Grid, include};
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 /// What messages call the memory that this takes.
 const CHANGE: &str = "what changed of an answer";
+/// Probabilities of voxels that the network is unsure of.
+const UNSURE: RangeInclusive<f32> = 0.25..=0.75;
 
 /// An answer, or none yet.
 pub type Shown = Option<Arc<Prediction>>;
 
-/// The smallest block of a scan that holds every voxel that changed sides.
+/// The smallest block of a scan that holds every voxel that changed sides, or that is unsure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
     pub region: [usize; 6],
-    /// How many voxels changed.
+    /// How many voxels those are.
     pub voxels: usize,
 }
 
@@ -27,6 +29,28 @@ pub fn change(grid: &Grid, before: &Shown, after: &Shown) -> Option<Change> {
     let [before, after] = [before, after].map(|s| s.as_ref().map_or(&empty, |p| &p.field));
     let (region, voxels) = before.changed(after)?;
     Some(Change { region, voxels })
+}
+
+/// Where the network is unsure of an answer, and its voxels there, packed as [`Change::bits`] are;
+/// none where it is sure of all.
+pub fn unsure(shown: &Shown) -> Option<(Change, Vec<u8>)> {
+    let prediction = shown.as_ref()?;
+    let (mut region, mut voxels) = (None, 0);
+    prediction.each_probability(|voxel, probability| {
+        if UNSURE.contains(&probability) {
+            include(&mut region, voxel);
+            voxels += 1;
+        }
+    });
+    let change = Change { region: region?, voxels };
+    let mut bits = change.no_bits();
+    prediction.each_probability(|voxel, probability| {
+        if UNSURE.contains(&probability) {
+            let at = change.place(voxel);
+            bits[at / 8] |= 1 << (at % 8);
+        }
+    });
+    Some((change, bits))
 }
 
 /// An answer on all of a grid: a byte a voxel, i fastest.
@@ -46,15 +70,29 @@ impl Change {
         std::array::from_fn(|a| self.region[a]..self.region[a + 3])
     }
 
-    /// Calls `visit` with the place of every voxel of an answer in the region, i fastest.
-    fn each(&self, shown: &Shown, mut visit: impl FnMut(usize)) {
+    /// The region along x, y and z, each half open.
+    pub fn ranges(&self) -> [[usize; 2]; 3] {
+        std::array::from_fn(|a| [self.region[a], self.region[a + 3]])
+    }
+
+    /// The place of a voxel in the region, i fastest.
+    fn place(&self, [i, j, k]: [usize; 3]) -> usize {
         let [ni, nj, _] = self.size();
         let [i0, j0, k0, ..] = self.region;
+        ((k - k0) * nj + j - j0) * ni + i - i0
+    }
+
+    /// Calls `visit` with the place of every voxel of an answer in the region.
+    fn each(&self, shown: &Shown, mut visit: impl FnMut(usize)) {
         if let Some(prediction) = shown {
-            prediction.field.inside_of(&self.block(), |[i, j, k]| {
-                visit(((k - k0) * nj + j - j0) * ni + i - i0)
-            });
+            prediction.field.inside_of(&self.block(), |voxel| visit(self.place(voxel)));
         }
+    }
+
+    /// A bit a voxel, none of them set.
+    fn no_bits(&self) -> Vec<u8> {
+        let voxels: usize = self.size().iter().product();
+        crate::memory::zeroed::<u8>(CHANGE, voxels.div_ceil(8))
     }
 
     /// The answer in the region, a byte a voxel, i fastest.
@@ -66,8 +104,7 @@ impl Change {
 
     /// The answer in the region, a bit a voxel, the first in the lowest bit of the first byte.
     pub fn bits(&self, shown: &Shown) -> Vec<u8> {
-        let voxels: usize = self.size().iter().product();
-        let mut bits = crate::memory::zeroed::<u8>(CHANGE, voxels.div_ceil(8));
+        let mut bits = self.no_bits();
         self.each(shown, |at| bits[at / 8] |= 1 << (at % 8));
         bits
     }

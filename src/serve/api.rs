@@ -1,7 +1,7 @@
 //! prism's own interface: scans, objects on them, prompts in, the changed part of a mask out, files
 //! in every format that is written. `openapi.json` describes it.
 
-use super::answer::{Shown, change};
+use super::answer::{self, Shown, change};
 use super::arrived::{self, Arrived, DICOM, SCANS};
 use super::body::{self, Sent};
 use super::failure::{Failure, in_turns, reply};
@@ -73,6 +73,7 @@ pub fn routes() -> Vec<Route> {
         ("/v1/objects/{object}/redo", post(redo)),
         ("/v1/objects/{object}/reset", post(reset)),
         ("/v1/objects/{object}/answer", get(answer)),
+        ("/v1/objects/{object}/unsure", get(unsure)),
         ("/v1/objects/{object}/mask", put(give_mask).get(mask)),
     ]
 }
@@ -521,10 +522,6 @@ fn told(
         bounds.map(|b| std::array::from_fn(|a| (b[a + 3] - b[a]) as f64 * step[a]));
     let diameters = after.as_ref().and_then(|p| Diameters::of(&p.field, step));
     let (back, forth) = session.depth();
-    let region = changed.as_ref().map(|c| {
-        let r = c.region;
-        [[r[0], r[3]], [r[1], r[4]], [r[2], r[5]]]
-    });
     let about = json!({
         "step": back,
         "undo": back > 0,
@@ -536,11 +533,15 @@ fn told(
         "diameters_slice": diameters.map(|d| d.slice),
         "score": after.as_ref().and_then(|p| p.score),
         "changed": changed.as_ref().map_or(0, |c| c.voxels),
-        "region": region,
+        "region": changed.as_ref().map(|c| c.ranges()),
         "notes": notes,
         "seconds": start.elapsed().as_secs_f64(),
     });
-    let bits = changed.map_or_else(Vec::new, |c| c.bits(&after));
+    packed(&about, changed.map_or_else(Vec::new, |c| c.bits(&after)))
+}
+
+/// Voxels of a region, with what is to be said of them.
+fn packed(about: &Value, bits: Vec<u8>) -> Answer {
     let mut response = Response::new(body::kept(bits)?);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -728,6 +729,24 @@ async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> A
 
 async fn answer(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
     work_on(shared, &name, Kind::Short, |_, _| Ok(Done { before: None, notes: vec![] })).await
+}
+
+/// The voxels that the network is unsure of.
+async fn unsure(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    let (scan, study, object) = shared.store.object(&name)?;
+    let find = move |_: &Turn| {
+        let shown = object.session().prediction().cloned();
+        Ok::<_, Failure>(answer::unsure(&shown))
+    };
+    let found = shared.work.run(scan, Kind::Short, find).await;
+    shared.store.worked(scan);
+    drop(study);
+    let (change, bits) = found?.unzip();
+    let about = json!({
+        "voxels": change.as_ref().map_or(0, |c| c.voxels),
+        "region": change.as_ref().map(|c| c.ranges()),
+    });
+    packed(&about, bits.unwrap_or_default())
 }
 
 /// The format that a query asks for, of those that there are.

@@ -202,6 +202,38 @@ function answer(res, object, before, started) {
   res.end(body);
 }
 
+/** The object's voxels at its ends along x. */
+function unsure(res, { scan, history, step }) {
+  const mask = history[step],
+    found = [];
+  within(scan, [0, 0, 0], scan.shape, ([x, y, z]) => {
+    if (!mask[at(scan, [x, y, z])]) return;
+    const beside = [x - 1, x + 1].some(
+      (n) => n < 0 || n >= scan.shape[0] || !mask[at(scan, [n, y, z])],
+    );
+    if (beside) found.push([x, y, z]);
+  });
+  const region = found.length
+    ? [0, 1, 2].map((a) => {
+        const along = found.map((v) => v[a]);
+        return [along.reduce((m, v) => Math.min(m, v)), along.reduce((m, v) => Math.max(m, v)) + 1];
+      })
+    : null;
+  const size = (region ?? []).map(([from, to]) => to - from);
+  const body = Buffer.alloc(region ? Math.ceil(size.reduce((n, s) => n * s) / 8) : 0);
+  for (const v of found) {
+    const [x, y, z] = v.map((c, a) => c - region[a][0]);
+    const bit = (z * size[1] + y) * size[0] + x;
+    body[bit >> 3] |= 1 << (bit & 7);
+  }
+  res.writeHead(200, {
+    "Content-Type": "application/octet-stream",
+    "Content-Length": body.length,
+    "X-Prism-Answer": JSON.stringify({ voxels: found.length, region }),
+  });
+  res.end(body);
+}
+
 function json(res, status, value) {
   const body = Buffer.from(JSON.stringify(value));
   res.writeHead(status, { "Content-Type": "application/json", "Content-Length": body.length });
@@ -401,6 +433,10 @@ async function api(req, res, url, body) {
     case "GET objects/ID/answer": {
       const object = known(objects, key, "object");
       return answer(res, object, new Uint8Array(object.history[0].length), started);
+    }
+    case "GET objects/ID/unsure": {
+      const object = known(objects, key, "object");
+      return unsure(res, object);
     }
     case "GET objects/ID/mask": {
       const object = known(objects, key, "object");

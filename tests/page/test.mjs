@@ -195,6 +195,62 @@ await test("the mask is saved as it is seen", async () => {
   assert.equal(same, voxels, "every voxel of the file is the one that is drawn");
 });
 
+await test("what the network is unsure of is shown on a key, and follows the answers", async () => {
+  const doubt = () =>
+    page.evaluate(() => {
+      const { marks, view } = window.prism;
+      const { voxels, region, bits } = marks.unsure;
+      const [x, y] = region.map(([from, to]) => to - from);
+      const here = [];
+      let marked = 0;
+      for (let bit = 0; bit < 8 * bits.length; bit++) {
+        if (!((bits[bit >> 3] >> (bit & 7)) & 1)) continue;
+        marked++;
+        const within = [bit % x, Math.floor(bit / x) % y, Math.floor(bit / x / y)];
+        const stored = within.map((c, a) => c + region[a][0]);
+        if (stored[2] === view.grid.toStored(view.cross)[2]) here.push(stored);
+      }
+      // Of those on the slice, how many are drawn in a colour of their own.
+      const tile = view.tiles().find((t) => t.plane === 0),
+        ratio = devicePixelRatio || 1;
+      const drawn = here.filter((stored) => {
+        const [px, py] = tile.put(view.grid.toRas(stored)).map((p) => Math.round(p * ratio));
+        const [red, green, blue, alpha] = marks.context.getImageData(px, py, 1, 1).data;
+        return alpha > 0 && blue > green && red > green;
+      });
+      return { voxels, marked, here: here.length, drawn: drawn.length };
+    });
+  /** Does something, and waits for what is unsure after it. */
+  const after = async (act) => {
+    await page.evaluate(() => {
+      window.before = window.prism.marks.unsure;
+    });
+    await act();
+    await page.waitForFunction(
+      () => window.prism.marks.unsure && window.prism.marks.unsure !== window.before,
+    );
+    await settled(page);
+    return doubt();
+  };
+  const pressed = () => page.$eval("#unsure", (b) => b.getAttribute("aria-pressed"));
+  await page.focus("#stage");
+  assert.equal(await pressed(), "false");
+  const first = await after(() => press("u"));
+  assert.equal(await pressed(), "true");
+  assert.ok(first.voxels > 0 && first.here > 0);
+  assert.equal(first.marked, first.voxels);
+  // Lines and letters lie over some of them.
+  assert.ok(first.drawn > first.here / 2, `${first.drawn} of ${first.here} are drawn`);
+  await shot("unsure");
+  await after(() => press("z"));
+  const again = await after(() => press("y"));
+  assert.deepEqual(again, first);
+  await page.click("#unsure");
+  await settled(page);
+  assert.equal(await pressed(), "false");
+  assert.equal(await page.evaluate(() => window.prism.marks.unsure), null);
+});
+
 await test("the right button says what does not belong", async () => {
   const off = [CLICK[0] + 6, CLICK[1], CLICK[2]];
   await page.mouse.click(...(await pixel(page, 0, off)), { button: "right" });

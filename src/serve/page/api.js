@@ -189,6 +189,8 @@ export const server = {
   redo: (object) => answer("POST", `v1/objects/${object}/redo`),
   reset: (object) => answer("POST", `v1/objects/${object}/reset`),
   answer: (object) => answer("GET", `v1/objects/${object}/answer`),
+  /** The voxels that the network is unsure of, packed as an answer's are. */
+  unsure: (object) => answer("GET", `v1/objects/${object}/unsure`),
   image: (scan) => file(`v1/scans/${scan}/image?format=nii`),
   mask: (object, format) => file(`v1/objects/${object}/mask?format=${format}`),
   labels: (scan, format) => file(`v1/scans/${scan}/labels?format=${format}`),

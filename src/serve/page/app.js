@@ -794,6 +794,41 @@ function showAnswer() {
   if (active) listNotes(said?.notes);
   marks.prompts = active ? active.prompts.slice(0, active.at).filter(Boolean) : [];
   view.request();
+  showUnsure();
+}
+
+/** Whether it is shown what the network is unsure of. */
+let doubting = false;
+/** How often that was asked for: what comes for an earlier answer is not shown. */
+let doubts = 0;
+/** Whose voxels are shown. */
+let doubted = null;
+
+/** Fetches what the network is unsure of in the active object's answer, where that is shown. */
+async function showUnsure() {
+  const mine = ++doubts,
+    object = active;
+  if (object !== doubted || !doubting) marks.unsure = null;
+  doubted = object;
+  view.request();
+  if (!doubting || !isBegun(object)) return;
+  try {
+    const told = await server.unsure(object.id);
+    if (mine !== doubts) return;
+    marks.unsure = told;
+    view.request();
+  } catch (error) {
+    if (mine !== doubts) return;
+    setUnsure(false);
+    complain(error, () => setUnsure(true));
+  }
+}
+
+function setUnsure(on) {
+  doubting = on;
+  $("unsure").setAttribute("aria-pressed", String(on));
+  showUnsure();
+  say(on ? "What the network is unsure of is shown." : "What it is unsure of is hidden.");
 }
 
 /** Slices are counted as the panes count them. */
@@ -929,7 +964,7 @@ function enable() {
   $("redo").disabled = !(has && active.said?.redo);
   for (const id of ["save", "clear-object"]) $(id).disabled = !has;
   $("save-all").disabled = !objects.some(isBegun);
-  for (const id of ["new-object", "load-mask", "format"]) $(id).disabled = !ready;
+  for (const id of ["new-object", "load-mask", "format", "unsure"]) $(id).disabled = !ready;
   $("window").disabled = !view.volume;
   // A segmentation of DICOM refers to the slices of its scan.
   const option = $("format").querySelector("[value=dcm]");
@@ -1109,6 +1144,7 @@ function key(e) {
   else if (pressed === "s") e.shiftKey ? saveAll() : saveMask();
   else if (pressed === " ") setHidden(!view.fill.hidden);
   else if (pressed === "c") setContour(!view.fill.contour);
+  else if (pressed === "u") scan?.id && setUnsure(!doubting);
   else if (pressed === "m") enlarge();
   else if (pressed === "t") deep(!tools.deep);
   else if (pressed === "0") view.resetView();
@@ -1221,6 +1257,7 @@ function wire() {
   on("window", () => setPreset($("window").value), "change");
   on("opacity", () => view.setFill({ opacity: $("opacity").value / 100 }), "input");
   on("shown", () => setHidden(!$("shown").checked), "change");
+  on("unsure", () => setUnsure(!doubting));
   on("layout", () => setLayout($("layout").value), "change");
   on("radiological", () => view.setRadiological($("radiological").checked), "change");
   on("deep", () => deep($("deep").checked), "change");

@@ -1,4 +1,5 @@
-// What lies over the panes: names, orientation, crosshair, and the prompts of the active object.
+// What lies over the panes: names, orientation, crosshair, and of the active object the prompts and
+// what the network is unsure of.
 import { PLANE_NAMES, SPACE } from "./view.js";
 
 const LETTERS = [
@@ -10,6 +11,7 @@ const ON = "#5fe08a",
   OFF = "#ff7a70",
   LINE = "#eef3f8",
   TEXT = "#aeb9c6",
+  UNSURE = "rgba(214,120,255,.55)",
   CROSS = "rgba(120,190,255,.55)";
 
 export class Marks {
@@ -20,6 +22,8 @@ export class Marks {
     this.active = null;
     this.prompts = [];
     this.draft = null;
+    /** `{ region, bits }` as the server tells it, or null where it is not to be seen. */
+    this.unsure = null;
     this.plane = 0;
   }
 
@@ -43,6 +47,7 @@ export class Marks {
       c.rect(tile.left, tile.top, tile.width, tile.height);
       c.clip();
       if (tile.plane !== SPACE) {
+        if (this.unsure?.region) this.doubt(tile, this.unsure);
         this.cross(tile);
         for (const said of this.prompts) this.prompt(tile, said, false);
         if (this.draft) this.prompt(tile, this.draft, true);
@@ -113,6 +118,52 @@ export class Marks {
       c.lineTo(x, to);
     }
     c.stroke();
+  }
+
+  /** The marked voxels of a region, as far as they lie on a pane's slice. */
+  doubt(tile, { region, bits }) {
+    const { context: c, view } = this;
+    const { grid, cross } = view;
+    const through = grid.axis[tile.n],
+      slice = grid.toStored(cross)[through];
+    if (slice < region[through][0] || slice >= region[through][1]) return;
+    const size = region.map(([from, to]) => to - from);
+    const steps = [1, size[0], size[0] * size[1]];
+    const [a, b] = [0, 1, 2].filter((axis) => axis !== through);
+    const corner = (at, far) => {
+      const voxel = [slice, slice, slice];
+      voxel[a] = region[a][0] + at[0];
+      voxel[b] = region[b][0] + at[1];
+      const half = far ? 0.5 : -0.5;
+      const ras = grid.toRas(voxel);
+      for (const axis of [a, b]) {
+        const i = grid.axis.indexOf(axis);
+        ras[i] += grid.flipped[i] ? -half : half;
+      }
+      return tile.put(ras);
+    };
+    c.fillStyle = UNSURE;
+    c.beginPath();
+    for (let y = 0; y < size[b]; y++) {
+      const row = (slice - region[through][0]) * steps[through] + y * steps[b];
+      // Voxels beside each other are one rectangle: there may be many of them.
+      for (let x = 0, from = -1; x <= size[a]; x++) {
+        const bit = row + x * steps[a];
+        const on = x < size[a] && (bits[bit >> 3] >> (bit & 7)) & 1;
+        if (on && from < 0) from = x;
+        if (on || from < 0) continue;
+        const p = corner([from, y], false),
+          q = corner([x - 1, y], true);
+        c.rect(
+          Math.min(p[0], q[0]),
+          Math.min(p[1], q[1]),
+          Math.abs(q[0] - p[0]),
+          Math.abs(q[1] - p[1]),
+        );
+        from = -1;
+      }
+    }
+    c.fill();
   }
 
   /** One prompt in stored voxels, as far as it lies on a pane's slice. */
