@@ -528,11 +528,22 @@ if (isMock) {
     for (const x of [78, 80, 82]) await page.mouse.click(...(await pixel(page, 0, [x, 80, 14])));
     assert.equal(await page.$eval("#busy", (b) => b.hidden), false);
     await shot("busy");
+    const waits = () => page.$eval("#busy-text", (t) => t.textContent);
+    assert.equal(await waits(), "Correcting…");
+    // How long it takes nobody knows, and a screen reader is told what it is.
+    assert.equal(await page.$eval("#busy progress", (p) => p.position), -1);
+    assert.equal(await page.$eval("#busy", (b) => b.closest("[role=status]").getAttribute("aria-live")), "polite");
     await settled(page);
     const now = await state();
     assert.equal(now.said.step, step + 3);
     assert.equal(now.said.voxels, await page.evaluate(() => window.prism.active.mask.count));
     assert.equal(await page.$eval("#busy", (b) => b.hidden), true);
+    await press("n");
+    await page.mouse.click(...(await pixel(page, 0, CLICK)));
+    await settled(page);
+    // The words stay where they were until there are others.
+    assert.equal(await waits(), "Looking at the scan…");
+    await press("z");
     await fetch(new URL("mock/delay?ms=0", address));
   });
 

@@ -728,6 +728,7 @@ function run(object, ask, { said = null, steps = 0, quiet = false } = {}) {
   queue = queue
     .then(async () => {
       if (scan !== mine) return;
+      if (!quiet) $("busy-text").textContent = waitFor(object, said, steps);
       try {
         const answer = await ask();
         if (scan === mine && objects.includes(object)) take(object, answer, said, steps);
@@ -743,6 +744,13 @@ function run(object, ask, { said = null, steps = 0, quiet = false } = {}) {
       enable();
     });
   return queue;
+}
+
+/** What is waited for, in words. */
+function waitFor(object, said, steps) {
+  if (!said) return steps ? "Going through the history…" : "Fetching the mask…";
+  if (!Object.keys(said).length) return "Reading the mask…";
+  return object.at || object.mask.count ? "Correcting…" : "Looking at the scan…";
 }
 
 /** Shows an answer. */
