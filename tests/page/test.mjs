@@ -474,6 +474,39 @@ await test("a reload comes back to the same masks", async () => {
   await shot("reload");
 });
 
+await test("a page that nobody touches keeps its scan on the server", async () => {
+  const counts = () => page.evaluate(() => window.prism.objects.map((o) => o.mask.count));
+  const before = await counts(),
+    { scan } = await state();
+  const { identifier } = await page.evaluateOnNewDocument(() => {
+    const own = window.setInterval;
+    window.timers = [];
+    window.setInterval = (run, ms, ...more) => {
+      window.timers.push({ run, ms });
+      return own(run, ms, ...more);
+    };
+  });
+  await page.reload();
+  await page.waitForSelector("html[data-ready]");
+  await page.waitForFunction(
+    (all) => window.prism.objects.map((o) => o.mask.count).join() === all,
+    { timeout: 30e3 },
+    before.join(),
+  );
+  await settled(page);
+  // By itself, well before the ten minutes that a scan is kept.
+  const asked = page.waitForRequest(
+    (r) => r.method() === "GET" && r.url().endsWith(`/v1/scans/${scan}`),
+    { timeout: 30e3 },
+  );
+  await page.evaluate(() => {
+    const slow = window.timers.filter(({ ms }) => ms >= 60e3 && ms <= 300e3);
+    for (const { run } of slow) run();
+  });
+  assert.equal((await (await asked).response()).status(), 200);
+  await page.removeScriptToEvaluateOnNewDocument(identifier);
+});
+
 await test("the mask of one object is hidden, and an object is deleted", async () => {
   const before = await state();
   const last = () =>
@@ -532,7 +565,8 @@ if (isMock) {
     assert.equal(await waits(), "Correcting…");
     // How long it takes nobody knows, and a screen reader is told what it is.
     assert.equal(await page.$eval("#busy progress", (p) => p.position), -1);
-    assert.equal(await page.$eval("#busy", (b) => b.closest("[role=status]").getAttribute("aria-live")), "polite");
+    const live = await page.$eval("#busy", (b) => b.closest("[role=status]")?.ariaLive);
+    assert.equal(live, "polite");
     await settled(page);
     const now = await state();
     assert.equal(now.said.step, step + 3);

@@ -17,6 +17,8 @@ const WINDOWS = [
   ["bone", "Bone", 400, 1800],
   ["brain", "Brain", 40, 80],
 ];
+/** Milliseconds after which the server hears that the scan is open here: it forgets unused ones. */
+const BEAT = 4 * 60e3;
 const HINTS = {
   click: "Left: belongs to the object · right or Ctrl: does not",
   box: "Drag a box around the object on one slice · Ctrl or T: through slices",
@@ -1189,6 +1191,11 @@ async function close() {
   say("The scan is closed, here and on the server.");
 }
 
+/** Tells the server that the scan is used. Where it is gone, the next click says so. */
+function beat() {
+  if (scan?.id) server.scan(scan.id).catch(() => {});
+}
+
 function mayLeave() {
   return (
     !objects.some((o) => o.mask.count) ||
@@ -1300,6 +1307,7 @@ function wire() {
     openAll(dropped(e.dataTransfer));
   });
   addEventListener("pagehide", save);
+  setInterval(beat, BEAT);
   $("picture").addEventListener("webglcontextlost", () =>
     alarm("the browser lost the graphics card", "Reload the page: the masks are on the server."),
   );
