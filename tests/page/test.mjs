@@ -213,9 +213,11 @@ await test("what the network is unsure of is shown on a key, and follows the ans
       // Of those on the slice, how many are drawn in a colour of their own.
       const tile = view.tiles().find((t) => t.plane === 0),
         ratio = devicePixelRatio || 1;
+      const { width, height } = marks.canvas;
+      const { data } = marks.context.getImageData(0, 0, width, height);
       const drawn = here.filter((stored) => {
         const [px, py] = tile.put(view.grid.toRas(stored)).map((p) => Math.round(p * ratio));
-        const [red, green, blue, alpha] = marks.context.getImageData(px, py, 1, 1).data;
+        const [red, green, blue, alpha] = data.subarray(4 * (py * width + px));
         return alpha > 0 && blue > green && red > green;
       });
       return { voxels, marked, here: here.length, drawn: drawn.length };
@@ -382,8 +384,14 @@ await test("keys alone segment", async () => {
   const cross = await page.evaluate(() => window.prism.view.grid.toStored(window.prism.view.cross));
   assert.deepEqual(cross.slice(1), [80, 14]);
   assert.equal(Math.abs(cross[0] - 82), 1);
+  // Where the crosshair comes to rest is told before the click.
+  const told = page.waitForRequest(
+    (r) => r.url().endsWith("/prepare") && r.postData() === JSON.stringify({ point: cross }),
+    { timeout: 30e3 },
+  );
   await press("PageUp");
   await press("PageDown");
+  await told;
   await press("Enter");
   const now = await state();
   assert.deepEqual(now.last, { points: [{ at: cross, on: true }] });
@@ -495,15 +503,15 @@ await test("a page that nobody touches keeps its scan on the server", async () =
   );
   await settled(page);
   // By itself, well before the ten minutes that a scan is kept.
-  const asked = page.waitForRequest(
-    (r) => r.method() === "GET" && r.url().endsWith(`/v1/scans/${scan}`),
+  const told = page.waitForResponse(
+    (r) => r.request().method() === "GET" && r.url().endsWith(`/v1/scans/${scan}`),
     { timeout: 30e3 },
   );
   await page.evaluate(() => {
     const slow = window.timers.filter(({ ms }) => ms >= 60e3 && ms <= 300e3);
     for (const { run } of slow) run();
   });
-  assert.equal((await (await asked).response()).status(), 200);
+  assert.equal((await told).status(), 200);
   await page.removeScriptToEvaluateOnNewDocument(identifier);
 });
 

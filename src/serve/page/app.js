@@ -1102,6 +1102,13 @@ function walk(key, far) {
   if (key === "ArrowUp") next[v] += up * n;
   if (key === "ArrowDown") next[v] -= up * n;
   view.moveTo(next);
+  tools.hoverAtCross();
+}
+
+/** One slice on, by a key. */
+function turnPage(by) {
+  view.scroll(tools.plane, by);
+  tools.hoverAtCross();
 }
 
 function deep(on) {
@@ -1165,8 +1172,8 @@ function key(e) {
   else if (pressed === "+" || pressed === "=") view.zoomBy(1.25);
   else if (pressed === "-") view.zoomBy(0.8);
   else if (pressed === "Enter") tools.confirm() || clickAtCross(!e.shiftKey);
-  else if (pressed === "PageUp") view.scroll(tools.plane, 1);
-  else if (pressed === "PageDown") view.scroll(tools.plane, -1);
+  else if (pressed === "PageUp") turnPage(1);
+  else if (pressed === "PageDown") turnPage(-1);
   else if (pressed.startsWith("Arrow")) walk(pressed, e.shiftKey);
   else return;
   e.preventDefault();

@@ -6,7 +6,7 @@ import { PLANE_AXES, SPACE } from "./view.js";
 export const TOOLS = ["click", "box", "scribble", "lasso", "move"];
 /** A press that moves less than this is a click. */
 const STILL = 4;
-/** Milliseconds after which a pointer that does not move rests. */
+/** Milliseconds after which a pointer or a crosshair that does not move rests. */
 const REST = 120;
 
 const rounded = (ras) => ras.map(Math.round);
@@ -14,8 +14,8 @@ const rounded = (ras) => ras.map(Math.round);
 export class Tools {
   /**
    * `say(prompt)` sends a prompt; `ready()` tells whether prompts can be sent; `changed()` is
-   * called where the pending box or the active plane is another; `rested(at)` where a mouse rests
-   * that a click may follow from, with the file's voxel.
+   * called where the pending box or the active plane is another; `rested(at)` where a mouse or the
+   * crosshair rests that a click may follow from, with the file's voxel.
    */
   constructor(stage, view, marks, { say, ready, changed, rested }) {
     Object.assign(this, { stage, view, marks, say, ready, changed, rested });
@@ -82,6 +82,15 @@ export class Tools {
       const tile = this.view.tileAt(x, y);
       const ras = tile && tile.plane !== SPACE ? this.voxel(tile, x, y) : null;
       if (ras) this.rested(this.view.grid.toStored(ras));
+    }, REST);
+  }
+
+  /** The same of the crosshair, which keys moved: a key clicks there, whatever the tool. */
+  hoverAtCross() {
+    clearTimeout(this.resting);
+    this.resting = setTimeout(() => {
+      const { grid, cross } = this.view;
+      if (grid && !this.drag && !this.pending && this.ready()) this.rested(grid.toStored(cross));
     }, REST);
   }
 
