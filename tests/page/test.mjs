@@ -1,11 +1,14 @@
 // The page as a person uses it, in a headless Chromium: node tests/page/test.mjs [URL [FOLDER]].
 // URL is that of `prism serve`, or of the mock; without it a mock is started. FOLDER gets pictures
-// and the files that were saved (default: target/page).
+// and the files that were saved (default: target/page). PRISM names the program that serves: a mask
+// is held against the one that it writes for the same box.
 import assert from "node:assert/strict";
-import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { execFile } from "node:child_process";
+import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { choose, drag, launch, look, pixel, settled, visit } from "./browser.mjs";
 import { readImage } from "./images.mjs";
 import { serve } from "./mock.mjs";
@@ -48,6 +51,12 @@ const state = () =>
       alert: document.getElementById("alerts").textContent,
     };
   });
+/** Whether a voxel lies in the active object's mask. */
+const holds = (voxel) =>
+  page.evaluate((stored) => {
+    const { view, active } = window.prism;
+    return Boolean(active.mask.has(view.grid.index(view.grid.toRas(stored))));
+  }, voxel);
 const press = async (key) => {
   await page.keyboard.press(key);
   await settled(page);
@@ -138,20 +147,36 @@ await test("a drag is a box of the voxels under it", async () => {
   await shot("box");
 });
 
-await test("a click changes the mask, and lies in it", async () => {
+if (!isMock && process.env.PRISM) {
+  await test("the mask of a box is the file that prism segment writes for it", async () => {
+    await page.focus("#stage");
+    const { name, bytes } = await saved(false);
+    const written = join(out, "segment.nii.gz");
+    const ends = [...BOX.from, ...BOX.to.map((v) => v + 1)];
+    const said = ["segment", "-i", SCAN, "-o", written, "--box", ends.join(), "--quiet"];
+    await promisify(execFile)(process.env.PRISM, said, { cwd: ROOT });
+    assert.ok(bytes.equals(await readFile(written)), "the same bytes");
+    await rm(join(out, name));
+  });
+}
+
+/** A voxel just outside the mask that the box gave, on its slice. */
+let beside;
+await test("a click where the mask disagrees changes it, and lies in it", async () => {
   await press("1");
-  await page.mouse.click(...(await pixel(page, 0, CLICK)));
+  let x = CLICK[0];
+  while (await holds([x, ...CLICK.slice(1)])) x++;
+  assert.ok(x > CLICK[0], "the box's middle lies in its mask");
+  beside = [x + 1, ...CLICK.slice(1)];
+  assert.equal(await holds(beside), false);
+  await page.mouse.click(...(await pixel(page, 0, beside)));
   await settled(page);
   clicked = await state();
-  assert.deepEqual(clicked.last, { points: [{ at: CLICK, on: true }] });
+  assert.deepEqual(clicked.last, { points: [{ at: beside, on: true }] });
   assert.equal(clicked.overlay, clicked.said.voxels);
   assert.equal(clicked.said.step, 2);
-  assert.ok(
-    await page.evaluate((voxel) => {
-      const { view, active } = window.prism;
-      return active.mask.has(view.grid.index(view.grid.toRas(voxel)));
-    }, CLICK),
-  );
+  assert.ok(clicked.said.changed > 0);
+  assert.equal(await holds(beside), true);
   await shot("click");
 });
 
@@ -159,6 +184,7 @@ await test("undo and redo bring masks back", async () => {
   await press("z");
   const back = await state();
   assert.equal(back.overlay, boxed.overlay);
+  assert.equal(await holds(beside), false);
   assert.equal(back.said.redo, true);
   await page.keyboard.down("Control");
   await page.keyboard.down("Shift");
@@ -214,7 +240,10 @@ await test("what the network is unsure of is shown on a key, and follows the ans
       const tile = view.tiles().find((t) => t.plane === 0),
         ratio = devicePixelRatio || 1;
       const { width, height } = marks.canvas;
-      const { data } = marks.context.getImageData(0, 0, width, height);
+      const copy = new OffscreenCanvas(width, height);
+      const context = copy.getContext("2d", { willReadFrequently: true });
+      context.drawImage(marks.canvas, 0, 0);
+      const { data } = context.getImageData(0, 0, width, height);
       const drawn = here.filter((stored) => {
         const [px, py] = tile.put(view.grid.toRas(stored)).map((p) => Math.round(p * ratio));
         const [red, green, blue, alpha] = data.subarray(4 * (py * width + px));
@@ -268,6 +297,7 @@ await test("the right button says what does not belong", async () => {
   await press("z");
   await press("z");
   assert.equal((await state()).overlay, clicked.overlay);
+  assert.equal(await holds(beside), true);
 });
 
 await test("a second object, by a stroke and an outline", async () => {
