@@ -209,7 +209,6 @@ fn take(mask: &mut [u8], reply: &Reply) {
 fn prisms_own_interface_takes_scans_as_they_lie() {
     let server = started(Settings::default());
     let at = server.address;
-    let formats: [(&str, fn(&[u8]) -> Told); 2] = [("nii", Told::nifti), ("nrrd", unpacked)];
     for pose in [OBLIQUE, LEFT_HANDED] {
         let (file, image) = pose.file();
         let (off, masks) = library(&image);
@@ -227,7 +226,7 @@ fn prisms_own_interface_takes_scans_as_they_lie() {
             take(&mut shown, &post(at, &path("prompts"), &json!({ "points": [click] })));
             assert!(shown == *expected, "{}", pose.name);
         }
-        for (format, read) in formats {
+        for (format, read) in [("nii", Told::nifti as fn(&[u8]) -> Told), ("nrrd", unpacked)] {
             let reply = get(at, &path(&format!("mask?format={format}")));
             assert_eq!(reply.status, 200, "{}", reply.text());
             pose.holds(&read(&reply.body), off, &masks[1]);
