@@ -53,8 +53,8 @@ const ALIKE: f32 = 1.5;
 pub struct Steering {
     /// Length of the process, in geometric means of the distance from the click to the surface and
     /// the object's diameter: an error that is shallow is wide, and one that is deep is not as wide
-    /// as it is deep.
-    pub length: f32,
+    /// as it is deep. Around a click on excess, and around one on what was missed.
+    pub length: [f32; 2],
     /// Greatest length of the process around a click on excess, and around one on what was missed,
     /// in diameters of the object.
     pub most_length: [f32; 2],
@@ -81,8 +81,8 @@ pub struct Steering {
 impl Default for Steering {
     fn default() -> Steering {
         Steering {
-            length: 0.75,
-            most_length: [0.2, 0.2],
+            length: [0.75, 1.125],
+            most_length: [0.2, 0.3],
             most_depth: 0.5,
             beyond: [1.0, 1.2],
             beyond_strokes: 0.1,
@@ -95,16 +95,17 @@ impl Default for Steering {
 }
 
 impl Steering {
-    /// By whether a box or a mask says how large the object is.
+    /// By whether a box, a mask or more than a few clicks say how large the object is.
     pub fn of(bounded: bool) -> Steering {
         if bounded { Steering::default() } else { Steering::unbounded() }
     }
 
-    /// Where no box or mask says how large the object is: the answer is too small, mostly, and a
-    /// click beyond it means much more than lies around the click.
+    /// Where nothing says how large the object is: the answer is too small, mostly, and a click
+    /// beyond it means much more than lies around the click.
     fn unbounded() -> Steering {
         let bounded = Steering::default();
         Steering {
+            length: [bounded.length[0], 0.75],
             most_length: [bounded.most_length[0], 0.6],
             beyond: [bounded.beyond[0], 2.0],
             ..bounded
@@ -261,7 +262,7 @@ pub fn correct(
         let depth = |c: &Click| near.at(c.0).abs().min(most);
         let lengths = anchors.iter().map(|c| {
             let longest = (how.most_length[usize::from(c.1)] * diameter).min(FURTHEST);
-            (how.length * (depth(c) * diameter).sqrt()).min(longest)
+            (how.length[usize::from(c.1)] * (depth(c) * diameter).sqrt()).min(longest)
         });
         let mut length = lengths.fold(LEAST_LENGTH, f32::max);
         let is_stroke = wrong.len() > STROKE;

@@ -121,7 +121,6 @@ pub(super) fn interact(
     }
     said.extend(&fresh);
     let drawn = dense.is_some() || (state.drawn && moved.is_none());
-    let bounded = drawn || bounds.or(state.bounds).is_some();
     let mut work = Work {
         scan,
         observer,
@@ -137,8 +136,9 @@ pub(super) fn interact(
         seconds: [Duration::ZERO; 3],
         encoding: [Duration::ZERO; 2],
         runs: 0,
-        how: Steering::of(bounded),
+        how: Steering::default(),
     };
+    work.how = Steering::of(!work.guessed());
     work.keep_out();
     if dense.is_none() && (before.is_none() || moved.is_some()) {
         work.begin()?
