@@ -7,23 +7,25 @@
 //! as the session's history does; an initial mask, which begins a new session on the same scan, is
 //! one step of it.
 
+mod said;
+#[cfg(test)]
+mod tests;
+mod told;
+
 use super::answer::{Change, Shown, change, whole};
 use super::failure::{Failure, in_turns};
-use super::journal::{IMAGE, Journal, Kept, NewScan, Source, Stored, kept, session_anew};
+use super::journal::{Journal, Kept, NewScan, Source, Stored, kept};
 use super::opened::{Engine, Opened};
 use super::turns::Turn;
 use super::wire::{Array, Dtype, pack};
-use crate::prompt::{Area, Dense, Prompts};
-use crate::session::kept::{Reader, Writer};
+use crate::prompt::{Dense, Prompts};
+use crate::session::kept::Writer;
 use crate::session::{Ahead, Session};
 use crate::volume::{Affine, Description, Grid, Volume, reorder};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use told::{BUFFER, INITIAL, QUEUED, SAID, UNDONE, put_prompts};
 
-/// Points that a box off the object becomes, along an axis.
-const LATTICE: usize = 10;
-/// Voxels of a scribble, at most.
-const MOST_PAINTED: usize = 200_000;
 /// Interactions that wait for a prediction, at most.
 const MOST_QUEUED: usize = 256;
 /// Initial masks that can be undone, at most.
@@ -31,16 +33,6 @@ const MOST_LAYERS: usize = 8;
 
 /// What is said where there is nothing to say anything of.
 const NO_IMAGE: &str = "no image was sent yet: set_image, or upload_raw, comes first";
-
-/// What a lease's journal tells, beside its image.
-const BUFFER: u8 = 2;
-const QUEUED: u8 = 3;
-const SAID: u8 = 4;
-const INITIAL: u8 = 5;
-const UNDONE: u8 = 6;
-/// A session that is told of anew, and a step of it.
-const LAYER: u8 = 7;
-const STEP: u8 = 8;
 
 /// A client's work.
 #[derive(Default)]
@@ -242,94 +234,6 @@ impl State {
         self.image = Some(Image { opened, scan, layers, shown: None, doubt: None });
     }
 
-    /// Writes the journal anew, where it is long.
-    fn renew(&self) -> Result<(), Failure> {
-        let Some(journal) = &self.journal else { return Ok(()) };
-        let image = self.image.as_ref().and_then(|image| Some((image, image.scan.as_ref()?)));
-        if image.is_some() != self.image.is_some() {
-            return Ok(());
-        }
-        journal.renew(|fresh| {
-            // Without one there is a buffer at most.
-            if let Some((_, scan)) = image {
-                fresh.put(IMAGE, |out| scan.put(out))?;
-            }
-            if let Some(buffer) = self.buffer {
-                fresh.put(BUFFER, |out| buffer.put(out))?;
-            }
-            let layers = image.map(|(image, _)| &image.layers[..]).unwrap_or_default();
-            for (at, layer) in layers.iter().enumerate() {
-                // What was undone is never done again.
-                let last = layer.session.depth().0;
-                let head = |n: usize, out: &mut Writer| {
-                    if n == 0 {
-                        out.flag(at == 0);
-                        out.size(layer.steps);
-                    }
-                };
-                session_anew(fresh, &layer.session, [LAYER, STEP], last, head)?;
-                for queued in &layer.queued {
-                    fresh.put(QUEUED, |out| put_prompts(queued, out))?;
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Has something written, where there is a journal.
-    fn note(&self, kind: u8, tell: impl FnOnce(&mut Writer)) -> Result<(), Failure> {
-        self.journal.as_ref().map_or(Ok(()), |journal| journal.note(kind, tell))
-    }
-
-    /// Does again what the journal tells.
-    pub fn follow(&mut self, kind: u8, from: &mut Reader) -> Result<(), String> {
-        let odd = || format!("a record of kind {kind} cannot be followed");
-        if kind == BUFFER {
-            let shape = [from.size()?, from.size()?, from.size()?];
-            let dtype = Dtype::named(&from.text()?).ok_or_else(odd)?;
-            let buffer = Buffer { shape, dtype };
-            self.fits(buffer).map_err(|_| odd())?;
-            self.put_buffer(buffer);
-            return Ok(());
-        }
-        let image = self.image.as_mut().ok_or_else(odd)?;
-        match kind {
-            QUEUED => {
-                let said = prompts_of(image.size(), from)?;
-                image.layer().queued.push(said);
-            }
-            SAID => image.layer().followed(from)?,
-            INITIAL => {
-                let mut layer = Layer::new(Session::new(&image.opened.scan));
-                if from.flag()? {
-                    layer.session.follow(from)?;
-                }
-                image.push(layer);
-            }
-            UNDONE if image.can_go_back() => image.go_back(),
-            LAYER => {
-                let is_first = from.flag()?;
-                let mut layer = Layer::new(Session::new(&image.opened.scan));
-                layer.steps = from.size()?;
-                layer.session.follow_first(from)?;
-                if is_first {
-                    image.layers.clear();
-                }
-                image.push(layer);
-            }
-            STEP => image.layer().session.follow(from)?,
-            _ => return Err(odd()),
-        }
-        Ok(())
-    }
-
-    /// All of the journal was followed.
-    pub fn followed(&mut self) {
-        for layer in self.image.iter_mut().flat_map(|image| &mut image.layers) {
-            layer.session.look_anew();
-        }
-    }
-
     /// Where the object will be looked at next.
     pub fn ahead(&mut self) -> Option<Ahead> {
         self.image.as_mut()?.layer().session.ahead()
@@ -385,139 +289,6 @@ impl State {
             )),
             _ => Ok(image),
         }
-    }
-
-    /// A point, which counts for the voxel that it means, if any.
-    pub fn point(
-        &mut self,
-        at: [f64; 3],
-        positive: bool,
-        run: bool,
-        turn: &Turn,
-    ) -> Result<Outcome, Failure> {
-        let mut prompts = Prompts::default();
-        if let Some(voxel) = self.image()?.opened.voxel([at[2], at[1], at[0]]) {
-            prompts.points.push((voxel, positive));
-        }
-        self.say(prompts, run, turn)
-    }
-
-    /// A box, its ends exclusive, cut off at the image's faces; one beyond them counts for nothing.
-    pub fn bounds(
-        &mut self,
-        bounds: [[f64; 2]; 3],
-        positive: bool,
-        run: bool,
-        turn: &Turn,
-    ) -> Result<Outcome, Failure> {
-        if bounds.iter().any(|[low, high]| low == high) {
-            return Err(Failure::bad(format!(
-                "Given bounding box size is zero in at least one dimension: {bounds:?}"
-            )));
-        }
-        let size = self.image()?.size();
-        let beyond = |a: usize| {
-            let [low, high] = bounds[2 - a];
-            low.max(high) <= 0.0 || low.min(high) >= size[a] as f64
-        };
-        if (0..3).any(beyond) {
-            return self.say(Prompts::default(), run, turn);
-        }
-        let side = |a: usize| {
-            let [low, high] = bounds[2 - a].map(f64::round_ties_even);
-            let (low, high) = (low.min(high), low.max(high));
-            let low = low.clamp(0.0, size[a] as f64 - 1.0) as usize;
-            (low, (high.clamp(0.0, size[a] as f64) as usize).max(low + 1))
-        };
-        let [(i0, i1), (j0, j1), (k0, k1)] = [side(0), side(1), side(2)];
-        let mut prompts = Prompts::default();
-        match positive {
-            true => prompts.bounds = Some([i0, j0, k0, i1, j1, k1]),
-            // There is no box off the object: what lies in it does not lie on it.
-            false => {
-                let along = |low: usize, high: usize| {
-                    let count = (high - low).min(LATTICE);
-                    (0..count).map(move |n| low + (2 * n + 1) * (high - low) / (2 * count))
-                };
-                for (i, j) in along(i0, i1).flat_map(|i| along(j0, j1).map(move |j| (i, j))) {
-                    prompts.points.extend(along(k0, k1).map(|k| ([i, j, k], false)));
-                }
-            }
-        }
-        self.say(prompts, run, turn)
-    }
-
-    /// Voxels that were painted, all of them on the object or off it.
-    pub fn scribble(
-        &mut self,
-        mask: &Array,
-        place: Option<[[f64; 2]; 3]>,
-        positive: bool,
-        run: bool,
-        turn: &Turn,
-    ) -> Result<Outcome, Failure> {
-        let area = self.area(mask, place)?;
-        let painted = area.marked.iter().filter(|m| **m != 0).count();
-        if painted > MOST_PAINTED {
-            return Err(Failure::bad(format!(
-                "a scribble of {painted} voxels: at most {MOST_PAINTED} are taken"
-            )));
-        }
-        let mut prompts = Prompts::default();
-        let [_, nj, nk] = area.size;
-        for (at, _) in area.marked.iter().enumerate().filter(|(_, m)| **m != 0) {
-            let within = [at / nk / nj, at / nk % nj, at % nk];
-            let voxel = std::array::from_fn(|a| area.low[a] + within[a]);
-            prompts.points.push((voxel, positive));
-        }
-        self.say(prompts, run, turn)
-    }
-
-    /// An area that was outlined.
-    pub fn lasso(
-        &mut self,
-        mask: &Array,
-        place: Option<[[f64; 2]; 3]>,
-        positive: bool,
-        run: bool,
-        turn: &Turn,
-    ) -> Result<Outcome, Failure> {
-        let area = self.area(mask, place)?;
-        let mut prompts = Prompts::default();
-        if area.marked.iter().any(|m| *m != 0) {
-            prompts.add_area(&area, positive).map_err(|e| Failure::bad(e.to_string()))?;
-        }
-        self.say(prompts, run, turn)
-    }
-
-    /// A painted crop of the image, or all of it.
-    fn area(&mut self, mask: &Array, place: Option<[[f64; 2]; 3]>) -> Result<Area, Failure> {
-        let size = self.image()?.size();
-        let whole = [2, 1, 0].map(|a| [0.0, size[a] as f64]);
-        let place = place.unwrap_or(whole);
-        if place.iter().any(|[low, high]| low >= high) {
-            return Err(Failure::bad("each dimension of interaction_bbox must have positive size"));
-        }
-        let inside = |a: usize| {
-            let [low, high] = place[2 - a];
-            low >= 0.0 && high <= size[a] as f64 && low.fract() == 0.0 && high.fract() == 0.0
-        };
-        if !(0..3).all(inside) {
-            return Err(Failure::bad(format!(
-                "interaction_bbox {place:?} exceeds original image bounds {:?}",
-                [size[2], size[1], size[0]]
-            )));
-        }
-        let low = [0, 1, 2].map(|a| place[2 - a][0] as usize);
-        let extent = [0, 1, 2].map(|a| place[2 - a][1] as usize - low[a]);
-        let expected = [extent[2], extent[1], extent[0]];
-        if mask.shape != expected {
-            return Err(Failure::bad(format!(
-                "image shape {:?} must match interaction_bbox size {expected:?}",
-                mask.shape
-            )));
-        }
-        Ok(Area { low, size: extent, marked: reorder(&mask.marks(), extent) })
     }
 
     /// A mask that is the object so far: what was said before is forgotten, and can be undone to.
@@ -698,180 +469,5 @@ impl Image {
 impl Layer {
     fn new(session: Session) -> Layer {
         Layer { session, steps: 0, queued: vec![] }
-    }
-
-    /// Follows a journal through one prediction.
-    fn followed(&mut self, from: &mut Reader) -> Result<(), String> {
-        self.session.follow(from)?;
-        self.queued.clear();
-        self.steps += 1;
-        Ok(())
-    }
-}
-
-impl Buffer {
-    fn put(&self, out: &mut Writer) {
-        self.shape.iter().for_each(|n| out.size(*n));
-        out.text(self.dtype.name());
-    }
-}
-
-/// Writes what was said: never a mask or other objects, which do not wait for a prediction.
-fn put_prompts(said: &Prompts, out: &mut Writer) {
-    out.size(said.points.len());
-    for (voxel, positive) in &said.points {
-        out.voxel(*voxel);
-        out.flag(*positive);
-    }
-    out.bounds(said.bounds);
-    out.bounds(said.drawn);
-    out.flag(said.clipped);
-}
-
-/// What was said on a scan of some size, as it was written.
-fn prompts_of(size: [usize; 3], from: &mut Reader) -> Result<Prompts, String> {
-    let mut said = Prompts::default();
-    // A voxel's three numbers, and its side.
-    for _ in 0..from.count(13)? {
-        said.points.push((from.voxel(size)?, from.flag()?));
-    }
-    (said.bounds, said.drawn) = (from.bounds(size)?, from.bounds(size)?);
-    said.clipped = from.flag()?;
-    Ok(said)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::turns::Turns;
-    use super::super::wire::unpack;
-    use super::super::work::Work;
-    use super::*;
-    use crate::device::{Cpu, Device};
-    use crate::model::{Model, Weights};
-    use crate::session::Encodings;
-    use crate::session::Options;
-    use crate::volume::Element;
-    use std::path::Path;
-
-    /// `[k, j, i]`.
-    const SHAPE: [usize; 3] = [20, 24, 28];
-    const VOXELS: usize = SHAPE[0] * SHAPE[1] * SHAPE[2];
-    const CLICK: [f64; 3] = [10.0, 12.0, 14.0];
-
-    /// The turn of somebody who has come alone.
-    fn turn() -> Turn {
-        Arc::<Turns>::default().enter(&Arc::default())
-    }
-
-    /// A client with an image of noise.
-    fn begun(options: Options) -> Lease {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/small.safetensors");
-        let weights = Weights::open(Path::new(path)).unwrap();
-        let model = Arc::new(Model::new(&Device::Cpu(Cpu::new(2).unwrap()), &weights).unwrap());
-        let [nk, nj, ni] = SHAPE;
-        let image = Array {
-            dtype: Dtype::Other(Element::Uint8),
-            shape: vec![1, nk, nj, ni],
-            bytes: (0..VOXELS).map(|at| (at * at % 251) as u8).collect(),
-        };
-        let lease = Lease::default();
-        let image = scan_of(image, [1.0; 3]).unwrap();
-        let encodings = Arc::new(Encodings::new(options.memory));
-        let work = Work::start(1).unwrap();
-        let engine = Engine { model: &model, options, encodings: &encodings, work: &work };
-        lease.state().set_image(engine, image, None).unwrap();
-        lease.state().set_buffer(Buffer { shape: SHAPE, dtype: Dtype::Bool }).unwrap();
-        lease
-    }
-
-    fn click(lease: &Lease, positive: bool) -> Outcome {
-        lease.state().point(CLICK, positive, true, &turn()).unwrap()
-    }
-
-    /// Writes an update into a buffer, as a client does.
-    fn take(buffer: &mut [u8], update: &Update) {
-        let marks = unpack(&update.message, VOXELS).unwrap().marks();
-        let [_, nj, ni] = update.region.map(|[low, high]| high - low);
-        let low = update.region.map(|[low, _]| low);
-        for (at, mark) in marks.iter().enumerate() {
-            let [k, j, i] = [low[0] + at / ni / nj, low[1] + at / ni % nj, low[2] + at % ni];
-            buffer[(k * SHAPE[1] + j) * SHAPE[2] + i] = *mark;
-        }
-    }
-
-    /// The answer as it stands, as a client orders it.
-    fn answer(lease: &Lease) -> Vec<u8> {
-        let state = lease.state.lock().unwrap();
-        let mask = state.image.as_ref().unwrap().layers.last().unwrap().session.mask();
-        let [nk, nj, ni] = SHAPE;
-        let place = |at: usize| (at % ni * nj + at / ni % nj) * nk + at / ni / nj;
-        (0..VOXELS).map(|at| mask[place(at)]).collect()
-    }
-
-    #[test]
-    fn what_a_lost_answer_held_is_in_the_next() {
-        let lease = begun(Options::default());
-        let mut buffer = vec![0u8; VOXELS];
-        let lost = click(&lease, true).update.unwrap();
-        let again = click(&lease, true).update.unwrap();
-        assert_eq!(again.region, lost.region);
-        take(&mut buffer, &again);
-        assert!(buffer.contains(&1) && buffer == answer(&lease));
-        // Where it was handed over it is not sent again.
-        lease.handed(&again);
-        assert!(click(&lease, true).update.is_none());
-        assert!((0..2).all(|_| lease.state().undo().unwrap().update.is_none()));
-        let back = lease.state().undo().unwrap().update.unwrap();
-        take(&mut buffer, &back);
-        lease.handed(&back);
-        assert!(buffer.iter().all(|v| *v == 0));
-        // A mask that the client began with, and that never came.
-        buffer.fill(1);
-        lease.written();
-        assert!(lease.state().point(CLICK, true, false, &turn()).unwrap().update.is_none());
-        let whole = lease.state().predict(&turn()).unwrap().update.unwrap();
-        assert_eq!(whole.region, SHAPE.map(|n| [0, n]));
-        take(&mut buffer, &whole);
-        assert!(buffer.contains(&1) && buffer == answer(&lease));
-    }
-
-    #[test]
-    fn an_undo_ends_where_history_does() {
-        let lease = begun(Options { undo_steps: 2, ..Options::default() });
-        click(&lease, true);
-        let mask = Array {
-            dtype: Dtype::Bool,
-            shape: SHAPE.to_vec(),
-            bytes: (0..VOXELS).map(|at| u8::from(at < 1000)).collect(),
-        };
-        lease.state().initial(&mask, false, &turn()).unwrap();
-        (0..4).for_each(|n| drop(click(&lease, n % 2 == 0)));
-        let undo = || lease.state().undo().unwrap().ran;
-        assert!(undo() && undo());
-        // The other two are forgotten: the mask stays, and so does what was there before it.
-        assert!(!undo());
-        let layers = || lease.state.lock().unwrap().image.as_ref().unwrap().layers.len();
-        assert_eq!(layers(), 2);
-        // Where nothing is forgotten the mask is a step.
-        lease.state().initial(&mask, false, &turn()).unwrap();
-        click(&lease, true);
-        assert!(undo() && undo());
-        assert_eq!(layers(), 2);
-    }
-
-    #[test]
-    fn a_box_beyond_the_image_counts_for_nothing() {
-        let lease = begun(Options::default());
-        for k in [[-9.0, -3.0], [20.0, 21.0], [-3.0, 0.0]] {
-            let bounds = [k, [3.0, 20.0], [3.0, 20.0]];
-            for positive in [true, false] {
-                let outcome = lease.state().bounds(bounds, positive, true, &turn()).unwrap();
-                assert!(outcome.ran && outcome.update.is_none(), "{k:?}");
-            }
-        }
-        let last = [[19.0, 20.0], [3.0, 20.0], [3.0, 20.0]];
-        lease.state().bounds(last, true, true, &turn()).unwrap();
-        let state = lease.state.lock().unwrap();
-        assert!(state.image.as_ref().unwrap().layers[0].session.prediction().is_some());
     }
 }

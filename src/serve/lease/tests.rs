@@ -1,0 +1,134 @@
+//! Leases as their clients have them.
+
+use super::super::turns::Turns;
+use super::super::wire::unpack;
+use super::super::work::Work;
+use super::*;
+use crate::device::{Cpu, Device};
+use crate::model::{Model, Weights};
+use crate::session::Encodings;
+use crate::session::Options;
+use crate::volume::Element;
+use std::path::Path;
+
+/// `[k, j, i]`.
+const SHAPE: [usize; 3] = [20, 24, 28];
+const VOXELS: usize = SHAPE[0] * SHAPE[1] * SHAPE[2];
+const CLICK: [f64; 3] = [10.0, 12.0, 14.0];
+
+/// The turn of somebody who has come alone.
+fn turn() -> Turn {
+    Arc::<Turns>::default().enter(&Arc::default())
+}
+
+/// A client with an image of noise.
+fn begun(options: Options) -> Lease {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/small.safetensors");
+    let weights = Weights::open(Path::new(path)).unwrap();
+    let model = Arc::new(Model::new(&Device::Cpu(Cpu::new(2).unwrap()), &weights).unwrap());
+    let [nk, nj, ni] = SHAPE;
+    let image = Array {
+        dtype: Dtype::Other(Element::Uint8),
+        shape: vec![1, nk, nj, ni],
+        bytes: (0..VOXELS).map(|at| (at * at % 251) as u8).collect(),
+    };
+    let lease = Lease::default();
+    let image = scan_of(image, [1.0; 3]).unwrap();
+    let encodings = Arc::new(Encodings::new(options.memory));
+    let work = Work::start(1).unwrap();
+    let engine = Engine { model: &model, options, encodings: &encodings, work: &work };
+    lease.state().set_image(engine, image, None).unwrap();
+    lease.state().set_buffer(Buffer { shape: SHAPE, dtype: Dtype::Bool }).unwrap();
+    lease
+}
+
+fn click(lease: &Lease, positive: bool) -> Outcome {
+    lease.state().point(CLICK, positive, true, &turn()).unwrap()
+}
+
+/// Writes an update into a buffer, as a client does.
+fn take(buffer: &mut [u8], update: &Update) {
+    let marks = unpack(&update.message, VOXELS).unwrap().marks();
+    let [_, nj, ni] = update.region.map(|[low, high]| high - low);
+    let low = update.region.map(|[low, _]| low);
+    for (at, mark) in marks.iter().enumerate() {
+        let [k, j, i] = [low[0] + at / ni / nj, low[1] + at / ni % nj, low[2] + at % ni];
+        buffer[(k * SHAPE[1] + j) * SHAPE[2] + i] = *mark;
+    }
+}
+
+/// The answer as it stands, as a client orders it.
+fn answer(lease: &Lease) -> Vec<u8> {
+    let state = lease.state.lock().unwrap();
+    let mask = state.image.as_ref().unwrap().layers.last().unwrap().session.mask();
+    let [nk, nj, ni] = SHAPE;
+    let place = |at: usize| (at % ni * nj + at / ni % nj) * nk + at / ni / nj;
+    (0..VOXELS).map(|at| mask[place(at)]).collect()
+}
+
+#[test]
+fn what_a_lost_answer_held_is_in_the_next() {
+    let lease = begun(Options::default());
+    let mut buffer = vec![0u8; VOXELS];
+    let lost = click(&lease, true).update.unwrap();
+    let again = click(&lease, true).update.unwrap();
+    assert_eq!(again.region, lost.region);
+    take(&mut buffer, &again);
+    assert!(buffer.contains(&1) && buffer == answer(&lease));
+    // Where it was handed over it is not sent again.
+    lease.handed(&again);
+    assert!(click(&lease, true).update.is_none());
+    assert!((0..2).all(|_| lease.state().undo().unwrap().update.is_none()));
+    let back = lease.state().undo().unwrap().update.unwrap();
+    take(&mut buffer, &back);
+    lease.handed(&back);
+    assert!(buffer.iter().all(|v| *v == 0));
+    // A mask that the client began with, and that never came.
+    buffer.fill(1);
+    lease.written();
+    assert!(lease.state().point(CLICK, true, false, &turn()).unwrap().update.is_none());
+    let whole = lease.state().predict(&turn()).unwrap().update.unwrap();
+    assert_eq!(whole.region, SHAPE.map(|n| [0, n]));
+    take(&mut buffer, &whole);
+    assert!(buffer.contains(&1) && buffer == answer(&lease));
+}
+
+#[test]
+fn an_undo_ends_where_history_does() {
+    let lease = begun(Options { undo_steps: 2, ..Options::default() });
+    click(&lease, true);
+    let mask = Array {
+        dtype: Dtype::Bool,
+        shape: SHAPE.to_vec(),
+        bytes: (0..VOXELS).map(|at| u8::from(at < 1000)).collect(),
+    };
+    lease.state().initial(&mask, false, &turn()).unwrap();
+    (0..4).for_each(|n| drop(click(&lease, n % 2 == 0)));
+    let undo = || lease.state().undo().unwrap().ran;
+    assert!(undo() && undo());
+    // The other two are forgotten: the mask stays, and so does what was there before it.
+    assert!(!undo());
+    let layers = || lease.state.lock().unwrap().image.as_ref().unwrap().layers.len();
+    assert_eq!(layers(), 2);
+    // Where nothing is forgotten the mask is a step.
+    lease.state().initial(&mask, false, &turn()).unwrap();
+    click(&lease, true);
+    assert!(undo() && undo());
+    assert_eq!(layers(), 2);
+}
+
+#[test]
+fn a_box_beyond_the_image_counts_for_nothing() {
+    let lease = begun(Options::default());
+    for k in [[-9.0, -3.0], [20.0, 21.0], [-3.0, 0.0]] {
+        let bounds = [k, [3.0, 20.0], [3.0, 20.0]];
+        for positive in [true, false] {
+            let outcome = lease.state().bounds(bounds, positive, true, &turn()).unwrap();
+            assert!(outcome.ran && outcome.update.is_none(), "{k:?}");
+        }
+    }
+    let last = [[19.0, 20.0], [3.0, 20.0], [3.0, 20.0]];
+    lease.state().bounds(last, true, true, &turn()).unwrap();
+    let state = lease.state.lock().unwrap();
+    assert!(state.image.as_ref().unwrap().layers[0].session.prediction().is_some());
+}
