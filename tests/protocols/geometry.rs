@@ -3,9 +3,16 @@
 //! own words have it, and the mask is the library's. Files are read here by a few lines of their
 //! own, so that a reader and a writer that are wrong alike do not agree.
 
-use super::viewer::Viewer;
-use super::*;
-use prism::volume::scan_file;
+use crate::http::{self, CLICK, Reply, ask, example, get, post, said, session, started};
+use crate::viewer::Viewer;
+use crate::{Sent, gunzip, infer, mask_of, parts_of, send, send_form, start, voxels};
+#[cfg(feature = "dicom")]
+use crate::{http::Part, series};
+use prism::serve::Settings;
+use prism::volume::{Affine, Description, Element, Grid, Volume, scan_file};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
 
 /// How a scan lies, as ITK and DICOM tell it: millimetres to the left, to the back and to the head.
 struct Pose {
@@ -298,14 +305,14 @@ fn monai_label_has_scans_as_they_lie() {
 #[test]
 fn monai_label_has_series_as_they_lie() {
     let folder = tempfile::tempdir().unwrap();
-    by_series::file_scan(folder.path(), &OBLIQUE.scan());
+    series::file_scan(folder.path(), &OBLIQUE.scan());
     let image = Arc::new(Volume::read(folder.path(), None).unwrap());
     assert!(image.grid.affine.distance(&OBLIQUE.affine(), SIZE) < 1e-3);
     let (off, masks) = library(&image);
     let dicom = Some(folder.path().to_path_buf());
     let server = started(Settings { dicom, ..Settings::default() });
     let asked = |on: &[[usize; 3]], off: &[[usize; 3]]| {
-        let path = format!("/infer/prism?image={}&output=image", by_series::EXAMPLE);
+        let path = format!("/infer/prism?image={}&output=image", series::EXAMPLE);
         let params = so_far(on, off).to_string();
         let part: [Part; 1] = [("params", None, params.as_bytes())];
         let reply = send(server.address, "POST", &path, &part);
