@@ -1,0 +1,277 @@
+//! nnInteractive's protocol, by a client of the test's own and by nnInteractive's.
+
+use crate::common::{self, here};
+use crate::http::{BOX, CLICK, ask, get, said, session, started};
+use crate::viewer::{Viewer, array_of_example, nnia};
+use prism::serve::Settings;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+#[test]
+fn nninteractive_is_spoken() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let capabilities = get(at, "/capabilities").json(200);
+    for key in [
+        "supported_interactions",
+        "channel_mapping",
+        "num_interaction_channels",
+        "supports_initial_label",
+        "supports_zero_shot_label_refinement",
+        "interaction_decay",
+        "inference_session_version",
+    ] {
+        assert!(capabilities.get(key).is_some(), "{key}");
+    }
+    assert_eq!(capabilities["preferred_scribble_thickness"].as_array().map(Vec::len), Some(3));
+    let (size, spacing, values, image) = array_of_example();
+    let [_, nj, ni] = size;
+    let mut viewer = Viewer::new(at);
+    let point = json!({ "coordinates": [1, 2, 3], "include_interaction": true });
+    let early = viewer.post("/add_point_interaction", &point);
+    assert!(early.error(400, "detail").contains("set_image"));
+    viewer.open(size, spacing, &values);
+    assert_eq!(
+        viewer.post("/set_do_autozoom", &json!({ "do_autozoom": false })).json(200),
+        json!({})
+    );
+
+    let mut library = session(&image);
+    let bounds = json!([[BOX[2], BOX[5]], [BOX[1], BOX[4]], [BOX[0], BOX[3]]]);
+    assert_eq!(viewer.bounds(bounds, true), (true, true));
+    library.interact(&said(&[], Some(BOX))).unwrap();
+    assert!(viewer.mask() == library.mask());
+    let first = viewer.buffer.clone();
+    // Places are rounded, halves to even voxels.
+    let off = [72, 72, 14];
+    assert!(viewer.point(json!([14.0, 72.5, 71.5]), false, true).0);
+    library.interact(&said(&[(off, false)], None)).unwrap();
+    assert!(viewer.mask() == library.mask());
+    let second = viewer.buffer.clone();
+    // Beyond the image a point counts for nothing.
+    assert_eq!(viewer.point(json!([-100, 3, 3]), true, true), (true, false));
+    let beyond = json!([[-9, -3], [BOX[1], BOX[4]], [BOX[0], BOX[3]]]);
+    assert_eq!(viewer.bounds(beyond, true), (true, false));
+    // Queued, predicted, queued again and taken back.
+    assert_eq!(viewer.point(json!([14, 80, 80]), true, false), (false, false));
+    let reply = viewer.post("/predict", &json!({ "force_full_refine": false }));
+    assert!(viewer.take(reply).0);
+    library.interact(&said(&[(CLICK, true)], None)).unwrap();
+    assert!(viewer.mask() == library.mask());
+    let reply = viewer.post("/predict", &json!({}));
+    assert_eq!(viewer.take(reply), (false, false));
+    assert_eq!(viewer.point(json!([14, 81, 81]), true, false), (false, false));
+    assert_eq!(viewer.undo(), (true, false));
+    // As far back as there is history, to the bit.
+    viewer.undo();
+    assert!(viewer.buffer == second);
+    viewer.undo();
+    assert!(viewer.buffer == first);
+    assert_eq!(viewer.undo(), (true, true));
+    assert!(viewer.buffer.iter().all(|v| *v == 0));
+    assert_eq!(viewer.undo(), (false, false));
+
+    // Painted: a crop of a stroke, then an outline that takes some away again.
+    let place = json!([[14, 15], [78, 83], [76, 86]]);
+    let meta = json!({ "include_interaction": true, "interaction_bbox": place });
+    let stroke = nnia("uint8", 1, &[1, 5, 10], &[1; 50]);
+    let reply = viewer.send("/add_scribble_interaction", &meta, &stroke);
+    assert_eq!(viewer.take(reply), (true, true));
+    let on =
+        |viewer: &Viewer, k: usize, j: usize, i: usize| viewer.buffer[(k * nj + j) * ni + i] != 0;
+    assert!((78..83).all(|j| (76..86).all(|i| on(&viewer, 14, j, i))));
+    let mut ring = vec![0u8; 100];
+    (0..100)
+        .filter(|at| [0, 9].contains(&(at / 10)) || [0, 9].contains(&(at % 10)))
+        .for_each(|at| ring[at] = 1);
+    let place = json!([[14, 15], [76, 86], [76, 86]]);
+    let meta = json!({ "include_interaction": false, "interaction_bbox": place });
+    let reply =
+        viewer.send("/add_lasso_interaction", &meta, &nnia("uint8", 1, &[1, 10, 10], &ring));
+    viewer.take(reply);
+    assert!(!on(&viewer, 14, 80, 81) && !on(&viewer, 14, 82, 78));
+    for (shape, place, says) in [
+        ([1, 5, 9], json!([[14, 15], [78, 83], [76, 86]]), "must match interaction_bbox size"),
+        ([1, 5, 10], json!([[14, 14], [78, 83], [76, 86]]), "positive size"),
+        ([1, 5, 10], json!([[-1, 0], [78, 83], [76, 86]]), "exceeds original image bounds"),
+        ([1, 5, 10], json!(null), "must match interaction_bbox size"),
+    ] {
+        let meta = json!({ "include_interaction": true, "interaction_bbox": place });
+        let body = nnia("uint8", 1, &shape, &vec![1; shape.iter().product()]);
+        let error = viewer.send("/add_lasso_interaction", &meta, &body).error(400, "detail");
+        assert!(error.contains(says), "{error}");
+    }
+    let before = viewer.buffer.clone();
+
+    // An initial mask is the object, and one step that can be undone.
+    let initial: Vec<u8> = (0..before.len())
+        .map(|at| {
+            let [k, j, i] = [at / ni / nj, at / ni % nj, at % ni];
+            u8::from((12..16).contains(&k) && (75..90).contains(&j) && (75..90).contains(&i))
+        })
+        .collect();
+    let message = nnia("uint8", 1, &size, &initial);
+    let reply = viewer.send("/add_initial_seg_interaction", &json!({}), &message);
+    assert_eq!(viewer.take(reply), (false, false));
+    viewer.buffer = initial.clone();
+    assert_eq!(viewer.point(json!([14, 60, 60]), false, true), (true, false));
+    viewer.undo();
+    assert!(viewer.buffer == initial);
+    // A client empties its buffer before it asks for that: where it is refused, all comes again.
+    viewer.buffer.fill(0);
+    let headers = [("X-Lease-Token", viewer.lease.as_str()), ("Content-Length", "99999999")];
+    assert_eq!(ask(at, "POST", "/reset_interactions", &headers, b"").status, 413);
+    viewer.undo();
+    assert!(viewer.buffer == before);
+    let wrong = nnia("uint8", 1, &[1, 2, 3], &[1; 6]);
+    let error =
+        viewer.send("/add_initial_seg_interaction", &json!({}), &wrong).error(400, "detail");
+    assert!(error.contains("must match input image shape"), "{error}");
+
+    // A negative box, one slice thick, in each plane; floats; zero extent is an error.
+    assert_eq!(viewer.post("/reset_interactions", &json!({})).json(200), json!({}));
+    viewer.buffer.fill(0);
+    for bounds in [
+        json!([[14, 15], [68, 94], [69, 93]]),
+        json!([[12.6, 16.2], [80, 81], [69.4, 92.5]]),
+        json!([[13, 16], [68, 94], [80, 81]]),
+    ] {
+        assert!(viewer.bounds(bounds, true).0);
+        assert!(viewer.buffer.iter().any(|v| *v != 0));
+    }
+    assert!(viewer.bounds(json!([[14, 15], [70, 90], [70, 90]]), false).0);
+    let empty = json!({ "bbox_coords": [[14, 14], [1, 2], [1, 2]], "include_interaction": true });
+    let error = viewer.post("/add_bbox_interaction", &empty).error(400, "detail");
+    assert!(error.contains("size is zero"), "{error}");
+    for (path, body) in [
+        ("/add_point_interaction", "garbage"),
+        ("/add_point_interaction", "{\"coordinates\":[1,2],\"include_interaction\":true}"),
+        ("/add_bbox_interaction", "{\"bbox_coords\":[[1,2]],\"include_interaction\":true}"),
+    ] {
+        assert_eq!(viewer.send(path, &Value::Null, body.as_bytes()).status, 422, "{path} {body}");
+    }
+    let large = json!({ "shape": [1 << 20, 1 << 20, 1 << 20], "dtype": "uint8" });
+    assert_eq!(viewer.post("/set_target_buffer", &large).status, 413);
+
+    // What is a word or two is not read where it is long.
+    for path in ["/predict", "/set_target_buffer", "/set_do_autozoom"] {
+        let headers = [("X-Lease-Token", viewer.lease.as_str()), ("Content-Length", "100000")];
+        assert_eq!(ask(at, "POST", path, &headers, b"").status, 413, "{path}");
+    }
+
+    // Whoever hangs up before the answer finds what it missed in the next.
+    let mut gone = Viewer::new(at);
+    gone.open(size, spacing, &values);
+    let body = json!({ "coordinates": [14, 80, 80], "include_interaction": true }).to_string();
+    let head = format!(
+        "POST /add_point_interaction HTTP/1.1\r\nHost: {at}\r\nX-Lease-Token: {}\r\nContent-Length: {}\r\n\r\n",
+        gone.lease,
+        body.len()
+    );
+    // It hangs up while it waits for its turn, or is worked for.
+    let mut other = Viewer::new(at);
+    other.open(size, spacing, &values);
+    let busy = std::thread::spawn(move || other.point(json!([14, 80, 80]), true, true));
+    let mut stream = TcpStream::connect(at).unwrap();
+    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    let waits = || get(at, "/metrics").text().lines().any(|line| line == "prism_waiting 1");
+    while !busy.is_finished() && !waits() {}
+    drop(stream);
+    assert_eq!(busy.join().unwrap(), (true, true));
+    assert!(gone.point(json!([14, 80, 80]), true, true).0);
+    let mut library = session(&image);
+    library.interact(&said(&[(CLICK, true)], None)).unwrap();
+    assert!(gone.mask() == library.mask());
+
+    // Nothing to see is told when somebody points at it.
+    let mut blank = Viewer::new(at);
+    blank.open([4, 5, 6], [1.0; 3], &[0; 120]);
+    let error = blank.post("/add_point_interaction", &point).error(400, "detail");
+    assert!(error.contains("entirely zero"), "{error}");
+}
+
+#[test]
+fn a_client_that_lives_is_answered_while_another_is_worked_for() {
+    let settings = Settings { idle: Duration::from_secs(3), ..Settings::default() };
+    let server = started(settings);
+    let at = server.address;
+    let (size, spacing, values, _) = array_of_example();
+    let mut viewer = Viewer::new(at);
+    viewer.open(size, spacing, &values);
+    let lease = viewer.lease.clone();
+    let busy = std::thread::spawn(move || {
+        // A first point has its scale found, which takes the longest.
+        viewer.point(json!([14, 80, 80]), true, true);
+        (viewer, Instant::now())
+    });
+    let mut beats = vec![];
+    while !busy.is_finished() {
+        let start = Instant::now();
+        let beat = ask(at, "POST", "/heartbeat", &[("X-Lease-Token", &lease)], b"{}");
+        assert!(beat.json(200)["remaining_seconds"].as_f64() >= Some(0.0));
+        beats.push((start, start.elapsed()));
+    }
+    let (viewer, answered) = busy.join().unwrap();
+    let during = beats.iter().filter(|(start, took)| *start + *took < answered).count();
+    assert!(during >= 2, "{during} heartbeats were answered during a prediction");
+    // Signs of life do not stand for work: the lease goes all the same.
+    let end = Instant::now() + Duration::from_secs(20);
+    let header = [("X-Lease-Token", viewer.lease.as_str())];
+    loop {
+        let beat = ask(at, "POST", "/heartbeat", &header, b"{}");
+        if beat.status == 410 {
+            assert_eq!(beat.error(410, "detail"), "lease expired or unknown");
+            break;
+        }
+        assert!(Instant::now() < end, "the lease does not end");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // Who sends much before it listens hears of it too.
+    let image = nnia("uint8", 1, &[1, 100, 200, 300], &vec![1; 6_000_000]);
+    assert_eq!(viewer.send("/set_image", &json!({}), &image).status, 410);
+    let none = ask(at, "POST", "/heartbeat", &[], b"{}");
+    assert_eq!(none.error(410, "detail"), "lease token missing");
+    assert_eq!(ask(at, "GET", "/lease_status", &header, b"").status, 410);
+}
+
+/// nnInteractive's own client, which 3D Slicer's and napari's extensions use, where Python can have
+/// it.
+#[test]
+fn nninteractives_own_client_works() {
+    const CLIENT: &str = "nninteractive-client==2.6.0";
+    let required = std::env::var_os("PRISM_TEST_TOOLS").is_some_and(|v| v == "required");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nninteractive-client-2.6.0");
+    let python = |args: &[&str]| {
+        let mut command = Command::new("python3");
+        // The server is here, whatever stands between this machine and others.
+        command.args(args).env("PYTHONPATH", &folder).env("NO_PROXY", "127.0.0.1");
+        command.output().ok()
+    };
+    let import = ["-c", "import nnInteractive.inference.remote"];
+    let there = || python(&import).is_some_and(|out| out.status.success());
+    if !there() {
+        let to = folder.to_str().unwrap();
+        let quiet = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        let _ = python(&[&quiet[..], &["--target", to, CLIENT][..]].concat());
+    }
+    if !there() {
+        assert!(!required, "{CLIENT} cannot be had on this machine");
+        return common::skipped(&format!("{CLIENT} cannot be had on this machine"));
+    }
+    let idle = Duration::from_secs(6);
+    let server = started(Settings { idle, max_sessions: 2, ..Settings::default() });
+    let lasting = started(Settings::default());
+    let out = python(&[
+        here("tests/clients/nninteractive.py").to_str().unwrap(),
+        &format!("http://{}", server.address),
+        &format!("http://{}", lasting.address),
+    ])
+    .unwrap();
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    let error = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && said.ends_with("all is well\n"), "{said}{error}");
+}
