@@ -9,6 +9,7 @@ use crate::model::{Config, Intensity, Weights};
 use crate::tensor::{Tensor, WEIGHTS, extent};
 use clap::Args;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// Turn a PyTorch checkpoint into a model file
@@ -125,10 +126,12 @@ impl Convert {
         let mut charge = Charge::default();
         for (name, _) in config.tensors() {
             let entry = &state[&name];
-            charge.grow::<f32>(WEIGHTS, extent(&entry.shape).unwrap_or(usize::MAX))?;
-            let values = entry.values().map_err(|e| {
+            let named = |e: &dyn Display| {
                 Failure::Failed(format!("{}: {name}: {e}", self.checkpoint.display()))
-            })?;
+            };
+            let size = extent(&entry.shape).unwrap_or(usize::MAX);
+            charge.grow::<f32>(WEIGHTS, size).map_err(|e| named(&e))?;
+            let values = entry.values().map_err(|e| named(&e))?;
             let values = values.unwrap_or_default().into_iter().map(|v| v as f32);
             let values: Vec<f32> = memory::collected(WEIGHTS, values);
             if let Some(at) = values.iter().position(|v| !v.is_finite()) {

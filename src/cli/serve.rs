@@ -109,8 +109,8 @@ impl Serve {
         let asked = AtomicBool::new(false);
         on_interrupt(move |again| {
             if !asked.swap(true, Ordering::Relaxed) {
-                note("\nfinishing what runs; a second Ctrl-C gives up");
                 stopper.stop();
+                note("\nfinishing what runs; a second Ctrl-C gives up");
             }
             again
         });

@@ -3,16 +3,16 @@
 use super::warn;
 use std::sync::{Mutex, PoisonError};
 
-/// What a command does when it is asked to end, told whether that was by Ctrl-C once more: true to
-/// end at once.
+/// What a command does when it is asked to end, told whether that was by Ctrl-C (SIGINT) once more:
+/// true to end at once.
 type Interrupted = Box<dyn FnMut(bool) -> bool + Send>;
 
 static INTERRUPTED: Mutex<Option<Interrupted>> = Mutex::new(None);
 
 /// Has `f` called when the process is asked to end, instead of ending it at once; it ends where `f`
-/// returns true. It is told whether a person presses Ctrl-C for the second time: only then is what
-/// has begun to be given up. Schedulers and service managers send one signal after another, of one
-/// kind or of several, and mean the same by all of them.
+/// returns true. It is told whether Ctrl-C, or SIGINT by whoever sends it, comes for the second time:
+/// only then is what has begun to be given up. Schedulers and service managers send one SIGTERM or
+/// SIGHUP after another, and mean the same by all of them.
 pub(super) fn on_interrupt(f: impl FnMut(bool) -> bool + Send + 'static) {
     *INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(f));
 }
@@ -49,6 +49,7 @@ pub(super) fn listen() {
 fn heard() -> std::io::Result<()> {
     use std::io::Read;
     use std::os::fd::IntoRawFd;
+    use std::panic::catch_unwind;
     use std::sync::atomic::Ordering;
 
     let (mut signals, pipe) = std::io::pipe()?;
@@ -56,7 +57,8 @@ fn heard() -> std::io::Result<()> {
         let (mut signal, mut pressed) = ([0u8], false);
         while signals.read_exact(&mut signal).is_ok() {
             let press = libc::c_int::from(signal[0]) == libc::SIGINT;
-            answer(press && pressed);
+            // A panic of what is done has said so; the next signal is heard all the same.
+            drop(catch_unwind(|| answer(press && pressed)));
             pressed |= press;
         }
     })?;
@@ -94,8 +96,9 @@ mod unix {
         done(unsafe { libc::sigaction(signal, &action, null_mut()) })
     }
 
-    /// The handler. The pipe holds thousands of signals, so that this waits for nobody and fails
-    /// never: what the interrupted code finds as its last error is its own.
+    /// The handler. The pipe holds thousands of signals, and its other end is read for as long as
+    /// the process lives: this waits for nobody and fails never, so that what the interrupted code
+    /// finds as its last error is its own.
     extern "C" fn write(signal: libc::c_int) {
         let byte = signal as u8;
         // SAFETY: the pipe is never closed, and `write` may be called by a handler.

@@ -12,6 +12,12 @@ const WITHIN: f64 = 0.8;
 const SHRUNK: f64 = 0.9;
 /// What a refusal of memory names.
 const POINTS: &str = "points of what was drawn";
+
+/// Room in a list for so many more.
+fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), PromptError> {
+    memory::caught(|| memory::reserve(POINTS, list, more)).map_err(|e| PromptError(e.to_string()))
+}
+
 /// How wide a lesion is across its longest diameter, in parts of it: the usual ratio of RECIST's
 /// two diameters.
 const ASPECT: f64 = 0.75;
@@ -49,7 +55,7 @@ impl Prompts {
         };
         let most = (0..3).map(|a| (ends[1][a] - ends[0][a]).abs()).fold(0.0, f64::max);
         let count = (2.0 * most).ceil().max(2.0) as usize;
-        memory::reserve(POINTS, &mut self.points, count + 1);
+        room(&mut self.points, count + 1)?;
         for n in 0..=count {
             let t = 0.5 + WITHIN * (n as f64 / count as f64 - 0.5);
             let voxel = at(t).map(|v| v.round() as usize);
@@ -79,8 +85,9 @@ impl Prompts {
         outline: &RawOutline,
         space: Space,
     ) -> Result<(), PromptError> {
-        let corners: Vec<[f64; 3]> =
-            memory::collected("an outline", outline.0.iter().map(|p| to_voxel(image, *p, space)));
+        let mut corners: Vec<[f64; 3]> = vec![];
+        room(&mut corners, outline.0.len())?;
+        corners.extend(outline.0.iter().map(|p| to_voxel(image, *p, space)));
         if corners.len() < 3 {
             return Err(PromptError(format!(
                 "an outline of {} corners: expected three or more",
@@ -108,9 +115,10 @@ impl Prompts {
         // People draw around things: what lies right at the outline may be either.
         let middle =
             [u, v].map(|a| corners.iter().map(|c| c[a]).sum::<f64>() / corners.len() as f64);
+        let across = span(v);
         for p in span(u) {
-            memory::reserve(POINTS, &mut self.points, span(v).count());
-            for q in span(v) {
+            room(&mut self.points, across.clone().count())?;
+            for q in across.clone() {
                 let outwards = |x: usize, m: f64| m + (x as f64 - m) / SHRUNK;
                 if !encloses(&corners, [u, v], [p as f64, q as f64]) {
                     continue;

@@ -3,6 +3,7 @@
 use crate::session::Prediction;
 use crate::session::field::Field;
 use crate::volume::{Grid, include};
+use std::collections::HashSet;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
@@ -31,13 +32,14 @@ pub fn change(grid: &Grid, before: &Shown, after: &Shown) -> Option<Change> {
     Some(Change { region, voxels })
 }
 
-/// Where the network is unsure of an answer, and its voxels there, packed as [`Change::bits`] are;
-/// none where it is sure of all.
-pub fn unsure(shown: &Shown) -> Option<(Change, Vec<u8>)> {
+/// Where an answer is unsure, and its voxels there, packed as [`Change::bits`] are; none where it is
+/// sure of all. What was `said` is sure.
+pub fn unsure(shown: &Shown, said: &HashSet<[usize; 3]>) -> Option<(Change, Vec<u8>)> {
     let prediction = shown.as_ref()?;
     let (mut region, mut voxels) = (None, 0);
+    let is_unsure = |voxel: [usize; 3], p: f32| UNSURE.contains(&p) && !said.contains(&voxel);
     prediction.each_probability(|voxel, probability| {
-        if UNSURE.contains(&probability) {
+        if is_unsure(voxel, probability) {
             include(&mut region, voxel);
             voxels += 1;
         }
@@ -45,7 +47,7 @@ pub fn unsure(shown: &Shown) -> Option<(Change, Vec<u8>)> {
     let change = Change { region: region?, voxels };
     let mut bits = change.no_bits();
     prediction.each_probability(|voxel, probability| {
-        if UNSURE.contains(&probability) {
+        if is_unsure(voxel, probability) {
             let at = change.place(voxel);
             bits[at / 8] |= 1 << (at % 8);
         }

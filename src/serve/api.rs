@@ -134,7 +134,8 @@ async fn add_scan(
             Arrived::Scan(image) => *image,
             Arrived::Several(list) => return Ok(Err(list)),
         };
-        let opened = Opened::new(there.engine(), image)?;
+        let mut opened = Opened::new(there.engine(), image)?;
+        there.work.ahead(opened.ahead());
         let mut study = Study::new(opened);
         (study.journal, study.stored) = on_disk.map(NewScan::tell).transpose()?.unzip();
         Ok(Ok(study))
@@ -735,10 +736,13 @@ async fn answer(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> 
 async fn unsure(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
     let (scan, study, object) = shared.store.object(&name)?;
     let find = move |_: &Turn| {
-        let shown = object.session().prediction().cloned();
-        Ok::<_, Failure>(answer::unsure(&shown))
+        let session = object.session();
+        let shown = session.prediction().cloned();
+        let said = session.said().iter().map(|s| s.voxel).collect();
+        drop(session);
+        Ok::<_, Failure>(answer::unsure(&shown, &said))
     };
-    let found = shared.work.run(scan, Kind::Short, find).await;
+    let found = shared.work.run(scan, Kind::Other, find).await;
     shared.store.worked(scan);
     drop(study);
     let (change, bits) = found?.unzip();

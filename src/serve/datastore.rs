@@ -176,7 +176,8 @@ pub async fn scan(shared: &Arc<Shared>, uid: &str) -> Result<(Key, Arc<Clicked>)
         let place = there.store.keep()?;
         let taken = Taken::new(seen.entry.clone());
         let image = seen.entry.read(there.most_scan)?;
-        let opened = Opened::new(there.engine(), image)?;
+        let mut opened = Opened::new(there.engine(), image)?;
+        there.work.ahead(opened.ahead());
         let mut clicked = Clicked::new(opened);
         clicked.series = Some(taken);
         let clicked = there.store.put_label(key, clicked);

@@ -243,7 +243,9 @@ async fn upload(
         let mut state = lease.state();
         let scan = state.keep(&sent.bytes, source)?;
         drop(sent);
-        state.set_image(there.engine(), image, scan)
+        state.set_image(there.engine(), image, scan)?;
+        there.work.ahead(state.ahead());
+        Ok(())
     };
     let done = shared.work.run(key, Kind::Other, take).await;
     shared.store.worked(key);

@@ -112,8 +112,8 @@ struct Shared {
 impl Shared {
     /// What scans are worked on with.
     fn engine(&self) -> Engine<'_> {
-        let Shared { model, settings, encodings, work, .. } = self;
-        Engine { model, options: settings.options(), encodings, work }
+        let Shared { model, settings, encodings, .. } = self;
+        Engine { model, options: settings.options(), encodings }
     }
 }
 

@@ -114,7 +114,8 @@ async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
         let journal = there.store.journal(Owner::Label, key_of(id))?;
         let scan = journal.map(|j| j.scan(&file, Source::Plain)).transpose()?;
         let image = scan_of(file, there.most_scan)?;
-        let opened = Opened::new(there.engine(), image)?;
+        let mut opened = Opened::new(there.engine(), image)?;
+        there.work.ahead(opened.ahead());
         let mut clicked = Clicked::new(opened);
         (clicked.journal, clicked.stored) = scan.map(NewScan::tell).transpose()?.unzip();
         Ok(clicked)

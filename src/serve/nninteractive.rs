@@ -277,6 +277,7 @@ async fn set_image(State(shared): State<Arc<Shared>>, request: Request) -> Answe
             let shape = array.shape.clone();
             let image = scan_of(array, spacing)?;
             work.set_image(shared.engine(), image, scan)?;
+            shared.work.ahead(work.ahead());
             Ok(shape)
         })
         .await?;

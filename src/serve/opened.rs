@@ -1,10 +1,9 @@
 //! A scan that somebody sent, ready to be worked on.
 
 use super::failure::Failure;
-use super::work::Work;
 use crate::memory::Charge;
 use crate::model::Model;
-use crate::session::{Encodings, Options, Scan, intensities};
+use crate::session::{Ahead, Encodings, Interest, Options, Scan, intensities};
 use crate::volume::{Modality, Volume};
 use std::sync::Arc;
 
@@ -18,8 +17,6 @@ pub struct Engine<'a> {
     pub options: Options,
     /// Where all that is encoded of them is kept.
     pub encodings: &'a Arc<Encodings>,
-    /// What has patches encoded ahead.
-    pub work: &'a Work,
 }
 
 /// A scan with the network.
@@ -29,14 +26,16 @@ pub struct Opened {
     pub modality: Modality,
     /// What was odd about it, and what it was taken for.
     pub notes: Vec<String>,
+    /// In what is encoded ahead.
+    interest: Option<Interest>,
     _charge: Charge,
 }
 
 impl Opened {
-    /// Decides how its values are understood. What first clicks are looked at with wherever they
-    /// lie is encoded from now on, when nobody waits for the network.
+    /// Decides how its values are understood. The network looks at it when something is said of it,
+    /// or as [`Opened::ahead`] tells.
     pub fn new(engine: Engine, image: Volume) -> Result<Opened, Failure> {
-        let Engine { model, options, encodings, work } = engine;
+        let Engine { model, options, encodings } = engine;
         let charge = Charge::of::<u8>("a scan", image.array().bytes())?;
         let decided = intensities(&image, model.config().intensity);
         let mut notes = image.warnings.clone();
@@ -44,9 +43,22 @@ impl Opened {
         notes.push(decided.why());
         let image = Arc::new(image);
         let scan = Scan::sharing(model, image.clone(), decided.normalization, options, encodings);
-        let scan = Arc::new(scan);
-        work.ahead(scan.ahead());
-        Ok(Opened { image, scan, modality: decided.modality, notes, _charge: charge })
+        Ok(Opened {
+            image,
+            scan: Arc::new(scan),
+            modality: decided.modality,
+            notes,
+            interest: None,
+            _charge: charge,
+        })
+    }
+
+    /// What first clicks are looked at with wherever they lie: to be encoded when it has come,
+    /// before anything is said of it.
+    pub fn ahead(&mut self) -> Option<Ahead> {
+        let (ahead, interest) = self.scan.ahead()?;
+        self.interest = Some(interest);
+        Some(ahead)
     }
 
     /// The voxel that a place means, `[i, j, k]`: rounded, halves to even ones. A place just

@@ -12,7 +12,8 @@
 //! are recorded or replayed.
 
 use crate::model::{Observer, Part};
-use crate::session::Ahead;
+use crate::session::{Ahead, SessionError};
+use crate::tensor::OpError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -145,8 +146,8 @@ impl Turns {
     }
 
     /// Encodes ahead, with the least right of all. Where an encoding that somebody asked for comes,
-    /// it is given up.
-    pub fn ahead(self: &Arc<Turns>, wish: &Ahead) {
+    /// it is given up: true then, while it is of use still.
+    pub fn ahead(self: &Arc<Turns>, wish: &Ahead) -> bool {
         let turn = self.enter(&Arc::default());
         let mut pace = |_: Part<'_>| {
             turn.wants(&|| match wish.is_awaited() {
@@ -154,8 +155,9 @@ impl Turns {
                 false => wish.serves().then_some(Right::Ahead),
             })
         };
-        // Where it fails, whoever looks there encodes it.
-        let _ = wish.encode(&mut Observer::paced(&mut pace));
+        // Where it fails otherwise, whoever looks there encodes it.
+        let done = wish.encode(&mut Observer::paced(&mut pace));
+        matches!(done, Err(SessionError::Op(OpError::Cancelled))) && wish.serves()
     }
 
     /// Has those who wait look whether anybody waits for them.

@@ -65,6 +65,8 @@ struct Queue {
     others: usize,
     shorts: usize,
     ahead: VecDeque<Ahead>,
+    /// What was given up since it was in somebody's way.
+    given_up: Vec<Ahead>,
     /// Whether something is encoded ahead.
     is_ahead: bool,
     closed: bool,
@@ -119,6 +121,17 @@ impl Queue {
         next
     }
 
+    /// Has what was given up done again: when a job has ended, whose way it was in.
+    fn give_up(&mut self, wish: Ahead) {
+        if self.closed {
+            return;
+        }
+        match self.running.is_empty() {
+            true => self.ahead.push_back(wish),
+            false => self.given_up.push(wish),
+        }
+    }
+
     /// How many jobs of a kind run.
     fn running_of(&mut self, kind: Kind) -> &mut usize {
         match kind {
@@ -131,6 +144,7 @@ impl Queue {
     fn done(&mut self, key: Key, kind: Kind) {
         *self.running_of(kind) -= 1;
         self.running.remove(&key);
+        self.ahead.extend(self.given_up.drain(..));
         if self.waiting.get(&key).is_none_or(VecDeque::is_empty) {
             self.waiting.remove(&key);
         } else {
@@ -164,9 +178,12 @@ impl Desk {
                 self.news.notify_all();
             } else if let Some(wish) = queue.take_ahead() {
                 drop(queue);
-                drop(catch_unwind(AssertUnwindSafe(|| self.turns.ahead(&wish))));
+                let given_up = catch_unwind(AssertUnwindSafe(|| self.turns.ahead(&wish)));
                 queue = self.queue();
                 queue.is_ahead = false;
+                if given_up.unwrap_or(false) {
+                    queue.give_up(wish);
+                }
                 // This thread may have a job first: another one does the next.
                 self.news.notify_all();
             } else if queue.closed {

@@ -2,12 +2,12 @@
 
 use super::SessionError;
 use super::encodings::Coming;
-use super::region::{probes, whole};
+use super::region::Sight;
 use super::scan::Scan;
 use crate::memory;
 use crate::model::Observer;
 use crate::volume::Grid;
-use crate::volume::patch::{Extent, Patch};
+use crate::volume::patch::Patch;
 use std::sync::{Arc, Weak};
 
 /// A patch that a session will look at, most likely, when its answer is corrected
@@ -17,29 +17,27 @@ use std::sync::{Arc, Weak};
 pub struct Ahead {
     scan: Weak<Scan>,
     /// Where all patches lie that were told together. Goes when the session does, and when others
-    /// are told; a scan's own with the scan.
+    /// are told; a scan's own with the [`Interest`].
     sign: Weak<Vec<Grid>>,
     patch: Patch,
     coming: Arc<Coming>,
 }
 
-impl Scan {
-    /// What every first click without a box is looked at with from furthest off, on a scan of up
-    /// to 448 mm; on a longer one what such clicks in its middle are: to be encoded as soon as the
-    /// scan is there. None where the network does not look from several distances.
-    pub fn ahead(self: &Arc<Scan>) -> Option<Ahead> {
-        let widest = match self.options().released {
-            true => None,
-            false => probes(self, &middle(&whole(self.grid()))).into_iter().skip(1).last(),
-        }?;
-        Some(Ahead::new(self, &self.sign, widest))
-    }
+/// Says to what was told of a scan ahead that it is of use still: until it is dropped.
+pub struct Interest {
+    _sign: Arc<Vec<Grid>>,
 }
 
-/// The middle of an extent.
-fn middle(extent: &Extent) -> Extent {
-    let at = [0, 1, 2].map(|a| (extent.low[a] + extent.high[a]) / 2.0);
-    Extent { low: at, high: at }
+impl Scan {
+    /// What every first click without a box is looked at with from furthest off: to be encoded as
+    /// soon as the scan is there, for as long as the interest is held. None where the network does
+    /// not look from several distances, or where none of them shows all of the scan (from some
+    /// 430 mm on).
+    pub fn ahead(self: &Arc<Scan>) -> Option<(Ahead, Interest)> {
+        let all = if self.options().released { None } else { Sight::of(self).all() }?;
+        let sign = Arc::new(vec![all.grid]);
+        Some((Ahead::new(self, &sign, all), Interest { _sign: sign }))
+    }
 }
 
 impl Ahead {
@@ -48,7 +46,7 @@ impl Ahead {
         Ahead { scan, sign, patch, coming: Arc::default() }
     }
 
-    /// Whether it is of use still: the session is there, and as it was, or the scan.
+    /// Whether it is of use still: the session is there, and as it was, or the interest is held.
     pub fn serves(&self) -> bool {
         self.sign.strong_count() > 0
     }

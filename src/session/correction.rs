@@ -47,6 +47,9 @@ const STROKE: usize = 4;
 const BLUR: f32 = 0.8;
 /// How far apart values are that look alike, in standard deviations of those around the clicks.
 const ALIKE: f32 = 1.5;
+/// The least that their deviation counts, in standard deviations of the network's input: below it
+/// there is noise alone.
+const LEAST_CONTRAST: f32 = 0.05;
 
 /// The numbers of the correction, in parts of the object's diameter where they are lengths.
 #[derive(Clone, Copy, Debug)]
@@ -138,7 +141,11 @@ fn place([i, j, k]: [i32; 3], [_, nj, nk]: [usize; 3]) -> usize {
 }
 
 fn apart(a: [i32; 3], b: [i32; 3]) -> f32 {
-    (0..3).map(|d| ((a[d] - b[d]) as f32).powi(2)).sum::<f32>().sqrt()
+    squared(a, b).sqrt()
+}
+
+fn squared(a: [i32; 3], b: [i32; 3]) -> f32 {
+    (0..3).map(|d| ((a[d] - b[d]) as f32).powi(2)).sum()
 }
 
 /// A part of the patch, with the signed distance to the mask's surface.
@@ -190,8 +197,8 @@ impl Neighbourhood {
         let n = near.len().max(1) as f64;
         let mean = near.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
         let variance = near.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n;
-        // Where all is alike nothing is told apart.
-        let scale = 1.0 / (f64::from(ALIKE) * variance.sqrt()).max(1e-6) as f32;
+        // Where nearly all is alike nothing is told apart.
+        let scale = 1.0 / (ALIKE * (variance.sqrt() as f32).max(LEAST_CONTRAST));
         near.iter_mut().for_each(|v| *v *= scale);
         self.values = near;
         self
@@ -210,12 +217,9 @@ impl Neighbourhood {
         self.phi[self.place(p)]
     }
 
-    /// How alike two places look, 0 to 1.
-    fn alike(&self, a: usize, b: usize) -> f32 {
-        if self.values.is_empty() {
-            return 1.0;
-        }
-        (-0.5 * (self.values[a] - self.values[b]).powi(2)).exp()
+    /// How far apart two places look, squared, in [`ALIKE`].
+    fn unlike(&self, a: usize, b: usize) -> f32 {
+        if self.values.is_empty() { 0.0 } else { (self.values[a] - self.values[b]).powi(2) }
     }
 }
 
@@ -310,9 +314,9 @@ fn solve(changes: &[(Click, f32)], length: f32, near: &Neighbourhood) -> Vec<f64
     let places: Vec<usize> = changes.iter().map(|c| near.place(c.0.0)).collect();
     // A thousandth on the diagonal keeps clicks on one voxel soluble.
     let covariance = |a: usize, b: usize| {
-        let d = apart(changes[a].0.0, changes[b].0.0) as f64 / length as f64;
-        let alike = f64::from(near.alike(places[a], places[b]));
-        alike * (-0.5 * d * d).exp() + if a == b { 1e-3 } else { 0.0 }
+        let d = f64::from(squared(changes[a].0.0, changes[b].0.0)) / f64::from(length).powi(2);
+        let d = d + f64::from(near.unlike(places[a], places[b]));
+        (-0.5 * d).exp() + if a == b { 1e-3 } else { 0.0 }
     };
     let mut l = vec![0.0f64; n * n];
     for a in 0..n {
@@ -357,9 +361,9 @@ fn apply(
                 let row = ((i as usize - near.low[0]) * near.size[1] + j as usize - near.low[1])
                     * near.size[2];
                 for k in range(2) {
-                    let d = apart([i, j, k], c) / length;
                     let at = row + k as usize - near.low[2];
-                    moved[at] += *weight as f32 * (-0.5 * d * d).exp() * near.alike(own, at);
+                    let d = squared([i, j, k], c) / (length * length) + near.unlike(own, at);
+                    moved[at] += *weight as f32 * (-0.5 * d).exp();
                 }
             }
         }

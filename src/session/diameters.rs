@@ -49,7 +49,8 @@ impl Diameters {
                 continue;
             }
             let hull = hull(&mut places);
-            let corners = hull.iter().map(|p| [p[0] as f64 * half[0], p[1] as f64 * half[1]]);
+            // From the first of them, so that an outline is as long wherever it lies.
+            let corners = hull.iter().map(|p| [0, 1].map(|a| (p[a] - hull[0][a]) as f64 * half[a]));
             let outline = memory::collected(OUTLINE, corners);
             let (long, pair) = longest(&outline);
             if long > least {

@@ -52,7 +52,7 @@ mod scan;
 mod steer;
 pub mod turn;
 
-pub use ahead::Ahead;
+pub use ahead::{Ahead, Interest};
 pub use encodings::{EncodedPatch, Encodings};
 pub use scan::{
     Image, Intensities, MEMORY, Options, Scan, UNDO_BYTES, UNDO_STEPS, fitted_spacing, intensities,

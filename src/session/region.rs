@@ -16,7 +16,8 @@ const LENGTHS: [f64; 6] = [14.0, 28.0, 56.0, 112.0, 224.0, 448.0];
 const BESIDE: f64 = 14.0;
 /// Places along an edge of such a patch at which its centre may lie. Points near each other are
 /// looked at with the very same patches: what was encoded for one of them serves all. The point is
-/// off the centre by a 16th of the edge along each axis at most.
+/// off the centre by a 16th of the edge along each axis at most. Not so of the widest where that
+/// shows all of the scan: it does so in one place.
 const LATTICE: usize = 8;
 /// Voxels of the scan, along its finest axis, that a patch shows at least.
 const LEAST_VOXELS: f64 = 8.0;
@@ -115,6 +116,27 @@ impl<'a> Sight<'a> {
         Patch::place(grid, config.patch, spacing, extent)
     }
 
+    /// The lengths of first looks, in mm.
+    fn lengths(&self) -> [f64; 6] {
+        // Scans of small things are small themselves.
+        let whole = longest(&whole(self.grid), self.grid);
+        let scale = if whole < LENGTHS[1] { whole / LENGTHS[3] } else { 1.0 };
+        LENGTHS.map(|l| l * scale)
+    }
+
+    /// The widest of first looks, where it shows all of the scan: the same wherever one points.
+    pub fn all(&self) -> Option<Patch> {
+        let Sight { config, grid, .. } = *self;
+        if config.fit.is_none() || self.spacing.is_some() {
+            return None;
+        }
+        let (all, edge) = (whole(grid), config.patch as f64);
+        // Its centre is a voxel's, and the scan's length is rounded to its voxels.
+        let [.., widest] = self.lengths().map(|l| l / edge);
+        let shows = longest(&all, grid) <= (edge - 2.0) * widest;
+        shows.then(|| Patch::place(grid, config.patch, widest, &all))
+    }
+
     /// The patches to try around prompts that tell a place and no size, from the closest look to
     /// the widest, on a [lattice](LATTICE); the widest is the same for all of the scan where it
     /// shows all of it. One alone where there is nothing to choose, and that is centred.
@@ -125,12 +147,7 @@ impl<'a> Sight<'a> {
             return vec![Patch::place(grid, config.patch, spacing, extent)];
         }
         let least = (1.3 * longest(extent, grid)).max(LEAST_VOXELS * self.finest());
-        // Scans of small things are small themselves.
-        let all = whole(grid);
-        let whole = longest(&all, grid);
-        let scale = if whole < LENGTHS[1] { whole / LENGTHS[3] } else { 1.0 };
-        let wide: Vec<f64> =
-            LENGTHS.into_iter().map(|l| l * scale).filter(|l| *l >= least).collect();
+        let wide: Vec<f64> = self.lengths().into_iter().filter(|l| *l >= least).collect();
         // One alone is where the answer lies, and that is fitted.
         if wide.len() < 2 {
             return vec![self.fitted(extent)];
@@ -139,11 +156,9 @@ impl<'a> Sight<'a> {
         let step = (config.patch / LATTICE).max(1);
         let edge = config.patch;
         let place = |l: f64| Patch::place_every(step, grid, edge, l / edge as f64, extent);
-        let mut patches: Vec<Patch> = wide.iter().map(|l| place(*l)).collect();
-        if let (Some(last), Some(widest)) =
-            (patches.last_mut(), wide.last().filter(|l| **l >= whole))
-        {
-            *last = Patch::place(grid, edge, widest / edge as f64, &all);
+        let mut patches: Vec<Patch> = wide.into_iter().map(place).collect();
+        if let (Some(last), Some(all)) = (patches.last_mut(), self.all()) {
+            *last = all;
         }
         patches
     }
@@ -356,6 +371,30 @@ mod tests {
     }
 
     #[test]
+    fn what_shows_all_of_a_scan_shows_each_of_its_voxels() {
+        let config = Config { fit: Some(1.75), patch: 64, ..Config::tiny() };
+        let of = |size: usize, step: f64| {
+            let grid = Grid { size: [size, 9, 5], affine: Affine::from_spacing([step, 2.0, 7.0]) };
+            let all = Sight { config: &config, grid: &grid, spacing: None }.all()?;
+            for corner in 0..8usize {
+                let side = |a: usize| (corner >> a & 1) * (grid.size[a] - 1);
+                let voxel = [0, 1, 2].map(side);
+                assert!(shows(&all, voxel, &grid), "{size} of {step}: {voxel:?}");
+            }
+            Some(all.spacing)
+        };
+        for size in 490..=512 {
+            of(size, 0.85);
+        }
+        assert_eq!(of(510, 0.85), Some(7.0));
+        // Nothing does where a scan is too long, or nearly so.
+        assert_eq!([of(512, 0.87), of(512, 0.98), of(149, 3.0)], [None; 3]);
+        let grid = Grid { size: [9; 3], affine: Affine::from_spacing([1.0; 3]) };
+        let sight = |spacing| Sight { config: &config, grid: &grid, spacing };
+        assert!(sight(None).all().is_some() && sight(Some(2.0)).all().is_none());
+    }
+
+    #[test]
     fn points_are_beside_each_other_by_millimetres_or_by_a_small_scans_length() {
         let grid = Grid { size: [300, 300, 60], affine: Affine::from_spacing([0.7, 0.7, 5.0]) };
         let at = [150, 150, 30];
@@ -378,8 +417,7 @@ mod tests {
             assert_eq!(patches.len(), LENGTHS.len());
             // All of the scan, whatever is pointed at.
             let (widest, patches) = patches.split_last().unwrap();
-            let all = Patch::place(&grid, config.patch, widest.spacing, &whole(&grid)).grid;
-            assert!(widest.grid == all && shows(widest, voxel, &grid), "{voxel:?}");
+            assert!(widest.grid == sight.all().unwrap().grid, "{voxel:?}");
             for (n, patch) in patches.iter().enumerate() {
                 let at = patch.from_image.apply(voxel.map(|v| v as f64));
                 let is_near = |c: &f64| (c - edge / 2.0).abs() <= step / 2.0 + 1e-5;

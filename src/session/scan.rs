@@ -161,8 +161,6 @@ pub struct Scan {
     number: u64,
     /// What each session on it has a copy of, so that they can be counted.
     sessions: Arc<()>,
-    /// What says to a patch that is to be encoded ahead that the scan is there still.
-    pub(super) sign: Arc<Vec<Grid>>,
 }
 
 impl Scan {
@@ -187,8 +185,7 @@ impl Scan {
         encodings: &Arc<Encodings>,
     ) -> Scan {
         let (model, encodings, number) = (model.clone(), encodings.clone(), encodings.next());
-        let (sessions, sign) = Default::default();
-        Scan { model, image, normalization, options, encodings, number, sessions, sign }
+        Scan { model, image, normalization, options, encodings, number, sessions: Arc::new(()) }
     }
 
     /// The scan with more of its image, or another part: it can begin as the

@@ -92,6 +92,29 @@ fn a_training_that_is_told_to_end_saves_and_a_folder_has_one_training() {
 }
 
 #[test]
+fn a_second_interrupt_gives_up_what_a_training_finishes() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model(folder.path());
+    // A step takes long.
+    let run = train(&model, &folder.path().join("run")).with("--epochs 9 --steps 9 --batch 64");
+    let run = run.with("--iterations 8 --validation-cases 0 --threads 1");
+    let mut child = ending(run).start();
+    let lock = folder.path().join("run/run.lock");
+    until(&mut child, || lock.exists());
+    // Those that come while one waits to be heard are one with it.
+    signal(&child, "TERM");
+    while child.try_wait().unwrap().is_none() {
+        signal(&child, "INT");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(130), "{}", text(&out));
+    let left = std::fs::read_dir(folder.path().join("run")).unwrap().flatten();
+    let temporary = left.filter(|e| e.file_name().to_string_lossy().contains("prism-tmp"));
+    assert_eq!(temporary.count(), 0);
+}
+
+#[test]
 fn a_signal_that_is_ignored_when_the_program_starts_stays_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let model = model(folder.path());
@@ -105,6 +128,7 @@ fn a_signal_that_is_ignored_when_the_program_starts_stays_ignored() {
     assert!(child.try_wait().unwrap().is_none(), "it ended");
     signal(&child, "TERM");
     let out = child.wait_with_output().unwrap();
+    assert_eq!(text(&out).matches("finishing the step").count(), 1);
     assert!(out.status.success() && text(&out).contains("--resume goes on"), "{}", text(&out));
 }
 

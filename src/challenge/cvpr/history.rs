@@ -82,14 +82,14 @@ fn brief(value: &Value) -> String {
     }
 }
 
-/// The same of a value within another.
+/// A value within another, in a few words.
 fn kind_of(value: &Value) -> String {
     match value {
         Value::None => "None".into(),
         Value::Bool(true) => "True".into(),
         Value::Bool(false) => "False".into(),
         Value::Int(n) => n.to_string(),
-        Value::Float(v) => v.to_string(),
+        Value::Float(v) => format!("{v:?}"),
         Value::Text(text) => format!("'{}'", shortened(text, 40)),
         Value::Bytes(bytes) => format!("{} bytes", bytes.len()),
         Value::List(items) => format!("a list of {}", items.len()),

@@ -234,9 +234,10 @@ impl State {
         self.image = Some(Image { opened, scan, layers, shown: None, doubt: None });
     }
 
-    /// Where the object will be looked at next.
+    /// Where the object will be looked at next, or what first clicks are looked at with.
     pub fn ahead(&mut self) -> Option<Ahead> {
-        self.image.as_mut()?.layer().session.ahead()
+        let image = self.image.as_mut()?;
+        image.layer().session.ahead().or_else(|| image.opened.ahead())
     }
 
     /// Sets the buffer, which is empty.

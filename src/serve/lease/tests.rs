@@ -2,7 +2,6 @@
 
 use super::super::turns::Turns;
 use super::super::wire::unpack;
-use super::super::work::Work;
 use super::*;
 use crate::device::{Cpu, Device};
 use crate::model::{Model, Weights};
@@ -35,8 +34,7 @@ fn begun(options: Options) -> Lease {
     let lease = Lease::default();
     let image = scan_of(image, [1.0; 3]).unwrap();
     let encodings = Arc::new(Encodings::new(options.memory));
-    let work = Work::start(1).unwrap();
-    let engine = Engine { model: &model, options, encodings: &encodings, work: &work };
+    let engine = Engine { model: &model, options, encodings: &encodings };
     lease.state().set_image(engine, image, None).unwrap();
     lease.state().set_buffer(Buffer { shape: SHAPE, dtype: Dtype::Bool }).unwrap();
     lease

@@ -811,15 +811,12 @@ function showAnswer() {
 let doubting = false;
 /** How often that was asked for: what comes for an earlier answer is not shown. */
 let doubts = 0;
-/** Whose voxels are shown. */
-let doubted = null;
 
 /** Fetches what the network is unsure of in the active object's answer, where that is shown. */
 async function showUnsure() {
   const mine = ++doubts,
     object = active;
-  if (object !== doubted || !doubting) marks.unsure = null;
-  doubted = object;
+  marks.unsure = null;
   view.request();
   if (!doubting || !isBegun(object)) return;
   try {

@@ -16,7 +16,7 @@ export async function dropped(transfer) {
   return found;
 }
 
-/** The same of files that an input has. */
+/** What lies in the files that an input has. */
 export const chosen = (files) =>
   enough([...files].map((file) => ({ path: file.webkitRelativePath || file.name, file })));
 

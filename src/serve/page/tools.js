@@ -85,7 +85,7 @@ export class Tools {
     }, REST);
   }
 
-  /** The same of the crosshair, which keys moved: a key clicks there, whatever the tool. */
+  /** Tells where keys left the crosshair: a key clicks there, whatever the tool. */
   hoverAtCross() {
     clearTimeout(this.resting);
     this.resting = setTimeout(() => {
