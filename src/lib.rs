@@ -48,7 +48,7 @@
 //!
 //! | feature | by default | |
 //! |---|---|---|
-//! | `cli` | yes | the program: the modules `cli` and `picture` |
+//! | `cli` | yes | the program: the modules `cli`, `picture` and `preview` |
 //! | `serve` | yes | its server, with `cli`: the module `serve` |
 //! | `dicom` | yes | [`Volume::read`] reads DICOM series too: the module `volume::dicom` |
 //! | `model` | no | the small model built into the program, with `cli` |
@@ -77,6 +77,8 @@ pub mod ops;
 pub mod output;
 #[cfg(feature = "cli")]
 pub mod picture;
+#[cfg(feature = "cli")]
+pub mod preview;
 pub mod prompt;
 #[cfg(feature = "serve")]
 pub mod serve;

@@ -75,11 +75,21 @@ impl Picture {
         }
     }
 
+    /// The picture as the bytes of a PNG file.
+    pub fn png(&self) -> Result<Vec<u8>, String> {
+        let mut bytes = vec![];
+        self.encode(&mut bytes)?;
+        Ok(bytes)
+    }
+
     /// Writes the picture as PNG. The error does not name the file.
     pub fn save(&self, path: &Path) -> Result<(), String> {
         let file = std::fs::File::create(path).map_err(|e| e.to_string())?;
-        let mut encoder =
-            png::Encoder::new(std::io::BufWriter::new(file), self.width as u32, self.height as u32);
+        self.encode(std::io::BufWriter::new(file))
+    }
+
+    fn encode(&self, to: impl std::io::Write) -> Result<(), String> {
+        let mut encoder = png::Encoder::new(to, self.width as u32, self.height as u32);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         let mut writer = encoder.write_header().map_err(|e| e.to_string())?;

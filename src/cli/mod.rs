@@ -10,7 +10,6 @@ mod info;
 mod man;
 mod model;
 mod objects;
-mod preview;
 mod segment;
 #[cfg(feature = "serve")]
 mod serve;

@@ -16,6 +16,7 @@ use super::turns::Turn;
 use super::work::Kind;
 use super::{Route, Shared, aside, tidy};
 use crate::message::quoted;
+use crate::preview::{Marks, Plane, draw_plane};
 use crate::prompt::{Dense, Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::session::Session;
 use crate::session::diameters::Diameters;
@@ -74,6 +75,7 @@ pub fn routes() -> Vec<Route> {
         ("/v1/objects/{object}/reset", post(reset)),
         ("/v1/objects/{object}/answer", get(answer)),
         ("/v1/objects/{object}/unsure", get(unsure)),
+        ("/v1/objects/{object}/preview", get(preview)),
         ("/v1/objects/{object}/mask", put(give_mask).get(mask)),
     ]
 }
@@ -753,6 +755,55 @@ async fn unsure(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> 
     packed(&about, bits.unwrap_or_default())
 }
 
+/// The plane and the slice that a query asks for on a grid: the axial one where it names none, and
+/// no slice where it has no number.
+fn look_of(
+    query: &Option<String>,
+    grid: &Grid,
+) -> Result<(&'static Plane, Option<usize>), Failure> {
+    let asked = field(query, "plane").unwrap_or_else(|| "axial".into()).to_lowercase();
+    let plane = Plane::named(&asked).ok_or_else(|| {
+        let asked = quoted(&asked);
+        Failure::bad(format!("plane is '{asked}', expected axial, coronal or sagittal"))
+    })?;
+    let Some(text) = field(query, "slice") else { return Ok((plane, None)) };
+    let axis = plane.axis(grid);
+    let (axis, count) = (["x", "y", "z"][axis], grid.size[axis]);
+    let last = count.saturating_sub(1);
+    let expected = format!("slice is '{}', expected 0 to {last} along {axis}", quoted(&text));
+    match text.parse() {
+        Ok(slice) if slice < count => Ok((plane, Some(slice))),
+        Ok(_) => Err(Failure::unfit(expected)),
+        Err(_) => Err(Failure::bad(expected)),
+    }
+}
+
+/// A slice of the scan with the object's contour, as a picture.
+async fn preview(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Answer {
+    let (scan, study, object) = shared.store.object(&name)?;
+    let (plane, slice) = look_of(&query, &study.opened.image.grid)?;
+    let held = study.clone();
+    let draw = move |_: &Turn| -> Result<Vec<u8>, Failure> {
+        let (shown, marks) = {
+            let session = object.session();
+            (session.prediction().cloned(), Marks::holding(session.said()))
+        };
+        let answer = shown.as_ref().map(|shown| &shown.field);
+        let picture = draw_plane(&study.opened.image, answer, &marks, plane, slice);
+        picture.png().map_err(|e| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, e))
+    };
+    let picture = shared.work.run(scan, Kind::Other, draw).await;
+    shared.store.worked(scan);
+    drop(held);
+    let mut response = Response::new(body::kept(picture?)?);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("image/png"));
+    Ok(response)
+}
+
 /// The format that a query asks for, of those that there are.
 fn format_of(
     query: &Option<String>,
@@ -863,6 +914,38 @@ mod tests {
         assert_eq!(text, "{\"a\":\"\\u00e4\\ud83d\\ude00\"}");
         let back: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(back["a"], "ä😀");
+    }
+
+    #[test]
+    fn a_picture_is_of_a_plane_and_a_slice_that_there_are() {
+        // Its axes run up, to the right and to the front: what lies across differs.
+        let rows = [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]];
+        let grid = Grid { size: [40, 30, 20], affine: Affine(rows) };
+        let of = |query: &str| {
+            let query = Some(query.to_string());
+            look_of(&query, &grid).map(|(plane, slice)| (plane.axis(&grid), slice))
+        };
+        assert_eq!(
+            look_of(&None, &grid).map(|(plane, slice)| (plane.axis(&grid), slice)),
+            Ok((0, None))
+        );
+        assert_eq!(of("slice=39"), Ok((0, Some(39))));
+        assert_eq!(of("plane=Coronal&slice=19"), Ok((2, Some(19))));
+        assert_eq!(of("slice=0&plane=sagittal"), Ok((1, Some(0))));
+        for (query, status, says) in [
+            ("plane=oblique", StatusCode::BAD_REQUEST, "expected axial, coronal or sagittal"),
+            ("plane=", StatusCode::BAD_REQUEST, "expected axial, coronal or sagittal"),
+            ("slice=40", StatusCode::UNPROCESSABLE_ENTITY, "'40', expected 0 to 39 along x"),
+            ("plane=sagittal&slice=30", StatusCode::UNPROCESSABLE_ENTITY, "0 to 29 along y"),
+            ("slice=-1", StatusCode::BAD_REQUEST, "'-1', expected 0 to 39 along x"),
+            ("slice=1.5", StatusCode::BAD_REQUEST, "expected 0 to 39"),
+            ("slice=", StatusCode::BAD_REQUEST, "expected 0 to 39"),
+            ("slice=99999999999999999999", StatusCode::BAD_REQUEST, "expected 0 to 39"),
+        ] {
+            let failure = of(query).unwrap_err();
+            assert!(failure.message().contains(says), "{query}: {failure:?}");
+            assert_eq!(failure.reply("error").status(), status, "{query}");
+        }
     }
 
     #[test]

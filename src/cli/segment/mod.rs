@@ -8,12 +8,12 @@ mod stages;
 
 use super::model::{Chosen, ModelArgs};
 use super::objects::Painted;
-use super::preview::{self, Marks};
 use super::{DeviceArgs, Failure, pretty, print, quiet, say, warn};
 use crate::device::Device;
 use crate::memory;
 use crate::model::{Intensity, Model};
 use crate::output::{self, Pending};
+use crate::preview::{self, Marks};
 use crate::prompt::{Iteration, PromptedObject, RawBox, RawOutline, RawPoint, Space, read_prompts};
 use crate::session::{Intensities, Options, Prediction, Scan, intensities, working_spacing};
 use crate::volume::intensity::Normalization;

@@ -1,13 +1,15 @@
-//! A picture of the result: axial, coronal and sagittal planes through what was said last, the
-//! object's contour, the prompts. What is to be read (plane, slice, directions, scale, window,
+//! A picture of the result: axial, coronal and sagittal planes through what was said last, or one of
+//! them through any slice, the object's contour, the prompts. What is to be read (plane, slice, directions, scale, window,
 //! spacing, colours) stands around the panels, so that nothing covers the scan.
 //!
 //! Planes are shown as radiologists look at them: the patient's right on the left of axial and
 //! coronal planes, anterior on the left of the sagittal one.
 
+use crate::memory;
 use crate::picture::{CHARACTER, Picture};
 use crate::prompt::Prompts;
-use crate::session::field::Field;
+use crate::session::Said;
+use crate::session::field::{Field, Reader};
 use crate::volume::resample::{Interpolation, sample_of};
 use crate::volume::{Affine, Grid, Orientation, Volume};
 use rayon::prelude::*;
@@ -20,6 +22,8 @@ const GAP: usize = 8;
 /// From the left of one panel to that of the next.
 const STEP: usize = PANEL + 2 * MARGIN + GAP;
 const WIDTH: usize = 3 * STEP - GAP;
+/// Of a picture of one panel.
+const NARROW: usize = STEP - GAP;
 
 /// Text is written at twice the font's size: 16 pixels from one character to the next, and from top
 /// to bottom.
@@ -33,6 +37,8 @@ const LOWER: usize = TOP + PANEL + 6;
 const BARS: usize = LOWER + 24;
 const VALUES: usize = BARS + 32;
 const LEGEND: usize = VALUES + 26;
+/// From one row of text at the font's own size to the next.
+const ROW: usize = CHARACTER + 4;
 const HEIGHT: usize = LEGEND + GLYPH + 10;
 
 /// The least and the most that a panel shows, in mm.
@@ -79,6 +85,14 @@ impl Marks {
             });
         Marks { points, bounds: iterations.iter().rev().find_map(|p| p.bounds), last }
     }
+
+    /// The clicks and strokes that hold in a session, of which the last one is looked at. Where
+    /// memory for them is refused it unwinds to [`memory::caught`].
+    pub fn holding(said: &[Said]) -> Marks {
+        let each = said.iter().map(|said| (said.voxel, said.positive));
+        let points = memory::collected("the marks of a picture", each);
+        Marks { points, bounds: None, last: said.last().map(|said| said.voxel) }
+    }
 }
 
 /// Of the voxels that `each` visits, twice over, the one nearest to their mean.
@@ -100,7 +114,7 @@ fn middle(each: impl Fn(&mut dyn FnMut([usize; 3]))) -> Option<[usize; 3]> {
 
 /// A plane: its name, the canonical axes that run across and down the panel, the one through it,
 /// and the letters left, right, top, bottom.
-struct Plane {
+pub struct Plane {
     name: &'static str,
     across: usize,
     down: usize,
@@ -114,6 +128,18 @@ static PLANES: [Plane; 3] = [
     Plane { name: "sagittal", across: 1, down: 2, through: 0, letters: ['A', 'P', 'S', 'I'] },
 ];
 
+impl Plane {
+    /// The one that is called `axial`, `coronal` or `sagittal`; none for other names.
+    pub fn named(name: &str) -> Option<&'static Plane> {
+        PLANES.iter().find(|plane| plane.name == name)
+    }
+
+    /// The axis of a grid's voxels that its slices are counted along: 0 to 2 for i, j, k.
+    pub fn axis(&self, grid: &Grid) -> usize {
+        Orientation::of(&grid.affine).axes[self.through]
+    }
+}
+
 /// Where to look.
 struct Look {
     /// The voxel of the image that all three planes go through.
@@ -126,124 +152,177 @@ struct Look {
     view: f64,
 }
 
-/// Draws answers on their image: the last one's contour, and faintly those of up to three before
-/// it.
-pub fn draw(image: &Volume, answers: &[&Field], marks: &Marks) -> Picture {
-    let canonical = image.grid.canonical();
-    let to_image = image.grid.affine.inverse().after(&canonical.affine);
-    let from_image = canonical.affine.inverse().after(&image.grid.affine);
-    let spacing = canonical.spacing();
-    let look = look(answers.last().copied(), marks, &from_image, image.grid.size, spacing);
-    let mm = look.view / PANEL as f64;
+/// What panels show, and from where.
+struct Scene<'a> {
+    image: &'a Volume,
+    /// The last answer, and up to three before it, the latest first.
+    readers: Vec<Reader<'a>>,
+    marks: &'a Marks,
+    /// From voxels of the image to canonical ones, and back.
+    from_image: Affine,
+    to_image: Affine,
+    /// Of canonical voxels, in mm.
+    spacing: [f64; 3],
+    look: Look,
+}
 
-    // Every pixel's value and which answers it is inside of, panel by panel; the last answer is bit
-    // 0.
-    let mut grey = vec![f32::NAN; 3 * PANEL * PANEL];
-    let mut inside = vec![0u8; 3 * PANEL * PANEL];
-    let readers: Vec<_> =
-        answers.iter().rev().take(1 + EARLIER.len()).map(|f| f.reader(8.0)).collect();
-    let place = |plane: &Plane, x: usize, y: usize| -> [f64; 3] {
-        let mut at = look.through;
-        // Left on the screen is the patient's right or front, top is front or head: both axes run
-        // against their world axis.
-        at[plane.across] = look.middle[plane.across]
-            - (x as f64 + 0.5 - PANEL as f64 / 2.0) * mm / spacing[plane.across];
-        at[plane.down] = look.middle[plane.down]
-            - (y as f64 + 0.5 - PANEL as f64 / 2.0) * mm / spacing[plane.down];
-        at
-    };
-    grey.par_chunks_mut(PANEL).zip(inside.par_chunks_mut(PANEL)).enumerate().for_each(
-        |(row, (values, bits))| {
-            let (plane, y) = (&PLANES[row / PANEL], row % PANEL);
-            for x in 0..PANEL {
-                let at = to_image.apply(place(plane, x, y));
-                if let Some(v) =
-                    sample_of(|v| image.at(v), image.grid.size, at, Interpolation::Linear)
-                {
-                    values[x] = v as f32;
-                    bits[x] = readers
-                        .iter()
-                        .enumerate()
-                        .fold(0, |all, (n, r)| all | u8::from(r.sample(at) > 0.0) << n);
+impl<'a> Scene<'a> {
+    fn new(image: &'a Volume, answers: &[&'a Field], marks: &'a Marks) -> Scene<'a> {
+        let canonical = image.grid.canonical();
+        let to_image = image.grid.affine.inverse().after(&canonical.affine);
+        let from_image = canonical.affine.inverse().after(&image.grid.affine);
+        let spacing = canonical.spacing();
+        let look = look(answers.last().copied(), marks, &from_image, image.grid.size, spacing);
+        let latest = answers.iter().rev().take(1 + EARLIER.len()).copied();
+        let readers = latest.map(|field| field.reader(8.0)).collect();
+        Scene { image, readers, marks, from_image, to_image, spacing, look }
+    }
+
+    /// Draws panels side by side, with what stands right above and below each, and returns the
+    /// window that they have in common.
+    fn panels(&self, picture: &mut Picture, planes: &[Plane]) -> (f32, f32) {
+        let Scene { image, readers, marks, from_image, to_image, spacing, look } = self;
+        let mm = look.view / PANEL as f64;
+
+        // Every pixel's value and which answers it is inside of, panel by panel; the last answer is
+        // bit 0.
+        let mut grey = vec![f32::NAN; planes.len() * PANEL * PANEL];
+        let mut inside = vec![0u8; planes.len() * PANEL * PANEL];
+        let place = |plane: &Plane, x: usize, y: usize| -> [f64; 3] {
+            let mut at = look.through;
+            // Left on the screen is the patient's right or front, top is front or head: both axes
+            // run against their world axis.
+            at[plane.across] = look.middle[plane.across]
+                - (x as f64 + 0.5 - PANEL as f64 / 2.0) * mm / spacing[plane.across];
+            at[plane.down] = look.middle[plane.down]
+                - (y as f64 + 0.5 - PANEL as f64 / 2.0) * mm / spacing[plane.down];
+            at
+        };
+        grey.par_chunks_mut(PANEL).zip(inside.par_chunks_mut(PANEL)).enumerate().for_each(
+            |(row, (values, bits))| {
+                let (plane, y) = (&planes[row / PANEL], row % PANEL);
+                for x in 0..PANEL {
+                    let at = to_image.apply(place(plane, x, y));
+                    if let Some(v) =
+                        sample_of(|v| image.at(v), image.grid.size, at, Interpolation::Linear)
+                    {
+                        values[x] = v as f32;
+                        bits[x] = readers
+                            .iter()
+                            .enumerate()
+                            .fold(0, |all, (n, r)| all | u8::from(r.sample(at) > 0.0) << n);
+                    }
+                }
+            },
+        );
+        let (low, high) = window(&grey);
+        for (p, plane) in planes.iter().enumerate() {
+            let left = p * STEP + MARGIN;
+            let is_inside =
+                |x: usize, y: usize, n: usize| inside[(p * PANEL + y) * PANEL + x] >> n & 1 == 1;
+            let on_border = |x: usize, y: usize, n: usize| {
+                let beside =
+                    [(x.wrapping_sub(1), y), (x + 1, y), (x, y.wrapping_sub(1)), (x, y + 1)];
+                is_inside(x, y, n)
+                    && beside
+                        .into_iter()
+                        .any(|(x, y)| x >= PANEL || y >= PANEL || !is_inside(x, y, n))
+            };
+            for y in 0..PANEL {
+                for x in 0..PANEL {
+                    let v = grey[(p * PANEL + y) * PANEL + x];
+                    let g = if v.is_nan() {
+                        0
+                    } else {
+                        ((v - low) / (high - low) * 255.0).clamp(0.0, 255.0) as u8
+                    };
+                    let contour = (0..readers.len()).find(|n| on_border(x, y, *n));
+                    let colour = contour.map(|n| if n == 0 { CONTOUR } else { EARLIER[n - 1] });
+                    picture.set(left + x, TOP + y, colour.unwrap_or([g; 3]));
                 }
             }
-        },
-    );
-    let (low, high) = window(&grey);
-    let mut picture = Picture::new(WIDTH, HEIGHT, GROUND);
-    for (p, plane) in PLANES.iter().enumerate() {
-        let left = p * STEP + MARGIN;
-        let is_inside =
-            |x: usize, y: usize, n: usize| inside[(p * PANEL + y) * PANEL + x] >> n & 1 == 1;
-        let on_border = |x: usize, y: usize, n: usize| {
-            let beside = [(x.wrapping_sub(1), y), (x + 1, y), (x, y.wrapping_sub(1)), (x, y + 1)];
-            is_inside(x, y, n)
-                && beside.into_iter().any(|(x, y)| x >= PANEL || y >= PANEL || !is_inside(x, y, n))
-        };
-        for y in 0..PANEL {
-            for x in 0..PANEL {
-                let v = grey[(p * PANEL + y) * PANEL + x];
-                let g = if v.is_nan() {
-                    0
-                } else {
-                    ((v - low) / (high - low) * 255.0).clamp(0.0, 255.0) as u8
-                };
-                let contour = (0..readers.len()).find(|n| on_border(x, y, *n));
-                let colour = contour.map(|n| if n == 0 { CONTOUR } else { EARLIER[n - 1] });
-                picture.set(left + x, TOP + y, colour.unwrap_or([g; 3]));
+            let pixel = |v: [f64; 3]| -> [f64; 2] {
+                let x = -(v[plane.across] - look.middle[plane.across]) * spacing[plane.across] / mm;
+                let y = -(v[plane.down] - look.middle[plane.down]) * spacing[plane.down] / mm;
+                [x + PANEL as f64 / 2.0, y + PANEL as f64 / 2.0]
+            };
+            draw_marks(picture, plane, left, marks, from_image, look.through[plane.through], pixel);
+            picture.text(&title(plane, &image.grid, look.voxel), left, TITLES, SCALE, INK);
+            let (centre, middle) = (left + (PANEL - GLYPH) / 2, TOP + (PANEL - GLYPH) / 2);
+            let edges = [
+                (left - MARGIN + 4, middle),
+                (left + PANEL + 6, middle),
+                (centre, UPPER),
+                (centre, LOWER),
+            ];
+            for (letter, (x, y)) in plane.letters.iter().zip(edges) {
+                picture.text(&letter.to_string(), x, y, SCALE, INK);
             }
+            draw_bar(picture, left, look.view);
         }
-        let pixel = |v: [f64; 3]| -> [f64; 2] {
-            let x = -(v[plane.across] - look.middle[plane.across]) * spacing[plane.across] / mm;
-            let y = -(v[plane.down] - look.middle[plane.down]) * spacing[plane.down] / mm;
-            [x + PANEL as f64 / 2.0, y + PANEL as f64 / 2.0]
-        };
-        draw_marks(
-            &mut picture,
-            plane,
-            left,
-            marks,
-            &from_image,
-            look.through[plane.through],
-            pixel,
-        );
-        picture.text(&title(plane, &image.grid, look.voxel), left, TITLES, SCALE, INK);
-        let (centre, middle) = (left + (PANEL - GLYPH) / 2, TOP + (PANEL - GLYPH) / 2);
-        let edges = [
-            (left - MARGIN + 4, middle),
-            (left + PANEL + 6, middle),
-            (centre, UPPER),
-            (centre, LOWER),
-        ];
-        for (letter, (x, y)) in plane.letters.iter().zip(edges) {
-            picture.text(&letter.to_string(), x, y, SCALE, INK);
-        }
-        draw_bar(&mut picture, left, look.view);
+        (low, high)
     }
-    let text = values(low, high, image.grid.spacing());
+}
+
+/// Draws answers on their image in all three planes: the last one's contour, and faintly those of
+/// up to three before it. Where memory is refused it unwinds to [`memory::caught`].
+pub fn draw(image: &Volume, answers: &[&Field], marks: &Marks) -> Picture {
+    let scene = Scene::new(image, answers, marks);
+    let mut picture = Picture::new(WIDTH, HEIGHT, GROUND);
+    let shown = scene.panels(&mut picture, &PLANES);
+    let text = values(shown, image.grid.spacing()).join("   ");
     let scale = if MARGIN + text.len() * GLYPH <= WIDTH { SCALE } else { 1 };
     picture.text(&text, MARGIN, VALUES, scale, INK);
-    draw_legend(&mut picture, readers.len(), marks);
+    draw_legend(&mut picture, scene.readers.len(), marks, SCALE);
+    picture
+}
+
+/// Draws an answer on its image in one plane: through a slice, counted as the voxels of the image
+/// are along [`Plane::axis`], or where [`draw`] would. Where memory is refused it unwinds to
+/// [`memory::caught`].
+pub fn draw_plane(
+    image: &Volume,
+    answer: Option<&Field>,
+    marks: &Marks,
+    plane: &Plane,
+    slice: Option<usize>,
+) -> Picture {
+    let answers: Vec<&Field> = answer.into_iter().collect();
+    let mut scene = Scene::new(image, &answers, marks);
+    if let Some(slice) = slice {
+        let Scene { look, from_image, .. } = &mut scene;
+        look.voxel[plane.axis(&image.grid)] = slice;
+        look.through = from_image.apply(look.voxel.map(|v| v as f64));
+    }
+    let mut picture = Picture::new(NARROW, HEIGHT, GROUND);
+    let shown = scene.panels(&mut picture, std::slice::from_ref(plane));
+    for (row, text) in values(shown, image.grid.spacing()).iter().enumerate() {
+        picture.text(text, MARGIN, VALUES + row * ROW, 1, INK);
+    }
+    draw_legend(&mut picture, scene.readers.len(), marks, 1);
     picture
 }
 
 /// Which plane it is, and where: the slice by its index in the file, and by the patient's direction
 /// in mm.
 fn title(plane: &Plane, grid: &Grid, voxel: [usize; 3]) -> String {
-    let axis = Orientation::of(&grid.affine).axes[plane.through];
+    let axis = plane.axis(grid);
     let mm = grid.affine.apply(voxel.map(|v| v as f64))[plane.through];
     let letter = [['R', 'L'], ['A', 'P'], ['S', 'I']][plane.through][usize::from(mm < 0.0)];
     format!("{} {} {}  {letter} {:.1} mm", plane.name, ['i', 'j', 'k'][axis], voxel[axis], mm.abs())
 }
 
 /// The window and the spacing, in words.
-fn values(low: f32, high: f32, spacing: [f64; 3]) -> String {
+fn values((low, high): (f32, f32), spacing: [f64; 3]) -> [String; 2] {
     let (low, high) = (f64::from(low), f64::from(high));
     let digits = (2.0 - (high - low).log10().floor()).clamp(0.0, 9.0) as usize;
     let [from, to, level, width] =
         [low, high, (low + high) / 2.0, high - low].map(|v| number(v, digits));
     let [i, j, k] = spacing.map(|s| number(s, 3));
-    format!("window {from}..{to} (level {level}, width {width})   spacing {i} x {j} x {k} mm")
+    [
+        format!("window {from}..{to} (level {level}, width {width})"),
+        format!("spacing {i} x {j} x {k} mm"),
+    ]
 }
 
 /// A number with so many digits behind the point at most.
@@ -276,7 +355,7 @@ fn draw_bar(picture: &mut Picture, left: usize, view: f64) {
 }
 
 /// What each colour is, of those that were drawn.
-fn draw_legend(picture: &mut Picture, answers: usize, marks: &Marks) {
+fn draw_legend(picture: &mut Picture, answers: usize, marks: &Marks, scale: usize) {
     let has = |sign: bool| marks.points.iter().any(|(_, positive)| *positive == sign);
     let earlier = &EARLIER[..answers.saturating_sub(1).min(EARLIER.len())];
     // A sign where it is drawn as one, else a line.
@@ -291,13 +370,13 @@ fn draw_legend(picture: &mut Picture, answers: usize, marks: &Marks) {
     for (colours, sign, words) in entries.into_iter().filter(|(colours, ..)| !colours.is_empty()) {
         for colour in colours {
             match sign {
-                "" => picture.fill(x, LEGEND + 6, 20, 4, *colour),
-                sign => picture.text(sign, x, LEGEND, SCALE, *colour),
+                "" => picture.fill(x, LEGEND + 3 * scale, 20, 2 * scale, *colour),
+                sign => picture.text(sign, x, LEGEND, scale, *colour),
             }
             x += 28;
         }
-        picture.text(words, x, LEGEND, SCALE, INK);
-        x += words.len() * GLYPH + 28;
+        picture.text(words, x, LEGEND, scale, INK);
+        x += words.len() * CHARACTER * scale + 28;
     }
 }
 
@@ -501,6 +580,51 @@ mod tests {
     }
 
     #[test]
+    fn one_plane_is_drawn_as_beside_the_others_and_through_any_slice() {
+        let image = example();
+        let mut field = Field::new(image.grid.size, true);
+        field.edit(&[72..90, 72..90, 13..16], |_, _| 2.0);
+        let prompts = Prompts { points: vec![([80, 80, 14], true)], ..Default::default() };
+        let all = draw(&image, &[&field], &Marks::of(&[prompts]));
+        let marks = Marks::holding(&[Said { voxel: [80, 80, 14], positive: true }]);
+        let of = |plane: &Plane, slice| draw_plane(&image, Some(&field), &marks, plane, slice);
+        for (p, plane) in PLANES.iter().enumerate() {
+            let one = of(plane, None);
+            assert_eq!((one.width, one.height), (NARROW, 568));
+            // The window may differ, which is of what is shown; all else is the same.
+            for (x, y) in (0..TOP + PANEL).flat_map(|y| (0..NARROW).map(move |x| (x, y))) {
+                let is_drawn = |c: &[u8; 3]| [CONTOUR, POSITIVE, INK].contains(c);
+                let [here, there] = [one.get(x, y), all.get(p * STEP + x, y)]
+                    .map(|colour| colour.filter(|c| is_drawn(c)));
+                assert_eq!(here, there, "{} at {x}, {y}", plane.name);
+            }
+            // Through the click's own slice it is the same picture.
+            let axis = plane.axis(&image.grid);
+            let again = of(plane, Some([80, 80, 14][axis]));
+            let differs = |(x, y): (usize, usize)| one.get(x, y) != again.get(x, y);
+            assert!(!(0..568).flat_map(|y| (0..NARROW).map(move |x| (x, y))).any(differs));
+            // The first slice has neither the object nor the click, but names them.
+            let off = of(plane, Some(0));
+            for colour in [CONTOUR, POSITIVE] {
+                assert_eq!(count(&off, MARGIN, TOP, PANEL, PANEL, colour), 0, "{}", plane.name);
+                assert!(count(&off, 0, LEGEND, NARROW, CHARACTER, colour) > 4);
+            }
+        }
+        assert!(Plane::named("axial").is_some_and(|plane| plane.axis(&image.grid) == 2));
+        assert!(Plane::named("oblique").is_none());
+        // Text ends before the picture does.
+        let one = of(&PLANES[0], None);
+        assert!(one.png().is_ok_and(|bytes| bytes.starts_with(b"\x89PNG\r\n\x1a\n")));
+        assert_eq!(
+            count(&one, NARROW - 4, VALUES, 4, HEIGHT - VALUES, GROUND),
+            4 * (HEIGHT - VALUES)
+        );
+        // Nothing said, nothing answered.
+        let empty = draw_plane(&image, None, &Marks::holding(&[]), &PLANES[1], None);
+        assert_eq!(count(&empty, 0, 0, NARROW, HEIGHT, CONTOUR), 0);
+    }
+
+    #[test]
     fn the_scale_bar_is_as_long_as_it_says() {
         let image = example();
         let picture = picture(&image);
@@ -534,10 +658,10 @@ mod tests {
             titles,
             ["axial k 5  I 20.0 mm", "coronal j 6  A 17.0 mm", "sagittal i 4  R 8.0 mm"]
         );
-        let text = values(-1000.2, 350.4, [0.5, 0.5, 2.0]);
+        let text = values((-1000.2, 350.4), [0.5, 0.5, 2.0]).join("   ");
         assert_eq!(text, "window -1000..350 (level -325, width 1351)   spacing 0.5 x 0.5 x 2 mm");
         assert_eq!(
-            values(0.0, 0.25, [1.0; 3]),
+            values((0.0, 0.25), [1.0; 3]).join("   "),
             "window 0..0.25 (level 0.125, width 0.25)   spacing 1 x 1 x 1 mm"
         );
     }
