@@ -1,6 +1,7 @@
-//! A picture of the result: axial, coronal and sagittal planes through what was said last, or one of
-//! them through any slice, the object's contour, the prompts. What is to be read (plane, slice, directions, scale, window,
-//! spacing, colours) stands around the panels, so that nothing covers the scan.
+//! A picture of the result: axial, coronal and sagittal planes through what was said last, or one
+//! of them through any slice, the object's contour, the prompts. What is to be read (plane, slice,
+//! directions, scale, window, spacing, colours) stands around the panels, so that nothing covers
+//! the scan.
 //!
 //! Planes are shown as radiologists look at them: the patient's right on the left of axial and
 //! coronal planes, anterior on the left of the sagittal one.

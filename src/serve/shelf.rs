@@ -10,7 +10,7 @@
 use super::arrived;
 use super::failure::Failure;
 #[cfg(feature = "dicom")]
-use crate::volume::dicom::{self, Filed};
+use crate::volume::dicom::{self, Filed, Odd};
 use crate::volume::{Volume, VolumeError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,14 @@ const FRESH: Duration = Duration::from_secs(5);
 /// A series whose voxels can be read: none in a build that reads no DICOM.
 #[cfg(not(feature = "dicom"))]
 type Filed = std::convert::Infallible;
+
+/// Something odd about the folder: what is said of it, and what tells it from others.
+#[cfg(not(feature = "dicom"))]
+#[derive(Clone)]
+struct Odd {
+    said: String,
+    key: String,
+}
 
 /// What is known of a series.
 #[cfg_attr(not(feature = "dicom"), allow(dead_code))]
@@ -49,7 +57,7 @@ pub struct Entry {
 /// What a look through a folder finds, of whose files each has so many bytes inflated, and what was
 /// odd there.
 #[cfg(feature = "dicom")]
-fn looked_through(folder: &Path, most: u64) -> Result<(Vec<Entry>, Vec<String>), VolumeError> {
+fn looked_through(folder: &Path, most: u64) -> Result<(Vec<Entry>, Vec<Odd>), VolumeError> {
     let (all, warnings) = dicom::filed(folder, most)?;
     let entry = |filed: Filed| {
         let series = &filed.series;
@@ -71,7 +79,7 @@ fn looked_through(folder: &Path, most: u64) -> Result<(Vec<Entry>, Vec<String>),
 
 /// An error: this build reads no DICOM.
 #[cfg(not(feature = "dicom"))]
-fn looked_through(folder: &Path, _: u64) -> Result<(Vec<Entry>, Vec<String>), VolumeError> {
+fn looked_through(folder: &Path, _: u64) -> Result<(Vec<Entry>, Vec<Odd>), VolumeError> {
     Err(VolumeError::new(folder, "this program was built without the feature dicom"))
 }
 
@@ -160,8 +168,8 @@ impl Taken {
 /// What the last look through a folder found.
 struct Known {
     entries: BTreeMap<String, Arc<Entry>>,
-    /// What was odd, as it was told.
-    warnings: Vec<String>,
+    /// What was odd, and was told.
+    warnings: Vec<Odd>,
     /// When there may be another look.
     next: Instant,
 }
@@ -208,8 +216,11 @@ impl Shelf {
         warn: Option<fn(&str)>,
         warnings: &mut Vec<String>,
     ) -> Result<Shelf, String> {
-        let known = Known::of(folder, most).map_err(|e| e.to_string())?;
-        warnings.extend(known.warnings.iter().map(|text| format!("{}: {text}", folder.display())));
+        // An error may be about a file, whose name is not shown either.
+        let fail = |e: VolumeError| format!("{}: {}", folder.display(), e.message);
+        let known = Known::of(folder, most).map_err(fail)?;
+        let told = |odd: &Odd| format!("{}: {}", folder.display(), odd.said);
+        warnings.extend(known.warnings.iter().map(told));
         if known.scans().next().is_none() {
             warnings.push(format!("{}: holds no DICOM series of images yet", folder.display()));
         }
@@ -270,7 +281,8 @@ impl Shelf {
                 let before = {
                     let mut known = self.known();
                     known.next = rested(begun);
-                    std::mem::replace(&mut known.warnings, vec![said.clone()])
+                    let odd = Odd { key: said.clone(), said: said.clone() };
+                    std::mem::replace(&mut known.warnings, vec![odd])
                 };
                 self.tell(&before);
                 Err(Failure::full(format!("the server's folder of DICOM {said}")))
@@ -279,11 +291,11 @@ impl Shelf {
     }
 
     /// Tells what is odd now and was not before.
-    fn tell(&self, before: &[String]) {
+    fn tell(&self, before: &[Odd]) {
         let Some(warn) = self.warn else { return };
         let warnings = self.known().warnings.clone();
-        for text in warnings.iter().filter(|text| !before.contains(text)) {
-            warn(&format!("{}: {text}", self.folder.display()));
+        for odd in warnings.iter().filter(|odd| before.iter().all(|other| other.key != odd.key)) {
+            warn(&format!("{}: {}", self.folder.display(), odd.said));
         }
     }
 
@@ -343,13 +355,21 @@ mod tests {
         assert_eq!((shelf.count(), shelf.one_of(7).is_none()), (0, true));
         let place = folder.path().display().to_string();
         let of_it = || TOLD.lock().unwrap().iter().filter(|t| t.starts_with(&place)).count();
-        // What is damaged is named when it comes, once.
+        // What is damaged is told when it comes, once, and not by its name, though its place among
+        // the others changes.
         let damaged = [&[0; 128][..], &b"DICM\x08\0\x60\0CS\xff\x7f"[..]].concat();
-        std::fs::write(folder.path().join("damaged"), damaged).unwrap();
-        for _ in 0..2 {
+        std::fs::write(folder.path().join("doe_jane"), damaged).unwrap();
+        for before in ["a", "b"] {
             shelf.known().next = Instant::now();
             assert_eq!(shelf.look(), Ok(true));
             assert_eq!(of_it(), 1);
+            std::fs::write(folder.path().join(before), "no image").unwrap();
+        }
+        {
+            let told = TOLD.lock().unwrap();
+            let of_it = told.iter().find(|text| text.starts_with(&place)).unwrap();
+            assert!(of_it.contains("left out, file 1 of 1: "), "{of_it}");
+            assert!(!of_it.contains("doe_jane"), "{of_it}");
         }
         folder.close().unwrap();
         // It is not looked at again so soon, whoever asks for what.

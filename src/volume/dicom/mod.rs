@@ -23,7 +23,7 @@ mod suv;
 mod tags;
 mod write;
 
-pub use series::Series;
+pub use series::{Odd, Series};
 
 pub(super) use layers::Marked;
 pub(super) use source::Source;
@@ -167,12 +167,13 @@ fn differ(seen: &[(PathBuf, Stamp)]) -> bool {
 }
 
 /// The series of a folder and of those below it, each once, and what was odd about its files: one
-/// that has more than `most` bytes when it is inflated is left out. A folder that holds no series
+/// that has more than `most` bytes when it is inflated is left out. Files are told of by their
+/// places among all that were looked at, in the order of their paths. A folder that holds no series
 /// is no error: some may come later.
 ///
 /// # Errors
 /// It cannot be looked into, or holds more files than are looked at.
-pub fn filed(folder: &Path, most: u64) -> Result<(Vec<Filed>, Vec<String>), VolumeError> {
+pub fn filed(folder: &Path, most: u64) -> Result<(Vec<Filed>, Vec<Odd>), VolumeError> {
     super::within_memory(folder, || {
         let now = SystemTime::now();
         let Tree { mut store, folders, mut left_out } = Store::of_tree(folder)?;
@@ -186,7 +187,10 @@ pub fn filed(folder: &Path, most: u64) -> Result<(Vec<Filed>, Vec<String>), Volu
         let mut found = find(&mut store, Inflated::Each(most))?;
         left_out.append(&mut found.left_out);
         found.left_out = left_out;
-        let warnings = found.said();
+        let warnings = found.odd(|path| match seen.iter().position(|(file, _)| file == path) {
+            Some(at) => format!("file {} of {}", at + 1, seen.len()),
+            None => "a folder".into(),
+        });
         let mut all: Vec<(Filed, Vec<usize>)> = vec![];
         let mut known: HashMap<String, usize> = HashMap::new();
         for mut series in found.series {

@@ -9,6 +9,7 @@ use crate::volume::VolumeError;
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::path::Path;
 
 /// Parts that a series is taken apart into, at most: radial planes make one each.
 const MOST_PARTS: usize = 64;
@@ -119,15 +120,34 @@ pub struct Found {
     pub others: usize,
 }
 
+/// Something odd about the files of a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Odd {
+    /// In words that name no file: names often hold those of patients.
+    pub said: String,
+    /// What tells it from others for as long as it lasts, names included: not to be shown.
+    pub key: String,
+}
+
 impl Found {
     /// What is to be said of a store whose series are read.
     pub fn said(&mut self) -> Vec<String> {
-        let mut said = std::mem::take(&mut self.warnings);
+        self.odd(|_| String::new()).into_iter().map(|odd| odd.key).collect()
+    }
+
+    /// What is to be said to whoever may not learn the names of files: `place` tells of a path
+    /// which one it is.
+    pub fn odd(&mut self, place: impl Fn(&Path) -> String) -> Vec<Odd> {
+        let plain = |said: String| Odd { key: said.clone(), said };
+        let mut all: Vec<Odd> = std::mem::take(&mut self.warnings).into_iter().map(plain).collect();
         let more = self.left_out.len().saturating_sub(MOST_NAMED);
-        let named = self.left_out.iter().take(MOST_NAMED);
-        said.extend(named.map(|e| format!("left out, {}: {}", e.path.display(), e.message)));
-        said.extend((more > 0).then(|| format!("left out for such reasons: {more} more files")));
-        said
+        all.extend(self.left_out.iter().take(MOST_NAMED).map(|e| Odd {
+            said: format!("left out, {}: {}", place(&e.path), e.message),
+            key: format!("left out, {}: {}", e.path.display(), e.message),
+        }));
+        let rest = || plain(format!("left out for such reasons: {more} more files"));
+        all.extend((more > 0).then(rest));
+        all
     }
 }
 
