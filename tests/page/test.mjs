@@ -545,6 +545,37 @@ await test("a page that nobody touches keeps its scan on the server", async () =
   await page.removeScriptToEvaluateOnNewDocument(identifier);
 });
 
+await test("what a closed tab left is taken up, and not what an open one has", async () => {
+  const opened = (tab) => tab.evaluate(() => window.prism.scan?.id ?? null);
+  const second = (await visit(browser, address)).page;
+  assert.equal(await opened(second), null);
+  await choose(second, SCAN);
+  await look(second, CLICK);
+  await second.mouse.click(...(await pixel(second, 0, CLICK)));
+  await settled(second);
+  const left = await opened(second);
+  const voxels = () => window.prism.objects.map((o) => o.mask.count);
+  const before = await second.evaluate(voxels);
+  assert.ok(before.some((count) => count > 0));
+  // Its file is written beside all else.
+  const kept = async (id) => (await (await import("./store.js")).kept(id)) !== null;
+  await second.waitForFunction(kept, {}, left);
+  await second.close();
+  const third = (await visit(browser, address)).page;
+  await settled(third);
+  assert.equal(await opened(third), left);
+  assert.deepEqual(await third.evaluate(voxels), before);
+  assert.match(await third.$eval("#status", (s) => s.textContent), /closed tab.*Close/);
+  // Whoever begins anew has nothing to take up.
+  await third.click("#close-scan");
+  await third.waitForFunction(() => !window.prism.scan);
+  await third.close();
+  const fourth = (await visit(browser, address)).page;
+  assert.equal(await opened(fourth), null);
+  await fourth.close();
+  await page.bringToFront();
+});
+
 await test("the mask of one object is hidden, and an object is deleted", async () => {
   const before = await state();
   const last = () =>
@@ -640,6 +671,8 @@ await test("a closed scan is forgotten, here and on the server", async () => {
   await page.click("#close-scan");
   await page.waitForFunction(() => !window.prism.scan && !document.getElementById("start").hidden);
   assert.equal(await page.evaluate(() => sessionStorage.getItem("prism.session")), null);
+  const key = `prism.session.${scan}`;
+  assert.equal(await page.evaluate((name) => localStorage.getItem(name), key), null);
   const kept = await page.evaluate(async (id) => {
     const { kept: find } = await import("./store.js");
     return (await find(id)) !== null;

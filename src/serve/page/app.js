@@ -4,7 +4,7 @@ import { toMm } from "./grid.js";
 import { Marks } from "./marks.js";
 import { Labels, niftiOf } from "./masks.js";
 import { archived, chosen, dropped, ofDicom } from "./series.js";
-import { discard, forget, keep, kept, remember, remembered } from "./store.js";
+import { discard, forget, keep, kept, leave, remember, remembered, takeOver } from "./store.js";
 import { TOOLS, Tools } from "./tools.js";
 import { AXIAL, CORONAL, PLANE_AXES, PLANE_NAMES, SAGITTAL, View } from "./view.js";
 
@@ -389,14 +389,18 @@ function settled(told) {
 
 async function closeScan(release = true) {
   uploading?.abort();
-  const gone = scan?.id ?? (release ? remembered()?.scan : null);
+  const known = remembered();
+  // What a closed tab left and nobody opened here stays for another tab.
+  const stays = !scan?.id && known?.left === true;
+  const gone = scan?.id ?? (release && !stays ? known?.scan : null);
   scan = labels = active = null;
   objects = [];
   tools.cancel();
   view.close();
   $("alerts").replaceChildren();
   if (release) {
-    forget();
+    if (stays) leave();
+    else forget();
     if (gone) {
       server.close(gone).catch(() => {});
       await discard(gone);
@@ -445,12 +449,14 @@ async function takeUp(known) {
   save();
   enable();
   const count = objects.filter(isBegun).length;
-  say(`${scan.name} is open again, with ${count} object(s) from the server.`);
+  const whose = known.left ? ", as a closed tab left it" : "";
+  const more = known.left ? " “Close” begins anew." : "";
+  say(`${scan.name} is open again${whose}, with ${count} object(s) from the server.${more}`);
 }
 
-/** At the page's start: what a reload brings back. */
+/** At the page's start: what a reload brings back, or what a closed tab left. */
 async function restore() {
-  const known = remembered();
+  const known = await takeOver(server.scan);
   if (!known?.scan) return discard("");
   const file = await kept(known.scan);
   if (file) {
@@ -1197,6 +1203,8 @@ async function close() {
 
 /** Tells the server that the scan is used. Where it is gone, the next click says so. */
 function beat() {
+  // What is kept here is no older than that either.
+  save();
   if (scan?.id) server.scan(scan.id).catch(() => {});
 }
 
