@@ -313,8 +313,9 @@ fn what_the_network_is_unsure_of_is_told() {
     library.interact(&said(&[(CLICK, true)], Some(BOX))).unwrap();
     let probability = library.prediction().unwrap().probability();
     let [ni, nj, nk] = image.grid.size;
-    let is_unsure =
-        |[i, j, k]: [usize; 3]| (0.25..=0.75).contains(&probability[(i * nj + j) * nk + k]);
+    let is_unsure = |v: [usize; 3]| {
+        v != CLICK && (0.25..=0.75).contains(&probability[(v[0] * nj + v[1]) * nk + v[2]])
+    };
     let (about, bits) = told();
     let region: [[usize; 2]; 3] = serde_json::from_value(about["region"].clone()).unwrap();
     let size = region.map(|[low, high]| high - low);
@@ -344,5 +345,32 @@ fn what_the_network_is_unsure_of_is_told() {
     assert_eq!(ask(at, "PUT", &path("mask"), &[], &file).status, 200);
     assert_eq!(told(), (json!({ "voxels": 0, "region": null }), vec![]));
     let lost = format!("/v1/objects/{}/unsure", "0".repeat(32));
+    assert!(get(at, &lost).error(404, "error").contains("no such object"));
+}
+
+#[test]
+fn a_slice_with_its_contour_is_a_picture() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let (scan, _) = upload(at);
+    let object = object_on(at, &scan, &json!({}));
+    let preview = |query: &str| get(at, &format!("/v1/objects/{object}/preview{query}"));
+    let picture = |query: &str| {
+        let reply = preview(query);
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert_eq!(reply.header("Content-Type"), Some("image/png"));
+        assert!(reply.body.starts_with(b"\x89PNG\r\n\x1a\n"));
+        reply.body
+    };
+    let before = picture("?slice=14");
+    assert_eq!(post(at, &format!("/v1/objects/{object}/prompts"), &box_and_click()).status, 200);
+    let after = picture("?plane=axial&slice=14");
+    assert_ne!(before, after);
+    // The slice through the click is shown unless another is asked for.
+    assert_eq!(picture(""), after);
+    assert_ne!(picture("?plane=coronal"), after);
+    assert!(preview("?plane=oblique").error(400, "error").contains("oblique"));
+    assert!(preview("?slice=28").error(422, "error").contains("28"));
+    let lost = format!("/v1/objects/{}/preview", "0".repeat(32));
     assert!(get(at, &lost).error(404, "error").contains("no such object"));
 }
