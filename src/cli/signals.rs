@@ -10,9 +10,9 @@ type Interrupted = Box<dyn FnMut(bool) -> bool + Send>;
 static INTERRUPTED: Mutex<Option<Interrupted>> = Mutex::new(None);
 
 /// Has `f` called when the process is asked to end, instead of ending it at once; it ends where `f`
-/// returns true. It is told whether Ctrl-C, or SIGINT by whoever sends it, comes for the second time:
-/// only then is what has begun to be given up. Schedulers and service managers send one SIGTERM or
-/// SIGHUP after another, and mean the same by all of them.
+/// returns true. It is told whether Ctrl-C, or SIGINT by whoever sends it, comes for the second
+/// time: only then is what has begun to be given up. Schedulers and service managers send one
+/// SIGTERM or SIGHUP after another, and mean the same by all of them.
 pub(super) fn on_interrupt(f: impl FnMut(bool) -> bool + Send + 'static) {
     *INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(f));
 }

@@ -32,8 +32,8 @@ pub fn change(grid: &Grid, before: &Shown, after: &Shown) -> Option<Change> {
     Some(Change { region, voxels })
 }
 
-/// Where an answer is unsure, and its voxels there, packed as [`Change::bits`] are; none where it is
-/// sure of all. What was `said` is sure.
+/// Where an answer is unsure, and its voxels there, packed as [`Change::bits`] are; none where it
+/// is sure of all. What was `said` is sure.
 pub fn unsure(shown: &Shown, said: &HashSet<[usize; 3]>) -> Option<(Change, Vec<u8>)> {
     let prediction = shown.as_ref()?;
     let (mut region, mut voxels) = (None, 0);

@@ -628,16 +628,37 @@ fn what_nobody_asked_for_makes_room_first() {
     scan.encoded(first, none).unwrap();
     assert_eq!((rest(here), scan.bytes()), (6, 7 * one));
     // There is room for no more: what was encoded for nothing goes, and what is worked with stays.
-    assert_eq!((rest(there), scan.bytes()), (6, 7 * one));
+    // What shows all of the scan serves here and there.
+    assert_eq!((rest(there), scan.bytes()), (5, 7 * one));
     assert!(!scan.encoded(first, none).unwrap().1);
-    assert_eq!((encodings.made(), encodings.dropped()), (13, 0));
+    assert_eq!((encodings.made(), encodings.dropped()), (12, 0));
     for patch in &looks(there) {
         assert!(!scan.encoded(patch, none).unwrap().1);
     }
     // All is worked with now: nothing of it goes before somebody needs another place.
     assert_eq!((rest(here), encodings.dropped()), (0, 0));
     assert!(scan.encoded(&looks(here)[0], none).unwrap().1);
-    assert_eq!((encodings.made(), encodings.dropped()), (14, 1));
+    assert_eq!((encodings.made(), encodings.dropped()), (13, 1));
+}
+
+#[test]
+fn what_shows_all_of_a_scan_is_encoded_before_anything_is_said() {
+    let (mut s, encodings) = unsaid(Options::default());
+    let (ahead, interest) = s.scan().ahead().unwrap();
+    assert!(ahead.serves() && ahead.encode(&mut Observer::none()).unwrap());
+    assert_eq!(encodings.made(), 1);
+    // Wherever one then clicks it is there.
+    for at in [ON, [140, 140, 25]] {
+        let places = s.ahead_of(&points(&[(at, true)])).unwrap();
+        let left = places.iter().filter(|a| a.encode(&mut Observer::none()).unwrap());
+        assert_eq!((places.len(), left.count()), (6, 5));
+    }
+    // Nobody is interested any more.
+    drop(interest);
+    assert!(!ahead.serves());
+    // The network alone looks where it is told to.
+    let (s, _) = unsaid(Options { released: true, ..Options::default() });
+    assert!(s.scan().ahead().is_none());
 }
 
 #[test]
@@ -648,13 +669,13 @@ fn what_is_told_again_outlives_what_is_not() {
     s.scan().encoded(&looks(ON)[0], none).unwrap();
     let one = s.scan().bytes();
 
-    let (mut s, _) = unsaid(Options { memory: 12 * one, ..Options::default() });
+    let (mut s, _) = unsaid(Options { memory: 11 * one, ..Options::default() });
     let scan = s.scan().clone();
     let rest = |at: [usize; 3]| {
         let ahead = s.ahead_of(&points(&[(at, true)])).unwrap();
         ahead.iter().filter(|a| a.encode(&mut Observer::none()).unwrap()).count()
     };
-    assert_eq!([here, there, here, further].map(rest), [6, 6, 0, 6]);
+    assert_eq!([here, there, here, further].map(rest), [6, 5, 0, 5]);
     for patch in &looks(here) {
         assert!(!scan.encoded(patch, none).unwrap().1);
     }

@@ -237,7 +237,7 @@ mod tests {
         assert!(message(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.").contains("builtins.eval"));
         // An instance of a class, by an instruction of its own.
         assert!(message(b"\x80\x02(cnumpy\nndarray\no.").contains("0x6f"));
-        assert!(message(b"\x80\x02cnumpy\nndarray\n)R.").contains("NdArray"));
+        assert!(message(b"\x80\x02cnumpy\nndarray\n)R.").contains("'ndarray'"));
         assert!(message(b"\x80\x02cnumpy\nndarray\n.").contains("function"));
     }
 

@@ -156,8 +156,8 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// Blends a look that counts alone with the answer so far, `before`, as corrected for the clicks:
-    /// half of each, more of the look the [surer](Guess::sureness) it is than that.
+    /// Blends a look that counts alone with the answer so far, `before`, as corrected for the
+    /// clicks: half of each, more of the look the [surer](Guess::sureness) it is than that.
     pub(super) fn temper(&self, look: &mut Look, before: &[f32]) -> Result<(), SessionError> {
         let patch = look.encoded.patch();
         let (size, clicks) = (patch.grid.size, self.clicks(patch));
