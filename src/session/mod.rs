@@ -29,10 +29,11 @@
 //!
 //! How: all prompts so far are told to the network at every interaction. The answer in which the
 //! clicks hold already ([`correction`]) is its dense prompt; what it makes of that is taken near
-//! the clicks ([`correction::locality`]), corrected again, and written into the answer ([`field`]).
-//! Where an answer rests on the network alone, a first one or a guess, the values of the scan speak
-//! too: voxels that look like the object rather than like what is around it are drawn into it, the
-//! others pushed out. Last, every click's own voxel is put on its side.
+//! the clicks ([`correction::locality`]), corrected again, and written into the answer ([`field`]);
+//! a guess counts beside the answer by how sure it is. Corrections keep to what looks like the
+//! click on the scan. Where an answer rests on the network alone, a first one or a guess, voxels
+//! that look like the object rather than like what is around it are drawn into it, the others
+//! pushed out. Last, every click's own voxel is put on its side.
 //!
 //! With [`Options::released`] none of this is done: a session is then the network as the paper runs
 //! it.

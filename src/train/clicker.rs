@@ -110,7 +110,8 @@ impl<'a> Clicker<'a> {
         }
     }
 
-    /// The answer that a session makes of the network's.
+    /// The answer that a session makes of the network's, but for what the scan looks like: here
+    /// corrections go by places alone.
     pub fn settle(&self, proposal: &[f32]) -> Vec<f32> {
         let mut answer = match &self.dense {
             None => proposal.to_vec(),
