@@ -158,7 +158,8 @@ impl Work<'_, '_> {
 
     /// Blends a look that counts alone with the answer so far, `before`, as corrected for the
     /// clicks: half of each, more of the look the [surer](Guess::sureness) it is than that.
-    pub(super) fn temper(&self, look: &mut Look, before: &[f32]) -> Result<(), SessionError> {
+    pub(super) fn temper(&mut self, look: &mut Look, before: &[f32]) -> Result<(), SessionError> {
+        let start = Instant::now();
         let patch = look.encoded.patch();
         let (size, clicks) = (patch.grid.size, self.clicks(patch));
         let values = Some(look.encoded.input.try_data()?);
@@ -171,6 +172,7 @@ impl Work<'_, '_> {
         look.logits = blend(&old, &look.logits, &weights);
         let across = diameter(&look.logits);
         correct(&mut look.logits, size, &clicks, across, &self.how, values);
+        self.seconds[0] += start.elapsed();
         Ok(())
     }
 
