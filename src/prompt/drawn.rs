@@ -12,15 +12,14 @@ const WITHIN: f64 = 0.8;
 const SHRUNK: f64 = 0.9;
 /// What a refusal of memory names.
 const POINTS: &str = "points of what was drawn";
+/// How wide a lesion is across its longest diameter, in parts of it: the usual ratio of RECIST's
+/// two diameters.
+const ASPECT: f64 = 0.75;
 
 /// Room in a list for so many more.
 fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), PromptError> {
     memory::caught(|| memory::reserve(POINTS, list, more)).map_err(|e| PromptError(e.to_string()))
 }
-
-/// How wide a lesion is across its longest diameter, in parts of it: the usual ratio of RECIST's
-/// two diameters.
-const ASPECT: f64 = 0.75;
 
 impl Prompts {
     /// Adds a line from one border of the object to the other, such as the longest diameter that

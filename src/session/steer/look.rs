@@ -33,12 +33,21 @@ pub(super) struct Look {
     pub(super) encoded: Arc<EncodedPatch>,
     /// The answer on the patch, the clicks obeyed.
     pub(super) logits: Vec<f32>,
-    /// Where it counts, and the answer that it began with; everywhere if absent.
-    changes: Option<(Vec<f32>, Vec<f32>)>,
+    /// Where it counts; everywhere if absent.
+    changes: Option<Changes>,
     pub(super) answer: Answer,
     pub(super) thinned: usize,
     /// The Dice coefficient to expect, where more than the network's score tells that.
     pub(super) expected: Option<f32>,
+}
+
+/// What a look changes of an answer, `[i][j][k]` on the patch.
+struct Changes {
+    /// How much the look counts.
+    weights: Vec<f32>,
+    /// The answer that it began with, and as corrected for the clicks.
+    before: Vec<f32>,
+    corrected: Vec<f32>,
 }
 
 impl Look {
@@ -115,7 +124,8 @@ impl Work<'_, '_> {
             Some((corrected, old, mut window, trust)) => {
                 taper(&mut window, edge, FADE, open_faces(patch, self.scan.grid()));
                 let weights: Vec<f32> = memory::collected(ANSWER, window.iter().map(|w| trust * w));
-                (blend(&corrected, proposal, &weights), Some((window, old)))
+                let logits = blend(&corrected, proposal, &weights);
+                (logits, Some(Changes { weights: window, before: old, corrected }))
             }
             None => (memory::copied(ANSWER, proposal), None),
         };
@@ -156,9 +166,10 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// Blends a look that counts alone with the answer so far, `before`, as corrected for the
-    /// clicks: half of each, more of the look the [surer](Guess::sureness) it is than that.
-    pub(super) fn temper(&mut self, look: &mut Look, before: &[f32]) -> Result<(), SessionError> {
+    /// Blends a look with the answer that it began with, as corrected for the clicks: half of each,
+    /// more of the look the [surer](Guess::sureness) it is than that answer.
+    pub(super) fn temper(&mut self, look: &mut Look) -> Result<(), SessionError> {
+        let Some(Changes { before, corrected, .. }) = &look.changes else { return Ok(()) };
         let start = Instant::now();
         let patch = look.encoded.patch();
         let (size, clicks) = (patch.grid.size, self.clicks(patch));
@@ -166,10 +177,8 @@ impl Work<'_, '_> {
         let sureness = |logits| Guess { patch, logits }.sureness();
         let surer = sureness(&look.logits) - sureness(before);
         let counts = (0.5 + BY_SURENESS * surer).clamp(LEAST_COUNT, 1.0);
-        let mut old = memory::copied(ANSWER, before);
-        correct(&mut old, size, &clicks, diameter(before), &self.how, values);
-        let weights = memory::filled(ANSWER, counts, old.len());
-        look.logits = blend(&old, &look.logits, &weights);
+        let weights = memory::filled(ANSWER, counts, corrected.len());
+        look.logits = blend(corrected, &look.logits, &weights);
         let across = diameter(&look.logits);
         correct(&mut look.logits, size, &clicks, across, &self.how, values);
         self.seconds[0] += start.elapsed();
@@ -192,7 +201,7 @@ impl Work<'_, '_> {
                         .edit(&block, |voxel, old| patch.value(&look.logits, voxel).unwrap_or(old))
                 });
             }
-            Some((weights, before)) => {
+            Some(Changes { weights, before, .. }) => {
                 // Where nothing was and nothing comes, nothing is written.
                 let each = weights.iter().zip(look.logits.iter().zip(before));
                 let counts =

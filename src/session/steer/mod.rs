@@ -259,7 +259,7 @@ impl Work<'_, '_> {
             let mut look = self.look(patch, Some(old), None)?;
             self.recognise(&mut look)?;
             if known {
-                self.temper(&mut look, &before)?;
+                self.temper(&mut look)?;
             }
             return Ok(Some(look));
         }
