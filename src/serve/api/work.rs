@@ -1,0 +1,311 @@
+//! Work on an object's session, and what changed by it.
+
+use super::said::Said;
+use super::{Answer, json_of, sent_to};
+use crate::prompt::{Dense, Prompts, RawPoint, Space};
+use crate::serve::answer::{self, Shown, change};
+use crate::serve::body;
+use crate::serve::failure::{Failure, in_turns, reply};
+use crate::serve::journal::kept;
+use crate::serve::store::{Object, REDONE, RESET, SAID, Study, UNDONE, count};
+use crate::serve::turns::Turn;
+use crate::serve::work::Kind;
+use crate::serve::{Shared, tidy};
+use crate::session::Session;
+use crate::session::diameters::Diameters;
+use crate::session::kept::Writer;
+use crate::volume::Grid;
+use crate::volume::labels::{Labels, TargetLabel};
+use axum::extract::{Path, Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What was done to an object, in words for its caller.
+struct Done {
+    before: Shown,
+    notes: Vec<String>,
+}
+
+/// What work on an object's session is done with.
+struct At<'a> {
+    study: &'a Study,
+    object: &'a Object,
+    turn: &'a Turn,
+}
+
+/// Has an object's work done when its turn comes, and tells what changed.
+async fn work_on<F>(shared: Arc<Shared>, name: &str, kind: Kind, work: F) -> Answer
+where
+    F: FnOnce(&mut Session, &At<'_>) -> Result<Done, Failure> + Send + 'static,
+{
+    let (scan, study, object) = shared.store.object(name)?;
+    // What is held is not let go before it is known to have been worked on.
+    let (start, held) = (Instant::now(), study.clone());
+    let run = move |turn: &Turn| {
+        let mut session = object.session();
+        let at = At { study: &study, object: &object, turn };
+        let Done { before, notes } = work(&mut session, &at)?;
+        told(&session, &object, &study.opened.image.grid, before, notes, start)
+    };
+    let done = shared.work.run(scan, kind, run).await;
+    shared.store.worked(scan);
+    tidy(&shared, scan, held);
+    let response = done?;
+    if kind == Kind::Prediction {
+        shared.metrics.click(start.elapsed());
+    }
+    Ok(response)
+}
+
+/// The answer as it stands, and what of it changed.
+fn told(
+    session: &Session,
+    object: &Object,
+    grid: &Grid,
+    before: Shown,
+    notes: Vec<String>,
+    start: Instant,
+) -> Answer {
+    let after = session.prediction().cloned();
+    let changed = change(grid, &before, &after);
+    let voxels = after.as_ref().map_or(0, |p| p.field.voxels());
+    count(object, voxels);
+    let step = grid.spacing();
+    let bounds = after.as_ref().and_then(|p| p.field.bounds());
+    let extent: Option<[f64; 3]> =
+        bounds.map(|b| std::array::from_fn(|a| (b[a + 3] - b[a]) as f64 * step[a]));
+    let diameters = after.as_ref().and_then(|p| Diameters::of(&p.field, step));
+    let (back, forth) = session.depth();
+    let about = json!({
+        "step": back,
+        "undo": back > 0,
+        "redo": forth > 0,
+        "voxels": voxels,
+        "ml": voxels as f64 * grid.voxel_ml(),
+        "extent_mm": extent,
+        "diameters_mm": diameters.map(|d| [d.long, d.short]),
+        "diameters_slice": diameters.map(|d| d.slice),
+        "score": after.as_ref().and_then(|p| p.score),
+        "changed": changed.as_ref().map_or(0, |c| c.voxels),
+        "region": changed.as_ref().map(|c| c.ranges()),
+        "notes": notes,
+        "seconds": start.elapsed().as_secs_f64(),
+    });
+    packed(&about, changed.map_or_else(Vec::new, |c| c.bits(&after)))
+}
+
+/// Voxels of a region, with what is to be said of them.
+fn packed(about: &Value, bits: Vec<u8>) -> Answer {
+    let mut response = Response::new(body::kept(bits)?);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    if let Ok(about) = HeaderValue::from_str(&ascii(&about.to_string())) {
+        headers.insert("x-prism-answer", about);
+    }
+    Ok(response)
+}
+
+/// JSON as a header has it: what is not ASCII as its numbers.
+fn ascii(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            ' '..='~' => out.push(c),
+            c => {
+                let mut units = [0; 2];
+                for unit in c.encode_utf16(&mut units) {
+                    out.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
+    }
+    out
+}
+
+/// An interaction with a session.
+fn interact(
+    session: &mut Session,
+    at: &At,
+    prompts: &Prompts,
+    mut notes: Vec<String>,
+) -> Result<Done, Failure> {
+    let before = session.prediction().cloned();
+    let head = |out: &mut Writer| out.number(at.object.number);
+    let more = kept(at.study.journal.as_ref(), session, SAID, head, |session| {
+        in_turns(at.turn, |o| {
+            session
+                .interact_observed(prompts, o)
+                .map(|p| p.notes.iter().map(|n| n.to_string()).collect::<Vec<_>>())
+        })
+    })?;
+    notes.extend(more);
+    Ok(Done { before, notes })
+}
+
+/// A move in a session's history; false where there is none to make.
+fn moved(
+    session: &mut Session,
+    at: &At,
+    kind: u8,
+    go: impl FnOnce(&mut Session) -> bool,
+) -> Result<bool, Failure> {
+    let before = at.study.journal.as_ref().map(|journal| (journal, session.saved()));
+    let went = go(session);
+    if let Some((journal, before)) = before.filter(|_| went) {
+        journal.note(kind, |out| out.number(at.object.number)).inspect_err(|_| {
+            session.restore(before);
+        })?;
+        if kind == RESET {
+            journal.shrank();
+        }
+    }
+    Ok(went)
+}
+
+pub(super) async fn prompts(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer {
+    let sent = sent_to(&shared, &name, request, body::JSON).await?;
+    work_on(shared, &name, Kind::Prediction, move |session, at| {
+        // Much may be said: that is read here, and not where others wait to be heard.
+        let said: Said = json_of(&sent.bytes)?;
+        drop(sent);
+        let prompts = said.prompts(&at.study.opened.image.grid)?;
+        drop(said);
+        interact(session, at, &prompts, vec![])
+    })
+    .await
+}
+
+/// Where something will be said, most likely.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Expected {
+    point: Option<[f64; 3]>,
+}
+
+/// Has the places encoded where a first click at a point is looked at, when nobody waits for the
+/// network. Nothing is said by that, and nothing kept.
+pub(super) async fn prepare(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer {
+    let sent = sent_to(&shared, &name, request, body::SHORT).await?;
+    let Expected { point } = json_of(&sent.bytes)?;
+    let position = point.ok_or_else(|| Failure::unfit("nothing is said: expected a point"))?;
+    let (_, study, object) = shared.store.object(&name)?;
+    let mut prompts = Prompts::default();
+    let point = RawPoint { position, positive: true };
+    let added = prompts.add_point(&study.opened.image.grid, point, Space::Ijk);
+    added.map_err(|e| Failure::unfit(e.to_string()))?;
+    // While something is done with the object, nobody knows whether a click will be a first one.
+    let session = object.idle_session();
+    let places = session.map_or_else(|| Ok(vec![]), |mut session| session.ahead_of(&prompts))?;
+    let count = places.len();
+    shared.work.ahead(places);
+    Ok(reply(StatusCode::ACCEPTED, &json!({ "places": count })))
+}
+
+pub(super) async fn give_mask(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer {
+    let sent = sent_to(&shared, &name, request, shared.most_scan).await?;
+    let there = shared.clone();
+    work_on(shared, &name, Kind::Other, move |session, at| {
+        let mut labels = Labels::of_file(sent.bytes, &at.study.opened.image)?;
+        let notes = std::mem::take(&mut labels.warnings);
+        let mask = labels.mask(&TargetLabel::Any)?;
+        drop(labels);
+        let prompts = Prompts { dense: Some(Dense::Mask(mask)), ..Prompts::default() };
+        let done = interact(session, at, &prompts, notes)?;
+        there.work.ahead(session.ahead());
+        Ok(done)
+    })
+    .await
+}
+
+/// Goes a step in a session's history.
+async fn step(
+    shared: Arc<Shared>,
+    name: &str,
+    what: &'static str,
+    record: u8,
+    go: fn(&mut Session) -> bool,
+) -> Answer {
+    work_on(shared, name, Kind::Short, move |session, at| {
+        let before = session.prediction().cloned();
+        match moved(session, at, record, go)? {
+            true => Ok(Done { before, notes: vec![] }),
+            false => Err(Failure::new(StatusCode::CONFLICT, format!("there is nothing to {what}"))),
+        }
+    })
+    .await
+}
+
+pub(super) async fn undo(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    step(shared, &name, "undo", UNDONE, Session::undo).await
+}
+
+pub(super) async fn redo(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    step(shared, &name, "redo", REDONE, Session::redo).await
+}
+
+pub(super) async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    work_on(shared, &name, Kind::Short, |session, at| {
+        let before = session.prediction().cloned();
+        moved(session, at, RESET, |session| {
+            session.reset();
+            true
+        })?;
+        Ok(Done { before, notes: vec![] })
+    })
+    .await
+}
+
+pub(super) async fn answer(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    work_on(shared, &name, Kind::Short, |_, _| Ok(Done { before: None, notes: vec![] })).await
+}
+
+/// The voxels that the network is unsure of.
+pub(super) async fn unsure(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+    let (scan, study, object) = shared.store.object(&name)?;
+    let find = move |_: &Turn| {
+        let session = object.session();
+        let shown = session.prediction().cloned();
+        let said = session.said().iter().map(|s| s.voxel).collect();
+        drop(session);
+        Ok::<_, Failure>(answer::unsure(&shown, &said))
+    };
+    let found = shared.work.run(scan, Kind::Other, find).await;
+    shared.store.worked(scan);
+    drop(study);
+    let (change, bits) = found?.unzip();
+    let about = json!({
+        "voxels": change.as_ref().map_or(0, |c| c.voxels),
+        "region": change.as_ref().map(|c| c.ranges()),
+    });
+    packed(&about, bits.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_ascii() {
+        let text = ascii("{\"a\":\"ä😀\"}");
+        assert_eq!(text, "{\"a\":\"\\u00e4\\ud83d\\ude00\"}");
+        let back: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(back["a"], "ä😀");
+    }
+}
