@@ -1,305 +1,25 @@
 //! What a server holds for its callers: leases of nnInteractive's protocol, sessions of ITK-SNAP's
 //! and MONAI Label's, scans of prism's own interface with the objects on them. Who knows an
 //! identifier, 128 bits of chance, may use what it names; what nobody uses is let go.
-//!
-//! What is held is found by a hash of its identifier, and objects' identifiers are made of their
-//! scan's, so that what is kept on disk (`journal.rs`) holds nothing that one could call with.
+
+mod ids;
+mod study;
+
+pub(super) use ids::{Id, key_of, new_id, object_id, series_key, text};
+pub(super) use study::{Named, Object, REDONE, RESET, SAID, Study, UNDONE, count};
 
 use super::clicked::Clicked;
 use super::failure::Failure;
-use super::journal::{Folder, IMAGE, Journal, Kept, Owner, Stored, session_anew};
+use super::journal::{Folder, Journal, Kept, Owner};
 use super::lease::Lease;
-use super::opened::Opened;
 use super::settings::Settings;
 use super::work::Key;
-use crate::session::kept::{Reader, Writer};
-use crate::session::{Ahead, Session};
 use axum::http::StatusCode;
-use rand::TryRng;
-use rand::rngs::SysRng;
+use ids::id_of;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-/// What names a lease, a scan or an object.
-pub type Id = u128;
-
-/// An identifier as text.
-pub fn text(id: Id) -> String {
-    format!("{id:032x}")
-}
-
-/// The identifier that a text is.
-fn id_of(text: &str) -> Option<Id> {
-    let plain = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
-    if plain { Id::from_str_radix(text, 16).ok() } else { None }
-}
-
-/// A new identifier.
-pub fn new_id() -> Result<Id, Failure> {
-    let mut bytes = [0; 16];
-    SysRng.try_fill_bytes(&mut bytes).map_err(|e| {
-        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the system has no chance: {e}"))
-    })?;
-    Ok(Id::from_le_bytes(bytes))
-}
-
-/// The first 128 bits of a hash of numbers.
-fn hashed(what: &str, numbers: &[u128]) -> u128 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(what.as_bytes());
-    for number in numbers {
-        hasher.update(&number.to_le_bytes());
-    }
-    first_bits(&hasher)
-}
-
-fn first_bits(hasher: &blake3::Hasher) -> u128 {
-    let hash = hasher.finalize();
-    u128::from_le_bytes(std::array::from_fn(|at| hash.as_bytes()[at]))
-}
-
-/// What something is found by.
-pub fn key_of(id: Id) -> Key {
-    hashed("prism key", &[id])
-}
-
-/// What a series of the server's folder is found by. No identifier that is given leads there.
-pub fn series_key(uid: &str) -> Key {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"prism series").update(uid.as_bytes());
-    first_bits(&hasher)
-}
-
-/// The identifier of an object on a scan: who knows the scan's may know its objects'.
-pub fn object_id(scan: Id, number: u64) -> Id {
-    hashed("prism object", &[scan, number.into()])
-}
-
-/// What a scan's journal tells, beside the scan itself.
-const OBJECT: u8 = 2;
-const DELETED: u8 = 3;
-pub const SAID: u8 = 4;
-pub const UNDONE: u8 = 5;
-pub const REDONE: u8 = 6;
-pub const RESET: u8 = 7;
-/// How an object that is told of anew begins, and the number of the next one.
-const BEGUN: u8 = 8;
-const NEXT: u8 = 9;
-/// An object is called otherwise, or has another colour.
-const NAMED: u8 = 10;
-
-/// What an object is called, and how it is shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
-    pub name: String,
-    pub colour: [u8; 3],
-}
-
-impl Named {
-    fn put(&self, out: &mut Writer) {
-        out.text(&self.name);
-        out.bytes(&self.colour);
-    }
-
-    fn of(from: &mut Reader) -> Result<Named, String> {
-        let (name, colour) = (from.text()?, from.bytes(3)?);
-        Ok(Named { name, colour: std::array::from_fn(|at| colour[at]) })
-    }
-}
-
-/// An object on a scan.
-pub struct Object {
-    /// Which of its scan it is: no two have the same number, those that were let go included.
-    pub number: u64,
-    key: Key,
-    named: Mutex<Named>,
-    session: Mutex<Session>,
-    /// How many voxels its answer has, for those who do not want to wait for the session.
-    pub voxels: AtomicUsize,
-}
-
-impl Object {
-    /// The session. What a panic left is whole: it changes when an interaction has come to its end.
-    pub fn session(&self) -> MutexGuard<'_, Session> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The session, unless something is done with it.
-    pub fn idle_session(&self) -> Option<MutexGuard<'_, Session>> {
-        match self.session.try_lock() {
-            Ok(session) => Some(session),
-            Err(TryLockError::Poisoned(session)) => Some(session.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    /// What it is called.
-    pub fn named(&self) -> Named {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn put(&self, out: &mut Writer) {
-        out.number(self.number);
-        out.bytes(&self.key.to_le_bytes());
-        self.named().put(out);
-    }
-}
-
-/// A scan with the objects on it.
-pub struct Study {
-    pub opened: Opened,
-    objects: Mutex<Vec<Arc<Object>>>,
-    /// Held while an object comes or goes, so that the journal tells of them in the same order.
-    /// Whoever looks at the objects does not wait for the disk.
-    changing: Mutex<()>,
-    /// The number of the next object.
-    next: AtomicU64,
-    /// Where what happens is written, and the scan as that tells of it.
-    pub journal: Option<Arc<Journal>>,
-    pub stored: Option<Stored>,
-}
-
-impl Kept for Study {
-    fn journal(&self) -> Option<&Arc<Journal>> {
-        self.journal.as_ref()
-    }
-
-    fn renew(&self) -> Result<(), Failure> {
-        let (Some(journal), Some(stored)) = (&self.journal, &self.stored) else { return Ok(()) };
-        let _turn = self.change();
-        let objects = self.objects().clone();
-        let sessions: Vec<_> = objects.iter().map(|object| object.session()).collect();
-        journal.renew(|fresh| {
-            fresh.put(IMAGE, |out| stored.put(out))?;
-            // Numbers of objects that were let go are not given again.
-            fresh.put(NEXT, |out| out.number(self.next.load(Ordering::Relaxed)))?;
-            for (object, session) in objects.iter().zip(&sessions) {
-                fresh.put(OBJECT, |out| object.put(out))?;
-                let (back, forth) = session.depth();
-                let head = |_: usize, out: &mut Writer| out.number(object.number);
-                session_anew(fresh, session, [BEGUN, SAID], back + forth, head)?;
-                for _ in 0..forth {
-                    fresh.put(UNDONE, |out| out.number(object.number))?;
-                }
-            }
-            Ok(())
-        })
-    }
-}
-
-impl Study {
-    /// A scan without objects, of which nothing is written.
-    pub fn new(opened: Opened) -> Study {
-        let (objects, changing) = (Mutex::default(), Mutex::default());
-        let next = AtomicU64::new(0);
-        Study { opened, objects, changing, next, journal: None, stored: None }
-    }
-
-    /// The objects, in the order in which they came.
-    pub fn objects(&self) -> MutexGuard<'_, Vec<Arc<Object>>> {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A turn to add an object or to take one away.
-    fn change(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A new object for a scan that is called `id`, which is not on it yet.
-    pub fn object(&self, id: Id, named: Named) -> Object {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.numbered(number, key_of(object_id(id, number)), named)
-    }
-
-    fn numbered(&self, number: u64, key: Key, named: Named) -> Object {
-        let (named, session) = (Mutex::new(named), Mutex::new(Session::new(&self.opened.scan)));
-        Object { number, key, named, session, voxels: AtomicUsize::new(0) }
-    }
-
-    /// Calls an object on it otherwise, or gives it another colour.
-    pub fn rename(
-        &self,
-        object: &Object,
-        name: Option<String>,
-        colour: Option<[u8; 3]>,
-    ) -> Result<(), Failure> {
-        let _turn = self.change();
-        let before = object.named();
-        let named =
-            Named { name: name.unwrap_or(before.name), colour: colour.unwrap_or(before.colour) };
-        if let Some(journal) = &self.journal {
-            journal.note(NAMED, |out| {
-                out.number(object.number);
-                named.put(out);
-            })?;
-        }
-        *object.named.lock().unwrap_or_else(PoisonError::into_inner) = named;
-        Ok(())
-    }
-
-    /// Does again what its journal tells.
-    pub fn follow(&self, kind: u8, from: &mut Reader) -> Result<(), String> {
-        let number = from.number()?;
-        if kind == OBJECT {
-            let key = from.bytes(size_of::<Key>())?;
-            let key = Key::from_le_bytes(std::array::from_fn(|at| key[at]));
-            self.objects().push(Arc::new(self.numbered(number, key, Named::of(from)?)));
-            self.next.fetch_max(number.saturating_add(1), Ordering::Relaxed);
-            return Ok(());
-        }
-        if kind == NEXT {
-            self.next.fetch_max(number, Ordering::Relaxed);
-            return Ok(());
-        }
-        // What was still done to an object that was let go meanwhile is gone with it.
-        let object = self.objects().iter().find(|o| o.number == number).cloned();
-        let Some(object) = object else { return Ok(()) };
-        if kind == NAMED {
-            let named = Named::of(from)?;
-            *object.named.lock().unwrap_or_else(PoisonError::into_inner) = named;
-            return Ok(());
-        }
-        let mut session = object.session();
-        let done = match kind {
-            DELETED => {
-                self.objects().retain(|o| o.number != number);
-                true
-            }
-            BEGUN => {
-                session.follow_first(from)?;
-                true
-            }
-            SAID => {
-                session.follow(from)?;
-                true
-            }
-            UNDONE => session.undo(),
-            REDONE => session.redo(),
-            RESET => {
-                session.reset();
-                true
-            }
-            _ => false,
-        };
-        if done { Ok(()) } else { Err(format!("a record of kind {kind} cannot be followed")) }
-    }
-
-    /// Where each object on it will be looked at next.
-    pub fn ahead(&self) -> Vec<Ahead> {
-        self.objects().iter().filter_map(|object| object.session().ahead()).collect()
-    }
-
-    /// All of its journal was followed.
-    pub fn followed(&self) {
-        for object in self.objects().iter() {
-            let mut session = object.session();
-            session.look_anew();
-            count(object, session.prediction().map_or(0, |p| p.field.voxels()));
-        }
-    }
-}
+use study::{DELETED, OBJECT};
 
 /// Something held, and when it was used.
 struct Held<T> {
@@ -707,11 +427,6 @@ fn touched<T>(held: &mut Held<T>, touch: Touch) {
     }
 }
 
-/// Sets how many voxels an object has.
-pub fn count(object: &Object, voxels: usize) {
-    object.voxels.store(voxels, Ordering::Relaxed);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -724,25 +439,6 @@ mod tests {
             ..Settings::default()
         };
         Store::new(&settings, None)
-    }
-
-    #[test]
-    fn identifiers_are_read_as_they_are_written() {
-        let id = new_id().unwrap();
-        assert_eq!(id_of(&text(id)), Some(id));
-        assert_eq!(text(7).len(), 32);
-        let letters = ["g".repeat(32), format!("+{}", "0".repeat(31)), "0".repeat(33)];
-        for other in ["", "7"].into_iter().chain(letters.iter().map(String::as_str)) {
-            assert_eq!(id_of(other), None, "{other}");
-        }
-        assert_ne!(id, new_id().unwrap());
-        // Nothing that stands on disk is one, and no two things are found by the same.
-        let (object, other) = (object_id(id, 0), object_id(id, 1));
-        let all = [id, key_of(id), object, key_of(object), other, key_of(other)];
-        assert_eq!(all.iter().collect::<std::collections::HashSet<_>>().len(), all.len());
-        // Nor is a series, whatever it is called.
-        assert_ne!(series_key("1.2.3"), series_key("1.2.4"));
-        assert_ne!(series_key(&text(id)), key_of(id));
     }
 
     #[test]
