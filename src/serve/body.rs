@@ -33,21 +33,35 @@ pub struct Sent {
 }
 
 /// An answer's bytes, counted: whoever reads slowly holds them for long.
-struct Kept {
+pub struct Counted {
     bytes: Vec<u8>,
     _charge: Charge,
 }
 
-impl AsRef<[u8]> for Kept {
+impl Counted {
+    /// Bytes that are to be sent.
+    pub fn new(bytes: Vec<u8>) -> Result<Counted, Failure> {
+        let _charge = Charge::of::<u8>(ANSWER, bytes.len())?;
+        Ok(Counted { bytes, _charge })
+    }
+}
+
+impl AsRef<[u8]> for Counted {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 /// The body of an answer, which is counted until it is sent.
+impl From<Counted> for Body {
+    fn from(counted: Counted) -> Body {
+        Body::from(Bytes::from_owner(counted))
+    }
+}
+
+/// The body of an answer, which is counted until it is sent.
 pub fn kept(bytes: Vec<u8>) -> Result<Body, Failure> {
-    let _charge = Charge::of::<u8>(ANSWER, bytes.len())?;
-    Ok(Body::from(Bytes::from_owner(Kept { bytes, _charge })))
+    Counted::new(bytes).map(Body::from)
 }
 
 /// The length that a request announces for its body: 0 where there is none.

@@ -14,7 +14,7 @@ use super::work::Key;
 use crate::memory;
 use crate::output::{self, sync_folder};
 use crate::session::Session;
-use crate::session::kept::{Reader, Writer};
+use crate::session::kept::{Reader, Saved, Writer};
 use crate::volume::Modality;
 use axum::http::StatusCode;
 use blake3::Hash;
@@ -635,8 +635,44 @@ fn record(kind: u8, tell: impl FnOnce(&mut Writer)) -> Writer {
     out
 }
 
+/// A session that goes back to what it was unless what is done with it is kept: where that fails,
+/// where memory is refused, and where it panics.
+struct Attempt<'a> {
+    session: &'a mut Session,
+    /// None when it is kept.
+    before: Option<Saved>,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.session.restore(before);
+        }
+    }
+}
+
+/// Has something done with a session, and kept where there is a journal: what `tell` writes of the
+/// session as it is then and as it was. What is to be answered belongs to what is done, for memory
+/// for that may be refused: whatever fails, the session is as it was, and nothing is written.
+pub fn attempted<T>(
+    journal: Option<&Arc<Journal>>,
+    session: &mut Session,
+    kind: u8,
+    work: impl FnOnce(&mut Session) -> Result<T, Failure>,
+    tell: impl FnOnce(&Session, &Saved, &mut Writer),
+) -> Result<T, Failure> {
+    let saved = session.saved();
+    let mut attempt = Attempt { session, before: Some(saved) };
+    let done = work(attempt.session)?;
+    if let (Some(journal), Some(before)) = (journal, &attempt.before) {
+        journal.note(kind, |out| tell(attempt.session, before, out))?;
+    }
+    attempt.before = None;
+    Ok(done)
+}
+
 /// Has a session do one interaction, and what that changed written behind what `head` writes, where
-/// there is a journal. Where either fails the session is as it was.
+/// there is a journal; as [`attempted`].
 pub fn kept<T>(
     journal: Option<&Arc<Journal>>,
     session: &mut Session,
@@ -644,20 +680,10 @@ pub fn kept<T>(
     head: impl FnOnce(&mut Writer),
     work: impl FnOnce(&mut Session) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let Some(journal) = journal else { return work(session) };
-    let before = session.saved();
-    let done = work(session)?;
-    let noted = journal.note(kind, |out| {
+    attempted(journal, session, kind, work, |session, before, out| {
         head(out);
-        session.tell(&before, out);
-    });
-    match noted {
-        Ok(()) => Ok(done),
-        Err(e) => {
-            session.restore(before);
-            Err(e)
-        }
-    }
+        session.tell(before, out);
+    })
 }
 
 /// A scan's file that its journal does not tell of yet.

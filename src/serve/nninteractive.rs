@@ -152,7 +152,7 @@ impl Call {
 fn shown(outcome: Outcome, lease: &Lease) -> Answer {
     let mut meta = json!({ "ran_prediction": outcome.ran, "bbox": null });
     let mut body = Body::empty();
-    if let Some(mut update) = outcome.update {
+    if let Some(update) = outcome.update {
         let shape = update.region.map(|[low, high]| high - low);
         meta = json!({
             "ran_prediction": outcome.ran,
@@ -160,8 +160,8 @@ fn shown(outcome: Outcome, lease: &Lease) -> Answer {
             "dtype": update.dtype.name(),
             "shape": shape,
         });
-        body = body::kept(std::mem::take(&mut update.message))?;
         lease.handed(&update);
+        body = update.message.into();
     }
     let mut response = Response::new(body);
     let headers = response.headers_mut();

@@ -6,15 +6,14 @@ use crate::prompt::{Dense, Prompts, RawPoint, Space};
 use crate::serve::answer::{self, Shown, change};
 use crate::serve::body;
 use crate::serve::failure::{Failure, in_turns, reply};
-use crate::serve::journal::kept;
+use crate::serve::journal::{attempted, kept};
 use crate::serve::store::{Object, REDONE, RESET, SAID, Study, UNDONE, count};
 use crate::serve::turns::Turn;
 use crate::serve::work::Kind;
 use crate::serve::{Shared, tidy};
 use crate::session::Session;
 use crate::session::diameters::Diameters;
-use crate::session::kept::Writer;
-use crate::volume::Grid;
+use crate::session::kept::{Saved, Writer};
 use crate::volume::labels::{Labels, TargetLabel};
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
@@ -25,10 +24,10 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What was done to an object, in words for its caller.
-struct Done {
-    before: Shown,
-    notes: Vec<String>,
+/// What is answered of an object, and how many voxels it has by that.
+struct Told {
+    response: Response,
+    voxels: usize,
 }
 
 /// What work on an object's session is done with.
@@ -36,21 +35,24 @@ struct At<'a> {
     study: &'a Study,
     object: &'a Object,
     turn: &'a Turn,
+    /// When it was asked for.
+    start: Instant,
 }
 
 /// Has an object's work done when its turn comes, and tells what changed.
 async fn work_on<F>(shared: Arc<Shared>, name: &str, kind: Kind, work: F) -> Answer
 where
-    F: FnOnce(&mut Session, &At<'_>) -> Result<Done, Failure> + Send + 'static,
+    F: FnOnce(&mut Session, &At<'_>) -> Result<Told, Failure> + Send + 'static,
 {
     let (scan, study, object) = shared.store.object(name)?;
     // What is held is not let go before it is known to have been worked on.
     let (start, held) = (Instant::now(), study.clone());
-    let run = move |turn: &Turn| {
+    let run = move |turn: &Turn| -> Answer {
         let mut session = object.session();
-        let at = At { study: &study, object: &object, turn };
-        let Done { before, notes } = work(&mut session, &at)?;
-        told(&session, &object, &study.opened.image.grid, before, notes, start)
+        let at = At { study: &study, object: &object, turn, start };
+        let Told { response, voxels } = work(&mut session, &at)?;
+        count(&object, voxels);
+        Ok(response)
     };
     let done = shared.work.run(scan, kind, run).await;
     shared.store.worked(scan);
@@ -62,19 +64,13 @@ where
     Ok(response)
 }
 
-/// The answer as it stands, and what of it changed.
-fn told(
-    session: &Session,
-    object: &Object,
-    grid: &Grid,
-    before: Shown,
-    notes: Vec<String>,
-    start: Instant,
-) -> Answer {
+/// The answer as it stands, and what of it changed. Memory for it may be refused: who changes a
+/// session tells of it before that is kept.
+fn told(session: &Session, at: &At, before: &Shown, notes: Vec<String>) -> Result<Told, Failure> {
+    let grid = &at.study.opened.image.grid;
     let after = session.prediction().cloned();
-    let changed = change(grid, &before, &after);
+    let changed = change(grid, before, &after);
     let voxels = after.as_ref().map_or(0, |p| p.field.voxels());
-    count(object, voxels);
     let step = grid.spacing();
     let bounds = after.as_ref().and_then(|p| p.field.bounds());
     let extent: Option<[f64; 3]> =
@@ -94,9 +90,10 @@ fn told(
         "changed": changed.as_ref().map_or(0, |c| c.voxels),
         "region": changed.as_ref().map(|c| c.ranges()),
         "notes": notes,
-        "seconds": start.elapsed().as_secs_f64(),
+        "seconds": at.start.elapsed().as_secs_f64(),
     });
-    packed(&about, changed.map_or_else(Vec::new, |c| c.bits(&after)))
+    let response = packed(&about, changed.map_or_else(Vec::new, |c| c.bits(&after)))?;
+    Ok(Told { response, voxels })
 }
 
 /// Voxels of a region, with what is to be said of them.
@@ -133,38 +130,34 @@ fn interact(
     at: &At,
     prompts: &Prompts,
     mut notes: Vec<String>,
-) -> Result<Done, Failure> {
+) -> Result<Told, Failure> {
     let before = session.prediction().cloned();
     let head = |out: &mut Writer| out.number(at.object.number);
-    let more = kept(at.study.journal.as_ref(), session, SAID, head, |session| {
-        in_turns(at.turn, |o| {
+    kept(at.study.journal.as_ref(), session, SAID, head, |session| {
+        let more: Vec<String> = in_turns(at.turn, |o| {
             session
                 .interact_observed(prompts, o)
-                .map(|p| p.notes.iter().map(|n| n.to_string()).collect::<Vec<_>>())
-        })
-    })?;
-    notes.extend(more);
-    Ok(Done { before, notes })
+                .map(|p| p.notes.iter().map(|n| n.to_string()).collect())
+        })?;
+        notes.extend(more);
+        told(session, at, &before, notes)
+    })
 }
 
-/// A move in a session's history; false where there is none to make.
+/// A move in a session's history, which is an error where there is none to make.
 fn moved(
     session: &mut Session,
     at: &At,
     kind: u8,
-    go: impl FnOnce(&mut Session) -> bool,
-) -> Result<bool, Failure> {
-    let before = at.study.journal.as_ref().map(|journal| (journal, session.saved()));
-    let went = go(session);
-    if let Some((journal, before)) = before.filter(|_| went) {
-        journal.note(kind, |out| out.number(at.object.number)).inspect_err(|_| {
-            session.restore(before);
-        })?;
-        if kind == RESET {
-            journal.shrank();
-        }
-    }
-    Ok(went)
+    go: impl FnOnce(&mut Session) -> Result<(), Failure>,
+) -> Result<Told, Failure> {
+    let before = session.prediction().cloned();
+    let work = |session: &mut Session| {
+        go(session)?;
+        told(session, at, &before, vec![])
+    };
+    let tell = |_: &Session, _: &Saved, out: &mut Writer| out.number(at.object.number);
+    attempted(at.study.journal.as_ref(), session, kind, work, tell)
 }
 
 pub(super) async fn prompts(
@@ -243,11 +236,10 @@ async fn step(
     go: fn(&mut Session) -> bool,
 ) -> Answer {
     work_on(shared, name, Kind::Short, move |session, at| {
-        let before = session.prediction().cloned();
-        match moved(session, at, record, go)? {
-            true => Ok(Done { before, notes: vec![] }),
+        moved(session, at, record, |session| match go(session) {
+            true => Ok(()),
             false => Err(Failure::new(StatusCode::CONFLICT, format!("there is nothing to {what}"))),
-        }
+        })
     })
     .await
 }
@@ -262,18 +254,20 @@ pub(super) async fn redo(State(shared): State<Arc<Shared>>, Path(name): Path<Str
 
 pub(super) async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
     work_on(shared, &name, Kind::Short, |session, at| {
-        let before = session.prediction().cloned();
-        moved(session, at, RESET, |session| {
+        let told = moved(session, at, RESET, |session| {
             session.reset();
-            true
+            Ok(())
         })?;
-        Ok(Done { before, notes: vec![] })
+        if let Some(journal) = &at.study.journal {
+            journal.shrank();
+        }
+        Ok(told)
     })
     .await
 }
 
 pub(super) async fn answer(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
-    work_on(shared, &name, Kind::Short, |_, _| Ok(Done { before: None, notes: vec![] })).await
+    work_on(shared, &name, Kind::Short, |session, at| told(session, at, &None, vec![])).await
 }
 
 /// The voxels that the network is unsure of.

@@ -13,6 +13,7 @@ mod tests;
 mod told;
 
 use super::answer::{Change, Shown, change, whole};
+use super::body::Counted;
 use super::failure::{Failure, in_turns};
 use super::journal::{Journal, Kept, NewScan, Source, Stored, kept};
 use super::opened::{Engine, Opened};
@@ -30,6 +31,9 @@ use told::{BUFFER, INITIAL, QUEUED, SAID, UNDONE, put_prompts};
 const MOST_QUEUED: usize = 256;
 /// Initial masks that can be undone, at most.
 const MOST_LAYERS: usize = 8;
+
+/// Why an image has a session.
+const FIRST: &str = "the first is there from the beginning";
 
 /// What is said where there is nothing to say anything of.
 const NO_IMAGE: &str = "no image was sent yet: set_image, or upload_raw, comes first";
@@ -107,9 +111,16 @@ pub struct Outcome {
 pub struct Update {
     pub region: [[usize; 2]; 3],
     pub dtype: Dtype,
-    pub message: Vec<u8>,
+    pub message: Counted,
     /// Which of the lease's updates it is.
     turn: u64,
+}
+
+/// A block of the image, and what a buffer has there, as it is sent.
+struct Part {
+    region: [usize; 6],
+    dtype: Dtype,
+    message: Counted,
 }
 
 impl Outcome {
@@ -330,24 +341,27 @@ impl State {
 
     /// Takes the last interaction back.
     pub fn undo(&mut self) -> Result<Outcome, Failure> {
-        let journal = self.journal.clone();
+        let (journal, buffer) = (self.journal.clone(), self.buffer);
         let image = self.image.as_mut().filter(|image| image.can_go_back());
         let Some(image) = image else { return Ok(Outcome::unchanged(false)) };
+        let was_waiting = !image.layer().queued.is_empty();
+        let mut part = None;
+        if let (Some(buffer), false) = (buffer, was_waiting) {
+            let now = image.shown_before();
+            part = Some(difference(&image.opened, &image.shown, &now, image.doubt, buffer)?);
+        }
         if let Some(journal) = journal {
             journal.note(UNDONE, |_| {})?;
         }
-        let was_waiting = !image.layer().queued.is_empty();
         image.go_back();
-        match was_waiting {
-            true => Ok(Outcome::unchanged(true)),
-            false => Ok(Outcome { ran: true, update: self.update() }),
-        }
+        Ok(Outcome { ran: true, update: part.and_then(|part| self.show(part)) })
     }
 
     /// Says something: now, with what was said and not predicted yet, or later.
     fn say(&mut self, fresh: Prompts, run: bool, turn: &Turn) -> Result<Outcome, Failure> {
-        let journal = self.journal.clone();
-        let layer = self.image()?.layer();
+        let (journal, buffer) = (self.journal.clone(), self.buffer);
+        let image = self.image()?;
+        let layer = image.layer();
         let nothing = fresh.is_empty() && fresh.drawn.is_none();
         if !run {
             if layer.queued.len() >= MOST_QUEUED {
@@ -369,16 +383,22 @@ impl State {
         if said.is_empty() && said.drawn.is_none() {
             return Ok(Outcome::unchanged(true));
         }
-        kept(
+        let Image { opened, layers, shown, doubt, .. } = image;
+        let layer = layers.last_mut().expect(FIRST);
+        let part = kept(
             journal.as_ref(),
             &mut layer.session,
             SAID,
             |_| {},
-            |session| in_turns(turn, |o| session.interact_observed(&said, o).map(|_| ())),
+            |session| {
+                in_turns(turn, |o| session.interact_observed(&said, o).map(|_| ()))?;
+                let now = session.prediction().cloned();
+                buffer.map(|buffer| difference(opened, shown, &now, *doubt, buffer)).transpose()
+            },
         )?;
         layer.queued.clear();
         layer.steps += 1;
-        Ok(Outcome { ran: true, update: self.update() })
+        Ok(Outcome { ran: true, update: part.and_then(|part| self.show(part)) })
     }
 
     /// The whole answer, for clients that keep no buffer: a byte a voxel, i fastest.
@@ -388,26 +408,36 @@ impl State {
         Ok(whole(&image.opened.image.grid, &shown))
     }
 
-    /// What differs from what the client was shown, or may differ, which it is shown now.
-    fn update(&mut self) -> Option<Update> {
-        let (image, buffer) = (self.image.as_mut()?, self.buffer?);
-        let now = image.layers.last()?.session.prediction().cloned();
-        let changed = change(&image.opened.image.grid, &image.shown, &now);
-        let regions = changed.map(|c| c.region).into_iter().chain(image.doubt);
-        let changed = regions.reduce(union).map(|region| Change { region, voxels: 0 });
-        let Some(changed) = changed else {
-            image.shown = now;
-            return None;
-        };
-        let [i0, j0, k0, i1, j1, k1] = changed.region;
-        let [ni, nj, nk] = changed.size();
-        // Memory for it may be refused: the client has then been shown nothing.
-        let message = pack(buffer.dtype, &[nk, nj, ni], &changed.marks(&now));
-        (image.shown, image.doubt) = (now, Some(changed.region));
+    /// The client is shown the answer as it is, of which so much is new to it.
+    fn show(&mut self, part: Option<Part>) -> Option<Update> {
+        let image = self.image.as_mut()?;
+        image.shown = image.layers.last()?.session.prediction().cloned();
+        let Part { region, dtype, message } = part?;
+        image.doubt = Some(region);
         self.turn += 1;
+        let [i0, j0, k0, i1, j1, k1] = region;
         let region = [[k0, k1], [j0, j1], [i0, i1]];
-        Some(Update { region, dtype: buffer.dtype, message, turn: self.turn })
+        Some(Update { region, dtype, message, turn: self.turn })
     }
+}
+
+/// What differs between two answers on a scan, and where the client's buffer is in `doubt`, as the
+/// second of them has it; none where nothing does. Memory for it may be refused: who changes an
+/// answer asks for it before that is kept.
+fn difference(
+    opened: &Opened,
+    before: &Shown,
+    now: &Shown,
+    doubt: Option<[usize; 6]>,
+    buffer: Buffer,
+) -> Result<Option<Part>, Failure> {
+    let changed = change(&opened.image.grid, before, now);
+    let regions = changed.map(|c| c.region).into_iter().chain(doubt);
+    let Some(region) = regions.reduce(union) else { return Ok(None) };
+    let changed = Change { region, voxels: 0 };
+    let [ni, nj, nk] = changed.size();
+    let message = pack(buffer.dtype, &[nk, nj, ni], &changed.marks(now));
+    Ok(Some(Part { region, dtype: buffer.dtype, message: Counted::new(message)? }))
 }
 
 /// The smallest block that holds two.
@@ -433,7 +463,22 @@ impl Image {
     }
 
     fn layer(&mut self) -> &mut Layer {
-        self.layers.last_mut().expect("the first is there from the beginning")
+        self.layers.last_mut().expect(FIRST)
+    }
+
+    /// The answer that going back leads to, where nothing waits for a prediction.
+    fn shown_before(&mut self) -> Shown {
+        let layer = self.layer();
+        if layer.steps == 0 {
+            let below = self.layers.iter().nth_back(1);
+            return below.and_then(|layer| layer.session.prediction().cloned());
+        }
+        let went = layer.session.undo();
+        let before = layer.session.prediction().cloned();
+        if went {
+            layer.session.redo();
+        }
+        before
     }
 
     /// Puts a session on the others.

@@ -46,7 +46,7 @@ fn click(lease: &Lease, positive: bool) -> Outcome {
 
 /// Writes an update into a buffer, as a client does.
 fn take(buffer: &mut [u8], update: &Update) {
-    let marks = unpack(&update.message, VOXELS).unwrap().marks();
+    let marks = unpack(update.message.as_ref(), VOXELS).unwrap().marks();
     let [_, nj, ni] = update.region.map(|[low, high]| high - low);
     let low = update.region.map(|[low, _]| low);
     for (at, mark) in marks.iter().enumerate() {
@@ -89,6 +89,46 @@ fn what_a_lost_answer_held_is_in_the_next() {
     assert_eq!(whole.region, SHAPE.map(|n| [0, n]));
     take(&mut buffer, &whole);
     assert!(buffer.contains(&1) && buffer == answer(&lease));
+}
+
+/// Clicks once more on a session that was clicked on once, and fails then.
+fn attempt(session: &mut Session, fails: fn() -> Failure) -> Result<(), Failure> {
+    let said = Prompts { points: vec![([3, 3, 3], true)], ..Prompts::default() };
+    kept(
+        None,
+        session,
+        SAID,
+        |_| {},
+        |session| {
+            session.interact(&said).unwrap();
+            assert_eq!(session.depth(), (2, 0));
+            Err(fails())
+        },
+    )
+}
+
+#[test]
+fn what_cannot_be_told_is_not_done() {
+    let lease = begun(Options::default());
+    click(&lease, true);
+    let before = answer(&lease);
+    {
+        let mut state = lease.state();
+        let session = &mut state.image.as_mut().unwrap().layers[0].session;
+        let failed = attempt(session, || Failure::full("no room to tell of it"));
+        assert_eq!(failed.unwrap_err().message(), "no room to tell of it");
+        assert_eq!(session.depth(), (1, 0));
+        // Memory for the answer is refused, which unwinds.
+        let refused = crate::memory::caught(|| {
+            attempt(session, || {
+                crate::memory::zeroed::<u8>("a test", usize::MAX / 2);
+                Failure::full("memory that there is not")
+            })
+        });
+        assert!(refused.is_err());
+        assert_eq!(session.depth(), (1, 0));
+    }
+    assert!(answer(&lease) == before);
 }
 
 #[test]
