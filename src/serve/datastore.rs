@@ -177,7 +177,7 @@ pub async fn scan(shared: &Arc<Shared>, uid: &str) -> Result<(Key, Arc<Clicked>)
         let taken = Taken::new(seen.entry.clone());
         let image = seen.entry.read(there.most_scan)?;
         let mut opened = Opened::new(there.engine(), image)?;
-        there.work.ahead(opened.ahead());
+        there.work.ahead(key, opened.ahead());
         let mut clicked = Clicked::new(opened);
         clicked.series = Some(taken);
         let clicked = there.store.put_label(key, clicked);

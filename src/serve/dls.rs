@@ -244,7 +244,7 @@ async fn upload(
         let scan = state.keep(&sent.bytes, source)?;
         drop(sent);
         state.set_image(there.engine(), image, scan)?;
-        there.work.ahead(state.ahead());
+        there.work.ahead(key, state.ahead());
         Ok(())
     };
     let done = shared.work.run(key, Kind::Other, take).await;

@@ -36,6 +36,7 @@ mod query;
 #[doc(hidden)]
 pub mod readers;
 mod restore;
+mod rounds;
 mod settings;
 mod shelf;
 mod store;

@@ -115,7 +115,7 @@ async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
         let scan = journal.map(|j| j.scan(&file, Source::Plain)).transpose()?;
         let image = scan_of(file, there.most_scan)?;
         let mut opened = Opened::new(there.engine(), image)?;
-        there.work.ahead(opened.ahead());
+        there.work.ahead(key_of(id), opened.ahead());
         let mut clicked = Clicked::new(opened);
         (clicked.journal, clicked.stored) = scan.map(NewScan::tell).transpose()?.unzip();
         Ok(clicked)

@@ -269,6 +269,7 @@ async fn set_image(State(shared): State<Arc<Shared>>, request: Request) -> Answe
     let call = Call::read(&shared, request, most).await?;
     let meta: ImageMeta = call.meta()?;
     let spacing = meta.image_properties.unwrap_or_default().spacing();
+    let key = call.key;
     let shape = call
         .work(Kind::Other, move |shared, work, sent, _| {
             let array = unpack(&sent.bytes, most)?;
@@ -277,7 +278,7 @@ async fn set_image(State(shared): State<Arc<Shared>>, request: Request) -> Answe
             let shape = array.shape.clone();
             let image = scan_of(array, spacing)?;
             work.set_image(shared.engine(), image, scan)?;
-            shared.work.ahead(work.ahead());
+            shared.work.ahead(key, work.ahead());
             Ok(shape)
         })
         .await?;
@@ -427,12 +428,12 @@ async fn add_initial_seg(State(shared): State<Arc<Shared>>, request: Request) ->
     written(&shared, &request);
     let call = Call::read(&shared, request, most).await?;
     let meta: MaskMeta = call.meta()?;
-    let run = meta.run_prediction.unwrap_or(false);
+    let (key, run) = (call.key, meta.run_prediction.unwrap_or(false));
     call.interact(kind(run, Kind::Other), move |shared, work, sent, turn| {
         let mask = unpack(&sent.bytes, most)?;
         drop(sent);
         let outcome = work.initial(&mask, run, turn)?;
-        shared.work.ahead(work.ahead());
+        shared.work.ahead(key, work.ahead());
         Ok(outcome)
     })
     .await

@@ -11,6 +11,7 @@ use super::lease::{Lease, State, scan_of};
 use super::opened::Opened;
 use super::store::Study;
 use super::wire::unpack;
+use super::work::Key;
 use super::{Shared, failure::Failure};
 use crate::memory;
 use crate::model::Model;
@@ -107,11 +108,17 @@ pub fn restore(shared: &Shared, found: Vec<Found>, mut warnings: Vec<String>) {
     // What was brought back first may have waited for long.
     shared.store.touch_all();
     shared.progress.end(warnings);
-    shared.work.ahead(ahead);
+    ahead.into_iter().for_each(|(key, wishes)| shared.work.ahead(key, wishes));
 }
 
-/// Brings back what was found one by one, and tells where each object will be looked at next.
-fn each(shared: &Shared, all: Vec<Found>, ahead: &mut Vec<Ahead>, warnings: &mut Vec<String>) {
+/// Brings back what was found one by one, and tells where each object will be looked at next, with
+/// what it is worked on by.
+fn each(
+    shared: &Shared,
+    all: Vec<Found>,
+    ahead: &mut Vec<(Key, Vec<Ahead>)>,
+    warnings: &mut Vec<String>,
+) {
     for mut found in all {
         if shared.progress.stops.load(Ordering::Relaxed) {
             return;
@@ -136,7 +143,7 @@ fn each(shared: &Shared, all: Vec<Found>, ahead: &mut Vec<Ahead>, warnings: &mut
                 continue;
             }
         };
-        ahead.extend(back.ahead());
+        ahead.push((found.key, back.ahead()));
         if let Err(e) = put(shared, found, back, warnings) {
             warnings.push(format!("{e}; what is there is left as it is, and not served"));
         }

@@ -5,9 +5,10 @@
 //! they came. Of predictions, each of which takes all processors or the GPU, one runs at a time:
 //! those that are under way have turns, between the network's ops (`turns.rs`). A job that nobody
 //! waits for any more is not begun, and told where it has begun. Where nobody waits for anything,
-//! patches are encoded ahead.
+//! patches are encoded ahead, of one scan, lease or session after the other (`rounds.rs`).
 
 use super::failure::Failure;
+use super::rounds::Rounds;
 use super::turns::{Counts, Turn, Turns};
 use crate::session::Ahead;
 use crate::tensor::caught;
@@ -64,11 +65,10 @@ struct Queue {
     predictions: usize,
     others: usize,
     shorts: usize,
-    ahead: VecDeque<Ahead>,
-    /// What was given up since it was in somebody's way.
-    given_up: Vec<Ahead>,
-    /// Whether something is encoded ahead.
-    is_ahead: bool,
+    /// What is to be encoded ahead.
+    ahead: Rounds<Key, Ahead>,
+    /// Whether that waits for the end of a job, in whose way it was.
+    gives_way: bool,
     closed: bool,
 }
 
@@ -115,21 +115,20 @@ impl Queue {
     }
 
     /// What is to be encoded ahead, one at a time.
-    fn take_ahead(&mut self) -> Option<Ahead> {
-        let next = if self.is_ahead { None } else { self.ahead.pop_front() };
-        self.is_ahead |= next.is_some();
-        next
+    fn take_ahead(&mut self) -> Option<(Key, Ahead)> {
+        if self.gives_way { None } else { self.ahead.take() }
     }
 
-    /// Has what was given up done again: when a job has ended, whose way it was in.
-    fn give_up(&mut self, wish: Ahead) {
-        if self.closed {
-            return;
+    /// What was encoded ahead has come to its end, or was given up: then it is done again when a
+    /// job has ended, whose way it was in.
+    fn ahead_done(&mut self, given_up: Option<(Key, Ahead)>) {
+        if let Some((key, wish)) = given_up
+            && !self.closed
+        {
+            self.ahead.put_back(key, wish);
+            self.gives_way = !self.running.is_empty();
         }
-        match self.running.is_empty() {
-            true => self.ahead.push_back(wish),
-            false => self.given_up.push(wish),
-        }
+        self.ahead.over();
     }
 
     /// How many jobs of a kind run.
@@ -144,7 +143,7 @@ impl Queue {
     fn done(&mut self, key: Key, kind: Kind) {
         *self.running_of(kind) -= 1;
         self.running.remove(&key);
-        self.ahead.extend(self.given_up.drain(..));
+        self.gives_way = false;
         if self.waiting.get(&key).is_none_or(VecDeque::is_empty) {
             self.waiting.remove(&key);
         } else {
@@ -176,14 +175,11 @@ impl Desk {
                 queue = self.queue();
                 queue.done(key, job.kind);
                 self.news.notify_all();
-            } else if let Some(wish) = queue.take_ahead() {
+            } else if let Some((key, wish)) = queue.take_ahead() {
                 drop(queue);
                 let given_up = catch_unwind(AssertUnwindSafe(|| self.turns.ahead(&wish)));
                 queue = self.queue();
-                queue.is_ahead = false;
-                if given_up.unwrap_or(false) {
-                    queue.give_up(wish);
-                }
+                queue.ahead_done(given_up.unwrap_or(false).then_some((key, wish)));
                 // This thread may have a job first: another one does the next.
                 self.news.notify_all();
             } else if queue.closed {
@@ -238,14 +234,15 @@ impl Work {
         Counts { waiting: jobs + counts.waiting, ..counts }
     }
 
-    /// Has patches encoded, in this order, when nobody waits for the network. Where many are to be
-    /// already, the last of them are not.
-    pub fn ahead(&self, wishes: impl IntoIterator<Item = Ahead>) {
+    /// Has patches encoded, in this order, when nobody waits for the network, between those that
+    /// others than `key` have told of. Where very many are to be, some are not.
+    pub fn ahead(&self, key: Key, wishes: impl IntoIterator<Item = Ahead>) {
         let mut queue = self.desk.queue();
         // Those of an object that others took the place of, among them.
         queue.ahead.retain(Ahead::serves);
-        let room = if queue.closed { 0 } else { MOST_AHEAD.saturating_sub(queue.ahead.len()) };
-        queue.ahead.extend(wishes.into_iter().take(room));
+        if !queue.closed {
+            wishes.into_iter().for_each(|wish| queue.ahead.add(key, wish, MOST_AHEAD));
+        }
         drop(queue);
         self.desk.news.notify_all();
     }
@@ -439,23 +436,32 @@ mod tests {
         // Nobody takes anything away.
         let work = Work { desk: Arc::default(), threads: Mutex::default() };
         let (there, elsewhere) = ([80, 80, 14], [40, 80, 14]);
-        work.ahead(told(&mut one, there));
-        work.ahead(told(&mut other, there));
+        work.ahead(1, told(&mut one, there));
+        work.ahead(1, told(&mut other, there));
         let waiting = || work.desk.queue().ahead.len();
         assert_eq!(waiting(), 12);
         // Where it waits already it keeps its place.
         assert!(told(&mut one, there).is_empty());
-        work.ahead(told(&mut one, elsewhere));
+        work.ahead(1, told(&mut one, elsewhere));
         assert_eq!(waiting(), 12);
-        assert!(work.desk.queue().ahead.iter().all(Ahead::serves));
+        work.desk.queue().ahead.retain(Ahead::serves);
+        assert_eq!(waiting(), 12);
         // What nobody is interested in any more goes with the next that is told.
         other.reset();
-        work.ahead(None::<Ahead>);
+        work.ahead(1, None::<Ahead>);
         assert_eq!(waiting(), 6);
         // Of very many there is an end.
         let mut many: Vec<Session> = (0..MOST_AHEAD).map(|_| Session::new(&scan)).collect();
-        many.iter_mut().for_each(|object| work.ahead(told(object, there)));
+        many.iter_mut().for_each(|object| work.ahead(1, told(object, there)));
         assert_eq!(waiting(), MOST_AHEAD);
+        // What somebody else has waits for the one under way, and for none of the rest.
+        let (wish, _interest) = scan.ahead().unwrap();
+        let next = || work.desk.queue().take_ahead().map(|(key, _)| key);
+        assert_eq!(next(), Some(1));
+        work.ahead(2, [wish]);
+        assert_eq!((waiting(), next()), (MOST_AHEAD, None));
+        work.desk.queue().ahead_done(None);
+        assert_eq!(next(), Some(2));
     }
 
     #[test]

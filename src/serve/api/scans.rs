@@ -59,7 +59,7 @@ pub(super) async fn add_scan(
             Arrived::Several(list) => return Ok(Err(list)),
         };
         let mut opened = Opened::new(there.engine(), image)?;
-        there.work.ahead(opened.ahead());
+        there.work.ahead(key_of(id), opened.ahead());
         let mut study = Study::new(opened);
         (study.journal, study.stored) = on_disk.map(NewScan::tell).transpose()?.unzip();
         Ok(Ok(study))

@@ -9,7 +9,7 @@ use crate::serve::failure::{Failure, in_turns, reply};
 use crate::serve::journal::{attempted, kept};
 use crate::serve::store::{Object, REDONE, RESET, SAID, Study, UNDONE, count};
 use crate::serve::turns::Turn;
-use crate::serve::work::Kind;
+use crate::serve::work::{Key, Kind};
 use crate::serve::{Shared, tidy};
 use crate::session::Session;
 use crate::session::diameters::Diameters;
@@ -32,6 +32,7 @@ struct Told {
 
 /// What work on an object's session is done with.
 struct At<'a> {
+    scan: Key,
     study: &'a Study,
     object: &'a Object,
     turn: &'a Turn,
@@ -49,7 +50,7 @@ where
     let (start, held) = (Instant::now(), study.clone());
     let run = move |turn: &Turn| -> Answer {
         let mut session = object.session();
-        let at = At { study: &study, object: &object, turn, start };
+        let at = At { scan, study: &study, object: &object, turn, start };
         let Told { response, voxels } = work(&mut session, &at)?;
         count(&object, voxels);
         Ok(response)
@@ -194,7 +195,7 @@ pub(super) async fn prepare(
     let sent = sent_to(&shared, &name, request, body::SHORT).await?;
     let Expected { point } = json_of(&sent.bytes)?;
     let position = point.ok_or_else(|| Failure::unfit("nothing is said: expected a point"))?;
-    let (_, study, object) = shared.store.object(&name)?;
+    let (scan, study, object) = shared.store.object(&name)?;
     let mut prompts = Prompts::default();
     let point = RawPoint { position, positive: true };
     let added = prompts.add_point(&study.opened.image.grid, point, Space::Ijk);
@@ -203,7 +204,7 @@ pub(super) async fn prepare(
     let session = object.idle_session();
     let places = session.map_or_else(|| Ok(vec![]), |mut session| session.ahead_of(&prompts))?;
     let count = places.len();
-    shared.work.ahead(places);
+    shared.work.ahead(scan, places);
     Ok(reply(StatusCode::ACCEPTED, &json!({ "places": count })))
 }
 
@@ -221,7 +222,7 @@ pub(super) async fn give_mask(
         drop(labels);
         let prompts = Prompts { dense: Some(Dense::Mask(mask)), ..Prompts::default() };
         let done = interact(session, at, &prompts, notes)?;
-        there.work.ahead(session.ahead());
+        there.work.ahead(at.scan, session.ahead());
         Ok(done)
     })
     .await
