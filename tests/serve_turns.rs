@@ -156,6 +156,46 @@ fn clicks_are_answered_between_the_ops_of_anothers_encoding() {
 }
 
 #[test]
+fn one_encoding_of_each_goes_before_the_next_of_another() {
+    let server = started(Settings::default());
+    let at = server.address;
+    let image = Arc::new(example());
+    // A first click is looked at from several distances, a box with a patch that fits it.
+    let (mut clicked, encodings) = library(&image);
+    clicked.interact(&said(&[(CLICK, true)], None)).unwrap();
+    assert!(encodings.made() > 6);
+    let (mut boxed, encodings) = library(&image);
+    boxed.interact(&said(&[(CLICK, true)], Some(http::BOX))).unwrap();
+    assert!(encodings.made() < 4);
+    // Who draws the box comes while the other's patches are encoded, unless that was done already.
+    let comes_between = |_| {
+        let scans = [settled(at), settled(at)];
+        let [many, one] = [0, 1].map(|n| object_on(at, &scans[n], &json!({})));
+        let (before, is_over) = (encoded(at), AtomicBool::new(false));
+        let goes_first = std::thread::scope(|s| {
+            s.spawn(|| {
+                let _over = Over(&is_over);
+                prompt(at, &many, &point(CLICK, true));
+            });
+            while encoded(at) == before && !is_over.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            prompt(at, &one, &box_and_click());
+            !is_over.load(Ordering::Relaxed)
+        });
+        assert!(mask_of(at, &many) == clicked.mask() && mask_of(at, &one) == boxed.mask());
+        for scan in scans {
+            assert_eq!(ask(at, "DELETE", &format!("/v1/scans/{scan}"), &[], b"").status, 200);
+        }
+        goes_first
+    };
+    assert!(
+        (0..40).any(comes_between),
+        "a box waits for all that another's click is looked at with"
+    );
+}
+
+#[test]
 fn where_a_mask_lies_is_encoded_before_the_first_click() {
     let server = started(Settings::default());
     let at = server.address;

@@ -1,9 +1,11 @@
 //! Turns at the network. One computation uses it at a time, with all threads or the GPU; between
 //! two ops it gives way to who has more right, a click to nobody. Clicks whose patch is encoded go
 //! before encodings, and what somebody asked for before what is encoded ahead; of equal right, who
-//! came first. The first encoding goes on as soon as no click waits, and an op of it is done after
-//! every few clicks that went before it. Those that came later take no working memory until it is
-//! done: few have any at a time, however many wait.
+//! came first. Whoever has encoded a patch and needs another comes anew with it: so one of them
+//! goes before another's, and not all that an interaction looks at. The first encoding goes on as
+//! soon as no click waits, and an op of it is done after every few clicks that went before it.
+//! Those that came later take no working memory until it is done: few have any at a time, however
+//! many wait.
 //!
 //! Who gives way waits on the thread that computes, within [`Observer::paced`]. It keeps its
 //! working memory, and the session that it works on, of which `work.rs` does one job at a time; the
@@ -33,6 +35,8 @@ enum Right {
 struct Place {
     /// In the order in which they came.
     number: u64,
+    /// In that order, too, the patch that it encodes or encoded last.
+    encoding: u64,
     right: Right,
     waits: bool,
     /// Whether it had a turn, and may hold working memory since.
@@ -65,11 +69,28 @@ impl Queue {
         self.places.iter().any(|place| place.begun && place.number != number)
     }
 
-    /// The right by which a place has its turn now.
-    fn right(&self, place: &Place) -> Right {
+    /// A number for who, or what, comes now.
+    fn numbered(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Has a place want its turn by a right.
+    fn claim(&mut self, number: u64, right: Right) {
+        // Between two patches that are encoded there is an answer.
+        if right != Right::Click && self.place(number).right == Right::Click {
+            let encoding = self.numbered();
+            self.place(number).encoding = encoding;
+        }
+        self.place(number).right = right;
+    }
+
+    /// The right by which a place has its turn now, and when it came with what it wants.
+    fn rank(&self, place: &Place) -> (Right, u64) {
         match place.right {
-            Right::Encoding if self.in_a_row >= MOST_OVERTAKEN => Right::Click,
-            right => right,
+            Right::Click => (Right::Click, place.number),
+            Right::Encoding if self.in_a_row >= MOST_OVERTAKEN => (Right::Click, place.encoding),
+            right => (right, place.encoding),
         }
     }
 
@@ -82,7 +103,7 @@ impl Queue {
             false => place.begun || !is_short,
         };
         let waiting = self.places.iter().filter(|place| place.waits);
-        waiting.filter(may).min_by_key(|place| (self.right(place), place.number))
+        waiting.filter(may).min_by_key(|place| self.rank(place))
     }
 
     /// Whether what is encoded ahead is in somebody's way, or the server ends.
@@ -99,7 +120,7 @@ impl Queue {
             self.in_a_row = 0;
             return;
         }
-        let is_passed = |p: &&Place| p.waits && p.right == Right::Encoding && p.number < number;
+        let is_passed = |p: &&Place| p.waits && p.right == Right::Encoding && p.encoding < number;
         let passed = self.places.iter().filter(is_passed).count();
         self.in_a_row += u32::from(passed > 0);
         self.overtaken += passed as u64;
@@ -132,10 +153,10 @@ impl Turns {
     /// A place, without a turn yet. `left` tells when nobody waits for the work any more.
     pub fn enter(self: &Arc<Turns>, left: &Arc<AtomicBool>) -> Turn {
         let mut queue = self.queue();
-        let number = queue.next;
-        queue.next += 1;
+        let number = queue.numbered();
         queue.places.push(Place {
             number,
+            encoding: number,
             right: Right::Click,
             waits: false,
             begun: false,
@@ -243,11 +264,11 @@ impl Turn {
                 self.rest(&mut queue);
                 return false;
             };
-            queue.place(self.number).right = right;
+            queue.claim(self.number, right);
             if queue.running == Some(self.number) {
                 // Who comes to an encoding goes behind those that came earlier; a click is done.
-                let mine = (right, self.number);
-                let goes_behind = |other: &Place| mine < (queue.right(other), other.number);
+                let mine = (right, queue.place(self.number).encoding);
+                let goes_behind = |other: &Place| mine < queue.rank(other);
                 if right == Right::Click || queue.first().is_none_or(goes_behind) {
                     return true;
                 }
@@ -417,11 +438,57 @@ mod tests {
     }
 
     #[test]
+    fn one_encoding_of_each_goes_before_the_next_of_another() {
+        let (turns, log) = (Arc::<Turns>::default(), Log::default());
+        let log = &log;
+        let (begun, begins) = channel();
+        let (go, goes) = channel();
+        let (first, _) = enter(&turns);
+        let (second, _) = enter(&turns);
+        // So many patches, each encoded in two ops and then looked at; while the first of all is
+        // encoded somebody else comes.
+        let looks = |turn: &Turn, name: &'static str, patches: usize, during: &dyn Fn()| {
+            for patch in 0..patches {
+                for op in 0..2 {
+                    assert!(turn.goes_on(Part::Encoding));
+                    if (patch, op) == (0, 0) {
+                        during();
+                    }
+                    log.note(name);
+                }
+                assert!(turn.goes_on(Part::Answering));
+            }
+        };
+        scope(|s| {
+            s.spawn(move || {
+                let comes = || {
+                    begun.send(()).unwrap();
+                    goes.recv().unwrap();
+                };
+                looks(&first, "a", 3, &comes);
+            });
+            begins.recv().unwrap();
+            s.spawn(move || looks(&second, "b", 2, &|| {}));
+            until_wait(&turns, 1);
+            go.send(()).unwrap();
+        });
+        assert_eq!(log.all(), "a a b b a a b b a a");
+    }
+
+    #[test]
     fn of_several_encodings_one_goes_on_beside_clicks() {
         let mut queue = Queue::default();
         let all = [(0, Right::Encoding), (1, Right::Encoding), (2, Right::Click)];
         for (number, right) in all {
-            queue.places.push(Place { number, right, waits: true, begun: false, alone: false });
+            let encoding = number;
+            queue.places.push(Place {
+                number,
+                encoding,
+                right,
+                waits: true,
+                begun: false,
+                alone: false,
+            });
         }
         // There is always another click.
         let mut given = vec![];
