@@ -390,8 +390,12 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Refused> {
         .map_err(|payload| of_panic(payload).unwrap_or_else(|other| resume_unwind(other)))
 }
 
-/// A size as people write it: bytes, or with K, M, G or T behind it (powers of 1000; Ki, Mi, Gi, Ti
-/// of 1024), with or without a B.
+/// The least number of bytes that may stand without a unit. Of fewer the unit was forgotten:
+/// nothing that is given a size can do with so little.
+const LEAST_BARE: f64 = 1e6;
+
+/// A size as people write it: a number with K, M, G or T behind it (powers of 1000; Ki, Mi, Gi, Ti
+/// of 1024), with or without a B. Without any it is bytes, a million of them at least.
 ///
 /// # Errors
 /// It is no such size; the message says what was expected.
@@ -402,8 +406,15 @@ pub fn size_of_text(text: &str) -> Result<u64, String> {
         )
     };
     let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let number: f64 = text[..at].trim().parse().map_err(|_| fail())?;
+    let digits = text[..at].trim();
+    let number: f64 = digits.parse().map_err(|_| fail())?;
     let unit = text[at..].to_ascii_lowercase();
+    if unit.is_empty() && (1.0..LEAST_BARE).contains(&number) {
+        let likely = if number < 1e3 { "G" } else { "M" };
+        return Err(format!(
+            "'{text}' has no unit and would be {digits} bytes: expected a unit behind it, such as {digits}{likely} or {digits}{likely}i"
+        ));
+    }
     let (unit, base) = match unit.strip_suffix('b').unwrap_or(&unit) {
         unit if unit.ends_with('i') => (&unit[..unit.len() - 1], 1024f64),
         unit => (unit, 1000.0),
@@ -420,7 +431,9 @@ mod tests {
     #[test]
     fn sizes_are_read_as_people_write_them() {
         for (text, bytes) in [
-            ("1", 1),
+            ("1B", 1),
+            ("1000000", 1_000_000),
+            ("8589934592", 8_589_934_592),
             ("500M", 500_000_000),
             ("8GB", 8_000_000_000),
             ("1.5 Gi", 1_610_612_736),
@@ -430,6 +443,15 @@ mod tests {
         }
         for text in ["", "G", "-1G", "1X", "1GG", "nan", "1e30", "0"] {
             assert!(size_of_text(text).is_err(), "{text}");
+        }
+        for (text, expected) in [
+            ("8", "such as 8G or 8Gi"),
+            (" 1.5 ", "such as 1.5G or 1.5Gi"),
+            ("16000", "such as 16000M or 16000Mi"),
+            ("999999", "such as 999999M"),
+        ] {
+            let error = size_of_text(text).unwrap_err();
+            assert!(error.contains(expected), "{error}");
         }
     }
 

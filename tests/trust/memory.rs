@@ -34,6 +34,7 @@ fn sizes_are_held_against_a_budget() {
         (simulate(&bomb, &bomb, &at("prompts")), "100M", "bomb.nii.gz: out of memory: "),
         (segment(&bomb), "180MB", "out of memory"),
         (segment(&scan), "1M", "out of memory"),
+        (segment(&scan), "1000000", "out of memory"),
         (segment(&scan), "12M", "out of memory: working memory of the network"),
     ] {
         let mut run = run.file("--memory", memory);
@@ -47,6 +48,12 @@ fn sizes_are_held_against_a_budget() {
     }
     let said = prism("info").arg(&bomb).with("--memory much").output();
     assert!(said.status.code() == Some(2) && text(&said).contains("such as 8G"), "{}", text(&said));
+    let said = prism("info").arg(&bomb).with("--memory 8").output();
+    assert!(
+        said.status.code() == Some(2) && text(&said).contains("such as 8G or 8Gi"),
+        "{}",
+        text(&said)
+    );
     assert!(segment(&scan).with("--memory 1G").output().status.success());
     // Networks that nobody could run are no networks; those that this machine cannot are refused
     // when they are laid out.
