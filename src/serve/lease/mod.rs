@@ -29,7 +29,7 @@ use told::{BUFFER, INITIAL, QUEUED, SAID, UNDONE, put_prompts};
 
 /// Interactions that wait for a prediction, at most.
 const MOST_QUEUED: usize = 256;
-/// Initial masks that can be undone, at most.
+/// Sessions that an undo can lead to, at most, the one at work among them.
 const MOST_LAYERS: usize = 8;
 
 /// Why an image has a session.
