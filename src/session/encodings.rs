@@ -1,6 +1,6 @@
 //! Encoded patches that are kept, so that looking at them again costs nothing.
 
-use crate::memory;
+use crate::memory::{self, Charge};
 use crate::model::Features;
 use crate::tensor::Tensor;
 use crate::volume::Grid;
@@ -15,6 +15,8 @@ pub struct EncodedPatch {
     /// The network's input.
     pub(super) input: Tensor,
     pub(super) features: Features,
+    /// Of the input: the features are charged where their buffers are made.
+    pub(super) _charge: Charge,
     /// Time spent cutting the patch and encoding it.
     pub seconds: [Duration; 2],
 }

@@ -5,7 +5,7 @@
 //! object and not the scan.
 
 use super::ANSWER;
-use crate::memory::{self, Refused};
+use crate::memory::{self, Charge, Refused};
 use crate::volume::include;
 use crate::volume::resample::{Interpolation, sample_of};
 use rayon::prelude::*;
@@ -20,7 +20,39 @@ const NEGLIGIBLE: f32 = -6.0;
 
 /// Voxels of a tile.
 pub(super) const TILE: usize = EDGE * EDGE * EDGE;
-pub(super) type Tile = [f32; TILE];
+pub(super) type Logits = [f32; TILE];
+
+/// Logits of a tile, charged to the memory budget for as long as a field holds them.
+#[derive(Debug)]
+pub(super) struct Tile {
+    logits: Logits,
+    _charge: Charge,
+}
+
+impl Tile {
+    /// Unwinds to [`memory::caught`] where the budget refuses it.
+    pub(super) fn new(logits: Logits) -> Arc<Tile> {
+        Arc::new(Tile::charged(logits))
+    }
+
+    fn charged(logits: Logits) -> Tile {
+        let charge = Charge::of::<Logits>(ANSWER, 1).unwrap_or_else(|e| memory::refuse(e));
+        Tile { logits, _charge: charge }
+    }
+}
+
+impl Clone for Tile {
+    fn clone(&self) -> Tile {
+        Tile::charged(self.logits)
+    }
+}
+
+impl std::ops::Deref for Tile {
+    type Target = Logits;
+    fn deref(&self) -> &Logits {
+        &self.logits
+    }
+}
 
 /// Logits on a grid, minus infinity where nothing was ever said.
 #[derive(Clone, Debug)]
@@ -65,8 +97,8 @@ impl Field {
         let tile = self
             .tiles
             .entry(Field::key(voxel))
-            .or_insert_with(|| Arc::new([f32::NEG_INFINITY; TILE]));
-        Arc::make_mut(tile)[Field::inside(voxel)] = value;
+            .or_insert_with(|| Tile::new([f32::NEG_INFINITY; TILE]));
+        Arc::make_mut(tile).logits[Field::inside(voxel)] = value;
     }
 
     /// Replaces every voxel of a block by what `change(voxel, value)` makes of it, tiles side by
@@ -89,8 +121,8 @@ impl Field {
         }
     }
 
-    /// An error unless there is room for the tiles of a sparse field that is given these values:
-    /// tiles themselves are asked for one by one, which nobody may refuse.
+    /// An error unless there is room for the tiles of a sparse field that is given these values, so
+    /// that a refusal comes before any of them is made.
     pub fn has_room(
         size: [usize; 3],
         value: impl Fn([usize; 3]) -> f32 + Sync,
@@ -109,7 +141,7 @@ impl Field {
             }
             holds.iter().filter(|h| **h).count()
         };
-        memory::check::<Tile>(ANSWER, (0..rows).into_par_iter().map(held).sum())
+        memory::check::<Logits>(ANSWER, (0..rows).into_par_iter().map(held).sum())
     }
 
     /// A tile after a change, or nothing in its place where it became negligible; none where
@@ -121,7 +153,7 @@ impl Field {
         change: &(impl Fn([usize; 3], f32) -> f32 + Sync),
     ) -> Option<([u32; 3], Option<Arc<Tile>>)> {
         let key = tile.map(|t| t as u32);
-        let mut new: Tile = self.tiles.get(&key).map_or([f32::NEG_INFINITY; TILE], |t| **t);
+        let mut new = self.tiles.get(&key).map_or([f32::NEG_INFINITY; TILE], |t| t.logits);
         let range =
             |a: usize| block[a].start.max(tile[a] * EDGE)..block[a].end.min((tile[a] + 1) * EDGE);
         let mut changed = false;
@@ -134,7 +166,7 @@ impl Field {
             }
         }
         let negligible = self.sparse && new.iter().all(|v| *v <= NEGLIGIBLE);
-        changed.then(|| (key, (!negligible).then(|| Arc::new(new))))
+        changed.then(|| (key, (!negligible).then(|| Tile::new(new))))
     }
 
     /// Calls `visit(place in [i][j][k] order, logit)` for every voxel of every tile there is.
@@ -170,7 +202,7 @@ impl Field {
         let shared = |key: &[u32; 3], tile: &Arc<Tile>| {
             other.and_then(|o| o.tiles.get(key)).is_some_and(|o| Arc::ptr_eq(o, tile))
         };
-        self.tiles.iter().filter(|(key, tile)| !shared(key, tile)).count() * size_of::<Tile>()
+        self.tiles.iter().filter(|(key, tile)| !shared(key, tile)).count() * size_of::<Logits>()
     }
 
     /// How many voxels lie on the object.
@@ -199,7 +231,7 @@ impl Field {
         let mut index = memory::filled(ANSWER, None, tiles.iter().product());
         for (key, tile) in &self.tiles {
             let [a, b, c] = key.map(|k| k as usize);
-            index[(a * tiles[1] + b) * tiles[2] + c] = Some(&**tile);
+            index[(a * tiles[1] + b) * tiles[2] + c] = Some(&tile.logits);
         }
         Reader { size: self.size, tiles, index, most }
     }
@@ -277,13 +309,13 @@ impl Field {
     /// Calls `visit(place, tile)` for every tile that is another than in a field before; none where
     /// it is gone.
     #[cfg(feature = "serve")]
-    pub(super) fn differing(&self, old: &Field, mut visit: impl FnMut([u32; 3], Option<&Tile>)) {
+    pub(super) fn differing(&self, old: &Field, mut visit: impl FnMut([u32; 3], Option<&Logits>)) {
         let same = |a: &Arc<Tile>, b: &Arc<Tile>| {
             Arc::ptr_eq(a, b) || a.iter().zip(b.iter()).all(|(a, b)| a.to_bits() == b.to_bits())
         };
         for (key, tile) in &self.tiles {
             if !old.tiles.get(key).is_some_and(|other| same(tile, other)) {
-                visit(*key, Some(&**tile));
+                visit(*key, Some(&tile.logits));
             }
         }
         for key in old.tiles.keys().filter(|key| !self.tiles.contains_key(*key)) {
@@ -306,7 +338,7 @@ impl Field {
 
     /// Bytes that its tiles hold, those shared with copies included.
     pub fn bytes(&self) -> usize {
-        self.tiles.len() * size_of::<Tile>()
+        self.tiles.len() * size_of::<Logits>()
     }
 }
 
@@ -314,7 +346,7 @@ impl Field {
 pub struct Reader<'a> {
     size: [usize; 3],
     tiles: [usize; 3],
-    index: Vec<Option<&'a Tile>>,
+    index: Vec<Option<&'a Logits>>,
     most: f32,
 }
 

@@ -5,7 +5,7 @@
 //! was said, where the network looked. What is in memory alone is what the network showed on its
 //! last patch (logits and candidates), which a session that steers does not look at again.
 
-use super::field::{Field, TILE, Tile};
+use super::field::{Field, Logits, TILE, Tile};
 use super::{Note, Prediction, Said, Session, State};
 use crate::memory;
 use crate::tensor::Tensor;
@@ -102,7 +102,7 @@ impl Writer {
     }
 
     /// A tile, shorter where it has no more than two values, as a mask's.
-    fn tile(&mut self, tile: &Tile) {
+    fn tile(&mut self, tile: &Logits) {
         let first = tile[0];
         let other = tile.iter().find(|v| v.to_bits() != first.to_bits()).copied();
         let Some(other) = other else {
@@ -299,7 +299,7 @@ impl<'a> Reader<'a> {
             }
             _ => return Err(ODD.into()),
         }
-        Ok(Some(Arc::new(tile)))
+        Ok(Some(Tile::new(tile)))
     }
 
     fn note(&mut self) -> Result<Note, String> {

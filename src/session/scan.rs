@@ -4,6 +4,7 @@
 use super::SessionError;
 use super::encodings::{Coming, EncodedPatch, Encodings};
 use crate::device::CudaError;
+use crate::memory::Charge;
 use crate::model::{Config, Intensity, Model, Observer, Part};
 use crate::tensor::{OpError, Tensor};
 use crate::volume::intensity::Normalization;
@@ -283,6 +284,7 @@ impl Scan {
         let edge = self.model.config().patch;
         let values = self.input(patch);
         let cut = Instant::now();
+        let charge = Charge::of::<f32>("a patch", values.len())?;
         let input = Tensor::new([edge; 3], values);
         let features = match self.model.encode(&input, observer) {
             // What is kept lies on the device, which others use, too: some of it makes room.
@@ -292,7 +294,13 @@ impl Scan {
             encoded => encoded,
         }?;
         let seconds = [cut - start, cut.elapsed()];
-        Ok(Arc::new(EncodedPatch { patch: patch.clone(), input, features, seconds }))
+        Ok(Arc::new(EncodedPatch {
+            patch: patch.clone(),
+            input,
+            features,
+            _charge: charge,
+            seconds,
+        }))
     }
 }
 
