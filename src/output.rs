@@ -181,6 +181,19 @@ pub(crate) fn sync_folder(path: &Path) {
     let _ = std::fs::File::open(path).and_then(|folder| folder.sync_all());
 }
 
+/// Makes a folder where there is none, with those around it, so that it is there after a power cut
+/// too.
+///
+/// # Errors
+/// What the system says.
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    let is_missing = |at: &&Path| !at.as_os_str().is_empty() && !at.exists();
+    let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
+    std::fs::create_dir_all(path)?;
+    missing.into_iter().for_each(|made| sync_folder(folder(made)));
+    Ok(())
+}
+
 impl Pending {
     /// A new file in `path`'s folder, with the ending that its writer chooses a format by, or none
     /// where it knows.
@@ -358,6 +371,11 @@ mod tests {
         let there = |name: &str| at("sub").join(name).exists();
         assert!(!there(".prism-tmp-abcdef0123456789.nii") && there(".prism-tmp-bcdef0123456789a"));
         assert!(there(".prism-secret") && there(".prism-tmp-cdef0123456789ab.nii.gz"));
+        for _ in 0..2 {
+            make_folder(&at("sub/one/two")).unwrap();
+            assert!(at("sub/one/two").is_dir());
+        }
+        assert!(make_folder(&at("sub/real/three")).is_err(), "a folder within a file");
         let pending = write_bytes(&at("never"), b"d").unwrap();
         assert!(temporary().contains(pending.path()));
         drop(pending);

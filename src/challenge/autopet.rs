@@ -9,6 +9,7 @@ use super::Outcome;
 use crate::input::read_text;
 use crate::memory;
 use crate::model::Model;
+use crate::output::make_folder;
 use crate::prompt::Prompts;
 use crate::session::{Note, Options, Scan, Session, intensities_of};
 use crate::volume::{Modality, Volume, VolumeError, metaimage};
@@ -48,7 +49,7 @@ pub fn run(model: &Arc<Model>, input: &Path, output: &Path) -> Result<Outcome, V
         segment(model, &image.volume, points).map_err(|e| VolumeError::new(&path, e))?;
     warnings.extend(notes.iter().map(|n| format!("{}: {n}", clicks.display())));
     let folder = output.join(ANSWER);
-    std::fs::create_dir_all(&folder).map_err(|e| VolumeError::new(&folder, e.to_string()))?;
+    make_folder(&folder).map_err(|e| VolumeError::new(&folder, e.to_string()))?;
     let output = folder.join(path.file_name().unwrap_or_default());
     metaimage::write_mask(&output, &image, &mask)?
         .commit()

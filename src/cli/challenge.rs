@@ -5,6 +5,7 @@ use super::{DeviceArgs, Failure, say, warn};
 use crate::challenge::{Outcome, autopet, cvpr};
 use crate::device::Device;
 use crate::model::Model;
+use crate::output::make_folder;
 use crate::volume::VolumeError;
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -90,8 +91,7 @@ impl Challenge {
         if let Device::Cuda(_) = device {
             model.warm_up()?;
         }
-        std::fs::create_dir_all(output)
-            .map_err(|e| Failure::Failed(format!("{}: {e}", output.display())))?;
+        make_folder(output).map_err(|e| Failure::Failed(format!("{}: {e}", output.display())))?;
         let mut failed = 0;
         for case in &cases {
             match self.kind.run(&model, case, output) {

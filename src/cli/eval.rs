@@ -11,7 +11,7 @@ use crate::eval::protocol::{NAMES, Place, Plan, Protocol, Way, run, sides};
 use crate::eval::report::{Results, csv, curve, file_names, json, markdown};
 use crate::input::read_text;
 use crate::model::Model;
-use crate::output::{check, lock, spelled_out, write_text};
+use crate::output::{check, lock, make_folder, spelled_out, write_text};
 use crate::session::intensities;
 use crate::train::run::{SETTINGS, SPLIT};
 use crate::train::settings::Given;
@@ -131,7 +131,7 @@ impl Eval {
         let device = self.device.open()?;
         let weights = chosen.open()?;
         for folder in [Some(&self.output), self.masks.as_ref()].into_iter().flatten() {
-            std::fs::create_dir_all(folder)
+            make_folder(folder)
                 .map_err(|e| Failure::Failed(format!("{}: {e}", folder.display())))?;
         }
         // Before hours of work: none of them is an input of it.

@@ -3,6 +3,7 @@
 use super::{Failure, number, say, warn};
 use crate::data::cases::TargetLabel;
 use crate::memory;
+use crate::output::make_folder;
 use crate::picture::Picture;
 use crate::prompt::simulate::{
     Errors, Kind, bounding_box, drawn_box, generator, points, scribble, scribbles,
@@ -76,7 +77,7 @@ impl Simulate {
         let label = read(&self.label)?;
         let prediction = self.prediction.as_deref().map(read).transpose()?;
         let size = image.grid.size;
-        std::fs::create_dir_all(&self.output)
+        make_folder(&self.output)
             .map_err(|e| Failure::Failed(format!("{}: {e}", self.output.display())))?;
         let errors = Errors::of(&label, prediction.as_deref());
         let count = |m: &[u8]| m.iter().filter(|v| **v != 0).count();

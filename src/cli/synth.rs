@@ -2,7 +2,7 @@
 
 use super::{Failure, say};
 use crate::data::synth::{generate, generate_as};
-use crate::output::write_text;
+use crate::output::{make_folder, write_text};
 use crate::prompt::simulate::generator;
 use crate::volume::Modality;
 use crate::volume::{write_mask, write_scan};
@@ -45,8 +45,7 @@ impl Synth {
         }
         for folder in ["imagesTr", "labelsTr"] {
             let path = self.output.join(folder);
-            std::fs::create_dir_all(&path)
-                .map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+            make_folder(&path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
         }
         let write = |index: u64| -> Result<serde_json::Value, String> {
             let scan = match self.modality {

@@ -18,7 +18,7 @@ use crate::model::{Config, Model, Observer, PatchPrompts, Weights};
 use crate::ops::loss::{KERNEL, Target};
 use crate::ops::optimizer::{AdamW, bring, follow, global_norm};
 use crate::ops::pointwise::positive;
-use crate::output::{lock, write_text};
+use crate::output::{lock, make_folder, write_text};
 use crate::prompt::simulate::{Errors, User, generator};
 use crate::tensor::{OpError, Tensor, caught};
 use rand::RngExt;
@@ -180,7 +180,7 @@ fn all_steps(
     let first_process = peers.rank() == 0;
     let (mut log, mut _lock) = (None, None);
     if first_process {
-        std::fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
+        make_folder(&out).map_err(|e| format!("{}: {e}", out.display()))?;
         let busy =
             || format!("another training is writing to {}: give another --out", out.display());
         _lock = Some(lock(&out, "run.lock")?.ok_or_else(busy)?);
@@ -276,8 +276,10 @@ fn all_steps(
                     watch.validation(&report);
                 }
                 if let (Some(log), true) = (&mut log, ends_epoch || stopping || step + 1 == total) {
+                    // The log first: it may tell of more than the state, which a run that goes on
+                    // drops, but not of less.
+                    log.sync()?;
                     save(&state, &out)?;
-                    log.flush()?;
                     super::curves::draw(&out)?;
                 }
                 if stopping && step + 1 < total {
@@ -671,8 +673,10 @@ impl Log {
         writeln!(self.0, "{}", json!(report)).map_err(|e| format!("the log: {e}"))
     }
 
-    fn flush(&mut self) -> Result<(), String> {
-        self.0.flush().map_err(|e| format!("the log: {e}"))
+    /// Has all that was written on the disk.
+    fn sync(&mut self) -> Result<(), String> {
+        let synced = self.0.flush().and_then(|()| self.0.get_ref().sync_all());
+        synced.map_err(|e| format!("the log: {e}"))
     }
 }
 
