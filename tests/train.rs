@@ -22,12 +22,15 @@ fn device() -> Device {
     Device::open("cpu", 2).unwrap()
 }
 
-/// Remembers what it sees, and asks to stop after a step.
+/// Remembers what it sees, and asks to stop after a step, or when a case of a validation begins.
 #[derive(Default)]
 struct Seen<'a> {
     steps: Vec<StepReport>,
+    /// Cases of validations that were begun.
+    cases: usize,
     validations: Vec<ValidationReport>,
     stop: Option<(usize, &'a AtomicBool)>,
+    stop_at_case: Option<(usize, &'a AtomicBool)>,
 }
 
 impl Watch for Seen<'_> {
@@ -35,6 +38,14 @@ impl Watch for Seen<'_> {
         self.steps.push(report.clone());
         if let Some((at, stop)) = self.stop
             && report.step == at
+        {
+            stop.store(true, Ordering::Relaxed);
+        }
+    }
+    fn case(&mut self, number: usize, _: usize) {
+        self.cases += 1;
+        if let Some((at, stop)) = self.stop_at_case
+            && number == at
         {
             stop.store(true, Ordering::Relaxed);
         }
@@ -136,6 +147,59 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     // What it leaves is a model.
     let weights = Weights::open(&parts.join("best.safetensors")).unwrap();
     assert_eq!(weights.config, tiny());
+}
+
+#[test]
+fn a_run_that_is_stopped_while_it_validates_does_that_when_it_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = written(&tiny(), folder.path());
+    let at = |name: &str| Settings {
+        epochs: 1,
+        validation_cases: 3,
+        ..settings(&folder.path().join(name), &model)
+    };
+    let (never, mut whole) = (AtomicBool::new(false), Seen::default());
+    assert_eq!(go(at("whole"), &mut whole, &never), Ok(Ended::Finished));
+    assert_eq!((whole.steps.len(), whole.cases, whole.validations.len()), (3, 3, 1));
+
+    let parts = at("parts").out;
+    let state = || State::open(&parts.join("last.state.safetensors")).unwrap();
+    let goes_on = |seen: &mut Seen, stop: &AtomicBool| {
+        let state = state();
+        let s = state.progress.settings.clone();
+        let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
+        run(&device(), state, &pools, &Peers::alone(), stop, seen)
+    };
+    // The case at hand is finished, and the next is not begun. All steps are done by then.
+    let stop = AtomicBool::new(false);
+    let mut seen = Seen { stop_at_case: Some((2, &stop)), ..Default::default() };
+    assert_eq!(go(at("parts"), &mut seen, &stop), Ok(Ended::Stopped));
+    assert_eq!((seen.steps.len(), seen.cases, seen.validations.len()), (3, 2, 0));
+    // Once more, before anything was done.
+    for stop in [AtomicBool::new(true), AtomicBool::new(true)] {
+        let progress = state().progress;
+        assert_eq!((progress.step, progress.best, progress.unvalidated), (3, None, true));
+        let mut seen = Seen::default();
+        assert_eq!(goes_on(&mut seen, &stop), Ok(Ended::Stopped));
+        assert_eq!((seen.steps.len(), seen.cases), (0, 0));
+    }
+    let mut seen = Seen::default();
+    assert_eq!(goes_on(&mut seen, &never), Ok(Ended::Finished));
+    assert_eq!((seen.steps.len(), seen.cases, seen.validations.len()), (0, 3, 1));
+    assert_eq!(seen.validations[0].validation, whole.validations[0].validation);
+    let progress = state().progress;
+    assert!(!progress.unvalidated && progress.best.is_some());
+    for file in ["last.safetensors", "best.safetensors"] {
+        let [a, b] = ["whole", "parts"].map(|name| std::fs::read(at(name).out.join(file)).unwrap());
+        assert!(a == b, "{file} differs");
+    }
+    // The log has every step, and the validation once.
+    let log = std::fs::read_to_string(parts.join("log.jsonl")).unwrap();
+    assert_eq!((log.lines().count(), log.matches("\"validation\"").count()), (4, 1), "{log}");
+    // With nothing left to do it is done.
+    let mut seen = Seen::default();
+    assert_eq!(goes_on(&mut seen, &never), Ok(Ended::Finished));
+    assert_eq!((seen.steps.len(), seen.cases), (0, 0));
 }
 
 #[test]

@@ -90,6 +90,10 @@ impl Watch for Bar {
         ));
     }
 
+    fn case(&mut self, number: usize, of: usize) {
+        self.bar.set_message(format!("validation, case {number} of {of}"));
+    }
+
     fn validation(&mut self, report: &ValidationReport) {
         let dice: Vec<String> = report.validation.iter().map(|d| format!("{d:.3}")).collect();
         let best = if report.best { "  best" } else { "" };
@@ -179,7 +183,9 @@ impl Train {
         let asked = stop.clone();
         on_interrupt(move |again| {
             if !asked.swap(true, Ordering::Relaxed) {
-                note("\nfinishing the step and saving; a second Ctrl-C gives up");
+                note(
+                    "\nfinishing the step, or the case of a validation, and saving; a second Ctrl-C gives up",
+                );
             }
             again
         });

@@ -90,6 +90,8 @@ pub enum Ended {
 pub trait Watch {
     /// After a step.
     fn step(&mut self, report: &StepReport, total: usize);
+    /// Before a case of a validation is begun: its number, from 1, of so many.
+    fn case(&mut self, number: usize, of: usize);
     /// After a validation.
     fn validation(&mut self, report: &ValidationReport);
 }
@@ -120,6 +122,7 @@ fn before_any_step(settings: Settings, weights: Weights) -> State {
             best: None,
             optimizer_steps: 0,
             scaling: scaling(),
+            unvalidated: false,
             settings,
             config,
         },
@@ -143,9 +146,10 @@ pub fn network(name: &str) -> Result<Config, String> {
     Ok(config)
 }
 
-/// Runs until all epochs are done or `stop` is set, in any process; then the step at hand is
-/// finished and the state saved. Each process takes its share of every batch; process 0 validates
-/// and writes. One that fails tells the others why.
+/// Runs until all epochs are done or `stop` is set, in any process; then the step at hand, or in
+/// process 0 the case of a validation, is finished and the state saved. A validation that is cut
+/// short so is done from its beginning when the run goes on. Each process takes its share of every
+/// batch; process 0 validates and writes. One that fails tells the others why.
 pub fn run(
     device: &Device,
     state: State,
@@ -234,6 +238,16 @@ fn all_steps(
             .spawn_scoped(scope, read)
             .map_err(|e| format!("no thread to read the data: {e}"))?;
         let result = (|| {
+            // All processes read the same state.
+            if state.progress.unvalidated {
+                let asked = (false, stop);
+                let stopping =
+                    judge(device, &mut state, &validation, peers, asked, &mut log, watch)?;
+                keep(&state, &mut log, &out)?;
+                if stopping && (first < total || state.progress.unvalidated) {
+                    return Ok(Ended::Stopped);
+                }
+            }
             for step in first..total {
                 let samples = receive
                     .recv()
@@ -255,34 +269,21 @@ fn all_steps(
                 watch.step(&report, total);
                 // Alone, a wish that came during the step counts at once; several have to hear of
                 // it in the next.
-                let stopping = stopping || peers.world() == 1 && stop.load(Ordering::Relaxed);
+                let mut stopping = stopping || peers.world() == 1 && stop.load(Ordering::Relaxed);
                 let ends_epoch = (step + 1) % settings.steps == 0;
                 let epoch = step / settings.steps + 1;
                 if ends_epoch
                     && (epoch.is_multiple_of(settings.validate_every) || step + 1 == total)
-                    && !validation.is_empty()
+                    && settings.validation_cases > 0
                 {
-                    let dice = validate(device, &state, &validation)?;
-                    let last = dice.last().copied().unwrap_or(0.0);
-                    let best = state.progress.best.is_none_or(|b| last > b);
-                    if best {
-                        state.progress.best = Some(last);
-                        save_weights(&state, &out.join("best.safetensors"))?;
-                    }
-                    let report = ValidationReport { epoch, step: step + 1, validation: dice, best };
-                    if let Some(log) = &mut log {
-                        log.write(&report)?;
-                    }
-                    watch.validation(&report);
+                    let asked = (stopping, stop);
+                    stopping =
+                        judge(device, &mut state, &validation, peers, asked, &mut log, watch)?;
                 }
-                if let (Some(log), true) = (&mut log, ends_epoch || stopping || step + 1 == total) {
-                    // The log first: it may tell of more than the state, which a run that goes on
-                    // drops, but not of less.
-                    log.sync()?;
-                    save(&state, &out)?;
-                    super::curves::draw(&out)?;
+                if ends_epoch || stopping || step + 1 == total {
+                    keep(&state, &mut log, &out)?;
                 }
-                if stopping && step + 1 < total {
+                if stopping && (step + 1 < total || state.progress.unvalidated) {
                     return Ok(Ended::Stopped);
                 }
             }
@@ -295,6 +296,55 @@ fn all_steps(
         reader.join().unwrap_or_else(|payload| resume_unwind(payload));
         result
     })
+}
+
+/// Validates after an epoch, in process 0, unless or until it hears that the run is to stop: it
+/// knows that already where `stopping` says so. What was not done to its end, the state tells. All
+/// processes come here; returns whether any of them was asked to stop.
+fn judge(
+    device: &Device,
+    state: &mut State,
+    samples: &[Sample],
+    peers: &Peers,
+    (stopping, stop): (bool, &AtomicBool),
+    log: &mut Option<Log>,
+    watch: &mut dyn Watch,
+) -> Result<bool, String> {
+    let asked = || stopping || stop.load(Ordering::Relaxed);
+    state.progress.unvalidated = false;
+    if !samples.is_empty() {
+        match validate(device, state, samples, &asked, watch)? {
+            Some(dice) => {
+                let last = dice.last().copied().unwrap_or(0.0);
+                let best = state.progress.best.is_none_or(|b| last > b);
+                if best {
+                    state.progress.best = Some(last);
+                    let path = state.progress.settings.out.join("best.safetensors");
+                    save_weights(state, &path)?;
+                }
+                let step = state.progress.step;
+                let epoch = step / state.progress.settings.steps;
+                let report = ValidationReport { epoch, step, validation: dice, best };
+                if let Some(log) = log {
+                    log.write(&report)?;
+                }
+                watch.validation(&report);
+            }
+            None => state.progress.unvalidated = true,
+        }
+    }
+    let mut all = [f64::from(u8::from(asked()))];
+    peers.sum(&mut all)?;
+    Ok(all[0] > 0.0)
+}
+
+/// Puts on disk what the run has come to, in the process that writes. The log first: it may tell of
+/// more than the state, which a run that goes on drops, but not of less.
+fn keep(state: &State, log: &mut Option<Log>, out: &Path) -> Result<(), String> {
+    let Some(log) = log else { return Ok(()) };
+    log.sync()?;
+    save(state, out)?;
+    super::curves::draw(out)
 }
 
 /// Saves the state, and the weights as a model file.
@@ -605,14 +655,25 @@ fn learn(
 }
 
 /// Mean Dice after each iteration over fixed samples, by a fixed user: a box, ten points an
-/// iteration; where the run learns from users who steer, a box, then single clicks.
-fn validate(device: &Device, state: &State, samples: &[Sample]) -> Result<Vec<f64>, String> {
+/// iteration; where the run learns from users who steer, a box, then single clicks. None where it
+/// was to stop before the last of them was begun.
+fn validate(
+    device: &Device,
+    state: &State,
+    samples: &[Sample],
+    stops: &dyn Fn() -> bool,
+    watch: &mut dyn Watch,
+) -> Result<Option<Vec<f64>>, String> {
     let settings = &state.progress.settings;
     let model = Model::new(device, &current(state)?).map_err(|e| e.to_string())?;
     let s = model.config().patch;
     let user = User { boxed: 1.0, ..User::of_points(10) };
     let mut sums = vec![0.0; settings.validation_iterations];
     for (at, sample) in samples.iter().enumerate() {
+        if stops() {
+            return Ok(None);
+        }
+        watch.case(at + 1, samples.len());
         let fail = |e: OpError| format!("{}: {e}", sample.name);
         let image = Tensor::new([s; 3], sample.image.clone());
         let features = model.encode(&image, &mut Observer::none()).map_err(fail)?;
@@ -645,7 +706,7 @@ fn validate(device: &Device, state: &State, samples: &[Sample]) -> Result<Vec<f6
         )
         .map_err(fail)?;
     }
-    Ok(sums.into_iter().map(|v| v / samples.len() as f64).collect())
+    Ok(Some(sums.into_iter().map(|v| v / samples.len() as f64).collect()))
 }
 
 /// The run's log, a JSON object a line.

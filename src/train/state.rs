@@ -28,6 +28,10 @@ pub struct Progress {
     /// last changed.
     #[serde(default = "scaling")]
     pub scaling: (f32, u32),
+    /// Whether the validation that follows these steps was stopped before its end: a run that goes
+    /// on begins with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unvalidated: bool,
     /// The run's settings.
     pub settings: Settings,
     /// The network.
@@ -50,6 +54,13 @@ impl Progress {
             return Err(format!(
                 "optimizer_steps is {}, expected at most {}",
                 self.optimizer_steps, self.step
+            ));
+        }
+        let ends_epoch = self.step > 0 && self.step.is_multiple_of(self.settings.steps);
+        if self.unvalidated && !ends_epoch {
+            return Err(format!(
+                "unvalidated is true after {} steps, expected that at the end of an epoch of {} alone",
+                self.step, self.settings.steps
             ));
         }
         let (scale, unchanged) = self.scaling;
