@@ -1,5 +1,6 @@
 //! Sequences of calls of the C interface from random bytes. The fuzz target
-//! `fuzz/fuzz_targets/calls.rs` runs the same from bytes that a fuzzer chooses.
+//! `fuzz/fuzz_targets/calls.rs` runs the same from bytes that a fuzzer chooses. And what a budget,
+//! which is the whole process's, refuses below it.
 
 mod common;
 #[path = "common/calls.rs"]
@@ -9,6 +10,7 @@ use common::tiny;
 use prism::capi::*;
 use prism::model::Weights;
 use prism::prompt::simulate::generator;
+use prism::prompt::{Dense, Prompts};
 use rand::RngExt;
 use std::sync::Mutex;
 
@@ -57,6 +59,30 @@ fn no_sequence_of_calls_is_an_internal_error() {
         assert!(count > 10, "only {count} {what}: {statuses:?}");
     }
     assert!(cancelled + file > 0, "{statuses:?}");
+}
+
+#[test]
+fn prompts_that_are_joined_are_all_there_or_none_of_them() {
+    let _alone = ALONE.lock().unwrap();
+    let mask = vec![1u8; 32 << 20];
+    let small = Prompts { points: vec![([1, 2, 3], true)], ..Prompts::default() };
+    for large in [
+        Prompts { dense: Some(Dense::Mask(mask.clone())), ..small.clone() },
+        Prompts { dense: Some(Dense::Logits(vec![0.5; 8 << 20])), ..small.clone() },
+        Prompts { others: Some(mask), ..small.clone() },
+        Prompts { points: vec![([1, 2, 3], true); 1 << 20], ..small.clone() },
+    ] {
+        let mut said = Prompts::default();
+        said.join(&small).unwrap();
+        prism::memory::set_limit(prism::memory::used() + (16 << 20));
+        let refused = said.join(&large);
+        prism::memory::set_limit(0);
+        assert!(refused.is_err_and(|e| e.to_string().starts_with("out of memory: ")));
+        assert_eq!(said, small);
+        said.join(&large).unwrap();
+        assert!(said.points.len() > large.points.len());
+        assert!(said.dense == large.dense && said.others == large.others);
+    }
 }
 
 /// Any number may be a handle. Those that sequences guess are of the first objects that the process

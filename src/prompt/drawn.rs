@@ -1,8 +1,8 @@
 //! Prompts that are drawn on a slice: a line across the object, an outline around it. Both become
 //! points and, where there is none yet, a box.
 
-use super::{PromptError, Prompts, RawBox, RawOutline, Space, finite, to_voxel};
-use crate::memory;
+use super::{Dense, PromptError, Prompts, RawBox, RawOutline, Space, finite, to_voxel};
+use crate::memory::{self, Refused};
 use crate::volume::{Grid, include};
 use std::collections::VecDeque;
 
@@ -12,6 +12,7 @@ const WITHIN: f64 = 0.8;
 const SHRUNK: f64 = 0.9;
 /// What a refusal of memory names.
 const POINTS: &str = "points of what was drawn";
+const MASK: &str = "a mask beside what was said";
 /// How wide a lesion is across its longest diameter, in parts of it: the usual ratio of RECIST's
 /// two diameters.
 const ASPECT: f64 = 0.75;
@@ -190,19 +191,27 @@ impl Prompts {
     }
 
     /// Adds what was said after this: a later box or mask replaces an earlier one.
-    pub fn join(&mut self, later: &Prompts) {
+    ///
+    /// # Errors
+    /// Memory is refused: nothing was added.
+    pub fn join(&mut self, later: &Prompts) -> Result<(), Refused> {
+        let (dense, others) = memory::caught(|| {
+            memory::reserve(POINTS, &mut self.points, later.points.len());
+            let dense = later.dense.as_ref().map(|dense| match dense {
+                Dense::Mask(mask) => Dense::Mask(memory::copied(MASK, mask)),
+                Dense::Logits(logits) => Dense::Logits(memory::copied(MASK, logits)),
+            });
+            (dense, later.others.as_ref().map(|others| memory::copied(MASK, others)))
+        })?;
         self.points.extend_from_slice(&later.points);
         self.bounds = later.bounds.or(self.bounds);
         self.clipped |= later.clipped;
         if let Some(drawn) = later.drawn {
             self.draw(drawn);
         }
-        if later.dense.is_some() {
-            self.dense = later.dense.clone();
-        }
-        if later.others.is_some() {
-            self.others = later.others.clone();
-        }
+        self.dense = dense.or(self.dense.take());
+        self.others = others.or(self.others.take());
+        Ok(())
     }
 
     /// Widens the box of what was drawn.
@@ -390,7 +399,7 @@ mod tests {
         off.add_area(&area(true), false).unwrap();
         assert!(off.drawn.is_none() && off.points.iter().all(|(_, on)| !on));
         let mut both = painted.clone();
-        both.join(&Prompts { bounds: Some([0, 0, 0, 1, 1, 1]), ..off.clone() });
+        both.join(&Prompts { bounds: Some([0, 0, 0, 1, 1, 1]), ..off.clone() }).unwrap();
         assert_eq!(
             (both.points.len(), both.bounds, both.drawn),
             (968, Some([0, 0, 0, 1, 1, 1]), painted.drawn)

@@ -152,7 +152,7 @@ impl Said {
                 drawn.points.iter_mut().for_each(|(_, positive)| *positive = false);
                 drawn.drawn = None;
             }
-            prompts.join(&drawn);
+            prompts.join(&drawn)?;
             few(&prompts)?;
         }
         match prompts.is_empty() && prompts.drawn.is_none() {

@@ -378,8 +378,8 @@ impl State {
             return Ok(Outcome::unchanged(false));
         }
         let mut said = Prompts::default();
-        layer.queued.iter().for_each(|queued| said.join(queued));
-        said.join(&fresh);
+        layer.queued.iter().try_for_each(|queued| said.join(queued))?;
+        said.join(&fresh)?;
         if said.is_empty() && said.drawn.is_none() {
             return Ok(Outcome::unchanged(true));
         }
