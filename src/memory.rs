@@ -11,6 +11,8 @@
 //!
 //! What is small whatever the input (names, messages, lists of handles) is allocated as everywhere
 //! in Rust.
+//!
+//! Extents that come from outside are multiplied by [`extent`] alone, so that no product wraps.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::any::Any;
@@ -92,6 +94,14 @@ fn machine() -> u64 {
             bytes => bytes.min(system.cgroup_limits().map_or(u64::MAX, |group| group.total_memory)),
         }
     })
+}
+
+/// How many values a shape has; none where that is more than can be counted, so that what is read
+/// or written by it cannot lie elsewhere.
+pub fn extent(shape: &[usize]) -> Option<usize> {
+    // An axis of 0 does not excuse others whose product wraps: they are strides.
+    let count = shape.iter().try_fold(1usize, |n, s| n.checked_mul((*s).max(1)))?;
+    Some(if shape.contains(&0) { 0 } else { count })
 }
 
 /// Bytes of `count` values.
@@ -452,6 +462,20 @@ mod tests {
         ] {
             let error = size_of_text(text).unwrap_err();
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn extents_that_cannot_be_counted_have_no_product() {
+        assert_eq!(extent(&[]), Some(1));
+        assert_eq!(extent(&[2, 3, 4]), Some(24));
+        assert_eq!(extent(&[0, 5]), Some(0));
+        assert_eq!(extent(&[usize::MAX]), Some(usize::MAX));
+        // To 0, to 1, and beside an axis of 0.
+        for shape in
+            [[1 << 32, 1 << 32, 1], [3, 12_297_829_382_473_034_411, 1], [0, 1 << 33, 1 << 31]]
+        {
+            assert_eq!(extent(&shape), None, "{shape:?}");
         }
     }
 

@@ -191,8 +191,7 @@ const MOST_AXES: usize = 64;
 /// How many items an array has; none where there are too many to count, or more axes than NumPy
 /// knows.
 pub fn items_of(shape: &[usize]) -> Option<usize> {
-    let few = shape.len() <= MOST_AXES;
-    few.then_some(shape)?.iter().try_fold(1usize, |n, s| n.checked_mul(*s))
+    if shape.len() <= MOST_AXES { memory::extent(shape) } else { None }
 }
 
 /// What a refusal of memory names.

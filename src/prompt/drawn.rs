@@ -146,7 +146,7 @@ impl Prompts {
     /// # Errors
     /// Nothing is marked, or there are not as many marks as voxels.
     pub fn add_area(&mut self, area: &Area, positive: bool) -> Result<(), PromptError> {
-        if crate::tensor::extent(&area.size) != Some(area.marked.len()) {
+        if memory::extent(&area.size) != Some(area.marked.len()) {
             return Err(PromptError(format!(
                 "an area of {:?} voxels has {} marks",
                 area.size,

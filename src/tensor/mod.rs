@@ -13,6 +13,7 @@ mod transfer;
 
 use crate::device::cuda::{DeviceCache, Memory};
 use crate::device::{Buffer, Cpu, Cuda, CudaError, DType, Isa};
+pub use crate::memory::extent;
 use crate::memory::{self, Refused};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -118,14 +119,6 @@ impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor{:?}", self.shape)
     }
-}
-
-/// How many values a shape has; none where that is more than can be counted, so that what is read
-/// or written by it cannot lie elsewhere.
-pub fn extent(shape: &[usize]) -> Option<usize> {
-    // An axis of 0 does not excuse others whose product wraps: they are strides.
-    let count = shape.iter().try_fold(1usize, |n, s| n.checked_mul((*s).max(1)))?;
-    Some(if shape.contains(&0) { 0 } else { count })
 }
 
 impl Tensor {

@@ -3,6 +3,7 @@
 
 use super::{Archive, Check, VerifyError};
 use crate::model::checkpoint::read;
+use crate::tensor::extent;
 use std::path::Path;
 
 /// The tensors that the good files hold.
@@ -31,8 +32,7 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
             // A file about one feature may hold a tensor of its own: it must at least be whole.
             None if state.len() == 1 => {
                 let whole = got.is_some_and(|v| {
-                    v.len() == entry.shape.iter().product::<usize>()
-                        && v.iter().all(|v| v.is_finite())
+                    extent(&entry.shape) == Some(v.len()) && v.iter().all(|v| v.is_finite())
                 });
                 checks.push(Check::exact(name.clone(), whole));
             }

@@ -3,7 +3,7 @@
 use super::{Archive, Check, VerifyError};
 use crate::device::Device;
 use crate::model::{Config, Features, Model, Observer, PatchPrompts, PromptMaps, Weights};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, extent};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -221,7 +221,7 @@ fn compare(
     values(archive, value)?;
     let value =
         if is_channels_last(stage) { value.clone() } else { value.to_channels_first(device.cpu()) };
-    if value.len() != shape.iter().product::<usize>() {
+    if extent(&shape) != Some(value.len()) {
         return Err(archive
             .error(format!("{at}: computed {:?}, the reference has {shape:?}", value.shape())));
     }

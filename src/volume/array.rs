@@ -66,6 +66,12 @@ impl Element {
         typed!(self, T => size_of::<T>())
     }
 
+    /// Bytes of so many volumes of `size` voxels; none where that is more than can be addressed.
+    pub(super) fn bytes_of(self, [i, j, k]: [usize; 3], volumes: usize) -> Option<usize> {
+        const MOST: u64 = 1 << 50;
+        memory::extent(&[i, j, k, volumes, self.size()]).filter(|bytes| *bytes as u64 <= MOST)
+    }
+
     /// The name that file formats have for it, such as `int16`.
     pub fn name(self) -> &'static str {
         match self {
@@ -206,9 +212,7 @@ impl Array {
         scale: Option<[f64; 2]>,
     ) -> Array {
         let bytes = held.bytes();
-        let needed = crate::tensor::extent(&size)
-            .and_then(|n| n.checked_mul(element.size()))
-            .filter(|n| *n > 0);
+        let needed = element.bytes_of(size, 1).filter(|n| *n > 0);
         assert_eq!(needed, Some(bytes.len()), "bytes of {size:?} voxels of {}", element.name());
         let data = bytes.as_ptr();
         // SAFETY: the strides are those of a dense array, which was just seen to be as long as the

@@ -1,5 +1,7 @@
 //! Where voxels lie: affines, orientations, grids.
 
+use crate::memory;
+
 /// Grows a box `[i0, j0, k0, i1, j1, k1]`, ends exclusive, so that a voxel is in it; none is empty.
 pub(crate) fn include(bounds: &mut Option<[usize; 6]>, [i, j, k]: [usize; 3]) {
     let b = bounds.get_or_insert([i, j, k, i + 1, j + 1, k + 1]);
@@ -141,9 +143,9 @@ impl Grid {
         self.affine.spacing()
     }
 
-    /// How many voxels.
+    /// How many voxels; where they cannot be counted, more than there is memory for.
     pub fn voxels(&self) -> usize {
-        self.size.iter().product()
+        memory::extent(&self.size).unwrap_or(usize::MAX)
     }
 
     /// The volume of a voxel in millilitres.

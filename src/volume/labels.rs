@@ -170,9 +170,8 @@ fn joined(grid: &Grid, other: &Grid) -> Grid {
         high.saturating_sub(low[a]).saturating_add(1) as usize
     });
     // Where they lie far apart most of it would be nothing.
-    let voxels = size.iter().try_fold(1usize, |n, s| n.checked_mul(*s));
     let most = grid.voxels().saturating_add(other.voxels()).saturating_mul(8);
-    if size == grid.size || voxels.is_none_or(|n| n > most) {
+    if size == grid.size || memory::extent(&size).is_none_or(|n| n > most) {
         return *grid;
     }
     let mut affine = grid.affine;

@@ -139,9 +139,7 @@ impl Header {
     /// The bytes of all voxels.
     fn needed(&self) -> Result<usize, String> {
         let ((size, volumes), (element, _)) = (self.size()?, self.element()?);
-        let one = size.iter().try_fold(element.size(), |n, s| n.checked_mul(*s));
-        let needed = one.and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
-        needed.ok_or_else(|| {
+        element.bytes_of(size, volumes).ok_or_else(|| {
             format!("{size:?} voxels of {} are more bytes than can be addressed", element.name())
         })
     }

@@ -164,10 +164,7 @@ impl Volume {
         mut bytes: Vec<u8>,
         description: Description,
     ) -> Result<Volume, String> {
-        let expected = crate::tensor::extent(&grid.size)
-            .filter(|n| *n > 0)
-            .and_then(|n| n.checked_mul(element.size()));
-        if expected != Some(bytes.len()) {
+        if bytes.is_empty() || element.bytes_of(grid.size, 1) != Some(bytes.len()) {
             return Err(format!(
                 "{} bytes for {:?} voxels of {}",
                 bytes.len(),
@@ -188,7 +185,7 @@ impl Volume {
     /// # Errors
     /// No value is a finite number; there are none, or not as many as voxels.
     pub fn new(grid: Grid, values: Vec<f32>, description: Description) -> Result<Volume, String> {
-        if values.is_empty() || crate::tensor::extent(&grid.size) != Some(values.len()) {
+        if values.is_empty() || memory::extent(&grid.size) != Some(values.len()) {
             return Err(format!("{} values for {:?} voxels", values.len(), grid.size));
         }
         Volume::of_array(Array::of_values(grid.size, values), grid, description, vec![])

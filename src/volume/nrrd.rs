@@ -387,15 +387,12 @@ fn parse(
         return Err("expected two or three neighbouring axes with a space direction".into());
     }
     let too_many = || format!("its axes {sizes:?} are too many voxels to count");
-    let product =
-        |s: &[usize]| s.iter().try_fold(1usize, |n, s| n.checked_mul(*s)).ok_or_else(too_many);
+    let counted = |axes: &[usize]| memory::extent(axes).ok_or_else(too_many);
     let (inner, size) = (
-        product(&sizes[..spatial[0]])?,
+        counted(&sizes[..spatial[0]])?,
         [0, 1, 2].map(|a| spatial.get(a).map_or(1, |&s| sizes[s])),
     );
-    let volumes = inner
-        .checked_mul(product(&sizes[spatial[spatial.len() - 1] + 1..])?)
-        .ok_or_else(too_many)?;
+    let volumes = counted(&[inner, counted(&sizes[spatial[spatial.len() - 1] + 1..])?])?;
     let segments = header.segments(volumes);
     let picked = match which {
         Which::Layers if !segments.is_empty() => 0..volumes,
@@ -404,12 +401,8 @@ fn parse(
             one..one + 1
         }
     };
-    let voxels = product(&size)?;
-    let bytes = voxels
-        .checked_mul(width)
-        .and_then(|n| n.checked_mul(volumes))
-        .filter(|n| *n as u64 <= 1 << 50);
-    let bytes = bytes.ok_or_else(|| {
+    let voxels = counted(&size)?;
+    let bytes = element.bytes_of(size, volumes).ok_or_else(|| {
         format!(
             "{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed"
         )

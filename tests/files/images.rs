@@ -153,9 +153,16 @@ fn a_field_that_is_not_understood_is_named() {
     assert!(refused("endian", "byte skip: -2\nendian").contains("'byte skip' is '-2'"));
     assert!(refused("endian", "line skip: 99\nendian").contains("'line skip' is 99"));
     assert!(refused("endian", "data file: ../a.raw\nendian").contains("own folder"));
-    let wrapping = "5\nspace directions: none none (2,0,0) (0,2,0) (0,0,5)\nsizes: 3 12297829382473034411 2 3 4\nlabels:";
-    let error = refused("3\nspace: LPS\nsizes: 2 3 4\nspace directions:", wrapping);
-    assert!(error.contains("too many voxels"), "{error}");
+    // Products that wrap to 1 and to 0, of axes in front of the voxels, and of those in space.
+    for axes in ["3 12297829382473034411", "4294967296 4294967296"] {
+        let wrapping = format!(
+            "5\nspace directions: none none (2,0,0) (0,2,0) (0,0,5)\nsizes: {axes} 2 3 4\nlabels:"
+        );
+        let error = refused("3\nspace: LPS\nsizes: 2 3 4\nspace directions:", &wrapping);
+        assert!(error.contains("too many voxels"), "{error}");
+        let error = refused("sizes: 2 3 4", &format!("sizes: {axes} 4"));
+        assert!(error.contains("too many voxels"), "{error}");
+    }
     let quantised = read(header.replace("endian", "old max: 3\nendian"), &voxels).unwrap();
     assert!(quantised.warnings[0].contains("'old max'"));
     let centimetres =
@@ -199,6 +206,20 @@ fn a_field_that_is_not_understood_is_named() {
     std::io::Write::write_all(&mut bzip2, &voxels).unwrap();
     let packed = read(header.replace("raw", "bzip2"), &bzip2.finish().unwrap()).unwrap();
     assert!(plain.values() == ascii.values() && plain.values() == packed.values());
+}
+
+#[test]
+fn a_metaimage_of_more_voxels_than_can_be_counted_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.mha");
+    for sizes in ["3 12297829382473034411 4", "4294967296 4294967296 4"] {
+        let header = format!(
+            "ObjectType = Image\nNDims = 3\nDimSize = {sizes}\nElementType = MET_SHORT\nElementSpacing = 1 1 1\nElementDataFile = LOCAL\n"
+        );
+        std::fs::write(&path, [header.as_bytes(), &[0; 64]].concat()).unwrap();
+        let error = Volume::read(&path, None).unwrap_err().to_string();
+        assert!(error.contains("more bytes than can be addressed"), "{error}");
+    }
 }
 
 #[test]

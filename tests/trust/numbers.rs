@@ -7,6 +7,8 @@ use prism::prompt::{Prompts, RawBox, RawPoint, Space};
 use prism::session::{Options, Scan, Session};
 use prism::tensor::Tensor;
 use prism::volume::intensity::Normalization;
+use prism::volume::resample::{Interpolation, resample};
+use prism::volume::{Affine, Grid};
 
 #[test]
 fn a_shape_whose_product_wraps_is_no_shape() {
@@ -23,6 +25,14 @@ fn a_shape_whose_product_wraps_is_no_shape() {
         );
     }
     assert_eq!(Tensor::new([0, 5], vec![]).len(), 0);
+    // As a scan whose header has millimetres where metres were meant asks to be resampled.
+    let grid = |size| Grid { size, affine: Affine::from_spacing([1.0; 3]) };
+    let to = grid([2, 1 << 32, 1 << 32]);
+    let refused = prism::memory::caught(|| {
+        resample(&[0.0; 8], &grid([2; 3]), &to, Interpolation::Linear, 0.0)
+    });
+    let said = refused.unwrap_err().to_string();
+    assert!(said.starts_with("out of memory: a resampled scan"), "{said}");
 }
 
 #[test]

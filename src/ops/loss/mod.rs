@@ -10,7 +10,7 @@ mod cuda;
 
 use crate::device::cuda::Memory;
 use crate::device::{Cuda, Device};
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{OpError, Tensor, extent};
 use std::sync::Arc;
 
 const OP: &str = "mask_loss";
@@ -38,7 +38,7 @@ impl Target {
         size: [usize; 3],
         kernel: [usize; 3],
     ) -> Result<Target, OpError> {
-        if label.len() != size.iter().product::<usize>() || label.is_empty() {
+        if label.is_empty() || extent(&size) != Some(label.len()) {
             return Err(OpError::Argument {
                 op: OP,
                 message: format!("a label of {} voxels, expected {size:?}", label.len()),

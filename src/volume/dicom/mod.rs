@@ -610,9 +610,8 @@ fn read(
     let (first, scale) = (element_of(order[0]), each[order[0]]);
     let common = order.iter().all(|p| element_of(*p) == first && each[*p] == scale);
     let element = if common { first } else { Element::Float32 };
-    let total = size
-        .iter()
-        .try_fold(element.size(), |n, s| n.checked_mul(*s))
+    let total = element
+        .bytes_of(size, 1)
         .ok_or_else(|| fail(store, format!("{size:?} voxels cannot be counted")))?;
 
     let mut voxels: Vec<u8> = vec![];

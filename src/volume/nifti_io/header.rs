@@ -1,5 +1,6 @@
 //! NIfTI headers: fields, element types, sizes, and where the voxels lie.
 
+use crate::memory;
 use crate::volume::{Affine, Element, VolumeError};
 use nifti::NiftiHeader;
 use std::path::Path;
@@ -174,8 +175,7 @@ pub fn sizes(path: &Path, h: &Header) -> Result<([usize; 3], usize), VolumeError
             _ => return fail(format!("dim[{}] is {}, expected at least 1", a + 1, h.dim[a + 1])),
         }
     }
-    let volumes = size[3..].iter().try_fold(1usize, |n, &s| n.checked_mul(s));
-    match volumes {
+    match memory::extent(&size[3..]) {
         Some(volumes) => Ok(([size[0], size[1], size[2]], volumes)),
         None => fail(format!("its axes {size:?} are too many voxels to count")),
     }

@@ -86,7 +86,7 @@ pub(super) fn read(
     let h = parse(&header_path, &bytes)?;
     let fail = |message: String| Err(VolumeError::new(path, message));
     let Some(element) = element_of(h.datatype) else { return fail(element_problem(h.datatype)) };
-    let (name, width) = (element.name(), element.size());
+    let name = element.name();
     let (size, volumes) = sizes(path, &h)?;
     let pick = which.pick(volumes, size).map_err(|e| VolumeError::new(path, e))?;
 
@@ -118,8 +118,7 @@ pub(super) fn read(
             h.vox_offset
         ));
     }
-    let one = size.iter().try_fold(width, |n, &s| n.checked_mul(s));
-    let total = one.and_then(|n| n.checked_mul(volumes)).filter(|n| *n as u64 <= 1 << 50);
+    let (one, total) = (element.bytes_of(size, 1), element.bytes_of(size, volumes));
     let (Some(one), Some(total)) = (one, total) else {
         return fail(format!(
             "{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed"
