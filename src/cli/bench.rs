@@ -1,6 +1,6 @@
 //! `prism bench`.
 
-use super::{DeviceArgs, Failure, print};
+use super::{DeviceArgs, Failure, number, print};
 use crate::bench::{
     Ceilings, CudaCeilings, Latency, Problem, Record, Timing, Workload, compare, measure,
     peak_memory, suite, table,
@@ -70,11 +70,12 @@ pub struct Bench {
         default_value = "1,60,500,5000",
         value_delimiter = ',',
         value_name = "N,..",
+        value_parser = number(0, 10_000),
         help_heading = "Waiting"
     )]
     points: Vec<usize>,
     /// Clicks for each
-    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Waiting")]
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Waiting")]
     clicks: u32,
     /// Also print, as Markdown, what each op did (CPU only)
     #[arg(long, help_heading = "Waiting")]

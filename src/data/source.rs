@@ -19,6 +19,9 @@ type Decoded = Arc<(Volume, Vec<u8>)>;
 /// Bytes of decoded cases that are kept; what does not fit is read again.
 const CACHE: usize = 4 << 30;
 
+/// How often a place is drawn from, at most: sums of such numbers are numbers.
+const MOST_SHARE: f64 = 1e6;
+
 /// One place to draw from.
 enum Source {
     Synth(u64),
@@ -73,13 +76,13 @@ impl Pools {
             text => {
                 let parsed: Option<Vec<f64>> = text
                     .split(',')
-                    .map(|v| v.trim().parse().ok().filter(|v: &f64| *v >= 0.0))
+                    .map(|v| v.trim().parse().ok().filter(|v: &f64| (0.0..=MOST_SHARE).contains(v)))
                     .collect();
                 parsed.filter(|p| p.len() == names.len()).ok_or_else(|| {
                     DataError::new(
                         here,
                         format!(
-                            "shares '{text}': expected a number from 0 on for each of {}",
+                            "shares '{text}': expected a number from 0 to {MOST_SHARE} for each of {}",
                             names.len()
                         ),
                     )
@@ -184,10 +187,11 @@ impl Pool {
                 let sample = |case: &Case| {
                     self.load(case).and_then(|l| centred(config, &case.name, &l.0, &l.1))
                 };
-                samples.extend(cases.iter().filter_map(sample));
+                // No more are read, and held, than are wanted.
+                let more = count - samples.len();
+                samples.extend(cases.iter().filter_map(sample).take(more));
             }
         }
-        samples.truncate(count);
         let series: Vec<u64> = self
             .sources
             .iter()

@@ -24,6 +24,7 @@ fn settings_have_bounds_in_files_and_on_resume() {
         ("--iterations", "100000000"),
         ("--points-max", "99999999"),
         ("--epochs", "0"),
+        ("--steps", "0"),
         ("--sparing", "7"),
     ] {
         let said = run(&format!("{flag} {value}"));
@@ -34,37 +35,53 @@ fn settings_have_bounds_in_files_and_on_resume() {
             text(&said)
         );
     }
+    // Sums of shares that are no numbers.
+    for shares in ["inf,1", "1e308,1e308", "-1,2", "nan,1", "0,0"] {
+        let said = run(&format!("--data synth:1,synth:2 --shares={shares} {ONE_STEP}"));
+        assert_eq!(said.status.code(), Some(1), "{shares}: {}", text(&said));
+        assert!(text(&said).contains("error: "), "{shares}: {}", text(&said));
+    }
     assert!(run(ONE_STEP).status.success());
     // A state whose settings somebody has changed.
     let state = out.join("last.state.safetensors");
     let bytes = std::fs::read(&state).unwrap();
-    let (from, to) = (br#"\"sparing\":0.0"#, br#"\"sparing\":7.0"#);
-    let at =
-        bytes.windows(from.len()).position(|w| w == from).expect("the state tells its settings");
-    let changed = [&bytes[..at], to, &bytes[at + from.len()..]].concat();
-    std::fs::write(&state, changed).unwrap();
-    let said = run("--resume");
-    assert!(!said.status.success() && text(&said).contains("sparing is 7"), "{}", text(&said));
+    for (from, to, words) in [
+        (r#"\"sparing\":0.0"#, r#"\"sparing\":7.0"#, "sparing is 7"),
+        (r#"\"steps\":1,"#, r#"\"steps\":0,"#, "steps is 0"),
+        (r#"\"iterations\":1,"#, r#"\"iterations\":0,"#, "iterations is 0"),
+        (r#"\"validation_iterations\":6,"#, r#"\"validation_iterations\":0,"#, "is 0"),
+        (r#"\"batch\":1,"#, r#"\"batch\":0,"#, "batch is 0"),
+    ] {
+        let place = bytes.windows(from.len()).position(|w| w == from.as_bytes());
+        let at = place.unwrap_or_else(|| panic!("the state tells no {from}"));
+        let changed = [&bytes[..at], to.as_bytes(), &bytes[at + from.len()..]].concat();
+        std::fs::write(&state, changed).unwrap();
+        let said = run("--resume");
+        assert!(!said.status.success() && text(&said).contains(words), "{}", text(&said));
+    }
 }
 
 #[test]
 fn numbers_of_a_command_have_bounds() {
     let folder = tempfile::tempdir().unwrap();
     let none = folder.path().join("none");
-    for (flag, value) in [
-        ("--iterations", "0"),
-        ("--iterations", "18446744073709551615"),
-        ("--points", "0"),
-        ("--points", "18446744073709551615"),
-        ("--count", "18446744073709551615"),
-        ("--box-growth", "18446744073709551615"),
-        ("--box-shift", "2147483647"),
-        ("--box-shift", "-2147483648"),
+    for (command, flag, value) in [
+        ("eval", "--iterations", "0"),
+        ("eval", "--iterations", "18446744073709551615"),
+        ("eval", "--points", "0"),
+        ("eval", "--points", "18446744073709551615"),
+        ("synth", "--count", "18446744073709551615"),
+        ("simulate", "--box-growth", "18446744073709551615"),
+        ("simulate", "--box-shift", "2147483647"),
+        ("simulate", "--box-shift", "-2147483648"),
+        ("bench", "--points", "18446744073709551615"),
+        ("bench", "--clicks", "4294967295"),
     ] {
-        let run = match flag {
-            "--count" => prism("synth").file("-o", &none),
-            "--iterations" | "--points" => eval(&none, &none, &none),
-            _ => simulate(&none, &none, &none),
+        let run = match command {
+            "eval" => eval(&none, &none, &none),
+            "synth" => prism("synth").file("-o", &none),
+            "simulate" => simulate(&none, &none, &none),
+            _ => prism(command),
         };
         let said = run.with(&format!("{flag} {value}")).output();
         let named = format!("invalid value '{value}' for '{flag} ");
