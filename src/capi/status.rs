@@ -1,7 +1,7 @@
 //! What calls return, the message behind it, and the border that no panic crosses.
 
-use crate::device::DeviceError;
 use crate::device::cuda::CudaError;
+use crate::device::{DeviceError, processors};
 use crate::memory::{self, Refused};
 use crate::message;
 use crate::model::WeightsError;
@@ -152,10 +152,24 @@ fn remember(failure: Failure) -> prism_status {
     failure.status
 }
 
-/// Panics within calls are noted, not printed; all others go where they went before.
-fn watch_panics() {
+/// Has volumes read and resampled by no more threads than there are processors, whatever the
+/// variables say that these threads are counted by.
+fn bound_threads() {
+    let most = processors();
+    let asked = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
+    let names = ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"];
+    if names.into_iter().filter_map(asked).any(|threads| threads > most) {
+        // An error says that they run already, in a program in Rust that uses them too.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(most).build_global();
+    }
+}
+
+/// What the first call does. Panics within calls are noted, not printed; all others go where they
+/// went before.
+fn begin() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        bound_threads();
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             match INSIDE.get() > 0 || is_of_the_library(std::thread::current().name()) {
@@ -200,7 +214,7 @@ pub(super) fn call(body: impl FnOnce() -> Result<(), Failure>) -> prism_status {
     if let Err(failure) = check_process() {
         return remember(failure);
     }
-    watch_panics();
+    begin();
     let outer = INSIDE.replace(INSIDE.get() + 1);
     if outer == 0 {
         PANIC.take();

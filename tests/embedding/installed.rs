@@ -352,6 +352,18 @@ fn freeing_waits_forks_are_told_and_history_is_bounded() {
     }
 }
 
+/// However many threads a variable asks for: in so little address space there is no room for the
+/// stacks of more than a few thousand.
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_are_no_more_than_processors_whatever_the_environment_says() {
+    let [lifetimes, model, _] = with_model("lifetimes", "lifetimes-threads", &[]);
+    let mut shell = program("sh");
+    shell.args(["-c", "ulimit -v 8000000; exec \"$@\"", "sh"]).arg(lifetimes).arg(model).arg("1");
+    shell.env("RAYON_NUM_THREADS", "100000");
+    assert_eq!(run(&mut shell), "lifetimes hold\n");
+}
+
 /// Each allocation from a size on is refused in turn: no call but that one is harmed, and nothing
 /// ends the process.
 #[cfg(target_env = "gnu")]

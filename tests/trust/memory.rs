@@ -69,6 +69,39 @@ fn sizes_are_held_against_a_budget() {
     }
 }
 
+/// A run in so many kilobytes of address space.
+#[cfg(target_os = "linux")]
+fn within(kilobytes: usize, run: &Run) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit -v {kilobytes}; exec \"$@\""), "sh"]);
+    command.arg(run.0.get_program()).args(run.0.get_args());
+    command.env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// The largest patch that a network may have is far more than most machines can run, though its
+/// file is small.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_patch_without_room_for_it_is_refused_in_words() {
+    use prism::model::{Weights, weights::Precision};
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let config = Config { patch: 512, ..tiny() };
+    config.check().unwrap();
+    Weights::hashed(config, "trust").save(&at("m.safetensors"), Precision::F32).unwrap();
+    assert!(std::fs::metadata(at("m.safetensors")).unwrap().len() < 10 << 20);
+    let (scan, out) = (here("tests/data/odd/m00_base.nii.gz"), at("mask.nii.gz"));
+    let run = segment(&at("m.safetensors"), &scan, &out).with("--point 5,5,5");
+    let (mut short, mut refused) = (within(1_000_000, &run), run.with("--memory 400M"));
+    for said in [short.output().unwrap(), refused.output()] {
+        let expected = "error: out of memory: a patch would take 536.9 MB, ";
+        assert!(said.status.code() == Some(1) && text(&said).contains(expected), "{}", text(&said));
+    }
+    let names = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(names, 1, "it left something behind");
+}
+
 #[test]
 fn pickles_that_hold_more_than_a_model_needs_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -93,6 +126,15 @@ fn threads_beyond_the_processors_help_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let (model, out) = (model(folder.path()), folder.path().join("mask.nii.gz"));
     let scan = here("tests/data/odd/m00_base.nii.gz");
+    #[cfg(target_os = "linux")]
+    let label = here("tests/data/odd/m00_base_label.nii.gz");
+    // Those that are told no number, where the stacks of so many have no room.
+    #[cfg(target_os = "linux")]
+    for run in [prism("info").arg(&scan), metrics(&label, &label)] {
+        let mut command = within(4_000_000, &run);
+        let said = command.env("RAYON_NUM_THREADS", "100000").output().unwrap();
+        assert!(said.status.success(), "{run:?}: {}", text(&said));
+    }
     let mut run = segment(&model, &scan, &out).with("--point 5,5,5 --threads 100000");
     run.0.env("RAYON_NUM_THREADS", "100000");
     let said = run.output();
@@ -180,12 +222,7 @@ fn no_command_aborts_where_the_system_refuses_memory() {
         training.with("--iterations 1 --validation-cases 0"),
         segment(&model, &scan, &at("mask.nii.gz")).with("--point 80,80,14"),
     ];
-    let limited = |limit: usize, run: &Run| {
-        let mut command = Command::new("sh");
-        command.args(["-c", &format!("ulimit -v {limit}; exec \"$@\""), "sh"]);
-        command.arg(run.0.get_program()).args(run.0.get_args());
-        command.env("RUST_BACKTRACE", "0").output().unwrap()
-    };
+    let limited = |limit: usize, run: &Run| within(limit, run).output().unwrap();
     // The least with which the program itself can be loaded.
     let least = (16_000..)
         .step_by(1_000)
