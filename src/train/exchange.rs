@@ -9,12 +9,16 @@ use super::peers::{Peers, op_error};
 use crate::autograd::ParamGrads;
 use crate::device::cuda::Memory;
 use crate::device::{Cuda, DType, Device};
+use crate::memory;
 use crate::model::Config;
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
 /// Values of a bucket, at least: 32 MB.
 const BUCKET: usize = 8 << 20;
+
+/// What a refusal of memory names.
+const GRADIENTS: &str = "gradients that are added up";
 
 /// Which parameters are sent together, and how long each is.
 pub struct Buckets {
@@ -156,7 +160,7 @@ impl<'a> Exchange<'a> {
             return Ok(());
         }
         let length = |id: usize| self.buckets.shapes[id].iter().product::<usize>();
-        let mut values = vec![0.0f32; list.iter().map(|&id| length(id)).sum()];
+        let mut values = memory::zeroed::<f32>(GRADIENTS, list.iter().map(|&id| length(id)).sum());
         let mut at = 0;
         for &id in list {
             if let Some(gradient) = grads.tensor(id) {
@@ -167,7 +171,8 @@ impl<'a> Exchange<'a> {
         self.peers.sum(&mut values).map_err(op_error)?;
         let mut at = 0;
         for &id in list {
-            grads.put(id, Some(Tensor::new(shape(id), values[at..at + length(id)].to_vec())));
+            let gradient = memory::copied(GRADIENTS, &values[at..at + length(id)]);
+            grads.put(id, Some(Tensor::new(shape(id), gradient)));
             at += length(id);
         }
         Ok(())

@@ -6,6 +6,7 @@
 //! for long is not taken for lost. A process that is stopped, or whose network is, writes none. The
 //! first loss that a process hears of is the one that counts, and it tells all others why.
 
+use crate::memory;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -35,6 +36,9 @@ const MOST_DATA: u64 = 1 << 36;
 const MOST_TEXT: usize = 4096;
 /// Bytes for which there is room before they arrive. A length that is not kept costs no more.
 const EAGER: u64 = 64 << 20;
+
+/// What a refusal of memory names.
+pub(super) const MESSAGE: &str = "a message of another process";
 
 /// What ends waits of this process that know nothing of connections.
 pub(super) type Rescue = Box<dyn Fn() + Send>;
@@ -235,8 +239,15 @@ fn frame(mut stream: &TcpStream) -> io::Result<(u8, Vec<u8>)> {
             "it sent a frame of kind {kind} and {length} bytes, expected {most} at the most"
         )));
     }
-    let mut bytes = Vec::with_capacity(length.min(EAGER) as usize);
-    if stream.take(length).read_to_end(&mut bytes)? as u64 != length {
+    let read = || {
+        let mut bytes = memory::list(MESSAGE, length.min(EAGER) as usize);
+        memory::read(MESSAGE, stream.take(length), &mut bytes).map(|()| bytes)
+    };
+    let bytes = match length {
+        0 => vec![],
+        _ => memory::caught(read).map_err(io::Error::other)??,
+    };
+    if bytes.len() as u64 != length {
         return Err(ErrorKind::UnexpectedEof.into());
     }
     Ok((kind, bytes))

@@ -7,8 +7,9 @@
 
 pub use super::greeting::Token;
 use super::greeting::{Terms, WAYS, call, gather};
-use super::link::{Wire, lock};
+use super::link::{MESSAGE, Wire, lock};
 use crate::device::{Cuda, Device};
+use crate::memory;
 use crate::tensor::OpError;
 use std::io::Write;
 use std::net::{TcpListener, ToSocketAddrs};
@@ -264,7 +265,7 @@ impl Peers {
             wire.send(bytemuck::cast_slice(values))?;
             return wire.receive(0, bytemuck::cast_slice_mut(values));
         }
-        let mut theirs = values.to_vec();
+        let mut theirs = memory::copied(MESSAGE, values);
         for rank in 1..self.world {
             wire.receive(rank, bytemuck::cast_slice_mut(&mut theirs))?;
             values.iter_mut().zip(&theirs).for_each(|(v, t)| *v += *t);

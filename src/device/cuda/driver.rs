@@ -16,6 +16,7 @@ use super::source::Kernel;
 use super::staging;
 use super::stream::{Context, Event, Stream};
 use super::{CudaError, Launch, Launcher, Limits};
+use crate::memory;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
@@ -363,7 +364,7 @@ impl Launcher for Driver {
         let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
         // SAFETY: the context was entered.
         let Some((place, over)) = unsafe { staging.place(bytes) }? else {
-            let mut values = vec![0u64; bytes.div_ceil(8)];
+            let mut values = memory::zeroed::<u64>(what, bytes.div_ceil(8));
             let values = &mut bytemuck::cast_slice_mut(&mut values)[..bytes];
             write(values);
             // SAFETY: `Cuda` checked that its memory there has so many bytes; from pageable memory
@@ -418,7 +419,7 @@ impl Launcher for Driver {
         self.enter()?;
         let what = "a copy from the device";
         let Some(pinned) = self.arrival(bytes)? else {
-            let mut values = vec![0; bytes];
+            let mut values = memory::zeroed::<u8>(what, bytes);
             self.download(address, &mut values)?;
             read(&values);
             return Ok(());
