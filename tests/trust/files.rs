@@ -3,7 +3,8 @@
 use crate::common::{here, tiny};
 use crate::program::{ONE_STEP, eval, prism, segment, simulate, train};
 use crate::{model, text};
-use prism::data::cases::list;
+use prism::data::cache::Cache;
+use prism::data::cases::{Loaded, TargetLabel, list};
 use prism::device::Device;
 use prism::model::{Config, Model, Observer, Weights, weights::Precision};
 use prism::tensor::Tensor;
@@ -108,9 +109,9 @@ fn folders_that_lead_back_to_themselves_end() {
     }
     for name in ["a", "b"] {
         symlink("../loop", folder.path().join("loop").join(name)).unwrap();
+        let cases = list(&folder.path().join("loop"), None).unwrap();
+        assert_eq!(cases.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["c1"]);
     }
-    let cases = list(&folder.path().join("loop"), None).unwrap();
-    assert_eq!(cases.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["c1"]);
 }
 
 #[test]
@@ -239,6 +240,27 @@ fn models_and_states_know_when_they_are_damaged() {
 }
 
 #[test]
+fn a_cached_case_knows_when_it_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (csv, kept) = (folder.path().join("one.csv"), folder.path().join("cache"));
+    let [image, label] =
+        ["m00_base", "m00_base_label"].map(|n| here(&format!("tests/data/odd/{n}.nii.gz")));
+    std::fs::write(&csv, format!("image,label\n{},{}\n", image.display(), label.display()))
+        .unwrap();
+    let case = list(&csv, None).unwrap().remove(0);
+    let Loaded { image, mask, .. } = case.read(&TargetLabel::Any).unwrap();
+    let cache = Cache::new(&kept, 4.0, TargetLabel::Any);
+    let (image, mask) = cache.put(&case, &image, &mask);
+    let entry = std::fs::read_dir(&kept).unwrap().next().unwrap().unwrap().path();
+    every_bit_counts(&entry, |path| {
+        std::fs::write(&entry, std::fs::read(path).unwrap()).unwrap();
+        let (again, marks) = cache.get(&case).ok_or("it is no entry")?;
+        assert!(again.values() == image.values() && marks == mask);
+        Ok(())
+    });
+}
+
+#[test]
 fn a_model_file_that_others_change_is_an_error_and_one_that_is_replaced_is_none() {
     // Wide enough for matrices that stay in the file.
     let config = Config { vit_width: 264, ..tiny() };
@@ -283,10 +305,16 @@ fn a_model_file_that_others_change_is_an_error_and_one_that_is_replaced_is_none(
         std::fs::copy(&other, &path).unwrap();
         assert_eq!(encode(&model).unwrap(), expected);
     }
-    let model = open();
-    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
-    let said = encode(&model).unwrap_err().to_string();
-    assert!(said.contains("shorter than it was"), "{said}");
+    // Cut short.
+    for used in [false, true] {
+        let model = open();
+        if used {
+            assert_eq!(encode(&model).unwrap(), expected);
+        }
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        let said = encode(&model).unwrap_err().to_string();
+        assert!(said.contains("shorter than it was"), "{said}");
+    }
 }
 
 #[test]

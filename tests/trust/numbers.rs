@@ -54,9 +54,12 @@ fn numbers_that_are_none_are_refused_by_name() {
         "mask_decoder.refine.conv_correction.bias",
         "mask_decoder.iou_prediction_head.layers.2.weight",
     );
-    for (name, at, value) in
-        [(bias, 0, f32::NAN), (head, 7, f32::INFINITY), (head, 0, f32::NEG_INFINITY)]
-    {
+    for (name, at, value) in [
+        (bias, 0, f32::NAN),
+        (head, 7, f32::INFINITY),
+        (head, 0, f32::NEG_INFINITY),
+        ("image_encoder.patch_embed.proj.bias", 3, f32::NAN),
+    ] {
         for precision in [Precision::F32, Precision::F16] {
             with(name, at, value).save(&path, precision).unwrap();
             let said = Weights::open(&path).err().expect("no number").to_string();

@@ -194,6 +194,25 @@ fn an_evaluation_that_is_told_to_end_goes_on_and_a_folder_has_one_evaluation() {
 }
 
 #[test]
+fn a_file_beyond_the_limit_of_the_shell_is_an_error_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (model(folder.path()), folder.path().join("out"));
+    std::fs::create_dir(&out).unwrap();
+    let run = segment(&model, &here("tests/data/odd/m00_base.nii.gz"), &out.join("m.nii"));
+    let run = run.with("--point 5,5,5");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -f 4; exec \"$@\"", "sh"]);
+    let said = shell.arg(run.0.get_program()).args(run.0.get_args()).output().unwrap();
+    assert!(
+        said.status.code() == Some(1) && text(&said).contains("m.nii: "),
+        "{}: {}",
+        said.status,
+        text(&said)
+    );
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
+}
+
+#[test]
 fn a_signal_leaves_no_temporary_file() {
     let folder = tempfile::tempdir().unwrap();
     let model = model(folder.path());
