@@ -342,6 +342,24 @@ mod tests {
     }
 
     #[test]
+    fn what_stays_has_memory_of_its_own_that_is_taken_again() {
+        let workspace = Arc::new(Workspace::default());
+        let (mut one, other) = (workspace.alloc_persistent(100), workspace.alloc_persistent(100));
+        assert!(one.is_alone() && other.is_alone() && one.base() != other.base());
+        one.fill(1.0);
+        // What lies behind the values is written by way of their address, and then theirs.
+        assert_eq!(one.headroom(), [0, 12]);
+        let behind = one.base().wrapping_add(100);
+        // SAFETY: it lies in the range of the buffer, which nothing else has an address in.
+        unsafe { behind.write(2.0) };
+        one.shift_base(1);
+        assert_eq!((one[0], one[99]), (1.0, 2.0));
+        let place = other.base();
+        drop(other);
+        assert_eq!(workspace.alloc_persistent(104).base(), place);
+    }
+
+    #[test]
     fn a_buffer_slides_within_its_room() {
         let workspace = Arc::new(Workspace::default());
         let mut buffer = workspace.alloc(100, 28);

@@ -495,3 +495,22 @@ impl std::ops::Deref for Param {
         &self.value
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_shared_until_one_writes_to_them() {
+        let mut one = Tensor::new([2, 3], vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let other = one.reshape([3, 2]);
+        assert!(std::ptr::eq(one.data(), other.data()));
+        assert!(!one.is_unique() && one.get_mut().is_none());
+        one.make_mut()[0] = 7.0;
+        assert_eq!((one.data()[0], other.data()[0]), (7.0, 0.0));
+        assert!(one.get_mut().is_some_and(|values| values.len() == 6));
+        assert_eq!((other.shape(), other.rows(), other.channels()), (&[3, 2][..], 3, 2));
+        let said = other.expect_shape("test", "other", &[2, 3]).unwrap_err().to_string();
+        assert_eq!(said, "test: other has shape [3, 2], expected [2, 3]");
+    }
+}
