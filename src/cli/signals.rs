@@ -63,8 +63,7 @@ fn heard() -> std::io::Result<()> {
         }
     })?;
     unix::PIPE.store(pipe.into_raw_fd(), Ordering::Relaxed);
-    // SIGQUIT left to itself would leave temporary files, and a core of all that the process held.
-    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT].into_iter().try_for_each(unix::hear)
+    unix::ENDS.into_iter().try_for_each(unix::hear)
 }
 
 #[cfg(unix)]
@@ -72,6 +71,20 @@ mod unix {
     use std::io;
     use std::ptr::{null, null_mut};
     use std::sync::atomic::{AtomicI32, Ordering};
+
+    /// Signals that end a process which does not hear them, with temporary files left behind, and
+    /// from some a core of all that it held. Schedulers send SIGUSR1 or SIGUSR2 where they are told
+    /// to, and SIGXCPU, as the shell's limit does, when a process had its time.
+    pub(super) const ENDS: [libc::c_int; 8] = [
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGXCPU,
+        libc::SIGALRM,
+    ];
 
     /// Where the handler of signals writes which one came: nothing else may be done in one.
     pub(super) static PIPE: AtomicI32 = AtomicI32::new(-1);

@@ -30,7 +30,16 @@ fn signal(child: &Child, name: &str) {
 }
 
 /// Signals that ask a process to end.
-const ENDS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+const ENDS: [libc::c_int; 8] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGXCPU,
+    libc::SIGALRM,
+];
 
 /// A run that is born with what a signal does, whatever these tests run under.
 fn born(mut run: Run, signals: &'static [libc::c_int], does: libc::sighandler_t) -> Run {
@@ -64,7 +73,8 @@ fn training(folder: &Path, model: &Path) -> Child {
 #[test]
 fn a_training_that_is_told_to_end_saves_and_a_folder_has_one_training() {
     // Schedulers and service managers send several, and mean the same by all of them.
-    let wishes = ["TERM", "HUP", "INT", "QUIT", "TERM HUP", "TERM TERM", "HUP HUP", "INT TERM"];
+    let wishes =
+        ["TERM", "HUP", "INT", "QUIT", "USR1", "TERM HUP", "XCPU XCPU", "HUP HUP", "INT TERM"];
     for (n, name) in wishes.into_iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
         let model = model(folder.path());
@@ -231,7 +241,7 @@ fn a_signal_leaves_no_temporary_file() {
             .collect::<Vec<_>>()
     };
     let (mask, probability) = (out.join("m.nii.gz"), out.join("p.nii.gz"));
-    for name in ["TERM", "INT", "HUP", "QUIT"] {
+    for name in ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "XCPU", "ALRM"] {
         let run = ending(segment(&model, &scan, &mask)).with("--point 128,128,128");
         let mut child = run.file("--probability", &probability).start();
         until(&mut child, || names().iter().any(|n| n.starts_with(".prism-")));
