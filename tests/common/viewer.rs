@@ -104,6 +104,21 @@ impl Viewer {
         self.take(reply)
     }
 
+    /// Sends what is painted in a crop of the image, `[k][j][i]`, by a request of that path.
+    #[track_caller]
+    pub fn painted(
+        &mut self,
+        path: &str,
+        crop: [[usize; 2]; 3],
+        marks: &[u8],
+        on: bool,
+    ) -> (bool, bool) {
+        let meta = json!({ "include_interaction": on, "interaction_bbox": crop });
+        let shape = crop.map(|[low, high]| high - low);
+        let reply = self.send(path, &meta, &nnia("uint8", 1, &shape, marks));
+        self.take(reply)
+    }
+
     pub fn undo(&mut self) -> (bool, bool) {
         let reply = self.post("/undo", &json!({}));
         self.take(reply)

@@ -15,16 +15,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// How a scan lies, as ITK and DICOM tell it: millimetres to the left, to the back and to the head.
-struct Pose {
-    name: &'static str,
+pub struct Pose {
+    pub name: &'static str,
     /// Row by row; columns are the directions of i, j and k.
     direction: [[f64; 3]; 3],
-    spacing: [f64; 3],
+    pub spacing: [f64; 3],
     origin: [f64; 3],
     left_handed: bool,
 }
 
-const OBLIQUE: Pose = Pose {
+pub const OBLIQUE: Pose = Pose {
     name: "oblique",
     direction: [[0.6, -0.768, 0.224], [0.8, 0.576, -0.168], [0.0, 0.28, 0.96]],
     spacing: [0.6, 0.8, 4.5],
@@ -33,7 +33,7 @@ const OBLIQUE: Pose = Pose {
 };
 
 /// Its first axis runs to the head, its last to the left and the back.
-const LEFT_HANDED: Pose = Pose {
+pub const LEFT_HANDED: Pose = Pose {
     name: "left-handed",
     direction: [[0.224, -0.768, 0.6], [-0.168, 0.576, 0.8], [0.96, 0.28, 0.0]],
     left_handed: true,
@@ -41,14 +41,14 @@ const LEFT_HANDED: Pose = Pose {
 };
 
 /// The part of the example that is sent: a side of it is like no other.
-const SIZE: [usize; 3] = [120, 105, 28];
+pub const SIZE: [usize; 3] = [120, 105, 28];
 const LOW: [usize; 3] = [30, 35, 0];
 /// Voxels of the part: on the nodule.
-const ON: [usize; 3] = [CLICK[0] - LOW[0], CLICK[1] - LOW[1], CLICK[2] - LOW[2]];
+pub const ON: [usize; 3] = [CLICK[0] - LOW[0], CLICK[1] - LOW[1], CLICK[2] - LOW[2]];
 
 impl Pose {
     /// From a voxel to millimetres to the right, to the front and to the head.
-    fn affine(&self) -> Affine {
+    pub fn affine(&self) -> Affine {
         let row = |r: usize| {
             let sign = if r < 2 { -1.0 } else { 1.0 };
             let step = |c: usize| sign * self.direction[r][c] * self.spacing[c] + 0.0;
@@ -65,11 +65,19 @@ impl Pose {
     }
 
     /// It as a file, and as the library reads that.
-    fn file(&self) -> (Vec<u8>, Arc<Volume>) {
+    pub fn file(&self) -> (Vec<u8>, Arc<Volume>) {
         let file = scan_file(Path::new("scan.nii.gz"), &self.scan()).unwrap();
         let image = Volume::of_file(file.clone(), None).unwrap();
         assert!(image.grid.affine.distance(&self.affine(), SIZE) < 1e-3);
         (file, Arc::new(image))
+    }
+
+    /// It as ITK-SNAP sends it.
+    pub fn sent(&self) -> Sent {
+        let mut sent = Sent::new(SIZE, self.spacing, &values());
+        sent.metadata["direction"] = json!(self.direction.concat());
+        sent.metadata["origin"] = json!(self.origin);
+        sent
     }
 
     /// Whether a file's mask is the library's, and has both clicks where they are in the world.
@@ -85,6 +93,12 @@ impl Pose {
 /// The part of the example with another affine.
 fn laid(affine: Affine, element: Element) -> Volume {
     let grid = Grid { size: SIZE, affine };
+    let description = Description::of_new(&grid, element.name());
+    Volume::of_elements(grid, element, elements(element), description).unwrap()
+}
+
+/// Its voxels as a file has them.
+pub fn elements(element: Element) -> Vec<u8> {
     let mut bytes = vec![];
     for value in values() {
         match element {
@@ -92,18 +106,17 @@ fn laid(affine: Affine, element: Element) -> Volume {
             _ => bytes.extend((value as i16).to_le_bytes()),
         }
     }
-    let description = Description::of_new(&grid, element.name());
-    Volume::of_elements(grid, element, bytes, description).unwrap()
+    bytes
 }
 
 /// The values of the part, i fastest.
-fn values() -> Vec<f32> {
+pub fn values() -> Vec<f32> {
     let image = example();
     voxels(SIZE).map(|voxel| image.at(std::array::from_fn(|a| LOW[a] + voxel[a]))).collect()
 }
 
 /// Where the library has a voxel in a mask.
-fn index([i, j, k]: [usize; 3]) -> usize {
+pub fn index([i, j, k]: [usize; 3]) -> usize {
     (i * SIZE[1] + j) * SIZE[2] + k
 }
 
@@ -123,7 +136,7 @@ fn library(image: &Arc<Volume>) -> ([usize; 3], [Vec<u8>; 2]) {
 }
 
 /// A file of a mask as its header has it.
-struct Told {
+pub struct Told {
     size: [usize; 3],
     /// To millimetres to the right, to the front and to the head.
     affine: Affine,
@@ -133,7 +146,7 @@ struct Told {
 
 impl Told {
     /// NIfTI-1 of bytes, placed by its sform.
-    fn nifti(file: &[u8]) -> Told {
+    pub fn nifti(file: &[u8]) -> Told {
         let short = |at: usize| i16::from_le_bytes([file[at], file[at + 1]]);
         let float = |at: usize| f32::from_le_bytes(file[at..at + 4].try_into().unwrap());
         // Three axes, uint8, an sform.
@@ -148,7 +161,7 @@ impl Told {
     }
 
     /// NRRD of bytes, not packed.
-    fn nrrd(file: &[u8]) -> Told {
+    pub fn nrrd(file: &[u8]) -> Told {
         let end = file.windows(2).position(|two| two == b"\n\n").expect("the end of a header");
         let head = String::from_utf8(file[..end].to_vec()).unwrap();
         let field = |name: &str| {
@@ -179,7 +192,7 @@ impl Told {
 
     /// The voxel at a place in the world.
     #[track_caller]
-    fn at(&self, place: [f64; 3]) -> u8 {
+    pub fn at(&self, place: [f64; 3]) -> u8 {
         let there = self.affine.inverse().apply(place);
         let voxel = there.map(f64::round);
         let is_voxel = |a: usize| {
@@ -191,7 +204,7 @@ impl Told {
     }
 
     /// All of it, as the library orders masks.
-    fn mask(&self) -> Vec<u8> {
+    pub fn mask(&self) -> Vec<u8> {
         let mut mask = vec![0; self.voxels.len()];
         for (voxel, value) in voxels(self.size).zip(&self.voxels) {
             mask[index(voxel)] = *value;
@@ -202,10 +215,12 @@ impl Told {
 
 /// Writes what an answer of prism's own interface says into a mask.
 #[track_caller]
-fn take(mask: &mut [u8], reply: &Reply) {
+pub fn take(mask: &mut [u8], reply: &Reply) {
     assert_eq!(reply.status, 200, "{}", reply.text());
     let about: Value = serde_json::from_str(reply.header("X-Prism-Answer").unwrap()).unwrap();
-    let region: [[usize; 2]; 3] = serde_json::from_value(about["region"].clone()).unwrap();
+    let region: Option<[[usize; 2]; 3]> = serde_json::from_value(about["region"].clone()).unwrap();
+    // Nothing changed where there is none.
+    let Some(region) = region else { return };
     for (at, within) in voxels(region.map(|[low, high]| high - low)).enumerate() {
         let voxel = std::array::from_fn(|a| region[a][0] + within[a]);
         mask[index(voxel)] = reply.body[at / 8] >> (at % 8) & 1;
@@ -242,7 +257,7 @@ fn prisms_own_interface_takes_scans_as_they_lie() {
 }
 
 /// A NRRD whose voxels are packed.
-fn unpacked(file: &[u8]) -> Told {
+pub fn unpacked(file: &[u8]) -> Told {
     let end = 2 + file.windows(2).position(|two| two == b"\n\n").expect("the end of a header");
     let head = String::from_utf8(file[..end].to_vec()).unwrap();
     assert!(head.contains("encoding: gzip\n"), "{head}");
@@ -256,12 +271,9 @@ fn itk_snap_has_scans_as_they_lie() {
     let at = server.address;
     for pose in [OBLIQUE, LEFT_HANDED] {
         let (off, masks) = library(&Arc::new(laid(pose.affine(), Element::Float32)));
-        let mut sent = Sent::new(SIZE, pose.spacing, &values());
-        sent.metadata["direction"] = json!(pose.direction.concat());
-        sent.metadata["origin"] = json!(pose.origin);
         let name = start(at, "/v2/start_session/nnInteractive");
         let path = format!("/v2/upload_raw/{name}?filename=upload.nii.gz");
-        assert_eq!(send_form(at, "POST", &path, &sent.form()).status, 200, "{}", pose.name);
+        assert_eq!(send_form(at, "POST", &path, &pose.sent().form()).status, 200, "{}", pose.name);
         for (([x, y, z], on), expected) in [(ON, true), (off, false)].into_iter().zip(&masks) {
             let path = format!("/v2/process_point_interaction/{name}");
             let reply = get(at, &format!("{path}?point={x}&point={y}&point={z}&foreground={on}"));
@@ -274,7 +286,7 @@ fn itk_snap_has_scans_as_they_lie() {
 }
 
 /// What MONAI Label's clients say: all clicks so far, in voxels of the scan that they sent.
-fn so_far(on: &[[usize; 3]], off: &[[usize; 3]]) -> Value {
+pub fn so_far(on: &[[usize; 3]], off: &[[usize; 3]]) -> Value {
     json!({
         "label": "tumour", "foreground": on, "background": off, "result_extension": ".nrrd",
         "result_dtype": "uint8", "result_compress": false,

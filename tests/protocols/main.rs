@@ -1,6 +1,7 @@
 //! ITK-SNAP's and MONAI Label's protocols as their clients meet them: by a client of HTTP of the
 //! test's own, the answers held against the library's; by MONAI Label's own client; beside
-//! ITK-SNAP's own server. What holds for both protocols is tested here.
+//! ITK-SNAP's own server. What holds for both protocols is tested here; how scans lie, and what is
+//! drawn on them, for all protocols.
 #![cfg(feature = "serve")]
 
 #[path = "../common/mod.rs"]
@@ -14,6 +15,7 @@ mod viewer;
 mod writer;
 
 mod clients;
+mod drawn;
 mod geometry;
 mod monai;
 #[cfg(feature = "dicom")]

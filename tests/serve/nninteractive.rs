@@ -76,11 +76,9 @@ fn nninteractive_is_spoken() {
     assert_eq!(viewer.undo(), (false, false));
 
     // Painted: a crop of a stroke, then an outline that takes some away again.
-    let place = json!([[14, 15], [78, 83], [76, 86]]);
-    let meta = json!({ "include_interaction": true, "interaction_bbox": place });
-    let stroke = nnia("uint8", 1, &[1, 5, 10], &[1; 50]);
-    let reply = viewer.send("/add_scribble_interaction", &meta, &stroke);
-    assert_eq!(viewer.take(reply), (true, true));
+    let place = [[14, 15], [78, 83], [76, 86]];
+    let told = viewer.painted("/add_scribble_interaction", place, &[1; 50], true);
+    assert_eq!(told, (true, true));
     let on =
         |viewer: &Viewer, k: usize, j: usize, i: usize| viewer.buffer[(k * nj + j) * ni + i] != 0;
     assert!((78..83).all(|j| (76..86).all(|i| on(&viewer, 14, j, i))));
@@ -88,11 +86,7 @@ fn nninteractive_is_spoken() {
     (0..100)
         .filter(|at| [0, 9].contains(&(at / 10)) || [0, 9].contains(&(at % 10)))
         .for_each(|at| ring[at] = 1);
-    let place = json!([[14, 15], [76, 86], [76, 86]]);
-    let meta = json!({ "include_interaction": false, "interaction_bbox": place });
-    let reply =
-        viewer.send("/add_lasso_interaction", &meta, &nnia("uint8", 1, &[1, 10, 10], &ring));
-    viewer.take(reply);
+    viewer.painted("/add_lasso_interaction", [[14, 15], [76, 86], [76, 86]], &ring, false);
     assert!(!on(&viewer, 14, 80, 81) && !on(&viewer, 14, 82, 78));
     for (shape, place, says) in [
         ([1, 5, 9], json!([[14, 15], [78, 83], [76, 86]]), "must match interaction_bbox size"),
