@@ -106,6 +106,8 @@ function spot(page, plane, what) {
   );
 }
 
+/** The axis along which a direction runs, most of all. */
+const main = (d) => d.reduce((best, v, i) => (Math.abs(v) > Math.abs(d[best]) ? i : best), 0);
 const near = (a, b, pixels) => Math.hypot(a[0] - b[0], a[1] - b[1]) <= pixels;
 
 const folder = await mkdtemp(join(tmpdir(), "prism-geometry-"));
@@ -182,8 +184,6 @@ try {
           const [toRight, toTop] = moved.map((v) =>
             mm(affine, v).map((a, i) => a - mm(affine, BRIGHT)[i]),
           );
-          const main = (d) =>
-            d.reduce((best, v, i) => (Math.abs(v) > Math.abs(d[best]) ? i : best), 0);
           const expected = [
             [
               [0, -1],
@@ -216,6 +216,19 @@ try {
             `plane ${plane}: the mask lies on the voxel`,
           );
         }
+        // The slice that diameters lie on, one of the file's last axis, is told as its pane shows it:
+        // counted to the patient's right, front or head.
+        const along = way.map((row) => row[2]);
+        const through = main(along);
+        const number = along[through] > 0 ? BRIGHT[2] + 1 : SHAPE[2] - BRIGHT[2];
+        assert.equal(
+          await page.$eval("#measured", (b) => b.textContent),
+          `${["sagittal", "coronal", "axial"][through]}, slice ${number}`,
+        );
+        await look(page, [0, 0, 0]);
+        await page.click("#measured");
+        await settled(page);
+        assert.equal(await page.evaluate((n) => window.prism.view.cross[n], through), number - 1);
         // And what the page would send of it to a server that lost it is the same file again.
         const again = await page.evaluate(async () => {
           const { niftiOf } = await import("./masks.js");

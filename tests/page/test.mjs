@@ -221,6 +221,41 @@ await test("the mask is saved as it is seen", async () => {
   assert.equal(same, voxels, "every voxel of the file is the one that is drawn");
 });
 
+await test("diameters name their slice as its pane does, on one line, and a key shows it", async () => {
+  const { said } = await state();
+  const number = await page.evaluate(
+    (index) => window.prism.view.grid.toRas([0, 0, index])[2] + 1,
+    said.diameters_slice,
+  );
+  const text = (id) => page.$eval(`#${id}`, (e) => e.textContent);
+  assert.equal(
+    await text("diameters"),
+    `${said.diameters_mm.map((d) => d.toFixed(1)).join(" × ")} mm`,
+  );
+  assert.equal(await text("measured"), `axial, slice ${number}`);
+  // The widest of them that there are.
+  const wrapped = await page.evaluate(() => {
+    const wide = { diameters: "163.4 × 141.2 mm", measured: "sagittal, slice 1163" };
+    const lines = Object.entries(wide).map(([id, longest]) => {
+      const place = document.getElementById(id),
+        before = place.textContent;
+      place.textContent = longest;
+      const row = place.closest("dd");
+      const lines_ = row.offsetHeight / Number.parseFloat(getComputedStyle(row).lineHeight);
+      place.textContent = before;
+      return lines_;
+    });
+    return lines.filter((n) => n > 1.6);
+  });
+  assert.deepEqual(wrapped, []);
+  await look(page, [CLICK[0], CLICK[1], 3]);
+  await page.focus("#stage");
+  await press("d");
+  assert.equal(await page.evaluate(() => window.prism.view.cross[2] + 1), number);
+  assert.match((await state()).status, new RegExp(`Axial, slice ${number}\\b`));
+  await look(page, CLICK);
+});
+
 await test("what the network is unsure of is shown on a key, and follows the answers", async () => {
   const doubt = () =>
     page.evaluate(() => {

@@ -6,7 +6,7 @@ import { Labels, niftiOf } from "./masks.js";
 import { archived, chosen, dropped, ofDicom } from "./series.js";
 import { discard, forget, keep, kept, leave, remember, remembered, takeOver } from "./store.js";
 import { TOOLS, Tools } from "./tools.js";
-import { AXIAL, CORONAL, PLANE_AXES, PLANE_NAMES, SAGITTAL, View } from "./view.js";
+import { AXIAL, CORONAL, PLANE_AXES, PLANE_NAMES, SAGITTAL, View, planeThrough } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const READABLE = /\.(nii|nii\.gz|nrrd|mha)$/i;
@@ -804,7 +804,7 @@ function take(object, answer, said, steps = 0) {
 function showAnswer() {
   const said = active?.said;
   $("volume").textContent = said ? `${volumeOf(said.ml)} ml` : "–";
-  $("diameters").textContent = said?.diameters_mm ? diametersOf(said) : "–";
+  showDiameters(said);
   $("score").textContent = said?.score != null ? said.score.toFixed(2) : "–";
   $("seconds").textContent = said ? `${said.seconds.toFixed(2)} s` : "–";
   if (active) listNotes(said?.notes);
@@ -844,11 +844,34 @@ function setUnsure(on) {
   say(on ? "What the network is unsure of is shown." : "What it is unsure of is hidden.");
 }
 
-/** Slices are counted as the panes count them. */
-function diametersOf({ diameters_mm: mm, diameters_slice: slice }) {
-  const { grid } = view;
-  const number = grid.toRas([0, 0, slice])[grid.axis.indexOf(2)] + 1;
-  return `${mm.map((d) => d.toFixed(1)).join(" × ")} mm, slice ${number}`;
+/** The diameters, and the slice that they lie on as its pane names and counts it. */
+function showDiameters(said) {
+  const mm = said?.diameters_mm;
+  $("diameters").textContent = mm ? `${mm.map((d) => d.toFixed(1)).join(" × ")} mm` : "–";
+  const { number, plane } = mm ? measured(said) : {};
+  $("measured").textContent = mm ? `${PLANE_NAMES[plane].toLowerCase()}, slice ${number}` : "–";
+  $("measured").disabled = !mm;
+}
+
+/** The server's diameters are those of a slice of the file's last axis. */
+function measured({ diameters_slice: index }) {
+  const { through, number } = view.grid.slice(2, index);
+  return { plane: planeThrough(through), through, number };
+}
+
+/** Shows the slice that the diameters lie on. */
+function showMeasured() {
+  if (!active?.said?.diameters_mm) return say("There are no diameters yet.");
+  const { plane, through, number } = measured(active.said);
+  const to = [...view.cross];
+  to[through] = number - 1;
+  // Where another plane fills the stage, or space, this one takes its place.
+  if (!view.panes.has(plane)) setLayout(PLANE_NAMES[plane].toLowerCase());
+  tools.plane = plane;
+  view.moveTo(to);
+  tools.show();
+  tools.hoverAtCross();
+  say(`${PLANE_NAMES[plane]}, slice ${number}: the diameters of ${active.name}.`);
 }
 
 function listNotes(notes = []) {
@@ -1166,6 +1189,7 @@ function key(e) {
   else if (pressed === "c") setContour(!view.fill.contour);
   else if (pressed === "u") scan?.id && setUnsure(!doubting);
   else if (pressed === "m") enlarge();
+  else if (pressed === "d") showMeasured();
   else if (pressed === "t") deep(!tools.deep);
   else if (pressed === "0") view.resetView();
   else if (pressed === "[") tools.deepen(-1);
@@ -1285,6 +1309,7 @@ function wire() {
   on("opacity", () => view.setFill({ opacity: $("opacity").value / 100 }), "input");
   on("shown", () => setHidden(!$("shown").checked), "change");
   on("unsure", () => setUnsure(!doubting));
+  on("measured", showMeasured);
   on("layout", () => setLayout($("layout").value), "change");
   on("radiological", () => view.setRadiological($("radiological").checked), "change");
   on("deep", () => deep($("deep").checked), "change");

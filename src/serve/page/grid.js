@@ -44,6 +44,16 @@ export class Grid {
     return ras[0] + this.ras[0] * (ras[1] + this.ras[1] * ras[2]);
   }
 
+  /**
+   * A slice of one of the file's axes as panes show it: the viewer's axis through it, and its number
+   * there, from 1 on.
+   */
+  slice(axis, index) {
+    const through = this.axis.indexOf(axis);
+    const number = this.flipped[through] ? this.ras[through] - index : index + 1;
+    return { through, number };
+  }
+
   holds(ras) {
     return ras.every((v, i) => v >= 0 && v < this.ras[i]);
   }

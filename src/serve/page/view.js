@@ -15,6 +15,9 @@ export const PLANE_NAMES = {
 };
 /** Of each plane: the viewer's axes to the right, upwards, and through it. */
 export const PLANE_AXES = { [AXIAL]: [0, 1, 2], [CORONAL]: [0, 2, 1], [SAGITTAL]: [1, 2, 0] };
+/** The plane that a viewer's axis runs through. */
+export const planeThrough = (axis) =>
+  [AXIAL, CORONAL, SAGITTAL].find((plane) => PLANE_AXES[plane][2] === axis);
 /** Of each layout the panes: left, top, width and height in halves of the stage. */
 const LAYOUTS = {
   four: [
