@@ -1,7 +1,7 @@
 // The page as a person uses it, in a headless Chromium: node tests/page/test.mjs [URL [FOLDER]].
 // URL is that of `prism serve`, or of the mock; without it a mock is started. FOLDER gets pictures
-// and the files that were saved (default: target/page). PRISM names the program that serves: a mask
-// is held against the one that it writes for the same box.
+// and the files that were saved (default: target/page). PRISM names the program that serves: masks
+// are held against those that it writes for the same prompts.
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
@@ -10,6 +10,7 @@ import { join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { choose, drag, launch, look, pixel, settled, visit } from "./browser.mjs";
+import { contents, writeSeries } from "./dicom.mjs";
 import { readImage } from "./images.mjs";
 import { serve } from "./mock.mjs";
 
@@ -99,6 +100,14 @@ async function saved(shift) {
   throw new Error(`${name} of ${size} bytes did not arrive in ${out}`);
 }
 
+/** The file that `prism segment` writes of a scan for some prompts. */
+async function segmented(scan, format, ...prompts) {
+  const written = join(out, `segment.${format}`);
+  const said = ["segment", "-i", scan, "-o", written, ...prompts, "--quiet"];
+  await promisify(execFile)(process.env.PRISM, said, { cwd: ROOT });
+  return readFile(written);
+}
+
 await test("a scan is shown and sent", async () => {
   await shot("start");
   await choose(page, SCAN);
@@ -151,11 +160,9 @@ if (!isMock && process.env.PRISM) {
   await test("the mask of a box is the file that prism segment writes for it", async () => {
     await page.focus("#stage");
     const { name, bytes } = await saved(false);
-    const written = join(out, "segment.nii.gz");
     const ends = [...BOX.from, ...BOX.to.map((v) => v + 1)];
-    const said = ["segment", "-i", SCAN, "-o", written, "--box", ends.join(), "--quiet"];
-    await promisify(execFile)(process.env.PRISM, said, { cwd: ROOT });
-    assert.ok(bytes.equals(await readFile(written)), "the same bytes");
+    const written = await segmented(SCAN, "nii.gz", "--box", ends.join());
+    assert.ok(bytes.equals(written), "the same bytes");
     await rm(join(out, name));
   });
 }
@@ -795,6 +802,70 @@ if (isMock) {
       return (await ofDicom(await dropped(transfer))).map(({ path }) => path);
     });
     assert.deepEqual(found, ["study/1", "study/2", "study/b/1", "study/3"]);
+  });
+}
+
+if (!isMock) {
+  await test("a folder of DICOM is opened, clicked, undone, and saved as files and as DICOM", async () => {
+    const folder = join(out, "thorax");
+    await rm(folder, { recursive: true, force: true });
+    const image = readImage(SCAN, await readFile(SCAN));
+    await writeSeries(folder, image);
+    // It may be the first thing that a page opens. The browser goes through the folder by itself.
+    await page.reload();
+    await page.waitForSelector("html[data-ready]");
+    await (await page.$("#folder")).uploadFile(folder);
+    await page.waitForFunction(() => window.prism.scan?.id, { timeout: 60e3 });
+    await settled(page);
+    await shot("dicom");
+    const told = await page.evaluate((at) => {
+      const { scan, view } = window.prism;
+      const offered = !document.querySelector("#format [value=dcm]").disabled;
+      const { name, format, shape } = scan;
+      return { name, format, shape, offered, value: view.value(view.grid.toRas(at)) };
+    }, CLICK);
+    const [x, y, z] = CLICK;
+    const value = image.values[x + image.shape[0] * (y + image.shape[1] * z)];
+    const { shape } = image;
+    assert.deepEqual(told, { name: "thorax.nii", format: "DICOM", shape, offered: true, value });
+
+    await press("1");
+    await look(page, CLICK);
+    await page.mouse.click(...(await pixel(page, 0, CLICK)));
+    await settled(page);
+    const first = await state();
+    assert.deepEqual(first.last, { points: [{ at: CLICK, on: true }] });
+    assert.ok(first.overlay > 0);
+    assert.equal(first.overlay, first.said.voxels);
+    let off = x;
+    while (await holds([off, y, z])) off++;
+    await page.mouse.click(...(await pixel(page, 0, [off + 1, y, z])));
+    await settled(page);
+    assert.equal(await holds([off + 1, y, z]), true);
+    await press("z");
+    assert.equal((await state()).overlay, first.overlay);
+    assert.equal(await holds([off + 1, y, z]), false);
+
+    for (const format of ["nii.gz", "dcm"]) {
+      await page.select("#format", format);
+      await page.focus("#stage");
+      const { name, bytes } = await saved(false);
+      assert.equal(name, `thorax_Object_1.${format}`);
+      if (format === "nii.gz") {
+        const marked = readImage(name, bytes).values.reduce((n, v) => n + v, 0);
+        assert.equal(marked, first.overlay);
+      } else {
+        assert.equal(bytes.toString("latin1", 128, 132), "DICM");
+      }
+      if (process.env.PRISM) {
+        const written = await segmented(folder, format, "--point", CLICK.join());
+        if (format === "dcm") assert.deepEqual(contents(bytes), contents(written));
+        else assert.ok(bytes.equals(written), "the same bytes");
+      }
+      await rm(join(out, name));
+    }
+    await page.click("#close-scan");
+    await page.waitForFunction(() => !window.prism.scan);
   });
 }
 
