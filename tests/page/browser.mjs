@@ -1,5 +1,5 @@
 // A headless Chromium with the page in it, and the few things that the tests do there.
-// Needs puppeteer-core (24.43.1) where node finds it, and Chromium (CHROMIUM names another).
+// Needs puppeteer-core (scripts/puppeteer fetches it), and Chromium (CHROMIUM names another).
 import { createRequire } from "node:module";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

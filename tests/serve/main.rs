@@ -6,6 +6,8 @@
 mod common;
 #[path = "../common/http.rs"]
 mod http;
+#[path = "../common/python.rs"]
+mod python;
 #[path = "../common/viewer.rs"]
 mod viewer;
 #[cfg(feature = "dicom")]

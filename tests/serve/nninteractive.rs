@@ -1,14 +1,12 @@
 //! nnInteractive's protocol, by a client of the test's own and by nnInteractive's.
 
-use crate::common::{self, here};
 use crate::http::{BOX, CLICK, ask, get, said, session, started};
+use crate::python::Python;
 use crate::viewer::{Viewer, array_of_example, nnia};
 use prism::serve::Settings;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::net::TcpStream;
-use std::path::Path;
-use std::process::Command;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -236,36 +234,11 @@ fn a_client_that_lives_is_answered_while_another_is_worked_for() {
 /// it.
 #[test]
 fn nninteractives_own_client_works() {
-    const CLIENT: &str = "nninteractive-client==2.6.0";
-    let required = std::env::var_os("PRISM_TEST_TOOLS").is_some_and(|v| v == "required");
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nninteractive-client-2.6.0");
-    let python = |args: &[&str]| {
-        let mut command = Command::new("python3");
-        // The server is here, whatever stands between this machine and others.
-        command.args(args).env("PYTHONPATH", &folder).env("NO_PROXY", "127.0.0.1");
-        command.output().ok()
-    };
-    let import = ["-c", "import nnInteractive.inference.remote"];
-    let there = || python(&import).is_some_and(|out| out.status.success());
-    if !there() {
-        let to = folder.to_str().unwrap();
-        let quiet = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-        let _ = python(&[&quiet[..], &["--target", to, CLIENT][..]].concat());
-    }
-    if !there() {
-        assert!(!required, "{CLIENT} cannot be had on this machine");
-        return common::skipped(&format!("{CLIENT} cannot be had on this machine"));
-    }
+    let import = "import nnInteractive.inference.remote";
+    let Some(python) = Python::with("nninteractive", import) else { return };
     let idle = Duration::from_secs(6);
     let server = started(Settings { idle, max_sessions: 2, ..Settings::default() });
     let lasting = started(Settings::default());
-    let out = python(&[
-        here("tests/clients/nninteractive.py").to_str().unwrap(),
-        &format!("http://{}", server.address),
-        &format!("http://{}", lasting.address),
-    ])
-    .unwrap();
-    let said = String::from_utf8_lossy(&out.stdout).into_owned();
-    let error = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(out.status.success() && said.ends_with("all is well\n"), "{said}{error}");
+    let url = |at: SocketAddr| format!("http://{at}");
+    python.all_is_well(&[&url(server.address), &url(lasting.address)]);
 }
