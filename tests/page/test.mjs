@@ -114,6 +114,8 @@ await test("a scan is shown and sent", async () => {
   const { scan, alert } = await state();
   assert.ok(scan);
   assert.equal(alert, "");
+  // What it is taken for stays in sight.
+  assert.match(await page.$eval("#scan-notes", (l) => l.textContent), /taken for CT/);
   await shot("scan");
 });
 
@@ -261,6 +263,16 @@ await test("diameters name their slice as its pane does, on one line, and a key 
   assert.equal(await page.evaluate(() => window.prism.view.cross[2] + 1), number);
   assert.match((await state()).status, new RegExp(`Axial, slice ${number}\\b`));
   await look(page, CLICK);
+});
+
+await test("where the crosshair is is told by the patient's sides, and said on a key", async () => {
+  const where = await page.$eval("#where", (w) => w.textContent);
+  assert.match(where, /^voxel 80, 80, 14 · R 22\.2, A 120\.3, I 612\.5 mm · -?\d+ HU$/);
+  await press("i");
+  assert.match(
+    (await state()).status,
+    /^Axial 15 of 28, coronal 80 of 160, sagittal 80 of 160; -?\d+ HU; in Object 1\.$/,
+  );
 });
 
 await test("what the network is unsure of is shown on a key, and follows the answers", async () => {
@@ -471,6 +483,18 @@ await test("keys alone segment", async () => {
 });
 
 await test("windows, display and layouts", async () => {
+  // Keys move in the plane that a key has chosen.
+  const cross = () => page.evaluate(() => window.prism.view.cross);
+  const moved = [];
+  for (let n = 0; n < 3; n++) {
+    await press("p");
+    const before = await cross();
+    await press("PageUp");
+    const after = await cross();
+    moved.push(after.findIndex((v, i) => v !== before[i]));
+    await press("PageDown");
+  }
+  assert.deepEqual(moved.sort(), [0, 1, 2]);
   const window_ = () => page.evaluate(() => ({ ...window.prism.view.window }));
   const before = await window_();
   await press("w");

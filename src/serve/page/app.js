@@ -112,18 +112,34 @@ function complain(error, again = null) {
 
 const volumeOf = (ml) => (ml < 10 ? ml.toFixed(2) : ml < 100 ? ml.toFixed(1) : ml.toFixed(0));
 
+/** A place in mm by the patient's sides: which way numbers run, programs do not agree on. */
+const sided = (mm) =>
+  mm.map((v, i) => `${(v < 0 ? "LPI" : "RAS")[i]} ${Math.abs(v).toFixed(1)}`).join(", ");
+
+/** The scan's value at the crosshair. */
+function valueHere() {
+  const value = view.value(view.cross);
+  const shown = Number.isInteger(value) ? value : Number(value.toPrecision(4));
+  return `${shown}${scan?.modality === "ct" ? " HU" : ""}`;
+}
+
 function tellWhere() {
   if (!view.grid) return void ($("where").textContent = "");
   const voxel = view.grid.toStored(view.cross);
-  const value = view.value(view.cross);
-  const mm = scan?.affine
-    ? ` · ${toMm(scan.affine, voxel)
-        .map((v) => v.toFixed(1))
-        .join(", ")} mm`
-    : "";
-  const shown = Number.isInteger(value) ? value : Number(value.toPrecision(4));
-  $("where").textContent =
-    `voxel ${voxel.join(", ")}${mm} · ${shown}${scan?.modality === "ct" ? " HU" : ""}`;
+  const mm = scan?.affine ? ` · ${sided(toMm(scan.affine, voxel))} mm` : "";
+  $("where").textContent = `voxel ${voxel.join(", ")}${mm} · ${valueHere()}`;
+}
+
+/** Says where the crosshair is, as panes show it, for who does not see them. */
+function sayWhere() {
+  const { grid, cross } = view;
+  const slices = [AXIAL, CORONAL, SAGITTAL].map((plane) => {
+    const through = PLANE_AXES[plane][2];
+    return `${PLANE_NAMES[plane].toLowerCase()} ${cross[through] + 1} of ${grid.ras[through]}`;
+  });
+  const around = objects.filter(({ mask }) => mask.has(grid.index(cross))).map((o) => o.name);
+  const what = around.length ? `in ${around.join(", ")}` : "in no object";
+  say(capital(`${slices.join(", ")}; ${valueHere()}; ${what}`));
 }
 
 // ---- Opening a scan -----------------------------------------------------------------------------
@@ -381,7 +397,8 @@ function settled(told) {
   $("scan-facts").textContent = `${told.shape.join(" × ")} · ${told.spacing
     .map((mm) => Number(mm.toFixed(2)))
     .join(" × ")} mm${told.modality ? ` · ${told.modality.toUpperCase()}` : ""}`;
-  listNotes(told.notes);
+  $("scan-facts").title = $("scan-facts").textContent;
+  listScanNotes(told.notes);
   listWindows();
   tellWhere();
   return true;
@@ -407,7 +424,8 @@ async function closeScan(release = true) {
     }
   }
   $("scan-name").textContent = "no scan";
-  $("scan-facts").textContent = "";
+  $("scan-facts").textContent = $("scan-facts").title = "";
+  listScanNotes();
   listObjects();
   showAnswer();
   enable();
@@ -718,7 +736,7 @@ const isOpen = () => Boolean(scan?.id && active && !active.mask.count && !workin
 
 /** Sends a prompt for the active object. */
 function prompt(said) {
-  if (!scan?.id) return;
+  if (!scan?.id) return say("The server does not have the scan yet.");
   if (!active) addObject();
   const object = active;
   run(object, async () => server.prompt(await idOf(object), said), { said });
@@ -865,17 +883,23 @@ function showMeasured() {
   const { plane, through, number } = measured(active.said);
   const to = [...view.cross];
   to[through] = number - 1;
-  // Where another plane fills the stage, or space, this one takes its place.
-  if (!view.panes.has(plane)) setLayout(PLANE_NAMES[plane].toLowerCase());
-  tools.plane = plane;
-  view.moveTo(to);
-  tools.show();
+  view.moveTo(active.mask.middle(view.grid, through, number - 1) ?? to);
+  goTo(plane);
   tools.hoverAtCross();
   say(`${PLANE_NAMES[plane]}, slice ${number}: the diameters of ${active.name}.`);
 }
 
-function listNotes(notes = []) {
-  $("notes").replaceChildren(
+/** Notes of the active object's answer. */
+const listNotes = (notes) => writeNotes($("notes"), notes);
+
+/** Notes of the scan, which stay as long as it is open: what is odd about it, what it is taken for. */
+function listScanNotes(notes) {
+  writeNotes($("scan-notes"), notes);
+  $("scan-section").hidden = !notes?.length;
+}
+
+function writeNotes(place, notes) {
+  place.replaceChildren(
     ...(notes ?? []).map((note) => {
       const item = document.createElement("li");
       item.textContent = note;
@@ -893,6 +917,8 @@ function step(which) {
 function reset() {
   const object = active;
   if (!object?.id) return;
+  if (object.mask.count && !confirm(`Clear ${object.name}? Undo does not bring its mask back.`))
+    return;
   run(object, () => server.reset(object.id), { steps: -Infinity });
 }
 
@@ -1095,6 +1121,20 @@ function enlarge() {
   } else setLayout(several);
 }
 
+/** Keys move in this plane; where another fills the stage, or space, it takes its place. */
+function goTo(plane) {
+  if (!view.panes.has(plane)) setLayout(PLANE_NAMES[plane].toLowerCase());
+  tools.plane = plane;
+  tools.show();
+}
+
+function nextPlane() {
+  const planes = [AXIAL, SAGITTAL, CORONAL];
+  const plane = planes[(planes.indexOf(tools.plane) + 1) % planes.length];
+  goTo(plane);
+  say(`${PLANE_NAMES[plane]}, slice ${view.cross[PLANE_AXES[plane][2]] + 1}.`);
+}
+
 function setContour(on) {
   view.setFill({ contour: on });
   document.querySelector(`[name=fill][value=${on ? "contour" : "fill"}]`).checked = true;
@@ -1173,7 +1213,7 @@ function key(e) {
   const tool = TOOLS[Number(pressed) - 1];
   if (tool) pick(tool);
   else if (pressed === "?") $("keys").showModal();
-  else if (pressed === "o") $("file").click();
+  else if (pressed === "o") $(e.shiftKey ? "folder" : "file").click();
   else if (pressed === "Escape") {
     tools.cancel();
     $("alerts").replaceChildren();
@@ -1190,6 +1230,8 @@ function key(e) {
   else if (pressed === "u") scan?.id && setUnsure(!doubting);
   else if (pressed === "m") enlarge();
   else if (pressed === "d") showMeasured();
+  else if (pressed === "p") nextPlane();
+  else if (pressed === "i") sayWhere();
   else if (pressed === "t") deep(!tools.deep);
   else if (pressed === "0") view.resetView();
   else if (pressed === "[") tools.deepen(-1);
@@ -1271,6 +1313,7 @@ function wire() {
     "change",
   );
   on("choose-folder", () => $("folder").click());
+  on("open-folder", () => $("folder").click());
   on(
     "folder",
     () => {

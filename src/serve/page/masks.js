@@ -21,6 +21,27 @@ export class Mask {
   has(index) {
     return (this.bits[index >> 3] >> (index & 7)) & 1;
   }
+
+  /** The middle of its voxels on a slice of one of the viewer's axes; null where it has none. */
+  middle(grid, through, slice) {
+    const low = [...this.box.low],
+      high = [...this.box.high],
+      sum = [0, 0, 0];
+    low[through] = high[through] = slice;
+    let count = 0;
+    for (let z = low[2]; z <= high[2]; z++) {
+      for (let y = low[1]; y <= high[1]; y++) {
+        for (let x = low[0]; x <= high[0]; x++) {
+          if (!this.has(grid.index([x, y, z]))) continue;
+          [x, y, z].forEach((v, i) => {
+            sum[i] += v;
+          });
+          count++;
+        }
+      }
+    }
+    return count ? sum.map((v) => Math.round(v / count)) : null;
+  }
 }
 
 /** The labels of the viewer: of the objects at a voxel, the last that is shown. */
