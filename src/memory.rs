@@ -125,6 +125,21 @@ pub(crate) fn when_short(give_back: fn()) {
     let _ = SPARE.set(give_back);
 }
 
+/// Gives what is held for later use and used by nothing back to the system, as where a request
+/// does not fit: for a process that may have nothing to do for long.
+#[cfg(feature = "serve")]
+pub(crate) fn give_back() {
+    if let Some(give_back) = SPARE.get() {
+        give_back();
+    }
+    // Of pieces that were freed the C library keeps most, one heap for every few threads.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it takes a number of bytes and may be called at any time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// An error unless `count` values of a type would fit.
 pub(crate) fn check<T>(what: &'static str, count: usize) -> Result<(), Refused> {
     fits::<T>(what, count).or_else(|refused| {

@@ -69,7 +69,7 @@ use shelf::Shelf;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use store::Store;
 use tokio::sync::{Notify, watch};
 use turns::Turn;
@@ -79,6 +79,8 @@ use work::{Key, Kind, Work};
 const THREADS: usize = 2;
 /// How often what nobody uses is looked for.
 const SWEEP: Duration = Duration::from_millis(500);
+/// How long nothing is held before memory that is kept for later goes back to the system.
+const REST: Duration = Duration::from_secs(60);
 
 /// What prism's own interface is, for programs that read such descriptions.
 const OPENAPI: &str = include_str!("openapi.json");
@@ -360,13 +362,29 @@ where
     });
 }
 
-/// Lets go what nobody uses.
+/// Lets go what nobody uses. Where nothing was held for [`REST`], memory that is kept for later use
+/// goes back to the system.
 async fn sweep(shared: Arc<Shared>) {
+    let mut empty_since = None;
     loop {
         tokio::time::sleep(SWEEP).await;
         // Before all is there again nobody is heard who would show a sign of life.
-        if shared.progress.now().is_none() {
-            let _ = aside(&shared, Store::sweep).await;
+        if shared.progress.now().is_some() {
+            continue;
+        }
+        let swept = |store: &Store| {
+            store.sweep();
+            store.counts() == (0, 0, 0) && store.arriving() == 0
+        };
+        let is_empty = aside(&shared, swept).await.unwrap_or(false);
+        match empty_since {
+            _ if !is_empty => empty_since = None,
+            None => empty_since = Some((Instant::now(), false)),
+            Some((since, false)) if since.elapsed() >= REST => {
+                let _ = aside(&shared, |_: &Store| memory::give_back()).await;
+                empty_since = Some((since, true));
+            }
+            Some(_) => {}
         }
     }
 }
