@@ -773,7 +773,8 @@ prism_status prism_prediction_get_candidate(const prism_prediction *prediction,
  * which 3D Slicer opens as a segmentation) or MetaImage (.mha; .mhd with its voxels in a .zraw
  * file beside it); the same bytes as `prism segment` writes. Of a volume that was read from a
  * DICOM series also a DICOM segmentation (.dcm), which refers to its slices. It appears whole or
- * not at all.
+ * not at all. A file that the volume was read from is not written over, by whatever name (a link,
+ * a hard link): that is PRISM_FILE, and nothing is written.
  *
  * Required: `path` ends with a NUL.
  */

@@ -5,6 +5,7 @@ use bzip2::bufread::BzDecoder;
 use flate2::Crc;
 use flate2::bufread::GzDecoder;
 use flate2::read::DeflateDecoder;
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
@@ -261,8 +262,60 @@ pub const DEFLATE_LIMIT: u64 = 1100;
 /// No bzip2 stream grows by more than this: runs of runs shrink to almost nothing.
 pub const BZIP2_LIMIT: u64 = 1 << 21;
 
+/// What is said of an output that is an input.
+pub(crate) const IS_INPUT: &str = "is an input: it would be written over";
+
+/// Files that were read, by their places behind all links.
+#[derive(Default)]
+pub(crate) struct Files(BTreeSet<PathBuf>);
+
+impl Files {
+    /// Whether a path leads to one of them: by whatever spelling, by links, or by another of the
+    /// file's own names (hard links, where the system tells them).
+    pub(crate) fn hold(&self, path: &Path) -> bool {
+        let Ok(at) = path.canonicalize() else { return false };
+        let is_same = |id: (u64, u64)| self.0.iter().any(|file| identity(file) == Some(id));
+        // Few files have several names: only for those all that was read is looked at again.
+        self.0.contains(&at) || identity(&at).is_some_and(is_same)
+    }
+}
+
+/// What all names of a file have in common; none for a file with one name alone.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let meta = path.metadata().ok()?;
+        (meta.is_file() && meta.nlink() > 1).then(|| (meta.dev(), meta.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        None
+    }
+}
+
 /// Files that this process has read, where they are kept from being written over.
-static READ: Mutex<Option<BTreeSet<PathBuf>>> = Mutex::new(None);
+static READ: Mutex<Option<Files>> = Mutex::new(None);
+
+thread_local! {
+    /// Files that this thread has read within [`noting`].
+    static NOTED: RefCell<Option<Files>> = const { RefCell::new(None) };
+}
+
+/// What work comes to that reads files on this thread, and which files those are.
+pub(crate) fn noting<T>(work: impl FnOnce() -> T) -> (T, Files) {
+    // Nothing is noted any more where the work panics, too.
+    struct Before(Option<Files>);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            NOTED.set(self.0.take());
+        }
+    }
+    let _before = Before(NOTED.replace(Some(Files::default())));
+    let done = work();
+    (done, NOTED.take().unwrap_or_default())
+}
 
 /// Keeps every file that is read from here on from being written over by this process: the commands
 /// of the program do so, whose inputs are somebody's only copy.
@@ -280,17 +333,21 @@ pub(crate) fn forget_inputs() {
 
 /// Notes that a file is an input.
 pub(crate) fn remember(path: &Path) {
-    if let (Some(read), Ok(path)) =
-        (&mut *READ.lock().unwrap_or_else(PoisonError::into_inner), path.canonicalize())
-    {
-        read.insert(path);
+    let Ok(path) = path.canonicalize() else { return };
+    NOTED.with_borrow_mut(|noted| {
+        if let Some(files) = noted {
+            files.0.insert(path.clone());
+        }
+    });
+    if let Some(read) = &mut *READ.lock().unwrap_or_else(PoisonError::into_inner) {
+        read.0.insert(path);
     }
 }
 
-/// Whether a file is one that was noted, by whatever spelling.
+/// Whether a file is one that was noted, as [`Files::hold`] tells it.
 pub(crate) fn was_read(path: &Path) -> bool {
     let read = READ.lock().unwrap_or_else(PoisonError::into_inner);
-    read.as_ref().is_some_and(|read| path.canonicalize().is_ok_and(|path| read.contains(&path)))
+    read.as_ref().is_some_and(|read| read.hold(path))
 }
 
 impl Input {
@@ -562,6 +619,41 @@ mod tests {
                 .to_string()
                 .starts_with("truncated or corrupt gzip")
         );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_that_were_read_are_known_by_all_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["one", "other", "alone"] {
+            std::fs::write(at(name), name).unwrap();
+        }
+        std::fs::hard_link(at("one"), at("hard")).unwrap();
+        std::fs::hard_link(at("other"), at("foreign")).unwrap();
+        std::os::unix::fs::symlink("hard", at("link")).unwrap();
+        let read = |name: &str| Input::open(&at(name)).map(drop);
+        let (done, files) = noting(|| {
+            // Within it another, whose files are not this one's.
+            assert!(noting(|| read("alone")).1.hold(&at("alone")));
+            read("one")
+        });
+        done.unwrap();
+        read("other").unwrap();
+        for (name, known) in [
+            ("one", true),
+            ("./one", true),
+            ("hard", true),
+            ("link", true),
+            ("foreign", false),
+            ("alone", false),
+            ("none", false),
+        ] {
+            assert_eq!(files.hold(&at(name)), known, "{name}");
+        }
+        let panicked =
+            std::panic::catch_unwind(|| noting::<()>(|| std::panic::resume_unwind(Box::new(1))));
+        assert!(panicked.is_err() && NOTED.with_borrow(Option::is_none));
     }
 
     #[test]

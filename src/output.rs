@@ -125,7 +125,7 @@ fn destination(path: &Path) -> io::Result<PathBuf> {
     let fail = |kind: io::ErrorKind, message: String| Err(io::Error::new(kind, message));
     let mut at = path.to_path_buf();
     if crate::input::was_read(path) {
-        return fail(io::ErrorKind::InvalidInput, "is an input: it would be written over".into());
+        return fail(io::ErrorKind::InvalidInput, crate::input::IS_INPUT.into());
     }
     for _ in 0..=MOST_LINKS {
         if at.file_name().is_none() || at.is_dir() {

@@ -594,7 +594,8 @@ class Prediction(Handle):
         return _image_of(self.mask, self._volume)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the mask as .nii.gz, .nii, .nrrd, .seg.nrrd, .mha or .mhd; whole, or not at all."""
+        """Writes the mask as .nii.gz, .nii, .nrrd, .seg.nrrd, .mha or .mhd; whole, or not at all,
+        and not over a file that the scan was read from."""
         check(lib.prism_prediction_save_mask(self.handle, path_of(path)))
 
 

@@ -3,10 +3,11 @@
 use super::handles::{self, Object};
 use super::status::{Failure, VersionedStruct, call, prism_status, store, str_of, write_struct};
 use super::volume::Scan;
+use crate::input::IS_INPUT;
 use crate::session::Prediction;
-use crate::volume::{Element, View, span, write_mask_on};
+use crate::volume::{Element, View, VolumeError, data_file, span, write_mask_on};
 use std::ffi::{c_char, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// An answer: logits, candidates, scores. Made by prism_session_interact or
@@ -384,7 +385,8 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
 /// which 3D Slicer opens as a segmentation) or MetaImage (.mha; .mhd with its voxels in a .zraw
 /// file beside it); the same bytes as `prism segment` writes. Of a volume that was read from a
 /// DICOM series also a DICOM segmentation (.dcm), which refers to its slices. It appears whole or
-/// not at all.
+/// not at all. A file that the volume was read from is not written over, by whatever name (a link,
+/// a hard link): that is PRISM_FILE, and nothing is written.
 ///
 /// # Safety
 /// `path` ends with a NUL.
@@ -397,6 +399,11 @@ pub unsafe extern "C" fn prism_prediction_save_mask(
         let answer = handles::get::<PredictionObject, _>(prediction)?;
         // SAFETY: guaranteed by the caller.
         let path = Path::new(unsafe { str_of(path, "path")? });
+        let outputs = [Some(path.to_path_buf()), data_file(path)];
+        let is_input = |at: &PathBuf| answer.volume.was_read_from(at);
+        if let Some(input) = outputs.into_iter().flatten().find(is_input) {
+            return Err(VolumeError::new(&input, IS_INPUT).into());
+        }
         let mask = answer.prediction.mask();
         let pending =
             write_mask_on(path, answer.volume.grid(), &answer.volume.description(), &mask)?;

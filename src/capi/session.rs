@@ -183,7 +183,9 @@ pub unsafe extern "C" fn prism_session_open(
                 let modality =
                     [Modality::Ct, Modality::Mr, Modality::Pet].get((said - 3) as usize).copied();
                 let decided = match &*volume {
-                    Scan::Read(v, _) => intensities_of(&**v, modality, model.config().intensity),
+                    Scan::Read { volume: v, .. } => {
+                        intensities_of(&**v, modality, model.config().intensity)
+                    }
                     Scan::Wrapped(v) => intensities_of(&**v, modality, model.config().intensity),
                 };
                 say(&format!("the scan is {}", decided.why()));
@@ -191,7 +193,7 @@ pub unsafe extern "C" fn prism_session_open(
                 decided.normalization
             }
             1 => match &*volume {
-                Scan::Read(v, _) => Normalization::of_percentiles(&**v),
+                Scan::Read { volume: v, .. } => Normalization::of_percentiles(&**v),
                 Scan::Wrapped(v) => Normalization::of_percentiles(&**v),
             },
             2 => {

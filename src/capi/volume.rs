@@ -5,6 +5,7 @@ use super::log::say;
 use super::status::{
     Failure, VersionedStruct, call, prism_status, read_struct, store, str_of, write_struct,
 };
+use crate::input::{Files, noting};
 use crate::memory::Charge;
 use crate::session::Image;
 use crate::volume::intensity::Normalization;
@@ -19,7 +20,12 @@ use std::sync::Arc;
 pub struct prism_volume;
 
 pub(super) enum Scan {
-    Read(Box<Volume>, #[allow(dead_code, reason = "held, not read")] Charge),
+    Read {
+        volume: Box<Volume>,
+        /// What it was read from.
+        files: Files,
+        _charge: Charge,
+    },
     Wrapped(Box<View>),
 }
 
@@ -30,7 +36,7 @@ impl Object for Scan {
 impl Scan {
     pub fn grid(&self) -> &Grid {
         match self {
-            Scan::Read(volume, _) => &volume.grid,
+            Scan::Read { volume, .. } => &volume.grid,
             Scan::Wrapped(view) => view.grid(),
         }
     }
@@ -38,14 +44,19 @@ impl Scan {
     /// What a mask file on its grid inherits.
     pub fn description(&self) -> Description {
         match self {
-            Scan::Read(volume, _) => volume.description.clone(),
+            Scan::Read { volume, .. } => volume.description.clone(),
             Scan::Wrapped(view) => Description::of_new(view.grid(), view.array().element().name()),
         }
     }
 
+    /// Whether a file is one that it was read from, by whatever name.
+    pub fn was_read_from(&self, path: &Path) -> bool {
+        matches!(self, Scan::Read { files, .. } if files.hold(path))
+    }
+
     fn range(&self) -> [f32; 2] {
         match self {
-            Scan::Read(volume, _) => volume.range(),
+            Scan::Read { volume, .. } => volume.range(),
             Scan::Wrapped(view) => view.array().range().unwrap_or_default(),
         }
     }
@@ -57,7 +68,7 @@ impl Image for Scan {
     }
     fn cut(&self, patch: &Patch, normalization: &Normalization, beyond: Beyond) -> Vec<f32> {
         match self {
-            Scan::Read(volume, _) => volume.cut(patch, normalization, beyond),
+            Scan::Read { volume, .. } => volume.cut(patch, normalization, beyond),
             Scan::Wrapped(view) => view.as_ref().cut(patch, normalization, beyond),
         }
     }
@@ -154,13 +165,13 @@ pub unsafe extern "C" fn prism_volume_read(
                 Failure::argument(format!("which is {n}, expected -1 or a number from 0 on"))
             })?),
         };
-        let scan = Volume::read(Path::new(path), which)?;
+        let (scan, files) = noting(|| Volume::read(Path::new(path), which));
+        let scan = scan?;
         scan.warnings.iter().for_each(|w| say(&format!("{path}: {w}")));
         let charge = Charge::of::<u8>("a scan", scan.array().bytes())?;
+        let read = Scan::Read { volume: Box::new(scan), files, _charge: charge };
         // SAFETY: as above.
-        unsafe {
-            store(volume, "volume", handles::make(Arc::new(Scan::Read(Box::new(scan), charge)))?)
-        }
+        unsafe { store(volume, "volume", handles::make(Arc::new(read))?) }
     })
 }
 

@@ -1,4 +1,5 @@
 /* Calls the interface wrongly in every way that it must survive, and rightly enough to see that it works: torture MODEL FOLDER. Run plainly, under valgrind and with AddressSanitizer. */
+#define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <prism.h>
 #include <pthread.h>
@@ -6,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static int failures = 0;
 
@@ -349,6 +351,53 @@ static void predictions(prism_session *session, const char *folder) {
     free(mask), free(turned), free(logits);
 }
 
+static void put(const char *path, const void *bytes, size_t size) {
+    FILE *file = fopen(path, "wb");
+    if (!file || fwrite(bytes, 1, size, file) != size) exit(1);
+    fclose(file);
+}
+
+/* What a volume was read from is not written over by its mask, by any of its names: voxels of a name that a mask can have, and of one that the voxels of a mask would get. */
+static void inputs(prism_model *model, const char *folder) {
+    static const char *const endings[2][2] = {{".nii", ".nii"}, {".zraw", ".mhd"}}, *const names[4] = {"scan", "./scan", "soft", "hard"};
+    static int16_t again[EDGE * EDGE * EDGE];
+    char header[4096], data[4096], soft[4096], hard[4096], out[4096], target[64], text[512];
+    snprintf(header, sizeof header, "%s/scan.nhdr", folder);
+    for (int n = 0; n < 2; n++) {
+        const char *ending = endings[n][0];
+        snprintf(data, sizeof data, "%s/scan%s", folder, ending);
+        snprintf(soft, sizeof soft, "%s/soft%s", folder, ending);
+        snprintf(hard, sizeof hard, "%s/hard%s", folder, ending);
+        snprintf(target, sizeof target, "scan%s", ending);
+        snprintf(text, sizeof text,
+                 "NRRD0004\ntype: short\ndimension: 3\nsizes: %d %d %d\nspace: RAS\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nendian: little\nencoding: raw\ndata file: %s\n", EDGE, EDGE,
+                 EDGE, target);
+        put(header, text, strlen(text));
+        put(data, voxels, sizeof voxels);
+        remove(soft), remove(hard);
+        TRUE(symlink(target, soft) == 0 && link(data, hard) == 0);
+        prism_volume *volume = NULL;
+        prism_session *session = NULL;
+        prism_prediction *prediction = NULL;
+        prism_prompts p = prompts();
+        OK(prism_volume_read(header, -1, &volume));
+        OK(prism_session_open(model, volume, NULL, &session));
+        OK(prism_session_interact(session, &p, &prediction));
+        OK(prism_session_free(session));
+        OK(prism_volume_free(volume));
+        for (int i = 0; i < 4; i++) {
+            snprintf(out, sizeof out, "%s/%s%s", folder, names[i], endings[n][1]);
+            EXPECT(PRISM_FILE, "is an input", prism_prediction_save_mask(prediction, out));
+        }
+        FILE *file = fopen(data, "rb");
+        TRUE(file && fread(again, 1, sizeof again, file) == sizeof again && memcmp(again, voxels, sizeof voxels) == 0);
+        if (file) fclose(file);
+        snprintf(out, sizeof out, "%s/other%s", folder, endings[n][1]);
+        OK(prism_prediction_save_mask(prediction, out));
+        OK(prism_prediction_free(prediction));
+    }
+}
+
 struct caller {
     prism_session *session;
     int calls, busy, cancelled;
@@ -438,6 +487,7 @@ int main(int argc, char **argv) {
     EXPECT(PRISM_INVALID_HANDLE, "expected a volume", prism_session_open(model, (prism_volume *)model, &options, &session));
     EXPECT(PRISM_INVALID_ARGUMENT, "session is NULL", prism_session_open(model, volume, &options, NULL));
     OK(prism_session_open(model, volume, &options, &session));
+    inputs(model, argv[2]);
     /* What the session needs it keeps. */
     OK(prism_engine_free(engine));
     OK(prism_model_free(model));

@@ -336,12 +336,14 @@ fn no_command_writes_over_what_it_has_read() {
     std::fs::write(at("lab.csv"), list(&at("lab/k_basic.nii.gz"))).unwrap();
     // Voxels beside their header.
     std::fs::write(at("v.nii"), vec![7u8; 20 * 20 * 20]).unwrap();
+    std::fs::hard_link(at("v.nii"), at("hard.nii")).unwrap();
     let header = "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: 20 20 20\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\ndata file: v.nii\n";
     std::fs::write(at("h.nhdr"), header).unwrap();
     std::fs::create_dir(at("run")).unwrap();
     std::fs::copy(&model, at("run/last.safetensors")).unwrap();
     for (kept, mut run) in [
         ("v.nii", segment(&model, &at("h.nhdr"), &at("v.nii")).with("--point 5,5,5")),
+        ("hard.nii", segment(&model, &at("h.nhdr"), &at("hard.nii")).with("--point 5,5,5")),
         ("out/cases.csv", eval(&model, &at("out/cases.csv"), &at("out")).with("--iterations 1")),
         (
             "lab/k_basic.nii.gz",
