@@ -186,7 +186,8 @@ impl Header {
     /// The bytes of the voxels: `rest`, what follows the header, or what lies in the files that it
     /// names.
     fn voxels(&self, path: &Path, mut rest: &[u8], needed: usize) -> Result<Vec<u8>, String> {
-        let named = self.need("ElementDataFile")?;
+        const FIELD: &str = "ElementDataFile";
+        let named = self.need(FIELD)?;
         if named == "LOCAL" {
             return self.unpacked(self.after_skip(rest, needed)?, needed);
         }
@@ -202,6 +203,7 @@ impl Header {
         }
         detached::voxels(
             path,
+            FIELD,
             named,
             list.iter().map(String::as_str),
             needed,

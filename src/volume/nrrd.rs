@@ -480,13 +480,15 @@ fn stored(
     how: Stored,
     bytes: usize,
 ) -> Result<Vec<u8>, String> {
-    let Some(named) = header.get("data file") else {
+    const FIELD: &str = "data file";
+    let Some(named) = header.get(FIELD) else {
         return part(header, attached, most, how, bytes);
     };
     if attached.get_ref().is_alone() {
         return Err(VOXELS_ELSEWHERE.into());
     }
-    detached::voxels(path, named, header.list.iter().map(String::as_str), bytes, |file, bytes| {
+    let list = header.list.iter().map(String::as_str);
+    detached::voxels(path, FIELD, named, list, bytes, |file, bytes| {
         let most = file.most();
         part(header, BufReader::new(file), most, how, bytes)
     })
