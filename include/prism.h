@@ -67,7 +67,8 @@ typedef enum {
    */
   PRISM_BUFFER_TOO_SMALL = 5,
   /**
-   * Another thread, or a callback's caller, is at work on this session.
+   * Another thread, or a callback's caller, is at work on this session; or a callback would have
+   * to wait for another call, to free or to replace what it uses.
    */
   PRISM_BUSY = 6,
   /**
@@ -698,10 +699,14 @@ prism_status prism_model_free(prism_model *model);
 /**
  * Sends all messages of the process to `callback`, with `user` handed back to it; NULL for none.
  * Without a callback messages are dropped: the library writes nothing to the standard streams.
- * When this returns, a callback set before may still be running on another thread.
  *
- * Required: `user` must stay usable, from any thread, until another callback was set and no call that began
- * before is under way.
+ * When this returns, no other thread is within a callback that was set before, and none will be.
+ * For that it waits for those that are: hold no lock that they take. Within a callback, which
+ * cannot wait, it is PRISM_BUSY where another thread is within one of the log's, and nothing
+ * changes; a callback of the log that sets another, or none, goes on to its own end.
+ *
+ * Required: `user` must stay usable, from any thread, until another callback was set and, where a callback
+ * of the log did that itself, until that has returned.
  */
 prism_status prism_set_log(prism_log_callback callback, void *user);
 

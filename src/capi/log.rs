@@ -1,8 +1,9 @@
 //! What the library has to say beside its results.
 
-use super::status::{call, prism_status, text};
+use super::status::{Failure, call, is_nested, prism_status, text};
 use std::ffi::{c_char, c_void};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 /// Called with a message: something was odd, and how it was understood. `message` is the caller's
 /// for the duration of the call. It runs on the thread whose call has the message, within that
@@ -14,35 +15,75 @@ pub type prism_log_callback =
 struct Log(prism_log_callback, *mut c_void);
 // SAFETY: the pointer is only handed back; whoever sets it vouches for its use on any thread.
 unsafe impl Send for Log {}
-// SAFETY: as above; shared, it is only copied.
-unsafe impl Sync for Log {}
 
-static LOG: RwLock<Log> = RwLock::new(Log(None, std::ptr::null_mut()));
+/// Who listens now, and who is being told something.
+struct Listening {
+    log: Log,
+    /// How often that was set.
+    set: u64,
+    /// Calls of callbacks that have not ended: what `set` was, and the thread.
+    running: Vec<(u64, ThreadId)>,
+}
+
+static LISTENING: Mutex<Listening> =
+    Mutex::new(Listening { log: Log(None, std::ptr::null_mut()), set: 0, running: vec![] });
+
+/// Told when a call of a callback has ended.
+static ENDED: Condvar = Condvar::new();
+
+fn listening() -> MutexGuard<'static, Listening> {
+    LISTENING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Sends all messages of the process to `callback`, with `user` handed back to it; NULL for none.
 /// Without a callback messages are dropped: the library writes nothing to the standard streams.
-/// When this returns, a callback set before may still be running on another thread.
+///
+/// When this returns, no other thread is within a callback that was set before, and none will be.
+/// For that it waits for those that are: hold no lock that they take. Within a callback, which
+/// cannot wait, it is PRISM_BUSY where another thread is within one of the log's, and nothing
+/// changes; a callback of the log that sets another, or none, goes on to its own end.
 ///
 /// # Safety
-/// `user` must stay usable, from any thread, until another callback was set and no call that began
-/// before is under way.
+/// `user` must stay usable, from any thread, until another callback was set and, where a callback
+/// of the log did that itself, until that has returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn prism_set_log(
     callback: prism_log_callback,
     user: *mut c_void,
 ) -> prism_status {
     call(|| {
-        *LOG.write().unwrap_or_else(PoisonError::into_inner) = Log(callback, user);
+        let (mut now, this) = (listening(), thread::current().id());
+        if is_nested() && now.running.iter().any(|(_, thread)| *thread != this) {
+            let message = "another thread is within a callback of the log, which a callback cannot wait for: set another later";
+            return Err(Failure::new(prism_status::PRISM_BUSY, message));
+        }
+        now.log = Log(callback, user);
+        now.set += 1;
+        let last = now.set;
+        // Within a callback all that run are on this thread.
+        while !is_nested() && now.running.iter().any(|(set, _)| *set < last) {
+            now = ENDED.wait(now).unwrap_or_else(PoisonError::into_inner);
+        }
         Ok(())
     })
 }
 
 /// Says something to whoever listens.
 pub(super) fn say(message: &str) {
-    let Log(callback, user) = *LOG.read().unwrap_or_else(PoisonError::into_inner);
-    if let Some(callback) = callback {
-        // SAFETY: only `prism_set_log` sets it, whose caller vouches for `user`; the text outlives
-        // the call.
-        unsafe { callback(user, text(message).as_ptr()) };
+    let (message, this) = (text(message), thread::current().id());
+    let mut now = listening();
+    let Log(Some(callback), user) = now.log else { return };
+    let run = (now.set, this);
+    now.running.push(run);
+    // Whoever is told may call the library.
+    drop(now);
+    // SAFETY: only `prism_set_log` sets it, whose caller vouches for `user`; the text outlives the
+    // call.
+    unsafe { callback(user, message.as_ptr()) };
+    let mut now = listening();
+    if let Some(at) = now.running.iter().position(|r| *r == run) {
+        now.running.swap_remove(at);
     }
+    drop(now);
+    ENDED.notify_all();
 }

@@ -35,7 +35,8 @@ pub enum prism_status {
     /// The buffer is smaller than the result. The size that would do was stored; the buffer is
     /// untouched.
     PRISM_BUFFER_TOO_SMALL = 5,
-    /// Another thread, or a callback's caller, is at work on this session.
+    /// Another thread, or a callback's caller, is at work on this session; or a callback would have
+    /// to wait for another call, to free or to replace what it uses.
     PRISM_BUSY = 6,
     /// A progress callback returned 0, or prism_session_cancel was called.
     PRISM_CANCELLED = 7,

@@ -1,5 +1,6 @@
-/* Frees what other threads are at work with, and takes the caller's memory away at once; opens a library in a process and uses it in its fork: lifetimes MODEL [TIMES [without-forks]]. */
+/* Frees, and replaces, what other threads are at work with, and takes the caller's memory away at once; opens a library in a process and uses it in its fork: lifetimes MODEL [TIMES [without-forks]]. */
 #define _GNU_SOURCE
+#include <math.h>
 #include <prism.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -117,6 +118,78 @@ static void frees_volume(void) {
     munmap(voxels, MANY * 2);
 }
 
+/* Has the library say something. */
+static void talk(void) {
+    static const float odd[8] = {NAN, 1, 2, 3, 4, 5, 6, 7};
+    prism_array array = {0};
+    prism_volume *volume = NULL;
+    array.struct_size = sizeof array;
+    array.data = odd;
+    array.element = PRISM_FLOAT32;
+    array.size[0] = array.size[1] = array.size[2] = 2;
+    TRUE(prism_volume_wrap(&array, &volume) == PRISM_OK && prism_volume_free(volume) == PRISM_OK);
+}
+
+static void *talks(void *unused) {
+    (void)unused;
+    talk();
+    return NULL;
+}
+
+static _Atomic int within, leaves;
+
+static void listens(void *lent, const char *message) {
+    (void)message;
+    within = 1;
+    usleep(3000);
+    TRUE(*(int *)lent == 77);
+}
+
+/* Replaces a callback while another thread is within it, and takes away at once what was lent to it. */
+static void replaces(void) {
+    int *lent = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    *lent = 77;
+    pthread_t worker;
+    within = 0;
+    TRUE(prism_set_log(listens, lent) == PRISM_OK);
+    pthread_create(&worker, NULL, talks, NULL);
+    while (!within) usleep(100);
+    TRUE(prism_set_log(NULL, NULL) == PRISM_OK);
+    munmap(lent, 4096);
+    pthread_join(worker, NULL);
+}
+
+static void waits(void *user, const char *message) {
+    (void)user, (void)message;
+    if (within) {
+        TRUE(prism_set_log(NULL, NULL) == PRISM_BUSY);
+        leaves = 1;
+    }
+    within = 1;
+    while (!leaves) usleep(100);
+}
+
+static void ends(void *told, const char *message) {
+    (void)message;
+    (*(int *)told)++;
+    TRUE(prism_set_log(NULL, NULL) == PRISM_OK);
+}
+
+/* A callback does not wait for itself, nor for another thread's. */
+static void replaces_itself(void) {
+    int told = 0;
+    pthread_t worker;
+    within = leaves = 0;
+    TRUE(prism_set_log(waits, NULL) == PRISM_OK);
+    pthread_create(&worker, NULL, talks, NULL);
+    while (!within) usleep(100);
+    talk();
+    pthread_join(worker, NULL);
+    TRUE(leaves && prism_set_log(ends, &told) == PRISM_OK);
+    talk(), talk();
+    TRUE(told == 1);
+}
+
 static void forks(void) {
     int16_t *voxels = calloc(1, BYTES);
     voxels[0] = 1;
@@ -179,6 +252,8 @@ int main(int count, char **arguments) {
     int times = count > 2 ? atoi(arguments[2]) : 40;
     for (int i = 0; i < times; i++) frees(i % 2);
     for (int i = 0; i < times / 2; i++) frees_volume();
+    for (int i = 0; i < times; i++) replaces();
+    replaces_itself();
     /* Valgrind's exit status of a fork tells of what its parent has still to free. */
     if (count < 4) forks();
     remembers();
