@@ -550,24 +550,36 @@ const BUFFER: usize = 1 << 15;
 
 /// Bytes of text that are read at most.
 const MOST_TEXT: u64 = 64 << 20;
+/// What messages call the memory that it takes.
+const TEXT: &str = "a text file";
+/// Bytes that are to be had, for each of a text, when it is taken apart: that is done in lists
+/// without a length, which ask for no memory that may be refused.
+const APART: usize = 16;
 
 /// Reads a text file: UTF-8, with or without a byte order mark. The message says what the file is
 /// where it is no text, and does not name it.
 pub fn read_text(path: &Path, expected: &str) -> Result<String, String> {
     let mut input = Input::open(path).map_err(|e| e.to_string())?;
     let mut bytes = vec![];
-    input.by_ref().take(MOST_TEXT).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    memory::caught(|| memory::read(TEXT, input.by_ref().take(MOST_TEXT), &mut bytes))
+        .map_err(|e| e.to_string())?
+        .map_err(|e| e.to_string())?;
     if bytes.len() as u64 == MOST_TEXT {
         return Err(format!("is longer than {} MiB, expected {expected}", MOST_TEXT >> 20));
     }
+    let apart = memory::room::<u8>("what a text file says", APART * bytes.len());
+    apart.map(drop).map_err(|e| e.to_string())?;
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(format!("is text in UTF-16, expected {expected} in UTF-8"));
     }
     let kind = recognise(&bytes[..bytes.len().min(HEAD)])
         .filter(|k| *k != Kind::Foreign("a JSON file", NO_IMAGE));
     match (String::from_utf8(bytes), kind) {
-        (Ok(text), _) if !text.contains('\0') => {
-            Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
+        (Ok(mut text), _) if !text.contains('\0') => {
+            if text.starts_with('\u{feff}') {
+                text.remove(0);
+            }
+            Ok(text)
         }
         (_, Some(kind)) => Err(format!("is {}, expected {expected}", kind.name())),
         (Err(e), None) => Err(format!(

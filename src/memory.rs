@@ -17,7 +17,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::any::Any;
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::fs::File;
+use std::hash::Hash;
 use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -353,6 +355,19 @@ pub(crate) fn copied<T: Copy>(what: &'static str, values: &[T]) -> Vec<T> {
     all
 }
 
+/// An empty map with room for `count` keys; as [`filled`].
+pub(crate) fn map<K: Eq + Hash, V>(what: &'static str, count: usize) -> HashMap<K, V> {
+    // A table is at most seven eighths full, and doubles: two places a key, or a little more.
+    if let Err(e) = check::<(K, V, u8)>(what, count.saturating_mul(2)) {
+        refuse(e);
+    }
+    let mut map = HashMap::new();
+    if refusable(|| map.try_reserve(count)).is_err() {
+        refuse(refused::<(K, V, u8)>(what, count));
+    }
+    map
+}
+
 /// Room in a list for so many values more; as [`filled`].
 pub(crate) fn reserve<T>(what: &'static str, list: &mut Vec<T>, more: usize) {
     let count = list.len().saturating_add(more);
@@ -370,17 +385,19 @@ pub(crate) fn read(
     mut reader: impl Read,
     into: &mut Vec<u8>,
 ) -> io::Result<()> {
-    const PIECE: usize = 16 << 20;
+    const FIRST: usize = 64 << 10;
+    const MOST: usize = 16 << 20;
     loop {
-        // A list that grows may be copied: both are there at once.
-        if let Err(e) = check::<u8>(what, into.len() + PIECE) {
+        // As much again as there is: a list that grows may be copied, and both are there at once.
+        let piece = into.len().clamp(FIRST, MOST);
+        if let Err(e) = check::<u8>(what, into.len() + piece) {
             refuse(e);
         }
-        match refusable(|| reader.by_ref().take(PIECE as u64).read_to_end(into)) {
-            Ok(PIECE) => {}
+        match refusable(|| reader.by_ref().take(piece as u64).read_to_end(into)) {
+            Ok(read) if read == piece => {}
             Ok(_) => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::OutOfMemory => {
-                refuse(refused::<u8>(what, into.len() + PIECE))
+                refuse(refused::<u8>(what, into.len() + piece))
             }
             Err(e) => return Err(e),
         }
@@ -506,6 +523,8 @@ mod tests {
         assert!(caught(|| zeroed::<f32>("a test", absurd)).is_err());
         assert!(Charge::of::<u64>("a test", absurd).is_err());
         assert!(caught(|| reserve("a test", &mut vec![1u64], absurd)).is_err());
+        assert!(caught(|| map::<u64, u64>("a test", absurd)).is_err());
+        assert!(caught(|| map::<u64, u64>("a test", 1000)).is_ok_and(|map| map.capacity() >= 1000));
         // From a thread of a pool too.
         let deep = || rayon::join(|| zeroed::<u8>("a test", usize::MAX / 2), || 1).1;
         assert!(caught(deep).is_err());

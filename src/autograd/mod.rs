@@ -15,8 +15,9 @@ pub use transformer::{TokenLayer, TokenRows};
 
 use crate::device::cuda::{Launch, kernels};
 use crate::device::{DType, Device};
+use crate::memory;
 use crate::ops::decoder_stage;
-use crate::tensor::{OpError, Param, Tensor};
+use crate::tensor::{GRADIENT, OpError, Param, Tensor};
 use std::cell::RefCell;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -476,10 +477,8 @@ fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
     match sum.get_mut() {
         Some(values) => values.iter_mut().zip(part.try_data()?).for_each(|(s, g)| *s += g),
         None => {
-            sum = Tensor::new(
-                sum.shape(),
-                sum.try_data()?.iter().zip(part.try_data()?).map(|(s, g)| s + g).collect(),
-            )
+            let both = sum.try_data()?.iter().zip(part.try_data()?);
+            sum = Tensor::new(sum.shape(), memory::collected(GRADIENT, both.map(|(s, g)| s + g)))
         }
     }
     Ok(sum)

@@ -2,12 +2,13 @@
 
 use super::{Backward, Tape, Var, VarId};
 use crate::device::{DType, Device};
+use crate::memory;
 use crate::ops::attention::{
     self, Attended, TwoWayWeights, ValidKeys, VitWeights, attend_heads, attend_windows,
 };
 use crate::ops::linear::{self, Activation, linear};
 use crate::ops::{norm, pointwise, rows, tokens};
-use crate::tensor::{OpError, Param, Tensor};
+use crate::tensor::{GRADIENT, OpError, Param, Tensor};
 
 /// Rows in front of dense layers: `x`, behind a layer norm where its weight, bias and epsilon are
 /// given, and for the layers that want it the sum with `add`.
@@ -269,7 +270,7 @@ impl<'m> Tape<'m> {
         Ok(self.record(base, || {
             Box::new(move |dy, back| {
                 for (g, (param, row)) in dy.try_data()?.chunks_exact(c).zip(rows) {
-                    let mut whole = vec![0.0; param.len()];
+                    let mut whole: Vec<f32> = memory::zeroed(GRADIENT, param.len());
                     whole[row * c..(row + 1) * c].copy_from_slice(g);
                     back.param(param, whole)?;
                 }
@@ -435,7 +436,7 @@ fn fold(dy: &Tensor, shape: &[usize]) -> Result<Tensor, OpError> {
     if dy.len() == len {
         return Ok(dy.reshape(shape));
     }
-    let mut sum = vec![0.0f32; len];
+    let mut sum: Vec<f32> = memory::zeroed(GRADIENT, len);
     for part in dy.try_data()?.chunks_exact(len) {
         sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
     }

@@ -8,11 +8,12 @@
 //! bits. The answer's logits stay on the device, as the next interaction's dense prompt, until they
 //! are asked for.
 
-use super::prompt_encoder::scatter;
+use super::prompt_encoder::{TOKENS, scatter};
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
 use crate::autograd::{Tape, Var};
 use crate::device::cuda::{Arena, Graph, KernelRecord, Launch, Memory, Placed, kernels};
 use crate::device::{Cuda, CudaError};
+use crate::memory;
 use crate::tensor::{OpError, Tensor, to_bytes, upload_to};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -220,16 +221,18 @@ impl GraphCache {
         }
         let Interact { graph, staging, answer, report } = recorded.0;
         // All prompts in one copy: the number of tokens, the tokens, the places of the maps' ones.
-        let mut up = vec![0u8; TOKENS_AT];
-        up[..4].copy_from_slice(&(tokens.rows() as u32).to_le_bytes());
-        up.extend(to_bytes(tokens.try_data()?, dtype));
-        let staged = up.len();
-        up.resize(staged.next_multiple_of(4), 0);
-        let places_at = up.len();
+        let told = to_bytes(tokens.try_data()?, dtype);
         let places = match history {
             PromptMaps::Places(_, list) => list.as_slice(),
             PromptMaps::Maps(_) => &[],
         };
+        let mut up: Vec<u8> = memory::list(TOKENS, TOKENS_AT + told.len() + 4 * places.len() + 4);
+        up.resize(TOKENS_AT, 0);
+        up[..4].copy_from_slice(&(tokens.rows() as u32).to_le_bytes());
+        up.extend(told);
+        let staged = up.len();
+        up.resize(staged.next_multiple_of(4), 0);
+        let places_at = up.len();
         up.extend_from_slice(bytemuck::cast_slice(places));
         let given = cuda.upload(&up)?;
         cuda.copy(&given, 0, staging, 0, staged)?;

@@ -310,19 +310,12 @@ impl Model {
             let message = format!("the mask has {} voxels, expected {s}³", m.len());
             return Err(OpError::Argument { op: "refine", message });
         }
-        let m = Tensor::new([1, s, s, s, 1], m.to_vec());
-        Ok(
-            match self.refine_on(
-                &Tape::off(&self.device),
-                features,
-                (&m, Choice::Known(0)),
-                history,
-                observer,
-            )? {
-                Some(refined) => refined.value().clone(),
-                None => m,
-            },
-        )
+        caught(|| {
+            let m = Tensor::new([1, s, s, s, 1], memory::copied("a mask", m));
+            let (off, masks) = (Tape::off(&self.device), (&m, Choice::Known(0)));
+            let refined = self.refine_on(&off, features, masks, history, observer)?;
+            Ok(refined.map_or_else(|| m.clone(), |refined| refined.value().clone()))
+        })
     }
 
     /// The refiner on a tape, where there is one.

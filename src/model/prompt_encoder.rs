@@ -6,6 +6,7 @@ use super::weights::Weights;
 use crate::autograd::{Tape, TokenLayer, TokenRows, Var};
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, Device};
+use crate::memory;
 use crate::ops::attention::{TwoWayWeights, ValidKeys};
 use crate::ops::linear::Activation;
 use crate::ops::position;
@@ -32,6 +33,9 @@ pub enum PromptMaps {
     Places(usize, Vec<u32>),
 }
 
+/// What messages call the memory of what the network is told.
+pub(super) const TOKENS: &str = "what the network is told";
+
 /// The prompt maps of `points`, all inside a patch of `edge` voxels.
 pub fn prompt_maps<'a>(
     device: &Device,
@@ -49,7 +53,14 @@ pub fn prompt_maps<'a>(
             places.for_each(|at| maps[at] = 1.0);
             PromptMaps::Maps(Tensor::from_buffer([1, edge, edge, edge, 2], maps))
         }
-        Device::Cuda(_) => PromptMaps::Places(edge, places.map(|at| at as u32).collect()),
+        Device::Cuda(_) => {
+            let mut list = vec![];
+            for at in places {
+                memory::reserve(TOKENS, &mut list, 1);
+                list.push(at as u32);
+            }
+            PromptMaps::Places(edge, list)
+        }
     }
 }
 
@@ -195,10 +206,12 @@ impl PromptEncoder {
         prompts: &PatchPrompts,
         patch: usize,
     ) -> Result<Var, OpError> {
-        let mut positions: Vec<[f64; 3]> =
-            prompts.points.iter().map(|(p, _)| p.map(f64::from)).collect();
-        let mut kinds: Vec<Option<usize>> =
-            prompts.points.iter().map(|(_, positive)| Some(usize::from(*positive))).collect();
+        // Behind the points a box, or what says that there is none.
+        let most = prompts.points.len() + 2;
+        let mut positions: Vec<[f64; 3]> = memory::list(TOKENS, most);
+        positions.extend(prompts.points.iter().map(|(p, _)| p.map(f64::from)));
+        let mut kinds: Vec<Option<usize>> = memory::list(TOKENS, most);
+        kinds.extend(prompts.points.iter().map(|(_, positive)| Some(usize::from(*positive))));
         match prompts.bounds {
             Some(b) => {
                 positions
@@ -213,7 +226,8 @@ impl PromptEncoder {
         }
         let (cpu, width) = (tape.device().cpu(), self.width());
         let codes = position::points(cpu, &self.gaussian, &positions, [patch; 3], 0.5)?;
-        let mut rows = vec![(&self.score_token, 0)];
+        let mut rows = memory::list(TOKENS, 1 + self.mask_tokens.rows() + most);
+        rows.push((&self.score_token, 0));
         rows.extend((0..self.mask_tokens.rows()).map(|row| (&self.mask_tokens, row)));
         let mut base = cpu.zeros((rows.len() + kinds.len()) * width);
         for (code, kind) in codes.data().chunks_exact(width).zip(kinds) {

@@ -11,11 +11,10 @@
 //! across zero change sides; beside them logits become the distance to the surface, all others stay
 //! as they are.
 
-use super::ANSWER;
 use super::appearance::smooth;
+use super::{ANSWER, CLICKS};
 use crate::memory;
 use crate::volume::distance::squared_distance;
-use std::collections::HashSet;
 
 /// A voxel of the patch and whether it lies on the object.
 pub type Click = ([i32; 3], bool);
@@ -129,11 +128,12 @@ pub fn diameter(logits: &[f32]) -> f32 {
 
 /// The clicks that `logits` does not obey.
 pub fn disagreeing(logits: &[f32], size: [usize; 3], clicks: &[Click]) -> Vec<Click> {
-    clicks
-        .iter()
-        .copied()
-        .filter(|(p, positive)| (logits[place(*p, size)] > 0.0) != *positive)
-        .collect()
+    memory::counted(CLICKS, clicks.iter().copied().filter(|c| !holds(logits, size, c)))
+}
+
+/// Whether `logits` obeys a click.
+fn holds(logits: &[f32], size: [usize; 3], (p, positive): &Click) -> bool {
+    (logits[place(*p, size)] > 0.0) == *positive
 }
 
 fn place([i, j, k]: [i32; 3], [_, nj, nk]: [usize; 3]) -> usize {
@@ -229,7 +229,8 @@ fn spread(clicks: &[Click]) -> Vec<Click> {
         return clicks.to_vec();
     }
     let mut chosen = vec![clicks[0]];
-    let mut distance: Vec<f32> = clicks.iter().map(|c| apart(c.0, clicks[0].0)).collect();
+    let mut distance: Vec<f32> =
+        memory::collected(CLICKS, clicks.iter().map(|c| apart(c.0, clicks[0].0)));
     while chosen.len() < MOST_ANCHORS {
         let farthest =
             (0..clicks.len()).max_by(|a, b| distance[*a].total_cmp(&distance[*b])).unwrap_or(0);
@@ -293,9 +294,9 @@ pub fn correct(
                 (*c, if c.1 { goal } else { -goal } - near.at(c.0))
             })
             .collect();
-        let known: HashSet<&Click> = wrong.iter().collect();
-        let mut held: Vec<Click> =
-            clicks.iter().copied().filter(|c| near.holds(c.0) && !known.contains(c)).collect();
+        let so_far: &[f32] = logits;
+        let held = clicks.iter().copied().filter(|c| near.holds(c.0) && holds(so_far, size, c));
+        let mut held: Vec<Click> = memory::counted(CLICKS, held);
         held.retain(|h| anchors.iter().any(|c| apart(c.0, h.0) < 3.0 * length));
         changes.extend(spread(&held).into_iter().map(|c| (c, 0.0)));
         let weights = solve(&changes, length, &near);
@@ -318,7 +319,7 @@ fn solve(changes: &[(Click, f32)], length: f32, near: &Neighbourhood) -> Vec<f64
         let d = d + f64::from(near.unlike(places[a], places[b]));
         (-0.5 * d).exp() + if a == b { 1e-3 } else { 0.0 }
     };
-    let mut l = vec![0.0f64; n * n];
+    let mut l: Vec<f64> = memory::zeroed(CLICKS, n * n);
     for a in 0..n {
         for b in 0..=a {
             let sum: f64 =

@@ -83,6 +83,8 @@ pub const MASK_LOGIT: f32 = 8.0;
 
 /// What messages call the memory that an answer takes.
 const ANSWER: &str = "an answer";
+/// What a refusal of memory for voxels that somebody spoke of names.
+const CLICKS: &str = "what was said of the object";
 
 /// The points that the prompt encoder is given, and how many were left to the refiner alone.
 fn thin(points: Vec<([i32; 3], bool)>) -> (Vec<([i32; 3], bool)>, usize) {
@@ -90,7 +92,8 @@ fn thin(points: Vec<([i32; 3], bool)>) -> (Vec<([i32; 3], bool)>, usize) {
     if all <= MOST_POINTS {
         return (points, 0);
     }
-    ((0..MOST_POINTS).map(|n| points[n * all / MOST_POINTS]).collect(), all - MOST_POINTS)
+    let some = (0..MOST_POINTS).map(|n| points[n * all / MOST_POINTS]);
+    (memory::collected(CLICKS, some), all - MOST_POINTS)
 }
 
 /// Where the first interaction with these prompts looks on a scan of that size and place, as far as

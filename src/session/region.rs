@@ -1,9 +1,10 @@
 //! Where the network looks: the patch that shows what prompts speak of, and the next one when the
 //! object goes on beyond it.
 
-use super::Note;
 use super::correction::Click;
 use super::scan::{Scan, fitted_spacing, working_spacing};
+use super::{ANSWER, Note};
+use crate::memory;
 use crate::model::Config;
 use crate::prompt::Prompts;
 use crate::volume::Grid;
@@ -230,6 +231,7 @@ pub fn beyond(answer: &[f32], patch: &Patch, grid: &Grid, looked: &[Patch]) -> V
                 let at = to_image.apply(q);
                 let on_scan = (0..3).all(|a| at[a] >= 0.0 && at[a] <= grid.size[a] as f64 - 1.0);
                 if on_scan && looked.iter().all(|other| other.voxel(at).is_none()) {
+                    memory::reserve(ANSWER, &mut places, 1);
                     places.push(at);
                 }
             }

@@ -4,7 +4,8 @@
 use super::encodings::EncodedPatch;
 use super::region;
 use super::{
-    ANSWER, MASK_LOGIT, Prediction, Said, SessionError, State, finite, thin, working_spacing,
+    ANSWER, CLICKS, MASK_LOGIT, Prediction, Said, SessionError, State, finite, thin,
+    working_spacing,
 };
 use crate::memory;
 use crate::model::{Observer, PatchPrompts, prompt_maps};
@@ -15,7 +16,7 @@ use crate::tensor::Tensor;
 use crate::volume::Grid;
 use crate::volume::patch::{Extent, Patch};
 use crate::volume::resample::{Interpolation, sample};
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Where the patch of a whole session lies: at the box, else at what the prompts mark, at the
@@ -44,25 +45,27 @@ pub(super) fn interact(
     if prompts.points.is_empty() && bounds.is_none() && prompts.dense.is_none() {
         return Err(SessionError::NoPrompt);
     }
-    let mut points = vec![];
-    let (mut seen, mut left_out) = (HashSet::new(), 0);
+    let all = prompts.points.len();
+    let mut points = memory::list(CLICKS, all);
+    let mut seen: HashMap<([i32; 3], bool), ()> = memory::map(CLICKS, all);
+    let mut left_out = 0;
     for (p, positive) in &prompts.points {
         match patch.voxel(p.map(|c| c as f64)) {
             // Voxels of a scan finer than the patch can share one of the patch's: said once is
             // enough.
-            Some(v) if seen.insert((v, *positive)) => points.push((v, *positive)),
+            Some(v) if seen.insert((v, *positive), ()).is_none() => points.push((v, *positive)),
             Some(_) => {}
             None => left_out += 1,
         }
     }
-    let mut said = state.said.as_ref().clone();
+    let mut said: Vec<Said> = memory::list(CLICKS, state.said.len() + all);
+    said.extend_from_slice(&state.said);
     said.extend(
         prompts.points.iter().map(|(voxel, positive)| Said { voxel: *voxel, positive: *positive }),
     );
-    let history: Vec<_> = said
-        .iter()
-        .filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive)))
-        .collect();
+    let history =
+        said.iter().filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive)));
+    let history: Vec<([i32; 3], bool)> = memory::counted(CLICKS, history);
     let (points, thinned) = thin(points);
     if points.is_empty() && left_out > 0 && bounds.is_none() && prompts.dense.is_none() {
         return Err(SessionError::NoPrompt);

@@ -1,8 +1,8 @@
 //! A turn on one patch: what the network is given of a person's clicks, and what becomes of its
 //! answer.
 
-use super::ANSWER;
 use super::correction::Click;
+use super::{ANSWER, CLICKS};
 use crate::memory;
 
 /// Standard deviation, in voxels, of the neighbourhood in which training makes errors around clicks
@@ -13,7 +13,7 @@ const EMPHASIS: f32 = 3.0;
 /// alone. Where balls of both kinds meet, what was said later covers what was said before.
 pub fn marks(clicks: &[Click], edge: usize, radius: f32) -> Vec<Click> {
     if radius < 1.0 {
-        return clicks.to_vec();
+        return memory::copied(CLICKS, clicks);
     }
     let mut all = std::collections::BTreeMap::new();
     for (p, positive) in clicks {
@@ -23,7 +23,7 @@ pub fn marks(clicks: &[Click], edge: usize, radius: f32) -> Vec<Click> {
     }
     // A click's own voxel is its own, whatever lies beside it.
     all.extend(clicks.iter().copied());
-    all.into_iter().collect()
+    memory::collected(CLICKS, all.into_iter())
 }
 
 /// Calls `visit(voxel, squared distance)` for every voxel of the patch within `radius` of `centre`.

@@ -22,6 +22,9 @@ use stored::Stored;
 pub(crate) use transfer::{WEIGHTS, to_bytes, upload, upload_to};
 use transfer::{convert, download};
 
+/// What messages call the memory of a gradient.
+pub(crate) const GRADIENT: &str = "a gradient";
+
 /// A shape or an argument that an op cannot take.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum OpError {

@@ -7,6 +7,7 @@
 
 use super::step::Round;
 use crate::data::coarse::{Coarseness, coarse};
+use crate::memory;
 use crate::model::PatchPrompts;
 use crate::prompt::simulate::click::{click, depths, stroke};
 use crate::prompt::simulate::{Errors, User, bounding_box, drawn_box, voxel};
@@ -14,6 +15,9 @@ use crate::session::correction::{Click, Steering, correct, diameter, disagreeing
 use crate::session::turn::{blend, emphasis, marks};
 use crate::volume::distance::components;
 use rand::{Rng, RngExt};
+
+/// What messages call the memory of what this person sees and draws.
+const SEEN: &str = "what a simulated user sees";
 
 /// How a person goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +118,7 @@ impl<'a> Clicker<'a> {
     /// corrections go by places alone.
     pub fn settle(&self, proposal: &[f32]) -> Vec<f32> {
         let mut answer = match &self.dense {
-            None => proposal.to_vec(),
+            None => memory::copied(SEEN, proposal),
             Some((dense, weights)) => blend(dense, proposal, weights),
         };
         let across = diameter(&answer);
@@ -126,8 +130,8 @@ impl<'a> Clicker<'a> {
     pub fn give(&mut self, rng: &mut impl Rng, t: usize, answer: Option<&[f32]>) -> Round {
         let settled = answer.map(|a| self.settle(a));
         let before = settled.or_else(|| self.given.take());
-        let mask: Option<Vec<u8>> =
-            before.as_ref().map(|b| b.iter().map(|v| u8::from(*v > 0.0)).collect());
+        let marked = |b: &Vec<f32>| memory::collected(SEEN, b.iter().map(|v| u8::from(*v > 0.0)));
+        let mask: Option<Vec<u8>> = before.as_ref().map(marked);
         let errors = Errors::of(self.label, mask.as_deref());
         let fresh = match (&before, self.bounds) {
             // A box says enough by itself.
@@ -146,15 +150,17 @@ impl<'a> Clicker<'a> {
             let across = diameter(&before);
             let wrong = disagreeing(&before, self.size, &fresh);
             let weights = match self.everywhere {
-                true => vec![1.0; before.len()],
-                false => locality(&before, self.size, &wrong, across, &self.how)
-                    .into_iter()
-                    .map(|w| self.how.trust(wrong.len()) * w)
-                    .collect(),
+                true => memory::filled(SEEN, 1.0, before.len()),
+                false => {
+                    let mut near = locality(&before, self.size, &wrong, across, &self.how);
+                    let trust = self.how.trust(wrong.len());
+                    near.iter_mut().for_each(|w| *w *= trust);
+                    near
+                }
             };
             let mut corrected = before;
             correct(&mut corrected, self.size, &self.clicks, across, &self.how, None);
-            dense = Some(corrected.clone());
+            dense = Some(memory::copied(SEEN, &corrected));
             (corrected, weights)
         });
         let edge = self.size[0];
@@ -248,7 +254,7 @@ fn some_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Option<[i32; 
                 tight[axis] + (tight[axis + 3] - tight[axis]) / 4
                     ..tight[axis + 3] - (tight[axis + 3] - tight[axis] - 1) / 4,
             );
-            let mut only = label.to_vec();
+            let mut only = memory::copied(SEEN, label);
             for (at, v) in only.iter_mut().enumerate().filter(|(_, v)| **v != 0) {
                 *v = u8::from(voxel(at, size)[axis] == slice);
             }
@@ -277,5 +283,5 @@ fn some_mask(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Vec<f32> {
             *v &= u8::from((voxel(at, size)[axis] * 2 < b[axis] + b[axis + 3]) == low);
         }
     }
-    mask.into_iter().map(|v| if v != 0 { 8.0 } else { -8.0 }).collect()
+    memory::collected(SEEN, mask.into_iter().map(|v| if v != 0 { 8.0 } else { -8.0 }))
 }

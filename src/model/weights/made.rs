@@ -78,9 +78,9 @@ fn initial(
     let bound = match name.strip_suffix(".bias").map(|at| format!("{at}.weight")) {
         Some(weight) => match shapes.get(weight.as_str()) {
             Some(shape) if shape.len() > 1 => scale(shape),
-            _ => return vec![0.0; count],
+            _ => return memory::zeroed(WEIGHTS, count),
         },
-        None if shape.len() == 1 => return vec![1.0; count],
+        None if shape.len() == 1 => return memory::filled(WEIGHTS, 1.0, count),
         None => scale(shape),
     };
     memory::collected(WEIGHTS, (0..count).map(|_| rng.random_range(-bound..=bound)))

@@ -1,6 +1,7 @@
 //! What attention takes and gives: weights, attended values, their windows, gradients.
 
 use crate::device::cuda::Memory;
+use crate::memory;
 use crate::ops::linear::Matrix;
 use crate::tensor::{Param, Tensor};
 use std::sync::Arc;
@@ -81,6 +82,9 @@ impl Attended {
     }
 }
 
+/// What messages call the memory of rows in another order.
+const WINDOWS: &str = "rows of windows";
+
 /// The grid's tokens in window order.
 pub struct Windows {
     pub edge: usize,
@@ -124,13 +128,16 @@ impl Windows {
     /// Rows in window order; none where that is the grid's.
     pub fn gather(&self, x: &Tensor) -> Option<Tensor> {
         let c = x.channels();
-        let rows = self.order.iter().flat_map(|&r| &x.data()[r * c..][..c]);
-        (!self.order.is_empty()).then(|| Tensor::new(x.shape(), rows.copied().collect()))
+        (!self.order.is_empty()).then(|| {
+            let mut rows: Vec<f32> = memory::list(WINDOWS, x.len());
+            self.order.iter().for_each(|&r| rows.extend_from_slice(&x.data()[r * c..][..c]));
+            Tensor::new(x.shape(), rows)
+        })
     }
 
     fn scatter(&self, x: &Tensor) -> Tensor {
         let c = x.channels();
-        let mut out = vec![0.0; x.len()];
+        let mut out: Vec<f32> = memory::zeroed(WINDOWS, x.len());
         for (from, &to) in x.data().chunks_exact(c).zip(&self.order) {
             out[to * c..][..c].copy_from_slice(from);
         }

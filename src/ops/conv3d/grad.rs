@@ -5,11 +5,12 @@ use super::tile::{TileSource, Tiling};
 use super::{ConvInput, Epilogue, PackedConv, Packer, Prologue, conv3d};
 use crate::device::simd::multiversion;
 use crate::device::{Cpu, Device, DisjointWriter};
+use crate::memory;
 use crate::microkernel::item_norm::ItemNorm;
 use crate::microkernel::outer_product::{self, Outer};
 use crate::microkernel::strip::{self, split};
 use crate::ops::reduce::added;
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{GRADIENT, OpError, Tensor};
 
 const OP: &str = "conv3d gradient";
 /// Groups of tiles with sums of their own; fixed, so that results do not depend on the number of
@@ -119,7 +120,7 @@ pub(crate) fn outer_products(
     let mut results = vec![];
     for (pass, size) in passes.iter().zip(sizes) {
         let taps = pass.taps.len();
-        let mut out = vec![0.0f32; outputs * c * taps];
+        let mut out: Vec<f32> = memory::zeroed(GRADIENT, outputs * c * taps);
         cpu.chunks_mut(&mut out, c * taps, |o, row| {
             for (at, v) in row.iter_mut().enumerate() {
                 let (i, tap) = (at / taps, at % taps);

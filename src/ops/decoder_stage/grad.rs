@@ -3,6 +3,7 @@
 use super::{DecoderStage, OP, fine_taps};
 use crate::device::cuda::DeviceCache;
 use crate::device::{Device, DisjointWriter};
+use crate::memory;
 use crate::microkernel::strip;
 use crate::ops::conv3d::grad::{Pass, outer_products};
 use crate::ops::conv3d::tile::{TileSource, Tiling};
@@ -10,7 +11,7 @@ use crate::ops::conv3d::{self, ConvInput, Packed, PackedConv, Packer, Rows, Targ
 use crate::ops::linear::{Matrix, matmul};
 use crate::ops::norm::add_row;
 use crate::ops::reduce::added;
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{GRADIENT, OpError, Tensor};
 
 /// The place of bit `axis` (0: d) in a phase or a coarse tap.
 fn bit(v: usize, axis: usize) -> usize {
@@ -214,7 +215,7 @@ pub fn weights(
     let dense = |p: usize, a: usize| Matrix { data: of(p, a), row: coarse * 8, column: 8 };
     let transposed = |p: usize, a: usize| Matrix { data: of(p, a), row: 8, column: coarse * 8 };
     let sums = |count: usize, size: usize, f: &(dyn Fn(usize, &mut [f32]) + Sync)| {
-        let mut out = vec![0.0f32; count * size];
+        let mut out: Vec<f32> = memory::zeroed(GRADIENT, count * size);
         cpu.chunks_mut(&mut out, size, f);
         out
     };
@@ -239,14 +240,14 @@ pub fn weights(
             };
         }
     });
-    let mut d_conv = vec![0.0f32; conv.len()];
+    let mut d_conv: Vec<f32> = memory::zeroed(GRADIENT, conv.len());
     for (o, row) in d_conv.chunks_exact_mut(inputs * 27).enumerate() {
         for (at, v) in row[skip * 27..].iter_mut().enumerate() {
             *v = by_tap[(at % 27 * out + o) * up + at / 27];
         }
     }
-    let d_deconv: Vec<f32> =
-        (0..deconv.len()).map(|at| by_phase[at % 8 * coarse * up + at / 8]).collect();
+    let d_deconv = (0..deconv.len()).map(|at| by_phase[at % 8 * coarse * up + at / 8]);
+    let d_deconv: Vec<f32> = memory::collected(GRADIENT, d_deconv);
     Ok([Tensor::new(deconv.shape(), d_deconv), Tensor::new(conv.shape(), d_conv)])
 }
 
@@ -285,7 +286,7 @@ pub fn biases(
     let cases = {
         let mut partial = cpu.zeros_f64(n * d * 27 * out);
         cpu.chunks_mut(&mut partial, 27 * out, |plane, sums| {
-            let mut pairs = vec![0.0f64; 2 * out];
+            let mut pairs: Vec<f64> = memory::zeroed(GRADIENT, 2 * out);
             for j in 0..h {
                 let row = &g.data()[(plane * h + j) * w * out..][..w * out];
                 for (kind, part) in
@@ -304,7 +305,7 @@ pub fn biases(
                 }
             }
         });
-        let mut cases = vec![0.0f64; 27 * out];
+        let mut cases: Vec<f64> = memory::zeroed(GRADIENT, 27 * out);
         for part in partial.chunks_exact(27 * out) {
             cases.iter_mut().zip(part).for_each(|(c, p)| *c += p);
         }
@@ -317,7 +318,7 @@ pub fn biases(
         (0..27).filter(|&c| !outside(c, t)).map(|c| cases[c * out + o]).sum()
     };
     let mut d_deconv = vec![0.0f64; up];
-    let mut d_conv = vec![0.0f32; conv.len()];
+    let mut d_conv: Vec<f32> = memory::zeroed(GRADIENT, conv.len());
     for (o, t) in (0..out).flat_map(|o| (0..27).map(move |t| (o, t))) {
         let sum = inside(o, t);
         for (m, d) in d_deconv.iter_mut().enumerate() {

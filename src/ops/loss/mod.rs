@@ -10,7 +10,8 @@ mod cuda;
 
 use crate::device::cuda::Memory;
 use crate::device::{Cuda, Device};
-use crate::tensor::{OpError, Tensor, extent};
+use crate::memory;
+use crate::tensor::{GRADIENT, OpError, Tensor, extent};
 use std::sync::Arc;
 
 const OP: &str = "mask_loss";
@@ -308,7 +309,7 @@ pub fn emphasis(
         let (sums, gradient) = cuda::emphasis(cuda, logits, target, weights, shares, &gradient)?;
         return Ok((MaskSums(At::There(cuda.clone(), sums)), gradient));
     }
-    let mut sum = gradient.try_data()?.to_vec();
+    let mut sum = memory::copied(GRADIENT, gradient.try_data()?);
     let masks = logits.try_data()?.chunks_exact(n).zip(sum.chunks_exact_mut(n));
     let each = masks.map(|(x, g)| [cpu::emphasis(x, target, weights, shares, g), 0., 0., 0., 0.]);
     let sums = MaskSums(At::Here(each.collect()));
@@ -331,7 +332,7 @@ pub fn boundary_map(device: &Device, m: &Tensor, kernel: [usize; 3]) -> Result<T
     if let Device::Cuda(cuda) = device {
         return cuda::boundary_map(cuda, m, [d, h, w], kernel);
     }
-    let mut out = Vec::with_capacity(m.len());
+    let mut out = memory::list("a map of borders", m.len());
     for map in m.data().chunks_exact((d * h * w).max(1)) {
         let pooled = cpu::pool(device.cpu(), map, [d, h, w], kernel);
         out.extend(map.iter().zip(pooled.iter()).map(|(v, p)| (v - p).abs()));
@@ -350,7 +351,7 @@ pub fn boundary_map_gradient(
     let [.., d, h, w] = m.map5("boundary_map", "m")?;
     check_kernel(kernel)?;
     dy.expect_shape("boundary_map gradient", "dy", m.shape())?;
-    let mut out = Vec::with_capacity(m.len());
+    let mut out = memory::list(GRADIENT, m.len());
     let voxels = (d * h * w).max(1);
     for (map, dy) in m.try_data()?.chunks_exact(voxels).zip(dy.try_data()?.chunks_exact(voxels)) {
         let pooled = cpu::pool(device.cpu(), map, [d, h, w], kernel);
@@ -363,8 +364,8 @@ pub fn boundary_map_gradient(
                 0.0
             }
         };
-        let u: Vec<f32> =
-            map.iter().zip(pooled.iter()).zip(dy).map(|((v, p), g)| g * sign(v - p)).collect();
+        let u = map.iter().zip(pooled.iter()).zip(dy).map(|((v, p), g)| g * sign(v - p));
+        let u: Vec<f32> = memory::collected(GRADIENT, u);
         let back = cpu::pool(device.cpu(), &u, [d, h, w], kernel);
         out.extend(u.iter().zip(back.iter()).map(|(u, b)| u - b));
     }

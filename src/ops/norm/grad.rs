@@ -3,8 +3,9 @@
 use super::ChannelNorm;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Device, DisjointWriter};
+use crate::memory;
 use crate::microkernel::item_norm::ItemNorm;
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{GRADIENT, OpError, Tensor};
 
 /// Voxels of a unit of work.
 const ROWS: usize = 1024;
@@ -189,7 +190,7 @@ pub fn layer_norm(
     let each = rows.div_ceil(64).max(16);
     let units = rows.div_ceil(each);
     let mut dx = cpu.alloc(x.len());
-    let mut partial = vec![0.0f32; units * 2 * c];
+    let mut partial: Vec<f32> = memory::zeroed(GRADIENT, units * 2 * c);
     let to = DisjointWriter::new(&mut dx);
     cpu.chunks_mut(&mut partial, 2 * c, |unit, sums| {
         let at = unit * each * c..((unit + 1) * each).min(rows) * c;

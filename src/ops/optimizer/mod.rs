@@ -5,6 +5,7 @@ mod cuda;
 use crate::device::cuda::Memory;
 use crate::device::simd::multiversion;
 use crate::device::{Cuda, Device, DisjointWriter};
+use crate::memory;
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
@@ -160,7 +161,7 @@ pub fn bring(device: &Device, parameters: &mut [&mut Tensor]) -> Result<(), OpEr
 impl AdamW {
     /// Zero moments for parameters of these lengths.
     pub fn new(config: AdamWConfig, lengths: &[usize]) -> AdamW {
-        let zeros = |n: usize| Tensor::from(vec![0.0; n]);
+        let zeros = |n: usize| Tensor::from(memory::zeroed::<f32>("the moments of weights", n));
         AdamW::resume(config, lengths.iter().map(|&n| [zeros(n), zeros(n)]).collect(), 0)
     }
 

@@ -2,9 +2,10 @@
 
 use crate::device::simd::multiversion;
 use crate::device::{Device, DisjointWriter};
+use crate::memory;
 use crate::microkernel::item_norm::ItemNorm;
 use crate::ops::norm::ChannelNorm;
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{GRADIENT, OpError, Tensor};
 
 /// Voxels of a unit of work.
 const RUN: usize = 4096;
@@ -116,7 +117,7 @@ pub fn heads(
     let mut dx = cpu.alloc(x.len());
     let to = DisjointWriter::new(&mut dx);
     let each = m * c + m;
-    let mut partial = vec![0.0f32; voxels.div_ceil(RUN) * each];
+    let mut partial: Vec<f32> = memory::zeroed(GRADIENT, voxels.div_ceil(RUN) * each);
     cpu.chunks_mut(&mut partial, each, |unit, sums| {
         let at = unit * RUN..((unit + 1) * RUN).min(voxels);
         let dy: Vec<&[f32]> = dy.data().chunks_exact(voxels).map(|g| &g[at.clone()]).collect();
@@ -138,5 +139,6 @@ pub fn times(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError>
     if let Device::Cuda(cuda) = device {
         return super::cuda::times(cuda, a, b);
     }
-    Ok(Tensor::new(a.shape(), a.data().iter().zip(b.data()).map(|(a, b)| a * b).collect()))
+    let products = a.data().iter().zip(b.data()).map(|(a, b)| a * b);
+    Ok(Tensor::new(a.shape(), memory::collected(GRADIENT, products)))
 }

@@ -3,7 +3,8 @@
 
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, CudaError, DType, Device};
-use crate::tensor::{OpError, Tensor, extent};
+use crate::memory;
+use crate::tensor::{GRADIENT, OpError, Tensor, extent};
 use std::sync::Arc;
 
 /// Bytes that kernels load at once at the most.
@@ -72,7 +73,9 @@ pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
         return Ok(Tensor::from_device([rows, c], out, dtype));
     }
     let values = parts.iter().map(|p| p.try_data()).collect::<Result<Vec<_>, _>>()?;
-    Ok(Tensor::new([rows, c], values.concat()))
+    let mut all: Vec<f32> = memory::list("rows of a matrix", rows * c);
+    values.iter().for_each(|part| all.extend_from_slice(part));
+    Ok(Tensor::new([rows, c], all))
 }
 
 /// A few matrices of the same size one below the other, by one launch.
@@ -119,7 +122,7 @@ pub fn narrow_gradient(
         cuda.copy(&values, 0, &out, from * c * dtype.bytes(), dy.len() * dtype.bytes())?;
         return Ok(Tensor::from_device(shape, out, dtype));
     }
-    let mut out = vec![0.0; len];
+    let mut out: Vec<f32> = memory::zeroed(GRADIENT, len);
     out[from * c..][..dy.len()].copy_from_slice(dy.try_data()?);
     Ok(Tensor::new(shape, out))
 }

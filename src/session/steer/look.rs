@@ -10,7 +10,7 @@ use crate::session::encodings::EncodedPatch;
 use crate::session::guess::Guess;
 use crate::session::region::{self, beyond, deepest, next, open_faces, reach, shown};
 use crate::session::turn::{blend, marks, taper};
-use crate::session::{ANSWER, MASK_LOGIT, Note, SessionError, finite, thin};
+use crate::session::{ANSWER, CLICKS, MASK_LOGIT, Note, SessionError, finite, thin};
 use crate::tensor::Tensor;
 use crate::volume::patch::{Extent, Patch};
 use std::sync::Arc;
@@ -95,8 +95,10 @@ impl Work<'_, '_> {
         let clicks = self.clicks(patch);
         let start = Instant::now();
         let values = Some(encoded.input.try_data()?);
-        let (points, thinned) =
-            thin(if clicks.is_empty() { hint.into_iter().collect() } else { clicks.clone() });
+        let (points, thinned) = thin(match clicks.is_empty() {
+            true => hint.into_iter().collect(),
+            false => memory::copied(CLICKS, &clicks),
+        });
         let before = before.map(|(old, window, trust)| {
             let mut corrected = memory::copied(ANSWER, &old);
             correct(&mut corrected, size, &clicks, diameter(&old), &self.how, values);

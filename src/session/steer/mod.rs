@@ -8,7 +8,7 @@ use super::correction::{Click, Steering, diameter, disagreeing, locality};
 use super::field::Field;
 use super::region::{self, Sight, fitted, of_voxel, shows};
 use super::scan::Scan;
-use super::{ANSWER, Note, Said, SessionError, State};
+use super::{ANSWER, CLICKS, Note, Said, SessionError, State};
 use crate::memory;
 use crate::model::Observer;
 use crate::prompt::Prompts;
@@ -68,9 +68,9 @@ pub(super) fn interact(
     let place = |v: [usize; 3]| (v[0] * scan.grid().size[1] + v[1]) * scan.grid().size[2] + v[2];
     let taken = |v: [usize; 3]| others.as_ref().is_some_and(|o| o[place(v)] != 0);
     // Of what is said twice of a voxel, the later counts.
-    let mut fresh: Vec<Said> = vec![];
+    let mut fresh: Vec<Said> = memory::list(CLICKS, prompts.points.len());
     let mut refused = 0;
-    let mut index: HashMap<[usize; 3], usize> = HashMap::new();
+    let mut index: HashMap<[usize; 3], usize> = memory::map(CLICKS, prompts.points.len());
     for (voxel, positive) in &prompts.points {
         if *positive && taken(*voxel) {
             refused += 1;
@@ -88,7 +88,8 @@ pub(super) fn interact(
         notes.push(Note::InOtherObject(refused));
     }
     let stays = |s: &Said| !(index.contains_key(&s.voxel) || s.positive && taken(s.voxel));
-    let mut said: Vec<Said> = state.said.iter().copied().filter(stays).collect();
+    let mut said: Vec<Said> = memory::list(CLICKS, state.said.len() + fresh.len());
+    said.extend(state.said.iter().copied().filter(stays));
     // What was drawn bounds an object that nothing is known of yet.
     let first = state.prediction.is_none() && state.bounds.is_none();
     let outlined = prompts.bounds.or(prompts.drawn.filter(|_| first));
@@ -210,7 +211,7 @@ impl Work<'_, '_> {
             let told = |s: &Said| {
                 s.voxel == first.voxel || part.is_none() && shows(&patch, s.voxel, self.scan.grid())
             };
-            let rest: Vec<Said> = left.iter().copied().filter(|s| !told(s)).collect();
+            let rest = memory::counted(CLICKS, left.iter().copied().filter(|s| !told(s)));
             let look = match part {
                 Some(look) => Some(look),
                 None => {
@@ -242,9 +243,10 @@ impl Work<'_, '_> {
         let here = left
             .iter()
             .filter(|s| s.voxel == left[0].voxel || shows(patch, s.voxel, self.scan.grid()));
-        let wrong: Vec<Click> = here
-            .filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive)))
-            .collect();
+        let wrong: Vec<Click> = memory::counted(
+            CLICKS,
+            here.filter_map(|s| Some((patch.voxel(s.voxel.map(|c| c as f64))?, s.positive))),
+        );
         let size = patch.grid.size;
         let seen = disagreeing(&before, size, &wrong);
         if seen.is_empty() {

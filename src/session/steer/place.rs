@@ -3,10 +3,11 @@
 
 use super::Work;
 use super::look::{CONTACT, Look};
+use crate::memory;
 use crate::session::field::Field;
 use crate::session::guess::{Guess, most_believable};
 use crate::session::region::{self, beyond, fitted, of_voxel, probes, shown, shows, union};
-use crate::session::{Said, SessionError};
+use crate::session::{CLICKS, Said, SessionError};
 use crate::volume::patch::{Extent, Patch};
 
 /// Lengths of what a look shows, between a click and the nearest look, beyond which the click may
@@ -34,8 +35,8 @@ impl Work<'_, '_> {
     /// What prompts without a box point at, as an extent: the first positive click and those near
     /// it. Others far off are parts of the object of their own.
     pub(super) fn pointed(&self) -> Option<Extent> {
-        let mut left: Vec<Extent> =
-            self.said.iter().filter(|s| s.positive).map(|s| of_voxel(s.voxel)).collect();
+        let positive = self.said.iter().filter(|s| s.positive).map(|s| of_voxel(s.voxel));
+        let mut left: Vec<Extent> = memory::counted(CLICKS, positive);
         if left.is_empty() {
             return None;
         }
@@ -53,14 +54,15 @@ impl Work<'_, '_> {
     /// A look at the first positive click where it lies on an object of its own, far from all
     /// others.
     pub(super) fn separate(&mut self) -> Result<Option<Look>, SessionError> {
-        let positive: Vec<Said> = self.said.iter().copied().filter(|s| s.positive).collect();
+        let positive: Vec<Said> =
+            memory::counted(CLICKS, self.said.iter().copied().filter(|s| s.positive));
         match positive.split_first() {
             Some((first, others)) if !others.is_empty() && self.fits() => {
                 // Points of one stroke, or nearly.
                 if others.iter().any(|s| region::beside(first.voxel, s.voxel, self.scan.grid())) {
                     return Ok(None);
                 }
-                self.alone(*first, &others.iter().map(|s| s.voxel).collect::<Vec<_>>())
+                self.alone(*first, &memory::collected(CLICKS, others.iter().map(|s| s.voxel)))
             }
             _ => Ok(None),
         }
@@ -134,12 +136,8 @@ impl Work<'_, '_> {
         if !(click.positive && self.fits() && self.looked.iter().all(away)) {
             return Ok(None);
         }
-        let parts: Vec<[usize; 3]> = self
-            .said
-            .iter()
-            .filter(|s| s.positive && s.voxel != click.voxel)
-            .map(|s| s.voxel)
-            .collect();
+        let others = self.said.iter().filter(|s| s.positive && s.voxel != click.voxel);
+        let parts: Vec<[usize; 3]> = memory::counted(CLICKS, others.map(|s| s.voxel));
         let look = self.alone(click, &parts)?;
         if look.is_none()
             && region::longest(&union(&object, &of_voxel(click.voxel)), &grid)
@@ -159,20 +157,20 @@ impl Work<'_, '_> {
     /// ends, and ends far from all `others`, or where what lies between it and one of them looks as
     /// both do.
     fn alone(&mut self, click: Said, others: &[[usize; 3]]) -> Result<Option<Look>, SessionError> {
-        let mut nearest = others.to_vec();
-        nearest.sort_by(|a, b| {
-            region::distance(&of_voxel(click.voxel), *a, self.scan.grid())
-                .total_cmp(&region::distance(&of_voxel(click.voxel), *b, self.scan.grid()))
-        });
+        let off =
+            |at: usize| region::distance(&of_voxel(click.voxel), others[at], self.scan.grid());
+        // Of what is as near what was said first, which a stable sort would need memory for.
+        let mut nearest = memory::collected(CLICKS, 0..others.len());
+        nearest.sort_unstable_by(|a, b| off(*a).total_cmp(&off(*b)).then(a.cmp(b)));
         if nearest
             .iter()
             .take(NEIGHBOURS)
-            .any(|other| region::joined(self.scan, click.voxel, *other))
+            .any(|at| region::joined(self.scan, click.voxel, others[*at]))
         {
             return Ok(None);
         }
-        let only =
-            self.said.iter().copied().filter(|s| !s.positive || s.voxel == click.voxel).collect();
+        let only = self.said.iter().copied().filter(|s| !s.positive || s.voxel == click.voxel);
+        let only = memory::counted(CLICKS, only);
         let said = std::mem::replace(&mut self.said, only);
         let look = self.probe(&of_voxel(click.voxel)).and_then(|(patch, dice)| {
             let mut look = self.look(&patch, None, None)?;

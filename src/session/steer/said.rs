@@ -6,7 +6,7 @@ use crate::prompt::Dense;
 use crate::session::correction::Click;
 use crate::session::field::Field;
 use crate::session::region::{self, of_voxel, probes, union};
-use crate::session::{ANSWER, MASK_LOGIT, Prediction, Said, SessionError, State};
+use crate::session::{ANSWER, CLICKS, MASK_LOGIT, Prediction, Said, SessionError, State};
 use crate::tensor::Tensor;
 use crate::volume::patch::{Extent, Patch};
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ impl Work<'_, '_> {
 
     /// The clicks on a patch, by its voxels: of those that share one, the latest.
     pub(super) fn clicks(&self, patch: &Patch) -> Vec<Click> {
-        let mut order = vec![];
+        let mut order = memory::list(CLICKS, self.said.len());
         let mut signs: BTreeMap<[i32; 3], bool> = BTreeMap::new();
         for s in &self.said {
             if let Some(v) = patch.voxel(s.voxel.map(|c| c as f64))
@@ -70,12 +70,13 @@ impl Work<'_, '_> {
                 order.push(v);
             }
         }
-        order.into_iter().map(|v| (v, signs[&v])).collect()
+        memory::collected(CLICKS, order.into_iter().map(|v| (v, signs[&v])))
     }
 
     /// Those that the answer does not obey.
     pub(super) fn disagreeing(&self, clicks: &[Said]) -> Vec<Said> {
-        clicks.iter().copied().filter(|s| (self.field.get(s.voxel) > 0.0) != s.positive).collect()
+        let left = clicks.iter().copied().filter(|s| (self.field.get(s.voxel) > 0.0) != s.positive);
+        memory::counted(CLICKS, left)
     }
 
     /// Whether the answer rests on a few clicks alone: no box said how large the object is, no mask

@@ -1,0 +1,124 @@
+//! Memory that grows with what the library is given is held against the budget: texts, clicks,
+//! masks, gradients. A process of its own, which has one budget.
+
+#[path = "common/mod.rs"]
+mod common;
+
+use common::{tiny, tiny_model};
+use prism::autograd::{ParamGrads, Tape, Var};
+use prism::device::Device;
+use prism::input::read_text;
+use prism::memory::{set_limit, used};
+use prism::model::{Observer, prompt_maps};
+use prism::ops::rows::narrow_gradient;
+use prism::prompt::Prompts;
+use prism::session::{Options, Scan, Session};
+use prism::tensor::{OpError, Param, Tensor, caught};
+use prism::volume::Volume;
+use prism::volume::intensity::Normalization;
+use std::sync::Arc;
+
+/// Does work with so many bytes more than are in use.
+fn within<T>(bytes: u64, work: impl FnOnce() -> T) -> T {
+    set_limit(used() + bytes);
+    let done = work();
+    set_limit(0);
+    done
+}
+
+/// What was refused to work that is given nothing.
+#[track_caller]
+fn refused<T>(work: impl FnOnce() -> Result<T, OpError>) -> String {
+    set_limit(1);
+    let done = caught(work);
+    set_limit(0);
+    match done {
+        Err(OpError::Memory(refused)) => refused.to_string(),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("nothing was refused"),
+    }
+}
+
+fn values(shape: &[usize]) -> Tensor {
+    Tensor::new(shape, vec![1.0; shape.iter().product()])
+}
+
+#[test]
+fn what_grows_with_what_is_given_is_held_against_the_budget() {
+    texts();
+    clicks();
+    gradients();
+}
+
+fn texts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.json");
+    std::fs::write(&path, vec![b' '; 1 << 20]).unwrap();
+    // It fits, and what it says may not.
+    let said = within(12 << 20, || read_text(&path, "JSON")).unwrap_err();
+    assert!(said.starts_with("out of memory: what a text file says would take 16.8 MB"), "{said}");
+    assert_eq!(read_text(&path, "JSON").unwrap().len(), 1 << 20);
+    std::fs::write(&path, vec![b' '; 20 << 20]).unwrap();
+    let said = within(12 << 20, || read_text(&path, "JSON")).unwrap_err();
+    assert!(said.starts_with("out of memory: a text file would take "), "{said}");
+}
+
+fn clicks() {
+    let model = tiny_model(tiny(), 1);
+    let image = Volume::read(&common::here("tests/data/odd/m17_oblique.nii.gz"), None).unwrap();
+    let image = Arc::new(image);
+    let normalization = Normalization { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0 };
+    let said = |count: usize| {
+        let points = (0..count).map(|n| ([20 + n % 10, 18 + n / 10 % 10, 12], true));
+        Prompts { points: points.collect(), ..Default::default() }
+    };
+    for released in [false, true] {
+        let options = Options { spacing: Some(1.0), released, ..Default::default() };
+        let scan = Arc::new(Scan::new(&model, image.clone(), normalization, options));
+        let mut session = Session::new(&scan);
+        session.interact(&said(50)).unwrap();
+        // The same voxels, many times.
+        let many = said(2_000_000);
+        let error = within(20 << 20, || session.interact(&many).map(|_| ())).unwrap_err();
+        let (error, words) = (error.to_string(), "out of memory: what was said of the object");
+        assert!(error.starts_with(words), "{error}");
+        assert_eq!(session.depth(), (1, 0));
+        session.interact(&said(60)).unwrap();
+    }
+    let s = model.config().patch;
+    let features = model.encode(&values(&[s; 3]), &mut Observer::none()).unwrap();
+    let history = prompt_maps(model.device(), s, &[]).on(model.device()).unwrap();
+    let mask = vec![1.0; s * s * s];
+    let refine = || model.refine(&features, &mask, &history, &mut Observer::none());
+    refine().unwrap();
+    let said = refused(refine);
+    assert!(said.starts_with("out of memory: a mask would take 131.1 kB"), "{said}");
+    refine().unwrap();
+}
+
+fn gradients() {
+    let device = Device::open("cpu", 1).unwrap();
+    let expected = "out of memory: a gradient would take 80.0 kB";
+    let dy = values(&[1, 4]);
+    let said = refused(|| narrow_gradient(&device, &dy, &[5000, 4], 7));
+    assert!(said.starts_with(expected), "{said}");
+    // A parameter that is repeated over rows, and one of which rows are taken.
+    let repeated = Param::new(values(&[20_000]), 0);
+    let tape = Tape::on(&device);
+    let x = tape.leaf(values(&[2, 20_000]));
+    let y = tape.add_param(&x, &repeated).unwrap();
+    let said = way_back(tape, &y);
+    assert!(said.starts_with(expected), "{said}");
+    let table = Param::new(values(&[5000, 4]), 0);
+    let tape = Tape::on(&device);
+    let y = tape.embed(values(&[2, 4]), vec![(&table, 3), (&table, 9)]).unwrap();
+    let said = way_back(tape, &y);
+    assert!(said.starts_with(expected), "{said}");
+}
+
+/// What is refused on the way back from a value.
+#[track_caller]
+fn way_back(tape: Tape<'_>, y: &Var) -> String {
+    let (seed, mut gradients) = (values(y.shape()), ParamGrads::new(1));
+    refused(|| tape.backward(vec![(y, seed)], &mut gradients))
+}
