@@ -5,7 +5,7 @@
 //! label on the same grid, and the grid. Its name holds a hash of the case's files (path, size,
 //! time of change), of the spacing and of the target label: a changed case is another entry.
 
-use super::cases::{Case, TargetLabel};
+use super::cases::{Case, DataError, TargetLabel};
 use super::sample::label_on;
 use crate::checksum;
 use crate::memory;
@@ -85,7 +85,28 @@ impl Cache {
     }
 
     /// Resamples a case and keeps it. An entry that cannot be written is only not kept.
-    pub fn put(&self, case: &Case, image: &Volume, label: &[u8]) -> (Volume, Vec<u8>) {
+    ///
+    /// # Errors
+    /// There is no memory for the case at this spacing; the error names its scan.
+    pub fn put(
+        &self,
+        case: &Case,
+        image: &Volume,
+        label: &[u8],
+    ) -> Result<(Volume, Vec<u8>), DataError> {
+        let resampled = memory::caught(|| self.resampled(image, label));
+        let (volume, label) = resampled.map_err(|e| {
+            DataError::new(&case.image, format!("resampled at {} mm: {e}", self.spacing))
+        })?;
+        if let Some(path) = self.entry(case) {
+            let whole = image.description.whole;
+            let _ = memory::caught(|| self.write(&path, &volume, &label, whole));
+        }
+        Ok((volume, label))
+    }
+
+    /// A case at this spacing.
+    fn resampled(&self, image: &Volume, label: &[u8]) -> (Volume, Vec<u8>) {
         let grid = respaced(&image.grid.canonical(), self.spacing);
         let whole = image.description.whole;
         let data = resample(&image.values(), &image.grid, &grid, linear(whole), image.range()[0]);
@@ -94,9 +115,6 @@ impl Cache {
         let description =
             Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
         let volume = Volume::new(grid, data, description).expect("a resampled scan has numbers");
-        if let Some(path) = self.entry(case) {
-            let _ = self.write(&path, &volume, &label, whole);
-        }
         (volume, label)
     }
 

@@ -228,7 +228,7 @@ impl Pool {
                     .or_insert(0) += 1;
                 self.warnings.lock().unwrap_or_else(|e| e.into_inner()).extend(warnings);
                 Ok::<_, DataError>(match &self.disk {
-                    Some(disk) => disk.put(case, &image, &label),
+                    Some(disk) => disk.put(case, &image, &label)?,
                     None => (image, label),
                 })
             },

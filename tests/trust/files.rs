@@ -250,7 +250,7 @@ fn a_cached_case_knows_when_it_is_damaged() {
     let case = list(&csv, None).unwrap().remove(0);
     let Loaded { image, mask, .. } = case.read(&TargetLabel::Any).unwrap();
     let cache = Cache::new(&kept, 4.0, TargetLabel::Any);
-    let (image, mask) = cache.put(&case, &image, &mask);
+    let (image, mask) = cache.put(&case, &image, &mask).unwrap();
     let entry = std::fs::read_dir(&kept).unwrap().next().unwrap().unwrap().path();
     every_bit_counts(&entry, |path| {
         std::fs::write(&entry, std::fs::read(path).unwrap()).unwrap();

@@ -1,7 +1,7 @@
 //! Memory and threads: what does not fit is refused in words.
 
 use crate::common::{here, tiny};
-use crate::program::{Run, eval, metrics, prism, segment, simulate, train};
+use crate::program::{ONE_STEP, Run, eval, metrics, prism, segment, simulate, train};
 use crate::{model, text};
 use prism::model::Config;
 use std::io::Write;
@@ -165,6 +165,28 @@ fn networks_and_trainings_that_do_not_fit_are_refused_in_words() {
         );
         assert!(!new.exists());
     }
+}
+
+/// What a header says of voxels far apart is far too many at a network's spacing.
+#[test]
+fn a_case_that_cannot_be_resampled_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let model = model(folder.path());
+    let header = "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: 20 20 20\nspace directions: (90000,0,0) (0,90000,0) (0,0,90000)\nencoding: raw\n\n";
+    let voxels: Vec<u8> = (0..20 * 20 * 20).map(|v| u8::from(v > 4000)).collect();
+    for name in ["wide.nrrd", "label.nrrd"] {
+        std::fs::write(at(name), [header.as_bytes(), &voxels].concat()).unwrap();
+    }
+    std::fs::write(at("one.csv"), "image,label\nwide.nrrd,label.nrrd\n").unwrap();
+    let run = train(&model, &at("run")).with(ONE_STEP).file("--data", at("one.csv"));
+    let said = run.file("--cache", at("cache")).output();
+    let words = text(&said);
+    assert!(
+        said.status.code() == Some(1)
+            && words.contains("wide.nrrd: resampled at 1 mm: out of memory: a resampled scan"),
+        "{words}"
+    );
 }
 
 /// A case of the CVPR 2025 challenge: a bright block in the dark, and a mask of it from the step
