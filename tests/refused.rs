@@ -1,5 +1,5 @@
-//! Memory that grows with what the library is given is held against the budget: texts, clicks,
-//! masks, gradients. A process of its own, which has one budget.
+//! Memory that grows with what the library is given is held against the budget: texts, outlines,
+//! clicks, masks, gradients. A process of its own, which has one budget.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -11,11 +11,11 @@ use prism::input::read_text;
 use prism::memory::{set_limit, used};
 use prism::model::{Observer, prompt_maps};
 use prism::ops::rows::narrow_gradient;
-use prism::prompt::Prompts;
+use prism::prompt::{PromptError, Prompts, RawOutline, Space};
 use prism::session::{Options, Scan, Session};
 use prism::tensor::{OpError, Param, Tensor, caught};
-use prism::volume::Volume;
 use prism::volume::intensity::Normalization;
+use prism::volume::{Affine, Grid, Volume};
 use std::sync::Arc;
 
 /// Does work with so many bytes more than are in use.
@@ -46,6 +46,7 @@ fn values(shape: &[usize]) -> Tensor {
 #[test]
 fn what_grows_with_what_is_given_is_held_against_the_budget() {
     texts();
+    outlines();
     clicks();
     gradients();
 }
@@ -61,6 +62,18 @@ fn texts() {
     std::fs::write(&path, vec![b' '; 20 << 20]).unwrap();
     let said = within(12 << 20, || read_text(&path, "JSON")).unwrap_err();
     assert!(said.starts_with("out of memory: a text file would take "), "{said}");
+}
+
+/// Four corners are many voxels, and no fault of whoever draws them.
+fn outlines() {
+    let grid = Grid { size: [2000, 2000, 1], affine: Affine::from_spacing([1.0; 3]) };
+    let corners = [[0.0, 0.0], [0.0, 1999.0], [1999.0, 1999.0], [1999.0, 0.0]];
+    let outline = RawOutline(corners.map(|[i, j]| [i, j, 0.0]).to_vec());
+    let add = || Prompts::default().add_lasso(&grid, &outline, Space::Ijk);
+    let error = within(12 << 20, add).unwrap_err();
+    let words = "out of memory: points of what was drawn would take";
+    assert!(matches!(error, PromptError::Memory(_)), "{error}");
+    assert!(error.to_string().starts_with(words), "{error}");
 }
 
 fn clicks() {

@@ -89,7 +89,15 @@ macro_rules! failures {
 }
 failures! {
     DeviceError => PRISM_DEVICE, CudaError => PRISM_DEVICE, Refused => PRISM_OUT_OF_MEMORY, ArrayError => PRISM_INVALID_ARGUMENT,
-    PromptError => PRISM_PROMPT,
+}
+
+impl From<PromptError> for Failure {
+    fn from(e: PromptError) -> Failure {
+        match e {
+            PromptError::Unfit(message) => Failure::new(PRISM_PROMPT, message),
+            PromptError::Memory(e) => e.into(),
+        }
+    }
 }
 
 impl From<WeightsError> for Failure {
@@ -371,4 +379,18 @@ pub(super) unsafe fn write_struct<T: VersionedStruct>(
         place.cast::<u8>().copy_from_nonoverlapping((&raw const value).cast::<u8>(), bytes);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_refused_to_prompts_is_told_apart() {
+        let refused = memory::refused::<u8>("a test", 1);
+        let failure = Failure::from(PromptError::from(refused));
+        assert_eq!(failure.status, PRISM_OUT_OF_MEMORY);
+        assert!(failure.message.starts_with("out of memory: "), "{}", failure.message);
+        assert_eq!(Failure::from(PromptError::Unfit("odd".into())).status, PRISM_PROMPT);
+    }
 }

@@ -19,7 +19,7 @@ const ASPECT: f64 = 0.75;
 
 /// Room in a list for so many more.
 fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), PromptError> {
-    memory::caught(|| memory::reserve(POINTS, list, more)).map_err(|e| PromptError(e.to_string()))
+    memory::caught(|| memory::reserve(POINTS, list, more)).map_err(PromptError::Memory)
 }
 
 impl Prompts {
@@ -28,7 +28,8 @@ impl Prompts {
     /// one that was given, holds the line and three quarters of its length across it.
     ///
     /// # Errors
-    /// A coordinate is no number, an end lies outside the scan, or both ends are one.
+    /// A coordinate is no number, an end lies outside the scan, or both ends are one; memory is
+    /// refused.
     pub fn add_line(
         &mut self,
         image: &Grid,
@@ -45,7 +46,7 @@ impl Prompts {
         let length =
             (0..3).map(|a| ((ends[1][a] - ends[0][a]) * step[a]).powi(2)).sum::<f64>().sqrt();
         if length == 0.0 {
-            return Err(PromptError(format!(
+            return Err(PromptError::Unfit(format!(
                 "the line from {:?} to itself has no length",
                 [b[0], b[1], b[2]]
             )));
@@ -89,7 +90,7 @@ impl Prompts {
         room(&mut corners, outline.0.len())?;
         corners.extend(outline.0.iter().map(|p| to_voxel(image, *p, space)));
         if corners.len() < 3 {
-            return Err(PromptError(format!(
+            return Err(PromptError::Unfit(format!(
                 "an outline of {} corners: expected three or more",
                 corners.len()
             )));
@@ -100,7 +101,7 @@ impl Prompts {
         }
         let flat = |a: usize| corners.iter().all(|c| c[a].round() == corners[0][a].round());
         let Some(axis) = (0..3).rev().find(|a| flat(*a)) else {
-            return Err(PromptError(
+            return Err(PromptError::Unfit(
                 "the outline lies on no single slice: one of its three indices must be the same at every corner".into(),
             ));
         };
@@ -133,8 +134,8 @@ impl Prompts {
                 }
             }
         }
-        let bounds =
-            bounds.ok_or_else(|| PromptError("the outline holds no voxel's centre".into()))?;
+        let bounds = bounds
+            .ok_or_else(|| PromptError::Unfit("the outline holds no voxel's centre".into()))?;
         self.draw(bounds);
         Ok(())
     }
@@ -144,10 +145,10 @@ impl Prompts {
     /// was given.
     ///
     /// # Errors
-    /// Nothing is marked, or there are not as many marks as voxels.
+    /// Nothing is marked, or there are not as many marks as voxels; memory is refused.
     pub fn add_area(&mut self, area: &Area, positive: bool) -> Result<(), PromptError> {
         if memory::extent(&area.size) != Some(area.marked.len()) {
-            return Err(PromptError(format!(
+            return Err(PromptError::Unfit(format!(
                 "an area of {:?} voxels has {} marks",
                 area.size,
                 area.marked.len()
@@ -160,7 +161,7 @@ impl Prompts {
         };
         let count = marked().count();
         let Some(first) = marked().next() else {
-            return Err(PromptError("the area that was drawn holds no voxel".into()));
+            return Err(PromptError::Unfit("the area that was drawn holds no voxel".into()));
         };
         let mut bounds: [usize; 6] = std::array::from_fn(|f| first[f % 3] + f / 3);
         let mut middle = [0.0; 3];
@@ -180,6 +181,7 @@ impl Prompts {
         let deep = marked().filter(within).count();
         let all = if deep > 0 { deep } else { count };
         let every = all.div_ceil(MOST_DRAWN).max(1);
+        room(&mut self.points, all.div_ceil(every))?;
         let taken = marked().filter(|v| deep == 0 || within(v)).step_by(every);
         self.points.extend(taken.map(|v| (area.on_scan(v), positive)));
         if positive {
@@ -331,7 +333,7 @@ fn on_scan(image: &Grid, at: [f64; 3], what: &str, space: Space) -> Result<(), P
     }
     let voxel = at.map(|v| v.round() as i64);
     let from = if space == Space::Ijk { "" } else { " (from millimetres)" };
-    Err(PromptError(format!(
+    Err(PromptError::Unfit(format!(
         "{what} at voxel {voxel:?}{from} lies outside the scan of {:?} voxels",
         image.size
     )))

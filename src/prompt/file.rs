@@ -161,7 +161,7 @@ const MOST_OBJECTS: usize = u16::MAX as usize;
 /// # Errors
 /// The file cannot be read or is of another form, or two objects have one name.
 pub fn read_prompts(path: &Path) -> Result<Vec<PromptedObject>, PromptError> {
-    let fail = |m: String| PromptError(format!("{}: {m}", path.display()));
+    let fail = |m: String| PromptError::Unfit(format!("{}: {m}", path.display()));
     let text = read_text(path, EXPECTED).map_err(fail)?;
     let mut objects = objects_of(&text).map_err(fail)?;
     let iterations = objects.iter_mut().flat_map(|o| &mut o.iterations);

@@ -8,6 +8,7 @@ pub mod simulate;
 pub use drawn::Area;
 pub use file::{Iteration, PointEntry, PromptedObject, read_prompts};
 
+use crate::memory::Refused;
 use crate::volume::Grid;
 use crate::volume::patch::Extent;
 use std::str::FromStr;
@@ -25,10 +26,16 @@ pub enum Space {
     Lps,
 }
 
-/// A prompt that cannot be used with an image.
+/// Why a prompt cannot be used with an image.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{0}")]
-pub struct PromptError(pub String);
+pub enum PromptError {
+    /// It does not go with the image or with itself, or cannot be read: in words.
+    #[error("{0}")]
+    Unfit(String),
+    /// Memory was refused.
+    #[error(transparent)]
+    Memory(#[from] Refused),
+}
 
 /// A point as it was given, in some space.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -153,7 +160,7 @@ impl Prompts {
         finite("point", &point.position)?;
         let index = to_voxel(image, point.position, space).map(f64::round);
         if space == Space::Ijk && point.position.iter().any(|v| v.fract() != 0.0) {
-            return Err(PromptError(format!(
+            return Err(PromptError::Unfit(format!(
                 "point {:?}: voxel indices are whole numbers",
                 point.position
             )));
@@ -165,7 +172,7 @@ impl Prompts {
             } else {
                 format!(" (from {:?} mm)", point.position)
             };
-            return Err(PromptError(format!(
+            return Err(PromptError::Unfit(format!(
                 "point at voxel {voxel:?}{world} lies outside the scan of {:?} voxels",
                 image.size
             )));
@@ -190,7 +197,9 @@ impl Prompts {
         let (low, high): ([f64; 3], [f64; 3]) = match space {
             Space::Ijk => {
                 if b.iter().any(|v| v.fract() != 0.0) {
-                    return Err(PromptError(format!("box {b:?}: voxel indices are whole numbers")));
+                    return Err(PromptError::Unfit(format!(
+                        "box {b:?}: voxel indices are whole numbers"
+                    )));
                 }
                 ([b[0], b[1], b[2]], [b[3], b[4], b[5]])
             }
@@ -210,7 +219,7 @@ impl Prompts {
         };
         // Of numbers beyond all measure the corners may be none.
         if low.iter().chain(&high).any(|v| !v.is_finite()) {
-            return Err(PromptError(format!(
+            return Err(PromptError::Unfit(format!(
                 "box {b:?} lies outside the scan of {:?} voxels",
                 image.size
             )));
@@ -218,13 +227,13 @@ impl Prompts {
         for a in 0..3 {
             if low[a] >= high[a] {
                 let axis = ["i", "j", "k"][a];
-                return Err(PromptError(format!(
+                return Err(PromptError::Unfit(format!(
                     "box {low:?} to {high:?} is empty along {axis}: its end must be above its start (ends are exclusive)"
                 )));
             }
             if high[a] <= 0.0 || low[a] >= image.size[a] as f64 {
                 let (low, high) = (low.map(|v| v as i64), high.map(|v| v as i64));
-                return Err(PromptError(format!(
+                return Err(PromptError::Unfit(format!(
                     "box from voxel {low:?} to {high:?} lies outside the scan of {:?} voxels",
                     image.size
                 )));
@@ -251,7 +260,7 @@ impl Prompts {
         let [_, nj, nk] = image.size;
         for (at, label) in labels.iter().enumerate().filter(|(_, l)| **l != 0) {
             if *label > 2 {
-                return Err(PromptError(format!(
+                return Err(PromptError::Unfit(format!(
                     "scribble label {label}: expected 1 (positive), 2 (negative) or 0"
                 )));
             }
@@ -304,7 +313,7 @@ fn around(voxels: impl Iterator<Item = [usize; 3]>) -> Option<Extent> {
 fn finite(what: &str, coordinates: &[f64]) -> Result<(), PromptError> {
     match coordinates.iter().all(|v| v.is_finite()) {
         true => Ok(()),
-        false => Err(PromptError(format!(
+        false => Err(PromptError::Unfit(format!(
             "{what} {coordinates:?}: expected numbers, not NaN or infinity"
         ))),
     }

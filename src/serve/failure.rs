@@ -5,6 +5,7 @@ use crate::device::CudaError;
 use crate::memory::Refused;
 use crate::message::shortened;
 use crate::model::{Observer, Part};
+use crate::prompt::PromptError;
 use crate::session::SessionError;
 use crate::tensor::OpError;
 use crate::volume::VolumeError;
@@ -109,6 +110,15 @@ impl From<OpError> for Failure {
     }
 }
 
+impl From<PromptError> for Failure {
+    fn from(e: PromptError) -> Failure {
+        match e {
+            PromptError::Unfit(message) => Failure::unfit(message),
+            PromptError::Memory(e) => e.into(),
+        }
+    }
+}
+
 impl From<SessionError> for Failure {
     fn from(e: SessionError) -> Failure {
         match e {
@@ -158,5 +168,25 @@ pub fn in_turns<T>(
             Ok(work(&mut Observer::paced(&mut pace))?)
         }
         done => Ok(done?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory;
+
+    #[test]
+    fn memory_that_is_refused_to_prompts_is_no_fault_of_theirs() {
+        let refused = || PromptError::from(memory::refused::<u8>("a test", 1));
+        let unfit = || PromptError::Unfit("odd".into());
+        for (failure, status) in [
+            (Failure::from(refused()), StatusCode::SERVICE_UNAVAILABLE),
+            (Failure::from(refused()).into_bad(), StatusCode::SERVICE_UNAVAILABLE),
+            (Failure::from(unfit()), StatusCode::UNPROCESSABLE_ENTITY),
+            (Failure::from(unfit()).into_bad(), StatusCode::BAD_REQUEST),
+        ] {
+            assert_eq!(failure.reply("error").status(), status, "{failure:?}");
+        }
     }
 }

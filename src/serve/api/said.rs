@@ -1,7 +1,7 @@
 //! What is said of an object, as prompts.
 
 use super::json_of;
-use crate::prompt::{PromptError, Prompts, RawBox, RawOutline, RawPoint, Space};
+use crate::prompt::{Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::serve::failure::Failure;
 use crate::volume::Grid;
 use serde::Deserialize;
@@ -108,7 +108,6 @@ impl Said {
         }
         self.drawable()?;
         let mut prompts = Prompts::default();
-        let unfit = |e: PromptError| Failure::unfit(e.to_string());
         let few = |prompts: &Prompts| match prompts.points.len() {
             0..=MOST_VOXELS => Ok(()),
             many => Err(Failure::unfit(format!(
@@ -119,7 +118,7 @@ impl Said {
         let painted = self.scribbles.iter().flat_map(|s| s.voxels.iter().map(move |v| (*v, s.on)));
         for (position, positive) in points.chain(painted) {
             let point = RawPoint { position, positive };
-            prompts.add_point(grid, point, Space::Ijk).map_err(unfit)?;
+            prompts.add_point(grid, point, Space::Ijk)?;
         }
         few(&prompts)?;
         if let Some(Ends { from, to }) = &self.bounds {
@@ -129,11 +128,11 @@ impl Said {
                 _ => from[f - 3].max(to[f - 3]) + 1.0,
             };
             let bounds = RawBox(std::array::from_fn(face));
-            prompts.set_box(grid, bounds, Space::Ijk).map_err(unfit)?;
+            prompts.set_box(grid, bounds, Space::Ijk)?;
         }
         for Ends { from, to } in &self.lines {
             let ends = RawBox([from[0], from[1], from[2], to[0], to[1], to[2]]);
-            prompts.add_line(grid, ends, Space::Ijk).map_err(unfit)?;
+            prompts.add_line(grid, ends, Space::Ijk)?;
             few(&prompts)?;
         }
         for lasso in &self.lassos {
@@ -146,7 +145,7 @@ impl Said {
             let corners =
                 lasso.outline.iter().map(|c| corner(*c)).collect::<Result<Vec<_>, _>>()?;
             let mut drawn = Prompts::default();
-            drawn.add_lasso(grid, &RawOutline(corners), Space::Ijk).map_err(unfit)?;
+            drawn.add_lasso(grid, &RawOutline(corners), Space::Ijk)?;
             if !lasso.on {
                 // What is outlined does not lie on the object, and says nothing of its size.
                 drawn.points.iter_mut().for_each(|(_, positive)| *positive = false);

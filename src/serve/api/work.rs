@@ -198,8 +198,7 @@ pub(super) async fn prepare(
     let (scan, study, object) = shared.store.object(&name)?;
     let mut prompts = Prompts::default();
     let point = RawPoint { position, positive: true };
-    let added = prompts.add_point(&study.opened.image.grid, point, Space::Ijk);
-    added.map_err(|e| Failure::unfit(e.to_string()))?;
+    prompts.add_point(&study.opened.image.grid, point, Space::Ijk)?;
     // While something is done with the object, nobody knows whether a click will be a first one.
     let session = object.idle_session();
     let places = session.map_or_else(|| Ok(vec![]), |mut session| session.ahead_of(&prompts))?;

@@ -111,7 +111,7 @@ impl State {
         let area = self.area(mask, place)?;
         let mut prompts = Prompts::default();
         if area.marked.iter().any(|m| *m != 0) {
-            prompts.add_area(&area, positive).map_err(|e| Failure::bad(e.to_string()))?;
+            prompts.add_area(&area, positive).map_err(|e| Failure::from(e).into_bad())?;
         }
         self.say(prompts, run, turn)
     }
