@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// Judge this installation against reference outputs
 ///
 /// Runs every reference case below a folder and compares with the reference network's outputs; of a
-/// model file, tells whether it is as it was written.
+/// model file, tells whether it is as it was written: the flags of cases are refused then.
 ///
 /// Prints a line a case: the quantity that came nearest to its tolerance, its relative error, the
 /// tolerance, the verdict, and how many voxels of a mask, nearer to 0 than float32 can tell, were
@@ -32,6 +32,19 @@ pub struct Verify {
 }
 
 impl Verify {
+    /// A flag that was given and says how cases are run.
+    fn of_cases(&self) -> Option<&'static str> {
+        let DeviceArgs { device, precision, threads } = &self.device;
+        let given = [
+            ("--only", !self.only.is_empty()),
+            ("--save", self.save.is_some()),
+            ("--device", device.is_some()),
+            ("--precision", precision.is_some()),
+            ("--threads", threads.is_some()),
+        ];
+        given.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
+    }
+
     /// Holds a model file against its hash.
     fn model(&self) -> Result<(), Failure> {
         let weights = Weights::open(&self.folder)?;
@@ -48,6 +61,12 @@ impl Verify {
 
     pub fn run(&self) -> Result<(), Failure> {
         if self.folder.is_file() {
+            if let Some(flag) = self.of_cases() {
+                return Err(Failure::Usage(format!(
+                    "{flag} goes with a folder of reference cases: {} is a file, of which one line is told",
+                    self.folder.display()
+                )));
+            }
             return self.model();
         }
         let device = self.device.open()?;

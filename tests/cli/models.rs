@@ -111,6 +111,24 @@ fn verify_prints_a_line_a_case_and_says_no() {
 }
 
 #[test]
+fn verify_of_a_model_takes_no_flags_of_cases() {
+    let place = Place::new();
+    let verify = || prism("verify").arg(place.at("model.safetensors"));
+    code(&verify().output(), 0);
+    for (flag, value) in [
+        ("--save", "report.json"),
+        ("--only", "op"),
+        ("--device", "cpu"),
+        ("--precision", "f32"),
+        ("--threads", "1"),
+    ] {
+        let error = code(&verify().arg(flag).arg(value).output(), 2);
+        assert!(error.contains(&format!("{flag} goes with a folder")), "{error}");
+    }
+    assert_eq!(place.names(), [""; 0]);
+}
+
+#[test]
 fn a_checkpoint_becomes_the_model_it_was() {
     let place = Place::new();
     let (checkpoint, config) =
