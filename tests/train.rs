@@ -203,6 +203,29 @@ fn a_run_that_is_stopped_while_it_validates_does_that_when_it_goes_on() {
 }
 
 #[test]
+fn a_run_that_is_stopped_while_its_cases_are_read_goes_on_from_its_beginning() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = written(&tiny(), folder.path());
+    let at = |name: &str| Settings { epochs: 1, ..settings(&folder.path().join(name), &model) };
+    let [never, always] = [false, true].map(AtomicBool::new);
+    let mut whole = Seen::default();
+    assert_eq!(go(at("whole"), &mut whole, &never), Ok(Ended::Finished));
+    let mut seen = Seen::default();
+    assert_eq!(go(at("parts"), &mut seen, &always), Ok(Ended::Stopped));
+    assert_eq!((seen.steps.len(), seen.cases), (0, 0));
+    let state = State::open(&at("parts").out.join("last.state.safetensors")).unwrap();
+    assert_eq!((state.progress.step, state.progress.unvalidated), (0, false));
+    let s = state.progress.settings.clone();
+    let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
+    let ended = run(&device(), state, &pools, &Peers::alone(), &never, &mut seen);
+    assert_eq!((ended, seen.steps.len()), (Ok(Ended::Finished), 3));
+    for file in ["last.safetensors", "best.safetensors"] {
+        let [a, b] = ["whole", "parts"].map(|name| std::fs::read(at(name).out.join(file)).unwrap());
+        assert!(a == b, "{file} differs");
+    }
+}
+
+#[test]
 fn the_curves_of_the_model_card_are_those_of_its_log() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(here("models/log-6.jsonl"), folder.path().join("log.jsonl")).unwrap();

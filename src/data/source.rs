@@ -179,18 +179,29 @@ impl Pool {
         ))
     }
 
-    /// `count` fixed samples to validate on: real cases first, then synthetic ones.
-    pub fn fixed(&self, config: &Config, count: usize) -> Vec<Sample> {
+    /// `count` fixed samples to validate on: real cases first, then synthetic ones. None where it
+    /// was to stop before the last of them was begun.
+    pub fn fixed(
+        &self,
+        config: &Config,
+        count: usize,
+        stops: &dyn Fn() -> bool,
+    ) -> Option<Vec<Sample>> {
         let mut samples = vec![];
-        for (source, _) in &self.sources {
-            if let Source::Cases(cases) = source {
-                let sample = |case: &Case| {
-                    self.load(case).and_then(|l| centred(config, &case.name, &l.0, &l.1))
-                };
-                // No more are read, and held, than are wanted.
-                let more = count - samples.len();
-                samples.extend(cases.iter().filter_map(sample).take(more));
+        let cases = self.sources.iter().flat_map(|(source, _)| match source {
+            Source::Cases(cases) => cases.as_slice(),
+            Source::Synth(_) => &[],
+        });
+        for case in cases {
+            // No more are read, and held, than are wanted.
+            if samples.len() == count {
+                break;
             }
+            if stops() {
+                return None;
+            }
+            let loaded = self.load(case);
+            samples.extend(loaded.and_then(|l| centred(config, &case.name, &l.0, &l.1)));
         }
         let series: Vec<u64> = self
             .sources
@@ -199,11 +210,14 @@ impl Pool {
             .collect();
         let mut index = 0;
         while samples.len() < count && !series.is_empty() && index < 4 * count as u64 {
+            if stops() {
+                return None;
+            }
             let scan = synth::generate(series[index as usize % series.len()], index);
             samples.extend(centred(config, &format!("synth/{index}"), &scan.image, &scan.label));
             index += 1;
         }
-        samples
+        Some(samples)
     }
 
     fn load(&self, case: &Case) -> Option<Decoded> {

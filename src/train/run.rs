@@ -148,8 +148,9 @@ pub fn network(name: &str) -> Result<Config, String> {
 
 /// Runs until all epochs are done or `stop` is set, in any process; then the step at hand, or in
 /// process 0 the case of a validation, is finished and the state saved. A validation that is cut
-/// short so is done from its beginning when the run goes on. Each process takes its share of every
-/// batch; process 0 validates and writes. One that fails tells the others why.
+/// short so is done from its beginning when the run goes on. Where process 0 is told while it first
+/// reads the cases to validate on, it reads no other, and no step is done. Each process takes its
+/// share of every batch; process 0 validates and writes. One that fails tells the others why.
 pub fn run(
     device: &Device,
     state: State,
@@ -199,11 +200,19 @@ fn all_steps(
             write_text(&out.join(name), &format!("{:#}\n", json!(split)))?;
         }
     }
-    let validation = if first_process {
-        pools.validation.fixed(&config, settings.validation_cases)
-    } else {
-        vec![]
+    let asked = || stop.load(Ordering::Relaxed);
+    let validation = match first_process {
+        true => pools.validation.fixed(&config, settings.validation_cases, &asked),
+        false => Some(vec![]),
     };
+    // Asked while those cases were read, all end before a step is done.
+    let stopping = any(peers, validation.is_none())?;
+    let is_done = state.progress.step >= settings.total_steps() && !state.progress.unvalidated;
+    if stopping && !is_done {
+        keep(&state, &mut log, &out)?;
+        return Ok(Ended::Stopped);
+    }
+    let validation = validation.unwrap_or_default();
     let workers = workers(device, share.len())?;
     let total = settings.total_steps();
     let (first, augmentation) = (state.progress.step, settings.augmentation());
@@ -333,7 +342,12 @@ fn judge(
             None => state.progress.unvalidated = true,
         }
     }
-    let mut all = [f64::from(u8::from(asked()))];
+    any(peers, asked())
+}
+
+/// Whether something is so in any process: all of them come here.
+fn any(peers: &Peers, here: bool) -> Result<bool, String> {
+    let mut all = [f64::from(u8::from(here))];
     peers.sum(&mut all)?;
     Ok(all[0] > 0.0)
 }

@@ -133,7 +133,16 @@ fn unusable_cases_are_named_skipped_and_counted_and_a_cache_gives_the_same_sampl
         skipped[0].1.contains("no voxel has label") && skipped[1].1.contains("image.nii.gz"),
         "{skipped:?}"
     );
-    assert_eq!(pools.validation.fixed(&config, 5).len(), 1);
+    let (on, off) = (|| true, || false);
+    // Told to stop, it reads nothing.
+    assert!(pools.validation.fixed(&config, 5, &on).is_none());
+    assert!(pools.validation.modalities().is_empty());
+    assert_eq!(pools.validation.fixed(&config, 5, &off).unwrap().len(), 1);
+    assert!(pools.validation.fixed(&config, 0, &on).unwrap().is_empty());
+    let series = Pools::open("synth:3", "", &TargetLabel::Any, None, None, None, 0).unwrap();
+    let left = std::cell::Cell::new(2);
+    let after_two = || left.replace(left.get() - 1) == 0;
+    assert!(series.validation.fixed(&config, 5, &after_two).is_none() && left.get() == -1);
 
     // A second run finds the resampled case on disk and draws the same samples from it.
     let cache = at("cache");
