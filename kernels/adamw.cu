@@ -1,5 +1,7 @@
-// The optimiser over all parameters at once. A table has a line of five numbers a tensor: where its parameters, gradients, first and second moments lie, and how many
-// values it has (for `follow`: average, value, unused, unused, count). A block has 2^14 values of one tensor: `runs` [blocks][tensor, run].
+// The optimiser over all parameters at once. A table has a row of five numbers per tensor: the
+// addresses of its parameters, gradients, first and second moments, and its number of values (for
+// `follow`: average, value, unused, unused, count). A block handles 2^14 values of one tensor:
+// `runs` [blocks][tensor, run].
 #include "lib/base.cuh"
 
 constexpr int RUN = 1 << 14, LINE = 5;
@@ -16,7 +18,8 @@ struct Part {
         count = (int)min((int64)RUN, line[4] - first);
     }
     __device__ __forceinline__ float *of(int which) const { return reinterpret_cast<float *>(line[which]) + first; }
-    // Values up to which four are loaded at a time, where the first `arrays` arrays begin at a multiple of 16 bytes.
+    // The number of values that are loaded four at a time: those of whole groups of four, if the
+    // first `arrays` arrays begin at a multiple of 16 bytes.
     __device__ __forceinline__ int wide(int arrays) const {
         int64 all = 0;
         for (int i = 0; i < arrays; i++) all |= line[i];
@@ -67,12 +70,13 @@ KERNEL(adamw_total, 256, 4, (const double *partial, double *total, int parts), {
 // Neither infinite nor not a number.
 __device__ __forceinline__ bool is_number(double v) { return v - v == 0.0; }
 
-// What a step does with each value, in float: differences of numbers near 1 are formed before, in double.
+// What a step does with each value, in float: differences of numbers near 1 are formed before, in
+// double.
 struct Update {
     float keep1, keep2, new1, new2, corrected1, corrected2, eps, clip, decay, lr;
 };
 
-// Values `from` to `to` of a part, V a thread.
+// Values `from` to `to` of a part, V per thread.
 template <int V>
 __device__ __forceinline__ void update(float *p, const float *gradient, float *m, float *v, int from, int to, const Update &u) {
     for (int i = from + (int)threadIdx.x * V; i < to; i += 256 * V) {
@@ -89,8 +93,9 @@ __device__ __forceinline__ void update(float *p, const float *gradient, float *m
     }
 }
 
-// Gradients come times `scale`, with the sum of their squares: where their norm is above `max_norm` they are scaled down to it, and where it is no number nothing changes.
-// `corrected` is 1 - beta^step of each moment, `decay` 1 - lr * weight decay.
+// Gradients come multiplied by `scale`, with the sum of their squares. If their norm is above
+// `max_norm` they are scaled down to it; if it is not a finite number nothing changes. `corrected`
+// is 1 - beta^step of each moment, `decay` 1 - lr * weight decay.
 KERNEL(adamw_step, 256, 4,
        (const int64 *table, const int *runs, const double *total, double beta1, double beta2, double corrected1, double corrected2, double eps, double max_norm,
         double scale, double decay, double lr), {

@@ -1,4 +1,5 @@
-// Softmax attention, scores never in global memory: on tensor cores (lib/attention_matrix.cuh), and for float32 in plain arithmetic as well (lib/attention.cuh).
+// Softmax attention, scores never in global memory: on tensor cores (lib/attention_matrix.cuh), and
+// for float32 in plain arithmetic as well (lib/attention.cuh).
 #include "lib/attention_matrix.cuh"
 
 template <class T> __device__ __forceinline__ void write(const Row &state, T *to, int dim) {
@@ -9,8 +10,9 @@ template <class T> __device__ __forceinline__ void write(const Row &state, T *to
     }
 }
 
-// Attention of q [queries, width] to k and v [keys, width], each head in its own channels. Grid (queries / 32, heads). Where `live` is given, only so many
-// keys count, and the rows behind them are padding.
+// Attention of q [queries, width] to k and v [keys, width], each head in its own channels. Grid
+// (queries / 32, heads). If `live` is given, it is the number of valid keys, and the rows after
+// them are padding.
 template <class T>
 __device__ __forceinline__ void two_way(const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim) {
     SHARED_MEMORY(shared);
@@ -25,8 +27,10 @@ __device__ __forceinline__ void two_way(const T *q, const T *k, const T *v, T *y
     if (query < queries) write(state, y + (int64)query * width + c0, dim);
 }
 
-// The image encoder's attention. Grid (tiles of query lines, heads, windows). A tile is `lines` lines along w, at most 8, of one window. Where the way back is to come on
-// tensor cores, `log_sums` [row, head] gets the logarithm, of base 2, of what a query's keys weigh together, and `values` [row, width] what y gets, not rounded.
+// The image encoder's attention. Grid (tiles of query lines, heads, windows). A tile is `lines`
+// lines along w, at most 8, of one window. If the gradient will be computed on tensor cores,
+// `log_sums` [row, head] gets the base-2 logarithm of the sum of a query's key weights, and
+// `values` [row, width] the values of y before rounding.
 template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, float *, float *, const VitShape &v) {
     SHARED_MEMORY(shared);
     Tiles tiles(shared, v.dim);
@@ -44,7 +48,7 @@ template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, float
     if (query < queries) write(state, y + window.row(first + query) * v.width + window.c0, v.dim);
 }
 
-// The same two on tensor cores.
+// Both kinds of attention on tensor cores.
 // tensor cores
 template <class P, class T = typename Products<P>::Element>
 __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *v, T *y, const int *live, int queries, int keys, int width, int dim) {
@@ -90,7 +94,7 @@ template <class P, class T = typename Products<P>::Element> __device__ __forcein
     int key_lines = w.ed * w.eh, line0 = blockIdx.x * v.lines, lines = min(v.lines, key_lines - line0), edge = v.edge, dim = v.dim, stride = slots.stride;
     if (lines <= 0) return;
     int slot0 = line0 << slots.shift, keys = key_lines << slots.shift, parts = slots.parts(), half = half_of_step();
-    // From here on these begin with the window's first token and the head's first channel.
+    // From here on these pointers start at the window's first token and the head's first channel.
     int wide = 3 * v.width;
     int64 origin = w.origin();
     qkv += origin * wide + w.c0, y += origin * v.width + w.c0;
@@ -117,7 +121,7 @@ template <class P, class T = typename Products<P>::Element> __device__ __forcein
     copy_wait<1>();
     __syncthreads();
     SlotPositions p(tiles.end(), v, slots);
-    // What the padded keys of each column kw weigh for each line of queries.
+    // The weight of the padded keys of each column kw for each line of queries.
     float *columns = p.end;
     form_slots<P>(p, v, w, slots, tiles, columns + v.lines * edge, line0, lines);
     bool padded = w.is_padded(edge);
@@ -141,7 +145,7 @@ template <class P, class T = typename Products<P>::Element> __device__ __forcein
             load(a, p.a + slot * stride + ((half * 4 + j) & ((1 << parts) - 1)) * 8 + column_of_element(0));
             a_terms[j][2 * i] = LOG2_E * a[0], a_terms[j][2 * i + 1] = LOG2_E * a[1];
         }
-        // All padded keys as one, which starts the row. Lines behind the last have none.
+        // All padded keys count as one, which starts the row. Lines after the last have none.
         if (!padded || half || line_of[i] >= lines) continue;
         const float *a = p.a + slot * stride, *column = columns + line_of[i] * edge;
         float top = MINUS_INFINITY, sum = 0.0f, score = 0.0f;
@@ -189,7 +193,7 @@ template <class P, class T = typename Products<P>::Element> __device__ __forcein
             int at;
             row_to(query, at);
             if (!log_sums) return nullptr;
-            // Four lanes have a query.
+            // Four lanes share a query.
             if (threadIdx.x % 4 == 0) log_sums[(int64)at * gridDim.y] = log_sum;
             return values + (int64)at * v.width;
         });

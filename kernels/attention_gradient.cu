@@ -1,15 +1,19 @@
 // Gradients of softmax attention, in two launches, so that no sum depends on the order of blocks:
 //
-//   queries  a block has a tile of queries. It attends as on the way forward, then goes over the keys again: with P = exp(S - L), L the logarithm of a row's sum, and
-//            D = dO.O, the scores' gradient is dS = P (dO.V - D), and dQ = scale dS K. L, D and what else the scores were made of stay for the other launch.
+//   queries  a block has a tile of queries. It attends as in the forward pass, then goes over the
+//            keys again: with P = exp(S - L), L the logarithm of a row's sum, and D = dO.O, the
+//            scores' gradient is dS = P (dO.V - D), and dQ = scale dS K. L, D and the other terms
+//            of the scores are kept for the second launch.
 //   keys     a block has a tile of keys and goes over the queries: dV = P^T dO, dK = scale dS^T Q.
 //
-// The image encoder's position terms are sums of dS too; their tables' gradients are left as a partial sum a block.
+// The image encoder's position terms are sums of dS too; each block writes a partial sum of their
+// tables' gradients.
 //
-// On tensor cores for elements of 16 bits (lib/attention_gradient_matrix.cuh), in plain float arithmetic for float32.
+// On tensor cores for elements of 16 bits (lib/attention_gradient_matrix.cuh), in plain float
+// arithmetic for float32.
 #include "lib/attention_gradient_matrix.cuh"
 
-// A thread's every fourth channel of a row of `to`.
+// Writes a thread's share of a row of `to`: every fourth channel.
 template <class T> __device__ __forceinline__ void write_row(T *to, const float (&acc)[MOST_DIM / 4], float scale, int dim) {
 #pragma unroll
     for (int i = 0; i < MOST_DIM / 4; i++) {
@@ -29,8 +33,8 @@ __device__ __forceinline__ float output_dot(const Row &state, const float *g, in
     return row_sum(sum / state.sum);
 }
 
-// Goes over all keys with the gradient `g` of this tile's outputs; `acc` becomes dS K. `each(k0, count)` is called with a tile's dS in `t.scores`, all threads having
-// written theirs.
+// Goes over all keys with the gradient `g` of this tile's outputs; `acc` becomes dS K. `each(k0,
+// count)` is called with a tile's dS in `t.scores`, after all threads have written theirs.
 template <class T, class K, class V, class B, class E>
 __device__ __forceinline__ void query_gradients(const Tiles &t, const float *g, float log_sum, float mean, float (&acc)[MOST_DIM / 4], int keys, int dim,
                                                 float scale, K key_row, V value_row, B bias, E each) {
@@ -65,7 +69,8 @@ __device__ __forceinline__ void query_gradients(const Tiles &t, const float *g, 
     }
 }
 
-// One tile of queries for this thread's key, whose row of `t.k` and `t.v` is there: `dk` gains dS^T Q, `dv` P^T dO. `second` has room for as many scores as `t.scores`.
+// One tile of queries for this thread's key, whose row of `t.k` and `t.v` is already loaded: adds
+// dS^T Q to `dk` and P^T dO to `dv`. `second` has room for as many scores as `t.scores`.
 template <class B>
 __device__ __forceinline__ void key_gradients(const Tiles &t, const float *g, float *second, const float *log_sum, const float *mean, int queries, int dim,
                                               float scale, float (&dk)[MOST_DIM / 4], float (&dv)[MOST_DIM / 4], B bias) {
@@ -140,9 +145,10 @@ __device__ __forceinline__ void two_way_keys(const T *q, const T *k, const T *v,
     }
 }
 
-// Where a block of the image encoder's attention leaves what its launch's other blocks and the next launch want, for this head and window.
+// Where a block of the image encoder's attention writes its results for the other blocks of its
+// launch and for the next launch, for this head and window.
 //
-//   kept     [tile][A, B, C, L, D]: the position terms of a tile, then two numbers a query
+//   kept     [tile][A, B, C, L, D]: the position terms of a tile, then two numbers per query
 //   tables   [tile, head][3 (2 edge - 1) dim]: the tables' gradients, along d, h and w
 //   padding  [tile][3 width]: the bias' gradients, through the padded positions
 __device__ __forceinline__ int kept_size(const VitShape &v) { return QUERIES * v.edge + 2 * v.lines * v.edge * v.edge + 2 * QUERIES; }
@@ -151,7 +157,8 @@ __device__ __forceinline__ float *kept_of(const VitShape &v, float *kept, int ti
     return kept + (((int64)blockIdx.z * gridDim.y + blockIdx.y) * tiles + tile) * kept_size(v);
 }
 
-// Gradients of a line's B and C, column kw, and of each of its queries' A through the padded keys. `da` holds what each query's padded keys' score passes on.
+// Gradients of a line's B and C, column kw, and of A of each of its queries, through the padded
+// keys. `da` holds, for each query, the gradient of the padded keys' score.
 __device__ __forceinline__ void padded_gradient(const VitWindow &w, const Positions &p, const Positions &d, int line, int kw) {
     int edge = p.edge, at = line * edge * edge;
     float through = 0.0f;
@@ -166,7 +173,8 @@ __device__ __forceinline__ void padded_gradient(const VitWindow &w, const Positi
     }
 }
 
-// Grid (tiles of query lines, heads, windows). What the way forward kept is for tensor cores: here it is formed anew.
+// Grid (tiles of query lines, heads, windows). What the forward pass kept is for tensor cores; here
+// it is computed again.
 template <class T>
 __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const float *, const T *dy, T *dqkv, float *kept, float *tables, float *padding, const VitShape &v) {
     SHARED_MEMORY(shared);
@@ -188,7 +196,8 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
     Row state;
     float padded = vit_attend(v, w, tile, p, qkv, queries, state);
     float log_sum = state.top + logf(state.sum), mean = output_dot(state, g + query * tile.row, dim);
-    // The padded keys' common weight and its score's gradient, which the first query thread of each leaves to all.
+    // The padded keys' common weight and the gradient of its score, which the first thread of each
+    // query writes for all four.
     if (t % 4 == 0) {
         bool any = padded > MINUS_INFINITY && query < queries;
         float weight = any ? expf(padded - log_sum) : 0.0f;
@@ -220,7 +229,8 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
     query_gradients<T>(
         tile, g, log_sum, mean, acc, w.tokens(), dim, scale, [&](int r) { return qkv + w.row(r) * 3 * v.width + v.width + w.c0; },
         [&](int r) { return qkv + w.row(r) * 3 * v.width + 2 * v.width + w.c0; }, bias, [&](int k0, int count) {
-            // A: each thread of a row has every fourth kw. B and C: a thread a line and kw, one for either.
+            // A: each thread of a row has every fourth kw. B and C: one thread per line, kw and
+            // term.
             const float *row = tile.scores + query * (KEYS + 1);
             if (query >= queries) return;
             int line = query / w.ew, mine = query % w.ew, kw = k0 % w.ew - 1, kh = k0 / w.ew % w.eh, kd = k0 / w.ew / w.eh;
@@ -237,7 +247,8 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
         });
     __syncthreads();
 
-    // Back through the position terms: to the queries, the tables, and, where the query is a padded one, the bias.
+    // The gradient through the position terms: to the queries, the tables and, for padded queries,
+    // the bias.
     if (query < queries) {
         int x = query % w.ew, line = query / w.ew, at = line * edge * edge + x * edge, dd = (line0 + line) / w.eh, h = (line0 + line) % w.eh;
         float terms[MOST_DIM / 4] = {};
@@ -294,7 +305,7 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
     if (t % 4 == 0) keep[terms + query] = log_sum, keep[terms + QUERIES + query] = mean;
 }
 
-// Grid (tiles of keys, heads, windows); `tiles` of query lines a window.
+// Grid (tiles of keys, heads, windows); each window has `tiles` tiles of query lines.
 template <class T> __device__ __forceinline__ void vit_keys(const T *qkv, const T *dy, T *dqkv, float *kept, int tiles, const VitShape &v) {
     SHARED_MEMORY(shared);
     int dim = v.dim, edge = v.edge, t = threadIdx.x, k0 = blockIdx.x * KEYS;

@@ -1,8 +1,10 @@
-// What a device can do at most, to measure others by: matrix products of values that never leave the registers.
+// The most that a device can do, as a reference for other kernels: matrix products of values that
+// never leave the registers.
 #include "lib/base.cuh"
 #include "lib/matrix.cuh"
 
-// Each warp multiplies 8 independent 16 x 8 x 16 tiles `rounds` times: 8 * 4096 operations a round, half as many of TF32.
+// Each warp multiplies 8 independent 16 x 8 x 16 tiles `rounds` times: 8 * 4096 operations per
+// round, half as many with TF32.
 // tensor cores
 template <class P> __device__ __forceinline__ void multiply_only(float *out, int rounds) {
     float acc[8][4] = {};
@@ -25,7 +27,7 @@ KERNEL(ceiling_multiply_f16, 256, 2, (float *out, int rounds), multiply_only<f16
 KERNEL(ceiling_multiply_bf16, 256, 2, (float *out, int rounds), multiply_only<bf16>(out, rounds))
 KERNEL(ceiling_multiply_tf32, 256, 2, (float *out, int rounds), multiply_only<tf32>(out, rounds))
 
-// Float multiply-adds, 32 independent chains a thread: 64 operations a round.
+// Float multiply-adds, 32 independent chains per thread: 64 operations per round.
 __device__ __forceinline__ void add_only(float *out, int rounds) {
     float acc[32], factor = 1.0f + threadIdx.x * 1e-7f;
     for (int i = 0; i < 32; i++) acc[i] = i;

@@ -1,22 +1,28 @@
-// Weights of convolutions in the order in which the kernels of lib/conv.cuh read them: of one, or of the phases of a stage.
+// Weights of convolutions in the order in which the kernels of lib/conv.cuh read them: those of one
+// convolution, or those of a stage's phases.
 //
-// Given are floats [out][row][tap]; `mirrored` asks for what takes an output's gradient to the input's: inputs and outputs exchanged, taps in reverse order. A block has 16
-// outputs and a chunk of inputs, all taps; it reads them in the order of memory into shared memory and writes them in that of the result.
+// The source is floats [out][row][tap]; `mirrored` makes the weights that turn an output's gradient
+// into the input's: inputs and outputs exchanged, taps in reverse order. A block has 16 outputs and
+// a chunk of inputs with all taps; it reads them in source order into shared memory and writes them
+// in the order of the result.
 //
-//   tensor cores   [phase][chunk][tap along d][along w][chunk / 16][along h][outs / 16][lane][tile][register][element]; of `single` one channel the taps stand where
-//                  channels stand. Of floats a register has one element, and a fragment 8 channels: [chunk / 8]
+//   tensor cores   [phase][chunk][tap along d][along w][chunk / 16][along h][outs / 16]
+//                  [lane][tile][register][element]; with a `single` channel the taps take the place
+//                  of the channels. With floats a register has one element and a fragment 8
+//                  channels: [chunk / 8]
 //   floats         [phase][chunk][tap][input][outs]
 #include "lib/base.cuh"
 
 constexpr int THREADS = 256, OUTS = 16;
 
-// What a block has of the given weights, in shared memory: [output or, mirrored, input][the other][tap].
+// A block's part of the source weights, in shared memory:
+// [output or, mirrored, input][the other][tap].
 struct Given {
     float *values;
     int chunk, taps;
     bool mirrored;
 
-    // An odd number of floats from one to the next.
+    // The distance between rows, an odd number of floats so that they fall on different banks.
     __device__ __forceinline__ int stride() const { return ((mirrored ? OUTS : chunk) * taps) | 1; }
     __device__ __forceinline__ float at(int o, int i, int tap) const {
         return mirrored ? values[i * stride() + o * taps + taps - 1 - tap] : values[o * stride() + i * taps + tap];
@@ -35,12 +41,13 @@ struct Given {
     }
 };
 
-// Fragments of 16 outputs, a thread one of 16 bytes. Grid (outs / 16, chunks, phases). `step` counts what stands in front of them.
+// Fragments of 16 outputs, one of 16 bytes per thread. Grid (outs / 16, chunks, phases). `step` is
+// a fragment's number within its chunk.
 template <class T>
 __device__ __forceinline__ void lay_out_fragments(const float *from, T *to, int64 phase, int row, int ins, int outs, int taps, int chunk, int mirrored, int single) {
     SHARED_MEMORY(shared);
     constexpr int EACH = 4 / (int)sizeof(T), PIECE = 4 * EACH, ALONG = 8 * EACH;
-    // A single channel's taps are laid out as so many inputs with one tap.
+    // The taps of a single channel are laid out as that many inputs with one tap each.
     int edge = single ? 1 : taps == 27 ? 3 : 2, channels = single ? 1 : chunk, deep = chunk / ALONG, steps = edge * edge * edge * deep;
     Given given{reinterpret_cast<float *>(shared), channels, taps, mirrored != 0};
     given.fill(from + blockIdx.z * phase, row, blockIdx.y * channels, ins, blockIdx.x * OUTS, outs);
@@ -71,7 +78,8 @@ __device__ __forceinline__ void lay_out_plain(const float *from, float *to, int6
     }
 }
 
-// `phase` is how far the weights of one phase lie from the next one's, `row` the inputs of a row of outputs.
+// `phase` is the distance between the weights of one phase and the next, `row` the number of inputs
+// in a row of an output.
 #define LAY_OUT(NAME, T, FUNCTION)                                                                                                                   \
     KERNEL(conv3d_lay_out_##NAME, 256, 3,                                                                                                            \
            (const float *from, T *to, int64 phase, int row, int ins, int outs, int taps, int chunk, int mirrored, int single),                       \
@@ -79,5 +87,5 @@ __device__ __forceinline__ void lay_out_plain(const float *from, float *to, int6
 LAY_OUT(f32, f32, lay_out_plain)
 LAY_OUT(f16, f16, lay_out_fragments)
 LAY_OUT(bf16, bf16, lay_out_fragments)
-// For either way to multiply floats on tensor cores, which rounds them as it reads them.
+// For both ways to multiply floats on tensor cores, which round them as they read them.
 LAY_OUT(tf32, f32, lay_out_fragments)

@@ -1,5 +1,6 @@
-// A decoder stage's first convolution: upsampling and convolution composed into 8 phases of 2x2x2 taps on the coarse grid, on top of the skip map.
-// See lib/conv.cuh. skip_border adds to a skip map what the deconvolution's bias loses at the border.
+// A decoder stage's first convolution: upsampling and convolution composed into 8 phases of 2x2x2
+// taps on the coarse grid, on top of the skip map. See lib/conv.cuh. skip_border adds to a skip map
+// the part of the deconvolution's bias that is lost at the border.
 #include "lib/conv.cuh"
 
 #define PLAIN(NAME, T, GATHER)                                                                                              \
@@ -11,7 +12,8 @@
 PLAIN(decoder_stage, f32, false)
 PLAIN(decoder_stage, f16, false)
 PLAIN(decoder_stage, bf16, false)
-// Of up to 16 and 32 input channels, and on maps of many tiles, all phases in a block; else a phase.
+// With up to 16 or 32 input channels, and on maps of many tiles, a block computes all phases;
+// otherwise it computes one phase.
 #define STAGE_MATRIX(T)                                                                                                     \
     KERNEL(decoder_stage_16_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, stage_matrix<T, 16>))                          \
     KERNEL(decoder_stage_32_##T, 128, 3, CONV_PARAMETERS(T, T), CONV_BODY(8, stage_matrix<T, 32>))                          \
@@ -26,12 +28,13 @@ PLAIN(decoder_stage_gradient, bf16, true)
 MATRIX(decoder_stage_gradient, f16)
 MATRIX(decoder_stage_gradient, bf16)
 
-// A block a line along w of map [n, d, h, w, c]: adds border[case][c], the case being first, inner or last along each axis; inner voxels are left alone. With `bias` the
-// map is written from it instead.
+// One block per line along w of map [n, d, h, w, c]: adds border[case][c], where the case is first,
+// inner or last along each axis; inner voxels are left unchanged. With `bias` the map is written
+// from it instead.
 template <int V, class T> __device__ __forceinline__ void border_line(T *map, const float *bias, const float *border, int d, int h, int w, int c) {
     int j = blockIdx.x % h, i = blockIdx.x / h % d, packs = c / V;
     int side = ((i == 0 ? 0 : 1 + (i + 1 == d)) * 3 + (j == 0 ? 0 : 1 + (j + 1 == h))) * 3;
-    // Of an inner line only the ends.
+    // Only the ends of an inner line.
     bool all = bias || side != 12 || w < 2;
     T *line = map + (int64)blockIdx.x * w * c;
     for (int at = threadIdx.x; at < (all ? w : 2) * packs; at += blockDim.x) {
@@ -57,8 +60,10 @@ BORDER(f32)
 BORDER(f16)
 BORDER(bf16)
 
-// What the biases of a stage need of the skip map's gradient: sums over the 27 kinds of voxel, first, inner or last along each axis. First by lines along w,
-// partial [line][kind][c], a block a line and a thread a channel at a time; then the lines of a kind, a block of 128 threads a channel of a kind.
+// The sums of the skip map's gradient that the biases of a stage need: one for each of the 27 kinds
+// of voxel (first, inner or last along each axis). First the sums of each line along w, partial
+// [line][kind][c], with one block per line and one thread per channel at a time; then the sums over
+// the lines of a kind, with one block of 128 threads per channel of a kind.
 template <class T> __device__ __forceinline__ void line_sums(const T *dy, double *partial, int w, int c) {
     const T *row = dy + (int64)blockIdx.x * w * c;
     for (int channel = threadIdx.x; channel < c; channel += blockDim.x) {

@@ -1,21 +1,27 @@
-// A decoder stage's weights: the products of a 3x3x3 convolution's taps with a deconvolution's phases of which they are composed, and their way back.
+// A decoder stage's weights, composed of products of a 3x3x3 convolution's taps with a
+// deconvolution's phases, and the gradients of both.
 //
-// Along an axis, tap t of an output voxel of phase p falls on the fine voxel p + t - 1: on coarse tap a = (p + t + 1) / 2 - p, made there by the deconvolution's phase
-// q = (p + t + 1) % 2. So of 8 phases and 27 taps each of the 216 pairs belongs to one composed weight W[p][a] = sum of conv[t] deconv[q], and goes back to one of each:
-// d conv[t] = sum of dW[p][a] deconv[q]^T, d deconv[q] = sum of dW[p][a]^T conv[t]. Weights stand here with their taps in front: conv [27][outs][inputs], of whose inputs the
-// last `up` come out of the deconvolution, deconv [8][coarse][up], dW [a][p][outs][coarse].
+// Along an axis, tap t of an output voxel of phase p falls on the fine voxel p + t - 1: on coarse
+// tap a = (p + t + 1) / 2 - p, computed there by the deconvolution's phase q = (p + t + 1) % 2. So
+// each of the 216 pairs of 8 phases and 27 taps belongs to one composed weight W[p][a] = sum of
+// conv[t] deconv[q], and its gradient goes back to one weight of each: d conv[t] = sum of dW[p][a]
+// deconv[q]^T, d deconv[q] = sum of dW[p][a]^T conv[t]. Weights are stored here with their taps
+// first: conv [27][outs][inputs], of whose inputs the last `up` are outputs of the deconvolution,
+// deconv [8][coarse][up], dW [a][p][outs][coarse].
 #include "lib/base.cuh"
 
 constexpr int THREADS = 256, SPAN = 64, STEP = 16, STRIDE = SPAN + 4;
-// Steps whose products are added up apart, so that a sum of thousands loses no more than a short one.
+// The number of steps whose products are summed separately, so that a sum of thousands loses no
+// more precision than a short one.
 constexpr int SHORT = 4;
 constexpr int PAIRS = 8 * 27;
 
-// Weights [row][tap] with their taps in front, [tap][row], or back. A block has 256 rows: both sides are read and written in the order of memory.
+// Weights [row][tap] with their taps first, [tap][row], or the reverse. A block has 256 rows: both
+// sides are read and written in the order of memory.
 template <bool FORWARD> __device__ __forceinline__ void turn(const float *x, float *y, int64 rows, int taps) {
     SHARED_MEMORY(shared);
     float *tile = reinterpret_cast<float *>(shared);
-    // An odd number of floats from a row to the next.
+    // An odd number of floats from one row to the next.
     int stride = taps | 1, count = (int)min((int64)THREADS, rows - (int64)blockIdx.x * THREADS);
     int64 first = (int64)blockIdx.x * THREADS;
     for (int i = threadIdx.x; i < THREADS * taps; i += THREADS) {
@@ -32,7 +38,8 @@ template <bool FORWARD> __device__ __forceinline__ void turn(const float *x, flo
 KERNEL(stage_taps_first, 256, 4, (const float *x, float *y, int64 rows, int taps), turn<true>(x, y, rows, taps))
 KERNEL(stage_taps_last, 256, 4, (const float *x, float *y, int64 rows, int taps), turn<false>(x, y, rows, taps))
 
-// What phase p and tap t of the convolution meet along an axis: a coarse tap, and a phase of the deconvolution. Each is behind those of the axes before.
+// The coarse tap and the deconvolution's phase that belong to phase p and tap t of the convolution
+// along an axis. Each is appended to those of the axes before.
 __device__ __forceinline__ void meet(int p, int t, int &coarse_tap, int &deconv_phase) {
     coarse_tap = coarse_tap * 2 + (p + t + 1) / 2 - p, deconv_phase = deconv_phase * 2 + (p + t + 1) % 2;
 }
@@ -44,7 +51,8 @@ __device__ __forceinline__ void meet_all(int phase, int tap, int &coarse_tap, in
     meet(phase & 1, tap % 3, coarse_tap, deconv_phase);
 }
 
-// 64 rows and 16 columns k of a matrix, as [k][row]; zero beyond. With DEEP columns lie one behind the other in memory, else rows do.
+// 64 rows and 16 columns k of a matrix, as [k][row]; zero beyond its edges. With DEEP, columns are
+// contiguous in memory, otherwise rows are.
 template <bool DEEP>
 __device__ __forceinline__ void fill(float *to, const float *from, int stride, int row0, int rows, int k0, int columns) {
     for (int i = threadIdx.x; i < SPAN * STEP; i += THREADS) {
@@ -55,10 +63,12 @@ __device__ __forceinline__ void fill(float *to, const float *from, int stride, i
     }
 }
 
-// Which product a kernel makes: the composed weights, or the gradient of the convolution's or of the deconvolution's.
+// The product that a kernel computes: the composed weights, or the gradient of the convolution's
+// weights or of the deconvolution's.
 enum Product { COMPOSED, OF_CONV, OF_DECONV };
 
-// A block makes 64 x 64 of the matrix blockIdx.z: of a composed weight (phase * 8 + coarse tap), a tap or a phase of the deconvolution.
+// A block computes 64 x 64 values of matrix blockIdx.z: that of a composed weight (phase * 8 +
+// coarse tap), of a tap, or of a phase of the deconvolution.
 template <Product WHICH>
 __device__ __forceinline__ void products(const float *left, const float *right, float *y, int outs, int coarse, int up, int inputs) {
     SHARED_MEMORY(shared);
@@ -126,15 +136,17 @@ __device__ __forceinline__ void products(const float *left, const float *right, 
 #define STAGE_PRODUCT(NAME, WHICH)                                                                                                     \
     KERNEL(NAME, 256, 3, (const float *left, const float *right, float *y, int outs, int coarse, int up, int inputs),                  \
            products<WHICH>(left, right, y, outs, coarse, up, inputs))
-// Of conv and deconv, y [phase][outs][coarse][coarse tap].
+// From conv and deconv: y [phase][outs][coarse][coarse tap].
 STAGE_PRODUCT(stage_compose, COMPOSED)
-// Of dW and deconv, y [27][outs][inputs], the other inputs' left alone.
+// From dW and deconv: y [27][outs][inputs]; values of the other inputs are left unchanged.
 STAGE_PRODUCT(stage_gradient_of_conv, OF_CONV)
-// Of dW and conv, y [8][coarse][up].
+// From dW and conv: y [8][coarse][up].
 STAGE_PRODUCT(stage_gradient_of_deconv, OF_DECONV)
 
-// The biases of a stage: `inner` [outs] that of a voxel far from the border, convolution's and deconvolution's, and `border` [27][outs] what is lost of it where taps fall
-// outside, by kinds of voxel: first, inner or last along each axis. conv [outs][inputs][27] as it was given. A block an output.
+// The biases of a stage: `inner` [outs] is the bias of a voxel far from the border, from the
+// convolution's and the deconvolution's, and `border` [27][outs] is the part of it that is lost
+// where taps fall outside, by kind of voxel: first, inner or last along each axis. conv is
+// [outs][inputs][27], as the caller passed it. One block per output.
 constexpr int PARTS = THREADS / 27;
 
 __device__ __forceinline__ bool outside(int kind, int tap) {
@@ -177,8 +189,9 @@ KERNEL(stage_biases, 256, 4,
            }
        })
 
-// The way back of the biases, from `kinds` [27][outs], the sums of the skip map's gradient over the kinds of voxel. First what reaches each tap, [outs][27], and the
-// convolution's bias; a thread a tap of an output.
+// The gradients of the biases, from `kinds` [27][outs], the sums of the skip map's gradient over
+// the kinds of voxel. First the gradient that reaches each tap, [outs][27], and that of the
+// convolution's bias; one thread per tap of an output.
 KERNEL(stage_taps_reached, 256, 4, (const float *kinds, double *reached, float *conv_bias, int outs), {
     int at = blockIdx.x * blockDim.x + threadIdx.x, o = at / 27, tap = at % 27;
     if (o >= outs) return;
@@ -191,8 +204,9 @@ KERNEL(stage_taps_reached, 256, 4, (const float *kinds, double *reached, float *
     if (tap == 0) conv_bias[o] = (float)all;
 })
 
-// Then what the deconvolution's bias adds to the gradient of the convolution's weights, y [outs][inputs][27], behind that of the skip inputs, `skip_part`, zero where there
-// is none; a thread a value.
+// Then what the deconvolution's bias adds to the gradient of the convolution's weights, y
+// [outs][inputs][27], after that of the skip inputs, `skip_part`, which is zero if there is none;
+// one thread per value.
 KERNEL(stage_biases_to_conv, 256, 4,
        (const double *reached, const float *deconv_bias, const float *skip_part, float *y, int64 count, int up, int inputs), {
            int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -206,7 +220,7 @@ KERNEL(stage_biases_to_conv, 256, 4,
            }
        })
 
-// And the deconvolution's bias's own, y [up]; a block a value.
+// Then the gradient of the deconvolution's bias itself, y [up]; one block per value.
 KERNEL(stage_biases_to_deconv, 256, 4, (const double *reached, const float *conv, float *y, int outs, int up, int inputs), {
     SHARED_MEMORY(shared);
     double *all = reinterpret_cast<double *>(shared);

@@ -1,9 +1,13 @@
-// Dense layers: y = act(x w^T + b) + residual; x [m, k], w [n, k], y and residual [m, n]. On the way back: y = x w of w [k, n] as it lies.
+// Dense layers: y = act(x w^T + b) + residual; x [m, k], w [n, k], y and residual [m, n]. For the
+// input's gradient: y = x w with w [k, n] in its stored order.
 //
-//   matrix   block 64 x 64 or, where rows are few, 16 x 64; k in steps of 128 bytes (64 elements of 16 bits, 32 floats) through three buffers filled by asynchronous
-//            copies. Where there are few blocks several share a product's k: each leaves its sums in float, and linear_splitk_reduce adds them up
-//   plain    block 64 x 64, 256 threads of 4 x 4; k in steps of 16, each summed on its own before it joins the total. For float32 as the oracle, and for rows that are
-//            no multiple of 16 bytes
+//   matrix   block 64 x 64 or, if there are few rows, 16 x 64; k in steps of 128 bytes (64 elements
+//            of 16 bits, 32 floats) through three buffers filled by asynchronous copies. If there
+//            are few blocks, several share a product's k: each writes its sums in float, and
+//            linear_splitk_reduce adds them up
+//   plain    block 64 x 64, 256 threads of 4 x 4; k in steps of 16, each summed separately before
+//            it is added to the total. For float32 as the oracle, and for rows that are not a
+//            multiple of 16 bytes
 #include "lib/base.cuh"
 #include "lib/matrix.cuh"
 
@@ -13,7 +17,7 @@ struct Dense {
     int m, n, k, act;
 };
 
-// How a block is laid out: rows and columns, warps along both, bytes of k a step, buffers.
+// How a block is laid out: rows and columns, warps along both, bytes of k per step, buffers.
 template <int ROWS_, int COLUMNS_, int DOWN_, int ACROSS_, int BYTES_, int STAGES_> struct Layout {
     static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, DOWN = DOWN_, ACROSS = ACROSS_, BYTES = BYTES_, STAGES = STAGES_;
     static constexpr int THREADS = 32 * DOWN * ACROSS;
@@ -21,12 +25,14 @@ template <int ROWS_, int COLUMNS_, int DOWN_, int ACROSS_, int BYTES_, int STAGE
 typedef Layout<64, 64, 2, 2, 128, 3> Many;
 typedef Layout<16, 64, 1, 4, 128, 3> Few;
 
-// In elements: those of k a step, and from a row of a step to the next, 16 bytes more.
+// In elements: the elements of k per step, and the distance from one row of a step to the next,
+// which is 16 bytes more.
 template <class T, class L> constexpr int STEP_DEPTH = L::BYTES / (int)sizeof(T);
 template <class T, class L> constexpr int STEP_STRIDE = STEP_DEPTH<T, L> + PIECE<T>;
 
-// Brings ROWS rows of a matrix into shared memory, DEPTH elements a step; a thread keeps its places, which are 16 bytes each. Rows behind the last are the last
-// again, and what comes of them is never written.
+// Loads ROWS rows of a matrix into shared memory, DEPTH elements per step; a thread keeps its
+// positions, of 16 bytes each. Rows after the last are copies of the last, and their results are
+// never written.
 template <class T, class L, int ROWS> struct Bringer {
     static constexpr int PIECES = L::BYTES / 16, APART = L::THREADS / PIECES, EACH = ROWS / APART;
     const T *from;
@@ -48,9 +54,11 @@ template <class T, class L, int ROWS> struct Bringer {
     }
 };
 
-// The same of a matrix [k, n] whose columns are wanted: DEPTH rows a step, COLUMNS elements of each. Beyond k and n, which is of whole pieces of 16 bytes, is zero.
+// Loads columns of a matrix [k, n] into shared memory: DEPTH rows per step, COLUMNS elements of
+// each. Rows of n values are whole pieces of 16 bytes; beyond k and n there are zeros.
 template <class T, class L> struct RowBringer {
-    // Eight elements more than a row has: rows of floats that are 72 of them apart lie in other banks.
+    // Eight elements more than a row has: rows of floats that are 72 elements apart fall on
+    // different banks.
     static constexpr int PIECES = L::COLUMNS / PIECE<T>, APART = L::THREADS / PIECES, EACH = STEP_DEPTH<T, L> / APART, ROW = L::COLUMNS + 8;
     static_assert(STEP_DEPTH<T, L> * ROW == L::COLUMNS * STEP_STRIDE<T, L>, "a step of rows is as large as one of columns");
     const T *from;
@@ -78,7 +86,8 @@ template <class A, class B> struct Either<false, A, B> {
     typedef B Type;
 };
 
-// k of whole pieces of 16 bytes. Grid (m / rows, n / columns, splits). With LIES the weight is [k, n], n of whole pieces too, and is transposed on its way out of shared memory.
+// For k in whole pieces of 16 bytes. Grid (m / rows, n / columns, splits). With LIES the weight is
+// [k, n], with n in whole pieces too, and is transposed on its way out of shared memory.
 // tensor cores
 template <class P, class L, bool LIES, class T = typename Products<P>::Element>
 __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const float *bias, const T *residual, T *y, float *shares, const Dense &s) {
@@ -97,7 +106,8 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
         copy_commit();
     };
     for (int i = 0; i < STAGES - 1; i++) start(i, i);
-    // A lane's row of four matrices of 8 columns by 16 bytes of k, or of k by columns; of floats, which no instruction transposes, its place in the first of k by columns.
+    // A lane's row of four matrices of 8 columns by 16 bytes of k, or of k by columns; for floats,
+    // which no instruction transposes, its position in the first matrix of k by columns.
     int eight = lane / 16 * 8, other = lane / 8 % 2 * PIECE<T>;
     constexpr int ROW = COLUMNS + 8;
     const T *l = left + (wm + lane % 16) * STRIDE + lane / 16 * PIECE<T>;
@@ -110,7 +120,8 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
         __syncthreads();
         start(step + STAGES - 1, buffer ? buffer - 1 : STAGES - 1);
         const T *l_step = l + buffer * ROWS * STRIDE, *r_step = r + buffer * COLUMNS * STRIDE;
-        // Of several passes a step at a time: more would be begun than registers can hold.
+        // With several passes, one step at a time: otherwise more would be started than registers
+        // can hold.
         [[maybe_unused]] constexpr int UNROLL = Products<P>::PASSES == 1 ? DEPTH / ALONG<T> : 1;
 #pragma unroll UNROLL
         for (int k = 0; k < DEPTH; k += ALONG<T>) {
@@ -135,7 +146,8 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
             for (int i = 0; i < M; i++) Products<P>::add(acc[i], a[i], b);
         }
     }
-    // Through shared memory once more, so that rows are written in whole pieces and the rest of the work is written down once.
+    // Through shared memory once more, so that rows are written in whole pieces and all layouts
+    // share the code that follows.
     copy_wait<0>();
     __syncthreads();
     float *stage = reinterpret_cast<float *>(shared);
@@ -173,7 +185,7 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
     }
 }
 
-// Adds up shares [splits][m][n], a thread V values.
+// Adds up partial sums [splits][m][n], V values per thread.
 template <int V, class T>
 __device__ __forceinline__ void linear_splitk_reduce(const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits) {
     int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * V;
@@ -189,7 +201,7 @@ __device__ __forceinline__ void linear_splitk_reduce(const float *shares, const 
     put(y, v, at, at % n, bias, residual, act);
 }
 
-// The plain kernel's step: 64 rows of 16 values, four a thread, laid down with k slowest.
+// The plain kernel's step: 64 rows of 16 values, four per thread, stored with k slowest.
 template <class T> __device__ __forceinline__ void bring(float *to, const T *from, int row0, int rows, int k0, int k) {
     int row = threadIdx.x / 4, column = threadIdx.x % 4 * 4;
     const T *at = from + (int64)(row0 + row) * k + k0 + column;
@@ -277,7 +289,8 @@ SPLITK_REDUCES(f32)
 SPLITK_REDUCES(f16)
 SPLITK_REDUCES(bf16)
 
-// A weight transposed, [n, k] to [k, n]: for the gradient of the input in plain arithmetic. A thread a value.
+// A weight transposed, [n, k] to [k, n]: for the gradient of the input in plain arithmetic. One
+// thread per value.
 template <class T> __device__ __forceinline__ void transpose(const T *w, T *y, int n, int k) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at < (int64)n * k) y[at] = w[at % n * k + at / n];

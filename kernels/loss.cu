@@ -1,5 +1,6 @@
-// The losses of masks and their gradient: x [masks, voxels] logits of one label, a map of floats p of their probabilities. Sums are formed tile by tile, a tile 4096 voxels of
-// a block, and then added up in order.
+// The losses of masks and their gradient: x [masks, voxels] are logits of one label, p is a map of
+// floats of their probabilities. Sums are formed tile by tile, a block having a tile of 4096
+// voxels, and then added up in order.
 #include "lib/base.cuh"
 
 constexpr int THREADS = 256, EACH = 16, COLUMNS = 5;
@@ -21,7 +22,8 @@ template <int N> __device__ __forceinline__ void block_sums(double (&v)[N]) {
     for (int i = 0; i < N; i++) v[i] = all[i * THREADS];
 }
 
-// Probabilities, and a tile's sums of p g, p^2, p and the cross entropy: the first four of partial [mask][tile][5]. Grid (tiles, masks).
+// Probabilities, and a tile's sums of p g, p^2, p and the cross entropy: the first four of partial
+// [mask][tile][5]. Grid (tiles, masks).
 template <class T> __device__ __forceinline__ void probabilities(const T *x, const float *label, float *p, double *partial, int64 voxels) {
     int64 first = (int64)blockIdx.x * THREADS * EACH + threadIdx.x;
     x += blockIdx.y * voxels, p += blockIdx.y * voxels;
@@ -43,8 +45,9 @@ template <class T> __device__ __forceinline__ void probabilities(const T *x, con
     }
 }
 
-// The mean over 2 reach + 1 neighbours along one axis, zeros beyond the border counted, times their number and `scale`: one factor of an average pooling, which is its own
-// transpose. `stride` is the axis'. A thread a value.
+// The mean over 2 reach + 1 neighbours along one axis, zeros beyond the border counted, times their
+// number and `scale`: one factor of an average pooling, which is its own transpose. `stride` is
+// that of the axis. One thread per value.
 __device__ __forceinline__ void window(const float *x, float *y, int64 count, int extent, int stride, int reach, float scale) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= count) return;
@@ -54,13 +57,14 @@ __device__ __forceinline__ void window(const float *x, float *y, int64 count, in
     y[at] = scale * sum;
 }
 
-// |x - pooled|: a boundary map, of one mask.
+// |x - pooled|: the boundary map of one mask.
 __device__ __forceinline__ void boundary(const float *x, const float *pooled, float *y, int64 count) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at < count) y[at] = fabsf(x[at] - pooled[at]);
 }
 
-// From `pooled` probabilities to the gradient with respect to p - pooled, in place, times `scale`; a tile's sum of squared differences is the last of its five.
+// From `pooled` probabilities to the gradient with respect to p - pooled, in place, times `scale`;
+// a tile's sum of squared differences is the last of its five.
 __device__ __forceinline__ void slopes(const float *p, const float *target, float *pooled, double *partial, int64 voxels, float scale) {
     int64 first = (int64)blockIdx.x * THREADS * EACH + threadIdx.x;
     p += blockIdx.y * voxels, pooled += blockIdx.y * voxels;
@@ -77,7 +81,7 @@ __device__ __forceinline__ void slopes(const float *p, const float *target, floa
     if (threadIdx.x == 0) partial[((int64)blockIdx.y * gridDim.x + blockIdx.x) * COLUMNS + 4] = sums[0];
 }
 
-// sums [mask][5] of partial [mask][tile][5]; a block a mask.
+// sums [mask][5] of partial [mask][tile][5]; one block per mask.
 __device__ __forceinline__ void totals(const double *partial, double *sums, int tiles) {
     double mine[COLUMNS] = {};
     partial += (int64)blockIdx.x * tiles * COLUMNS;
@@ -90,8 +94,9 @@ __device__ __forceinline__ void totals(const double *partial, double *sums, int 
         for (int i = 0; i < COLUMNS; i++) sums[blockIdx.x * COLUMNS + i] = mine[i];
 }
 
-// The gradient of region (Dice with squared denominators + cross entropy) + the boundary loss, whose `slopes` and their `pooled` map are given (or none); `label` has `volume`
-// voxels that are one. A thread a voxel, grid (.., masks).
+// The gradient of region (Dice with squared denominators + cross entropy) + the boundary loss,
+// whose `slopes` and their `pooled` map are given (or none); `label` has `volume` voxels that are
+// one. One thread per voxel, grid (.., masks).
 template <class T>
 __device__ __forceinline__ void gradient(const float *p, const float *label, const float *slopes, const float *pooled, const double *sums, T *dx, int64 voxels,
                                          double volume, double region, double smooth, float scale) {
@@ -105,7 +110,8 @@ __device__ __forceinline__ void gradient(const float *p, const float *label, con
     dx[at] = from_float<T>(scale * (through * value * (1.0f - value) + c * (value - g)));
 }
 
-// The gradient of the squared differences of scores from their masks' Dice, of which `sums` tell: a thread a score. Dice carries no gradient.
+// The gradient of the squared differences of scores from their masks' Dice, computed from `sums`:
+// one thread per score. No gradient goes through Dice.
 template <class T>
 __device__ __forceinline__ void score_gradient(const double *sums, const T *scores, T *dx, int masks, double volume, double smooth, double factor, float scale) {
     int mask = blockIdx.x * blockDim.x + threadIdx.x;
@@ -115,8 +121,9 @@ __device__ __forceinline__ void score_gradient(const double *sums, const T *scor
     dx[mask] = from_float<T>((float)((to_float(scores[mask]) - dice) * factor) * scale);
 }
 
-// The cross entropy of each voxel times its weight and `share`: a tile's sum is the first of its five, the others are zero. y is `gradient` and `factor` times that of the
-// sum. Grid (tiles, masks).
+// The cross entropy of each voxel times its weight and `share`: a tile's sum is the first of its
+// five, the others are zero. y is `gradient` plus `factor` times the gradient of the sum. Grid
+// (tiles, masks).
 template <class T>
 __device__ __forceinline__ void emphasis(const T *x, const float *label, const float *weights, const T *gradient, T *y, double *partial, int64 voxels, float share,
                                          float factor) {
@@ -131,7 +138,7 @@ __device__ __forceinline__ void emphasis(const T *x, const float *label, const f
             sum += w * (log1pf(e) + fmaxf(logit, 0.0f) - logit * g);
             own = w * factor * ((logit >= 0.0f ? 1.0f : e) / (1.0f + e) - g);
         }
-        // As a map of gradients of its own would be rounded before it is added.
+        // Rounded as a separate map of gradients would be before it is added.
         y[from + at] = from_float<T>(to_float(gradient[from + at]) + to_float(from_float<T>(own)));
     }
     double sums[1] = {sum};

@@ -1,7 +1,9 @@
-// Norms: the sums and coefficients of instance norms, their application where a map must be written out, layer norm over channels; and their gradients.
+// Norms: the sums and coefficients of instance norms, their application if a map must be written
+// out, layer norm over channels; and their gradients.
 #include "lib/sums.cuh"
 
-// Sums of map [n, rows, c] by tiles of 256 rows: partial [n][tiles][c][value, square]. Grid (tiles, n). A thread a channel at a time.
+// Sums of map [n, rows, c] by tiles of 256 rows: partial [n][tiles][c][value, square]. Grid (tiles,
+// n). One thread per channel at a time.
 template <class T> __device__ __forceinline__ void sums(const T *x, double *partial, int rows, int c) {
     int row0 = blockIdx.x * 256, count = min(256, rows - row0);
     const T *from = x + ((int64)blockIdx.y * rows + row0) * c;
@@ -16,7 +18,8 @@ template <class T> __device__ __forceinline__ void sums(const T *x, double *part
     }
 }
 
-// Sums over the rows of x [n, rows, c], which is all that a bias's gradient is: in double by the value is for norms, whose variance is a difference.
+// Sums over the rows of x [n, rows, c], which is all that the gradient of a bias is. Summing each
+// value in double is for norms only, whose variance is a difference.
 template <int V, class T> __device__ __forceinline__ void totals_of(const T *x, const Totals &to, int rows, int c, int run, int lanes) {
     int column = own_group(lanes) * V;
     x += (int64)blockIdx.y * rows * c + column;
@@ -33,14 +36,15 @@ template <int V, class T> __device__ __forceinline__ void totals_of(const T *x, 
         });
 }
 
-// Adds up partial sums [n][tiles][c][2] of channel `blockIdx.x % c` of item `blockIdx.x / c` over a block of up to 512 threads; thread 0 has the two totals.
+// Adds up partial sums [n][tiles][c][2] of channel `blockIdx.x % c` of item `blockIdx.x / c` over a
+// block of up to 512 threads; thread 0 has the two totals.
 __device__ __forceinline__ void total(const double *partial, int tiles, int c, double &first, double &second) {
     SHARED_MEMORY(shared);
     double *bins = reinterpret_cast<double *>(shared);
     int channel = blockIdx.x % c, item = blockIdx.x / c, warp = threadIdx.x / 32;
     const Pack<double, 2> *from = reinterpret_cast<const Pack<double, 2> *>(partial) + (int64)item * tiles * c + channel;
     first = 0, second = 0;
-    // Eight loads on their way at a time.
+    // Eight loads in flight at a time.
     for (int tile = threadIdx.x; tile < tiles; tile += 8 * blockDim.x) {
         Pack<double, 2> p[8];
 #pragma unroll
@@ -59,8 +63,9 @@ __device__ __forceinline__ void total(const double *partial, int tiles, int c, d
     for (int i = 1; i < (int)blockDim.x / 32; i++) first += bins[i * 2], second += bins[i * 2 + 1];
 }
 
-// From partial sums [n][tiles][c][2] to coefficients [n][c][mean, scale, shift] and, for the gradient, [n][c][inverse deviation, what rounding the mean
-// adds to the standardised value]. A block a channel of an item.
+// From partial sums [n][tiles][c][2] to coefficients [n][c][mean, scale, shift] and, for the
+// gradient, [n][c][inverse deviation, what rounding the mean adds to the standardised value]. One
+// block per channel of an item.
 __device__ __forceinline__ void coefficients(const double *partial, const float *weight, const float *bias, float *norm, float *deviations, int tiles,
                                              int c, double count, double eps) {
     double sum, squares;
@@ -79,7 +84,7 @@ KERNEL(norm_coefficients, 512, 2,
        (const double *partial, const float *weight, const float *bias, float *norm, float *deviations, int tiles, int c, double count, double eps),
        coefficients(partial, weight, bias, norm, deviations, tiles, c, count, eps))
 
-// y = norm(x) + add, a thread V values of [n, rows, c].
+// y = norm(x) + add, V values of [n, rows, c] per thread.
 template <int V, class T>
 __device__ __forceinline__ void apply(const T *x, const float *norm, const T *add, T *y, int64 count, int64 per_item, int c, float slope) {
     int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * V;
@@ -93,9 +98,10 @@ __device__ __forceinline__ void apply(const T *x, const float *norm, const T *ad
     store(y + at, v);
 }
 
-// Layer norm of rows of c values and GELU where asked; `group` threads of a warp a row, each with so many times V values in registers. With `w` > 0 the rows are those
-// of a transposed convolution of stride 2: row r of y is a fine voxel of [n, 2d, 2h, 2w], and x holds, per coarse voxel, its 8 phases one behind the other. Without a
-// weight, rows are moved only.
+// Layer norm of rows of c values, followed by GELU if asked; `group` threads of a warp share a row,
+// each with some multiple of V values in registers. With `w` > 0 the rows are those of a transposed
+// convolution of stride 2: row r of y is a fine voxel of [n, 2d, 2h, 2w], and x holds, per coarse
+// voxel, its 8 phases one after the other. Without a weight, rows are only moved.
 template <int V, class T>
 __device__ __forceinline__ void layer_norm(const T *x, const float *weight, const float *bias, T *y, int64 rows, int c, float eps, int gelu_behind, int d,
                                            int h, int w, int group) {
@@ -152,13 +158,15 @@ __device__ __forceinline__ void layer_norm(const T *x, const float *weight, cons
     }
 }
 
-// The gradient in front of the leaky ReLU, and the standardised value: `norm` [mean, scale, shift], `deviation` [inverse deviation, offset] of a channel.
+// The gradient before the leaky ReLU, and the standardised value: `norm` [mean, scale, shift],
+// `deviation` [inverse deviation, offset] of a channel.
 __device__ __forceinline__ float before_activation(float x, float dy, const float *norm, const float *deviation, float slope, float &standard) {
     standard = (x - norm[0]) * deviation[0] + deviation[1];
     return (x - norm[0]) * norm[1] + norm[2] >= 0.0f ? dy : dy * slope;
 }
 
-// Instance norm's gradient: sums of dz and of dz times the standardised value. In the loop the latter is dz times the distance from the mean.
+// Instance norm's gradient: sums of dz and of dz times the standardised value. In the loop the
+// latter is dz times the distance from the mean.
 template <int V, class T>
 __device__ __forceinline__ void gradient_sums(const T *x, const T *dy, const float *norm, const float *deviations, const Totals &to, int rows, int c, int run,
                                               int lanes, float slope) {
@@ -187,7 +195,8 @@ __device__ __forceinline__ void gradient_sums(const T *x, const T *dy, const flo
         });
 }
 
-// dx = scale (dz - mean dz - standard mean(dz standard)), a thread V values; of the means the sums [n][c] are given, and 1 / rows.
+// dx = scale (dz - mean dz - standard mean(dz standard)), V values per thread; the means are given
+// as sums [n][c] and 1 / rows.
 template <int V, class T>
 __device__ __forceinline__ void gradient_apply(const T *x, const T *dy, const float *norm, const float *deviations, const float *first, const float *second,
                                                T *dx, int64 count, int64 per_item, int c, float share, float slope) {
@@ -205,7 +214,8 @@ __device__ __forceinline__ void gradient_apply(const T *x, const T *dy, const fl
     store(dx + at, v);
 }
 
-// Adds up partial [n][tiles][c][2]: a [n][c] of the first, with `more` on top of what it has, b [n][c] of the second. A block a channel of an item.
+// Adds up partial [n][tiles][c][2]: a [n][c] from the first (with `more`, added to what it has), b
+// [n][c] from the second. One block per channel of an item.
 __device__ __forceinline__ void totals(const double *partial, float *a, float *b, int tiles, int c, int more) {
     double first, second;
     total(partial, tiles, c, first, second);
@@ -215,8 +225,9 @@ __device__ __forceinline__ void totals(const double *partial, float *a, float *b
 
 KERNEL(norm_totals, 512, 2, (const double *partial, float *a, float *b, int tiles, int c, int more), totals(partial, a, b, tiles, c, more))
 
-// Layer norm's gradient, `group` threads of a warp a row, V values of it at a time, which are read again from the nearest cache rather than kept; leaves each row's
-// [mean, inverse deviation] in `rows_are`.
+// Layer norm's gradient, with `group` threads of a warp per row and V values of it at a time, which
+// are read again from the nearest cache rather than kept; writes each row's [mean, inverse
+// deviation] to `rows_are`.
 template <int V, class T>
 __device__ __forceinline__ void layer_gradient(const T *x, const T *dy, const float *weight, const float *bias, T *dx, float *rows_are, int64 rows, int c,
                                                float eps, int gelu_behind, int group) {
@@ -244,7 +255,7 @@ __device__ __forceinline__ void layer_gradient(const T *x, const T *dy, const fl
         for (int j = 0; j < V; j++) variance += (v[j] - mean) * (v[j] - mean);
     }
     float deviation = 1.0f / sqrtf(sum(variance) / c + eps);
-    // Standardised values, and what comes to them.
+    // Standardised values and their gradients.
     auto both = [&](int i, float (&v)[V], float (&g)[V]) {
         float a[V], b[V];
         load(v, x + i), load(g, dy + i), load(a, weight + i);
@@ -273,7 +284,7 @@ __device__ __forceinline__ void layer_gradient(const T *x, const T *dy, const fl
     if (lane == 0) rows_are[row * 2] = mean, rows_are[row * 2 + 1] = deviation;
 }
 
-// Sums of its bias's and weight's gradient over rows.
+// Sums over rows for the gradients of layer norm's bias and weight.
 template <int V, class T>
 __device__ __forceinline__ void layer_sums(const T *x, const T *dy, const float *weight, const float *bias, const float *rows_are, const Totals &to, int rows,
                                            int c, int run, int lanes, int gelu_behind) {
@@ -298,7 +309,8 @@ __device__ __forceinline__ void layer_sums(const T *x, const T *dy, const float 
         });
 }
 
-// What layer_norm did with rows of a transposed convolution, undone: `rows` has, per coarse voxel, its 8 phases one behind the other; a thread a value of it.
+// Undoes how layer_norm placed the rows of a transposed convolution: `rows` has, per coarse voxel,
+// its 8 phases one after the other; one thread per value of it.
 template <class T> __device__ __forceinline__ void split_phases(const T *fine, T *rows, int64 count, int d, int h, int w, int c) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= count) return;

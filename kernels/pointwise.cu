@@ -1,4 +1,5 @@
-// A value each, a thread the values of 16 bytes where there are only whole ones: changes of type, activations, sums of maps, the mask head, the refiner's answer.
+// Operations on each value by itself, with 16 bytes of values per thread if their number allows it:
+// changes of type, activations, sums of maps, the mask head, the refiner's answer.
 #include "lib/sums.cuh"
 
 #define EACH(V, count)                                                    \
@@ -8,7 +9,8 @@
 // Elements of 16 bytes.
 template <class T> constexpr int WIDE = 16 / (int)sizeof(T);
 
-// FUNCTION for as many values a thread as divide both counts, which src/device/cuda/launcher.rs launches it for (Launch::per_vector).
+// Calls FUNCTION for the number of values per thread that divides both counts, for which
+// src/device/cuda/launcher.rs launches it (Launch::per_vector).
 #define BY_VECTORS(V, count, period, FUNCTION, ...) \
     if ((count) % (V) == 0 && (period) % (V) == 0) FUNCTION<V>(__VA_ARGS__); else FUNCTION<1>(__VA_ARGS__)
 
@@ -47,7 +49,8 @@ template <int V, class T> __device__ __forceinline__ void function(const T *x, T
     store(y + at, v);
 }
 
-// Gradients of functions: of GELU from its input, of the logistic function and of ReLU from their values.
+// Derivatives of functions: that of GELU from its input, those of the logistic function and of ReLU
+// from their values.
 enum Slope { GELU_SLOPE = 0, SIGMOID_SLOPE = 1, RELU_SLOPE = 2 };
 
 template <int V, class T> __device__ __forceinline__ void slope(const T *x, const T *dy, T *dx, int64 count, int which) {
@@ -80,8 +83,9 @@ template <int V, class T> __device__ __forceinline__ void multiply_add(const T *
     store(y + at, v);
 }
 
-// Linear heads over every voxel of x [voxels, c], after its norm and an added map: weights [m, c], bias [m] or none, m at most 4, y [m, voxels].
-// Reads the map once and writes m values a voxel: traffic is all there is.
+// Linear heads over every voxel of x [voxels, c], after its norm and an added map: weights [m, c],
+// bias [m] or none, m at most 4, y [m, voxels]. Reads the map once and writes m values a voxel:
+// traffic is all there is.
 template <class T>
 __device__ __forceinline__ void heads(const T *x, const float *norm, const T *add, const T *weights, const T *bias, T *y, int64 voxels, int c, int m,
                                       float slope) {
@@ -129,7 +133,8 @@ template <int V, class T> __device__ __forceinline__ void heads_gradient(const T
     store(dx + at, g);
 }
 
-// Sums over voxels of their weights' and bias's gradient, [m][c + 1]: a thread has V channels of all maps, and what counts for the bias beside them.
+// Sums over voxels for the gradients of the heads' weights and bias, [m][c + 1]: a thread has V
+// channels of all maps, and the column of the bias after them.
 template <int V, class T>
 __device__ __forceinline__ void heads_sums(const T *x, const float *norm, const T *add, const T *dy, const Totals &to, int voxels, int c, int m, int run, int lanes,
                                            float slope) {

@@ -1,4 +1,5 @@
-// Resampling inside the network and its gradients, a thread a result value; d, h, w are the result's grid. And patches of voxels as rows, and back.
+// Resampling inside the network and its gradients, one thread per value of the result; d, h, w are
+// the result's grid. Also patches of voxels as rows, and back.
 #include "lib/base.cuh"
 
 struct Voxel {
@@ -6,7 +7,7 @@ struct Voxel {
     int i, j, k, c;
 };
 
-// The value this thread makes, of a map [n, d, h, w, c]; false behind the last.
+// The value of a map [n, d, h, w, c] that this thread computes; false after the last.
 __device__ __forceinline__ bool mine(Voxel &v, int64 &at, int64 count, int d, int h, int w, int c) {
     at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= count) return false;
@@ -28,7 +29,8 @@ template <class T> __device__ __forceinline__ void halve(const T *x, T *y, int64
     y[at] = from_float<T>(sum * 0.125f);
 }
 
-// Twice the size, trilinear, corners not aligned: a fine voxel lies a quarter of a coarse one off its parent's middle.
+// Twice the size, trilinear, corners not aligned: a fine voxel lies a quarter of a coarse one off
+// its parent's middle.
 template <class T> __device__ __forceinline__ void twice(const T *x, T *y, int64 count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
@@ -82,7 +84,8 @@ template <class T> __device__ __forceinline__ void halve_gradient(const T *dy, T
     dx[at] = from_float<T>(to_float(dy[from * c + v.c]) * 0.125f);
 }
 
-// A coarse voxel is read by the fine positions 2i - 1 to 2i + 2 with weights 1/4, 3/4, 3/4, 1/4; at the border also by what would read beyond it.
+// A coarse voxel is read by the fine positions 2i - 1 to 2i + 2 with weights 1/4, 3/4, 3/4, 1/4; at
+// the border also by those that would read beyond it.
 template <class T> __device__ __forceinline__ void twice_gradient(const T *dy, T *dx, int64 count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
@@ -118,8 +121,9 @@ template <class T> __device__ __forceinline__ void quarter_gradient(const T *dy,
     dx[at] = read ? dy[from * c + v.c] : from_float<T>(0.0f);
 }
 
-// Of a map that was normalised (where `norm` is given), added to and pooled on load: each gradient dy [n, d, h, w, c] goes to the first of the largest of its
-// eight voxels. A thread a pooled value.
+// The gradient of a map that was normalised (if `norm` is given), added to and pooled on load: each
+// gradient dy [n, d, h, w, c] goes to the first of the largest of its eight voxels. One thread per
+// pooled value.
 template <class T>
 __device__ __forceinline__ void unpool(const T *x, const float *norm, const T *add, const T *dy, T *dx, int64 count, int d, int h, int w, int c, float slope) {
     Voxel v;
@@ -139,7 +143,8 @@ __device__ __forceinline__ void unpool(const T *x, const float *norm, const T *a
     for (int p = 0; p < 8; p++) dx[place(p)] = p == winner ? dy[at] : from_float<T>(0.0f);
 }
 
-// Rows back to patches: x [n, d, h, w, c] from rows [n, d / e, h / e, w / e, c e^3]. A thread a value of x.
+// Rows back to patches: x [n, d, h, w, c] from rows [n, d / e, h / e, w / e, c e^3]. One thread per
+// value of x.
 template <class T> __device__ __forceinline__ void fold(const T *rows, T *x, int64 count, int d, int h, int w, int c, int e) {
     Voxel v;
     int64 at;
@@ -158,8 +163,9 @@ template <class T> __device__ __forceinline__ void unfold(const T *x, T *y, int6
     y[at] = x[from * c + channel];
 }
 
-// The refiner's input at half the resolution [d, h, w, 4]: image, share of mask, positive and negative prompt voxels; and the halved logits. The mask is
-// number `selected`, or `*choice` where given, of `masks` [m, 2d, 2h, 2w]; `prompts` [2d, 2h, 2w, 2].
+// The refiner's input at half the resolution [d, h, w, 4]: image, share of mask, positive and
+// negative prompt voxels; and the halved logits. The mask is number `selected`, or `*choice` if
+// given, of `masks` [m, 2d, 2h, 2w]; `prompts` is [2d, 2h, 2w, 2].
 template <class T>
 __device__ __forceinline__ void refiner_input(const T *image, const T *masks, const T *prompts, T *y, T *logits, const int *choice, int selected, int d,
                                               int h, int w) {
@@ -201,7 +207,8 @@ RESAMPLE(f32)
 RESAMPLE(f16)
 RESAMPLE(bf16)
 
-// Weights whose axes stand in reverse order, x [a][b][c] to y [c][b][a]. A block has 32 of a and 32 of (b, c): both sides are read and written in the order of memory.
+// Weights with their axes in reverse order, x [a][b][c] to y [c][b][a]. A block has 32 of a and 32
+// of (b, c): both sides are read and written in the order of memory.
 KERNEL(reverse_axes, 256, 4, (const float *x, float *y, int a, int b, int c), {
     SHARED_MEMORY(shared);
     float *tile = reinterpret_cast<float *>(shared);
@@ -217,7 +224,7 @@ KERNEL(reverse_axes, 256, 4, (const float *x, float *y, int a, int b, int c), {
     }
 })
 
-// x [period] as often as `count` has room for; a thread a value.
+// x [period] repeated to fill `count` values; one thread per value.
 KERNEL(repeat, 256, 4, (const float *x, float *y, int count, int period), {
     int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at < count) y[at] = x[at % period];

@@ -1,13 +1,15 @@
-// What stands round the network in an interaction: prompts into maps, the choice among candidates, masks as bits.
+// The steps around the network in an interaction: prompts into maps, the choice among candidates,
+// masks as bits.
 #include "lib/base.cuh"
 
-// Sets the listed values of a map to one; a thread an entry.
+// Sets the listed values of a map to one; one thread per entry.
 template <class T> __device__ __forceinline__ void scatter(const unsigned *list, T *maps, int count) {
     int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at < count) maps[list[at]] = from_float<T>(1.0f);
 }
 
-// The report's head: which of `count` scores is the largest (of equal ones the first), then the scores as floats. One thread.
+// The report's head: the index of the largest of `count` scores (the first of equal ones), then the
+// scores as floats. One thread.
 template <class T> __device__ __forceinline__ void select(const T *scores, int *report, int count) {
     if (threadIdx.x) return;
     int best = 0;
@@ -24,7 +26,8 @@ template <class T> __device__ __forceinline__ void gather_row(const T *x, const 
     if (at < c) y[at] = x[*row * c + at];
 }
 
-// Up to four matrices of `each` values one below the other: block y copies matrix y, a thread a value.
+// Up to four matrices of `each` values one below the other: block y copies matrix y, one thread per
+// value.
 template <class T> __device__ __forceinline__ void join_rows(const T *a, const T *b, const T *c, const T *d, T *y, int64 each) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= each) return;
@@ -32,7 +35,7 @@ template <class T> __device__ __forceinline__ void join_rows(const T *a, const T
     y[blockIdx.y * each + at] = from[at];
 }
 
-// One bit a value, set where it is positive, the first in the highest bit; a thread eight values.
+// One bit per value, set if it is positive, the first in the highest bit; eight values per thread.
 template <class T> __device__ __forceinline__ void pack_bits(const T *x, unsigned char *bits, int64 bytes) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= bytes) return;
@@ -44,14 +47,16 @@ template <class T> __device__ __forceinline__ void pack_bits(const T *x, unsigne
     bits[at] = byte;
 }
 
-// Rows of parameters: y[r] = base[r] + what lies at table[r], rows of c floats. A block a row.
+// Rows of parameters: y[r] = base[r] + the row at address table[r], rows of c floats. One block per
+// row.
 template <class T> __device__ __forceinline__ void embed(const int64 *table, const float *base, T *y, int c) {
     int64 at = (int64)blockIdx.x * c;
     const float *row = reinterpret_cast<const float *>(table[blockIdx.x]);
     for (int i = threadIdx.x; i < c; i += blockDim.x) y[at + i] = from_float<T>(base[at + i] + row[i]);
 }
 
-// Their way back: what lies at table[b] becomes the sum of the rows of dy whose number, behind gridDim.x places in the table, is b. A block a place.
+// The gradient of embed: the row at address table[b] becomes the sum of the rows of dy whose
+// number, after the gridDim.x addresses in the table, is b. One block per address.
 template <class T> __device__ __forceinline__ void embed_gradient(const T *dy, const int64 *table, int rows, int c) {
     const int64 *number = table + gridDim.x;
     float *to = reinterpret_cast<float *>(table[blockIdx.x]);

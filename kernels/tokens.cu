@@ -1,32 +1,40 @@
-// The few rows of the two-way transformer: what lies between two reads of all of a result is one launch. Weights are most of what is read, and each is read by one
-// warp alone, so they go from memory into fragments; rows lie in shared memory, where every warp reads them.
+// The few rows of the two-way transformer: everything between two complete reads of a result is one
+// launch. Weights are most of what is read, and each is read by one warp alone, so they go from
+// memory directly into fragments; rows are in shared memory, where every warp reads them.
 //
-//   token_linear     up to three dense layers of the same rows, norm and sum in front. A block 16 rows x 16 columns, where two warps share the columns and four k; of
-//                    many rows (`_wide`) 32 x 64, a warp 8 columns
-//   token_attention  attention to at most 64 keys and the dense layer behind it, the same blocks. Each block attends for its rows anew: that is less than to wait
-//   row_linear       dense layers of one row each, a warp a column
+//   token_linear     up to three dense layers of the same rows, with norm and sum before them. A
+//                    block has 16 rows x 16 columns, where two warps share the columns and four
+//                    share k; with many rows (`_wide`) 32 x 64, 8 columns per warp
+//   token_attention  attention to at most 64 keys and the dense layer after it, in the same blocks.
+//                    Each block computes the attention of its rows again, which takes less time
+//                    than waiting for another block
+//   row_linear       dense layers of one row each, one warp per column
 //
-// Within 32 elements of k a lane has 8 that lie together, of rows as of weights: which of a product's k they are is all the same.
+// Of every 32 elements of k a lane has 8 contiguous ones, of rows as well as of weights: the order
+// of k within a product does not matter.
 #include "lib/matrix.cuh"
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS, CHUNK = 32, MOST_COLUMNS = 512, MOST_KEYS = 64, MOST_DIM = 64;
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// How a block is laid out: 16 rows so many times, warps of 8 columns each, and how many weights a lane has on their way.
+// How a block is laid out: the multiple of 16 rows, warps of 8 columns each, and the number of
+// weights that a lane has in flight.
 template <int M_, int ACROSS_, int DEPTH_> struct Layout {
     static constexpr int M = M_, ACROSS = ACROSS_, DEPTH = DEPTH_, ROWS = 16 * M, COLUMNS = 8 * ACROSS, SPLITS = WARPS / ACROSS;
 };
 typedef Layout<1, 2, 8> Narrow;
 typedef Layout<2, 8, 4> Wide;
 
-// How far rows of k elements lie apart in shared memory: so that 16 bytes of each of four lanes of two rows lie in different banks.
+// The distance between rows of k elements in shared memory, such that 16 bytes of each of four
+// lanes of two rows fall on different banks.
 template <class T> __device__ __forceinline__ int stride_of(int k) {
     constexpr int LINE = 128 / (int)sizeof(T);
     return (k + LINE - 1) / LINE * LINE + LINE / 2;
 }
 
-// A warp's share of rows times the transposed weight [n, k], columns `column` to `column + 8`: of k the chunks `first`, `first + step` and so on. A lane has rows
-// lane / 4 and lane / 4 + 8 of each 16.
+// A warp's share of rows times the transposed weight [n, k], columns `column` to `column + 8`: the
+// chunks `first`, `first + step` and so on of k. A lane has rows lane / 4 and lane / 4 + 8 of each
+// 16.
 template <class T, class L> struct Product {
     const T *w;
     int k, step, chunk;
@@ -45,7 +53,7 @@ template <class T, class L> struct Product {
             weights[i] = at + own < k ? load_raw<8>(w + at) : Raw<T, 8>{};
         }
     }
-    // `rows` are this lane's, of 16 so many times.
+    // `rows` are this lane's rows, of M times 16.
     __device__ __forceinline__ void run(float (&acc)[L::M][4], const T *const (&rows)[L::M][2]) {
         int own = threadIdx.x % 4 * 8;
 #pragma unroll 1
@@ -73,7 +81,8 @@ template <class T, class L> struct Product {
     }
 };
 
-// The same in float: a lane has two columns as well, and each chunk is summed on its own before it joins the total.
+// A warp's share of the product in float: a lane has two columns as well, and each chunk is summed
+// separately before it is added to the total.
 template <class L> struct Product<f32, L> {
     const float *w[2];
     int k, step, chunk;
@@ -106,7 +115,7 @@ template <class L> struct Product<f32, L> {
     }
 };
 
-// What a dense layer leaves: y = act(sum + bias) + residual.
+// What a dense layer writes: y = act(sum + bias) + residual.
 template <class T> struct Layer {
     const T *w;
     const float *bias;
@@ -115,7 +124,8 @@ template <class T> struct Layer {
     int rows, n, act;
 };
 
-// Runs a block's product with rows that `row_at(r)` tells, and writes it. `parts` has room for the sums of the warps that share k.
+// Computes a block's product with the rows at `row_at(r)`, and writes it. `parts` has room for the
+// sums of the warps that share k.
 template <class T, class L, class F>
 __device__ __forceinline__ void multiply_and_write(Product<T, L> &product, const Layer<T> &layer, int row0, int n0, float *parts, F row_at) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = warp % L::ACROSS, split = warp / L::ACROSS;
@@ -153,7 +163,8 @@ __device__ __forceinline__ void multiply_and_write(Product<T, L> &product, const
     }
 }
 
-// Rows as they go into a product: norm(x) where there is a weight, and a sum with `add`; `normed` is where rows go as they are in front of that sum, null for nowhere.
+// The rows of a product's input: norm(x) if there is a weight, and a sum with `add`; `normed` is
+// the destination of the rows before that sum, or null for none.
 template <class T> struct Input {
     const T *x;
     const float *weight, *bias;
@@ -163,7 +174,8 @@ template <class T> struct Input {
     int rows, k;
 };
 
-// Brings a block's rows into shared memory, a warp two at a time: both are on their way before either is needed. Rows behind the last are the last again.
+// Loads a block's rows into shared memory, two per warp at a time: both are in flight before either
+// is needed. Rows after the last are copies of the last.
 template <class T, class L> __device__ __forceinline__ void bring(T *to, const Input<T> &in, int row0, int stride) {
     constexpr int V = 4, MOST = MOST_COLUMNS / 32 / V;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -219,7 +231,7 @@ template <class T, class L> __device__ __forceinline__ void bring(T *to, const I
                 if (in.add) {
                     float more[V];
                     load(more, in.add + place);
-                    // Rounded in between, as where it is written out.
+                    // Rounded in between, as if it were written out.
 #pragma unroll
                     for (int j = 0; j < V; j++) v[e][i][j] = to_float(from_float<T>(v[e][i][j])) + more[j];
                 }
@@ -229,8 +241,9 @@ template <class T, class L> __device__ __forceinline__ void bring(T *to, const I
     }
 }
 
-// Up to three layers of the same shape. Grid (rows, columns of one after the other). Bit i of `added`: the input of layer i is the sum. k and n are multiples of 8; where
-// there is a norm or a sum, k is at most MOST_COLUMNS.
+// Up to three layers of the same shape. Grid (rows, columns of one layer after the other). Bit i of
+// `added`: the input of layer i is the sum. k and n are multiples of 8; with a norm or a sum, k is
+// at most MOST_COLUMNS.
 template <class T, class L>
 __device__ __forceinline__ void token_layers(Input<T> in, const T *const (&w)[3], const float *const (&biases)[3], T *const (&y)[3], const T *residual, int n,
                                              int act, int added) {
@@ -241,7 +254,7 @@ __device__ __forceinline__ void token_layers(Input<T> in, const T *const (&w)[3]
                       which == 0 ? y[0] : which == 1 ? y[1] : y[2], in.rows, n, act};
     if (!(added >> which & 1)) in.add = nullptr;
     if (blockIdx.y) in.normed = nullptr;
-    // Weights are on their way while rows are normed.
+    // Weights are being loaded while rows are normed.
     Product<T, L> product(layer.w, n0 + warp % L::ACROSS * 8, n, in.k, warp / L::ACROSS, L::SPLITS);
     bool staged = in.weight || in.add;
     T *tile = reinterpret_cast<T *>(shared);
@@ -267,13 +280,14 @@ __device__ __forceinline__ void token_matrix(const Input<T> &in, const T *const 
     token_layers<T, L>(in, w, biases, y, residual, n, act, added);
 }
 
-// Two elements of a row from channel `c` on, of `dim`: zero beyond. Of a fragment.
+// Two elements of a fragment: those of a row from channel `c` on, of `dim` channels; zero beyond.
 template <class T> __device__ __forceinline__ unsigned two_of(const T *row, int c, int dim) {
     unsigned low = c < dim ? row[c].bits : 0, high = c + 1 < dim ? row[c + 1].bits : 0;
     return low | high << 16;
 }
 
-// Attention of 16 queries of a head, which lie in `tile` and give way to what is attended, to `keys` keys: one warp's. `k` and `v` have zeros behind the last key.
+// The attention of 16 queries of a head to `keys` keys, by one warp; the queries are in `tile`,
+// where the result replaces them. `k` and `v` have zeros after the last key.
 template <class T> __device__ __forceinline__ void attend(T *tile, const T *k, const T *v, int stride, int keys, int dim) {
     int lane = threadIdx.x % 32, row = lane / 4, two = lane % 4 * 2;
     float s[MOST_KEYS / 8][4] = {};
@@ -316,7 +330,8 @@ template <class T> __device__ __forceinline__ void attend(T *tile, const T *k, c
         sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], 1);
         sum[i] = 1.0f / (sum[i] + __shfl_xor_sync(0xffffffffu, sum[i], 2));
     }
-    // Each lane's queries are in fragments of every lane: none is overwritten before all were read.
+    // Each lane's queries are in fragments of every lane: none may be overwritten before all have
+    // been read.
     __syncwarp();
 #pragma unroll 1
     for (int c = 0; c < dim; c += 8) {
@@ -335,8 +350,9 @@ template <class T> __device__ __forceinline__ void attend(T *tile, const T *k, c
     }
 }
 
-// Attention of q [queries, width] to k and v [keys, width], each head in its own `dim` channels, and the dense layer [n, width] behind it, n and width multiples of 8.
-// Where `live` is given, only so many keys count. Grid (queries, columns).
+// Attention of q [queries, width] to k and v [keys, width], each head in its own `dim` channels,
+// and the dense layer [n, width] after it, with n and width multiples of 8. If `live` is given, it
+// is the number of valid keys. Grid (queries, columns).
 // tensor cores
 template <class T, class L>
 __device__ __forceinline__ void token_attention(const T *q, const T *k, const T *v, const int *live, int keys, int width, int dim, const Layer<T> &layer) {
@@ -346,7 +362,7 @@ __device__ __forceinline__ void token_attention(const T *q, const T *k, const T 
     if (live) keys = min(keys, *live);
     Product<T, L> product(layer.w, n0 + warp % L::ACROSS * 8, layer.n, width, warp / L::ACROSS, L::SPLITS);
     T *tile = reinterpret_cast<T *>(shared), *own_k = tile + L::ROWS * stride, *own_v = own_k + there * stride;
-    // A warp a row.
+    // One warp per row.
     for (int r = warp; r < L::ROWS + 2 * there; r += WARPS) {
         int key = r - L::ROWS;
         const T *from = q + (int64)min(row0 + r, layer.rows - 1) * width;
@@ -371,7 +387,8 @@ __device__ __forceinline__ void token_attention(const T *q, const T *k, const T 
     multiply_and_write(product, layer, row0, n0, reinterpret_cast<float *>(own_v + there * stride), [&](int r) -> const T * { return tile + r * stride; });
 }
 
-// y = act(w x + bias) of a row x of k values, a multiple of 4. Grid (columns, layers): a warp a column.
+// y = act(w x + bias) of a row x of k values, a multiple of 4. Grid (columns, layers): one warp per
+// column.
 template <class T> __device__ __forceinline__ void row_linear(const T *x, const T *w, const float *bias, T *y, int n, int k, int act) {
     int column = blockIdx.x * WARPS + threadIdx.x / 32;
     if (column >= n) return;

@@ -1,16 +1,24 @@
 // Gradients of weights: sums over all voxels of an input's value times an output's gradient.
 //
-//   convolution, stage   dW[tap][i][o] = sum over v of x[v + tap][i] dy[v][o], all taps (of a phase) in a block.
-//              matrix    32 input and 32 output channels. The block goes along d through columns of 8 x 8 voxels, a plane at a time: 8 x 8 voxels of x, and of dy those that any
-//                        tap takes them to (10 x 10, a stage: 9 x 9), [voxel][channel], come through four buffers filled by asynchronous copies; x is normed once, in place.
-//                        A warp has the taps of one place along w, for 16 of the inputs and 16 of the outputs. Its fragments of as many planes of x as there are taps along d
-//                        stay in registers and pass on from step to step; a fragment of rows h and h + 4 of dy, read transposed, serves all taps along d and h. So a step of
-//                        72 multiplications takes 10 loads from shared memory.
-//              plain     16 input and 32 output channels, over every gridDim.x-th tile of 4 x 8 x 8 voxels
-//   dense                dW[n][k] = sum over rows of dy[row][n] x[row][k]. A block has 64 x 64 of it, or 128 x 64, and one of gridDim.z runs of rows, 32 rows a step through
-//                        four buffers.
+//   convolution, stage   dW[tap][i][o] = sum over v of x[v + tap][i] dy[v][o], all taps (of a
+//                        phase) in a block.
+//              matrix    32 input and 32 output channels. The block goes along d through columns of
+//                        8 x 8 voxels, a plane at a time: 8 x 8 voxels of x, and those of dy that
+//                        any tap reaches from them (10 x 10, in a stage 9 x 9), [voxel][channel],
+//                        come through four buffers filled by asynchronous copies; x is normed once,
+//                        in place. A warp has the taps of one position along w, for 16 of the
+//                        inputs and 16 of the outputs. It keeps fragments of as many planes of x as
+//                        there are taps along d in registers from step to step; a fragment of rows
+//                        h and h + 4 of dy, read transposed, serves all taps along d and h. So a
+//                        step of 72 multiplications takes 10 loads from shared memory.
+//              plain     16 input and 32 output channels, over every gridDim.x-th tile of 4 x 8 x 8
+//                        voxels
+//   dense                dW[n][k] = sum over rows of dy[row][n] x[row][k]. A block has 64 x 64 of
+//                        it, or 128 x 64, and one of gridDim.z runs of rows, 32 rows per step
+//                        through four buffers.
 //
-// Blocks that share weights leave partial sums, which are added up in order: the same bits every time.
+// Blocks that share weights write partial sums, which are added up in order: the same bits every
+// time.
 #include "lib/conv.cuh"
 
 constexpr int IN = 16, SPAN = 64;
@@ -32,13 +40,15 @@ template <int V, int STRIDE, class T> __device__ __forceinline__ void load_gradi
     }
 }
 
-// How tensor cores go along a convolution's columns, of EDGE taps along each axis; the launching side knows the numbers too.
+// The layout of a convolution's columns for tensor cores, with EDGE taps along each axis; the
+// launching side knows the numbers too.
 template <int EDGE> struct Ring {
-    // Threads, edge of a plane of dy, elements of a voxel in shared memory (rows of matrices fall on different banks), of a plane of x and of one of dy; buffers.
+    // Threads, the edge of a plane of dy, the elements in shared memory of a voxel (such that rows
+    // of matrices fall on different banks), of a plane of x and of one of dy; buffers.
     static constexpr int THREADS = 128 * EDGE, AROUND = 8 + EDGE - 1, ROW = OUT + 8, X = 64 * ROW, DY = AROUND * AROUND * ROW, STAGES = 4;
 };
 
-// Eight channels of a voxel, or where V is 1 so many as are left, and zeros.
+// Eight channels of a voxel, or if V is 1 the `left` that remain, and zeros.
 template <int V, class T> __device__ __forceinline__ Raw<T, 8> load_channels(const T *from, int left) {
     if constexpr (V == 8) {
         return load_raw<8>(from);
@@ -51,7 +61,7 @@ template <int V, class T> __device__ __forceinline__ Raw<T, 8> load_channels(con
     }
 }
 
-// What stands in front of the convolution, for 8 channels from `channel` on.
+// The convolution's prologue for 8 channels from `channel` on.
 template <int V, class T>
 __device__ __forceinline__ Prologue<T> prologue_of(const ConvShape &s, const float *norm, bool adds, int item, int channel) {
     const float *from = norm && channel < s.c ? norm + ((int64)item * s.c + channel) * 3 : nullptr;
@@ -78,7 +88,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
     int across = (s.c + OUT - 1) / OUT, c0 = blockIdx.y % across * OUT, n0 = blockIdx.y / across * OUT, phase = blockIdx.z;
     int up = s.phases == 8 ? 2 : 1, fine = s.pool ? 2 : 1;
     bool adds = add != nullptr;
-    // In a buffer, what is added to x lies behind it, then dy.
+    // In a buffer, the map that is added to x comes after it, then dy.
     int behind = adds ? 2 * R::X : R::X, stage = behind + R::DY;
     // Each scheduler's warps have different quarters of the channels.
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quarter = (warp + warp / 4) % 4, wi = quarter % 2 * 16, wo = quarter / 2 * 16, kw = warp / 4;
@@ -95,9 +105,11 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
     for (int at = blockIdx.x; at < columns * parts; at += gridDim.x) {
         int first = at % parts * run, steps = min(run, s.d - first) + EDGE - 1, item = at / parts / flat;
         ConvBlock b(s, item, at / parts % flat, n0, phase);
-        // A step brings a plane of x, and of dy the one whose last plane of x that is: the first steps have none.
+        // A step loads a plane of x, and the plane of dy for which that is the last plane of x: the
+        // first steps have none.
         int plane = first - 1 + (EDGE == 2 ? phase >> 2 : 0), dy_plane = first - (EDGE - 1);
-        // The first 256 threads bring 8 channels of a voxel of x each, all bring those of dy. Where that is they find out each time: it takes less than keeping it.
+        // The first 256 threads load 8 channels of a voxel of x each, all threads load those of dy.
+        // They compute the addresses each time, which costs less than keeping them.
         auto brings_x = [&](int step, int thread) {
             return thread < 256 && b.h0 + thread / 32 < s.h && b.w0 + thread / 4 % 8 < s.w && c0 + thread % 4 * 8 < s.c && (unsigned)(plane + step) < (unsigned)s.d;
         };
@@ -153,7 +165,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
             }
             copy_commit();
         };
-        // Does what stands in front of the convolution to what the thread brought, in place.
+        // Computes the prologue of the values that the thread loaded, in place.
         auto prepare = [&](int step, int slot) {
             int thread = own_thread();
             if (!GATHERS && (norm || adds) && brings_x(step, thread)) {
@@ -289,7 +301,8 @@ CONV_WEIGHT(few_8, f32, 256, 2, conv_weight_plain<f32, 1, 8>)
 CONV_WEIGHT_MATRIX(f16)
 CONV_WEIGHT_MATRIX(bf16)
 
-// Brings COLUMNS columns of a matrix's rows into shared memory, ROWS rows a step, zeros beyond `rows` and `columns`; a thread keeps its places, which are 16 bytes each.
+// Loads COLUMNS columns of a matrix's rows into shared memory, ROWS rows per step, zeros beyond
+// `rows` and `columns`; a thread keeps its positions, of 16 bytes each.
 template <class T, int COLUMNS> struct DenseBringer {
     static constexpr int THREADS = 128, ROWS = 32, APART = THREADS / (COLUMNS / 8), EACH = ROWS / APART, STRIDE = COLUMNS + 8;
     const T *from;
@@ -320,7 +333,8 @@ template <class T, int COLUMNS> struct DenseBringer {
     }
 };
 
-// Each run has `run` rows. partial [run][n][k], to which they are added where there is more. A block has N of n.
+// Each run has `run` rows. The products go to partial [run][n][k]; with `more` they are added to
+// what is there. A block has N of n.
 // tensor cores
 template <class T, int N>
 __device__ __forceinline__ void dense_weight_matrix(const T *x, const T *dy, float *partial, int m, int n, int k, int run, int more) {
@@ -386,7 +400,8 @@ __device__ __forceinline__ void dense_weight_matrix(const T *x, const T *dy, flo
     }
 }
 
-// Rows `row0` to `row0 + ROWS` of a matrix, 64 columns from `column0` on, zero beyond `rows` and `columns`.
+// Rows `row0` to `row0 + ROWS` of a matrix, 64 columns from `column0` on, zero beyond `rows` and
+// `columns`.
 template <int ROWS> __device__ __forceinline__ void fill_rows(float *to, int stride, const float *from, int row0, int rows, int column0, int columns) {
     constexpr int V = 4;
     for (int i = threadIdx.x; i < ROWS * SPAN / V; i += 256) {
@@ -451,7 +466,8 @@ DENSE_WEIGHT(dense, 128, 5, bf16, dense_weight_matrix<bf16, SPAN>)
 DENSE_WEIGHT(dense_wide, 128, 3, f16, dense_weight_matrix<f16, 2 * SPAN>)
 DENSE_WEIGHT(dense_wide, 128, 3, bf16, dense_weight_matrix<bf16, 2 * SPAN>)
 
-// Every `step`-th of `parts` partial sums from number `part` on, that lie `apart` floats from each other: eight in float, eights in double.
+// Adds every `step`-th of `parts` partial sums from number `part` on, which are `apart` floats from
+// each other: eight at a time in float, the sums of eight in double.
 template <int V> __device__ __forceinline__ void add_parts(double (&sum)[V], const float *from, int part, int step, int parts, int64 apart) {
 #pragma unroll 1
     for (; part < parts; part += 8 * step) {
@@ -468,7 +484,8 @@ template <int V> __device__ __forceinline__ void add_parts(double (&sum)[V], con
     }
 }
 
-// Adds up partial sums [part][each] of a few parts, with `more` on top of what y has; a thread V values.
+// Adds up partial sums [part][each] of a few parts, with `more` added to what y has; V values per
+// thread.
 template <int V> __device__ __forceinline__ void sum_of_parts(const float *partial, float *y, int parts, int64 each, int more) {
     int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= each) return;
@@ -484,8 +501,10 @@ template <int V> __device__ __forceinline__ void sum_of_parts(const float *parti
 KERNEL(weight_gradient_sum, 256, 4, (const float *partial, float *y, int parts, int64 each, int more),
        if (each % 4 == 0) sum_of_parts<4>(partial, y, parts, each, more); else sum_of_parts<1>(partial, y, parts, each, more))
 
-// Adds up partial sums [part][phase][tap][c][outs] to y [phase][outs][c][tap], with `more` on top of what it has. A block has 32 outputs of an input
-// channel and `each` taps of a phase: reads go over outputs, `share` of its 8 warps taking a tap's parts in turns, and writes go over taps. Grid (c * outputs / 32, taps / each, phases).
+// Adds up partial sums [part][phase][tap][c][outs] to y [phase][outs][c][tap], with `more` added to
+// what it has. A block has 32 outputs of an input channel and `each` taps of a phase: reads go over
+// outputs, with `share` of its 8 warps taking turns at a tap's parts, and writes go over taps. Grid
+// (c * outputs / 32, taps / each, phases).
 __device__ __forceinline__ void total(const float *partial, float *y, int parts, int taps, int c, int outs, int each, int share, int more) {
     constexpr int ROW = 33;
     SHARED_MEMORY(shared);

@@ -559,15 +559,15 @@ fn allows(entry: &(&str, &str, &str), who: &str, path: &str) -> bool {
     entry.0 == who && path.strip_prefix(entry.1).is_some_and(|rest| rest.starts_with("::"))
 }
 
-/// All files of Rust in a folder and those below it.
-fn below(folder: &Path) -> Vec<PathBuf> {
+/// All files with one of these extensions in a folder and those below it.
+fn below(folder: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     let (mut files, mut folders) = (vec![], vec![folder.to_path_buf()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") {
+            } else if path.extension().is_some_and(|e| extensions.iter().any(|known| e == *known)) {
                 files.push(path);
             }
         }
@@ -579,7 +579,7 @@ fn below(folder: &Path) -> Vec<PathBuf> {
 /// All files of the library, by their names below `src`.
 fn files() -> Vec<(String, String)> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let of_library = below(&src).into_iter().filter(|path| *path != src.join("main.rs"));
+    let of_library = below(&src, &["rs"]).into_iter().filter(|path| *path != src.join("main.rs"));
     let named = |path: PathBuf| {
         let names = path.strip_prefix(&src).unwrap().iter().map(|part| part.to_string_lossy());
         (names.collect::<Vec<_>>().join("/"), std::fs::read_to_string(&path).unwrap())
@@ -740,11 +740,13 @@ fn leaning_comments(text: &str) -> Vec<usize> {
     found
 }
 
-/// `file:line` of what `of` finds in the files of Rust that have comments to hold to a rule.
+/// `file:line` of what `of` finds in all files whose comments keep to a rule: those of Rust, of the
+/// kernels and of their emulator.
 fn in_comments(of: fn(&str) -> Vec<usize>) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folders = ["src", "tests", "benches", "fuzz/fuzz_targets", "kernels"];
-    let mut files: Vec<_> = folders.iter().flat_map(|f| below(&root.join(f))).collect();
+    let folders = ["src", "tests", "benches", "fuzz/fuzz_targets"];
+    let mut files: Vec<_> = folders.iter().flat_map(|f| below(&root.join(f), &["rs"])).collect();
+    files.extend(below(&root.join("kernels"), &["rs", "cu", "cuh", "h", "cpp"]));
     files.push(root.join("build.rs"));
     let found_in = |file: &PathBuf| {
         let name = file.strip_prefix(root).unwrap().display().to_string();

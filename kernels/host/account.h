@@ -1,10 +1,16 @@
-// The account: what kernels ask of memory, counted while the emulator runs them. Only where it is built with PRISM_ACCOUNT, the name of a file to which each launch adds a
-// line: kernel, shared requests, their conflicts, and of what is read and what is written requests, sectors, sectors needed, bytes needed.
+// The account: the kernels' memory requests, counted while the emulator runs them. It is built only
+// with PRISM_ACCOUNT, the name of a file to which each launch adds a line: kernel, shared requests,
+// their conflicts, and for reads and for writes the requests, sectors, sectors needed and bytes
+// needed.
 //
-// A request is what the lanes of a warp ask for at one place of the machine code, each for the same time. Lanes run one after another here, and a warp's come together
-// where it exchanges values or waits at a barrier: between two such points the n-th access of a lane at a place goes with the n-th of every other lane there. So lanes that
-// go through a loop alike make the requests that they make on a GPU, as do lanes that leave it early; where lanes differ in an inner loop, or some pass over a turn (beyond a
-// border, say), and do not come together behind it, its later requests are put together otherwise than there. Nothing depends on the order of lanes, on addresses or on the number of host threads.
+// A request is the set of accesses that the lanes of a warp make at one place of the machine code,
+// each for the n-th time. Lanes run one after another here, and those of a warp come together where
+// it exchanges values or waits at a barrier: between two such points the n-th access of a lane at a
+// place is grouped with the n-th access of every other lane there. So lanes that go through a loop
+// alike make the requests that they make on a GPU, as do lanes that leave it early; if lanes differ
+// in an inner loop, or some skip an iteration (beyond a border, say), and do not come together
+// after it, its later requests are grouped differently than on a GPU. Nothing depends on the order
+// of lanes, on addresses or on the number of host threads.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -17,7 +23,7 @@
 namespace emulator {
 namespace account {
 
-// In which memory, and of global memory which way.
+// Shared memory, or global memory and the direction of the access.
 enum Kind { READ, WRITTEN, SHARED };
 
 struct Request {
@@ -26,7 +32,8 @@ struct Request {
 };
 
 struct Way {
-    // Sectors of 32 bytes that requests touch, and those that would hold the different bytes they ask for; the different bytes of the whole launch.
+    // Sectors of 32 bytes that requests touch, and the number that would hold the distinct bytes
+    // they ask for; the distinct bytes of the whole launch.
     uint64_t requests, sectors, needed, bytes;
 };
 
@@ -35,8 +42,9 @@ struct Counts {
     Way ways[2];
 };
 
-// How often shared memory has to be asked again. Of its 32 banks each gives a word of four bytes at a time, to all lanes that ask for it. Of 8 bytes a lane half a warp is
-// served at a time, of 16 a quarter: that they take more times than one is no conflict.
+// How often a shared memory request has to be repeated. Each of the 32 banks delivers one word of
+// four bytes at a time, to all lanes that ask for it. With 8 bytes per lane half a warp is served
+// at a time, with 16 a quarter: those repetitions are not conflicts.
 inline int conflicts_of(const Request &r, unsigned bytes) {
     int conflicts = 0, together = bytes <= 4 ? 32 : 128 / (int)bytes;
     for (int first = 0; first < 32; first += together) {
@@ -61,7 +69,8 @@ struct Run {
     uint64_t start, end;
 };
 
-// The different bytes that lanes ask for, as runs in the order of addresses. Returns how many.
+// The distinct bytes that lanes ask for, as runs in the order of addresses. Returns the number of
+// runs.
 inline int runs_of(const Request &r, unsigned bytes, Run (&runs)[32]) {
     uint64_t at[32];
     int lanes = 0, count = 0;
@@ -81,7 +90,8 @@ inline int runs_of(const Request &r, unsigned bytes, Run (&runs)[32]) {
 // What the host threads that work on a launch add up. Launches follow one another.
 class Launch {
   public:
-    // Called in front of each part of a launch; `buffers` are pairs of address and bytes, by address.
+    // Called before each part of a launch; `buffers` are pairs of address and bytes, sorted by
+    // address.
     void begin(const uint64_t *buffers, size_t count, uint64_t blocks) {
         std::lock_guard<std::mutex> guard(lock);
         if (left) return;
@@ -89,7 +99,7 @@ class Launch {
         uint64_t words = 0;
         for (size_t i = 0; i < count; i++) {
             starts.push_back({buffers[2 * i], buffers[2 * i + 1], words});
-            // In whole pages, so that none is of two buffers.
+            // In whole pages, so that no page belongs to two buffers.
             words += (buffers[2 * i + 1] + 64 * PAGE - 1) / (64 * PAGE) * PAGE;
         }
         for (int way : {READ, WRITTEN}) {
@@ -97,7 +107,8 @@ class Launch {
         }
     }
 
-    // Called behind it, with what was counted; `kernel`'s line is written when all blocks are done.
+    // Called after each part, with what was counted; `kernel`'s line is written when all blocks are
+    // done.
     void end(const char *kernel, const Counts &more, uint64_t blocks) {
         std::lock_guard<std::mutex> guard(lock);
         counts.shared += more.shared, counts.conflicts += more.conflicts;
@@ -120,7 +131,7 @@ class Launch {
         fclose(file);
     }
 
-    // Notes bytes that a request asks for; false where no buffer has them.
+    // Records bytes that a request asks for; false if no buffer has them.
     bool touch(int way, Run run, size_t &recent) {
         if (recent >= starts.size() || !starts[recent].holds(run)) {
             auto above = std::upper_bound(starts.begin(), starts.end(), run.start, [](uint64_t at, const Buffer &b) { return at < b.start; });
@@ -141,11 +152,11 @@ class Launch {
         return true;
     }
 
-    // The last launch's that ended.
+    // Those of the last launch that ended.
     Counts last = {};
 
   private:
-    // Words of 64 bits, a bit a byte of device memory, that are looked at and cleared together.
+    // Words of 64 bits, one bit per byte of device memory, that are read and cleared together.
     static constexpr uint64_t PAGE = 64;
 
     struct Buffer {
@@ -153,7 +164,7 @@ class Launch {
         bool holds(Run run) const { return run.start >= start && run.end <= start + bytes; }
     };
 
-    // How many bytes were touched; none is from here on.
+    // Returns the number of bytes that were touched, and clears them.
     uint64_t take(int way) {
         uint64_t bytes = 0;
         for (size_t page = 0; page < pages[way].size(); page++) {
@@ -165,7 +176,7 @@ class Launch {
     }
 
     std::mutex lock;
-    // Blocks that are not done.
+    // Blocks that have not finished.
     uint64_t left = 0;
     Counts counts = {};
     std::vector<Buffer> starts;
@@ -173,12 +184,14 @@ class Launch {
     std::vector<unsigned char> pages[2];
 };
 
-// What the lanes of the running warp asked for since they last came together.
+// The accesses of the running warp's lanes since they last came together.
 class Log {
   public:
-    // An access of a lane. `from` tells where in the machine code it is, `part` which of the several of one place.
+    // An access of a lane. `from` is its place in the machine code, `part` its number if one place
+    // has several.
     void add(const void *from, unsigned part, Kind kind, int lane, uint64_t at, unsigned bytes) {
-        // With its width: what is taken apart by its alignment is so otherwise for each lane.
+        // The key includes the width, because an access that is split by its alignment is split
+        // differently for each lane.
         uint64_t key = (uint64_t)from << 15 | (uint64_t)part << 5 | __builtin_ctz(bytes) << 2 | kind;
         Place *&place = recent[(key >> 15 ^ key >> 23 ^ key) % 1024];
         if (!place || place->key != key) place = &places.try_emplace(key, Place{key, kind, bytes, 0, {}, {}}).first->second;
@@ -193,7 +206,7 @@ class Log {
         p.requests[n].at[lane] = at;
     }
 
-    // Counts it, where the warp's lanes have come together.
+    // Counts the accesses, when the warp's lanes have come together.
     void close(Launch &launch) {
         for (Place *p : open) {
             for (unsigned i = 0; i < p->used; i++) {
@@ -209,9 +222,9 @@ class Log {
         open.clear();
     }
 
-    // In front of blocks of a kernel.
+    // Called before blocks of a kernel.
     void begin(const void *of) {
-        // A block that failed leaves some open.
+        // A block that failed leaves some requests open.
         for (Place *p : open) forget(*p);
         open.clear(), counts = {};
         if (of == kernel) return;
@@ -227,7 +240,7 @@ class Log {
         uint64_t key;
         Kind kind;
         unsigned bytes;
-        // Requests so far, and of each lane how many it takes part in.
+        // Requests so far, and for each lane the number it takes part in.
         unsigned used;
         unsigned times[32];
         std::vector<Request> requests;
@@ -239,7 +252,7 @@ class Log {
         Run runs[32];
         uint64_t bytes = 0, sectors = 0, behind = 0;
         for (int i = 0, n = runs_of(r, p.bytes, runs); i < n; i++) {
-            // Neither buffer nor shared memory: a table of the compiler's making.
+            // Neither a buffer nor shared memory: a table that the compiler made.
             if (!launch.touch(p.kind, runs[i], buffer)) continue;
             uint64_t first = std::max(runs[i].start / 32, behind);
             behind = (runs[i].end + 31) / 32;
@@ -253,7 +266,7 @@ class Log {
     std::unordered_map<uint64_t, Place> places;
     Place *recent[1024] = {};
     std::vector<Place *> open;
-    // The buffer lately touched.
+    // The buffer most recently touched.
     size_t buffer = 0;
 };
 

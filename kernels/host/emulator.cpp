@@ -1,10 +1,13 @@
 // The emulator: runs the kernels' own text on host threads.
 //
-// A block at a time on a host thread; a thread of the block is a fibre with its own stack, run until it waits (at a barrier, or for the other lanes
-// of its warp) or ends. Then the next lane of its warp that can go on does, and behind the last the scheduler. Whatever a kernel must not rely on is
-// made hostile: memory starts as 0xFF bytes (NaN in every float type), asynchronous copies happen as late as waiting allows, and the order of threads
-// can be shuffled. Every access of a kernel is checked against the allocations of the launch, the block's shared memory and its stacks: the compiler
-// inserts the calls (-fsanitize=kernel-address), and their bodies are here. In a build with PRISM_ACCOUNT accesses are counted instead (account.h).
+// Each host thread runs one block at a time; a thread of the block is a fibre with its own stack,
+// run until it waits (at a barrier, or for the other lanes of its warp) or ends. Then the next lane
+// of its warp that can run does, and after the last the scheduler. Whatever a kernel must not rely
+// on is made hostile: memory starts as 0xFF bytes (NaN in every float type), asynchronous copies
+// happen as late as the waits allow, and the order of threads can be shuffled. Every access of a
+// kernel is checked against the allocations of the launch, the block's shared memory and its
+// stacks: the compiler inserts the calls (-fsanitize=kernel-address), and their bodies are here. In
+// a build with PRISM_ACCOUNT accesses are counted instead (account.h).
 #include "emulator.h"
 
 #undef threadIdx
@@ -48,9 +51,9 @@ struct Copy {
     int group;
 };
 
-// A line of the cache each: a change of fibres touches little else.
+// One cache line each: a switch of fibres touches little else.
 struct alignas(64) Fibre {
-    // At the top of its stack, where a kernel may look.
+    // At the top of its stack, where a kernel may read it.
     Place *place;
 #ifdef __x86_64__
     void *stack_pointer;
@@ -63,7 +66,8 @@ struct alignas(64) Fibre {
     std::vector<Copy> copies;
 };
 
-// What a lane hands to the others of its warp. Two sets, used in turn: a lane can be at most one exchange ahead.
+// The value that a lane passes to the others of its warp. There are two sets, used alternately: a
+// lane can be at most one exchange ahead.
 struct alignas(64) Slot {
     unsigned a[4];
     unsigned b[2];
@@ -78,7 +82,7 @@ struct Warp {
     Slot slots[2][32];
 };
 
-// What a block runs in. One per host thread, kept.
+// The memory and state that a block runs in. One per host thread, kept between blocks.
 struct Arena {
     unsigned char *shared = nullptr;
     unsigned char *stacks = nullptr;
@@ -90,7 +94,8 @@ struct Arena {
     ucontext_t scheduler;
 #endif
     Fibre *current = nullptr;
-    // The warp whose turn it is, its first fibre, the order of its lanes, and the running lane's place in it.
+    // The running warp, its first fibre, the order of its lanes, and the running lane's position in
+    // that order.
     Warp *warp = nullptr;
     Fibre *lanes = nullptr;
     const int *order = nullptr;
@@ -100,7 +105,7 @@ struct Arena {
     void *const *arguments = nullptr;
     const Allocation *allocations = nullptr;
     size_t allocation_count = 0, shared_bytes = 0;
-    // Allocations lately found, by a few bits of the address.
+    // Allocations found recently, by a few bits of the address.
     Allocation recent[64];
     bool failed = false;
     char message[512];
@@ -110,7 +115,7 @@ struct Arena {
 ACCOUNT(account::Launch launch;)
 
 thread_local Arena *arena __attribute__((tls_model("initial-exec")));
-// The same while blocks run on this host thread: what is accessed then, a kernel accesses.
+// Equal to `arena` while blocks run on this host thread: any access then is a kernel's.
 thread_local Arena *checked __attribute__((tls_model("initial-exec")));
 
 Arena &get_arena() {
@@ -131,8 +136,10 @@ Arena &get_arena() {
 }
 
 #ifdef __x86_64__
-// Goes on on another stack, and comes back when somebody goes on on this one. In line and by a jump: processors foretell where a return leads from the call
-// before it, and calls of the other stack would spoil that for a switch and for every return behind it. Below its stack a function may keep 128 bytes.
+// Continues on another stack, and returns when another switch continues on this one. It is inlined
+// and uses a jump: processors predict the target of a return from the matching call, and calls on
+// the other stack would make that prediction wrong for the switch and for every return after it. A
+// function may keep 128 bytes below its stack pointer.
 inline __attribute__((always_inline)) void change(void **here, void *there) {
     asm volatile("leaq -128(%%rsp), %%rsp\n\t"
                  "pushq %%rbp\n\t"
@@ -154,7 +161,8 @@ inline __attribute__((always_inline)) void change(void **here, void *there) {
 }
 #endif
 
-// From the scheduler to a fibre; comes back when no lane behind it in the warp's order can go on, or one failed.
+// Switches from the scheduler to a fibre; returns when no lane after it in the warp's order can
+// run, or one failed.
 void resume(Arena &a, Fibre &f) {
     a.current = &f;
 #ifdef __x86_64__
@@ -164,7 +172,7 @@ void resume(Arena &a, Fibre &f) {
 #endif
 }
 
-// The next lane in the warp's order that can go on, if there is one.
+// The next lane in the warp's order that can run, if there is one.
 inline Fibre *next(Arena &a) {
     while (++a.turn < 32) {
         Fibre &f = a.lanes[a.order[a.turn]];
@@ -174,7 +182,7 @@ inline Fibre *next(Arena &a) {
     return nullptr;
 }
 
-// To the next lane or back to the scheduler, with the reason in the fibre's state.
+// Switches to the next lane or back to the scheduler, with the reason in the fibre's state.
 __attribute__((noinline)) void leave() {
     Arena &a = *arena;
     Fibre &f = *a.current, *to = a.failed ? nullptr : next(a);
@@ -228,7 +236,7 @@ void prepare(Arena &a, int t) {
     static_assert(sizeof(Place) <= 64, "a place fits above the stack");
     f.place = (Place *)top;
 #ifdef __x86_64__
-    // At entry the stack pointer is 8 short of a multiple of 16, as after a call.
+    // At entry the stack pointer is 8 less than a multiple of 16, as after a call.
     void **sp = (void **)(top - 64);
     *--sp = nullptr;
     *--sp = (void *)entry;
@@ -242,7 +250,7 @@ void prepare(Arena &a, int t) {
 #endif
 }
 
-// A permutation that the seed decides: 0 leaves the order as it is.
+// A permutation determined by the seed: 0 leaves the order as it is.
 void shuffle_order(std::vector<int> &order, uint64_t &seed) {
     if (!seed) return;
     for (size_t i = order.size(); i > 1; i--) {
@@ -269,7 +277,7 @@ bool run_block(Arena &a, uint3 block, dim3 grid, uint64_t seed) {
         for (int w : warp_order) {
             shuffle_order(lane_order, seed);
             a.warp = &a.warps[w], a.lanes = &a.fibres[w * 32], a.order = lane_order.data();
-            // Passes over the lanes, until in one of them nobody can go on.
+            // Passes over the lanes, until a pass in which no lane can run.
             for (;;) {
                 a.turn = -1;
                 Fibre *f = next(a);
@@ -298,10 +306,10 @@ bool run_block(Arena &a, uint3 block, dim3 grid, uint64_t seed) {
     return true;
 }
 
-// The running thread's in its warp.
+// The running thread's lane in its warp.
 inline int lane() { return arena->order[arena->turn]; }
 
-// Waits until every lane of the warp has come; the last runs `all` over the slots.
+// Waits until every lane of the warp has arrived; the last one runs `all` over the slots.
 template <class F, class G> Slot *exchange(F give, G all) {
     Arena &a = *arena;
     Warp &w = *a.warp;
@@ -324,7 +332,7 @@ void whole(unsigned mask) {
     if (mask != ALL) fail("a warp operation of some lanes only, which the emulator does not have");
 }
 
-// Also of subnormal numbers, whose exponent the multiplication mends.
+// Also right for subnormal numbers, whose exponent the multiplication corrects.
 inline float widened(unsigned short bits) {
     unsigned v = (bits & 0x7fffu) << 13;
     float f;
@@ -336,14 +344,15 @@ inline float widened(unsigned short bits) {
     return f;
 }
 
-// The compiler chooses at load what this machine has. Products of 16-bit numbers are exact in float, so it makes no difference to the result.
+// The instructions that this machine has are chosen when the program is loaded. Products of 16-bit
+// numbers are exact in float, so the choice does not change the result.
 #if defined(__x86_64__) && defined(__GLIBC__)
 #define FOR_THIS_MACHINE __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FOR_THIS_MACHINE
 #endif
 
-// What 32 lanes' fragments of a matrix product make.
+// Computes the matrix product of 32 lanes' fragments.
 FOR_THIS_MACHINE void product(Slot *slots, bool bfloat) {
     unsigned short left_bits[16][16], right_bits[8][16];
     typedef float Row __attribute__((vector_size(32)));
@@ -384,7 +393,8 @@ FOR_THIS_MACHINE void product(Slot *slots, bool bfloat) {
     }
 }
 
-// The same of TF32: of each register the sign, the exponent and 10 bits of mantissa count. Their products are exact in float, too.
+// Computes the matrix product of TF32 fragments: the sign, the exponent and 10 bits of mantissa of
+// each register count. Their products are exact in float, too.
 FOR_THIS_MACHINE void product_tf32(Slot *slots) {
     typedef float Row __attribute__((vector_size(32)));
     float left[16][8];
@@ -431,7 +441,7 @@ inline __attribute__((always_inline)) void check(uint64_t at, size_t bytes, bool
     if (__builtin_expect(!a, 0)) return; // static constructors
     bool misaligned = aligned && (at & (bytes - 1));
     uint64_t offset = at - (uint64_t)a->shared;
-    // Stacks lie behind all that a block can have of shared memory.
+    // Stacks come after all the shared memory that a block can have.
     if (offset < MOST_SHARED + MOST_THREADS * STACK) {
         if (offset >= MOST_SHARED) return;
         if (offset + bytes <= a->shared_bytes && !misaligned) return;
@@ -464,7 +474,7 @@ __attribute__((noinline)) void check_slowly(Arena &a, uint64_t at, size_t bytes,
             return;
         }
     }
-    // Constant tables of the compiler's making.
+    // Constant tables that the compiler made.
     if (&__executable_start && at >= (uint64_t)&__executable_start && at + bytes <= (uint64_t)&_end && what[0] == 'r') return;
     const Allocation *near = nullptr;
     long distance = 0;
@@ -495,7 +505,7 @@ void note(const void *from, unsigned part, const void *address, unsigned bytes, 
     }
 }
 
-// Of any size, as the widest accesses that it can be taken apart to by its alignment alone, which is that of words at the most.
+// Counts an access of any size as the widest accesses that its alignment allows, at most words.
 void note_apart(const void *from, const void *address, size_t bytes, bool written) {
     unsigned each = ((uint64_t)address | bytes) % 4 ? 1 : 4;
     for (size_t i = 0; i < bytes; i += each) note(from, i / each, (const char *)address + i, each, written);
@@ -639,20 +649,21 @@ void add(Kernel *kernel) {
 
 using namespace emulator;
 
-// The kernel of that name, or null.
+// The kernel with that name, or null.
 extern "C" const Kernel *prism_emulator_find(const char *name) {
     for (Kernel *k = first; k; k = k->next)
         if (strcmp(k->name, name) == 0) return k;
     return nullptr;
 }
 
-// How many arguments a kernel takes, and the bytes of each.
+// The number of arguments of a kernel, and the size of each in bytes.
 extern "C" int prism_emulator_arguments(const Kernel *kernel, const unsigned char **sizes) {
     *sizes = kernel->sizes;
     return kernel->count;
 }
 
-// Runs blocks `from` to `to` of a launch on the calling thread. Returns whether all ended; else the error's text is in `message`.
+// Runs blocks `from` to `to` of a launch on the calling thread. Returns whether all of them ended;
+// if not, the error's text is in `message`.
 extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, unsigned threads, unsigned shared, void *const *arguments, uint64_t from,
                                    uint64_t to, const uint64_t *allocations, size_t allocation_count, uint64_t seed, char *message, size_t length) {
     Arena &a = get_arena();
@@ -695,7 +706,8 @@ extern "C" void __asan_before_dynamic_init(const char *) {}
 extern "C" void __asan_after_dynamic_init() {}
 
 #ifdef PRISM_ACCOUNT
-// The same where accesses are counted: there kernels are compiled with -fsanitize=thread, which leaves out no access to a place that was looked at before.
+// What the compiler calls if accesses are counted: then kernels are compiled with
+// -fsanitize=thread, which does not leave out repeated accesses to the same place.
 #define COUNTED(bytes)                                                                                                          \
     extern "C" void __tsan_read##bytes(void *at) { note(__builtin_return_address(0), 0, at, bytes, false); }                     \
     extern "C" void __tsan_write##bytes(void *at) { note(__builtin_return_address(0), 0, at, bytes, true); }

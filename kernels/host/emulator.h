@@ -1,7 +1,8 @@
 // The CUDA built-ins on host threads: what kernels see of the emulator.
 //
-// A block runs at a time on one host thread, each of its threads a fibre. Everything here is out of line: the kernels are compiled so that
-// each of their memory accesses is checked, and the emulator's own must not be.
+// A host thread runs one block at a time, with a fibre for each of its threads. Everything here is
+// out of line: the kernels are compiled so that each of their memory accesses is checked, and the
+// emulator's own must not be.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -11,7 +12,7 @@
 #define __device__
 #define __host__
 #ifdef PRISM_ACCOUNT
-// Always, so that accesses of different calls are at different places.
+// Always inlined, so that accesses of different calls are at different places.
 #define __forceinline__ inline __attribute__((always_inline))
 #else
 #define __forceinline__ inline
@@ -41,7 +42,7 @@ struct alignas(16) float4 {
 
 namespace emulator {
 
-// What a thread knows of itself.
+// A thread's indices and sizes, as the built-in variables give them.
 struct Place {
     uint3 thread, block;
     dim3 block_size, grid_size;
@@ -52,7 +53,7 @@ const Place &place() __attribute__((const));
 
 unsigned char *shared_memory();
 void barrier();
-// Each lane gives up to 8 bytes; returns those of `from`.
+// Each lane passes up to 8 bytes; returns those of lane `from`.
 uint64_t shuffle(unsigned mask, uint64_t value, int from);
 unsigned vote(unsigned mask, bool value);
 void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool bfloat);
@@ -68,7 +69,7 @@ unsigned short float_to_half(float value);
 unsigned short float_to_bfloat(float value);
 unsigned float_to_tf32(float value);
 
-// A load that stays one access.
+// A load that remains one access.
 typedef unsigned Vector4 __attribute__((vector_size(16)));
 template <class P> inline P whole(const P *from) {
     P p;
@@ -98,7 +99,7 @@ template <class... A> struct Caller {
     template <int... I> struct List {};
     template <int N, int... I> struct Make : Make<N - 1, N - 1, I...> {};
     template <int... I> struct Make<0, I...> {
-        // The arguments lie with the launcher, where a kernel may not look.
+        // The arguments are in the launcher's memory, which a kernel may not access.
         __attribute__((no_sanitize("kernel-address"))) static void call(void *const *a, const void *f) {
             ((void (*)(A...))f)(*(A *)a[I]...);
         }

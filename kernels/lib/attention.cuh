@@ -1,9 +1,12 @@
-// Softmax attention of a tile of queries, scores never in global memory; what the way forward and the gradients share.
+// Softmax attention of a tile of queries, scores never in global memory: the parts that the forward
+// pass and the gradients share.
 //
 //   block    32 queries of one head, 128 threads; keys in tiles of 32 through shared memory
-//   thread   a quarter of a query's row: 8 of its 32 scores, then every fourth channel of its result
+//   thread   a quarter of a query's row: 8 of its 32 scores, then every fourth channel of its
+//            result
 //
-// A row's running maximum and sum live in the registers of its four threads. Heads have at most 64 channels. Arithmetic is float throughout.
+// A row's running maximum and sum live in the registers of its four threads. Heads have at most 64
+// channels. Arithmetic is float throughout.
 #pragma once
 #include "lib/base.cuh"
 
@@ -21,12 +24,12 @@ struct Tiles {
     __device__ __forceinline__ float *end() const { return scores + QUERIES * (KEYS + 1); }
 };
 
-// A query's state, its share of the result in `acc`.
+// A query's state, with its share of the result in `acc`.
 struct Row {
     float top, sum, acc[MOST_DIM / 4];
 };
 
-// Brings `count` rows of a tile in: `row_of(i)` is where row i's `dim` values start.
+// Loads `count` rows of a tile: `row_of(i)` is the address of row i's `dim` values.
 template <class T, class F> __device__ __forceinline__ void bring(float *to, int row, int count, int dim, F row_of) {
     for (int i = threadIdx.x; i < 32 * dim; i += THREADS) {
         int r = i / dim, c = i % dim;
@@ -97,7 +100,7 @@ template <class T> __device__ __forceinline__ float dot(const T *a, const float 
     return sum;
 }
 
-// The same of rows that start at multiples of 16 bytes, whose length is a multiple of 8.
+// The dot product of rows that start at multiples of 16 bytes and whose length is a multiple of 8.
 template <class T> __device__ __forceinline__ float dot_whole(const T *a, const float *b, int dim) {
     float sum = 0.0f;
     for (int i = 0; i < dim; i += 8) {
@@ -109,10 +112,13 @@ template <class T> __device__ __forceinline__ float dot_whole(const T *a, const 
     return sum;
 }
 
-// What the image encoder's attention is given. qkv [n s^3, 3 width] is in the grid's order, windows have `edge` tokens along an axis (s: the whole grid). With query (d, h, x)
-// and key (kd, kh, kw) of a window, the score is scale q.k + A[kw] + B[kd, kw] + C[kh, kw]: A[kw] = q[d,h,x].R_d[d,kw], B[p, kw] = q[d,h,p].R_h[h,kw],
-// C[p, kw] = q[d,h,p].R_w[p,kw], R_a[p, n] = table_a[p - n + edge - 1]. Positions beyond the grid have q, k and v equal to the bias; together their keys weigh
-// exp(scale q.k_bias) sum exp(A + B + C) over them, which factors for each kw.
+// The input of the image encoder's attention. qkv [n s^3, 3 width] is in the grid's order, windows
+// have `edge` tokens along an axis (s: the whole grid). With query (d, h, x) and key (kd, kh, kw)
+// of a window, the score is scale q.k + A[kw] + B[kd, kw] + C[kh, kw]: A[kw] = q[d,h,x].R_d[d,kw],
+// B[p, kw] = q[d,h,p].R_h[h,kw], C[p, kw] = q[d,h,p].R_w[p,kw], R_a[p, n] =
+// table_a[p - n + edge - 1]. Positions beyond the grid have q, k and v equal to the bias; the total
+// weight of their keys is exp(scale q.k_bias) sum exp(A + B + C) over them, which factors for each
+// kw.
 struct VitShape {
     const float *bias, *table_d, *table_h, *table_w;
     int s, edge, width, dim, lines;
@@ -121,7 +127,8 @@ struct VitShape {
 // A window's part of the grid, for the head of this block; grid (tiles, heads, windows).
 struct VitWindow {
     int s, d0, h0, w0, ed, eh, ew, item, c0;
-    // What to multiply by instead of dividing by ew and eh: exact for fewer than 2^31 / 32 tokens.
+    // Factors to multiply by instead of dividing by ew and eh: exact for fewer than 2^31 / 32
+    // tokens.
     unsigned by_w, by_h;
 
     __device__ __forceinline__ VitWindow(const VitShape &v) {
@@ -131,9 +138,9 @@ struct VitWindow {
         ed = min(v.edge, s - d0), eh = min(v.edge, s - h0), ew = min(v.edge, s - w0);
         by_w = ((1u << 31) + ew - 1) / ew, by_h = ((1u << 31) + eh - 1) / eh;
     }
-    // The plane along d in which a line lies.
+    // The plane along d that contains a line.
     __device__ __forceinline__ int plane(int line) const { return (int)((unsigned long long)line * by_h >> 31); }
-    // Where token r lies in the window.
+    // The position of token r in the window.
     __device__ __forceinline__ void split(int r, int &d, int &h, int &w) const {
         int line = (int)((unsigned long long)r * by_w >> 31);
         w = r - line * ew, d = plane(line), h = line - d * eh;
@@ -150,7 +157,8 @@ struct VitWindow {
     __device__ __forceinline__ bool is_padded(int edge) const { return ed < edge || eh < edge || ew < edge; }
 };
 
-// The position terms of a tile of query lines, in shared memory: A of each query, B and C of each line.
+// The position terms of a tile of query lines, in shared memory: A for each query, B and C for each
+// line.
 struct Positions {
     float *a, *b, *c;
     int edge;
@@ -158,7 +166,7 @@ struct Positions {
     __device__ __forceinline__ Positions(float *at, const VitShape &v) : a(at), b(at + QUERIES * v.edge), c(b + v.lines * v.edge * v.edge), edge(v.edge) {}
     __device__ __forceinline__ float *end(int lines) const { return c + lines * edge * edge; }
 
-    // From the queries of `lines` lines from `line0` on, rows of `row` values.
+    // Computed from the queries of `lines` lines from `line0` on, rows of `row` values.
     template <class T>
     __device__ __forceinline__ void form(const VitShape &v, const VitWindow &w, const T *queries, int row, int line0, int lines) const {
         int dim = v.dim;
@@ -184,11 +192,12 @@ struct Positions {
     }
 };
 
-// Column kw of a line's B and C, as weights relative to their largest, summed inside the grid and beyond.
+// Column kw of a line's B and C, as weights relative to their largest, summed inside the grid and
+// beyond.
 struct PaddedColumn {
     float top_b, top_c, b_in, b_out, c_in, c_out;
 
-    // Rows of B and C lie `row` values apart.
+    // Rows of B and C are `row` values apart.
     __device__ __forceinline__ PaddedColumn(const VitWindow &w, const float *b, const float *c, int edge, int kw, int row) {
         top_b = MINUS_INFINITY, top_c = MINUS_INFINITY, b_in = 0.0f, b_out = 0.0f, c_in = 0.0f, c_out = 0.0f;
         for (int p = 0; p < edge; p++) top_b = fmaxf(top_b, b[p * row + kw]), top_c = fmaxf(top_c, c[p * row + kw]);
@@ -205,7 +214,8 @@ struct PaddedColumn {
     __device__ __forceinline__ float log_weight(bool inside) const { return top_b + top_c + logf(weight(inside)); }
 };
 
-// The logarithm of what all padded keys of a query weigh, their q.k apart: in two passes over kw, the largest logarithm, then the sum relative to it.
+// The logarithm of the total weight of a query's padded keys, without their q.k: in two passes over
+// kw, first the largest logarithm, then the sum relative to it.
 __device__ __forceinline__ float padded_positions(const VitWindow &w, const Positions &p, int query) {
     int edge = p.edge, line = query / w.ew * edge * edge;
     float top = MINUS_INFINITY, sum = 0.0f;
@@ -216,7 +226,8 @@ __device__ __forceinline__ float padded_positions(const VitWindow &w, const Posi
     return top + logf(sum);
 }
 
-// A query's attention to the whole window: its state, and the padded keys' score, minus infinity where there are none.
+// A query's attention to the whole window: its state, and the padded keys' score, minus infinity if
+// there are none.
 template <class T>
 __device__ __forceinline__ float vit_attend(const VitShape &v, const VitWindow &w, const Tiles &t, const Positions &p, const T *qkv, int queries, Row &state) {
     int query = threadIdx.x / 4, dim = v.dim;

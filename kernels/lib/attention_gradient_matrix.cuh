@@ -1,18 +1,24 @@
 // Gradients of softmax attention on tensor cores, for elements of 16 bits.
 //
-//   block    32 rows of its own, of one head, in 4 warps: queries in one launch, keys in the other; the rows of the other side pass, 64 a step, through two buffers filled
-//            by asynchronous copies
-//   warp     16 of its own rows against half of each step's; at the end the two warps of the same rows add up their sums, in order
+//   block    32 rows of its own, of one head, in 4 warps: queries in one launch, keys in the other;
+//            the rows of the other side are streamed, 64 per step, through two buffers filled by
+//            asynchronous copies
+//   warp     16 of its own rows against half of each step's; at the end the two warps of the same
+//            rows add up their sums, in order
 //
-// With P = exp(S - L), L the logarithm of a query's sum, and D = dO.O, the scores' gradient is dS = P (dO.V - D). P and dS never leave registers: two fragments of results
-// are one of a product's left side. They are rounded to 16 bits for the products that make dQ, dK and dV, whose sums are in float.
+// With P = exp(S - L), L the logarithm of a query's sum, and D = dO.O, the scores' gradient is dS =
+// P (dO.V - D). P and dS never leave registers: two fragments of results form one fragment of a
+// product's left side. They are rounded to 16 bits for the products that give dQ, dK and dV, whose
+// sums are in float.
 //
-// In the image encoder's windows tokens stand in slots: a line along w has 8, 16 or 32, of which the last may be empty. So each 8 rows or columns of a product belong to
-// one line, and the position terms' gradients are sums over fragments.
+// In the image encoder's windows tokens are placed in slots: a line along w has 8, 16 or 32 slots,
+// of which the last may be empty. So every 8 rows or columns of a product belong to one line, and
+// the position terms' gradients are sums over fragments.
 #pragma once
 #include "lib/attention_matrix.cuh"
 
-// Shared memory of a block: its own rows in `q` and `g`, the rows that pass in `k` and `v`, each of two tensors. Queries have q and dO, keys have k and v.
+// Shared memory of a block: its own rows in `q` and `g`, the streamed rows in `k` and `v`, each
+// from two tensors. Queries have q and dO, keys have k and v.
 template <class T> struct GradientTiles : MatrixTiles<T> {
     T *g;
 
@@ -20,7 +26,7 @@ template <class T> struct GradientTiles : MatrixTiles<T> {
     __device__ __forceinline__ float *end() const { return reinterpret_cast<float *>(g + QUERIES * this->row); }
 };
 
-// Products of the warp's rows with 32 of a step: of the first tensors and of the second.
+// Products of the warp's rows with 32 rows of a step: for the first tensors and for the second.
 template <class T> __device__ __forceinline__ void score_products(const GradientTiles<T> &t, int step, float (&s)[4][4], float (&dp)[4][4]) {
     int lane = threadIdx.x % 32, row = t.row;
     const T *q = t.q + (own_rows() + lane % 16) * row + lane / 16 * 8, *g = q + (t.g - t.q);
@@ -49,7 +55,7 @@ template <class T> __device__ __forceinline__ void score_products(const Gradient
     }
 }
 
-// Adds weights of 32 rows of a step times these rows: `from` is the step's buffer.
+// Adds the products of weights with 32 rows of a step: `from` is the step's buffer.
 template <class T> __device__ __forceinline__ void add_rows(const GradientTiles<T> &t, const T *from, const float (&weights)[4][4], float (&acc)[MOST_DIM / 8][4]) {
     int lane = threadIdx.x % 32;
     from += (half_of_step() * 32 + lane % 16) * t.row + lane / 16 * 8;
@@ -68,7 +74,8 @@ template <class T> __device__ __forceinline__ void add_rows(const GradientTiles<
     }
 }
 
-// Adds what the second half's warps have to what the first half's have; `room` is where rows passed, 32 rows of `dim` and more floats. All warps come here.
+// Adds the sums of the second half's warps to those of the first half's; `room` is the buffer of
+// the streamed rows, with space for 32 rows of `dim` floats and more. All warps must call this.
 template <class T> __device__ __forceinline__ void join_halves(const GradientTiles<T> &t, float *room, float (&acc)[MOST_DIM / 8][4]) {
     int width = t.row - 8 + 2;
     __syncthreads();
@@ -91,7 +98,8 @@ template <class T> __device__ __forceinline__ void join_halves(const GradientTil
     }
 }
 
-// Writes the first half's sums: `row_to(row)` is where a row's values go, null for none.
+// Writes the first half's sums: `row_to(row)` is the destination of a row's values, or null to skip
+// it.
 template <class T, class W> __device__ __forceinline__ void write_sums(int dim, const float (&acc)[MOST_DIM / 8][4], float scale, W row_to) {
     if (half_of_step()) return;
 #pragma unroll
@@ -114,7 +122,8 @@ template <class T, class W> __device__ __forceinline__ void write_sums(int dim, 
 
 // --- Two-way attention ---
 
-// Grid (queries / 32, heads). sums [heads][tiles][L, D][32], L of base 2. The keys pass twice: L and D first, for D is the mean of dO.V by the weights.
+// Grid (queries / 32, heads). sums [heads][tiles][L, D][32], L of base 2. The keys are streamed
+// twice: first for L and D, because D is the weighted mean of dO.V.
 // tensor cores
 template <class T>
 __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, const T *v, const T *dy, T *dq, float *sums, int queries, int keys, int width, int dim) {
@@ -145,13 +154,13 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
         __syncthreads();
         bring_step(step + 1);
         if (step == steps) {
-            // The two halves of a row, together.
+            // Combines the two halves of a row.
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 int query = own_rows() + row_of_element(2 * i);
                 const float *own = statistics + (half * QUERIES + query) * 3, *other = statistics + ((1 - half) * QUERIES + query) * 3;
                 float higher = fmaxf(own[0], other[0]), fade = faded(own[0], higher), fade_other = faded(other[0], higher);
-                // One order of the halves for both.
+                // Both halves add in the same order.
                 float first = half ? other[1] * fade_other : own[1] * fade, second = half ? own[1] * fade : other[1] * fade_other;
                 float first_mean = half ? other[2] * fade_other : own[2] * fade, second_mean = half ? own[2] * fade : other[2] * fade_other;
                 bool is_there = q0 + query < queries;
@@ -186,7 +195,7 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
                 }
             }
             if (step < steps - 1) continue;
-            // Of a row's four threads, each with a maximum of its own.
+            // Combines a row's four threads, each with its own maximum.
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 float higher = fmaxf(top[i], __shfl_xor_sync(0xffffffffu, top[i], 1));
@@ -277,7 +286,8 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
 
 // --- The image encoder's attention ---
 
-// What a tile of queries leaves for the launch of the keys, in base 2: A - L of each slot, minus infinity where there is no key or no query, B and C, and D.
+// What a tile of queries keeps for the launch of the keys, in base 2: A - L of each slot, minus
+// infinity where there is no key or no query, B and C, and D.
 struct KeptTile {
     int across, b, c, d, size;
 
@@ -289,7 +299,8 @@ struct KeptTile {
     }
 };
 
-// Gradients of a line's B and C, column kw, through the padded keys: `d.a` holds what each query's padded keys' score passes on.
+// Gradients of a line's B and C, column kw, through the padded keys: `d.a` holds, for each query,
+// the gradient of the padded keys' score.
 __device__ __forceinline__ void padded_slots(const VitWindow &w, const Slots &slots, const SlotPositions &p, const SlotPositions &d, int edge, int line, int kw) {
     int stride = slots.stride, at = line * edge * stride + kw;
     float through = 0.0f;
@@ -304,8 +315,9 @@ __device__ __forceinline__ void padded_slots(const VitWindow &w, const Slots &sl
     }
 }
 
-// Sums of a fragment of dS over its rows, which are queries of one line each 8, or of one line all: every lane gets one, of the line in `lane / 16` and the column
-// `lane % 4 * 2 + lane / 8 % 2`, and so does the lane 4 further.
+// Sums of a fragment of dS over its rows, where each 8 rows are queries of one line, or all rows
+// are of one line: every lane gets one sum, for the line `lane / 16` and the column `lane % 4 * 2 +
+// lane / 8 % 2`, and so does the lane 4 further on.
 __device__ __forceinline__ float line_sums(const float (&ds)[4], bool is_one_line) {
     int lane = threadIdx.x % 32;
     bool second = lane & 16, odd = lane & 8;
@@ -317,7 +329,9 @@ __device__ __forceinline__ float line_sums(const float (&ds)[4], bool is_one_lin
     return sum + __shfl_xor_sync(0xffffffffu, sum, 4);
 }
 
-// Grid (tiles of query lines, heads, windows). `values` is what was attended to, in float (D is a small difference where padded keys weigh most), `log_sums` [row, head] L of base 2, both of the way forward. What blocks leave behind:
+// Grid (tiles of query lines, heads, windows). `values` is the result of the attention, in float (D
+// is a small difference where padded keys have most of the weight), and `log_sums` [row, head] is L
+// in base 2; both come from the forward pass. What blocks write:
 //
 //   kept     [window, head, tile][KeptTile]
 //   tables   [window, tile, head][3 (2 edge - 1) dim]: the tables' gradients, along d, h and w
@@ -340,11 +354,11 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
         return;
     }
     SlotPositions p(tile.end(), v, slots), d(p.end, v, slots);
-    // Of each warp, sums for B and C of its lines, two or one.
+    // Each warp's sums for B and C of its lines, two or one.
     int own_lines = slots.shift == 3 ? 2 : 1, own_sums = own_lines * slots.line * across;
     float *line_room = d.end, *log_sum = line_room + 4 * 2 * own_sums, *mean = log_sum + QUERIES, *weights = mean + QUERIES, *slopes = weights + QUERIES;
     float *columns = slopes + QUERIES, *beyond = columns + v.lines * edge;
-    // Table gradients: what each query passes on to each row of a table.
+    // Table gradients: each query's contribution to each row of a table.
     int count16 = (count + 15) / 16 * 16, spread_row = count16 + 8;
     T *spread = reinterpret_cast<T *>(columns + (v.lines * edge + 2 * count + 3) / 4 * 4);
     // From here on these begin with the window's first token and the head's first channel.
@@ -364,7 +378,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
         }
         copy_commit();
     };
-    // Tiles end with lines, so a slot of a later tile's is none of this one's.
+    // Tiles end at the end of a line, so a slot of a later tile does not belong to this one.
     tile.bring(tile.q, tile.g, QUERIES, [&](int r, const T *&a, const T *&b) {
         int at;
         bool is_there = slots.row(w, slot0 + r, at);
@@ -377,7 +391,8 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
     __syncthreads();
     form_slots<T>(p, v, w, slots, tile, d.a, line0, lines);
 
-    // L and D = dO.O of each query, and of the padded keys, which are one to it, the weight and its score's gradient.
+    // L and D = dO.O of each query, and the weight of the padded keys, which count as one key, and
+    // the gradient of their score.
     bool padded = w.is_padded(edge);
     for (int i = t; i < QUERIES * stride; i += THREADS) d.a[i] = 0.0f;
     for (int i = t; i < 2 * v.lines * edge * stride; i += THREADS) d.b[i] = 0.0f;
@@ -409,7 +424,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
             const float *bias = v.bias + w.c0;
             for (int c = t % 4; c < dim; c += 4) with_key += to_float(q[c]) * bias[v.width + c], with_value += to_float(g[c]) * bias[2 * v.width + c];
         }
-        // Where there is no query, nothing weighs anything.
+        // If there is no query, all weights are zero.
         float l = is_there ? log_sums[(int64)at * gridDim.y] : -MINUS_INFINITY, m = row_sum(is_there ? product : 0.0f), weight = 0.0f, slope = 0.0f;
         if (padded) {
             const float *a = p.a + query * stride, *column = columns + (query >> slots.shift) * edge;
@@ -461,7 +476,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
     int line_of[2] = {rows0 / 8 >> parts, (rows0 / 8 + 1) >> parts}, in_line = edge * stride;
     const float *b_terms = p.b + line_of[0] * in_line, *c_terms = p.c + line_of[0] * in_line;
     int to_second = (line_of[1] - line_of[0]) * in_line;
-    // Of each 8 lanes with one sum, half add to B's and half to C's.
+    // Of the 8 lanes that hold one sum, half add to B's and half to C's.
     float *sums_to = line_room + (t / 32 * 2 + (lane >> 2 & 1)) * own_sums + (parts ? 0 : lane >> 4) * slots.line * across + lane % 4 * 2 + (lane >> 3 & 1);
     bool adds = !(parts && lane & 16);
     for (int step = 0; step < steps; step++) {
@@ -491,7 +506,8 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
         add_rows(tile, tile.buffer(tile.k, step), s, acc);
     }
     join_halves(tile, reinterpret_cast<float *>(tile.k), acc);
-    // A's sums: a half of the step after the other, and within a half the fragments of a column one after the other.
+    // A's sums: one half of the step after the other, and within a half the fragments of a column
+    // one after the other.
 #pragma unroll 1
     for (int turn = 0; turn < 2; turn++) {
         if (half == turn) {
@@ -506,7 +522,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
         }
         __syncthreads();
     }
-    // And B's and C's, of the warps that have a line.
+    // B's and C's sums, over the warps that have a line.
     for (int i = t; i < 2 * v.lines * slots.line * across; i += THREADS) {
         int n = i >> slots.shift, kw = i & (across - 1), which = n / (v.lines * slots.line), line = n / slots.line - which * v.lines, at = n % slots.line;
         float sum = 0.0f;
@@ -519,7 +535,8 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
     }
     __syncthreads();
 
-    // Back through the position terms, an axis after the other: to the queries (the first half's warps), and to the tables (the second's).
+    // The gradient through the position terms, one axis after the other: to the queries (the first
+    // half's warps), and to the tables (the second half's).
     if (!half) {
 #pragma unroll
         for (int c = 0; c < MOST_DIM / 8; c++) {
@@ -531,7 +548,8 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
             }
         }
     }
-    // What positions beyond the grid, whose query is the bias, pass on to each row of the tables along h and w.
+    // What positions beyond the grid, whose query is the bias, contribute to each row of the tables
+    // along h and w.
     for (int i = t; i < 2 * count; i += THREADS) {
         bool is_w = i >= count;
         int n = is_w ? i - count : i;
@@ -577,7 +595,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
                 }
             }
         } else {
-            // Rows of the table, 16 at a time, in turns of the two warps.
+            // Rows of the table, 16 at a time, alternating between the two warps.
             for (int n0 = rows0; n0 < count16; n0 += 32) {
                 float sums[MOST_DIM / 8][4] = {};
 #pragma unroll
@@ -633,7 +651,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
     }
 }
 
-// Grid (tiles of keys, heads, windows); `tiles` of query lines a window.
+// Grid (tiles of keys, heads, windows); each window has `tiles` tiles of query lines.
 // tensor cores
 template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv, const T *dy, T *dqkv, float *kept, int tiles, const VitShape &v) {
     SHARED_MEMORY(shared);
@@ -671,7 +689,7 @@ template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv,
         return is_there;
     });
     bring_step(0);
-    // Where this thread's two keys find their terms.
+    // The offsets of the terms of this thread's two keys.
     int parts = slots.parts(), at_a[2], at_b[2], at_c[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {

@@ -1,11 +1,15 @@
 // Softmax attention on tensor cores; scores and weights never leave registers.
 //
-//   block    32 queries of one head, 4 warps; keys in steps of 64 through two buffers filled by asynchronous copies
-//   warp     16 of the queries against half of each step's keys, with a running softmax of its own; at the end the two warps of the same queries join theirs
-//   thread   rows lane / 4 and lane / 4 + 8 of its warp's queries: two of every eight scores, two of every eight channels
+//   block    32 queries of one head, 4 warps; keys in steps of 64 through two buffers filled by
+//            asynchronous copies
+//   warp     16 of the queries against half of each step's keys, with its own running softmax; at
+//            the end the two warps of the same queries merge theirs
+//   thread   rows lane / 4 and lane / 4 + 8 of its warp's queries: two of every eight scores and
+//            two of every eight channels
 //
-// Heads have at most 64 channels, in memory rounded up to a multiple of 16 with zeros. Sums and softmax are in float; weights are rounded for the product with the values as
-// what is multiplied is (lib/matrix.cuh). Exponentials are of base 2: scores come multiplied by log2 e.
+// Heads have at most 64 channels, in shared memory padded with zeros to a multiple of 16. Sums and
+// softmax are in float; for the product with the values, weights are rounded to the type of the
+// factors (lib/matrix.cuh). Exponentials have base 2: scores come multiplied by log2 e.
 #pragma once
 #include "lib/attention.cuh"
 #include "lib/matrix.cuh"
@@ -17,11 +21,12 @@ constexpr float LOG2_E = 1.4426950408889634f;
 template <class T> struct MatrixTiles {
     T *q, *k, *v;
     int dim, row;
-    // The row and the 16 bytes of channels that this thread brings in first, and how far the next ones are: divisions are dear.
+    // The row and the 16 bytes of channels that this thread loads first, and the steps to the next
+    // ones, kept because divisions are slow.
     int first_row, first_chunk, rows_on, chunks_on;
 
     __device__ __forceinline__ MatrixTiles(unsigned char *shared, int dim) : dim(dim) {
-        // 16 bytes more, so that the rows of a matrix lie in different banks.
+        // 16 bytes more, so that the rows of a matrix fall on different banks.
         row = (dim + 15) / 16 * 16 + PIECE<T>;
         int chunks = (row - PIECE<T>) / PIECE<T>;
         first_row = threadIdx.x / chunks, first_chunk = threadIdx.x % chunks, rows_on = THREADS / chunks, chunks_on = THREADS % chunks;
@@ -31,8 +36,10 @@ template <class T> struct MatrixTiles {
     // The buffer of a step.
     __device__ __forceinline__ T *buffer(T *of, int step) const { return of + step % 2 * STEP * row; }
 
-    // Starts bringing in `rows` rows of a tensor, and those of a second where there is room for them: `row_at(r, a, b)` says where row r's values start in either, a
-    // multiple of 16 bytes if a head's channels are one, and whether they are more than zeros.
+    // Starts loading `rows` rows of a tensor, and those of a second one if `also` is given:
+    // `row_at(r, a, b)` gives the address of row r's values in each, aligned to 16 bytes if the
+    // size of a head's channels is a multiple of that, and returns whether the row exists;
+    // otherwise it is filled with zeros.
     template <class F> __device__ __forceinline__ void bring(T *to, T *also, int rows, F row_at) const {
         int chunks = (row - PIECE<T>) / PIECE<T>;
         for (int r = first_row, chunk = first_chunk; r < rows; r += rows_on, chunk += chunks_on) {
@@ -59,7 +66,8 @@ template <class T> struct MatrixTiles {
     }
 };
 
-// Of this thread's two queries: the running maximum, the sum of its own scores' weights, and its channels of the result.
+// The state of this thread's two queries: the running maximum, the sum of the weights of its own
+// scores, and its channels of the result.
 struct MatrixRows {
     float top[2], sum[2], acc[MOST_DIM / 8][4];
 };
@@ -68,11 +76,12 @@ struct MatrixRows {
 __device__ __forceinline__ int half_of_step() { return threadIdx.x / 64; }
 __device__ __forceinline__ int own_rows() { return threadIdx.x / 32 % 2 * 16; }
 
-// Where element e of a fragment of results lies: its row in the warp's 16, and its column in the fragment's 8.
+// The position of element e of a fragment of results: its row in the warp's 16, and its column in
+// the fragment's 8.
 __device__ __forceinline__ int row_of_element(int e) { return e / 2 * 8 + threadIdx.x % 32 / 4; }
 __device__ __forceinline__ int column_of_element(int e) { return threadIdx.x % 4 * 2 + e % 2; }
 
-// 2 to the power of x: what is smaller than a normal number is zero.
+// 2 to the power of x; results smaller than a normal number are zero.
 __device__ __forceinline__ float power_of_two(float x) {
 #ifdef PRISM_EMULATOR
     return exp2f(x);
@@ -83,11 +92,13 @@ __device__ __forceinline__ float power_of_two(float x) {
 #endif
 }
 
-// What a weight relative to `top` is worth relative to `higher`; nothing where there was none yet.
+// The factor that turns weights relative to `top` into weights relative to `higher`; zero if there
+// was no weight yet.
 __device__ __forceinline__ float faded(float top, float higher) { return top == MINUS_INFINITY ? 0.0f : power_of_two(top - higher); }
 
-// One step's scores, weights and sums of this warp. `score(step, j, s)` makes scores of base 2 of the products of 8 keys, the half's fragment j: minus infinity where there
-// is no key. Of each 32 keys that begin before `keys` the first is one.
+// One step's scores, weights and sums of this warp. `score(step, j, s)` turns the products of 8
+// keys, the half's fragment j, into base-2 scores: minus infinity where there is no key. Of each 32
+// keys that begin before `keys`, the first is a real key.
 template <class P, class T, class S>
 __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const FragmentA (&q)[MOST_DIM / ALONG<T>], MatrixRows &rows, int step, int keys, S score) {
     int lane = threadIdx.x % 32, half = half_of_step() * (STEP / 2);
@@ -130,10 +141,11 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
     for (int j = 0; j < 32 / ALONG<T>; j++) {
         FragmentA p;
         if constexpr (sizeof(T) == 4) {
-            // A fragment of scores is one of weights, if the first four of its keys are the even ones of the eight. So they are among the values, too.
+            // A fragment of scores is a valid fragment of weights if the first four of its keys are
+            // the even ones of the eight. The values use the same order of keys.
             p = {{__float_as_uint(s[j][0]), __float_as_uint(s[j][2]), __float_as_uint(s[j][1]), __float_as_uint(s[j][3])}};
         } else {
-            // Two fragments of scores are one of weights: the layouts agree.
+            // Two fragments of scores form one fragment of weights: the layouts agree.
             p = {{pair<T>(s[2 * j][0], s[2 * j][1]), pair<T>(s[2 * j][2], s[2 * j][3]), pair<T>(s[2 * j + 1][0], s[2 * j + 1][1]), pair<T>(s[2 * j + 1][2], s[2 * j + 1][3])}};
         }
 #pragma unroll
@@ -153,11 +165,12 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
     }
 }
 
-// Joins the two halves of the keys, and writes: `write_row(query)` is where a query's values go, null for none. `keep(query, log_sum)` is given the logarithm, of base 2,
-// of what its keys weigh together, and says where the values go in float, null for nowhere.
+// Merges the two halves of the keys and writes the result: `write_row(query)` is the destination of
+// a query's values, or null to skip it. `keep(query, log_sum)` receives the base-2 logarithm of the
+// sum of the query's weights, and returns the destination of the values in float, or null for none.
 template <class T, class W, class S> __device__ __forceinline__ void join(const MatrixTiles<T> &t, MatrixRows &rows, W write_row, S keep) {
     int row0 = threadIdx.x / 32 % 2 * 16;
-    // Where keys were: a row of sums a query, then its top and its sum.
+    // In the memory of the keys: a row of sums per query, then its maximum and its sum.
     float *others = reinterpret_cast<float *>(t.k);
     int width = t.row - PIECE<T> + 2;
 #pragma unroll
@@ -195,7 +208,8 @@ template <class T, class W, class S> __device__ __forceinline__ void join(const 
     }
 }
 
-// Goes over all keys, the first step of which is on its way, with the queries in shared memory: `bring_step(step)` starts bringing in a step. `rows` is where it starts.
+// Goes over all keys, the first step of which is already being loaded, with the queries in shared
+// memory: `bring_step(step)` starts loading a step. `rows` is the initial state.
 template <class P, class T, class B, class S> __device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys, B bring_step, S score) {
     int lane = threadIdx.x % 32;
     FragmentA q[MOST_DIM / ALONG<T>];
@@ -210,9 +224,11 @@ template <class P, class T, class B, class S> __device__ __forceinline__ void at
     }
 }
 
-// How tokens stand in slots: a line along w has 1 << shift, of which a window fills as many as it is wide.
+// How tokens are placed in slots: a line along w has 1 << shift slots, of which a window fills as
+// many as it is wide.
 struct Slots {
-    // The longest line of all windows. Rows of A, B and C lie `stride` apart, a power of two: as many columns as positions, and no fewer than slots.
+    // `line` is the longest line of all windows. Rows of A, B and C are `stride` values apart, a
+    // power of two: at least as many columns as positions, and as slots.
     int shift, line, stride, wide;
 
     __device__ __forceinline__ Slots(const VitShape &v) {
@@ -220,9 +236,10 @@ struct Slots {
         for (wide = shift; 1 << wide < v.edge;) wide++;
         stride = 1 << wide;
     }
-    // Fragments of 8 that a line has, as a shift.
+    // The number of fragments of 8 in a line, as a shift.
     __device__ __forceinline__ int parts() const { return shift - 3; }
-    // How many rows behind the window's first the token of a slot lies; whether there is one. Else it is some other token's.
+    // The distance in rows from the window's first token to the token of a slot, and whether there
+    // is one; if not, the distance is that of some other token.
     __device__ __forceinline__ bool row(const VitWindow &w, int slot, int &at) const {
         int lines = w.ed * w.eh, line = slot >> shift, x = slot & ((1 << shift) - 1);
         bool is_there = line < lines && x < w.ew;
@@ -233,7 +250,7 @@ struct Slots {
     }
 };
 
-// A tile's position terms, or their gradients: A of each slot, B and C of each line.
+// A tile's position terms, or their gradients: A for each slot, B and C for each line.
 struct SlotPositions {
     float *a, *b, *c, *end;
 
@@ -242,7 +259,8 @@ struct SlotPositions {
     }
 };
 
-// Channels from `first` on of rows of a table in the fragments of a product's right side; zeros behind the last of its channels.
+// The channels from `first` on of a table's rows, as fragments of a product's right side; zeros
+// after the last channel.
 template <class P> __device__ __forceinline__ typename Products<P>::Right table_fragment(const float *row, int first, int dim) {
     typedef typename Products<P>::Element T;
     float low[2] = {}, high[2] = {};
@@ -267,13 +285,16 @@ template <class P> __device__ __forceinline__ typename Products<P>::Right table_
     }
 }
 
-// The position terms of `lines` lines of queries from `line0` on, which `t.q` has in slots: products of queries and tables, from which every term is taken. `products` has
-// a row for each slot and one for the bias, which is the query of positions beyond the grid. Zero where a slot is empty or a line is none.
+// The position terms of `lines` lines of queries from `line0` on, which `t.q` holds in slots: they
+// are taken from the products of queries and tables. `products` has a row for each slot and one for
+// the bias, which is the query of positions beyond the grid. Terms are zero for empty slots and for
+// lines that do not exist.
 template <class P, class T>
 __device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShape &v, const VitWindow &w, const Slots &slots, const MatrixTiles<T> &t, float *products,
                                            int line0, int lines) {
     int edge = v.edge, dim = v.dim, count = 2 * edge - 1, wide = (count + 7) / 8 * 8 + 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    // Rows have as many columns as threads can take in whole rows: each thread has one, whatever the row.
+    // The number of threads is a multiple of a row's columns, so each thread has the same column in
+    // every row.
     int kw = threadIdx.x & (slots.stride - 1);
 #pragma unroll 1
     for (int axis = 0; axis < 3; axis++) {
@@ -299,7 +320,7 @@ __device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShap
             }
         }
         if (axis && w.ew < edge) {
-            // Four threads a row.
+            // Four threads per row.
             for (int n0 = 0; n0 < count; n0 += THREADS / 4) {
                 int n = n0 + threadIdx.x / 4, part = threadIdx.x % 4;
                 const float *bias = v.bias + w.c0, *row = table + (int64)min(n, count - 1) * dim;

@@ -1,8 +1,9 @@
-// What every kernel stands on: element types, conversions, vectors of elements, reductions over a warp.
+// What every kernel uses: element types, conversions, vectors of elements, reductions over a warp.
 //
-// A kernel is written for an element type T (f32, f16, bf16) and computes in float. Each instance is exported under its
-// own name by KERNEL. The same text is compiled by NVRTC for a GPU and by the host's C++ compiler for the emulator, which
-// supplies the CUDA built-ins (host/emulator.h). Instructions that only a GPU has stand in lib/ alone, each with both bodies.
+// A kernel is written for an element type T (f32, f16, bf16) and computes in float. Each instance
+// is exported under its own name by KERNEL. The same text is compiled by NVRTC for a GPU and by the
+// host's C++ compiler for the emulator, which supplies the CUDA built-ins (host/emulator.h).
+// Instructions that only a GPU has are used in lib/ alone, each with a body for either.
 #pragma once
 
 #ifdef PRISM_EMULATOR
@@ -13,9 +14,12 @@
 #define SHARED_MEMORY(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 
-// The first thing that every kernel does. A recorded launch may begin before the one in front of it is over (src/device/cuda/driver.rs): its blocks take the places
-// that become free, and wait here, where nothing of the device's memory was touched yet. Behind the wait the same is left to the next launch. So each kernel sees
-// all that any launch before it wrote: the one in front, over, has waited itself. Older architectures than 9.0 begin a launch when the one in front is over.
+// The first thing that every kernel does. A recorded launch may begin before the previous one has
+// finished (src/device/cuda/driver.rs): its blocks take the places that become free, and wait here,
+// before they have touched any device memory. After the wait they let the next launch begin in the
+// same way. So each kernel sees everything that any launch before it wrote: the previous launch,
+// which has finished, has itself waited for those before it. Architectures older than 9.0 begin a
+// launch when the previous one has finished.
 __device__ __forceinline__ void await_turn() {
 #ifndef PRISM_EMULATOR
     if constexpr (__CUDA_ARCH__ >= 900) {
@@ -25,12 +29,14 @@ __device__ __forceinline__ void await_turn() {
 #endif
 }
 
-// Exports an instance of a kernel template: KERNEL(name, threads, blocks, (parameters), body). So many blocks are to fit a multiprocessor's registers.
+// Exports an instance of a kernel template: KERNEL(name, threads, blocks, (parameters), body).
+// `blocks` is how many blocks must fit in a multiprocessor's registers.
 #define KERNEL(name, threads, blocks, parameters, ...)                                                         \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name parameters { await_turn(); __VA_ARGS__; } \
     KERNEL_REGISTER(name)
 
-// The thread's number within its block, asked for anew: what is made of threadIdx outside a loop is kept in registers all through it.
+// The thread's number within its block, read again: values computed from threadIdx outside a loop
+// would be kept in registers throughout it.
 __device__ __forceinline__ int own_thread() {
 #ifdef PRISM_EMULATOR
     return threadIdx.x;
@@ -115,7 +121,8 @@ template <> __device__ __forceinline__ unsigned pair<bf16>(float low, float high
 #endif
 }
 
-// Two elements of 16 bits at a time, each result rounded to nearest even: the sum, the larger. bf16 has no sums of its own before 9.0, but fma.
+// The sum and the larger of two pairs of 16-bit elements, each result rounded to nearest even.
+// Before 9.0 bf16 has no addition of its own, only fma.
 #ifdef PRISM_EMULATOR
 template <class T, class F> inline unsigned by_pairs(unsigned a, unsigned b, F of) {
     unsigned r = 0;
@@ -158,7 +165,8 @@ template <class T, int N> struct alignas(sizeof(T) * N) Pack {
     T v[N];
 };
 
-// Loads them by that one instruction in the emulator too, where a compiler would rather take them apart.
+// Loads them by one instruction in the emulator too, where a compiler would otherwise split the
+// load.
 template <class P> __device__ __forceinline__ P whole(const P *from) {
 #ifdef PRISM_EMULATOR
     return emulator::whole(from);
@@ -167,7 +175,8 @@ template <class P> __device__ __forceinline__ P whole(const P *from) {
 #endif
 }
 
-// N elements as they lie in memory, so that while they wait for their load they take no more registers than that.
+// N elements as stored in memory, so that they take no more registers than that while they are
+// being loaded.
 template <class T, int N> struct Raw {
     Pack<unsigned, N / 2> words;
 };
@@ -267,7 +276,8 @@ __device__ __forceinline__ void put(T *y, float (&v)[V], int64 at, int column, c
     store(y + at, v);
 }
 
-// Instance norm and leaky ReLU of one value: coefficients [mean, scale, shift], a slope of at most 1.
+// Instance norm and leaky ReLU of one value, with coefficients [mean, scale, shift] and a slope of
+// at most 1.
 __device__ __forceinline__ float normed(float x, const float *coefficients, float slope) {
     float y = (x - coefficients[0]) * coefficients[1] + coefficients[2];
     return fmaxf(y, y * slope);

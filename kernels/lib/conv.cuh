@@ -1,23 +1,35 @@
-// 3x3x3 convolution and the decoder stage: an implicit matrix product over a halo tile in shared memory.
+// 3x3x3 convolution and the decoder stage: an implicit matrix product over a halo tile in shared
+// memory.
 //
-//   block    4 x 8 x 8 output voxels (256) and 32 output channels, of one item and, in a decoder stage, one of the 8 phases or, of few input channels and many tiles, all of them
-//   loop     over chunks of CH input channels: the tile with its border, 6 x 10 x 10 voxels (a stage: 5 x 9 x 9), is loaded once,
-//            normalised, activated, added to and pooled on the way, and read by all taps from shared memory
-//   warp     on tensor cores a plane of 64 voxels, 8 rows of 8 along w. Rows h and h + 4 of the halo make a fragment, of which outputs h and h + 4 of one tap along h,
-//            h - 1 and h + 3 of the next and so on are multiples: each is brought into registers once for all taps along h
+//   block    4 x 8 x 8 output voxels (256) and 32 output channels, of one item and, in a decoder
+//            stage, of one of the 8 phases or, with few input channels and many tiles, of all of
+//            them
+//   loop     over chunks of CH input channels: the tile with its border, 6 x 10 x 10 voxels (a
+//            stage: 5 x 9 x 9), is loaded once, normalised, activated, added to and pooled on the
+//            way, and read by all taps from shared memory
+//   warp     on tensor cores a plane of 64 voxels, 8 rows of 8 along w. Rows h and h + 4 of the
+//            halo form a fragment, which contributes to outputs h and h + 4 by one tap along h, to
+//            h - 1 and h + 3 by the next and so on: each fragment is loaded into registers once for
+//            all taps along h
 //
-// A small map has fewer blocks than a GPU has multiprocessors: then several blocks share a tile's chunks, each leaves its sums in float, and conv3d_splitk_reduce adds them up.
+// A small map has fewer blocks than a GPU has multiprocessors: then several blocks share a tile's
+// chunks, each writes its sums in float, and conv3d_splitk_reduce adds them up.
 //
-// TAPS is 27 for the convolution, 8 for a stage, whose phase p (bits d, h, w) reads coarse voxels from -1 + p to p along each axis and writes
-// every other fine voxel. With GATHER, a stage's input gradient, the loaded map is the fine one, of which a coarse voxel takes all 8 phases one after the other, each
-// from -p to 1 - p. Weights come from global memory in the order in which they are used, so that every warp of every block reads the
-// same lines from the caches, and need no shared memory and no barrier.
+// TAPS is 27 for the convolution, 8 for a stage, whose phase p (bits d, h, w) reads coarse voxels
+// from -1 + p to p along each axis and writes every other fine voxel. With GATHER, for a stage's
+// input gradient, the loaded map is the fine one, from which a coarse voxel takes all 8 phases one
+// after the other, each from -p to 1 - p. Weights come from global memory in the order in which
+// they are used, so that every warp of every block reads the same lines from the caches, and need
+// no shared memory and no barrier.
 //
-// To the result come bias or a map to start from. On tensor cores lanes turn their fragments among each other, else it goes through shared memory once more, so that voxels
-// are written in pieces of 16 bytes; and each block leaves per-channel sums of values and squares for the instance norm behind it, in
-// float over a lane's values and the lanes of a warp that have the same channels, in double from there on. On tensor cores that is 8 values (64 where a block makes all
-// phases) by 8 lanes; where a channel's mean is a hundred times its deviation, 512 squares in float put an error of some 1e-6 of the mean's square, a percent of the variance,
-// on a tile, at random from tile to tile.
+// A bias or an initial map is added to the result. Voxels are written in pieces of 16 bytes: on
+// tensor cores the lanes transpose their fragments among each other, otherwise the result goes
+// through shared memory once more. Each block also writes per-channel sums of values and squares
+// for the instance norm that follows, in float over a lane's values and the lanes of a warp that
+// have the same channels, in double from there on. On tensor cores that is 8 values (64 if a block
+// computes all phases) times 8 lanes; if a channel's mean is a hundred times its deviation, 512
+// squares in float give a tile an error of about 1e-6 of the mean's square, a percent of the
+// variance, at random from tile to tile.
 #pragma once
 #include "lib/base.cuh"
 #include "lib/matrix.cuh"
@@ -38,16 +50,17 @@ struct ConvShape {
     int pool;
     // Negative slope of the activation after the norm.
     float slope;
-    // Blocks that share a tile's chunks, and where they leave their sums: [splits][as the output], in float.
+    // The number of blocks that share a tile's chunks, and where they write their sums:
+    // [splits][as the output], in float.
     int splits;
     float *shares;
 };
 
-// Where this block works.
+// The voxels and channels that this block computes.
 struct ConvBlock {
     int d0, h0, w0, n0, item, phase, split;
 
-    // `stage`: whether this is a decoder stage, which alone has phases.
+    // `stage`: whether this is a decoder stage; only those have phases.
     __device__ __forceinline__ ConvBlock(const ConvShape &s, bool stage) {
         int th = (s.h + TILE_H - 1) / TILE_H, tw = (s.w + TILE_W - 1) / TILE_W;
         int tile = blockIdx.x;
@@ -64,13 +77,13 @@ struct ConvBlock {
         w0 = tile % tw * TILE_W, h0 = tile / tw % th * TILE_H, d0 = tile / tw / th * TILE_D;
     }
 
-    // The phase's voxel of a map `up` times as fine.
+    // The phase's voxel in a map `up` times as fine.
     __device__ __forceinline__ int64 voxel(const ConvShape &s, int up, int d, int h, int w) const {
         return (((int64)item * up * s.d + up * d + (phase >> 2)) * up * s.h + up * h + (phase >> 1 & 1)) * up * s.w + up * w + (phase & 1);
     }
 };
 
-// Tiles of an item.
+// The number of tiles of an item.
 __device__ __forceinline__ int conv_tiles(const ConvShape &s) {
     return ((s.d + TILE_D - 1) / TILE_D) * ((s.h + TILE_H - 1) / TILE_H) * ((s.w + TILE_W - 1) / TILE_W);
 }
@@ -95,7 +108,8 @@ template <int TAPS> struct Halo {
     }
 };
 
-// What stands in front of the convolution, for one voxel's V channels: `norm_of(first, to)` gives coefficients of a few channels from the first on.
+// The convolution's prologue (norm, activation, addition) for one voxel's V channels:
+// `norm_of(first, to)` gives the coefficients of a few channels from `first` on.
 template <class T, int V, class N>
 __device__ __forceinline__ void prepare(float (&v)[V], const Raw<T, V> &x, const Raw<T, V> &more, bool adds, bool norms, N norm_of, float slope) {
     constexpr int FEW = V < 4 ? V : 4;
@@ -113,7 +127,8 @@ __device__ __forceinline__ void prepare(float (&v)[V], const Raw<T, V> &x, const
     }
 }
 
-// Loads channels `c0` to `c0 + CH` of the halo tile, V at a time, to `to` with STRIDE elements a voxel. `norm` holds [item][c][3].
+// Loads channels `c0` to `c0 + CH` of the halo tile, V at a time, to `to` with STRIDE elements per
+// voxel. `norm` holds [item][c][3].
 template <int TAPS, bool GATHER, int CH, int V, int STRIDE, int THREADS, class T, class S>
 __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0) {
     typedef Halo<TAPS> H;
@@ -143,7 +158,8 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
         }
     };
     constexpr int EACH = THREADS / (CH / V);
-    // Several loads on their way at a time: of as many voxels, or, where a second map is added, of half as many.
+    // Several loads in flight at a time: of that many voxels, or, if a second map is added, of half
+    // as many.
     constexpr int LOADS = 2;
     int voxels = add ? LOADS / 2 : LOADS;
     bool adds = add != nullptr, norms = norm != nullptr;
@@ -198,9 +214,11 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     }
 }
 
-// What stands in front of a convolution on tensor cores, for the 16 bytes of channels that a thread loads: the norm as one multiplication and addition and the activation in
-// float, as everybody else who reads such a map computes them, then rounded; the map that is added is added by pairs of elements and rounded once more. That the shift takes up
-// the mean costs one rounding of a value as large as mean * scale, far below what elements of 16 bits are rounded to; of floats the mean is taken off first.
+// The prologue of a convolution on tensor cores, for the 16 bytes of channels that a thread loads:
+// the norm as one multiplication and addition and the activation in float, as in every other kernel
+// that reads such a map, then rounded; the second map is added by pairs of elements and the sum is
+// rounded once more. Folding the mean into the shift costs one rounding of a value as large as mean
+// * scale, far below the rounding of 16-bit elements; with floats the mean is subtracted first.
 template <class T> struct Prologue {
     static constexpr int V = PIECE<T>;
     float mean[V], scale[V], shift[V], slope;
@@ -238,7 +256,7 @@ template <class T> struct Prologue {
     }
 };
 
-// The larger of each two of 16 bytes of elements.
+// The larger of each pair of elements of two pieces of 16 bytes.
 template <class T> __device__ __forceinline__ Raw<T, PIECE<T>> larger(const Raw<T, PIECE<T>> &a, const Raw<T, PIECE<T>> &b) {
     Raw<T, PIECE<T>> y;
 #pragma unroll
@@ -249,8 +267,10 @@ template <class T> __device__ __forceinline__ Raw<T, PIECE<T>> larger(const Raw<
     return y;
 }
 
-// The same tile for tensor cores: 16 bytes of channels a thread, of whole such pieces. A thread keeps its place along w and goes over rows (d, h) of the tile, ROWS of them being done at a
-// time, so that a step is an addition. All of the tile is on its way at once; what stands in front of the convolution is done in place, by whoever copied.
+// Loads the halo tile for tensor cores: 16 bytes of channels per thread, in whole pieces of 16
+// bytes. A thread keeps its position along w and goes over rows (d, h) of the tile, ROWS of them at
+// a time, so that a step is an addition. The whole tile is in flight at once; the prologue is
+// computed in place, by the thread that copied the data.
 template <int TAPS, bool GATHER, int CH, int STRIDE, int THREADS, class T>
 __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0) {
     typedef Halo<TAPS> H;
@@ -263,7 +283,7 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
     int w = ow + place, fine = s.pool || GATHER ? 2 : 1;
     bool there = row < ROWS && channel < s.c && (unsigned)w < (unsigned)s.w;
     int phase = GATHER ? b.phase : 0;
-    // Voxels of the loaded map from a row, and from a plane, to the next.
+    // Voxels of the loaded map from one row, and from one plane, to the next.
     int along_h = fine * fine * s.w, along_d = fine * s.h * along_h;
     int h = oh + row % H::H, d = od + row / H::H;
     int at = ((phase >> 2) * fine * s.h + (phase >> 1 & 1)) * fine * s.w + (phase & 1) + d * along_d + h * along_h + fine * w;
@@ -335,8 +355,8 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
     }
 }
 
-// Adds up what THREADS threads have of the sums of V channels each (OUT / V threads have all 32) and leaves it at `to`, [outs][2]. `bins` holds
-// THREADS / 32 * 2 * OUT floats.
+// Adds up the sums of THREADS threads, of V channels each (OUT / V threads have all 32), and writes
+// them to `to`, [outs][2]. `bins` holds THREADS / 32 * 2 * OUT floats.
 template <int THREADS, int V>
 __device__ __forceinline__ void leave_sums(float *bins, float (&sum)[V], float (&squares)[V], int channels, double *to) {
     constexpr int ACROSS = OUT / V;
@@ -360,12 +380,12 @@ __device__ __forceinline__ void leave_sums(float *bins, float (&sum)[V], float (
     }
 }
 
-// Writes the block's staged result [256][STAGE], adds bias or the map to start from, and leaves the sums. A thread writes 16 bytes of a voxel.
-// `bins`: see leave_sums.
+// Adds the bias or the initial map to the block's staged result [256][STAGE], writes it, and writes
+// the sums. A thread writes 16 bytes of a voxel. `bins`: see leave_sums.
 template <bool PHASED, int THREADS, class T>
 __device__ __forceinline__ void finish(const float *stage, float *bins, const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
                                        double *partial) {
-    // A pass over the threads makes so many rows of 8 voxels.
+    // ROWS is the number of rows of 8 voxels that the block's threads write in one pass.
     constexpr int V = 16 / (int)sizeof(T), ROWS = THREADS / (OUT / V) / 8;
     int column = threadIdx.x % (OUT / V) * V, channel = b.n0 + column, v0 = threadIdx.x / (OUT / V);
     float sum[V] = {}, squares[V] = {}, offset[V] = {};
@@ -408,7 +428,8 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
     leave_sums<THREADS>(bins, sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
-// A warp's sums of 32 voxels, four rows of 8, and 32 outputs to the staged result, all warps' before anybody goes on.
+// Writes a warp's sums of 32 voxels, four rows of 8, and 32 outputs to the staged result, and waits
+// for all warps.
 __device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)[2][4][4]) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
@@ -425,7 +446,8 @@ __device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)
     __syncthreads();
 }
 
-// Turns four registers of each four lanes that follow each other: register i of lane t becomes register t of lane i.
+// Transposes four registers across four consecutive lanes: register i of lane t becomes register t
+// of lane i.
 __device__ __forceinline__ void turn(unsigned (&r)[4]) {
     bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
 #pragma unroll
@@ -440,14 +462,16 @@ __device__ __forceinline__ void turn(unsigned (&r)[4]) {
     }
 }
 
-// A warp's results from its fragments: of plane b.d0 + warp rows of 8 voxels along w, fragment m holding rows m and m + 4. A lane has two channels of each 8; turned, it has all 8 of
-// one, 16 bytes of a voxel, and so loads the map to start from and stores. Of floats nothing is turned: two are 8 bytes, and four lanes have 32 that follow each other. Adds what it
-// wrote to `sum` and `squares`, 8 channels a lane; shares of a result leave none.
+// Writes a warp's results from its fragments: rows of 8 voxels along w of plane b.d0 + warp, where
+// fragment m holds rows m and m + 4. A lane has two channels of each 8; after the transposition it
+// has all 8 channels of one voxel, 16 bytes, and so loads the initial map and stores. Floats are
+// not transposed: two are 8 bytes, and four lanes have 32 contiguous bytes. Adds what it wrote to
+// `sum` and `squares`, 8 channels per lane, but not for partial sums of a result.
 template <bool PHASED, class T>
 __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
                                                 float (&sum)[8], float (&squares)[8]) {
     int thread = own_thread(), lane = thread % 32, column = lane % 4 * 2, d = b.d0 + thread / 32, w = b.w0 + lane / 4, up = PHASED ? 2 : 1;
-    // All lanes go on: they turn registers with each other.
+    // All lanes go on, because they exchange registers.
     bool within = d < s.d && w < s.w;
     int64 row = (int64)up * up * s.w * s.outs, plane = row * up * s.h, origin = b.voxel(s, up, d, b.h0, w) * s.outs + b.n0;
     if (s.splits > 1) {
@@ -495,7 +519,7 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
         return;
     }
     if constexpr (sizeof(T) == 4) {
-        // A fragment's rows at a time, so that several loads are on their way together.
+        // One fragment's rows at a time, so that several loads are in flight together.
         origin += column;
 #pragma unroll
         for (int m = 0; m < 4; m++) {
@@ -528,7 +552,7 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
             }
         }
     } else {
-        // Half of the rows at a time, for the same.
+        // Half of the rows at a time, so that several loads are in flight together.
         bool mine = within && b.n0 + lane % 4 * 8 < s.outs;
         origin += lane % 4 * 8;
 #pragma unroll
@@ -563,7 +587,8 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
     }
 }
 
-// What the four warps of a block have of the sums of 32 channels, left at `to`, [outs][2]. `bins` holds 4 * 2 * OUT floats.
+// Adds up the sums of 32 channels over the four warps of a block and writes them to `to`,
+// [outs][2]. `bins` holds 4 * 2 * OUT floats.
 __device__ __forceinline__ void leave_fragment_sums(float *bins, float (&sum)[8], float (&squares)[8], int channels, double *to) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
@@ -586,11 +611,14 @@ __device__ __forceinline__ void leave_fragment_sums(float *bins, float (&sum)[8]
     }
 }
 
-// Adds the products of a chunk of input channels: EDGE taps along each axis, from the warp's halo rows at `mine`.
+// Adds the products of a chunk of input channels: EDGE taps along each axis, from the warp's halo
+// rows at `mine`.
 template <class P, class H, int EDGE, int DEEP, int STRIDE, class T>
 __device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *mine, const uint4 *w, int pairs, bool idle) {
-    // A turn is a column of taps along h with all channels, or, of floats, with a fragment's channels. Where products take several passes it is a single step, for which rows are brought on
-    // their own: written one behind the other, more steps would be begun at a time than registers can hold, and the products take longer than the rows.
+    // A turn is a column of taps along h with all channels or, with floats, with a fragment's
+    // channels. If products take several passes, it is a single step that loads its own rows: if
+    // steps were unrolled, more of them would be started at a time than registers can hold, and the
+    // products take longer than loading the rows.
     constexpr bool WHOLE = Products<P>::PASSES == 1;
     constexpr int STEPS = !WHOLE ? 1 : sizeof(T) == 4 ? EDGE : DEEP * EDGE, ROWS = WHOLE ? EDGE + 3 : 4, PARTS = DEEP * EDGE / STEPS, TURNS = EDGE * EDGE * PARTS;
     uint4 next[2] = {whole(w), whole(w + 32)};
@@ -610,7 +638,7 @@ __device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *min
             }
             typename Products<P>::Right right[4] = {Products<P>::right(next[0].x, next[0].y), Products<P>::right(next[0].z, next[0].w),
                                                     Products<P>::right(next[1].x, next[1].y), Products<P>::right(next[1].z, next[1].w)};
-            // The next step's weights are on their way while this one multiplies.
+            // The next step's weights are being loaded while this one multiplies.
             if (step + 1 < STEPS || turn + 1 < TURNS) {
                 w += pairs * 32;
                 next[0] = whole(w), next[1] = whole(w + 32);
@@ -621,8 +649,10 @@ __device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *min
     }
 }
 
-// Tensor cores: P is f16 or bf16 and c a multiple of 8, or a way to multiply floats and c a multiple of 4. Weights [phase][chunk][tap along d][along w][CH / ALONG][along h]
-// [outs / 16][lane][16 bytes of elements]: for two 8-channel tiles of outputs, the lane's fragment of each. 128 threads, a warp a plane of the tile.
+// Tensor cores: P is f16 or bf16 and c a multiple of 8, or a way to multiply floats and c a
+// multiple of 4. Weights [phase][chunk][tap along d][along w][CH / ALONG][along h]
+// [outs / 16][lane][16 bytes of elements]: for two 8-channel tiles of outputs, the lane's fragment
+// of each. 128 threads, one warp per plane of the tile.
 // tensor cores
 template <class P, int CH, int TAPS, bool GATHER, class T = typename Products<P>::Element>
 __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
@@ -639,7 +669,7 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     // This block's share of the chunks, and with GATHER of the phases.
     int all = GATHER ? 8 * chunks : chunks, turn = b.split * all / s.splits, turns = (b.split + 1) * all / s.splits;
     const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * PIECE<T>;
-    // A warp beyond the map's edge has nothing to do but load.
+    // A warp beyond the map's edge only loads.
     bool idle = b.d0 + warp >= s.d;
     for (; turn < turns; turn++) {
         int chunk = GATHER ? turn % chunks : turn;
@@ -658,7 +688,8 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     leave_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
-// A decoder stage of at most CH input channels: a block all 8 phases of its tile, one after the other, from one halo that serves them all. Phase p reads it from p on.
+// A decoder stage of at most CH input channels: a block computes all 8 phases of its tile, one
+// after the other, from one halo tile. Phase p reads it from p on.
 // tensor cores
 template <class P, int CH, class T = typename Products<P>::Element>
 __device__ __forceinline__ void stage_matrix(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
@@ -687,8 +718,9 @@ __device__ __forceinline__ void stage_matrix(unsigned char *shared, const ConvSh
     leave_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
-// Adds up shares [splits][n][voxels][outs], and bias or the map to start from; leaves sums of the result by tiles of 64 voxels, as conv_matrix does by its own. Grid
-// (tiles, outs / 32, n), 256 threads of 4 channels.
+// Adds up partial sums [splits][n][voxels][outs], and the bias or the initial map; writes sums of
+// the result by tiles of 64 voxels, as conv_matrix does for its own tiles. Grid (tiles, outs / 32,
+// n), 256 threads of 4 channels.
 template <class T>
 __device__ __forceinline__ void conv_splitk_reduce(const float *shares, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int splits) {
     SHARED_MEMORY(shared);
@@ -728,7 +760,8 @@ __device__ __forceinline__ void conv_splitk_reduce(const float *shares, const fl
     leave_sums<256>(reinterpret_cast<float *>(shared), sum, squares, outs - n0, partial + (tile * outs + n0) * 2);
 }
 
-// One input channel on tensor cores: the 27 taps, rounded up to 32, stand where channels stand otherwise. Weights [32 / ALONG][outs / 16][lane][16 bytes of elements], zero from tap 27 on.
+// One input channel on tensor cores: the 27 taps, padded to 32, take the place of the channels.
+// Weights [32 / ALONG][outs / 16][lane][16 bytes of elements], zero from tap 27 on.
 // tensor cores
 template <class P, class T = typename Products<P>::Element>
 __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
@@ -740,17 +773,20 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     float acc[2][4][4] = {};
     load_halo<27, false, 1, 1, 1, 256>(halo, s, b, x, norm, add, 0);
     __syncthreads();
-    // Voxel lane / 4 of the first of the warp's two row blocks; a row of w further its other row, two rows further the second block.
+    // Voxel lane / 4 of the first of the warp's two row blocks; its other row is one row further
+    // on, the second block two rows.
     const T *mine = halo + (warp / 2 * H::H + warp % 2 * 4) * H::W + lane / 4;
     const uint4 *w = reinterpret_cast<const uint4 *>(weights) + b.n0 / 16 * 32 + lane;
-    // Two steps at a time, of several passes one: more would be begun than registers can hold.
+    // Two steps at a time, or one if there are several passes: otherwise more would be started than
+    // registers can hold.
     [[maybe_unused]] constexpr int UNROLL = Products<P>::PASSES == 1 ? 2 : 1;
 #pragma unroll UNROLL
     for (int k = 0; k < 32 / ALONG<T>; k++) {
         uint4 w0 = whole(w), w1 = whole(w + 32);
         w += pairs * 32;
         typename Products<P>::Right right[4] = {Products<P>::right(w0.x, w0.y), Products<P>::right(w0.z, w0.w), Products<P>::right(w1.x, w1.y), Products<P>::right(w1.z, w1.w)};
-        // Taps behind the last are multiplied by zero: any voxel will do. A register has two of 16 bits, or one.
+        // Taps after the last are multiplied by zero, so any voxel will do. A register has two taps
+        // of 16 bits, or one.
         constexpr int EACH = 4 / (int)sizeof(T);
         int taps[2 * EACH];
 #pragma unroll
@@ -776,8 +812,9 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     finish<false, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 
-// Plain float arithmetic, a thread a voxel: the oracle, and what maps of few channels use. Weights are float [phase][chunk][tap][CH][outs, padded to
-// 32]. Sums run over a chunk, then over the chunks, so that no chain is long.
+// Plain float arithmetic, one voxel per thread: the oracle, and the kernel for maps of few
+// channels. Weights are float [phase][chunk][tap][CH][outs, padded to 32]. Sums run over a chunk,
+// then over the chunks, so that no chain of additions is long.
 template <class T, int CH, int V, int TAPS, bool GATHER>
 __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const float *weights,
                                            const float *bias, const T *start, T *out, double *partial) {

@@ -2,10 +2,12 @@
 #pragma once
 #include "lib/base.cuh"
 
-// Fragments of one warp's product D[16 x 8] += A[16 x 16] B[16 x 8], in the layout of mma.sync.m16n8k16: with g = lane / 4 and
-// t = lane % 4, A holds rows g and g + 8, columns 2t, 2t + 1, 2t + 8, 2t + 9; B rows 2t, 2t + 1, 2t + 8, 2t + 9 of column g; D rows g and
-// g + 8 of columns 2t and 2t + 1. Of elements of 32 bits, of which a register holds one, it is mma.sync.m16n8k8, D[16 x 8] += A[16 x 8] B[8 x 8]: A holds
-// (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), B rows t and t + 4 of column g. In bytes both are the same pieces of a row.
+// Fragments of one warp's product D[16 x 8] += A[16 x 16] B[16 x 8], in the layout of
+// mma.sync.m16n8k16: with g = lane / 4 and t = lane % 4, A holds rows g and g + 8, columns 2t, 2t +
+// 1, 2t + 8, 2t + 9; B rows 2t, 2t + 1, 2t + 8, 2t + 9 of column g; D rows g and g + 8 of columns
+// 2t and 2t + 1. For elements of 32 bits, of which a register holds one, it is mma.sync.m16n8k8,
+// D[16 x 8] += A[16 x 8] B[8 x 8]: A holds (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), B rows t
+// and t + 4 of column g. In bytes, both layouts are the same pieces of a row.
 struct FragmentA {
     unsigned r[4];
 };
@@ -35,7 +37,8 @@ template <> __device__ __forceinline__ void multiply<bf16>(float (&d)[4], const 
 #endif
 }
 
-// Of elements that are TF32, float32 with 10 bits of mantissa: what a register holds beyond them is not looked at.
+// A product of TF32 elements, float32 with 10 bits of mantissa: the remaining bits of a register
+// are ignored.
 __device__ __forceinline__ void multiply_tf32(float (&d)[4], const FragmentA &a, const FragmentB &b) {
 #ifdef PRISM_EMULATOR
     emulator::multiply_tf32(d, a.r, b.r);
@@ -46,7 +49,7 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const FragmentA &a,
 #endif
 }
 
-// The nearest TF32 to a float, of two that are as near the one further from zero.
+// The TF32 nearest to a float; ties are rounded away from zero.
 __device__ __forceinline__ unsigned rounded_to_tf32(float v) {
 #ifdef PRISM_EMULATOR
     return emulator::float_to_tf32(v);
@@ -57,20 +60,23 @@ __device__ __forceinline__ unsigned rounded_to_tf32(float v) {
 #endif
 }
 
-// A float as the sum of two TF32: the nearest, and of what it lacks the first 11 bits, so that some 2^-22 of it is left out. In whole numbers, for cvt.rna is made of more
-// instructions than that, of which some look for what is no number: here that is in the second of the two.
+// A float as the sum of two TF32: the nearest one, and the first 11 bits of the rest, so that about
+// 2^-22 of it is left out. It uses integer arithmetic, because cvt.rna compiles to more
+// instructions, some of which check for NaN: here a NaN ends up in the second of the two.
 __device__ __forceinline__ void split_to_tf32(unsigned bits, unsigned &high, unsigned &low) {
     high = (bits + 0x1000u) & 0xffffe000u;
     low = __float_as_uint(__uint_as_float(bits) - __uint_as_float(high)) & 0xffffe000u;
 }
 
-// Ways to multiply float32 on tensor cores. In one pass: both sides rounded to TF32. In three: each side is the sum of two TF32, and three of the four products are added
-// up; what is left out is some 2^-22 of a product. Each eight terms have sums of their own, which are added to the total in float32: tensor cores cut off sums that they
-// go on with, and so all to the same side.
+// Ways to multiply float32 on tensor cores. In one pass: both sides rounded to TF32. In three: each
+// side is the sum of two TF32, and three of the four products are added up; the one left out is
+// about 2^-22 of a product. Every eight terms have their own sum, which is added to the total in
+// float32: tensor cores truncate the sums that they continue, always to the same side.
 struct tf32 {};
 struct tf32x3 {};
 
-// How a kernel multiplies: the type of its elements in memory, passes over them, what becomes of the right side's fragments, once for all rows, and D[n] += A B[n] of some columns.
+// How a kernel multiplies: the type of its elements in memory, the passes over them, how the right
+// side's fragments are prepared, once for all rows, and D[n] += A B[n] for some columns.
 template <class P> struct Products {
     static constexpr int PASSES = 1;
     typedef P Element;
@@ -116,7 +122,7 @@ template <> struct Products<tf32x3> {
         FragmentA high, low;
 #pragma unroll
         for (int i = 0; i < 4; i++) split_to_tf32(a.r[i], high.r[i], low.r[i]);
-        // The small ones first.
+        // The small products first.
         float sums[N][4] = {};
 #pragma unroll
         for (int n = 0; n < N; n++) multiply_tf32(sums[n], low, b[n].high);
@@ -132,12 +138,13 @@ template <> struct Products<tf32x3> {
     }
 };
 
-// Elements of a row that a fragment has along k, and elements of 16 bytes.
+// The number of elements of a row in a fragment along k, and in 16 bytes.
 template <class T> constexpr int ALONG = 32 / (int)sizeof(T);
 template <class T> constexpr int PIECE = 16 / (int)sizeof(T);
 
-// Loads four 8 x 8 matrices of 16-bit elements: lane i gives the shared address of row i % 8 of matrix i / 8, 16 bytes, and
-// receives elements 2 (i % 4) and + 1 of row i / 4 of each. `offset` in bytes is added to the address: one that is known costs nothing.
+// Loads four 8 x 8 matrices of 16-bit elements: lane i gives the shared address of row i % 8 of
+// matrix i / 8, 16 bytes, and receives elements 2 (i % 4) and + 1 of row i / 4 of each. `offset` in
+// bytes is added to the address; a constant offset costs nothing.
 __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void *row, int offset = 0) {
 #ifdef PRISM_EMULATOR
     emulator::load_matrices(r, reinterpret_cast<const char *>(row) + offset);
@@ -150,7 +157,8 @@ __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void *row,
 #endif
 }
 
-// The same, each matrix transposed on the way: lane i receives elements i / 4 of rows 2 (i % 4) and + 1.
+// Loads four 8 x 8 matrices as load_matrices does, each transposed on the way: lane i receives
+// elements i / 4 of rows 2 (i % 4) and + 1.
 __device__ __forceinline__ void load_matrices_turned(unsigned (&r)[4], const void *row, int offset = 0) {
 #ifdef PRISM_EMULATOR
     emulator::load_matrices_turned(r, reinterpret_cast<const char *>(row) + offset);
@@ -163,7 +171,8 @@ __device__ __forceinline__ void load_matrices_turned(unsigned (&r)[4], const voi
 #endif
 }
 
-// Starts copying 16 bytes from global to shared memory; zeros where `present` is false. Both addresses are multiples of 16.
+// Starts copying 16 bytes from global to shared memory; zeros where `present` is false. Both
+// addresses are multiples of 16.
 __device__ __forceinline__ void copy_async(void *shared, const void *global, bool present) {
 #ifdef PRISM_EMULATOR
     emulator::copy_async(shared, global, present);

@@ -1,15 +1,18 @@
 // Sums over the rows of matrices, column by column.
 //
-// A block has `run` rows of an item and `lanes` groups of columns, a power of two of at most 8; its 256 threads have a group each and go over every 256 / lanes-th row.
-// Eight rows are added up in float before they join a sum in double. Grid (tiles, items, groups / lanes). Shared memory: 8 K lanes W doubles.
+// A block has `run` rows of an item and `lanes` groups of columns, a power of two of at most 8;
+// each of its 256 threads has one group and goes over every 256 / lanes-th row. Eight rows are
+// added up in float before they are added to a sum in double. Grid (tiles, items, groups / lanes).
+// Shared memory: 8 K lanes W doubles.
 #pragma once
 #include "lib/base.cuh"
 
-// Columns that a thread takes of a matrix of c, if it can; the launching side knows it too.
+// The number of columns that a thread handles if it can; the launching side knows it too.
 constexpr int COLUMNS_EACH = 4;
 
-// Where sums go: to partial sums [item][tile][column][2] or, where a tile has all rows, to lists [item][column] of the first and, if wanted, of the second. With `more`
-// the first list has sums already, which they are added to.
+// Where sums go: to partial sums [item][tile][column][2] or, if a tile has all rows, to lists
+// [item][column] of the first sum and, if wanted, of the second. With `more`, the first list
+// already has sums, to which they are added.
 struct Totals {
     double *partial;
     float *first, *second;
@@ -30,8 +33,9 @@ struct Totals {
 // The group of columns that the thread has.
 __device__ __forceinline__ int own_group(int lanes) { return blockIdx.z * lanes + threadIdx.x % lanes; }
 
-// K sums of each of a group's W columns. `add(row, some)` adds what a row has to `some` [K][W], for threads whose group is `live`; `put(group, i, all)` gets all K of
-// column i of a group. AHEAD rows are on their way at a time.
+// K sums of each of a group's W columns. `add(row, some)` adds a row's values to `some` [K][W], for
+// threads whose group is `live`; `put(group, i, all)` receives all K sums of column i of a group.
+// AHEAD rows are in flight at a time.
 template <int K, int W, int AHEAD, class Add, class Put>
 __device__ __forceinline__ void column_sums(int rows, int run, int lanes, bool live, Add add, Put put) {
     SHARED_MEMORY(shared);
