@@ -1,24 +1,24 @@
-//! Float buffers out of an arena that outlives them.
+//! Float buffers allocated from an arena that outlives them.
 //!
 //! A 128³ feature map of 32 channels is 268 MB: getting it fresh from the system costs tens of
 //! thousands of page faults, so memory is kept. It comes from the system in chunks; a buffer is a
-//! range of one, and ranges that are given back join with their neighbours. What a network's ops
-//! take and give back in turn thus settles in the chunks of the first run, and later runs ask the
-//! system for nothing. A range holds old values; in debug builds a buffer is filled with NaN, so
-//! that an op that leaves a voxel unwritten shows.
+//! range of a chunk, and ranges that are given back are merged with their neighbours. The buffers
+//! that a network's ops allocate and free in turn thus settle in the chunks of the first run, and
+//! later runs ask the system for nothing. A range holds old values; in debug builds a buffer is
+//! filled with NaN, so that an op that leaves a voxel unwritten is noticed.
 //!
-//! Results that stay (encoded scans, answers) would cut the chunks up: they are copied to memory of
-//! their own ([`Workspace::alloc_persistent`]).
+//! Results that stay (encoded scans, answers) would fragment the chunks: they are copied to memory
+//! of their own ([`Workspace::alloc_persistent`]).
 
 use crate::memory::{self, Charge};
 use std::sync::{Arc, Mutex, Weak};
 
-/// Chunks from this size on are pages of their own, zero when first touched and by the thread that
-/// touches them; large pages are asked for.
+/// Chunks of at least this size are separate pages, zero when first touched and placed by the
+/// thread that touches them; large pages are asked for.
 const LARGE: usize = 4 << 20;
-/// Bytes of a chunk, at least, that small buffers share.
+/// The smallest chunk, in bytes, that small buffers share.
 const CHUNK: usize = 8 << 20;
-/// Floats of a line: ranges begin and end at lines, for their alignment.
+/// Floats of a cache line: ranges begin and end at lines, for their alignment.
 const LINE: usize = 16;
 
 /// A cache line of floats: what small chunks are made of.
@@ -33,7 +33,7 @@ enum Memory {
     Large(memmap2::MmapMut),
 }
 
-/// Memory from the system. Who holds a range of it has those floats to himself.
+/// Memory from the system. The holder of a range has exclusive use of those floats.
 struct Chunk {
     _memory: Memory,
     start: *mut f32,
@@ -44,16 +44,16 @@ struct Chunk {
 
 // SAFETY: it owns its memory, which `start` is an address in.
 unsafe impl Send for Chunk {}
-// SAFETY: nothing reads or writes by way of a chunk alone: ranges are disjoint, and each is one
-// buffer's.
+// SAFETY: nothing reads or writes through a chunk alone: ranges are disjoint, and each belongs to
+// one buffer.
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
-    /// Zeros for at least `len` floats. Unwinds where memory is refused.
+    /// Zeros for at least `len` floats. Unwinds if memory is refused.
     fn new(len: usize) -> Arc<Chunk> {
         let what = "working memory of the network";
         let charge = Charge::of::<f32>(what, len).unwrap_or_else(|e| memory::refuse(e));
-        // So many bytes were just counted.
+        // That many bytes were just counted.
         let bytes = len * 4;
         let mut memory = if bytes < LARGE {
             let count = len.div_ceil(LINE);
@@ -78,7 +78,7 @@ impl Chunk {
     }
 }
 
-/// `len` floats, aligned to 64 bytes unless slid within its room.
+/// `len` floats, aligned to 64 bytes unless its base was shifted.
 pub struct Buffer {
     chunk: Arc<Chunk>,
     /// The range of the chunk, in floats.
@@ -92,11 +92,11 @@ pub struct Buffer {
 
 // SAFETY: the buffer owns its range alone, and keeps the chunk.
 unsafe impl Send for Buffer {}
-// SAFETY: sharing follows the usual borrow rules through Deref; code that goes by way of `base`
-// vouches for what it does there.
+// SAFETY: sharing follows the usual borrow rules through Deref; code that uses `base` is
+// responsible for what it does there.
 unsafe impl Sync for Buffer {}
 
-/// The arena, and chunks waiting for results that stay.
+/// The arena, and chunks kept for results that stay.
 #[derive(Default)]
 pub struct Workspace {
     arena: Mutex<Vec<Shared>>,
@@ -114,7 +114,7 @@ impl Shared {
     fn free(&mut self, range: [usize; 2]) {
         let at = self.free.partition_point(|r| r[0] < range[0]);
         self.free.insert(at, range);
-        // With the one behind, then with the one in front.
+        // First the range behind it, then the one in front of it.
         for first in [at, at.wrapping_sub(1)] {
             if first
                 .checked_add(1)
@@ -127,16 +127,16 @@ impl Shared {
     }
 }
 
-/// Gives the chunks of an arena that nothing uses back to the system.
+/// Gives the chunks of an arena that are not in use back to the system.
 fn trim(arena: &mut Vec<Shared>) {
     arena.retain(|s| s.free != [[0, s.chunk.len]]);
 }
 
-/// All arenas, to take back what they hold and do not use.
+/// All arenas, so that memory they hold and do not use can be taken back.
 static WORKSPACES: Mutex<Vec<Weak<Workspace>>> = Mutex::new(vec![]);
 
-/// Gives chunks that nothing uses back to the system, of every arena that nothing is at this moment
-/// allocating from.
+/// Gives chunks that are not in use back to the system, from every arena in which no allocation is
+/// in progress.
 fn trim_all() {
     let workspaces: Vec<Arc<Workspace>> =
         locked(&WORKSPACES).iter().filter_map(Weak::upgrade).collect();
@@ -154,13 +154,13 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// So many floats in whole lines; more than memory has, where they cannot be counted.
+/// `len` floats in whole lines; if that cannot be counted, more than memory has.
 fn whole_lines(len: usize) -> usize {
     len.checked_next_multiple_of(LINE).unwrap_or(usize::MAX / LINE * LINE).max(LINE)
 }
 
 impl Workspace {
-    /// An arena that gives back what it does not use where memory is short.
+    /// An arena that gives back what it does not use if memory is short.
     pub fn new() -> Arc<Workspace> {
         memory::when_short(trim_all);
         let workspace = Arc::new(Workspace::default());
@@ -170,7 +170,7 @@ impl Workspace {
         workspace
     }
 
-    /// A buffer of `len` floats whose contents are unspecified, and room behind it for `headroom`
+    /// A buffer of `len` floats whose contents are unspecified, with room after it for `headroom`
     /// more.
     pub fn alloc(self: &Arc<Self>, len: usize, headroom: usize) -> Buffer {
         let need = whole_lines(len.saturating_add(headroom));
@@ -228,14 +228,14 @@ impl Workspace {
         buffer
     }
 
-    /// Bytes of the system's memory that it holds, buffers in use included.
+    /// Bytes of the system's memory that the arena holds, buffers in use included.
     pub fn bytes(&self) -> usize {
         let (arena, waiting) = (locked(&self.arena), locked(&self.persistent));
         4 * (arena.iter().map(|s| s.chunk.len).sum::<usize>()
             + waiting.iter().map(|c| c.len).sum::<usize>())
     }
 
-    /// Gives all chunks that nothing uses back to the system.
+    /// Gives all chunks that are not in use back to the system.
     pub fn trim(&self) {
         trim(&mut locked(&self.arena));
         locked(&self.persistent).clear();
@@ -243,16 +243,16 @@ impl Workspace {
 }
 
 impl Buffer {
-    /// Floats of its range in front of it and behind it.
+    /// The floats of its range before it and after it.
     pub(crate) fn headroom(&self) -> [usize; 2] {
         // SAFETY: both lie in the chunk.
         let front = unsafe { self.ptr.offset_from(self.chunk.start.add(self.range[0])) } as usize;
         [front, self.range[1] - self.range[0] - front - self.len]
     }
 
-    /// The address of its first float, good for all of its range, the room in front of it and
-    /// behind it included. The buffer's own slices do not end it: by way of it, parts are read
-    /// while others are written.
+    /// The address of its first float, valid for its whole range, including the room before and
+    /// after it. The buffer's own slices do not invalidate it: through it, parts are read while
+    /// others are written.
     pub(crate) fn base(&self) -> *mut f32 {
         self.ptr
     }
@@ -262,10 +262,10 @@ impl Buffer {
         self.range == [0, self.chunk.len]
     }
 
-    /// Moves to other floats of its range, `by` further on; the values stay where they are.
+    /// Moves the buffer `by` floats within its range; the values stay where they are.
     ///
     /// # Panics
-    /// Where there is no room for that.
+    /// If there is no room for that.
     pub(crate) fn shift_base(&mut self, by: isize) {
         let [front, behind] = self.headroom();
         assert!(

@@ -50,9 +50,8 @@ impl Cpu {
         })
     }
 
-    /// This CPU with products in bfloat16: dense layers and direct convolutions take theirs so, and
-    /// sum in float32. None where the processor, or the instruction set in use, has no such
-    /// products.
+    /// This CPU with products in bfloat16: dense layers and direct convolutions use it, and sum in
+    /// float32. None if the processor, or the instruction set in use, has no such products.
     pub fn in_bf16(self) -> Option<Cpu> {
         self.isa.with_pairs().map(|products| Cpu { products, ..self })
     }
@@ -68,7 +67,7 @@ impl Cpu {
     }
 
     /// The instruction set for products of blocks of `ic_block` input channels: with pairs of
-    /// bfloat16 where [`Cpu::bf16_pairs`] says so.
+    /// bfloat16 if [`Cpu::bf16_pairs`] says so.
     pub(crate) fn products(&self, ic_block: usize) -> Isa {
         if self.bf16_pairs(ic_block) { self.products } else { self.isa }
     }
@@ -78,7 +77,7 @@ impl Cpu {
         if self.products.pairs() { DType::Bf16 } else { DType::F32 }
     }
 
-    /// How many threads work.
+    /// The number of worker threads.
     pub fn threads(&self) -> usize {
         self.threads.current_num_threads()
     }
@@ -93,8 +92,7 @@ impl Cpu {
         self.buffers.alloc(len, 0)
     }
 
-    /// A buffer of `len` floats with unspecified contents, and with room behind it for `headroom`
-    /// more.
+    /// A buffer of `len` floats with unspecified contents, with room after it for `headroom` more.
     pub(crate) fn alloc_with_headroom(&self, len: usize, headroom: usize) -> Buffer {
         self.buffers.alloc(len, headroom)
     }
@@ -104,12 +102,13 @@ impl Cpu {
         F64Buffer(self.zeros(2 * len))
     }
 
-    /// A buffer of `len` floats with unspecified contents in memory of its own, for what stays.
+    /// A buffer of `len` floats with unspecified contents in memory of its own, for results that
+    /// stay.
     pub(crate) fn alloc_persistent(&self, len: usize) -> Buffer {
         self.buffers.alloc_persistent(len)
     }
 
-    /// A copy of `values` in memory of its own, for what stays.
+    /// A copy of `values` in memory of its own, for results that stay.
     pub fn persistent_copy(&self, values: &[f32]) -> Buffer {
         let mut buffer = self.alloc_persistent(values.len());
         let run = 1 << 16;
@@ -119,8 +118,7 @@ impl Cpu {
         buffer
     }
 
-    /// Bytes of the system's memory that its buffers come from: what is in use, and what waits to
-    /// be used again.
+    /// Bytes of the system's memory that its buffers come from, both in use and kept for reuse.
     pub fn held_bytes(&self) -> usize {
         self.buffers.bytes()
     }
@@ -142,13 +140,13 @@ impl Cpu {
         self.threads.install(f)
     }
 
-    /// What ops `f` runs here. One at a time: ops of other threads on this device would stand there
-    /// too.
+    /// The ops that `f` runs here. One profile at a time: ops of other threads on this device would
+    /// be included too.
     pub fn profiled<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<OpRecord>) {
         self.profile.of(f)
     }
 
-    /// Notes an op, if a profile is wanted, until the guard goes.
+    /// Records an op, if a profile is wanted, until the guard is dropped.
     pub(crate) fn op(
         &self,
         op: &'static str,
@@ -158,7 +156,7 @@ impl Cpu {
     }
 
     /// Runs `f(unit)` for every unit in `0..units`, in any order, on the pool's threads. Results
-    /// must not depend on who runs what.
+    /// must not depend on which thread runs which unit.
     pub fn for_each(&self, units: usize, f: impl Fn(usize) + Sync + Send) {
         if self.threads() == 1 || units <= 1 {
             return (0..units).for_each(f);

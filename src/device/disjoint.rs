@@ -1,5 +1,5 @@
-//! Memory that the units of one op share: [`DisjointWriter`] where each writes a part of its own,
-//! [`ReadOnly`] where some read what is written to at other times.
+//! Memory that the units of one op share: [`DisjointWriter`] if each writes its own part,
+//! [`ReadOnly`] if some read what is written to at other times.
 //!
 //! Both are an address and a length, which threads may share because neither reads or writes by
 //! itself: elements are reached by `unsafe` methods alone, whose callers promise that nothing else
@@ -36,8 +36,8 @@ impl<'a, T> DisjointWriter<'a, T> {
     ///
     /// # Safety
     /// For as long as the writer is used there are `len` initialised values from `start` on, in
-    /// memory that may be written to and that nothing touches but by way of the writer and of
-    /// addresses that `start` comes from.
+    /// memory that may be written to and that nothing accesses except through the writer and
+    /// through addresses derived from `start`.
     pub unsafe fn from_raw(start: *mut T, len: usize) -> DisjointWriter<'a, T> {
         DisjointWriter {
             start,
@@ -51,8 +51,8 @@ impl<'a, T> DisjointWriter<'a, T> {
     /// The address of element `offset`.
     ///
     /// # Safety
-    /// `offset` lies within the memory. Nothing else touches what is written by way of the address,
-    /// or writes to what is read, meanwhile.
+    /// `offset` is within the memory. Nothing else touches what is written through the address, or
+    /// writes to what is read, meanwhile.
     #[inline]
     pub unsafe fn at(&self, offset: usize) -> *mut T {
         debug_assert!(offset <= self.len, "element {offset} lies outside of {}", self.len);
@@ -60,16 +60,16 @@ impl<'a, T> DisjointWriter<'a, T> {
         unsafe { self.start.add(offset) }
     }
 
-    /// The address of element `offset`, which may lie outside: for the processor to look ahead.
+    /// The address of element `offset`, which may be outside: for prefetching.
     #[inline]
     pub fn wrapping_at(&self, offset: usize) -> *mut T {
         self.start.wrapping_add(offset)
     }
 
-    /// Elements `offset..offset + len`; any element once.
+    /// Elements `offset..offset + len`; each element may be taken once.
     ///
     /// # Safety
-    /// They lie within the memory, and nothing else touches them while the slice lives.
+    /// They are within the memory, and nothing else touches them while the slice lives.
     #[inline]
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice(&self, offset: usize, len: usize) -> &mut [T] {
@@ -93,7 +93,7 @@ impl<'a, T> DisjointWriter<'a, T> {
     }
 }
 
-/// Memory that is only read by way of this, though something may write to it when nothing reads.
+/// Memory that is only read through this, though something else may write to it when nothing reads.
 #[derive(Clone, Copy)]
 pub(crate) struct ReadOnly<'a, T> {
     start: *const T,
@@ -124,7 +124,7 @@ impl<'a, T> ReadOnly<'a, T> {
     /// The address of element `offset`.
     ///
     /// # Safety
-    /// `offset` lies within the memory, and nothing writes to what is read by way of the address
+    /// `offset` is within the memory, and nothing writes to what is read through the address
     /// meanwhile.
     #[inline]
     pub unsafe fn at(&self, offset: usize) -> *const T {
@@ -133,7 +133,7 @@ impl<'a, T> ReadOnly<'a, T> {
         unsafe { self.start.add(offset) }
     }
 
-    /// The address of element `offset`, which may lie outside: for the processor to look ahead.
+    /// The address of element `offset`, which may be outside: for prefetching.
     #[inline]
     pub fn wrapping_at(&self, offset: usize) -> *const T {
         self.start.wrapping_add(offset)
@@ -142,7 +142,7 @@ impl<'a, T> ReadOnly<'a, T> {
     /// Elements `offset..offset + len`.
     ///
     /// # Safety
-    /// They lie within the memory, and nothing writes to them while the slice lives.
+    /// They are within the memory, and nothing writes to them while the slice lives.
     #[inline]
     pub unsafe fn slice(&self, offset: usize, len: usize) -> &[T] {
         debug_assert!(
@@ -155,7 +155,7 @@ impl<'a, T> ReadOnly<'a, T> {
     }
 }
 
-/// What a writer handed out.
+/// The elements that a writer handed out.
 #[cfg(debug_assertions)]
 mod taken {
     use std::ops::Range;
@@ -164,20 +164,20 @@ mod taken {
 
     /// Words of a page.
     const WORDS: usize = 512;
-    /// Elements of a page, a bit each.
+    /// Elements of a page, one bit each.
     const PAGE: usize = 64 * WORDS;
 
     type Page = Box<[AtomicU64]>;
 
-    /// A bit for each element of the memory, in pages that are made when they are needed: most
-    /// writers hand out addresses, or little.
+    /// One bit for each element of the memory, in pages that are made when needed: most writers
+    /// hand out addresses, or little.
     pub struct Taken {
         len: usize,
         pages: OnceLock<Box<[OnceLock<Page>]>>,
     }
 
     impl Taken {
-        /// Nothing of so many elements.
+        /// A record of `len` elements, none of them taken.
         pub fn new(len: usize) -> Taken {
             Taken { len, pages: OnceLock::new() }
         }
@@ -240,7 +240,7 @@ mod tests {
         fn slices(len: usize, first: [usize; 2], second: [usize; 2]) -> usize {
             let mut memory = vec![0.0f32; len];
             let writer = DisjointWriter::new(&mut memory);
-            // SAFETY: the slices are not used, and such as lie outside or overlap are refused.
+            // SAFETY: the slices are not used, and those that lie outside or overlap are refused.
             unsafe {
                 let _ = writer.slice(first[0], first[1]);
                 writer.slice(second[0], second[1]).len()

@@ -31,7 +31,7 @@ impl fmt::Display for DType {
 }
 
 /// How a device computes: the type in which a CUDA device keeps maps, and how it multiplies them.
-/// On the CPU only the latter differs. Sums are in float32 always.
+/// On the CPU only the products differ. Sums are always in float32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Precision {
@@ -59,7 +59,7 @@ impl Precision {
         }
     }
 
-    /// Whether products are of numbers with fewer bits than float32 has.
+    /// Whether the factors of products have fewer bits than float32.
     pub fn rounds(self) -> bool {
         !matches!(self, Precision::F32 | Precision::Ieee)
     }

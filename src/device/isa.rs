@@ -1,8 +1,8 @@
 //! Instruction sets: what kernels are compiled for, and proof that the processor has it.
 //!
-//! Functions compiled for more than the compiler's target guarantees are chosen by an [`Isa`].
-//! There is none of a level unless the processor has every feature that functions of that level are
-//! compiled for: the compiler and the processor are given the same list.
+//! Functions compiled for more than the compiler's target guarantees are chosen by an [`Isa`]. An
+//! [`Isa`] of a level exists only if the processor has every feature that functions of that level
+//! are compiled for: the compiler and the processor are given the same list.
 
 use super::DeviceError;
 use std::fmt;
@@ -11,8 +11,8 @@ use std::fmt;
 /// `macro! { arguments floats [..] pairs [..] }`.
 ///
 /// `floats` has a line for each [`Level`] beyond the portable one, lesser ones first: its
-/// architecture, the name of the level and of its registers in `simd`, what people call it, and its
-/// features with all that they imply. `pairs` has what a level may have beside it, products of
+/// architecture, the name of the level and of its registers in `simd`, its name for users, and its
+/// features with all that they imply. `pairs` has an extension that a level may have, products of
 /// pairs of bfloat16: architecture, level, the name of the registers, features.
 macro_rules! levels {
     ([$($then:tt)*] $($arguments:tt)*) => {
@@ -57,17 +57,17 @@ macro_rules! detected {
     ("aarch64" [$($feature:tt)*]) => { $(std::arch::is_aarch64_feature_detected!($feature))&&* };
 }
 
-/// Makes [`Level`] of the list.
+/// Makes [`Level`] from the list.
 macro_rules! define_level {
     (
         floats [$($(#[$doc:meta])* ($arch:tt, $level:ident, $name:tt, $features:tt))*]
         pairs [$(($pair_arch:tt, $pair_level:ident, $pair_simd:ident, $pair_features:tt))*]
     ) => {
-        /// Instruction sets with kernels of their own, of each architecture the best last. A name
-        /// alone: that the processor has one is what an [`Isa`] says.
+        /// Instruction sets with kernels of their own, the best of each architecture last. This is
+        /// only a name: an [`Isa`] says that the processor has it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Level {
-            /// Whatever the compiler's target guarantees.
+            /// Only what the compiler's target guarantees.
             Portable,
             $($(#[$doc])* $level,)*
         }
@@ -76,7 +76,7 @@ macro_rules! define_level {
             /// All levels, those of other architectures too.
             pub const ALL: &'static [Level] = &[Level::Portable, $(Level::$level),*];
 
-            /// What people call it.
+            /// Its name for users.
             fn name(self) -> &'static str {
                 match self {
                     Level::Portable => "portable",
@@ -89,12 +89,12 @@ macro_rules! define_level {
                 match self {
                     Level::Portable => true,
                     $(#[cfg(target_arch = $arch)] Level::$level => detected!($arch $features),)*
-                    // Of other architectures.
+                    // Levels of other architectures.
                     _ => false,
                 }
             }
 
-            /// Whether this processor, which has it, has products of pairs of bfloat16 beside it.
+            /// Whether this processor, which has the level, also has products of pairs of bfloat16.
             #[allow(clippy::match_single_binding)]
             fn has_pairs(self) -> bool {
                 match self {
@@ -118,12 +118,12 @@ impl fmt::Display for Level {
 
 /// An instruction set that this processor has.
 ///
-/// One is made by asking the processor alone, so code that holds one may call the functions that
-/// are compiled for its level.
+/// An `Isa` is made only by asking the processor, so code that holds one may call the functions
+/// that are compiled for its level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Isa {
     level: Level,
-    /// Whether products are of pairs of bfloat16, where there is a choice.
+    /// Whether products are of pairs of bfloat16, if there is a choice.
     pairs: bool,
 }
 
@@ -184,22 +184,22 @@ impl Isa {
         }
     }
 
-    /// The level of this instruction set, to choose by.
+    /// The level of this instruction set, to dispatch by.
     pub fn level(self) -> Level {
         self.level
     }
 
-    /// Whether the processor has, beside this instruction set, products of pairs of bfloat16.
+    /// Whether the processor also has products of pairs of bfloat16.
     pub fn has_bf16(self) -> bool {
         self.level.has_pairs()
     }
 
-    /// This instruction set with products of pairs of bfloat16, if the processor has those.
+    /// This instruction set with products of pairs of bfloat16, if the processor has them.
     pub(crate) fn with_pairs(self) -> Option<Isa> {
         self.has_bf16().then_some(Isa { pairs: true, ..self })
     }
 
-    /// Whether products are of pairs of bfloat16: only one by [`Isa::with_pairs`] says so.
+    /// Whether products are of pairs of bfloat16: true only if made by [`Isa::with_pairs`].
     pub(crate) fn pairs(self) -> bool {
         self.pairs
     }
@@ -212,8 +212,8 @@ mod tests {
 
     #[test]
     fn functions_are_compiled_for_nothing_that_the_processor_is_not_asked_for() {
-        // Features are enabled, and asked for, by the two macros here that are given lists, and
-        // nowhere else.
+        // Features are enabled, and checked for, only by the two macros here that are given lists,
+        // and nowhere else.
         let own = include_str!("isa.rs");
         let own = &own[..own.find("#[cfg(test)]").expect("the tests come last")];
         for (what, times) in [("target_feature(", 1), ("_feature_detected!(", 2)] {
@@ -242,7 +242,7 @@ mod tests {
         assert!(files > 100, "only {files} files were looked at");
     }
 
-    /// A feature that another implies and that no list names would be enabled unasked.
+    /// A feature that another implies and that no list names would be enabled without a check.
     #[test]
     fn lists_name_what_their_features_imply() {
         const IMPLIED: [(&str, &[&str]); 12] = [
@@ -286,7 +286,7 @@ mod tests {
         assert_eq!((all.first(), all.last()), (Some(&Isa::PORTABLE), Some(&Isa::best())));
         for level in Level::ALL.iter().copied() {
             let isa = Isa::new(level);
-            // Levels of one architecture have what lesser ones have.
+            // Each level of an architecture has the features of lesser ones.
             let is_of_here = match level {
                 Level::Portable => true,
                 Level::Neon => cfg!(target_arch = "aarch64"),

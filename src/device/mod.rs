@@ -1,4 +1,4 @@
-//! Where memory and work live.
+//! Where memory is and where ops run.
 //!
 //! A [`Device`] owns the threads and the memory that ops run on. The CPU is always there; the
 //! instruction set it uses is chosen once, at run time, because one binary serves machines that
@@ -21,7 +21,7 @@ pub use dtype::{DType, Precision};
 pub use isa::{Isa, Level};
 pub(crate) use isa::{enable, levels};
 
-/// How many threads can run at once: more do not help.
+/// The number of threads that can run at once: more do not help.
 pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
@@ -53,9 +53,9 @@ pub enum DeviceError {
         known = Isa::names()
     )]
     Isa {
-        /// The value found.
+        /// The name asked for.
         asked: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: &'static str,
         /// The best instruction set of this processor.
         best: Isa,
@@ -63,7 +63,7 @@ pub enum DeviceError {
     /// The operating system refused the threads.
     #[error("cannot start {threads} threads: {source}")]
     Threads {
-        /// How many were asked for.
+        /// The number of threads asked for.
         threads: usize,
         /// The thread pool's own error.
         source: rayon::ThreadPoolBuildError,
@@ -87,7 +87,7 @@ impl Device {
     /// made.
     ///
     /// # Errors
-    /// There is no such device, it does not open, or `PRISM_ISA` names instructions that the
+    /// There is no such device, it cannot be opened, or `PRISM_ISA` names instructions that the
     /// processor lacks.
     pub fn open(name: &str, threads: usize) -> Result<Device, DeviceError> {
         Device::open_as(name, threads, Precision::F32)
@@ -150,7 +150,7 @@ impl Device {
         }
     }
 
-    /// Whether maps are kept, or products taken, in 16 bits.
+    /// Whether maps are kept, or products computed, in 16 bits.
     pub fn is_half(&self) -> bool {
         self.precision() != DType::F32
     }
@@ -163,7 +163,7 @@ impl Device {
         }
     }
 
-    /// The type of maps on a CUDA device, of products on the CPU.
+    /// The type of maps on a CUDA device, or of products on the CPU.
     pub fn precision(&self) -> DType {
         match self {
             Device::Cpu(cpu) => cpu.precision(),
@@ -171,7 +171,7 @@ impl Device {
         }
     }
 
-    /// What there is to know of it, by name.
+    /// Facts about the device, by name.
     pub fn details(&self) -> Vec<(&'static str, String)> {
         match self {
             Device::Cpu(cpu) => vec![
@@ -184,7 +184,7 @@ impl Device {
         }
     }
 
-    /// A line that tells a person what this is, for example `cpu, 2 threads, avx512`.
+    /// A line that describes the device for people, for example `cpu, 2 threads, avx512`.
     pub fn describe(&self) -> String {
         match self {
             Device::Cpu(cpu) => {

@@ -1,4 +1,4 @@
-//! What the CPU's ops did while a profile was taken: each with its problem, its arithmetic, the
+//! The CPU's ops that ran while a profile was taken: each with its problem, its arithmetic, the
 //! bytes it has to move and its time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 /// One op as it ran.
 #[derive(Clone, Debug)]
 pub struct OpRecord {
-    /// The op, and the way it was done.
+    /// The op, and the algorithm used.
     pub op: &'static str,
-    /// Sizes of what it worked on.
+    /// The sizes of its inputs.
     pub problem: String,
     /// Floating-point operations done, a multiply-add being two.
     pub flops: f64,
     /// Bytes of its inputs, weights and outputs, each counted once.
     pub bytes: f64,
-    /// Time, without that of ops inside it.
+    /// Its time, without that of ops inside it.
     pub time: Duration,
 }
 
@@ -47,8 +47,8 @@ impl Profile {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// What ops one thread runs in `f`. Ops that other threads run on the same device meanwhile
-    /// stand there too.
+    /// The ops that one thread runs in `f`. Ops that other threads run on the same device meanwhile
+    /// are included too.
     pub fn of<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<OpRecord>) {
         *self.state() = State::default();
         self.on.store(true, Ordering::SeqCst);
@@ -57,7 +57,7 @@ impl Profile {
         (result, std::mem::take(&mut self.state().seen))
     }
 
-    /// Notes an op from now until the guard goes.
+    /// Records an op from now until the guard is dropped.
     pub fn op(&self, op: &'static str, work: impl FnOnce() -> OpCost) -> Option<Running<'_>> {
         if !self.on.load(Ordering::Relaxed) {
             return None;
@@ -70,7 +70,7 @@ impl Profile {
     }
 }
 
-/// An op under way.
+/// An op that is running.
 pub(crate) struct Running<'a> {
     profile: &'a Profile,
     start: Instant,

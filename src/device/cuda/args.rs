@@ -1,23 +1,23 @@
-//! Arguments of launches: what the structs consist of that `build.rs` makes of the parameters of
-//! the kernels, and how a launch gets at them.
+//! Arguments of launches: the types in the structs that `build.rs` makes of the kernels'
+//! parameters, and how a launch reads them.
 
 use std::marker::PhantomData;
 
-/// What a kernel is launched with: a struct with a field a parameter. Made by `build.rs` alone, for
-/// a launch takes its word for what the kernel's parameters are.
+/// What a kernel is launched with: a struct with one field per parameter. Made by `build.rs` alone,
+/// because a launch relies on it to match the kernel's parameters.
 pub(crate) trait Arguments {
-    /// The parameters' names in order, each with its bits, or why a launch on `device` cannot have
-    /// it.
+    /// The parameters' names in order, each with its bits, or the reason why a launch on `device`
+    /// cannot use it.
     fn bits(&self, device: u64) -> Vec<(&'static str, Result<u64, String>)>;
 }
 
-/// What may be a field of [`Arguments`].
+/// The types of the fields of [`Arguments`].
 pub(super) trait Argument {
-    /// See [`Arguments::bits`]. Those of a parameter of 32 bits stand in the lower half.
+    /// See [`Arguments::bits`]. A parameter of 32 bits is in the lower half.
     fn bits(&self, device: u64) -> Result<u64, String>;
 }
 
-/// Memory, or none. It is borrowed: it lives until it was launched, and the device frees in order.
+/// Memory, or none. It is borrowed: it must live until the launch, and the device frees in order.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pointer<'a> {
     /// 0 for none.
@@ -32,7 +32,7 @@ impl<'a> Pointer<'a> {
         Pointer { at: 0, device: 0, memory: PhantomData }
     }
 
-    /// What lies at an address of a device, as long as `_owner` does.
+    /// Memory at an address of a device, valid as long as `_owner` is.
     pub(super) fn new<T>(_owner: &'a T, at: u64, device: u64) -> Pointer<'a> {
         Pointer { at, device, memory: PhantomData }
     }
@@ -47,7 +47,7 @@ impl Argument for Pointer<'_> {
     }
 }
 
-/// An `int64`, or a count that is more than one holds: there is no launch with it.
+/// An `int64`, or a count that is too large for one: a launch with that fails.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Long(Result<i64, usize>);
 
@@ -63,8 +63,8 @@ impl Argument for Long {
     }
 }
 
-/// An `int`, or a count that is more than one holds: there is no launch with it. Kernels index maps
-/// by 64 bits and axes by 32.
+/// An `int`, or a count that is too large for one: a launch with that fails. Kernels index maps by
+/// 64 bits and axes by 32.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Int(Result<i32, usize>);
 

@@ -1,20 +1,20 @@
-//! Which recorded launches may begin before what is in front of them is over, and which branch what
-//! is recorded goes into.
+//! Which recorded launches may begin before the previous one has finished, and which branch
+//! recorded work goes into.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What is recorded. Launches directly behind another may begin early; behind copies, clearings and
-/// where branches begin, end and meet, a launch waits as ever.
+/// The state of a recording. A launch directly after another may begin early; after copies and
+/// clearings, and where branches begin, end and meet, a launch waits as usual.
 pub(super) struct Chain {
-    /// Whether the device and its driver do that.
+    /// Whether the device and its driver can begin launches early.
     pub(super) overlaps: bool,
     records: AtomicBool,
     branched: AtomicBool,
-    /// Whether what was recorded last is a launch, in the same branch.
+    /// Whether the last thing recorded is a launch, in the same branch.
     behind_launch: AtomicBool,
 }
 
-/// What comes next.
+/// The kind of work that comes next.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Next {
     Launch,
@@ -34,14 +34,14 @@ impl Chain {
         self.go_to(false);
     }
 
-    /// What is recorded from here on goes into the branch or into the main line, which waits for
-    /// the branch or does not.
+    /// What is recorded from here on goes into the branch, or into the main line, whether or not
+    /// that waits for the branch.
     pub(super) fn go_to(&self, branch: bool) {
         self.branched.store(branch, Ordering::Relaxed);
         self.behind_launch.store(false, Ordering::Relaxed);
     }
 
-    /// Whether what comes next goes into the branch, and whether it may begin early.
+    /// Whether the next work goes into the branch, and whether it may begin early.
     pub(super) fn next(&self, next: Next) -> (bool, bool) {
         let launch = next == Next::Launch;
         let behind_launch = self.behind_launch.swap(launch, Ordering::Relaxed);

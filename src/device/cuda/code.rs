@@ -1,5 +1,5 @@
-//! Kernels' machine code on a GPU: modules, their functions, and the launch that the driver's plain
-//! call does not make.
+//! Kernels' machine code on a GPU: modules, their functions, and launches that the driver's plain
+//! call cannot make.
 
 use super::Launch;
 use super::stream::Stream;
@@ -8,18 +8,18 @@ use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::c_void;
 
-/// More parameters than any kernel has.
+/// More than the parameters of any kernel.
 const MOST_PARAMETERS: usize = 64;
 
-/// Machine code on the device: a module a file of kernels, and the functions asked for so far.
+/// Machine code on the device: one module per file of kernels, and the functions asked for so far.
 #[derive(Default)]
 pub(super) struct Code {
     pub(super) modules: HashMap<&'static str, sys::CUmodule>,
     pub(super) functions: HashMap<&'static str, Function>,
 }
 
-/// A kernel's code, and how much shared memory it was allowed so far beyond what every kernel may
-/// have.
+/// A kernel's code, and how much shared memory it has been allowed so far beyond what every kernel
+/// may have.
 #[derive(Clone, Copy)]
 pub(super) struct Function {
     pub(super) code: sys::CUfunction,
@@ -29,13 +29,13 @@ pub(super) struct Function {
 // SAFETY: handles of the context that `Driver` sets before it uses them; they are never unloaded.
 unsafe impl Send for Code {}
 
-/// Bytes of each parameter of a function; none where the driver does not tell.
+/// The size in bytes of each parameter of a function; none if the driver does not tell.
 ///
 /// # Safety
 /// A function of a module that stays loaded.
 pub(super) unsafe fn parameters(function: sys::CUfunction) -> Option<Vec<u8>> {
-    // Drivers tell from CUDA 12.4 on; to call what an older one lacks would panic.
-    // SAFETY: the driver is loaded; whatever stands under the name is not called here.
+    // Drivers tell from CUDA 12.4 on; calling what an older one lacks would panic.
+    // SAFETY: the driver is loaded; whatever has this name is not called here.
     let tells =
         unsafe { sys::culib().get::<unsafe extern "C" fn()>("cuFuncGetParamInfo".as_bytes()) }
             .is_ok();
@@ -55,10 +55,11 @@ pub(super) unsafe fn parameters(function: sys::CUfunction) -> Option<Vec<u8>> {
     (!sizes.is_empty()).then_some(sizes)
 }
 
-/// A launch that may begin before the one in front of it in its stream is over.
+/// A launch that may begin before the previous one in its stream has finished.
 ///
 /// # Safety
-/// The function waits for that one before it touches memory, and `arguments` are its parameters.
+/// The kernel waits for the previous launch before it touches memory, and `arguments` are its
+/// parameters.
 pub(super) unsafe fn launch_early(
     function: sys::CUfunction,
     grid: [u32; 3],

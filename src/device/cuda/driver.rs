@@ -1,7 +1,7 @@
 //! The launcher's first body: a GPU through the CUDA driver.
 //!
-//! The driver and NVRTC are loaded when first asked for, after their presence was probed, so that a
-//! machine without them gets an error and nothing panics. Memory comes from the device's own
+//! The driver and NVRTC are loaded when first needed, after checking that they are present, so that
+//! a machine without them gets an error and nothing panics. Memory comes from the device's own
 //! stream-ordered pool, which keeps what is freed; modules are compiled for the device's
 //! architecture when one of their kernels is first launched.
 
@@ -25,27 +25,26 @@ use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-/// Compute capability from which on kernels are written for.
+/// The lowest compute capability that kernels are written for.
 const LEAST: (i32, i32) = (8, 0);
-/// Compute capability, and driver's version, from which on a recorded launch may begin before the
-/// one in front of it is over: every kernel waits for that one itself, and says when it may be
-/// followed so (`await_turn` in `kernels/lib/base.cuh`).
+/// The compute capability and driver version from which on a recorded launch may begin before the
+/// previous one has finished: every kernel itself waits for the previous one, and says when the
+/// next may begin (`await_turn` in `kernels/lib/base.cuh`).
 const OVERLAPPING: ((i32, i32), i32) = ((9, 0), 12040);
-/// Environment variables that switch off the early launches and the branches of what is recorded,
-/// and the token path's own launches: so that it can be told what each gives, and whether it is to
-/// blame for something.
+/// Environment variables that switch off early launches, branches of recorded work, and the token
+/// path's own launches, so that the gain of each can be measured and a fault traced to it.
 const OVERLAP: &str = "PRISM_CUDA_OVERLAP";
 const BRANCHES: &str = "PRISM_CUDA_BRANCHES";
 const TOKENS: &str = "PRISM_CUDA_TOKENS";
 const IDLE: &str = "PRISM_CUDA_IDLE";
-/// Shared memory that a block gets without asking.
+/// Shared memory that a block gets without asking for it.
 const PLAIN_SHARED: usize = 48 << 10;
 
-/// In the order in which its parts are given back, the context last.
+/// Fields are in the order in which they are released, the context last.
 pub struct Driver {
     group: Mutex<Option<Group>>,
     staging: Mutex<Staging>,
-    /// Where copies from the device arrive.
+    /// Where copies from the device arrive on the host.
     arrival: Mutex<Pinned>,
     stream: Stream,
     branch: Branch,
@@ -58,7 +57,7 @@ pub struct Driver {
     capability: (i32, i32),
     limits: Limits,
     code: Mutex<Code>,
-    /// Whether small pieces of memory are kept to be lent again, and those that nobody has.
+    /// Whether small pieces of memory are kept for reuse, and those that are not in use.
     keeps: bool,
     idle: Mutex<Idle>,
     graphs: Mutex<(u64, HashMap<u64, Graph>)>,
@@ -67,9 +66,9 @@ pub struct Driver {
     context: Context,
 }
 
-/// The branch of recorded work that is beside the main line.
+/// The branch of recorded work beside the main line.
 struct Branch {
-    /// A branch is made of what is the longer chain of small launches, so its blocks go first.
+    /// A branch holds the longer chain of small launches, so its blocks go first.
     stream: Stream,
     forked: Event,
     ended: Event,
@@ -95,7 +94,7 @@ unsafe impl Sync for Driver {}
 // SAFETY: a handle of the context that `Driver` sets before it uses it.
 unsafe impl Send for Graph {}
 
-/// The driver's version, as 12040 for 12.4; 0 where it does not tell.
+/// The driver's version, as 12040 for 12.4; 0 if it does not tell.
 fn driver_version() -> i32 {
     let mut version = 0;
     // SAFETY: writes one number.
@@ -103,12 +102,12 @@ fn driver_version() -> i32 {
     version
 }
 
-/// Whether an environment variable leaves on what it names.
+/// Whether an environment variable leaves the feature that it names switched on.
 fn is_on(name: &str) -> Result<bool, CudaError> {
     switch(name, std::env::var(name).ok().as_deref())
 }
 
-/// Whether an environment variable of this value leaves on what it names.
+/// Whether an environment variable with this value leaves the feature that it names switched on.
 fn switch(name: &str, value: Option<&str>) -> Result<bool, CudaError> {
     match value {
         None | Some("" | "on") => Ok(true),
@@ -211,28 +210,29 @@ impl Driver {
         self.context.enter().map_err(failed("the device's context"))
     }
 
-    /// Where the launch, the copy on the device or the clearing that comes next goes, and whether
-    /// it may begin early.
+    /// The stream for the next launch, copy on the device or clearing, and whether it may begin
+    /// early.
     fn line(&self, next: Next) -> (&Stream, bool) {
         let (branched, early) = self.chain.next(next);
         (if branched { &self.branch.stream } else { &self.stream }, early)
     }
 
-    /// The name of its machine code. Of the newer architectures only those with instructions of
-    /// their own need the suffix.
+    /// The architecture's name for machine code. Of the newer architectures only those with
+    /// instructions of their own need the suffix.
     fn arch(&self) -> String {
         let (major, minor) = self.capability;
         if self.capability == (9, 0) { "sm_90a".into() } else { format!("sm_{major}{minor}") }
     }
 
-    /// At least so many bytes of pinned memory for a copy from the device to arrive in; none for
+    /// At least `bytes` bytes of pinned memory for a copy from the device to arrive in; none for
     /// copies that are too large or empty.
     fn arrival(&self, bytes: usize) -> Result<Option<MutexGuard<'_, Pinned>>, CudaError> {
         if bytes == 0 || bytes > staging::MOST_BYTES {
             return Ok(None);
         }
         let mut pinned = self.arrival.lock().unwrap_or_else(|e| e.into_inner());
-        // SAFETY: callers have entered the context; whoever had this waited for the copy.
+        // SAFETY: callers have entered the context; the previous user of this memory waited for its
+        // copy.
         unsafe { pinned.reserve(bytes) }?;
         Ok(Some(pinned))
     }
@@ -249,15 +249,15 @@ impl Driver {
     fn give_up_idle(&self) -> bool {
         let all = self.idle().give_up();
         for address in &all {
-            // SAFETY: came from `allocate`, and nobody has it. A failure here was one of an earlier
+            // SAFETY: came from `allocate`, and is not in use. A failure here is that of an earlier
             // launch, which the next call reports.
             let _ = unsafe { result::free_async(*address, self.stream.0) };
         }
         !all.is_empty()
     }
 
-    /// A kernel's function, allowed so much shared memory; an error unless it was built with the
-    /// parameters that its source declares.
+    /// A kernel's function, allowed to use `shared` bytes of shared memory; an error unless it was
+    /// built with the parameters that its source declares.
     fn function(
         &self,
         kernel: &'static Kernel,
@@ -282,7 +282,7 @@ impl Driver {
         Ok(function.code)
     }
 
-    /// The function of a kernel that was not asked for before.
+    /// Loads the function of a kernel that was not asked for before.
     fn load(
         &self,
         modules: &mut HashMap<&'static str, sys::CUmodule>,
@@ -347,7 +347,7 @@ impl Launcher for Driver {
 
     fn free(&self, address: u64) {
         if !self.idle().keep(address) && self.enter().is_ok() {
-            // SAFETY: came from `allocate`, and nothing later uses it. A failure here was one of an
+            // SAFETY: came from `allocate`, and nothing later uses it. A failure here is that of an
             // earlier launch, which the next call reports.
             let _ = unsafe { result::free_async(address, self.stream.0) };
         }
@@ -367,13 +367,13 @@ impl Launcher for Driver {
             let mut values = memory::zeroed::<u64>(what, bytes.div_ceil(8));
             let values = &mut bytemuck::cast_slice_mut(&mut values)[..bytes];
             write(values);
-            // SAFETY: `Cuda` checked that its memory there has so many bytes; from pageable memory
-            // the driver copies before it returns.
+            // SAFETY: `Cuda` checked that its memory there has that many bytes; from pageable
+            // memory the driver copies before it returns.
             return unsafe { result::memcpy_htod_async(address, values, self.stream.0) }
                 .map_err(failed(what));
         };
-        // SAFETY: `Cuda` checked that its memory there has so many bytes; so many has the place,
-        // which no earlier copy reads any more.
+        // SAFETY: `Cuda` checked that its memory there has that many bytes; the place has as many,
+        // and no earlier copy still reads it.
         unsafe {
             let from = std::slice::from_raw_parts_mut(place, bytes);
             write(from);
@@ -390,8 +390,8 @@ impl Launcher for Driver {
         self.enter()?;
         let what = "a copy from the device";
         let pinned = self.arrival(bytes.len())?;
-        // SAFETY: `Cuda` checked that its memory there has so many bytes, and waits here for them;
-        // so many are pinned.
+        // SAFETY: `Cuda` checked that its memory there has that many bytes, and waits here for
+        // them; as many are pinned.
         unsafe {
             let to = match &pinned {
                 Some(pinned) => std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes.len()),
@@ -424,8 +424,8 @@ impl Launcher for Driver {
             read(&values);
             return Ok(());
         };
-        // SAFETY: `Cuda` checked that its memory there has so many bytes, and waits here for them;
-        // so many are pinned, and initialised by then.
+        // SAFETY: `Cuda` checked that its memory there has that many bytes, and waits here for
+        // them; as many are pinned, and initialised by then.
         unsafe {
             let to = std::slice::from_raw_parts_mut(pinned.at.cast::<u8>(), bytes);
             result::memcpy_dtoh_async(to, address, self.stream.0).map_err(failed(what))?;
@@ -568,13 +568,13 @@ impl Launcher for Driver {
     fn end_recording(&self) -> Result<u64, CudaError> {
         self.chain.record(false);
         self.enter()?;
-        // SAFETY: the stream is this one's own; the graph is dropped once it was made executable,
-        // and what was made of it where it is not kept.
+        // SAFETY: the stream is this one's own; the graph is dropped once it has been made
+        // executable, and the executable if it is not kept.
         let exec = unsafe {
             let graph =
                 result::stream::end_capture(self.stream.0).map_err(failed("a recording"))?;
             let mut exec = std::ptr::null_mut();
-            // So that a branch goes first when replayed, too.
+            // So that a branch also goes first when it is replayed.
             let flag =
                 sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
             let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, flag.0.into())
@@ -582,7 +582,7 @@ impl Launcher for Driver {
                 .map_err(failed("a recording"));
             let _ = sys::cuGraphDestroy(graph);
             made?;
-            // So that its first launch takes no longer than others.
+            // So that its first launch takes no longer than later ones.
             if let Err(e) = sys::cuGraphUpload(exec, self.stream.0).result() {
                 let _ = sys::cuGraphExecDestroy(exec);
                 return Err(failed("a recording")(e));
@@ -601,8 +601,8 @@ impl Launcher for Driver {
         if self.enter().is_err() {
             return;
         }
-        // SAFETY: the stream is this one's own, and nobody has the graph. One that broke gives
-        // none, but is over too.
+        // SAFETY: the stream is this one's own, and nothing else has the graph. A capture that
+        // failed gives none, but has ended too.
         unsafe {
             if let Ok(graph) = result::stream::end_capture(self.stream.0)
                 && !graph.is_null()
@@ -666,7 +666,8 @@ impl Launcher for Driver {
     }
 
     fn leave_group(&self) {
-        // Who has the lock waits for the others at the most as long as this is not set.
+        // The thread that holds the lock waits for the other processes only as long as this is not
+        // set.
         self.left.store(true, Ordering::SeqCst);
         if self.enter().is_ok()
             && let Some(group) = &mut *self.group.lock().unwrap_or_else(|e| e.into_inner())
@@ -717,8 +718,8 @@ impl Launcher for Driver {
 }
 
 impl Drop for Driver {
-    /// Its parts are given back behind this, while the context is current. All memory is gone: it
-    /// holds this device.
+    /// Its fields are released after this, while the context is current. All memory has been freed
+    /// by now, because memory holds this device.
     fn drop(&mut self) {
         if self.enter().is_ok() {
             self.give_up_idle();

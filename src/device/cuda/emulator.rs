@@ -56,12 +56,12 @@ unsafe extern "C" {
     ) -> bool;
 }
 
-/// Kernels with the emulator that runs them: those of this build, or those of a shared library.
+/// The kernels and the emulator that runs them: those of this build, or those of a shared library.
 struct Library {
     find: Find,
     arguments: Arguments,
     run: Run,
-    /// Where a kernel is looked for first.
+    /// The library in which a kernel is looked for first.
     over: Option<Box<Library>>,
     _loaded: Option<libloading::Library>,
 }
@@ -79,7 +79,7 @@ impl Library {
         }
     }
 
-    /// Those of a shared library.
+    /// Loads a shared library of kernels.
     ///
     /// # Safety
     /// The file is a build of `kernels/host/emulator.cpp` with kernels.
@@ -106,11 +106,11 @@ impl Library {
     }
 }
 
-/// Those of GPUs of capability 9.0; `kernels/host/emulator.cpp` has room for as much.
+/// The limits of GPUs of capability 9.0; `kernels/host/emulator.cpp` has room for as much.
 const LIMITS: Limits =
     Limits { grid: [i32::MAX as usize, 65535, 65535], threads: 1024, shared: 227 << 10 };
 
-/// Bytes on either side of a buffer that belong to nobody.
+/// Bytes on either side of a buffer that belong to no buffer.
 const GUARD: usize = 256;
 
 pub struct Emulator {
@@ -118,14 +118,14 @@ pub struct Emulator {
     cpu: Cpu,
     seed: u64,
     branches: bool,
-    /// Bytes by address.
+    /// The sizes of buffers in bytes, by address.
     buffers: Mutex<BTreeMap<u64, usize>>,
     recorded: Mutex<Recorded>,
     uploads: Mutex<Uploads>,
 }
 
-/// Which places copies to the device started from. On a GPU such a copy may lie behind work that
-/// takes as long as it likes: here one is over only when the host next waits for the device.
+/// The places that copies to the device started from. On a GPU such a copy may wait behind any
+/// amount of other work: here it has finished only when the host next waits for the device.
 #[derive(Default)]
 struct Uploads {
     turns: Turns,
@@ -158,8 +158,8 @@ enum Step {
     Join,
 }
 
-/// Recorded steps in the order in which they are done. Of two branches neither waits for the other:
-/// for seed 0 the one beside the main line is first, else the seed decides from step to step.
+/// Recorded steps in the order in which they run. Neither of two branches waits for the other: for
+/// seed 0 the one beside the main line is first, otherwise the seed decides from step to step.
 fn in_order(steps: Vec<Step>, seed: u64) -> Vec<Step> {
     let (mut order, mut branches) = (vec![], [VecDeque::new(), VecDeque::new()]);
     let (mut branch, mut random) = (None, seed);
@@ -186,7 +186,7 @@ fn in_order(steps: Vec<Step>, seed: u64) -> Vec<Step> {
     order
 }
 
-/// What the blocks of a launch share: pointers that live as long as it.
+/// The state that the blocks of a launch share: pointers that live as long as it.
 struct Job<'a> {
     run: Run,
     kernel: *const Kernel,
@@ -201,7 +201,7 @@ impl Job<'_> {
     }
 }
 
-/// The memory of a buffer with its guards; none where that is more than can be addressed.
+/// The memory of a buffer with its guards; none if that is more than can be addressed.
 fn layout(bytes: usize) -> Option<Layout> {
     Layout::from_size_align(bytes.checked_add(2 * GUARD)?, GUARD).ok()
 }
@@ -219,13 +219,13 @@ impl Emulator {
         }
     }
 
-    /// One whose recorded work has no branches.
+    /// An emulator whose recorded work has no branches.
     #[cfg(test)]
     pub fn without_branches(self) -> Emulator {
         Emulator { branches: false, ..self }
     }
 
-    /// With the kernels of a shared library before its own.
+    /// This emulator with the kernels of a shared library in front of its own.
     ///
     /// # Safety
     /// The file is a build of `kernels/host/emulator.cpp` with kernels.
@@ -248,12 +248,12 @@ impl Emulator {
         self.uploads.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The host waits for all that was asked for.
+    /// The host waits for everything that was launched.
     fn wait(&self) {
         self.uploads().taken.clear();
     }
 
-    /// Notes a call where work is being recorded; whether it was.
+    /// Records a call if work is being recorded; returns whether it was.
     fn note(&self, step: impl FnOnce() -> Step) -> bool {
         self.recorded().current.as_mut().map(|steps| steps.push(step())).is_some()
     }
@@ -275,8 +275,8 @@ impl Emulator {
         Ok((library, found))
     }
 
-    /// An error while work is being recorded: on a GPU, whatever its stream is asked for then is
-    /// recorded too, or breaks the recording.
+    /// An error while work is being recorded: on a GPU, any other request to the stream would be
+    /// recorded too, or break the recording.
     fn idle(&self, what: &str) -> Result<(), CudaError> {
         match self.recorded().current {
             Some(_) => Err(CudaError::Launch(format!("{what} while work is being recorded"))),
@@ -311,7 +311,7 @@ impl Launcher for Emulator {
         if memory.is_null() {
             return Err(refused);
         }
-        // NaN in every float type, so that what nobody wrote shows.
+        // NaN in every float type, so that memory that was never written is noticed.
         // SAFETY: that many bytes were just allocated.
         unsafe { memory.write_bytes(0xff, bytes + 2 * GUARD) };
         let address = memory as u64 + GUARD as u64;

@@ -33,7 +33,7 @@ pub enum CudaError {
     Launch(String),
 }
 
-/// What the driver's refusal of something is told as: what it was, and the driver's text.
+/// Makes the error for something that the driver refused: what it was, and the driver's text.
 pub(super) fn failed(what: &str) -> impl Fn(DriverError) -> CudaError + '_ {
     move |e| CudaError::Launch(format!("{what}: {}", text(&e)))
 }

@@ -1,9 +1,9 @@
-//! Sums over the GPUs of several processes, by NCCL. They run on a stream of their own, beside what
-//! is launched meanwhile.
+//! Sums over the GPUs of several processes, by NCCL. They run on a stream of their own, in parallel
+//! with other launches.
 //!
 //! NCCL waits for the other processes for ever. So the communicator is one whose calls return at
-//! once, and the thread that waits for them looks whether a process was lost meanwhile; sums on the
-//! device that wait for a lost process end when the communicator is aborted, from any thread.
+//! once, and the thread that waits for them checks whether a process was lost meanwhile; sums on
+//! the device that wait for a lost process end when the communicator is aborted, from any thread.
 
 use super::CudaError;
 use super::stream::{Event, Stream};
@@ -13,7 +13,7 @@ use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long all have to join, and to be done with each other at the end.
+/// The time that all processes have to join, and to finish with each other at the end.
 const JOINING: Duration = Duration::from_secs(300);
 const LEAVING: Duration = Duration::from_secs(20);
 
@@ -53,7 +53,7 @@ fn missing() -> CudaError {
     )
 }
 
-/// A name for a new group, to be told to its members.
+/// A name for a new group, to be sent to its members.
 pub fn new_id() -> Result<Vec<u8>, CudaError> {
     if !is_present() {
         return Err(missing());
@@ -62,7 +62,8 @@ pub fn new_id() -> Result<Vec<u8>, CudaError> {
     Ok(id.internal.iter().map(|v| *v as u8).collect())
 }
 
-/// A communicator whose calls return at once: what NCCL_CONFIG_INITIALIZER has, but for that.
+/// The configuration of a communicator whose calls return at once; otherwise that of
+/// NCCL_CONFIG_INITIALIZER.
 fn without_waits() -> nccl_sys::ncclConfig_t {
     let (unset, none) = (i32::MIN, std::ptr::null());
     nccl_sys::ncclConfig_t {
@@ -90,7 +91,8 @@ fn without_waits() -> nccl_sys::ncclConfig_t {
 }
 
 impl Group {
-    /// Joins; returns when all have, or `left` is set. The caller's context is current.
+    /// Joins the group; returns when all have joined, or `left` is set. The caller's context is
+    /// current.
     pub fn join(
         id: &[u8],
         rank: usize,
@@ -128,7 +130,7 @@ impl Group {
         Ok(group)
     }
 
-    /// Waits until what was called last has been taken up. A failure ends the communicator.
+    /// Waits until the last call has been accepted. A failure ends the communicator.
     fn wait(
         &mut self,
         what: &'static str,
@@ -161,8 +163,8 @@ impl Group {
         Err(failure)
     }
 
-    /// Begins to add up arrays of floats (address, count) over the group, in place, behind what
-    /// `after` has to do so far.
+    /// Begins to add up arrays of floats (address, count) over the group, in place, after the work
+    /// that `after` has so far.
     pub fn sum(
         &mut self,
         after: &Stream,
@@ -195,8 +197,8 @@ impl Group {
             }
             nccl::group_end().map_err(failed(what))?;
         }
-        // The stream knows of the sums from here on. The first ones also connect to the others,
-        // which may still be at something else.
+        // The stream knows of the sums from here on. The first ones also connect to the other
+        // processes, which may still be busy.
         self.wait(what, left, None)
     }
 
@@ -206,7 +208,7 @@ impl Group {
         self.event.hold(then).map_err(driver_failed)
     }
 
-    /// Ends all that waits for other processes, and the membership.
+    /// Ends everything that waits for other processes, and the membership.
     pub fn abort(&mut self) {
         let communicator = std::mem::replace(&mut self.communicator, std::ptr::null_mut());
         if !communicator.is_null() {
@@ -222,8 +224,8 @@ impl Drop for Group {
         // SAFETY: its own handle, its last use.
         unsafe {
             if !self.communicator.is_null() {
-                // Others may still be reading what this process has for them. One that is lost by
-                // now is not waited for long.
+                // Others may still be reading from this process. One that has been lost is not
+                // waited for long.
                 let done =
                     nccl::comm_finalize(self.communicator).map_err(failed("leaving a group"));
                 if done

@@ -1,25 +1,25 @@
-//! Small pieces of device memory between two uses. A step that is launched op by op asks for some
-//! thousand of them, and the driver takes longer to hand one out than to launch a kernel.
+//! Small pieces of device memory between two uses. A step that is launched op by op asks for about
+//! a thousand of them, and the driver takes longer to allocate one than to launch a kernel.
 //!
 //! One stream does all work in the order in which it was launched, so a piece that is given back
-//! may be lent again at once: whoever has it next comes behind whoever had it.
+//! may be reused at once: its next user's work comes after its previous user's.
 
 use std::collections::HashMap;
 
-/// Largest piece that is kept, and bytes that are kept at most.
+/// The largest piece that is kept, and the most bytes that are kept.
 const LARGEST: usize = 64 << 10;
 const MOST: usize = 16 << 20;
-/// Pieces are of multiples of so many bytes.
+/// Pieces are multiples of this many bytes.
 const GRAIN: usize = 512;
 
-/// The pieces.
+/// The pieces of memory.
 #[derive(Default)]
 pub(super) struct Idle {
-    /// Bytes of all small pieces, lent or not, by their addresses.
+    /// The sizes in bytes of all small pieces, in use or not, by their addresses.
     sizes: HashMap<u64, usize>,
-    /// Those that nobody has, by their bytes.
+    /// The addresses of pieces that are not in use, by their sizes in bytes.
     idle: HashMap<usize, Vec<u64>>,
-    /// Bytes of these.
+    /// The total bytes of the pieces that are not in use.
     bytes: usize,
 }
 
@@ -29,7 +29,7 @@ impl Idle {
         if bytes <= LARGEST { bytes.max(1).next_multiple_of(GRAIN) } else { bytes }
     }
 
-    /// A piece of at least so many bytes that nobody has.
+    /// A piece of at least `bytes` bytes that is not in use.
     pub(super) fn lend(&mut self, bytes: usize) -> Option<u64> {
         let whole = Idle::whole(bytes);
         let address = self.idle.get_mut(&whole)?.pop()?;
@@ -37,14 +37,14 @@ impl Idle {
         Some(address)
     }
 
-    /// Notes a piece of so many bytes that the driver handed out.
+    /// Records a piece of `bytes` bytes that the driver allocated.
     pub(super) fn note(&mut self, address: u64, bytes: usize) {
         if bytes <= LARGEST {
             self.sizes.insert(address, Idle::whole(bytes));
         }
     }
 
-    /// Keeps a piece that was given back; false where it is to go back to the driver.
+    /// Keeps a piece that was given back; false if it must go back to the driver.
     pub(super) fn keep(&mut self, address: u64) -> bool {
         let Some(&whole) = self.sizes.get(&address) else { return false };
         if self.bytes + whole > MOST {
@@ -56,7 +56,7 @@ impl Idle {
         true
     }
 
-    /// Gives up all that nobody has: it is to go back to the driver.
+    /// Gives up all pieces that are not in use: they must go back to the driver.
     pub(super) fn give_up(&mut self) -> Vec<u64> {
         self.bytes = 0;
         let all: Vec<u64> = self.idle.drain().flat_map(|(_, pieces)| pieces).collect();
@@ -84,7 +84,7 @@ mod tests {
         assert_eq!([512, 512, 513].map(|bytes| idle.lend(bytes)), [Some(1), None, Some(2)]);
         assert!(idle.keep(2));
         assert_eq!(idle.give_up(), [2]);
-        // The driver may hand out its address again, for a large piece.
+        // The driver may give its address again, to a large piece.
         assert_eq!((idle.lend(600), idle.keep(2), idle.bytes), (None, false, 0));
     }
 

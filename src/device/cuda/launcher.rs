@@ -1,4 +1,4 @@
-//! Launches, and the door to whatever does them.
+//! Launches, and the interface to the devices that run them.
 
 use super::CudaError;
 use super::source::Kernel;
@@ -13,11 +13,11 @@ pub struct Launch {
     pub threads: usize,
     /// Bytes of shared memory of a block.
     pub shared: usize,
-    /// What the launch has to do at the least.
+    /// The least work that the launch has to do.
     pub cost: KernelCost,
 }
 
-/// Work that no way of doing it avoids.
+/// Work that no implementation can avoid.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct KernelCost {
     /// Additions and multiplications.
@@ -27,7 +27,7 @@ pub struct KernelCost {
 }
 
 impl Launch {
-    /// A thread a value, in blocks of 256.
+    /// One thread per value, in blocks of 256.
     pub fn per_element(count: usize) -> Launch {
         Launch {
             grid: [count.div_ceil(256), 1, 1],
@@ -37,15 +37,16 @@ impl Launch {
         }
     }
 
-    /// A thread the values of 16 bytes, of elements of so many bytes, where both counts are of
-    /// whole ones; else a thread a value. The kernels that are launched so decide the same.
+    /// One thread per 16 bytes of values, for elements of `bytes` bytes, if both counts are
+    /// divisible by that; otherwise one thread per value. The kernels that are launched this way
+    /// decide in the same way.
     pub fn per_vector(bytes: usize, count: usize, period: usize) -> Launch {
         let lanes = 16 / bytes;
         let whole = count.is_multiple_of(lanes) && period.is_multiple_of(lanes);
         Launch::per_element(if whole { count / lanes } else { count })
     }
 
-    /// Says what it has to do: floating-point operations, and bytes to read and to write.
+    /// Sets the launch's work: floating-point operations, and bytes to read and to write.
     pub fn with_cost(self, flops: usize, bytes: usize) -> Launch {
         Launch { cost: KernelCost { flops: flops as f64, bytes: bytes as f64 }, ..self }
     }
@@ -85,44 +86,45 @@ impl Limits {
     }
 }
 
-/// A launch as it was seen.
+/// A launch as it was recorded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KernelRecord {
     /// The kernel, or `copy`.
     pub kernel: String,
     /// The launch's geometry and work.
     pub launch: Launch,
-    /// How long the device took, where it was timed.
+    /// The time that the device took, if it was timed.
     pub seconds: Option<f64>,
 }
 
-/// The door to a CUDA device. Everything happens in the order of the calls, but for the branches of
-/// what is recorded. [`Launcher::download`] waits for all of it, [`Launcher::upload`] where it has
-/// to ([`Launcher::waits`]).
+/// The interface to a CUDA device. Everything happens in the order of the calls, except in the
+/// branches of recorded work. [`Launcher::download`] waits for all of it, [`Launcher::upload`] only
+/// if it has to ([`Launcher::waits`]).
 pub(super) trait Launcher: Send + Sync {
     /// Whether it runs on host threads, where times mean nothing.
     fn is_emulated(&self) -> bool {
         false
     }
-    /// Bytes of the device's own memory, where it has some and they can be told.
+    /// Bytes of the device's own memory, if it has some and they are known.
     fn total_memory(&self) -> Option<u64> {
         None
     }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
     fn free(&self, address: u64);
-    /// Copies so many bytes to the device, which `write` writes first, wherever the copy starts
-    /// from.
+    /// Copies `bytes` bytes to the device, after `write` has written them to the memory that the
+    /// copy starts from.
     fn upload(
         &self,
         address: u64,
         bytes: usize,
         write: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), CudaError>;
-    /// How often a copy to the device waited for what was launched before an earlier one: see
+    /// How often a copy to the device had to wait for work launched before an earlier copy: see
     /// [`super::staging`].
     fn waits(&self) -> u64;
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError>;
-    /// Copies `bytes` bytes from the device; `read` reads them where the copy arrives.
+    /// Copies `bytes` bytes from the device; `read` reads them in the memory where the copy
+    /// arrives.
     fn download_read(
         &self,
         address: u64,
@@ -146,17 +148,17 @@ pub(super) trait Launcher: Send + Sync {
     fn synchronize(&self) -> Result<(), CudaError>;
     fn describe(&self) -> String;
     fn limits(&self) -> Limits;
-    /// What there is to know of the device, by name.
+    /// Facts about the device, by name.
     fn details(&self) -> Vec<(&'static str, String)>;
-    /// How long the device works on what `work` launches.
+    /// The time in seconds that the device works on what `work` launches.
     fn seconds(&self, work: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError>;
     /// Makes a kernel ready to be launched; an error unless it was built with the parameters that
-    /// its source declares, as far as can be told.
+    /// its source declares, as far as that is known.
     fn prepare(&self, kernel: &'static Kernel) -> Result<(), CudaError>;
     /// From here on launches, copies and clearings are recorded instead of done; anything else
     /// fails.
     fn begin_recording(&self) -> Result<(), CudaError>;
-    /// Whether what is recorded may have branches.
+    /// Whether recorded work may have branches.
     fn has_branches(&self) -> bool {
         true
     }
@@ -164,15 +166,15 @@ pub(super) trait Launcher: Send + Sync {
     fn fuses_tokens(&self) -> bool {
         true
     }
-    /// What is recorded from here on goes into a branch, behind what was recorded before.
+    /// What is recorded from here on goes into a branch, after what was recorded before.
     fn fork(&self) -> Result<(), CudaError>;
-    /// What is recorded from here on goes on with the main line, beside the branch.
+    /// What is recorded from here on belongs to the main line again, in parallel with the branch.
     fn leave_branch(&self) -> Result<(), CudaError>;
     /// What is recorded from here on waits for the branch too.
     fn join(&self) -> Result<(), CudaError>;
-    /// The number of what was recorded.
+    /// Ends a recording; returns its number.
     fn end_recording(&self) -> Result<u64, CudaError>;
-    /// Ends a recording and forgets it.
+    /// Ends a recording and discards it.
     fn abandon_recording(&self);
     fn replay(&self, graph: u64) -> Result<(), CudaError>;
     fn forget(&self, graph: u64);

@@ -5,12 +5,13 @@ use super::{Cuda, record};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Device memory; freed when dropped, after all that was launched before.
+/// Device memory; freed when dropped, after everything that was launched before.
 pub struct Memory {
     pub(super) cuda: Cuda,
     pub(super) address: u64,
     pub(super) bytes: usize,
-    /// Where it is part of other memory: of an arena's, or what [`Memory::part`] was asked of.
+    /// The memory that this is part of, if any: an arena's, or that on which [`Memory::part`] was
+    /// called.
     pub(super) arena: Option<Arc<Memory>>,
 }
 
@@ -20,7 +21,7 @@ impl Memory {
         &self.cuda
     }
 
-    /// Where it is, for tables that kernels read.
+    /// Its address, for tables that kernels read.
     pub(crate) fn address(&self) -> u64 {
         self.address
     }
@@ -30,7 +31,7 @@ impl Memory {
         self.bytes
     }
 
-    /// So many bytes of it from a byte on, which are there as long as either is. What is written to
+    /// `bytes` bytes of it from `byte` on, which live as long as either is used. What is written to
     /// one is read from both.
     ///
     /// # Panics
@@ -46,7 +47,7 @@ impl Memory {
         })
     }
 
-    /// What lies in it from a byte on, for a launch.
+    /// Its contents from `byte` on, for a launch.
     ///
     /// # Panics
     /// Beyond its end.

@@ -1,6 +1,6 @@
 //! CUDA: kernels launched on device memory.
 //!
-//! [`Cuda`] is what ops see: memory, transfers, launches, in one stream's order. Behind it stands a
+//! [`Cuda`] is what ops see: memory, transfers, launches, in one stream's order. Behind it is a
 //! `Launcher`: the driver of a GPU, or the emulator, which runs the same kernels on host threads.
 //! Nothing else in the crate calls either.
 
@@ -51,13 +51,13 @@ struct Inner {
     downloads: AtomicU64,
     /// Bytes copied to the device and back.
     carried: [AtomicU64; 2],
-    /// Bytes allocated, and the most that ever were.
+    /// Bytes allocated, and the most at any time.
     held: [AtomicU64; 2],
-    /// Which copy from the device from now on is to fail, for tests; 0 for none.
+    /// The number of the copy from the device, from now on, that is to fail, for tests; 0 for none.
     #[cfg(feature = "emulator")]
     failing: AtomicU64,
-    /// Held by a thread that records, so that nothing that another does in the device's stream gets
-    /// in between.
+    /// Held by a thread that records, so that no work of another thread in the device's stream gets
+    /// into the recording.
     stream: Mutex<()>,
 }
 
@@ -103,15 +103,15 @@ impl Cuda {
         Ok(Cuda::new(Box::new(driver::Driver::new(index)?), cpu, precision))
     }
 
-    /// The emulator. Threads of a block run in an order that `seed` decides; 0 is the order of
+    /// The emulator. The seed decides the order in which threads of a block run; 0 is the order of
     /// their numbers.
     #[cfg(feature = "emulator")]
     pub fn emulated(cpu: Cpu, precision: impl Into<Precision>, seed: u64) -> Cuda {
         Cuda::new(Box::new(emulator::Emulator::new(cpu.clone(), seed)), cpu, precision)
     }
 
-    /// The emulator, with the kernels of a shared library in place of its own where it has them:
-    /// for tests of what it notices.
+    /// The emulator, with the kernels of a shared library in place of its own if the library has
+    /// them: for tests of what the emulator notices.
     ///
     /// # Safety
     /// The file is a build of `kernels/host/emulator.cpp` with kernels.
@@ -129,7 +129,7 @@ impl Cuda {
     }
 
     /// Lets copy number `nth` from the device fail, counted from the next as 1; 0 for none. For
-    /// tests of what becomes of that.
+    /// tests of how that is handled.
     #[cfg(feature = "emulator")]
     #[doc(hidden)]
     pub fn fail_download(&self, nth: u64) {
@@ -156,7 +156,7 @@ impl Cuda {
         self.0.id
     }
 
-    /// What this is, for people.
+    /// A description of this device, for people.
     pub fn describe(&self) -> String {
         format!("{}, {}", self.0.launcher.describe(), self.0.precision)
     }
@@ -166,17 +166,17 @@ impl Cuda {
         self.0.launcher.is_emulated()
     }
 
-    /// Bytes of memory allocated now, and the most that ever were.
+    /// Bytes of memory allocated now, and the most at any time.
     pub fn held(&self) -> [u64; 2] {
         self.0.held.each_ref().map(|v| v.load(Ordering::Relaxed))
     }
 
-    /// Bytes of the device's own memory, where it has some and they can be told.
+    /// Bytes of the device's own memory, if it has some and they are known.
     pub fn total_memory(&self) -> Option<u64> {
         self.0.launcher.total_memory()
     }
 
-    /// What there is to know of it, by name.
+    /// Facts about the device, by name.
     pub fn details(&self) -> Vec<(&'static str, String)> {
         let products = match self.products() {
             Precision::F32 => "f32, each of three of tf32",
@@ -189,7 +189,7 @@ impl Cuda {
         [self.0.launcher.details(), own].concat()
     }
 
-    /// Whether it adds up arrays over the GPUs of several processes; unless `needed`, only where
+    /// Whether it can add up arrays over the GPUs of several processes; unless `needed`, only if
     /// the library for that is present.
     pub fn has_groups(&self, needed: bool) -> bool {
         self.0.launcher.has_groups(needed)
@@ -205,8 +205,8 @@ impl Cuda {
         self.0.launcher.join_group(id, rank, world)
     }
 
-    /// Begins to add up arrays of floats over the group, in place, behind what was launched so far
-    /// and beside what will be. They are to be left alone, and kept, until
+    /// Begins to add up arrays of floats over the group, in place, after everything launched so far
+    /// and in parallel with later launches. The arrays must be kept and not used until
     /// [`Cuda::finish_group_sums`].
     pub fn sum_over_group(&self, arrays: &[Arc<Memory>]) -> Result<(), CudaError> {
         arrays.iter().try_for_each(|memory| self.check_own(memory))?;
@@ -222,12 +222,12 @@ impl Cuda {
     }
 
     /// Leaves the group at once, from any thread: another process of it is lost, and sums that wait
-    /// for that end with whatever they have. Joining and sums are errors from here on.
+    /// for it end with unspecified values. Joining and sums are errors from here on.
     pub fn leave_group(&self) {
         self.0.launcher.leave_group();
     }
 
-    /// Waits until everything launched is done.
+    /// Waits until everything launched has finished.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         if record::is_dry_run(self.0.id) {
             return Ok(());
@@ -239,8 +239,8 @@ impl Cuda {
         self.0.launcher.synchronize()
     }
 
-    /// How many seconds the device works on what `work` launches, by its own clock. Other threads
-    /// wait meanwhile.
+    /// The time in seconds that the device works on what `work` launches, by its own clock. Other
+    /// threads wait meanwhile.
     pub fn seconds(
         &self,
         mut work: impl FnMut() -> Result<(), CudaError>,
@@ -252,7 +252,7 @@ impl Cuda {
         self.0.launcher.seconds(&mut work)
     }
 
-    /// Whether layers and attention of few rows are launched with what stands around them:
+    /// Whether layers and attention of few rows are fused with the ops around them:
     /// `PRISM_CUDA_TOKENS` switches that off.
     pub(crate) fn fuses_tokens(&self) -> bool {
         self.0.launcher.fuses_tokens()
@@ -264,7 +264,7 @@ impl Cuda {
     }
 
     /// How often a copy to the device waited for work that was launched before: because all the
-    /// places that copies start from were taken, or it was too large for one.
+    /// places that copies start from were taken, or because it was too large for one.
     pub fn waits(&self) -> u64 {
         self.0.launcher.waits()
     }
@@ -282,7 +282,7 @@ impl Cuda {
         })?)
     }
 
-    /// This thread's hold of the device's stream.
+    /// Acquires the device's stream for this thread.
     fn lock_stream(&self) -> record::StreamGuard<'_> {
         record::StreamGuard::take(self.0.id, &self.0.stream)
     }
@@ -341,8 +341,8 @@ impl Cuda {
         self.upload_written(memory, bytes.len(), |to| to.copy_from_slice(bytes))
     }
 
-    /// Copies bytes to the beginning of `memory` that `write` writes where the copy starts from, an
-    /// address for values of any type.
+    /// Copies bytes to the beginning of `memory`; `write` writes them to the memory that the copy
+    /// starts from, whose address is aligned for values of any type.
     pub fn upload_written(
         &self,
         memory: &Memory,
@@ -386,8 +386,8 @@ impl Cuda {
         self.0.launcher.download(memory.address, bytes)
     }
 
-    /// Waits for the device, copies the first bytes of `memory` back, and lets `read` read them
-    /// where they arrive.
+    /// Waits for the device, copies the first bytes of `memory` back, and lets `read` read them in
+    /// the memory where they arrive.
     pub fn download_read<R>(
         &self,
         memory: &Memory,
@@ -406,7 +406,7 @@ impl Cuda {
         result.ok_or_else(|| CudaError::Launch("a copy from the device that nobody read".into()))
     }
 
-    /// Whether so many bytes of `memory` are there to be copied back; false where what is read is
+    /// Whether `bytes` bytes of `memory` can be copied back; false in a dry run, where reads give
     /// zero.
     fn may_download(&self, memory: &Memory, bytes: usize) -> Result<bool, CudaError> {
         self.check_own(memory)?;
@@ -427,7 +427,7 @@ impl Cuda {
         Ok(true)
     }
 
-    /// Counts a copy to the host; an error where it is to fail. The stream is held.
+    /// Counts a copy to the host; an error if it is to fail. The stream is held.
     fn count_download(&self, bytes: usize) -> Result<(), CudaError> {
         #[cfg(feature = "emulator")]
         {
@@ -442,7 +442,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// Copies within the device, offsets and length in bytes.
+    /// Copies within the device; offsets and length are in bytes.
     pub fn copy(
         &self,
         from: &Memory,
@@ -479,8 +479,8 @@ impl Cuda {
     }
 
     /// Launches a kernel with values for its parameters: [`kernels`] has both. For this crate's ops
-    /// alone: what a kernel makes of its arguments is its own, and the op's, business; that no
-    /// access goes beyond memory the emulator checks.
+    /// alone: what a kernel does with its arguments is its own and the op's responsibility; the
+    /// emulator checks that no access goes beyond memory.
     pub(crate) fn launch<A: Arguments>(
         &self,
         kernel: TypedKernel<A>,

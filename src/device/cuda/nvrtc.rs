@@ -1,6 +1,6 @@
 //! Kernels compiled at run time by NVRTC, and kept on disk.
 //!
-//! NVRTC needs no GPU: the same function proves, on any machine, that the kernels compile for an
+//! NVRTC needs no GPU: the same function shows, on any machine, that the kernels compile for an
 //! architecture. Compiled code is kept under `PRISM_CACHE` (by default `$XDG_CACHE_HOME/prism` or
 //! `~/.cache/prism`), by a hash of the source with its headers, the options, the architecture and
 //! NVRTC's version. Files are written whole under another name and renamed, and carry a checksum,
@@ -13,9 +13,9 @@ use std::ffi::{CString, c_char, c_int};
 use std::io::Write;
 use std::path::PathBuf;
 
-/// The version of the NVRTC library of this machine; an error where there is none.
+/// The version of the NVRTC library of this machine; an error if there is none.
 pub fn version() -> Result<(i32, i32), CudaError> {
-    // The library's absence would panic later: ask first.
+    // If the library is absent, later calls would panic: check first.
     // SAFETY: loads a library, as any call of it would.
     if !unsafe { sys::is_culib_present() } {
         let text = "the library NVRTC (libnvrtc.so) was not found; it comes with the CUDA toolkit, or as the Python package nvidia-cuda-nvrtc: put its folder into LD_LIBRARY_PATH";
@@ -28,7 +28,7 @@ pub fn version() -> Result<(i32, i32), CudaError> {
     Ok((major, minor))
 }
 
-/// Machine code, and what the assembler says of each kernel: registers, spills, local memory.
+/// Machine code, and the assembler's report on each kernel: registers, spills, local memory.
 pub struct Compiled {
     /// A cubin.
     pub code: Vec<u8>,
@@ -89,7 +89,7 @@ fn options(arch: &str) -> Vec<String> {
     ]
 }
 
-/// Machine code of a file of kernels, from the cache or compiled and put there.
+/// Machine code of a file of kernels, from the cache, or compiled and stored there.
 pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
     let (_, text) = FILES
         .iter()
@@ -108,13 +108,13 @@ pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
     }
     let code = compile(file, text, arch)?.code;
     if let Some(path) = path {
-        // A cache that cannot be written costs time, nothing else.
+        // If the cache cannot be written, that costs time and nothing else.
         let _ = write(&path, &code);
     }
     Ok(code)
 }
 
-/// Where compiled code is kept; none where no place is known.
+/// The folder where compiled code is kept; none if no place is known.
 pub fn cache_folder() -> Option<PathBuf> {
     let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     from("PRISM_CACHE")
@@ -122,7 +122,7 @@ pub fn cache_folder() -> Option<PathBuf> {
         .or_else(|| from("HOME").map(|p| p.join(".cache/prism")))
 }
 
-/// The code in a cache file; none where it is not whole.
+/// The code in a cache file; none if the file is not intact.
 fn read(path: &std::path::Path) -> Option<Vec<u8>> {
     let mut bytes = std::fs::read(path).ok()?;
     let code = bytes.len().checked_sub(8)?;

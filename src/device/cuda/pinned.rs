@@ -7,7 +7,7 @@ use super::stream::Event;
 use cudarc::driver::result::{self, DriverError};
 use std::ffi::c_void;
 
-/// Host memory that the device reads and writes directly. Copies go through it in both directions,
+/// Host memory that the device reads and writes directly. Copies in both directions go through it,
 /// so that none waits for the operating system.
 pub(super) struct Pinned {
     pub(super) at: *mut c_void,
@@ -19,10 +19,10 @@ impl Pinned {
         Pinned { at: std::ptr::null_mut(), bytes: 0 }
     }
 
-    /// Sees to it that there are so many bytes.
+    /// Makes sure that there are at least `bytes` bytes.
     ///
     /// # Safety
-    /// The context is current, and no copy uses what is there.
+    /// The context is current, and no copy uses this memory.
     pub(super) unsafe fn reserve(&mut self, bytes: usize) -> Result<(), CudaError> {
         if self.bytes >= bytes.max(1) {
             return Ok(());
@@ -44,8 +44,8 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if !self.at.is_null() {
-            // SAFETY: it came from the driver, and no copy uses it any more: the stream's work is
-            // over.
+            // SAFETY: it came from the driver, and no copy uses it any more: the stream's work has
+            // finished.
             let _ = unsafe { result::free_host(self.at) };
         }
     }
@@ -54,10 +54,11 @@ impl Drop for Pinned {
 /// Where copies to the device start from.
 pub(super) struct Staging {
     turns: Turns,
-    /// All small places one behind the other: memory is pinned once, for that takes long.
+    /// All small places, one after the other: they are pinned in one allocation, because pinning
+    /// takes long.
     small: Pinned,
     large: [Pinned; staging::LARGE],
-    /// Of each place, that the last copy from it is over.
+    /// For each place, the event that its last copy has finished.
     over: Vec<Event>,
     /// How often a copy waited.
     pub(super) waits: u64,
@@ -71,8 +72,8 @@ impl Staging {
         Ok(Staging { turns, small, large, over, waits: 0 })
     }
 
-    /// A place of so many bytes that no copy uses, and the event to record behind the next; none
-    /// for what is too large.
+    /// A place of `bytes` bytes that no copy uses, and the event to record after the next copy;
+    /// none if that is too large.
     ///
     /// # Safety
     /// The context is current.
@@ -81,7 +82,7 @@ impl Staging {
         bytes: usize,
     ) -> Result<Option<(*mut u8, &Event)>, CudaError> {
         let Some(place) = self.turns.next(bytes) else {
-            // What is copied from other memory is copied before the driver returns.
+            // From other memory, the driver copies before it returns.
             self.waits += 1;
             return Ok(None);
         };
@@ -90,8 +91,8 @@ impl Staging {
             self.waits += 1;
             over.wait().map_err(&what)?;
         }
-        // SAFETY: the small places are made once; the last copy from a large one is over. A small
-        // place lies within them all.
+        // SAFETY: the small places are made once; the last copy from a large one has finished. A
+        // small place is inside them all.
         let at = unsafe {
             match place.checked_sub(staging::SMALL) {
                 None => {

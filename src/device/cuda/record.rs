@@ -1,14 +1,14 @@
-//! Work recorded once and repeated: what a session does at every click, with its memory planned.
+//! Work recorded once and repeated: the work of a session at every click, with its memory planned.
 //!
-//! A recording runs a function twice without computing anything: first to see which memory it takes
-//! and gives back, in order, then, with every allocation at its planned place in an [`Arena`], to
-//! record its launches and copies as one graph. What the function lays out for good (weights,
+//! A recording runs a function twice without computing anything: first to see which memory it
+//! allocates and frees, in order, then, with every allocation at its planned place in an [`Arena`],
+//! to record its launches and copies as one graph. What the function lays out permanently (weights,
 //! [`DeviceCache`](super::DeviceCache)) is made in the first run, outside the plan. The function
-//! must take the same memory in the same order every time, and cannot read results.
+//! must allocate the same memory in the same order every time, and cannot read results.
 //!
 //! Between a [`Fork`] and its join, recorded work has two branches, neither of which waits for the
-//! other. So that they can be done at the same time, nothing that one takes lies where the other
-//! has anything in between.
+//! other. So that they can run at the same time, no memory that one allocates overlaps memory that
+//! the other uses in between.
 
 use super::{Cuda, CudaError, KernelRecord, Launch, Launcher, Memory};
 use std::cell::RefCell;
@@ -18,10 +18,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Planned addresses are multiples of this.
 const ALIGN: usize = 256;
 
-/// Memory of a recording's first result, and the memory that is to have its values.
+/// Memory of a recording's first result, and the memory that will have its values.
 pub type Placed = (Arc<Memory>, Arc<Memory>);
 
-/// Memory that recordings share; one at a time uses it.
+/// Memory that recordings share; one of them uses it at a time.
 #[derive(Default)]
 pub struct Arena(Option<Arc<Memory>>);
 
@@ -32,7 +32,7 @@ impl Arena {
     }
 }
 
-/// Recorded work. Holds its arena's memory.
+/// Recorded work. It holds its arena's memory.
 pub struct Graph {
     cuda: Cuda,
     id: u64,
@@ -40,7 +40,7 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Does the recorded work again.
+    /// Runs the recorded work again.
     pub fn replay(&self) -> Result<(), CudaError> {
         if is_recording(self.cuda.id()) {
             return Err(CudaError::Launch(
@@ -58,7 +58,7 @@ impl Drop for Graph {
     }
 }
 
-/// A branch: the number of its fork, and which of the two.
+/// A branch: the number of its fork, and which of the two branches it is.
 type Branch = (usize, Line);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,19 +67,19 @@ enum Line {
     Beside,
 }
 
-/// An allocation's size, and its life in events: from its own to that which gave it back, or for
-/// ever.
+/// An allocation's size, and its lifetime in events: from its allocation to the event that freed
+/// it, or for ever.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct LiveRange {
     bytes: usize,
     from: usize,
     to: usize,
-    /// Where it was taken.
+    /// The branch in which it was allocated.
     branch: Option<Branch>,
 }
 
 impl LiveRange {
-    /// Whether both may be in use at a time. Of two branches nothing tells which is ahead.
+    /// Whether both may be in use at the same time. Of two branches, either may be ahead.
     fn meets(&self, other: &LiveRange) -> bool {
         let beside = match (self.branch, other.branch) {
             (Some((fork, line)), Some((other, across))) => fork == other && line != across,
@@ -94,16 +94,16 @@ impl LiveRange {
 struct Branches {
     forks: usize,
     at: Option<Branch>,
-    /// Lives that were given back in one branch without being its own: the other may still be at
-    /// work with them, so they last until the join.
+    /// Allocations that were freed in a branch in which they were not made: the other branch may
+    /// still use them, so they live until the join.
     until_join: Vec<usize>,
 }
 
-/// What a first run tells of memory.
+/// What a first run tells about memory.
 #[derive(Default)]
 struct Trace {
     lives: Vec<LiveRange>,
-    /// Lives by address, of what was not given back yet.
+    /// The lifetimes, by address, of allocations that have not been freed yet.
     live: HashMap<u64, usize>,
     events: usize,
     branches: Branches,
@@ -126,7 +126,7 @@ impl Trace {
         }
     }
 
-    /// Goes on in a branch beside the main line; false where it is in one already.
+    /// Continues in a branch beside the main line; false if it is in one already.
     fn fork(&mut self) -> bool {
         let free = self.branches.at.is_none();
         if free {
@@ -149,17 +149,17 @@ impl Trace {
     }
 }
 
-/// What a thread's recording is at.
+/// The stage of a thread's recording.
 enum Stage {
-    /// Allocations are noted; nothing runs.
+    /// Allocations are recorded; nothing runs.
     Tracing(Trace),
-    /// Nothing runs, and whatever is read is zero.
+    /// Nothing runs, and every read gives zero.
     DryRun,
     /// Allocations are served from the plan; work is recorded.
     Capturing {
         arena: Option<Arc<Memory>>,
         places: Vec<(usize, usize)>,
-        /// Allocations that lie elsewhere, by number.
+        /// Allocations placed outside the arena, by number.
         elsewhere: HashMap<usize, Arc<Memory>>,
         next: usize,
         given_back: Vec<u64>,
@@ -168,24 +168,25 @@ enum Stage {
     },
 }
 
-/// What a thread is at with a device.
+/// What a thread is doing with a device.
 #[derive(Default)]
 struct Here {
     device: u64,
     /// Whether this thread holds its stream.
     holds_stream: bool,
     stage: Option<Stage>,
-    /// The launches that are to be remembered, and whether they are timed.
+    /// The launches that are to be remembered, and whether they are timed; none if they are not.
     seen: Option<(Vec<KernelRecord>, bool)>,
 }
 
 thread_local! {
-    /// A line for each device that this thread is at something with: what it does with one says
+    /// One entry for each device that this thread is doing something with: its state with one says
     /// nothing of another.
     static HERE: RefCell<Vec<Here>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What this thread is at with a device. `f` drops no memory: that would ask again.
+/// This thread's state with a device. `f` must not drop memory, because that would borrow the state
+/// again.
 fn here<R>(device: u64, f: impl FnOnce(&mut Here) -> R) -> R {
     HERE.with_borrow_mut(|all| {
         let at = all.iter().position(|here| here.device == device).unwrap_or_else(|| {
@@ -201,9 +202,9 @@ fn here<R>(device: u64, f: impl FnOnce(&mut Here) -> R) -> R {
     })
 }
 
-/// A thread's hold of a device's stream. A thread that has it need not wait for it again. A thread
+/// A thread's hold of a device's stream. A thread that has it does not wait for it again. A thread
 /// that works on one device within a recording on another holds two streams; two threads that do so
-/// crosswise would wait for each other.
+/// crosswise would deadlock.
 pub(super) struct StreamGuard<'a> {
     device: u64,
     guard: Option<MutexGuard<'a, ()>>,
@@ -227,7 +228,7 @@ impl Drop for StreamGuard<'_> {
     }
 }
 
-/// Remembers a launch where that is wanted; whether it is to be timed.
+/// Remembers a launch if launches are to be remembered; returns whether it is to be timed.
 pub(super) fn record_launch(device: u64, kernel: &str, launch: Launch) -> bool {
     here(device, |here| match &mut here.seen {
         Some((list, timed)) => {
@@ -238,7 +239,7 @@ pub(super) fn record_launch(device: u64, kernel: &str, launch: Launch) -> bool {
     })
 }
 
-/// Notes how long the last launch took.
+/// Records how long the last launch took.
 pub(super) fn record_time(device: u64, seconds: f64) {
     here(device, |here| {
         if let Some(last) = here.seen.as_mut().and_then(|(list, _)| list.last_mut()) {
@@ -252,23 +253,23 @@ pub(super) fn is_recording(device: u64) -> bool {
     here(device, |here| here.stage.is_some())
 }
 
-/// Whether this thread's work is to be left out.
+/// Whether this thread's work is to be skipped.
 pub(super) fn runs_nothing(device: u64) -> bool {
     here(device, |here| matches!(here.stage, Some(Stage::Tracing(_) | Stage::DryRun)))
 }
 
-/// Whether copies from and to the host are to be left out too.
+/// Whether copies from and to the host are to be skipped too.
 pub(super) fn is_dry_run(device: u64) -> bool {
     here(device, |here| matches!(here.stage, Some(Stage::DryRun)))
 }
 
-/// Runs `f` as if nothing were recorded: for what is to stay. An error where launches are being
-/// recorded: they would take what it does with them.
+/// Runs `f` as if nothing were recorded: for results that stay. An error if launches are being
+/// recorded, because they would include those of `f`.
 pub(super) fn outside_capture<R, E: From<CudaError>>(
     device: u64,
     f: impl FnOnce() -> Result<R, E>,
 ) -> Result<R, E> {
-    /// Puts the stage back, after a panic too.
+    /// Restores the stage, after a panic too.
     struct Back(u64, Option<Stage>);
     impl Drop for Back {
         fn drop(&mut self) {
@@ -289,7 +290,7 @@ pub(super) fn outside_capture<R, E: From<CudaError>>(
 /// An address, and the memory that it is part of.
 pub(super) type Place = (u64, Option<Arc<Memory>>);
 
-/// The planned place of an allocation; none where there is no plan yet.
+/// The planned place of an allocation; none if there is no plan yet.
 pub(super) fn place(device: u64, bytes: usize) -> Option<Result<Place, CudaError>> {
     here(device, |here| match &mut here.stage {
         Some(Stage::Capturing { arena, places, elsewhere, next, .. }) => {
@@ -310,7 +311,7 @@ pub(super) fn place(device: u64, bytes: usize) -> Option<Result<Place, CudaError
     })
 }
 
-/// Notes an allocation.
+/// Records an allocation.
 pub(super) fn allocated(device: u64, address: u64, bytes: usize) {
     here(device, |here| {
         if let Some(Stage::Tracing(trace)) = &mut here.stage {
@@ -319,7 +320,7 @@ pub(super) fn allocated(device: u64, address: u64, bytes: usize) {
     });
 }
 
-/// Notes that memory was given back; whether it may be freed now.
+/// Records that memory was given back; returns whether it may be freed now.
 pub(super) fn freed(device: u64, address: u64) -> bool {
     here(device, |here| match &mut here.stage {
         Some(Stage::Tracing(trace)) => {
@@ -334,8 +335,8 @@ pub(super) fn freed(device: u64, address: u64) -> bool {
     })
 }
 
-/// Places for lives, the largest first, each as low as those that it may meet allow; and the end of
-/// the highest.
+/// Places for allocations, the largest first, each as low as those that may be in use at the same
+/// time allow; and the end of the highest.
 fn plan(lives: &[LiveRange]) -> (Vec<(usize, usize)>, usize) {
     let mut order: Vec<usize> = (0..lives.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(lives[i].bytes));
@@ -364,8 +365,8 @@ fn plan(lives: &[LiveRange]) -> (Vec<(usize, usize)>, usize) {
     (places, total)
 }
 
-/// A thread's recording on a device. Dropped it is over, whichever way its function ended, by a
-/// panic too.
+/// A thread's recording on a device. When dropped it ends, however its function ended, also by a
+/// panic.
 struct Recording<'a> {
     cuda: &'a Cuda,
     /// Whether the device records its launches.
@@ -382,7 +383,7 @@ impl<'a> Recording<'a> {
         Ok(recording)
     }
 
-    /// Goes on to the next stage; returns the one before.
+    /// Goes to the next stage; returns the one before.
     fn go_on(&self, next: Option<Stage>) -> Option<Stage> {
         here(self.cuda.id(), |here| std::mem::replace(&mut here.stage, next))
     }
@@ -395,8 +396,8 @@ impl<'a> Recording<'a> {
         Ok(())
     }
 
-    /// Ends what the device records, and frees what was given back meanwhile: before, that would
-    /// have been recorded too.
+    /// Ends the device's recording, and frees what was given back meanwhile: freeing it earlier
+    /// would have been recorded too.
     fn end<T>(&mut self, end: impl FnOnce(&dyn Launcher) -> T) -> T {
         let launcher = &*self.cuda.0.launcher;
         self.captures = false;
@@ -418,27 +419,27 @@ impl Drop for Recording<'_> {
     }
 }
 
-/// Two branches of work that is being recorded. From the fork on, work goes into one beside the
-/// main line, behind all that was recorded before; after [`Fork::back`] into the main line, which
-/// does not wait for it until [`Fork::join`]. Dropped it is joined.
+/// Two branches of work that is being recorded. From the fork on, work goes into a branch beside
+/// the main line, after everything that was recorded before; after [`Fork::back`] it goes into the
+/// main line, which does not wait for the branch until [`Fork::join`]. When dropped, it is joined.
 ///
-/// A branch reads what was made before the fork and what it made itself; what both read, neither
-/// writes.
+/// A branch reads what was made before the fork and what it made itself; neither branch writes what
+/// both read.
 pub struct Fork {
     cuda: Cuda,
-    /// Whether the device records; else memory is traced.
+    /// Whether the device records; otherwise memory is traced.
     captures: bool,
     open: bool,
 }
 
 impl Fork {
-    /// Goes on with the main line.
+    /// Continues with the main line.
     pub fn back(&self) -> Result<(), CudaError> {
         self.trace(Trace::back);
         if self.captures { self.cuda.0.launcher.leave_branch() } else { Ok(()) }
     }
 
-    /// Lets all that follows wait for both branches.
+    /// Makes everything that follows wait for both branches.
     pub fn join(mut self) -> Result<(), CudaError> {
         self.close()
     }
@@ -456,7 +457,7 @@ impl Fork {
         if self.captures { self.cuda.0.launcher.join() } else { Ok(()) }
     }
 
-    /// Where memory is traced, notes a step.
+    /// Records a step, if memory is traced.
     fn trace(&self, step: impl FnOnce(&mut Trace)) {
         here(self.cuda.id(), |here| {
             if let Some(Stage::Tracing(trace)) = &mut here.stage {
@@ -468,14 +469,15 @@ impl Fork {
 
 impl Drop for Fork {
     fn drop(&mut self) {
-        // On the way out of something that failed, and said why.
+        // On the way out after a failure that has already been reported.
         let _ = self.close();
     }
 }
 
 impl Cuda {
-    /// Two branches, where this thread records work on the device; none elsewhere, and where
-    /// `PRISM_CUDA_BRANCHES` switches them off: then one thing is done after the other.
+    /// Forks recorded work into two branches, if this thread records work on the device; none
+    /// otherwise, and none if `PRISM_CUDA_BRANCHES` switches branches off: then one part is done
+    /// after the other.
     ///
     /// # Errors
     /// The work is in a branch already.
@@ -498,9 +500,9 @@ impl Cuda {
         Ok(Some(Fork { cuda: self.clone(), captures, open: true }))
     }
 
-    /// The launches of `f`, and what it returned: timed one by one, or without anything being
-    /// computed; then whatever it reads back is zero, and the memory that it returns holds nothing.
-    /// What it lays out for good is made before.
+    /// The launches of `f`, and what it returned: timed one by one, or without computing anything;
+    /// in that case every read gives zero, and the memory that `f` returns holds nothing. What `f`
+    /// lays out permanently is made beforehand.
     pub fn launches<R, E: From<CudaError>>(
         &self,
         timed: bool,
@@ -517,9 +519,9 @@ impl Cuda {
         Ok((seen.map(|(list, _)| list).unwrap_or_default(), made))
     }
 
-    /// Records what `f` does, its memory in `arena`, which grows where it must: then recordings
-    /// made before keep the old one. Returns the graph and what `f` returned: tensors whose values
-    /// a replay gives. Work on other devices is done at once, and not recorded.
+    /// Records what `f` does, its memory in `arena`, which grows if it must: recordings made before
+    /// then keep the old memory. Returns the graph and what `f` returned: tensors whose values a
+    /// replay gives. Work on other devices is done at once, and not recorded.
     pub fn record<R, E: From<CudaError>>(
         &self,
         arena: &mut Arena,
@@ -528,9 +530,9 @@ impl Cuda {
         self.record_into(arena, f, |_| Ok(vec![]))
     }
 
-    /// Records as [`Cuda::record`] does, where parts of the result are to lie outside the arena, in
-    /// memory of others: `place` tells for memory of the first run's result which memory has its
-    /// values after a replay.
+    /// Records as [`Cuda::record`] does, but places parts of the result outside the arena, in
+    /// memory of others: for memory of the first run's result, `place` gives the memory that will
+    /// have its values after a replay.
     pub fn record_into<R, E: From<CudaError>>(
         &self,
         arena: &mut Arena,

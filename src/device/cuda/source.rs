@@ -1,18 +1,18 @@
 //! The kernels' text, as it is compiled for a GPU, and the table of kernels: what a launch of each
 //! needs.
 //!
-//! Both are made by `build.rs` from `kernels/*.cu`, so that a kernel is declared in one place
-//! alone. With the table come, in `kernels`, constants to launch the kernels by and a struct of the
-//! parameters of each.
+//! Both are made by `build.rs` from `kernels/*.cu`, so that a kernel is declared in only one place.
+//! Besides the table, the module `kernels` has a constant to launch each kernel by and a struct of
+//! its parameters.
 
 use super::args::{Argument, Arguments, Int, Long, Pointer};
 use super::{CudaError, DType, Precision};
 use std::marker::PhantomData;
 
-/// A text that kernels are made of, by the name under which it is included.
+/// A source text of kernels, with the name under which it is included.
 pub type Source = (&'static str, &'static str);
 
-/// What a parameter of a kernel is.
+/// The type of a kernel's parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parameter {
     /// Memory, or none.
@@ -28,7 +28,7 @@ pub enum Parameter {
 }
 
 impl Parameter {
-    /// Bytes of it.
+    /// Its size in bytes.
     fn bytes(self) -> u8 {
         if matches!(self, Parameter::Int | Parameter::Float) { 4 } else { 8 }
     }
@@ -37,14 +37,14 @@ impl Parameter {
 /// A kernel, as its source declares it.
 #[derive(Debug, PartialEq)]
 pub struct Kernel {
-    /// Name, as it is launched by.
+    /// The name by which it is launched.
     pub name: &'static str,
-    /// The file that declares it, of [`FILES`].
+    /// The file that declares it, one of [`FILES`].
     pub file: &'static str,
-    /// Most threads of a block; none where the source says that by more than a number or a
+    /// The most threads of a block; none if the source gives that by more than a number or a
     /// constant.
     pub threads: Option<usize>,
-    /// What its parameters are.
+    /// The types of its parameters.
     pub parameters: &'static [Parameter],
     /// Whether its product runs on tensor cores: it names a function with the comment `// tensor
     /// cores` above it.
@@ -52,7 +52,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// An error unless its blocks may have so many threads.
+    /// An error unless its blocks may have `threads` threads.
     pub(super) fn check_threads(&self, threads: usize) -> Result<(), CudaError> {
         match self.threads {
             Some(most) if threads > most => Err(CudaError::Launch(format!(
@@ -63,7 +63,7 @@ impl Kernel {
         }
     }
 
-    /// An error unless what it was built to has parameters of so many bytes.
+    /// An error unless the built code has parameters of these sizes in bytes.
     pub(super) fn check_built(&self, built: &[u8]) -> Result<(), CudaError> {
         let declared: Vec<u8> = self.parameters.iter().map(|p| p.bytes()).collect();
         if declared == built {
@@ -77,20 +77,21 @@ impl Kernel {
     }
 }
 
-/// A kernel, and with it the type of what it is launched with.
+/// A kernel, together with the type of its launch arguments.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TypedKernel<A> {
     pub(super) kernel: &'static Kernel,
-    // As a function's result: what is one for arguments that live for ever is one for any.
+    // As a function's result, so that a kernel for arguments with a static lifetime serves any
+    // lifetime.
     arguments: PhantomData<fn() -> A>,
 }
 
 /// A kernel for each of several types of elements, named `add_f32`, `add_f16` and so on, all with
-/// the same parameters; of float32 also for the ways to multiply it on tensor cores, `tf32` and
+/// the same parameters; for float32 also for the ways to multiply it on tensor cores, `tf32` and
 /// `tf32x3`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Family<A> {
-    /// What the names begin with.
+    /// The common beginning of the names.
     base: &'static str,
     f32: Option<TypedKernel<A>>,
     f16: Option<TypedKernel<A>>,
@@ -100,7 +101,7 @@ pub(crate) struct Family<A> {
 }
 
 impl<A> Family<A> {
-    /// The kernel for a type of elements; an error where there is none.
+    /// The kernel for a type of elements; an error if there is none.
     pub(crate) fn of(self, dtype: DType) -> Result<TypedKernel<A>, CudaError> {
         let kernel = match dtype {
             DType::F32 => self.f32,
@@ -110,7 +111,7 @@ impl<A> Family<A> {
         Self::there(self.base, kernel, &dtype.to_string())
     }
 
-    /// The kernel that multiplies as `precision` says; an error where there is none.
+    /// The kernel that multiplies as `precision` says; an error if there is none.
     pub(crate) fn multiplying(self, precision: Precision) -> Result<TypedKernel<A>, CudaError> {
         match precision {
             Precision::F32 => Self::there(self.base, self.tf32x3, "tf32x3"),
@@ -119,7 +120,7 @@ impl<A> Family<A> {
         }
     }
 
-    /// One of the kernels called `base`, whose name ends as said.
+    /// The kernel called `base` with the given ending.
     fn there(
         base: &str,
         kernel: Option<TypedKernel<A>>,
@@ -143,7 +144,8 @@ fn known(name: &str) -> Option<&'static Kernel> {
     KERNELS.binary_search_by(|kernel| kernel.name.cmp(name)).ok().map(|at| KERNELS[at])
 }
 
-/// The kernel of that name, to look at; an error that names the nearest ones where there is none.
+/// The kernel with that name, for inspection; if there is none, an error that names the nearest
+/// ones.
 pub fn find(name: &str) -> Result<&'static Kernel, CudaError> {
     known(name).ok_or_else(|| unknown(name))
 }
@@ -161,7 +163,7 @@ fn unknown(name: &str) -> CudaError {
     CudaError::Launch(format!("no kernel '{name}'; the nearest are {}", near.join(", ")))
 }
 
-/// How many letters have to be put in, taken out or changed to make one name of another.
+/// The number of letters to insert, remove or change to turn one name into another.
 fn distance(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();
@@ -196,7 +198,7 @@ mod tests {
         for (file, _) in FILES {
             assert!(KERNELS.iter().any(|kernel| kernel.file == *file), "{file} declares no kernel");
         }
-        // Their names begin alike, or as no file's.
+        // Names that begin alike, or like no file's name.
         let file = |name: &str| find(name).unwrap().file;
         assert_eq!(
             ["norm_sums_f16", "layer_norm_sums_f16", "skip_border_kinds"].map(file),
@@ -249,7 +251,7 @@ mod tests {
             (names, kernels::ADD.base, kernels::NORM_TOTALS.kernel.name),
             (["add_f32", "add_f16", "add_bf16"], "add", "norm_totals")
         );
-        // One that is not there for all types.
+        // A kernel that does not exist for all types.
         assert_eq!(
             kernels::CONVERT_F32.of(DType::Bf16).unwrap().kernel,
             kernels::CONVERT_F32_BF16.kernel
@@ -270,7 +272,7 @@ mod tests {
             "vit_attention_f32"
         );
         assert!(kernels::CONV3D_PLAIN.multiplying(Precision::Tf32).is_err());
-        // One whose float32 takes less.
+        // A kernel whose float32 version takes less.
         assert_eq!(kernels::LINEAR.of(DType::F16).unwrap().kernel.name, "linear_f16");
         assert_eq!(
             kernels::LINEAR.of(DType::F32).unwrap_err().to_string(),
@@ -293,7 +295,7 @@ mod tests {
             "no kernel 'add_f64'; the nearest are add_f16, add_f32, add_bf16"
         );
         assert!(said("norm_sum_f16").contains("the nearest are norm_sums_f16, "));
-        // Not the first that begins alike.
+        // Not the first kernel with the same beginning.
         assert!(
             said("linear").starts_with("no kernel 'linear'; ")
                 && said("").starts_with("no kernel ''; ")

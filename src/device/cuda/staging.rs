@@ -1,21 +1,21 @@
-//! Where copies to the device start from.
+//! The places that copies to the device start from.
 //!
-//! A copy is queued behind all that was launched before it, and its values have to stay where they
-//! are until the device comes to it. So copies start from places of their own, by turns: a copy
-//! waits only where its place is still taken by the one before it there.
+//! A copy is queued behind everything that was launched before it, and its values must stay where
+//! they are until the device gets to it. So copies start from places of their own, used in turn: a
+//! copy waits only if its place is still taken by the one before it there.
 
-/// Places of small copies, and the most bytes of one.
+/// The number of places for small copies, and the most bytes of one.
 pub(super) const SMALL: usize = 64;
 pub(super) const SMALL_BYTES: usize = 256 << 10;
-/// Places of larger copies, which grow as they must, and the most bytes of one: what is larger is
-/// left to the driver, which waits.
+/// The number of places for larger copies, which grow as needed, and the most bytes of one: larger
+/// copies are left to the driver, which waits.
 pub(super) const LARGE: usize = 2;
 pub(super) const MOST_BYTES: usize = 64 << 20;
 
 /// All places.
 pub(super) const PLACES: usize = SMALL + LARGE;
 
-/// Whose turn it is.
+/// The place whose turn comes next, of each kind.
 #[derive(Default)]
 pub(super) struct Turns {
     small: usize,
@@ -23,7 +23,7 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// The place that a copy of so many bytes starts from; none where it is too large for one.
+    /// The place that a copy of `bytes` bytes starts from; none if it is too large for one.
     pub(super) fn next(&mut self, bytes: usize) -> Option<usize> {
         let (turn, first, count) = if bytes <= SMALL_BYTES {
             (&mut self.small, 0, SMALL)

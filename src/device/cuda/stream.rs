@@ -1,4 +1,4 @@
-//! What work on a GPU stands in: the context, streams, and events in them.
+//! The environment of work on a GPU: the context, streams, and events in them.
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -12,14 +12,14 @@ pub(super) struct Context {
 impl Context {
     /// Makes it the calling thread's.
     pub(super) fn enter(&self) -> Result<(), DriverError> {
-        // SAFETY: it is there as long as this.
+        // SAFETY: it exists as long as this does.
         unsafe { result::ctx::set_current(self.handle) }
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained once, and nothing of it is left.
+        // SAFETY: retained once, and nothing that uses it is left.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
 }
@@ -32,7 +32,7 @@ impl Stream {
         result::stream::create(result::stream::StreamKind::NonBlocking).map(Stream)
     }
 
-    /// One whose blocks go before those of others.
+    /// A stream whose blocks go before those of others.
     pub(super) fn urgent() -> Result<Stream, DriverError> {
         let (_, first) = result::stream::get_priority_range()?;
         let kind = result::stream::StreamKind::NonBlocking;
@@ -61,23 +61,23 @@ impl Drop for Stream {
 pub(super) struct Event(pub(super) sys::CUevent);
 
 impl Event {
-    /// To wait for.
+    /// An event to wait for.
     pub(super) fn new() -> Result<Event, DriverError> {
         result::event::create(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING).map(Event)
     }
 
-    /// That tells when it was.
+    /// An event that tells its time.
     pub(super) fn timed() -> Result<Event, DriverError> {
         result::event::create(sys::CUevent_flags_enum::CU_EVENT_DEFAULT).map(Event)
     }
 
-    /// Is over once a stream's work so far is.
+    /// Makes the event complete once a stream's work so far has finished.
     pub(super) fn record(&self, stream: &Stream) -> Result<(), DriverError> {
         // SAFETY: the event is this one's own, the stream is there.
         unsafe { result::event::record(self.0, stream.0) }
     }
 
-    /// Lets what a stream does next wait for it.
+    /// Makes what a stream does next wait for it.
     pub(super) fn hold(&self, stream: &Stream) -> Result<(), DriverError> {
         // SAFETY: as above.
         unsafe {
@@ -89,7 +89,7 @@ impl Event {
         }
     }
 
-    /// Whether it is over; one that was never recorded is.
+    /// Whether it is complete; one that was never recorded is.
     pub(super) fn is_over(&self) -> Result<bool, DriverError> {
         // SAFETY: the event is this one's own.
         match unsafe { result::event::query(self.0) } {
@@ -99,7 +99,7 @@ impl Event {
         }
     }
 
-    /// Waits until it is over.
+    /// Waits until it is complete.
     pub(super) fn wait(&self) -> Result<(), DriverError> {
         // SAFETY: the event is this one's own.
         unsafe { result::event::synchronize(self.0) }

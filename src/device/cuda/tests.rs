@@ -1,4 +1,4 @@
-//! What the device layer promises the layers above it, on the emulator.
+//! The device layer's promises to the layers above it, on the emulator.
 
 use super::*;
 use crate::tensor::Tensor;
@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-/// Longer than anything here takes: whoever is not done by then never will be.
+/// Longer than anything here takes: a thread that has not finished by then never will.
 const LONG: Duration = Duration::from_secs(60);
 
 fn emulated() -> Cuda {
@@ -74,8 +74,8 @@ fn a_recording_on_one_device_leaves_another_alone() {
     assert!(other.0.stream.try_lock().is_ok() && one.0.stream.try_lock().is_ok());
 }
 
-/// A copy to the device waits for work that was launched before only where its place is still
-/// taken, and none is once the host has waited.
+/// A copy to the device waits for work that was launched before only if its place is still taken,
+/// and none is once the host has waited.
 #[test]
 fn copies_to_the_device_wait_only_for_their_places() {
     let cuda = emulated();
@@ -104,8 +104,8 @@ fn copies_to_the_device_wait_only_for_their_places() {
     assert_eq!(values, [2; 4]);
 }
 
-/// Where its function panics or fails, a recording is over all the same: what comes next happens,
-/// and can be recorded.
+/// If its function panics or fails, a recording still ends: later work happens, and can be
+/// recorded.
 #[test]
 fn a_recording_ends_however_its_function_does() {
     let cuda = emulated();
@@ -174,8 +174,8 @@ fn other_threads_wait_while_work_is_recorded() {
     });
 }
 
-/// Neither branch waits for the other: in whichever order their steps are done, the result is the
-/// same, for nothing of one lies where the other is at work.
+/// Neither branch waits for the other: in whichever order their steps run, the result is the same,
+/// because no memory of one overlaps what the other uses.
 #[test]
 fn branches_may_be_done_in_any_order() {
     for seed in 0..8 {
@@ -214,7 +214,7 @@ fn branches_may_be_done_in_any_order() {
     }
 }
 
-/// Where branches are switched off, what would be in two is recorded one behind the other.
+/// With branches switched off, what would be in two is recorded one after the other.
 #[test]
 fn a_device_without_branches_records_one_line() {
     let emulator = emulator::Emulator::new(Cpu::new(1).unwrap(), 0).without_branches();
@@ -273,7 +273,7 @@ fn part_of_memory_is_the_same_memory() {
     let values = cuda.download_read(&x, 32, bytemuck::pod_collect_to_vec::<u8, f32>).unwrap();
     assert_eq!(values, [1.0, 2.0, 3.0, 4.0, 10.0, 12.0, 14.0, 16.0]);
     drop(x);
-    // It holds what it is a part of.
+    // It holds the memory that it is a part of.
     assert_eq!(cuda.held()[0], held);
     drop(part);
     assert_eq!(cuda.held()[0], held - 32);
@@ -319,7 +319,7 @@ fn memory_of_another_device_is_an_error_that_names_the_parameter() {
     assert!(
         cuda.copy(&far, 0, &x, 0, 4).unwrap_err().to_string().contains("has no part in memory of")
     );
-    // What is recorded is checked when it is recorded.
+    // Recorded work is checked when it is recorded.
     refused(cuda.record(&mut Arena::default(), || add(arguments)).map(drop));
     add(doubling(&x)).unwrap();
     let mut values = [0.0f32; 4];
@@ -366,7 +366,7 @@ fn arguments_lie_in_the_order_of_the_parameters() {
             ("lr", (-9f64).to_bits()),
         ]
     );
-    // Of every other kind: 32 bits stand in the lower half.
+    // Parameters of every other kind: 32 bits are in the lower half.
     let apply = kernels::NormApplyArgs {
         x: (&x).into(),
         norm: (&x).into(),
@@ -466,7 +466,7 @@ fn a_copy_back_that_fails_is_an_error_of_whoever_asked() {
     let read = tensor();
     cuda.fail_download(1);
     assert_eq!(read.try_data().unwrap_err().to_string(), "a copy from the device: made to fail");
-    // Nobody else hears of it, and nothing of it stays.
+    // No other thread sees it, and nothing of it stays.
     let x = cuda.upload(&[1.0f32; 4]).unwrap();
     cuda.launch(kernels::ADD_F32, Launch::per_element(4), doubling(&x)).unwrap();
     assert_eq!(read.try_data().unwrap(), [1.0, 2.0]);

@@ -1,4 +1,4 @@
-//! What is laid out once for each device: weights, above all.
+//! Data that is laid out once for each device: above all weights.
 
 use super::{Cuda, CudaError, DType, record};
 use std::sync::{Arc, Mutex};
@@ -17,8 +17,9 @@ impl<T> DeviceCache<T> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// What is there for `cuda` and `dtype`, or what `make` makes. It stays: recorded work takes no
-    /// part in it. Where two threads make it at a time, both get what was there first.
+    /// The value for `cuda` and `dtype`, or the one that `make` makes. It stays: recorded work
+    /// takes no part in it. If two threads make it at the same time, both get the one that was
+    /// stored first.
     pub(crate) fn get<E: From<CudaError>>(
         &self,
         cuda: &Cuda,
@@ -46,7 +47,7 @@ impl<T> DeviceCache<T> {
         Ok(kept)
     }
 
-    /// Forgets everything: what it was made from changes.
+    /// Forgets everything, because what it was made from changes.
     pub(crate) fn clear(&mut self) {
         self.0.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
     }

@@ -1,6 +1,6 @@
-//! One way from an [`Isa`](crate::device::Isa) to functions that are compiled for it.
+//! Dispatch from an [`Isa`](crate::device::Isa) to functions that are compiled for it.
 
-/// Compiles functions once per instruction set, and takes the value that uses those of the
+/// Compiles functions once per instruction set, and selects the value that uses those of the
 /// instruction set at hand:
 ///
 /// ```text
@@ -33,7 +33,7 @@ macro_rules! dispatch {
                     @one $level $features $simd $functions $value
                 },
             )*
-            // The portable one; there is no Isa of another architecture.
+            // The portable one; an Isa of another architecture cannot exist.
             _ => $crate::device::simd::dispatch! { @one Portable [] $simd $functions $value },
         }
     };
@@ -78,8 +78,8 @@ pub(crate) use dispatch;
 ///
 /// The body is ordinary safe Rust; `for` loops in it vectorise for the instruction set at hand.
 /// Closures handed to iterator methods (`for_each`, `fold`) do not: those methods may stay out of
-/// line, compiled for the baseline. `FUSED` in it tells whether the instruction set multiplies and
-/// adds at once, for the functions that take it.
+/// line, compiled for the baseline. In it, `FUSED` says whether the instruction set has fused
+/// multiply-add, for the functions that take it.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -104,7 +104,7 @@ macro_rules! multiversion {
 pub(crate) use multiversion;
 
 /// The functions for 1, 2 and so on up to `most`, at most 16: `table!(Type, most, N => function)`,
-/// where `N` stands for the number.
+/// where `N` is the number.
 macro_rules! table {
     ($function:ty, $most:expr, $n:ident => $entry:expr) => {
         $crate::device::simd::table! {
@@ -113,7 +113,7 @@ macro_rules! table {
     };
     (@entries $function:ty, $most:expr, $n:ident => $entry:expr, $($number:literal)*) => {{
         const MOST: usize = $most;
-        // Those behind the last are it once more, so that none is compiled in vain.
+        // Entries after the last are copies of the last, so that none is compiled in vain.
         const ALL: &[$function] = &[$({
             const $n: usize = if $number < MOST { $number } else { MOST };
             $entry

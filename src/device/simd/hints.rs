@@ -1,6 +1,6 @@
-//! What processor and compiler are told beside arithmetic.
+//! Hints to the processor and the compiler that are not arithmetic.
 
-/// What a value that is asked for ahead is needed for.
+/// The purpose for which a value is prefetched.
 #[derive(Clone, Copy)]
 pub enum Access {
     Read,
@@ -11,8 +11,8 @@ pub enum Access {
 #[inline(always)]
 pub fn prefetch(value: *const f32, access: Access) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 has the instruction to read, and processors without that to write take
-    // it for none; both change nothing but caches and do not fault.
+    // SAFETY: every x86-64 has the instruction to read, and processors without the one to write
+    // ignore it; both change nothing but caches and do not fault.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T1, _mm_prefetch};
         match access {
@@ -23,7 +23,7 @@ pub fn prefetch(value: *const f32, access: Access) {
     let _ = (value, access);
 }
 
-/// Returns a value as one of which the compiler knows nothing.
+/// Returns a value in such a way that the compiler knows nothing of it.
 #[inline(always)]
 pub fn opaque(value: usize) -> usize {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -38,8 +38,8 @@ pub fn opaque(value: usize) -> usize {
     value
 }
 
-/// Makes what [`Simd::stream`](super::Simd::stream) stored visible to threads that learn of it from
-/// here on.
+/// Makes what [`Simd::stream`](super::Simd::stream) stored visible to threads that synchronise with
+/// this one from here on.
 #[inline(always)]
 pub fn fence() {
     #[cfg(target_arch = "x86_64")]

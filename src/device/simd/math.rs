@@ -12,13 +12,13 @@ pub fn pair(a: f32, b: f32) -> f32 {
     f32::from_bits(round(a) >> 16 | round(b) & 0xffff_0000)
 }
 
-/// `a * b + c`, rounded once where the instruction set does that.
+/// `a * b + c`, rounded once if the instruction set does that.
 #[inline(always)]
 pub fn mul_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// A polynomial, its coefficients from the constant on.
+/// A polynomial, with its coefficients in order from the constant on.
 #[inline(always)]
 fn polynomial<const FUSED: bool, const N: usize>(coefficients: [f32; N], x: f32) -> f32 {
     let mut value = coefficients[N - 1];
@@ -32,21 +32,21 @@ fn polynomial<const FUSED: bool, const N: usize>(coefficients: [f32; N], x: f32)
 pub(super) const ROUND: f32 = 12_582_912.0;
 /// ln 2 in two parts, so that an exponent's product with the first is exact (Cody and Waite).
 pub(super) const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-/// What [`exp`] is of: beyond it a power of two would not fit a float's exponent.
+/// The range of [`exp`]: beyond it a power of two would not fit a float's exponent.
 pub(super) const EXP_RANGE: [f32; 2] = [-87.336_54, 88.0];
 /// Taylor's coefficients from the second power to the seventh: the remainder at |r| <= 0.347 is
 /// below 2^-26.
 pub(super) const EXP: [f32; 6] =
     [0.5, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, 1.0 / 720.0, 1.0 / 5040.0];
 
-/// `2^n` for an integer `n` in -126..=127 that comes as `n` + [`ROUND`], in whose last bits it
-/// stands.
+/// `2^n` for an integer `n` in -126..=127, which is passed as `n` + [`ROUND`], so that it is in the
+/// last bits.
 #[inline(always)]
 pub(super) fn power_of_two(n: f32) -> f32 {
     f32::from_bits((n.to_bits() << 23).wrapping_add(127 << 23))
 }
 
-/// `e^x` to about 2 units in the last place; that of -87.3 below it, of 88 above it.
+/// `e^x` to about 2 units in the last place; below -87.3 and above 88 the values at those limits.
 #[inline(always)]
 pub fn exp<const FUSED: bool>(x: f32) -> f32 {
     // e^x = 2^n * e^r with n = round(x / ln 2).
@@ -63,7 +63,7 @@ pub fn exp<const FUSED: bool>(x: f32) -> f32 {
 /// keeps its sign and scale.
 ///
 /// `q` is a least-squares polynomial of degree 12 on [0, 6], fitted to the values of the function;
-/// beyond 6 the result is that of 6, 2e-17.
+/// beyond 6 the result is that at 6, 2e-17.
 #[inline(always)]
 pub fn erfc<const FUSED: bool>(z: f32) -> f32 {
     const Q: [f32; 13] = [
@@ -116,7 +116,7 @@ pub fn sum(x: &[f32]) -> f32 {
     total
 }
 
-/// The dot product of two slices of one length.
+/// The dot product of two slices of the same length.
 #[inline(always)]
 pub fn dot(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 16];

@@ -28,16 +28,16 @@ pub use x86::{Avx2, Avx512, Avx512Bf16};
 use super::Isa;
 use math::{EXP, EXP_RANGE, LN_2, ROUND};
 
-/// How many registers the micro-kernels of a register's type keep at work.
+/// How many registers the micro-kernels for a register type use.
 #[derive(Clone, Copy)]
 pub struct Tile {
-    /// Registers of output channels, a block.
+    /// Registers of output channels in a block.
     pub registers: usize,
-    /// Voxels of a strip, or input channels of an outer product, at most: a block of sums each, one
-    /// of weights and a value fill the registers.
+    /// The most voxels of a strip, or input channels of an outer product: a block of sums for each,
+    /// one block of weights and a value fill the registers.
     pub strip: usize,
-    /// Cells of a product of a Winograd convolution, at most. Each has three blocks: sums of a run,
-    /// and the totals of two outputs along d.
+    /// The most cells of a product of a Winograd convolution. Each has three blocks: the sums of a
+    /// run, and the totals of two outputs along d.
     pub cells: usize,
 }
 
@@ -46,20 +46,20 @@ pub struct Tile {
 /// # Safety
 /// Of every method: the processor has the instruction set that the type stands for.
 ///
-/// Of those that take addresses: [`Simd::splat`] reads one float, [`Simd::load`] as many as there
-/// are [`Simd::LANES`]; [`Simd::store`] writes as many, and so does [`Simd::stream`], at an address
-/// aligned to the register's size; [`Simd::store_factors`] writes [`Simd::FACTORS`];
-/// [`Simd::add_sums`] adds to a float64 a lane at either address. Addresses are aligned to their
+/// Of those that take addresses: [`Simd::splat`] reads one float, [`Simd::load`] reads
+/// [`Simd::LANES`] floats; [`Simd::store`] writes as many, and so does [`Simd::stream`], at an
+/// address aligned to the register's size; [`Simd::store_factors`] writes [`Simd::FACTORS`];
+/// [`Simd::add_sums`] adds one float64 per lane at either address. Addresses are aligned to their
 /// floats, and nothing else touches what is written meanwhile.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Simd: Copy {
     type V: Copy;
-    /// These registers, value by value.
+    /// These registers for operations value by value.
     type Whole: Values<V = Self::V>;
     const LANES: usize;
     /// Whether `a * b + c` is rounded once.
     const FUSED: bool = true;
-    /// The tile of layers whose outputs fill more than a register, and of those of one.
+    /// The tile of layers whose outputs fill more than one register, and that of layers with one.
     const WIDE: Tile;
     const NARROW: Tile = Self::WIDE;
     unsafe fn zero() -> Self::V;
@@ -70,7 +70,7 @@ pub trait Simd: Copy {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b + c` of values that are no factors.
+    /// `a * b + c` for values that are not factors.
     #[inline(always)]
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         // SAFETY: as the trait says, the processor has the instructions.
@@ -89,17 +89,17 @@ pub trait Simd: Copy {
     unsafe fn count(sums: Self::Sums, v: Self::V) -> Self::Sums;
     /// Adds the sums of values to `to`, those of squares to `squares`.
     unsafe fn add_sums(sums: Self::Sums, to: *mut f64, squares: *mut f64);
-    /// Floats that a register's values take as factors of [`Simd::fma`].
+    /// Floats that a register's values take up as factors of [`Simd::fma`].
     const FACTORS: usize = Self::LANES;
     /// Stores values as factors.
     #[inline(always)]
     unsafe fn store_factors(p: *mut f32, v: Self::V) {
-        // SAFETY: as the trait says, the address takes the factors: here a register.
+        // SAFETY: as the trait says, there is room at the address for the factors: here a register.
         unsafe { Self::store(p, v) }
     }
 }
 
-/// What maps go through value by value: only where a register holds plain floats.
+/// Operations on maps value by value: only if a register holds plain floats.
 ///
 /// # Safety
 /// Of every method, as of those of [`Simd`]: the processor has the instruction set.
@@ -107,15 +107,15 @@ pub trait Simd: Copy {
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Values: Simd {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    /// The larger of each; `b` where either is no number.
+    /// The larger of each; `b` if either is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
-    /// The smaller of each; `b` where either is no number.
+    /// The smaller of each; `b` if either is NaN.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
-    /// `a`, times `slope` where it is negative.
+    /// `a`, multiplied by `slope` where it is negative.
     unsafe fn leaky(a: Self::V, slope: Self::V) -> Self::V;
     /// The sum of a register's values.
     unsafe fn total(v: Self::V) -> f32;
-    /// Two to the power of each integer `n`, which comes as `n` + 1.5 · 2²³.
+    /// Two to the power of each integer `n`, which is passed as `n` + 1.5 · 2²³.
     unsafe fn power_of_two(n: Self::V) -> Self::V;
     /// [`exp`] of each.
     #[inline(always)]
@@ -123,7 +123,7 @@ pub trait Values: Simd {
         // SAFETY: as the trait says, the processor has the instructions; `all` has a float to read.
         unsafe {
             let all = |v: f32| Self::splat(&v);
-            // The numbers stand first, so that what is none stays so.
+            // The bounds come first, so that a NaN stays a NaN.
             let x = Self::min(all(EXP_RANGE[1]), Self::max(all(EXP_RANGE[0]), x));
             let shifted = Self::mul_add(x, all(std::f32::consts::LOG2_E), all(ROUND));
             let n = Self::sub(shifted, all(ROUND));
@@ -148,7 +148,7 @@ pub trait Values: Simd {
     }
 }
 
-/// How many floats a register of the instruction set has.
+/// The number of floats in a register of the instruction set.
 pub fn lanes(isa: Isa) -> usize {
     dispatch! { isa, S: Values, {} => S::LANES }
 }
@@ -203,7 +203,7 @@ mod tests {
                 Level::Avx512 => 16,
             };
             assert_eq!(lanes(isa), expected, "{isa}");
-            // Pairs are chosen only where they are asked for.
+            // Pairs are chosen only if they are asked for.
             let factors = |isa: Isa| dispatch! { isa, S: Simd, {} => S::FACTORS };
             assert_eq!(factors(isa), expected, "{isa}");
             if let Some(pairs) = isa.with_pairs() {

@@ -11,7 +11,7 @@ impl Simd for Neon {
     type V = float32x4_t;
     type Whole = Neon;
     const LANES: usize = 4;
-    // Blocks of four: a value's load serves four products.
+    // Blocks of four: loading a value serves four products.
     const WIDE: Tile = Tile { registers: 4, strip: 6, cells: 2 };
     #[inline(always)]
     unsafe fn zero() -> float32x4_t {
@@ -35,7 +35,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
-        // SAFETY: as the trait says, the processor has NEON. The sum comes first there.
+        // SAFETY: as the trait says, the processor has NEON. Its intrinsic takes the sum first.
         unsafe { vfmaq_f32(c, a, b) }
     }
     #[inline(always)]
@@ -84,7 +84,7 @@ impl Values for Neon {
         // SAFETY: as the trait says, the processor has NEON.
         unsafe { vmulq_f32(a, b) }
     }
-    // NEON's own maximum and minimum are no number where either value is none.
+    // NEON's own maximum and minimum are NaN if either value is NaN.
     #[inline(always)]
     unsafe fn max(a: float32x4_t, b: float32x4_t) -> float32x4_t {
         // SAFETY: as the trait says, the processor has NEON.
@@ -123,7 +123,7 @@ mod tests {
     use super::super::Portable;
     use super::*;
 
-    /// What is done value by value, of registers `a` and `b`, in registers of `S`.
+    /// Value by value operations on registers `a` and `b`, in registers of `S`.
     ///
     /// # Safety
     /// The processor has the instruction set of `S`, which has four lanes.
@@ -144,7 +144,7 @@ mod tests {
             values.map(|v| {
                 let mut out = [0.0f32; 4];
                 S::store(out.as_mut_ptr(), v);
-                // Of what is no number, that it is none.
+                // All values that are NaN are treated as equal.
                 out.map(|v| if v.is_nan() { u32::MAX } else { v.to_bits() })
             })
         }

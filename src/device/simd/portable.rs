@@ -1,9 +1,9 @@
-//! The vector trait without an instruction set of its own.
+//! The vector trait without a special instruction set.
 
 use super::math::power_of_two;
 use super::{Simd, Tile, Values};
 
-/// Four floats in whatever the target guarantees.
+/// Four floats, in whatever the target guarantees.
 #[derive(Clone, Copy)]
 pub struct Portable;
 

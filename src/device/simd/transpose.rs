@@ -1,4 +1,4 @@
-//! Turning rows into columns.
+//! Transposing rows into columns.
 
 use super::{Values, dispatch};
 use crate::device::Isa;

@@ -126,7 +126,7 @@ impl Values for Avx2 {
     }
 }
 
-/// What both types of sixteen floats do alike: everything but [`Simd::fma`].
+/// What both types of sixteen floats have in common: everything except [`Simd::fma`].
 macro_rules! sixteen_floats {
     () => {
         type V = __m512;
