@@ -1,8 +1,8 @@
-//! The norm of one item as loops over channels want it.
+//! The norm of one item, arranged for loops over channels.
 
 use crate::device::simd;
 
-/// The norm of one item, a slice a coefficient, as loops over channels want it.
+/// The norm of one item, one slice per coefficient, as loops over channels use it.
 pub(crate) struct ItemNorm {
     pub(crate) mean: Vec<f32>,
     pub(crate) scale: Vec<f32>,

@@ -1,8 +1,8 @@
-//! What happens to a row of voxels on its way into scratch: norm, activation, a map added, the
+//! What is done to a row of voxels on its way into scratch: norm, activation, adding a map, the
 //! largest of neighbours.
 //!
-//! Where channels fill registers, a pass holds the norm's coefficients of a few and goes along the
-//! row; what is left takes plain loops.
+//! Where channels fill registers, a pass holds the norm's coefficients of a few channels and goes
+//! along the row; the remaining channels take plain loops.
 
 use super::item_norm::ItemNorm;
 use crate::device::Isa;
@@ -11,7 +11,7 @@ use std::ops::Range;
 
 /// A pass along a row of voxels.
 struct Pass<'a> {
-    /// The first channel of the first voxel, and that of the map to add, null for none.
+    /// The first channel of the first voxel, and that of the map to add, or null.
     x: *const f32,
     add: *const f32,
     /// Channels of a voxel.
@@ -19,28 +19,28 @@ struct Pass<'a> {
     /// The norm, and the first channel.
     norm: Option<&'a ItemNorm>,
     c0: usize,
-    /// Voxels to write, and where; floats from one to the next.
+    /// The number of voxels to write, their destination, and the floats from one to the next.
     voxels: usize,
     out: *mut f32,
     stride: usize,
-    /// Of pooled voxels: whether nothing was written yet.
+    /// For pooled voxels: whether nothing has been written yet.
     first: bool,
 }
 
-/// `R` registers of channels of each voxel, or of the larger of each pair of voxels and of what is
-/// there already.
+/// Writes `R` registers of channels of each voxel, or of the larger of each pair of voxels and the
+/// value already there.
 ///
 /// # Safety
-/// The processor has the instruction set of `S`. `x`, and `add` with `ADD`, hold so many voxels,
+/// The processor has the instruction set of `S`. `x`, and `add` with `ADD`, hold `voxels` voxels,
 /// twice as many with `POOL`, `c` floats apart; the norm, with `NORM`, has the channels from `c0`
-/// on; `out` takes the voxels, `stride` floats apart, and nothing else touches them. Of each it is
-/// `R` registers.
+/// on; `out` has room for the voxels, `stride` floats apart, and nothing else touches them. Of
+/// each, `R` registers are used.
 #[inline(always)]
 unsafe fn pass<S: Values, const R: usize, const NORM: bool, const ADD: bool, const POOL: bool>(
     p: &Pass,
 ) {
-    // SAFETY: guaranteed by the caller: the processor has the instructions, and of the row, the
-    // norm's channels and the output there is as much as `voxels` and `R` ask for.
+    // SAFETY: guaranteed by the caller: the processor has the instructions, and the row, the norm's
+    // channels and the output are as large as `voxels` and `R` require.
     unsafe {
         let [mut mean, mut scale, mut shift] = [[S::zero(); R]; 3];
         let mut slope = S::zero();
@@ -77,13 +77,13 @@ unsafe fn pass<S: Values, const R: usize, const NORM: bool, const ADD: bool, con
     }
 }
 
-/// [`pass`] for what there is to do.
+/// Calls [`pass`] with the parts that are present.
 ///
 /// # Safety
-/// As [`pass`], of `add` unless it is null, of the norm if there is one.
+/// As for [`pass`], for `add` unless it is null, and for the norm if there is one.
 #[inline(always)]
 unsafe fn any_pass<S: Values, const R: usize, const POOL: bool>(p: &Pass) {
-    // SAFETY: passed on from the caller; what is not there is not asked for.
+    // SAFETY: passed on from the caller; parts that are absent are not used.
     unsafe {
         match (p.norm.is_some(), !p.add.is_null()) {
             (false, false) => pass::<S, R, false, false, POOL>(p),
@@ -94,7 +94,7 @@ unsafe fn any_pass<S: Values, const R: usize, const POOL: bool>(p: &Pass) {
     }
 }
 
-/// The passes of an instruction set, of one and of two registers.
+/// The passes of an instruction set, with one and with two registers.
 fn passes<const POOL: bool>(isa: Isa) -> [unsafe fn(&Pass); 2] {
     dispatch! { isa, S: Values, {
         /// # Safety
@@ -117,9 +117,10 @@ struct Row<'a> {
 
 impl Row<'_> {
     /// Passes over some channels of `voxels` voxels, or with `POOL` of as many pairs. The first
-    /// channel of the first goes to the beginning of `out`, the next voxel's `stride` floats on.
+    /// channel of the first voxel goes to the beginning of `out`, that of the next voxel `stride`
+    /// floats further on.
     ///
-    /// `registers` registers at a time, whole ones: as [`registers`] found for so many channels.
+    /// `registers` whole registers at a time: as [`registers`] found for this number of channels.
     fn run<const POOL: bool>(
         &self,
         isa: Isa,
@@ -161,7 +162,7 @@ impl Row<'_> {
     }
 }
 
-/// Registers of the passes over blocks of `block` channels; none where no register fits.
+/// The number of registers of the passes over blocks of `block` channels; none if no register fits.
 fn registers(isa: Isa, block: usize) -> Option<usize> {
     [2, 1].into_iter().find(|r| block.is_multiple_of(r * simd::lanes(isa)))
 }
@@ -185,7 +186,7 @@ pub(crate) fn pool_row(
 }
 
 /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is padding
-/// and behind the last channel.
+/// and after the last channel.
 pub(crate) fn scatter_row(
     isa: Isa,
     x: &[f32],
@@ -241,19 +242,19 @@ multiversion! {
     }
 }
 
-/// Where a row goes in scratch.
+/// The place of a row in scratch.
 #[derive(Clone, Copy)]
 pub(crate) struct ScratchRow {
     pub at: usize,
     pub block_stride: usize,
     pub ic_block: usize,
-    /// Voxels of padding before and behind the row.
+    /// Voxels of padding before and after the row.
     pub padding: [usize; 2],
 }
 
 multiversion! {
     /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is
-    /// padding and behind the last channel.
+    /// padding and after the last channel.
     fn scatter_row_plainly(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: ScratchRow, scratch: &mut [f32]) {
         for (b, c0) in (0..c).step_by(place.ic_block).enumerate() {
             let n = place.ic_block.min(c - c0);
@@ -284,7 +285,7 @@ multiversion! {
 
 multiversion! {
     /// Writes a row `[w][c]` into the blocks of scratch in pairs of channels, normalised, with
-    /// zeros where there is padding and behind the last channel.
+    /// zeros where there is padding and after the last channel.
     pub(crate) fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: ScratchRow, scratch: &mut [f32]) {
         for (b, c0) in (0..c).step_by(2 * place.ic_block).enumerate() {
             let n = (2 * place.ic_block).min(c - c0);

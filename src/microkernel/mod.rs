@@ -1,9 +1,9 @@
-//! Micro-kernels: the innermost loops that several ops run on, a floor below them.
+//! Micro-kernels: the innermost loops that several ops share, one layer below the ops.
 //!
 //! A micro-kernel keeps a tile of results in registers over a whole reduction, or goes once along a
-//! row of values. It is compiled for each instruction set, is given addresses and strides or slices
-//! of floats, and knows nothing of tensors, tiles of a map or what an op checks: the ops above
-//! choose one, lay its operands out and vouch for what it reads and writes.
+//! row of values. It is compiled for each instruction set, takes addresses and strides or slices of
+//! floats, and knows nothing of tensors, tiles of a map or an op's checks: the ops above choose
+//! one, lay its operands out and are responsible for what it reads and writes.
 
 pub(crate) mod gelu;
 pub(crate) mod item_norm;

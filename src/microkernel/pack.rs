@@ -1,21 +1,22 @@
-//! How rows and weights lie where strips read them.
+//! The order in which rows and weights are stored for strips.
 
 use super::strip;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Buffer, Cpu, Isa};
 use std::ops::Range;
 
-/// How the rows of a matrix `[m, k]` lie where strips read them: `[strip][block of
-/// columns][row][column]`, so that each reads its part from one end to the other.
+/// The order in which the rows of a matrix `[m, k]` are stored for strips:
+/// `[strip][block of columns][row][column]`, so that each strip reads its part from beginning to
+/// end.
 #[derive(Clone, Copy)]
 pub(crate) struct Layout {
     pub m: usize,
     pub k: usize,
-    /// Columns of a block, and the floats that hold them: half as many where they are pairs.
+    /// Columns of a block, and the floats that hold them: half as many if they are pairs.
     pub channels: usize,
     pub wide: usize,
     pub blocks: usize,
-    /// How many strips there are of how many rows, and how many of one less.
+    /// The number of strips and their rows, and the number of strips with one row less.
     longer: usize,
     size: usize,
     pub count: usize,
@@ -52,7 +53,7 @@ impl Layout {
         self.m * self.blocks * self.wide
     }
 
-    /// Where so many rows begin.
+    /// The offset of a row.
     pub fn at(&self, row: usize) -> usize {
         row * self.blocks * self.wide
     }
@@ -66,12 +67,12 @@ impl Layout {
 
 multiversion! {
     /// Lays rows of `k` values out in blocks of `x` columns, `[block][row][x]` with blocks `stride`
-    /// apart, zeros behind the last column.
+    /// apart, zeros after the last column.
     fn pack_rows(from: &[f32], k: usize, x: usize, stride: usize, to: &mut [f32]) {
         for (r, row) in from.chunks_exact(k).enumerate() {
             for (b, part) in row.chunks(x).enumerate() {
                 let to = &mut to[b * stride + r * x..][..x];
-                // Of a known length: no call.
+                // With a length known at compile time, this is no call.
                 if let (Ok(part), Ok(to)) = (<&[f32; 32]>::try_from(part), <&mut [f32; 32]>::try_from(&mut *to)) {
                     *to = *part;
                 } else {
@@ -85,7 +86,7 @@ multiversion! {
 
 multiversion! {
     /// Lays rows of `k` values out in blocks of `x` pairs of columns, blocks `stride` apart, zeros
-    /// behind the last column.
+    /// after the last column.
     fn pack_row_pairs(from: &[f32], k: usize, x: usize, stride: usize, to: &mut [f32]) {
         for (r, row) in from.chunks_exact(k).enumerate() {
             for (b, part) in row.chunks(2 * x).enumerate() {
@@ -121,8 +122,8 @@ pub(crate) fn packed_bf16_pairs(cpu: &Cpu, values: &[f32], block: usize) -> Buff
     pairs
 }
 
-/// Lays the first `columns` of the rows of `from`, one an output and `stride` apart, out for the
-/// strips, `[column][oc_block]`, zeros behind the last output and column.
+/// Lays the first `columns` of the rows of `from`, one row per output and `stride` apart, out for
+/// the strips, `[column][oc_block]`, zeros after the last output and column.
 pub(crate) fn pack_weights(
     isa: Isa,
     from: &[f32],

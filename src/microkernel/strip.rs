@@ -9,17 +9,18 @@
 use crate::device::Isa;
 use crate::device::simd::{Simd, dispatch, table};
 
-/// Products summed in one run before they join the total. A single run over all 27 × 32 products
-/// would lose two bits more than PyTorch does: rounding errors grow with the length of a chain, so
-/// chains are kept short and join in three levels.
+/// Products summed in one run before they are added to the total. A single run over all 27 × 32
+/// products would lose two bits more than PyTorch does: rounding errors grow with the length of a
+/// chain, so chains are kept short and are combined in three levels.
 const CHAIN: usize = 32;
-/// Runs that join before they are added to the total. Measured against the reference, a layer's
-/// error is 1.4 times that of 5 with 1, 1.2 times with 2, 1.05 with 3, 0.96 with 8, and 0.9 without
-/// end; stages of the network at 128³ differ by 9 % at most, its time by nothing that can be told.
+/// Runs that are combined before they are added to the total. Measured against the reference, a
+/// layer's error relative to that with 5 runs is 1.4 times with 1, 1.2 times with 2, 1.05 with 3,
+/// 0.96 with 8, and 0.9 without a limit; stages of the network at 128³ differ by 9 % at most, and
+/// no difference in its time can be measured.
 const JOIN: usize = 5;
 
-/// Voxels of a strip of one tap, at most: as many as leave room in the registers for what its runs
-/// join.
+/// The most voxels of a strip of one tap: as many as leave room in the registers for combining its
+/// runs.
 pub const DENSE: usize = 8;
 
 /// What a strip reads and writes. Strides are in floats.
@@ -30,7 +31,7 @@ pub struct MicrokernelArgs {
     pub blocks: usize,
     /// From one input block's tile to the next.
     pub block_stride: usize,
-    /// Where each tap lies relative to the voxel.
+    /// The offset of each tap relative to the voxel.
     pub taps: *const isize,
     /// How many taps.
     pub tap_count: usize,
@@ -44,7 +45,7 @@ pub struct MicrokernelArgs {
     pub out: *mut f32,
     /// From one voxel's output to the next voxel's.
     pub out_stride: usize,
-    /// Where the sums of each output channel's values, then those of their squares, are added to;
+    /// Where the sums of each output channel's values, and then those of their squares, are added;
     /// null for nowhere.
     pub sums: *mut f64,
     /// Whether outputs go past the caches, to addresses aligned to registers.
@@ -52,7 +53,7 @@ pub struct MicrokernelArgs {
 }
 
 impl MicrokernelArgs {
-    /// One tap, nothing counted: what dense layers leave as it is.
+    /// One tap, without sums: the fields that dense layers leave as they are.
     pub const DENSE: MicrokernelArgs = MicrokernelArgs {
         x: std::ptr::null(),
         blocks: 0,
@@ -178,7 +179,7 @@ unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Mic
     }
 }
 
-/// The strips of a tile of `S`, `one` being compiled for it.
+/// The strips of a tile of `S`, compiled by `one`.
 macro_rules! strips {
     ($tile:ident, $ic_block:expr) => {
         Kernels {
@@ -204,8 +205,8 @@ pub fn ic_block(channels: usize) -> usize {
 }
 
 /// The strips for an instruction set, an input block of `ic_block` floats (1, 8, 16 or 32), which
-/// are channels, or pairs of them as the [`Isa`] says, and a layer of `outputs`. Output blocks are
-/// the same with pairs and without.
+/// are channels, or pairs of them if the [`Isa`] says so, and a layer of `outputs`. Output blocks
+/// are the same with pairs and without.
 pub fn kernels(isa: Isa, ic_block: usize, outputs: usize) -> Kernels {
     dispatch! { isa, S: Simd, {
         /// # Safety

@@ -1,9 +1,9 @@
-//! The vocabulary: the few fused operations that the network is written in.
+//! The fused operations that the network is written in.
 //!
 //! An op's folder holds its contract (shapes, formula, checks) in `mod.rs`, its CPU body and its
-//! CUDA body (whose kernels are in `kernels/`) beside it. Feature maps are channels last, `[n, d,
-//! h, w, c]`; weights keep the layout of PyTorch checkpoints and are packed once, when a model is
-//! loaded. The loops that several ops run on lie a floor below, in `microkernel`.
+//! CUDA body (whose kernels are in `kernels/`) beside it. Feature maps are channels last,
+//! `[n, d, h, w, c]`; weights keep the layout of PyTorch checkpoints and are packed once, when a
+//! model is loaded. The loops that several ops share are one layer below, in `microkernel`.
 
 pub mod attention;
 pub mod conv3d;

@@ -1,8 +1,8 @@
 //! Dense float tensors: a shape and shared, immutable storage.
 //!
-//! Values lie on the host or on a CUDA device. Either side can be asked for: what is not there yet
+//! Values are on the host or on a CUDA device. Either side can be asked for: what is not there yet
 //! is copied, once, and kept with the values. So an op without a body for a device still runs, on
-//! the host, and nothing is copied that nothing reads.
+//! the host, and nothing is copied unless it is read.
 //!
 //! Every tensor is contiguous, the last axis fastest. Feature maps are channels last, `[n, d, h, w,
 //! c]`; the reference's `[n, c, d, h, w]` exists only at the borders ([`Tensor::to_channels_last`],
@@ -28,7 +28,7 @@ pub(crate) const GRADIENT: &str = "a gradient";
 /// A shape or an argument that an op cannot take.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum OpError {
-    /// Two shapes do not go together.
+    /// Two shapes do not match.
     #[error("{op}: {what} has shape {got:?}, expected {expected}")]
     Shape {
         /// The op that refused.
@@ -37,7 +37,7 @@ pub enum OpError {
         what: &'static str,
         /// The argument's shape.
         got: Vec<usize>,
-        /// What would have fitted, the other shape included.
+        /// The expected shape, including the other shape.
         expected: String,
     },
     /// An attribute is out of range.
@@ -62,11 +62,11 @@ pub enum OpError {
     Cancelled,
 }
 
-/// Runs work that may be refused memory, or a file, where it cannot return an error. Other panics
-/// go on.
+/// Runs work that may be refused memory, or a file, in a place where it cannot return an error.
+/// Other panics continue.
 ///
 /// # Errors
-/// Those of the work, and what it was refused.
+/// Those of the work, and the refusal itself.
 pub fn caught<T>(work: impl FnOnce() -> Result<T, OpError>) -> Result<T, OpError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         match payload.downcast::<OpError>() {
@@ -78,11 +78,11 @@ pub fn caught<T>(work: impl FnOnce() -> Result<T, OpError>) -> Result<T, OpError
     })
 }
 
-/// Where a tensor's values lie.
+/// Where a tensor's values are.
 enum Storage {
     Owned(Buffer),
     Plain(Vec<f32>),
-    /// Values in a file, and in memory once they were asked to stay.
+    /// Values in a file, and in memory once they were asked to stay there.
     Stored(Stored, OnceLock<Vec<f32>>),
     /// Device memory, and its host copy once it was asked for.
     Device {
@@ -98,11 +98,11 @@ enum Storage {
 struct Cell {
     storage: Storage,
     copies: DeviceCache<Memory>,
-    /// The values as a processor's kernels want them.
+    /// The values in the layout of a processor's kernels.
     layout: OnceLock<(Layout, Buffer)>,
 }
 
-/// Whose kernels a layout is for: an instruction set, with products in bfloat16 or not.
+/// The kernels that a layout is for: an instruction set, with products in bfloat16 or not.
 pub(crate) type Layout = (Isa, bool);
 
 impl Cell {
@@ -128,7 +128,7 @@ impl Tensor {
     /// A tensor over values in row-major order.
     ///
     /// # Panics
-    /// When the number of values is not the shape's product.
+    /// If the number of values is not the shape's product.
     pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Tensor {
         let shape = shape.into();
         assert_eq!(extent(&shape), Some(values.len()), "values do not fill shape {shape:?}");
@@ -145,15 +145,15 @@ impl Tensor {
         Tensor { shape, cell: Cell::new(Storage::Owned(values)) }
     }
 
-    /// A tensor over floats that stay in a file; none where their number is not the shape's.
+    /// A tensor over floats that stay in a file; none if their number is not the shape's.
     pub fn from_stored(shape: impl Into<Vec<usize>>, stored: Stored) -> Option<Tensor> {
         let shape = shape.into();
         (extent(&shape)? == stored.count())
             .then(|| Tensor { shape, cell: Cell::new(Storage::Stored(stored, OnceLock::new())) })
     }
 
-    /// This tensor with its values in memory: read for as long as the result lives, where they stay
-    /// in a file.
+    /// This tensor with its values in memory; if they stay in a file, they are read, and kept as
+    /// long as the result lives.
     ///
     /// # Errors
     /// The file cannot be read, or has changed.
@@ -190,8 +190,8 @@ impl Tensor {
         }
     }
 
-    /// A parameter over device memory of floats: read many times, so that what it becomes in
-    /// another type is kept beside it.
+    /// A parameter over device memory of floats: it is read many times, so its conversions to other
+    /// types are kept with it.
     ///
     /// # Panics
     /// As [`Tensor::new`].
@@ -213,8 +213,8 @@ impl Tensor {
         }
     }
 
-    /// The values as `dtype` on a CUDA device; copied, once, where they are not there, converted
-    /// where they are of another type.
+    /// The values as `dtype` on a CUDA device; copied, once, if they are not there, converted if
+    /// they are of another type.
     pub fn to_device(&self, cuda: &Cuda, dtype: DType) -> Result<Arc<Memory>, CudaError> {
         if let Storage::Device { memory, dtype: own, .. } = &self.cell.storage
             && (*own, memory.cuda().id()) == (dtype, cuda.id())
@@ -232,7 +232,7 @@ impl Tensor {
                     (DType::F32, _) | (_, DType::F32) => {
                         convert(cuda, memory, self.len(), *own, dtype)
                     }
-                    // The two half types meet in float32.
+                    // The two half types are converted through float32.
                     _ => convert(
                         cuda,
                         &convert(cuda, memory, self.len(), *own, DType::F32)?,
@@ -250,7 +250,7 @@ impl Tensor {
         }
     }
 
-    /// Whether the values are at home on a CUDA device, and of which type.
+    /// The type of the values if their home is a CUDA device.
     pub fn device_type(&self) -> Option<DType> {
         match &self.cell.storage {
             Storage::Device { dtype, .. } => Some(*dtype),
@@ -258,13 +258,13 @@ impl Tensor {
         }
     }
 
-    /// Whether the values are at home on a CUDA device as float32.
+    /// Whether the home of the values is a CUDA device, as float32.
     pub(crate) fn is_f32_on(&self, cuda: &Cuda) -> bool {
         matches!(&self.cell.storage, Storage::Device { memory, dtype: DType::F32, .. }
             if memory.cuda().id() == cuda.id())
     }
 
-    /// The CUDA device that the values are at home on.
+    /// The CUDA device that is the home of the values.
     pub fn cuda(&self) -> Option<Cuda> {
         match &self.cell.storage {
             Storage::Device { memory, .. } => Some(memory.cuda().clone()),
@@ -272,7 +272,7 @@ impl Tensor {
         }
     }
 
-    /// The device buffer itself if this tensor is its only owner, else the tensor back.
+    /// The device buffer itself if this tensor is its only owner; otherwise the tensor is returned.
     pub fn into_buffer(self) -> Result<Buffer, Tensor> {
         match Arc::try_unwrap(self.cell) {
             Ok(Cell { storage: Storage::Owned(buffer), .. }) => Ok(buffer),
@@ -281,8 +281,8 @@ impl Tensor {
         }
     }
 
-    /// This tensor's values where they can stay for long: not in the midst of memory that ops take
-    /// and give back.
+    /// This tensor's values in memory where they can stay for long: not among the memory that ops
+    /// allocate and free.
     pub(crate) fn into_persistent(self, cpu: &Cpu) -> Tensor {
         match &self.cell.storage {
             Storage::Owned(buffer) if !buffer.is_alone() => {
@@ -293,7 +293,7 @@ impl Tensor {
     }
 
     /// The values laid out for a processor's kernels: made by `make`, once, and kept with them.
-    /// None where another layout is kept already.
+    /// None if another layout is kept already.
     pub(crate) fn packed(&self, layout: Layout, make: impl FnOnce() -> Buffer) -> Option<&Buffer> {
         let (kept, values) = self.cell.layout.get_or_init(|| (layout, make()));
         (*kept == layout).then_some(values)
@@ -349,11 +349,11 @@ impl Tensor {
         self.shape.iter().rev().skip(1).product()
     }
 
-    /// The values in row-major order, of a tensor that is known to lie on the host or to have been
+    /// The values in row-major order, for a tensor that is known to be on the host or to have been
     /// read before.
     ///
     /// # Panics
-    /// Where they have to be copied back from a device, and that fails: see [`Tensor::try_data`].
+    /// If they have to be copied back from a device, and that fails: see [`Tensor::try_data`].
     pub fn data(&self) -> &[f32] {
         self.try_data().unwrap_or_else(|failure| {
             panic!("values {:?} do not come back from their device: {failure}", self.shape)
@@ -361,7 +361,7 @@ impl Tensor {
     }
 
     /// The values in row-major order. Values on a device are waited for and copied back, the first
-    /// time that this succeeds; a failure is the caller's alone.
+    /// time that this succeeds; a failure is reported only to its caller.
     pub fn try_data(&self) -> Result<&[f32], CudaError> {
         let values: &[f32] = match &self.cell.storage {
             Storage::Owned(b) => b,
@@ -389,7 +389,7 @@ impl Tensor {
     /// These values under another shape.
     ///
     /// # Panics
-    /// When the number of values differs.
+    /// If the number of values differs.
     pub fn reshape(&self, shape: impl Into<Vec<usize>>) -> Tensor {
         let shape = shape.into();
         assert_eq!(extent(&shape), Some(self.len()), "{:?} cannot become {shape:?}", self.shape);
@@ -481,12 +481,12 @@ impl Param {
         Param { value, id: Some(id) }
     }
 
-    /// Values in a parameter's place that are not trained.
+    /// Values in the place of a parameter that is not trained.
     pub fn fixed(value: Tensor) -> Param {
         Param { value, id: None }
     }
 
-    /// Its place in the list of parameters; none where it is not trained.
+    /// Its place in the list of parameters; none if it is not trained.
     pub fn id(&self) -> Option<usize> {
         self.id
     }

@@ -1,9 +1,9 @@
 //! Values that stay in a file until they are needed.
 //!
-//! A mapped file would be quicker to write down, and would hand the process over to whoever owns
-//! the file: cut short, it ends the process; overwritten, it mixes two networks in one answer. So
-//! the file is read, as often as its values are wanted, and each reading is held against the hash
-//! of the first.
+//! A mapped file would be simpler to write, but would put the process at the mercy of the file's
+//! owner: if the file is truncated, the process ends; if it is overwritten, one answer mixes two
+//! networks. So the file is read, as often as its values are needed, and each reading is checked
+//! against the hash of the first.
 
 use crate::checksum::{PIECE, of_pieces};
 use crate::device::Cpu;
@@ -13,8 +13,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// Floats from which on a tensor stays in its file: such matrices are used once an image, and
-/// hardly less quickly read than copied. Less is kept, and laid out once.
+/// The number of floats from which on a tensor stays in its file: such matrices are used once per
+/// image, and read almost as quickly as copied. Smaller ones are kept in memory, and laid out once.
 pub const LARGE: usize = 1 << 20;
 
 /// An open file.
@@ -30,10 +30,10 @@ impl Source {
         Arc::new(Source { path: path.into(), file })
     }
 
-    /// Fills `bytes` with what stands from byte `at` on.
+    /// Fills `bytes` with the file's contents from byte `at` on.
     ///
     /// # Errors
-    /// What the system says; the file ends before.
+    /// Those of the operating system; the file ends before.
     pub fn read(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
         #[cfg(unix)]
         return std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, at);
@@ -70,7 +70,7 @@ impl Stored {
         Stored { source: source.clone(), at, len, hash }
     }
 
-    /// How many values.
+    /// The number of values.
     pub fn count(&self) -> usize {
         self.len
     }
@@ -90,8 +90,8 @@ impl Stored {
     }
 }
 
-/// Reads floats from byte `at` of a file on, by all threads of a CPU where one is given; the hash
-/// of their bytes.
+/// Reads floats from byte `at` of a file on, with all threads of a CPU if one is given; returns the
+/// hash of their bytes.
 ///
 /// # Errors
 /// The file cannot be read: the message names it.

@@ -1,4 +1,4 @@
-//! Values on their way between the host and a device, and between types of elements.
+//! Transfers of values between the host and a device, and conversions between types of elements.
 
 use crate::device::cuda::Memory;
 use crate::device::{Cuda, CudaError, DType};
@@ -7,7 +7,7 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// What messages call the memory that weights take.
+/// How messages name the memory that weights take.
 pub(crate) const WEIGHTS: &str = "the model's weights";
 const VALUES: &str = "values from a device";
 
@@ -26,7 +26,7 @@ pub(crate) fn to_bytes(values: &[f32], dtype: DType) -> Vec<u8> {
 /// Values that a thread converts at a time.
 const PIECE: usize = 1 << 16;
 
-/// Values in 16 bits; many by all threads.
+/// Values in 16 bits; converted by all threads if there are many.
 fn from_f32<H: Send>(values: &[f32], halves: &mut [H])
 where
     [H]: HalfFloatSliceExt,
@@ -58,7 +58,7 @@ pub(crate) fn upload(cuda: &Cuda, values: &[f32], dtype: DType) -> Result<Arc<Me
     Ok(memory)
 }
 
-/// 16-bit values as floats; many by all threads.
+/// 16-bit values as floats; converted by all threads if there are many.
 fn to_f32<H: Copy + Sync>(halves: &[H]) -> Vec<f32>
 where
     [H]: HalfFloatSliceExt,

@@ -1,4 +1,4 @@
-//! What attention takes and gives: weights, attended values, their windows, gradients.
+//! The inputs and results of attention: weights, attended values, their windows, gradients.
 
 use crate::device::cuda::Memory;
 use crate::memory;
@@ -21,7 +21,7 @@ pub struct TwoWayWeights {
     pub heads: usize,
 }
 
-/// How many keys count, where only a CUDA device knows: an `int` in its memory. The rows behind
+/// The number of valid keys, if only a CUDA device knows it: an `int` in its memory. The rows after
 /// them are padding.
 pub type ValidKeys<'a> = Option<&'a Arc<Memory>>;
 
@@ -40,7 +40,8 @@ pub struct VitWeights {
     pub window: usize,
 }
 
-/// The attention between its projections. Rows are in window order, on a CUDA device in the grid's.
+/// The attention between its projections. Rows are in window order, or on a CUDA device in the
+/// grid's.
 pub struct Attended {
     /// `[n * s³, 3 * dim]`.
     pub qkv: Tensor,
@@ -49,14 +50,14 @@ pub struct Attended {
     pub(super) windows: Windows,
     /// Whether rows are in the grid's order.
     pub(super) gridded: bool,
-    /// What the way back wants of the way forward, on a CUDA device in 16 bits.
+    /// What the gradient needs from the forward pass, on a CUDA device in 16 bits.
     pub(super) kept: Option<Kept>,
 }
 
-/// What the way back on tensor cores wants of the way forward, in float32.
+/// What the gradient on tensor cores needs from the forward pass, in float32.
 pub(super) struct Kept {
-    /// `[n * s³, heads]`: the logarithm of base 2 of what a query's keys weigh together, from which
-    /// the weights are formed again.
+    /// `[n * s³, heads]`: the base-2 logarithm of the sum of a query's weights, from which the
+    /// weights are computed again.
     pub(super) log_sums: Arc<Memory>,
     /// `[n * s³, dim]`: [`Attended::heads`] before it was rounded.
     pub(super) values: Arc<Memory>,
@@ -98,7 +99,8 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// The windows in which rows in the grid's own order are taken: the whole grid's is one.
+    /// The windows in which rows in the grid's own order are taken; the whole grid counts as one
+    /// window.
     pub fn new(n: usize, s: usize, edge: usize) -> Windows {
         let across = s.div_ceil(edge);
         let (mut list, mut order) = (vec![], vec![]);
@@ -125,7 +127,7 @@ impl Windows {
         Windows { edge, items: n, s, list, order }
     }
 
-    /// Rows in window order; none where that is the grid's.
+    /// Rows in window order; none if that is the grid's order.
     pub fn gather(&self, x: &Tensor) -> Option<Tensor> {
         let c = x.channels();
         (!self.order.is_empty()).then(|| {
@@ -145,7 +147,7 @@ impl Windows {
     }
 }
 
-/// Gradients of what the image encoder attends with, from that of the attended values.
+/// Gradients of the inputs of the image encoder's attention, from that of the attended values.
 pub struct VitGrads {
     /// Gradient of the projected rows `[rows, 3 * dim]`, in the order of [`Attended::qkv`].
     pub qkv: Tensor,

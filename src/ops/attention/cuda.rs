@@ -23,7 +23,7 @@ fn tiles(dim: usize) -> usize {
     (3 * QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
 }
 
-/// Bytes of a block's tiles on the way forward: on tensor cores queries and two steps of keys and
+/// Bytes of a block's tiles in the forward pass: on tensor cores, queries and two steps of keys and
 /// values.
 fn forward_tiles(dim: usize, precision: Precision) -> usize {
     match precision {
@@ -110,15 +110,14 @@ pub fn attend_heads_gradient(
             threads: 128,
             shared: match dtype {
                 DType::F32 => gradient_tiles(dim),
-                // And of each half of a step, three numbers a query.
+                // And for each half of a step, three numbers per query.
                 _ => matrix_gradient_tiles(dim, dtype) + 2 * QUERIES * 3 * 4,
             },
             ..Launch::per_element(0)
         }
         .with_cost(2 * products * scores, tensors * (queries + keys) * width * dtype.bytes())
     };
-    // The least there is to do: the scores and their gradients twice, and a product for each
-    // result.
+    // The minimal work: the scores and their gradients twice, and a product for each result.
     cuda.launch(
         kernels::ATTENTION_GRADIENT_QUERIES.of(dtype)?,
         launch(queries, 3, 2),
@@ -159,19 +158,19 @@ pub fn attend_heads_gradient(
     ])
 }
 
-/// Bytes of a block's tiles on the way back: the outputs' gradients and a second tile of scores
+/// Bytes of a block's tiles for the gradient: the outputs' gradients and a second tile of scores
 /// beside the others.
 fn gradient_tiles(dim: usize) -> usize {
     tiles(dim) + (QUERIES * (dim + 1) + QUERIES * (QUERIES + 1)) * 4
 }
 
-/// Bytes of a block's tiles on the way back in 16-bit types: a block's own rows and two steps of
-/// those that pass, of two tensors each.
+/// Bytes of a block's tiles for the gradient in 16-bit types: a block's own rows and two steps of
+/// the streamed rows, of two tensors each.
 fn matrix_gradient_tiles(dim: usize, dtype: DType) -> usize {
     (2 * QUERIES + 4 * STEP) * (dim.next_multiple_of(16) + 8) * dtype.bytes()
 }
 
-/// Slots of a line of tokens of a window, where tensor cores attend: 8, 16 or 32.
+/// Slots for a line of tokens of a window in attention on tensor cores: 8, 16 or 32.
 fn slots(line: usize) -> usize {
     line.next_multiple_of(8).next_power_of_two()
 }
@@ -240,7 +239,7 @@ impl Vit {
     }
 
     /// Values that a tile of queries keeps for the keys: in slots, the terms of keys in the grid,
-    /// and a number a query.
+    /// and one number per query.
     fn kept(&self, dtype: DType) -> usize {
         match dtype {
             DType::F32 => self.terms() + 2 * QUERIES,
@@ -248,7 +247,7 @@ impl Vit {
         }
     }
 
-    /// Bytes of shared memory of a block of queries and of one of keys, on the way back.
+    /// Bytes of shared memory of a block of queries and of a block of keys, for the gradient.
     fn gradient_shared(&self, dtype: DType) -> [usize; 2] {
         if dtype == DType::F32 {
             let keys = gradient_tiles(self.dim) + 4 * self.terms();
@@ -256,8 +255,8 @@ impl Vit {
         }
         let (slots, table) = (slots(self.line()), 2 * self.edge - 1);
         let tiles = matrix_gradient_tiles(self.dim, dtype);
-        // Position terms and their gradients; each warp's sums for its lines; four numbers a
-        // query; what padded columns weigh, and padded positions pass on to the tables.
+        // Position terms and their gradients; each warp's sums for its lines; four numbers per
+        // query; the weights of padded columns, and the padded positions' gradients of the tables.
         let own_lines = if slots == 8 { 2 } else { 1 };
         let of_lines = 4 * 2 * own_lines * self.line() * slots;
         let padded = (self.lines * self.edge + 2 * table).next_multiple_of(4);
@@ -289,8 +288,8 @@ impl Vit {
     }
 }
 
-/// Projects `x` `[n, s, s, s, dim]` and attends within windows of `edge`; in 16 bits keeps what the
-/// way back wants where `keeps` says so.
+/// Projects `x` `[n, s, s, s, dim]` and attends within windows of `edge`; in 16 bits, keeps what
+/// the gradient needs if `keeps` is set.
 pub fn attend_windows(
     cuda: &Cuda,
     w: &VitWeights,
@@ -323,7 +322,7 @@ pub fn attend_windows(
     let terms = match in_slots {
         false => vit.terms(),
         true => {
-            // And what the padded keys of each column weigh, and a table's products.
+            // And the weights of the padded keys of each column, and a table's products.
             let products = (QUERIES + 1) * ((2 * vit.edge - 1).next_multiple_of(8) + 2);
             vit.slot_terms() + vit.lines * vit.edge + products
         }
@@ -356,7 +355,7 @@ pub fn attend_windows(
     Ok(Attended { qkv, heads, windows: Windows::new(n, s, edge), gridded: true, kept })
 }
 
-/// Gradients of what [`attend_windows`] attended to, as
+/// Gradients of the attention of [`attend_windows`], as
 /// [`grad::vit_attention`](super::grad::vit_attention).
 pub fn attend_windows_gradient(
     cuda: &Cuda,
@@ -366,7 +365,7 @@ pub fn attend_windows_gradient(
 ) -> Result<VitGrads, OpError> {
     let (Attended { qkv, windows, .. }, dtype) = (attended, cuda.precision());
     let (width, tokens) = (qkv.channels() / 3, qkv.rows());
-    // The way back of float32 is in plain arithmetic.
+    // The gradient of float32 is in plain arithmetic.
     let in_slots = dtype != DType::F32;
     let vit = Vit::new(cuda, w, windows.items, windows.s, width, windows.edge, in_slots)?;
     let table = (2 * vit.edge - 1) * vit.dim;

@@ -1,7 +1,7 @@
 //! Softmax attention of many queries to many keys on the CPU, after FlashAttention (Dao et al.
-//! 2022): keys pass by in tiles, each query keeps its largest score so far, the sum of weights
-//! under it and the weighted sum of values, and no score outlives its tile. Both products run on
-//! the convolutions' strips.
+//! 2022): keys are streamed in tiles, each query keeps its largest score so far, the sum of weights
+//! relative to it and the weighted sum of values, and no score is kept after its tile. Both
+//! products run on the convolutions' strips.
 
 use super::core::Rows;
 use crate::device::simd::{Values, dispatch};
@@ -11,8 +11,8 @@ use crate::microkernel::strip::{self, Kernels, MicrokernelArgs, split};
 
 /// Queries of a unit of work.
 pub(super) const QUERIES: usize = 64;
-/// Keys of a tile, about: their scores for a unit's queries stay in the first-level cache's
-/// neighbourhood, with keys and values.
+/// Approximate number of keys of a tile: their scores for a unit's queries fit close to the
+/// first-level cache, with keys and values.
 const TILE: usize = 256;
 
 /// Queries `[queries]`, keys and values `[keys]` of several heads, each in its own `dim` channels
@@ -39,7 +39,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// For so many keys of a head of `dim` channels.
+    /// The layout for `keys` keys of a head of `dim` channels.
     pub fn new(cpu: &Cpu, keys: usize, dim: usize) -> Layout {
         let ic_block = strip::ic_block(dim).max(8);
         let scores = strip::kernels(cpu.isa(), ic_block, 64);
@@ -83,8 +83,8 @@ impl Layout {
     }
 }
 
-/// Lays a head's keys out as `[key block][channel][key]` and its values as `[block of
-/// channels][key][channel]`, zeros behind the last of either.
+/// Lays a head's keys out as `[key block][channel][key]` and its values as
+/// `[block of channels][key][channel]`, zeros after the last of either.
 ///
 /// # Safety
 /// `k` and `v` are as many rows as the layout has keys, of as many channels as its heads have.
@@ -115,7 +115,7 @@ pub(super) unsafe fn lay_out(isa: Isa, l: &Layout, k: Rows, v: Rows, to: &mut [f
     }
 }
 
-/// Lays out so many rows, `[block of x channels][row][channel]`, zeros behind the last channel.
+/// Lays out `count` rows, `[block of x channels][row][channel]`, zeros after the last channel.
 pub(super) fn lay_rows<'r>(
     rows: usize,
     x: usize,
@@ -131,7 +131,7 @@ pub(super) fn lay_rows<'r>(
     }
 }
 
-/// What a unit's queries know after some keys: the largest score, the sum of weights, and the
+/// The state of a unit's queries after some keys: the largest score, the sum of weights, and the
 /// weighted values `[queries][width]`.
 pub(super) struct Running<'a> {
     pub row_max: [f32; QUERIES],
@@ -140,7 +140,7 @@ pub(super) struct Running<'a> {
 }
 
 impl Running<'_> {
-    /// Counts a key of score `score` and value `value` before all others of query `r`.
+    /// Starts query `r` with a key of score `score` and value `value`, before all others.
     pub fn first(&mut self, r: usize, score: f32, value: &[f32]) {
         let width = self.out.len() / QUERIES;
         (self.row_max[r], self.sum[r]) = (score, 1.0);
@@ -153,14 +153,14 @@ impl Running<'_> {
 pub(super) struct Positions<'a> {
     /// Queries of a line.
     pub line: usize,
-    /// `[line][across]`: keys, whole blocks, any finite numbers behind the last.
+    /// `[line][across]`: keys, in whole blocks, any finite numbers after the last.
     pub shared: &'a [f32],
     pub across: usize,
-    /// `[query][key]`, repeated for a block of keys and a line more.
+    /// `[query][key]`, repeated for a block of keys and one line more.
     pub own: &'a [f32],
 }
 
-/// A tile of scores, `[key block][query][key]`, on its way to become weights.
+/// A tile of scores, `[key block][query][key]`, which become weights.
 struct Tile<'a> {
     scores: &'a mut [f32],
     rows: usize,
@@ -171,8 +171,8 @@ struct Tile<'a> {
     positions: Option<Positions<'a>>,
 }
 
-/// Completes a tile of scores, turns it into weights, and brings what is known so far under the
-/// same largest score.
+/// Completes a tile of scores, turns it into weights, and rescales the running state to the same
+/// largest score.
 ///
 /// # Safety
 /// The processor has the instruction set of `S`.
@@ -246,7 +246,7 @@ fn weigh(isa: Isa, tile: &mut Tile, running: &mut Running) {
     unsafe { compiled(tile, running) } }
 }
 
-/// Every query's answer, `[queries][heads * dim]`.
+/// The result for every query, `[queries][heads * dim]`.
 pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
     let (stride, dim) = (p.heads * p.dim, p.dim);
     let (queries, keys) = (p.q.len() / stride, p.k.len() / stride);
@@ -280,8 +280,8 @@ pub(super) fn attend(cpu: &Cpu, p: Problem, out: &mut [f32]) {
     });
 }
 
-/// One head of so many queries, at most [`QUERIES`], as [`lay_rows`] leaves them. `start` may count
-/// keys that are not laid out; scores are multiplied by `scale`.
+/// One head of a block of queries, at most [`QUERIES`], as [`lay_rows`] writes them. `start` may
+/// count keys that are not laid out; scores are multiplied by `scale`.
 ///
 /// # Safety
 /// `out` spans as many rows, and nothing else touches them. `q` and `packed` are laid out for `l`,
@@ -325,7 +325,7 @@ pub(super) unsafe fn block(
             }
         }
         let scores = &mut scores[..blocks * QUERIES * block];
-        // Keys behind the last weigh nothing.
+        // Keys after the last have weight zero.
         let beyond = ((b0 + blocks) * block).saturating_sub(l.keys);
         if beyond > 0 {
             let last = (blocks - 1) * QUERIES * block;
@@ -367,7 +367,7 @@ pub(super) unsafe fn block(
     }
 }
 
-/// Runs the strips that cover so many rows, each as its first row says.
+/// Runs the strips that cover `rows` rows, each as its first row says.
 ///
 /// # Safety
 /// As [`strip::Kernel`], of strips of as many rows as follow.
@@ -379,7 +379,7 @@ pub(super) unsafe fn run_microkernels(
     let mut r = 0;
     for (count, size) in split(rows, kernels.microkernels.len().min(strip::DENSE)) {
         for _ in 0..count {
-            // SAFETY: guaranteed by the caller: `at` tells of a strip of any of the rows.
+            // SAFETY: guaranteed by the caller: `at` describes a strip at any of the rows.
             unsafe { kernels.microkernels[size - 1](&at(r)) };
             r += size;
         }

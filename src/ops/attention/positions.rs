@@ -1,5 +1,5 @@
-//! What the image encoder's positions add to attention's scores: products of queries and tables,
-//! and the padded positions' weight.
+//! The terms that the image encoder's positions add to attention's scores: products of queries and
+//! tables, and the padded positions' weight.
 
 use super::flash::{lay_rows, run_microkernels};
 use crate::device::Isa;
@@ -30,7 +30,7 @@ multiversion! {
 
 multiversion! {
     /// `B[kd, kw] + C[kh, kw]`, rows of `stride`, for every key `(kd, kh, kw)` of a window, zero
-    /// behind the last: what the queries of one `(d, h)` share.
+    /// after the last: the part that the queries of one `(d, h)` share.
     pub(super) fn shared_positions(b: &[f32], c: &[f32], stride: usize, extent: [usize; 3], out: &mut [f32]) {
         let keys = extent[0] * extent[1] * extent[2];
         for (row, out) in out[..keys].chunks_exact_mut(extent[2]).enumerate() {
@@ -50,7 +50,7 @@ multiversion! {
         for (a, out) in a.chunks_exact(stride).zip(out.chunks_exact_mut(period)) {
             let a = &a[..line];
             for out in out.chunks_mut(line) {
-                // No call for a few floats.
+                // For a few floats, this is no call.
                 for (out, a) in out.iter_mut().zip(a) {
                     *out = *a;
                 }
@@ -60,8 +60,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// `ln Σ exp(A + pad)` over the first `edge` of each row of `a`, `stride` apart, and the row's
-    /// score on top.
+    /// `ln Σ exp(A + pad)` over the first `edge` of each row of `a`, `stride` apart, plus the row's
+    /// score.
     pub(super) fn padded_scores(a: &[f32], stride: usize, edge: usize, pad: &[f32], out: &mut [f32]) {
         for (a, out) in a.chunks_exact(stride).zip(out) {
             let mut lanes = [f32::NEG_INFINITY; 16];
@@ -95,7 +95,7 @@ multiversion! {
 
 multiversion! {
     /// For each kw, the logarithm of the summed `exp(B + C)`, rows of `stride`, over the padded
-    /// positions of a window; minus infinity where there are none.
+    /// positions of a window; minus infinity if there are none.
     pub(super) fn padded_log_weight(b: &[f32], c: &[f32], stride: usize, edge: usize, extent: [usize; 3], out: &mut [f32]) {
         // Sixteen columns at a time.
         for first in (0..edge).step_by(16) {
@@ -135,7 +135,7 @@ pub(super) struct Terms {
     kernels: Kernels,
     /// Channels of a block.
     ic_block: usize,
-    /// Columns, and as many as whole blocks have.
+    /// Columns, and their number in whole blocks.
     edge: usize,
     pub wide: usize,
 }
@@ -147,7 +147,7 @@ impl Terms {
         Terms { isa, dim, kernels, ic_block, edge, wide: edge.next_multiple_of(kernels.oc_block) }
     }
 
-    /// Channels, whole blocks.
+    /// Channels, in whole blocks.
     fn deep(&self) -> usize {
         self.dim.next_multiple_of(self.ic_block)
     }
@@ -157,7 +157,7 @@ impl Terms {
         self.deep() * self.wide
     }
 
-    /// Lays out a table whose rows are the columns to come.
+    /// Lays out a table whose rows will be the columns.
     pub fn lay_out(&self, rows: &[f32], to: &mut [f32]) {
         let block = self.kernels.oc_block;
         for (b, to) in to.chunks_exact_mut(self.deep() * block).enumerate() {
@@ -166,17 +166,17 @@ impl Terms {
         }
     }
 
-    /// Floats of so many queries.
+    /// Floats of `rows` queries, laid out.
     pub fn laid(&self, rows: usize) -> usize {
         rows * self.deep()
     }
 
-    /// Lays out so many queries.
+    /// Lays out `rows` queries.
     pub fn lay_rows<'q>(&self, rows: usize, row: impl Fn(usize) -> &'q [f32], to: &mut [f32]) {
         lay_rows(rows, self.ic_block, row, to);
     }
 
-    /// Some of so many queries times a table, to rows of a stride.
+    /// Multiplies some of the queries by a table, to rows of a stride.
     ///
     /// # Safety
     /// `out` spans the rows, and nothing else touches them. `q` is as many queries as

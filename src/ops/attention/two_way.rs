@@ -1,4 +1,4 @@
-//! Attention of the two-way transformer: of what was projected, with no positions of its own.
+//! The two-way transformer's attention between projected tokens, without position terms.
 
 use super::contract::ValidKeys;
 use super::flash::{self, Problem};

@@ -1,4 +1,4 @@
-//! Gradients of plain softmax attention, head by head; the scores are formed anew.
+//! Gradients of plain softmax attention, head by head; the scores are computed again.
 
 use super::contract::Head;
 use super::flash::QUERIES;

@@ -1,13 +1,13 @@
 //! The image encoder's attention: windows over a cubic token grid, the released network's relative
 //! positions, and the padded tokens of a window in closed form.
 //!
-//! With window edge `w`, `R_a[p, n] = rel_pos_a[p - n + w - 1]`, query `(d, h, x)` and key `(kd,
-//! kh, kw)`, the score is `scale q·k + A[kw] + B[kd, kw] + C[kh, kw]` where `A[kw] =
-//! q[d,h,x]·R_d[d,kw]`, `B[p, kw] = q[d,h,p]·R_h[h,kw]` and `C[p, kw] = q[d,h,p]·R_w[p,kw]`.
-//! Positions beyond the grid hold zeros after the norm, so there q, k and v are the bias: all
-//! padded keys share one k and one v, and together weigh `exp(scale q·b_k) Σ exp(A + B + C)` over
-//! the padded positions. That sum factors for each kw into sums over p; split into inside and
-//! padded parts it needs no subtraction, so nothing cancels.
+//! With window edge `w`, `R_a[p, n] = rel_pos_a[p - n + w - 1]`, query `(d, h, x)` and key
+//! `(kd, kh, kw)`, the score is `scale q·k + A[kw] + B[kd, kw] + C[kh, kw]` where
+//! `A[kw] = q[d,h,x]·R_d[d,kw]`, `B[p, kw] = q[d,h,p]·R_h[h,kw]` and
+//! `C[p, kw] = q[d,h,p]·R_w[p,kw]`. Positions beyond the grid hold zeros after the norm, so there
+//! q, k and v are the bias: all padded keys share one k and one v, and their total weight is
+//! `exp(scale q·b_k) Σ exp(A + B + C)` over the padded positions. That sum factors for each kw into
+//! sums over p; split into inside and padded parts it needs no subtraction, so nothing cancels.
 
 use super::contract::{Attended, VitWeights, Windows};
 use super::core::Rows;
@@ -19,8 +19,8 @@ use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Activation, linear};
 use crate::tensor::{OpError, Tensor};
 
-/// Projects `x` `[n, s, s, s, dim]` and attends within windows, before the output projection; what
-/// the way back wants is kept.
+/// Projects `x` `[n, s, s, s, dim]` and attends within windows, before the output projection; keeps
+/// what the gradient needs.
 pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Attended, OpError> {
     attend(device, w, x, true)
 }
@@ -58,7 +58,7 @@ fn attend(device: &Device, w: &VitWeights, x: &Tensor, keeps: bool) -> Result<At
 }
 
 /// The image encoder's attention with its projections: `x` `[n, s, s, s, dim]` to the same shape,
-/// plus `residual` where given.
+/// plus `residual` if given.
 pub fn vit_attention(
     device: &Device,
     w: &VitWeights,
@@ -108,8 +108,8 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
         terms.lay_out(&reversed, to);
     }
     let table = |axis: usize, p: usize| &tables[(axis * edge + p) * terms.size()..][..terms.size()];
-    // The same of the bias, which is the query of every padded position: along h and along w, for
-    // each head.
+    // The position terms of the bias, which is the query of every padded position: along h and
+    // along w, for each head.
     let (bias_terms, wide) = (edge * terms.wide, terms.wide);
     let mut of_bias = cpu.alloc(heads * 2 * bias_terms);
     let mut q = cpu.alloc(terms.laid(1));
@@ -149,7 +149,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
             )
         };
     });
-    // A unit is one head of as many (d, h) query rows as fill a block.
+    // A unit is one head with as many (d, h) query rows as fill a block.
     let units: Vec<(usize, usize, usize)> = windows
         .list
         .iter()
@@ -169,8 +169,8 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
         let (l, c0) = (&layouts[window], head * dim);
         let padded = extent != [edge; 3];
         let bias = |part: usize| &w.qkv.1.data()[part * width + c0..][..dim];
-        // What positions add: for each line and key, for each query and kw, and the score of the
-        // padded keys together.
+        // The position terms: for each line and key, for each query and kw, and the padded keys'
+        // common score.
         let (block, period, rows) = (l.block(), l.block() + ew, lines * ew);
         let across = l.key_blocks() * block;
         let laid = terms.laid(rows);
@@ -256,7 +256,7 @@ fn on_cpu(cpu: &Cpu, w: &VitWeights, windows: &Windows, qkv: &Tensor, width: usi
             }
         }
         let q0 = row0 + line0 * ew;
-        // The padded keys together are one key with the bias for a value.
+        // The padded keys together count as one key, with the bias as its value.
         let start = |running: &mut Running| {
             if padded {
                 (0..rows).for_each(|r| running.first(r, extra[r], bias(2)));

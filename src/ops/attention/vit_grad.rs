@@ -1,5 +1,5 @@
-//! Gradients of the image encoder's attention: of q, k, v, of the position tables, and, through the
-//! padded tokens, of the bias that stands for them.
+//! Gradients of the image encoder's attention: of q, k, v, of the position tables and, through the
+//! padded tokens, of the bias that is their value.
 
 use super::contract::{Attended, Head, VitGrads, VitWeights};
 use super::flash::QUERIES;
@@ -56,8 +56,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// Sums the score gradients of one line's queries over what each position term does not depend
-    /// on: `A[row, kw]`, `B[kd, kw]`, `C[kh, kw]`.
+    /// Sums the score gradients of one line's queries for each position term, over the axes on
+    /// which the term does not depend: `A[row, kw]`, `B[kd, kw]`, `C[kh, kw]`.
     fn gather_positions(ds: &[f32], edge: usize, extent: [usize; 3], a: &mut [f32], b: &mut [f32], c: &mut [f32]) {
         let [ed, eh, ew] = extent;
         for (ds, a) in ds.chunks_exact(ed * eh * ew).zip(a.chunks_exact_mut(edge)) {
@@ -78,7 +78,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// Back through `t[n] = q · table[n]`: adds to `dq` and to `dtable`.
+    /// The gradient of `t[n] = q · table[n]`: adds to `dq` and to `dtable`.
     fn dots_back(g: &[f32], q: &[f32], table: &[f32], dq: &mut [f32], dtable: &mut [f32]) {
         let dim = q.len();
         let dq = &mut dq[..dim];
@@ -92,7 +92,7 @@ multiversion! {
     }
 }
 
-/// Back through the logarithmic weight of the padded positions: adds `g[kw] ∂pad[kw]` to the
+/// The gradient of the logarithmic weight of the padded positions: adds `g[kw] ∂pad[kw]` to the
 /// gradients of `B` and `C`.
 fn padded_back(
     b: &[f32],
@@ -259,7 +259,7 @@ impl Unit<'_> {
                 );
             }
             p.iter_mut().for_each(|s| *s *= scale);
-            // Positions, as on the way forward.
+            // Positions, as in the forward pass.
             let mut terms = vec![];
             for line in 0..lines {
                 let (d, h) = ((line0 + line) / eh, (line0 + line) % eh);

@@ -21,13 +21,13 @@ pub(crate) struct Rows<'a> {
 
 impl Rows<'_> {
     /// Computes output block `ob` of all rows of a tile. `row_at(i, j)` is the offset of a row's
-    /// first voxel in the output map; `sums` `[channel][value, square]` of the block grow by what
-    /// is written, unless they are empty.
+    /// first voxel in the output map; what is written is added to `sums` `[channel][value, square]`
+    /// of the block, unless they are empty.
     ///
     /// # Safety
-    /// Every row lies within the target, and no other unit touches it or this block of its channels
-    /// meanwhile. Scratch holds a tile as [`Tiling::load`] leaves it, and the taps stay within its
-    /// halo; strips, tiling and weights belong together, as [`PackedConv::tiling`] has them.
+    /// Every row is within the target, and no other unit touches it or this block of its channels
+    /// meanwhile. Scratch holds a tile as [`Tiling::load`] writes it, and the taps stay within its
+    /// halo; strips, tiling and weights belong together, as [`PackedConv::tiling`] returns them.
     pub unsafe fn run(
         &self,
         ob: usize,
@@ -82,7 +82,7 @@ impl Rows<'_> {
     ) {
         let (t, conv) = (self.tiling, self.conv);
         let valid = conv.oc_block.min(target.channels - ob * conv.oc_block);
-        // SAFETY: the caller vouches for scratch and target; `spare` holds the longest strip,
+        // SAFETY: the caller guarantees scratch and target; `spare` holds the longest strip,
         // `counted` the block's sums.
         unsafe {
             let out = target.out.at(at);
@@ -92,7 +92,7 @@ impl Rows<'_> {
                 None => (conv.bias(ob).as_ptr(), 0),
             };
             let (mut to, mut to_stride) = (out, target.voxel);
-            // A last block wider than what is left of the channels goes through spare memory.
+            // If the last block is wider than the remaining channels, it goes through spare memory.
             let whole = valid == conv.oc_block;
             if !whole {
                 if init_stride != 0 {
@@ -117,7 +117,7 @@ impl Rows<'_> {
                 init_stride,
                 out: to,
                 out_stride: to_stride,
-                // Values are whole behind the last blocks of inputs.
+                // Values are complete after the last blocks of inputs.
                 sums: if ib + conv.group() >= t.blocks {
                     counted.as_mut_ptr()
                 } else {
@@ -135,8 +135,8 @@ impl Rows<'_> {
     }
 }
 
-/// The convolution of an input that is pooled already. Its output's pooled map is found where it
-/// runs by minimal filtering.
+/// The convolution of an input that is already pooled. Its output's pooled map is computed only
+/// where it runs by minimal filtering.
 pub fn conv3d(
     cpu: &Cpu,
     x: ConvInput,
@@ -167,7 +167,7 @@ pub fn conv3d(
         let (tile, group) = (unit / groups, unit % groups);
         let (item, t) = (tile / tiling.tiles(), tile % tiling.tiles());
         let mut scratch = cpu.alloc(tiling.scratch());
-        // SAFETY: by the order of `OutputPlacement::for_each_tile` nothing writes to what a tile
+        // SAFETY: in the order of `OutputPlacement::for_each_tile`, nothing writes to what a tile
         // has yet to read.
         unsafe { tiling.load(cpu.isa(), source, extent, item, t, &mut scratch) };
         let ([i0, j0], rows) = tiling.rows(t, d, h);

@@ -14,24 +14,25 @@ use std::sync::Arc;
 /// Output voxels of a block along each axis, and its output channels.
 const TILE: [usize; 3] = [4, 8, 8];
 const OUT: usize = 32;
-/// Bytes of a block's staged result with the bins of its sums, where it does not write from its
+/// Bytes of a block's staged result with the bins of its sums, if it does not write from its
 /// registers: `TILE * STAGE` and `8 * OUT * 2` floats.
 const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
-/// Blocks that keep a GPU busy: where a map has fewer, several share a tile's input channels.
+/// The number of blocks that keep a GPU busy: if a map has fewer, several share a tile's input
+/// channels.
 const BLOCKS: usize = 320;
 /// Outputs of a block of `conv3d_lay_out`.
 const LAID_OUT: usize = 16;
 /// Voxels of a block of `conv3d_splitk_reduce`.
 const REDUCED: usize = 64;
 
-/// What a convolution's kernels are used for.
+/// The op that a convolution's kernels are used for.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Op {
     /// The convolution, and the gradient of its input.
     Conv3d,
     /// A decoder stage: 8 phases from the coarse grid, on top of the skip map.
     Stage,
-    /// The gradient of its coarse input, which gathers all phases into one voxel.
+    /// The gradient of a stage's coarse input, which gathers all phases into one voxel.
     StageGradient,
 }
 
@@ -41,7 +42,7 @@ impl Kernel {
         let is_float = precision.maps() == DType::F32;
         match channels % 8 {
             1 if on_matrices && channels == 1 && taps == 27 => Kernel::MmaOneChannel,
-            // 16 floats take the bytes of 32 elements of 16 bits.
+            // 16 floats take as many bytes as 32 elements of 16 bits.
             0 | 4 if on_matrices && is_float => Kernel::Mma(16),
             0 if on_matrices && channels <= 16 => Kernel::Mma(16),
             0 if on_matrices => Kernel::Mma(32),
@@ -95,7 +96,7 @@ impl Kernel {
                 };
                 [kernels::CONV3D_32, stage, kernels::DECODER_STAGE_GRADIENT_32]
             }
-            // Weights are laid out for it where there are 27 taps, which no stage has.
+            // It has laid-out weights only if there are 27 taps, which no stage has.
             Kernel::MmaOneChannel => [kernels::CONV3D_SINGLE; 3],
             Kernel::Simt => [
                 kernels::CONV3D_PLAIN,
@@ -115,9 +116,9 @@ impl Kernel {
         }
     }
 
-    /// Whether a block of a stage makes all phases of its tile, of which there are `blocks`: on
-    /// tensor cores, where it loads all of its input channels at once, and where so many blocks
-    /// keep a GPU busy. Weights are laid out alike either way.
+    /// Whether a block of a stage computes all phases of its tile, of which there are `blocks`: on
+    /// tensor cores, if it loads all of its input channels at once, and if that many blocks keep a
+    /// GPU busy. Weights are laid out the same either way.
     fn makes_all_phases(self, op: Op, channels: usize, blocks: usize) -> bool {
         let at_once = matches!(self, Kernel::Mma(chunk) if channels <= chunk);
         op == Op::Stage && at_once && blocks * 2 > BLOCKS
@@ -127,8 +128,8 @@ impl Kernel {
         if matches!(self, Kernel::Mma(_)) { 128 } else { 256 }
     }
 
-    /// Blocks that share a tile, of `blocks` there would be otherwise and so many chunks of
-    /// channels.
+    /// The number of blocks that share a tile, given the `blocks` there would be otherwise and the
+    /// number of chunks of channels.
     fn split_k(self, blocks: usize, chunks: usize) -> usize {
         if !matches!(self, Kernel::Mma(_)) || blocks * 2 > BLOCKS {
             return 1;
@@ -137,8 +138,8 @@ impl Kernel {
         chunks.div_ceil(chunks / wanted)
     }
 
-    /// Bytes of shared memory of a block: the halo tile, `reach` voxels wider than the tile, and
-    /// later in its place the staged result.
+    /// Bytes of shared memory of a block: the halo tile, `reach` voxels wider than the tile, which
+    /// the staged result later replaces.
     fn shared(self, reach: usize, dtype: DType) -> usize {
         let voxels: usize = TILE.iter().map(|t| t + reach).product();
         let halo = match self {
@@ -154,7 +155,7 @@ impl Kernel {
 impl Packed {
     /// Lays out convolutions (one, or the phases of a stage) that have the same shape.
     ///
-    /// Weights at home on the device are laid out there, others on the host.
+    /// Weights whose home is the device are laid out there, others on the host.
     pub fn new(cuda: &Cuda, convs: &[&PackedConv], dtype: DType) -> Result<Arc<Packed>, OpError> {
         let (first, outputs) = (convs[0], convs[0].out_channels());
         let kernel = Kernel::of(first.in_channels(), first.taps, cuda.products());
@@ -177,8 +178,7 @@ impl Packed {
         Ok(Arc::new(Packed { kernel, weights, bias, outputs }))
     }
 
-    /// Lays out weights that are at home on the device; none where they are not, or do not lie one
-    /// behind the other.
+    /// Lays out weights whose home is the device; none if they are not, or are not contiguous.
     fn laid_out_there(
         cuda: &Cuda,
         convs: &[&PackedConv],
@@ -205,7 +205,7 @@ impl Packed {
         };
         let (ins, outs, taps) = (conv.in_channels(), conv.out_channels(), conv.taps);
         let (chunk, wide) = (kernel.chunk(), outs.next_multiple_of(OUT));
-        // Of one channel the taps are laid out as channels.
+        // The taps of a single channel are laid out as channels.
         let (channels, chunks, steps) =
             if single { (1, 1, chunk) } else { (chunk, ins.div_ceil(chunk), taps * chunk) };
         let to = cuda.allocate(convs.len() * chunks * steps * wide, dtype)?;
@@ -235,7 +235,7 @@ impl Packed {
         Ok(Some(to))
     }
 
-    /// Lays out weights on the host: what the device's own layout is held to.
+    /// Lays out weights on the host: the reference for the device's own layout.
     fn laid_out_here(
         cuda: &Cuda,
         convs: &[&PackedConv],
@@ -300,8 +300,8 @@ impl Packed {
         Ok(upload(cuda, &values, if kernel.on_matrices() { dtype } else { DType::F32 })?)
     }
 
-    /// Runs the op's kernel over loaded map `extent` `[n, d, h, w, c]`; `start` is a map to start
-    /// from instead of the bias. A stage has 8 phases and a result of twice the size.
+    /// Runs the op's kernel over loaded map `extent` `[n, d, h, w, c]`; `start` is an initial map
+    /// in place of the bias. A stage has 8 phases and a result of twice the size.
     pub fn run(
         &self,
         cuda: &Cuda,
@@ -327,7 +327,8 @@ impl Packed {
         let split_k = self
             .kernel
             .split_k(blocks * apart, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
-        // Sums for the norm behind come from the blocks, or from those that reduce the workspace.
+        // Sums for the norm that follows come from the blocks, or from those that reduce the
+        // workspace.
         let fine = up.pow(3) * d * h * w;
         let parts = if split_k > 1 { fine.div_ceil(REDUCED) } else { tiles * apart };
         let partial =
@@ -418,16 +419,16 @@ pub fn conv3d(
 
 /// Input channels of a block of a weight gradient in plain arithmetic.
 const IN: usize = 16;
-/// Most blocks that share weights: their sums are added up in order.
+/// The most blocks that share weights: their sums are added up in order.
 const SPLITS: usize = 256;
-/// On tensor cores, blocks that keep a GPU busy: one a multiprocessor twice over, or two that run
-/// beside each other.
+/// On tensor cores, the number of blocks that keep a GPU busy: two rounds of one block per
+/// multiprocessor. If two blocks run side by side on one, there are twice as many.
 const WEIGHT_BLOCKS: usize = 256;
 /// The fewest planes that such a block goes over.
 const PLANES: usize = 4;
 
-/// How the blocks of a weight gradient are laid out: those that share weights, those side by side
-/// over channels, threads, bytes of shared memory.
+/// How the blocks of a weight gradient are laid out: the number that share weights, the number side
+/// by side over channels, threads, bytes of shared memory.
 struct WeightBlocks {
     splits: usize,
     across: usize,
@@ -451,8 +452,9 @@ impl WeightBlocks {
         }
     }
 
-    /// On tensor cores: columns of 8 x 8 voxels, cut along d where they are few, as many pieces for
-    /// each block. The kernel finds out by itself how columns are cut for so many blocks.
+    /// On tensor cores: columns of 8 x 8 voxels, cut along d if there are few, the same number of
+    /// pieces for each block. The kernel itself works out how columns are cut for this number of
+    /// blocks.
     fn matrix([n, d, h, w, c]: [usize; 5], outs: usize, phases: usize, adds: bool) -> WeightBlocks {
         let (edge, beside) = if phases == 8 { (2, 2) } else { (3, 1) };
         let across = c.div_ceil(OUT) * outs.div_ceil(OUT);
@@ -460,7 +462,8 @@ impl WeightBlocks {
         let columns = n * h.div_ceil(8) * w.div_ceil(8);
         let parts = (wanted / columns).clamp(1, (d / PLANES).max(1));
         let runs = columns * d.div_ceil(d.div_ceil(parts));
-        // Four buffers of a plane of the input, of what is added to it, and of the gradient.
+        // Four buffers of a plane of the input, of the map that is added to it, and of the
+        // gradient.
         let voxels = 64 * (1 + usize::from(adds)) + (8 + edge - 1) * (8 + edge - 1);
         WeightBlocks {
             splits: runs.div_ceil(runs.div_ceil(wanted)),
@@ -472,8 +475,8 @@ impl WeightBlocks {
 }
 
 /// The gradient of the weights of a convolution (1 phase: `[out, in, 3, 3, 3]`) or of a decoder
-/// stage (8: `[8, out, in, 2, 2, 2]`, composed), onto what there is so far. `extent` is that of the
-/// loaded input.
+/// stage (8: `[8, out, in, 2, 2, 2]`, composed), added to the gradient so far. `extent` is that of
+/// the loaded input.
 pub(crate) fn weight_gradient(
     cuda: &Cuda,
     x: &ConvInput,
@@ -497,7 +500,7 @@ pub(crate) fn weight_gradient(
     let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
     let vector = if dtype == DType::F32 { 4 } else { 8 };
     let whole = c.is_multiple_of(vector) && outs.is_multiple_of(vector);
-    // On tensor cores a map is pooled by a kernel of its own, or by that which takes any map.
+    // On tensor cores a map is pooled by a separate kernel, or by the kernel that takes any map.
     let pools = x.prologue.max_pool && dtype != DType::F32;
     let family = match (whole, taps, pools) {
         (true, 27, false) => kernels::WEIGHT_GRADIENT_27,
@@ -575,8 +578,8 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Duration;
 
-    /// Weights at home on the device are laid out there, bit by bit as on the host: for every
-    /// kernel, of a part of the inputs, and mirrored.
+    /// Weights whose home is the device are laid out there, bit by bit as on the host: for every
+    /// kernel, for a part of the inputs, and mirrored.
     #[test]
     fn weights_are_laid_out_on_the_device_as_on_the_host() {
         let noise = |shape: &[usize]| {
@@ -667,8 +670,8 @@ mod tests {
         sums
     }
 
-    /// Of every form of a convolution's input, of maps of one column and of several, that one block
-    /// goes through or several share.
+    /// For every form of a convolution's input, and for maps of one column and of several, which
+    /// one block goes through or several share.
     #[test]
     fn gradients_of_weights_on_tensor_cores_are_those_of_the_formula() {
         let devices =
@@ -690,7 +693,7 @@ mod tests {
             let (x, add) = (small(&map, 1), small(&map, 40));
             let dy = small(&[n, up * d, up * h, up * w, outs], 77);
             let mut input = ConvInput::shared(&x).plus(added.then_some(&add));
-            // What the convolution makes of its input.
+            // The input as the convolution loads it.
             let mut loaded = x.data().to_vec();
             if added {
                 loaded.iter_mut().zip(add.data()).for_each(|(v, a)| *v += a);
@@ -711,7 +714,7 @@ mod tests {
             }
             let loaded = Tensor::new([n, d, h, w, c], loaded);
             let once = plain_gradient(&loaded, &dy, extent, phases);
-            // Onto what there is: twice the sum.
+            // Added to the gradient so far: twice the sum.
             let twice: Vec<f32> = once.iter().map(|v| 2.0 * v).collect();
             for cuda in &devices {
                 let what = format!("{}, {extent:?}, {outs}", cuda.precision());
@@ -723,7 +726,7 @@ mod tests {
         }
     }
 
-    /// Large maps keep a GPU busy without more sums than that takes, small ones are not cut up.
+    /// Large maps keep a GPU busy without more sums than needed; small ones are not cut up.
     #[test]
     fn blocks_of_a_weight_gradient_have_the_same_share() {
         let splits =
@@ -735,8 +738,8 @@ mod tests {
         assert_eq!(splits([1, 64, 64, 64, 64], 32, 8), 32);
     }
 
-    /// After a step of training, weights lie on the device, where they are laid out: by the thread
-    /// that records, which holds the device's stream, and before its work is recorded.
+    /// After a training step, weights are on the device, where they are laid out by the thread that
+    /// records, which holds the device's stream, and before its work is recorded.
     #[test]
     fn weights_that_lie_on_the_device_are_laid_out_within_a_recording() {
         let (done, finished) = channel();

@@ -1,5 +1,5 @@
 //! Gradients of the convolution: of its input by a convolution with mirrored weights, of its
-//! weights by outer products over tiles, and of what its input went through on load.
+//! weights by outer products over tiles, and of the operations on its input during load.
 
 use super::tile::{TileSource, Tiling};
 use super::{ConvInput, Epilogue, PackedConv, Packer, Prologue, conv3d};
@@ -13,8 +13,8 @@ use crate::ops::reduce::added;
 use crate::tensor::{GRADIENT, OpError, Tensor};
 
 const OP: &str = "conv3d gradient";
-/// Groups of tiles with sums of their own; fixed, so that results do not depend on the number of
-/// threads.
+/// Groups of tiles with separate sums; a fixed number, so that results do not depend on the number
+/// of threads.
 const GROUPS: usize = 16;
 
 /// The weights that turn an output gradient into the input's: mirrored, inputs and outputs
@@ -44,7 +44,8 @@ pub(crate) struct Pass<'a> {
     pub voxel: usize,
 }
 
-/// `Σ_p x[p + t, c] dy[p, o]` for each pass: `[out][in][taps]`, in float32 with tiles summed apart.
+/// `Σ_p x[p + t, c] dy[p, o]` for each pass: `[out][in][taps]`, in float32 with each tile summed
+/// separately.
 pub(crate) fn outer_products(
     cpu: &Cpu,
     x: &ConvInput,
@@ -142,7 +143,8 @@ pub fn weight(device: &Device, x: &ConvInput, dy: &Tensor) -> Result<Tensor, OpE
     weight_onto(device, x, dy, None)
 }
 
-/// The gradient of the weights, of [`weight`], added to the gradient so far, whose memory it takes.
+/// The gradient of the weights as by [`weight`], added to the gradient so far, whose memory it
+/// takes.
 pub fn weight_onto(
     device: &Device,
     x: &ConvInput,
@@ -166,7 +168,7 @@ pub fn weight_onto(
 }
 
 multiversion! {
-    /// Routes the gradients of a row of pooled voxels to the largest of the eight under each, the
+    /// Passes the gradients of a row of pooled voxels to the largest of the eight under each, the
     /// first of equals.
     fn unpool_row(rows: &[&[f32]; 4], adds: Option<[&[f32]; 4]>, norm: Option<&ItemNorm>, c: usize, g: &[f32], out: &mut [Vec<f32>; 4]) {
         let mut value = vec![0.0f32; c];

@@ -1,11 +1,11 @@
 //! 3×3×3 convolution, stride 1, zero padding 1.
 //!
-//! `y[n, p, o] = b[o] + Σ_{t, c} w[o, c, t] x[n, p + t, c]`, with whatever stands in front of it in
-//! the network applied while its input is loaded ([`Prologue`]) and what the op behind it needs to
-//! know found out while its output is stored ([`Epilogue`]).
+//! `y[n, p, o] = b[o] + Σ_{t, c} w[o, c, t] x[n, p + t, c]`, with the operations before it in the
+//! network applied while its input is loaded ([`Prologue`]), and what the next op needs computed
+//! while its output is stored ([`Epilogue`]).
 //!
-//! Maps come in one type, [`ConvInput`], here and in the ops that load theirs as a convolution does
-//! (decoder stages, gradients, pooling); what comes out is a [`ConvOutput`]. Other types are views
+//! Maps have one type, [`ConvInput`], here and in the ops that load theirs as a convolution does
+//! (decoder stages, gradients, pooling); the result is a [`ConvOutput`]. Other types are views
 //! within a body: `tile::TileSource` is what tiles are loaded from, `OutputPlacement` in `place.rs`
 //! decides whose memory the output takes.
 
@@ -29,21 +29,22 @@ use super::norm::{ChannelNorm, Sums};
 use crate::device::{Cpu, Device};
 use crate::tensor::{OpError, Tensor};
 
-/// A map as its producer left it, with what its reader does to each value on the way in.
+/// A map as its producer left it, with the operations that its reader applies to each value on
+/// load.
 ///
 /// Tensors are handles, and an op that takes a `ConvInput` by value takes the map's. If that is the
-/// last one ([`ConvInput::owned`]), the output may take the map's memory, as it does on the CPU
-/// where there is room; a map that something else holds ([`ConvInput::shared`]) stays as it is. The
+/// last one ([`ConvInput::owned`]), the output may take the map's memory, as it does on the CPU if
+/// there is room; a map that something else holds ([`ConvInput::shared`]) stays as it is. The
 /// values of the output are the same either way.
 #[derive(Clone)]
 pub struct ConvInput {
     /// `[n, d, h, w, c]`.
     pub map: Tensor,
-    /// What is done to its values on load.
+    /// The operations on its values on load.
     pub prologue: Prologue,
 }
 
-/// What is done to a map's values as they are loaded, in the order of the fields.
+/// The operations on a map's values as they are loaded, in the order of the fields.
 #[derive(Clone, Default)]
 pub struct Prologue {
     /// An instance norm and leaky ReLU to apply.
@@ -54,50 +55,50 @@ pub struct Prologue {
     pub max_pool: bool,
 }
 
-/// What is to be found out about a convolution's output as it is stored.
+/// What to compute about a convolution's output as it is stored.
 #[derive(Clone, Copy)]
 pub struct Epilogue<'a> {
-    /// Whether to take the sums that an instance norm behind it needs.
+    /// Whether to compute the sums that a following instance norm needs.
     pub sums: bool,
-    /// The weight `[out]` of that norm, where its reader pools: asks for the map of what will be
-    /// the largest of each 2×2×2 voxels behind norm and leaky ReLU. That is the largest value in
-    /// front of them, or the smallest where the weight is negative.
+    /// The weight `[out]` of that norm, if its reader pools: asks for the map of the voxel of each
+    /// 2×2×2 that will be the largest after norm and leaky ReLU. That is the largest value before
+    /// them, or the smallest if the weight is negative.
     pub pool: Option<&'a Tensor>,
 }
 
 impl Epilogue<'_> {
-    /// Nothing is found out.
+    /// Nothing is computed.
     pub const NONE: Epilogue<'static> = Epilogue { sums: false, pool: None };
-    /// The sums alone are taken.
+    /// Only the sums are computed.
     pub const SUMS: Epilogue<'static> = Epilogue { sums: true, pool: None };
 }
 
-/// A convolution's map and what its [`Epilogue`] found; `M` is a tensor, on a tape a value with its
-/// place there.
+/// A convolution's map and the results of its [`Epilogue`]; `M` is a tensor, or on a tape a value
+/// with its place there.
 pub struct ConvOutput<M = Tensor> {
     /// `[n, d, h, w, out]`.
     pub map: M,
-    /// The map's sums per item and channel, where they were asked for.
+    /// The map's sums per item and channel, if they were asked for.
     pub sums: Option<Sums>,
-    /// The pooled map `[n, d / 2, h / 2, w / 2, out]`, where it was asked for and the convolution
-    /// ran in a way that finds it: by minimal filtering on the CPU. Else the reader pools.
+    /// The pooled map `[n, d / 2, h / 2, w / 2, out]`, if it was asked for and the convolution ran
+    /// in a way that computes it: by minimal filtering on the CPU. Otherwise the reader pools.
     pub pooled: Option<Tensor>,
 }
 
 impl Prologue {
-    /// The leaky ReLU's negative slope; 1 where there is none.
+    /// The leaky ReLU's negative slope; 1 if there is none.
     pub(crate) fn slope(&self) -> f32 {
         self.norm.as_ref().map_or(1.0, ChannelNorm::slope)
     }
 }
 
 impl ConvInput {
-    /// A map that others hold, and that stays as it is.
+    /// A map that has other owners, and that stays as it is.
     pub fn shared(map: &Tensor) -> ConvInput {
         ConvInput::owned(map.clone())
     }
 
-    /// A map that is given away; its memory with it, unless there is another handle of it.
+    /// A map that is given away, together with its memory unless there is another handle of it.
     pub fn owned(map: Tensor) -> ConvInput {
         ConvInput { map, prologue: Prologue::default() }
     }
@@ -120,12 +121,12 @@ impl ConvInput {
         self
     }
 
-    /// The map to load in its place, of `extent`, where it is to be pooled.
+    /// The map to load in its place, of `extent`, if it is to be pooled.
     pub(crate) fn pooled(&self, cpu: &Cpu, extent: [usize; 5]) -> Option<ConvInput> {
         self.prologue.max_pool.then(|| ConvInput::owned(pooled(cpu, self, extent)))
     }
 
-    /// `[n, d, h, w, c]` as the op behind sees it, after checking that the parts fit.
+    /// The shape `[n, d, h, w, c]` as the next op sees it, after checking that the parts fit.
     pub(crate) fn extent(&self, op: &'static str) -> Result<[usize; 5], OpError> {
         let [n, mut d, mut h, mut w, c] = self.map.map5(op, "x")?;
         if let Some(norm) = &self.prologue.norm {
@@ -147,8 +148,8 @@ impl ConvInput {
     }
 }
 
-/// Convolves `x` `[n, d, h, w, in]` to `[n, d, h, w, out]`. The epilogue's pooled map is found on
-/// the CPU alone, and not by every body.
+/// Convolves `x` `[n, d, h, w, in]` to `[n, d, h, w, out]`. The epilogue's pooled map is computed
+/// only on the CPU, and not by every body.
 pub fn conv3d(
     device: &Device,
     x: ConvInput,

@@ -1,21 +1,21 @@
 //! Where a convolution's output goes: to memory of its own, or to that of an input that nothing
 //! else reads.
 //!
-//! The largest maps are 268 MB each. An output that takes its input's place slides a few planes
-//! along the d axis: tiles are computed slab by slab, and a slab's output lands on planes that all
-//! tiles to come have done with. The direction is the one in which the memory has room, so that one
-//! map can be convolved in place again and again.
+//! The largest maps are 268 MB each. An output that takes its input's place is shifted by a few
+//! planes along the d axis: tiles are computed slab by slab, and a slab's output is written to
+//! planes that no later tile reads. The direction is the one in which the memory has room, so that
+//! one map can be convolved in place again and again.
 
 use super::Prologue;
 use super::tile::{TileSource, Tiling};
 use crate::device::{Buffer, Cpu, DisjointWriter, ReadOnly};
 use crate::tensor::Tensor;
 
-/// Planes of room that a map gets, for outputs to slide into.
+/// Planes of room that a map gets, for outputs to be shifted into.
 const SLIDE_PLANES: usize = SLAB + 2;
-/// Planes of a slab, about; deeper tiles have no room to slide in.
+/// Approximate number of planes of a slab; deeper tiles have no room to be shifted.
 pub const SLAB: usize = 8;
-/// Fewest planes of a map that is worth it.
+/// The fewest planes of a map for which this is worthwhile.
 pub const DEEP: usize = 64;
 
 /// Memory for a map `[n, d, h, w, c]` whose reader may put its own output there.
@@ -28,15 +28,15 @@ pub fn alloc(cpu: &Cpu, [n, d, h, w, c]: [usize; 5]) -> Buffer {
 pub struct OutputPlacement<'a> {
     source: TileSource<'a>,
     buffer: Buffer,
-    /// An input whose memory did not become the output's: that memory, or, where something else
-    /// holds it as well, the map.
+    /// An input whose memory did not become the output's: that memory or, if it has other owners as
+    /// well, the map.
     _input: Option<Result<Buffer, Tensor>>,
-    /// By how much the output slides, and the rows of tiles in a slab.
+    /// The shift of the output, and the rows of tiles in a slab.
     slides: Option<(isize, usize)>,
 }
 
 impl<'a> OutputPlacement<'a> {
-    /// Decides for a map of `extent`, pooled already, and an output of `outputs` channels.
+    /// Decides for a map of `extent`, already pooled, and an output of `outputs` channels.
     pub fn new(
         cpu: &Cpu,
         map: Tensor,
@@ -48,8 +48,8 @@ impl<'a> OutputPlacement<'a> {
         OutputPlacement::decide(cpu, map, prologue, extent, tiling, outputs, true)
     }
 
-    /// Decides for tiles that do not go through [`OutputPlacement::for_each_tile`]: the output lies
-    /// apart from the input, whatever room that has.
+    /// Decides for tiles that do not go through [`OutputPlacement::for_each_tile`]: the output is
+    /// separate from the input, whatever room that has.
     pub fn apart(
         cpu: &Cpu,
         map: Tensor,
@@ -76,8 +76,8 @@ impl<'a> OutputPlacement<'a> {
             Ok(buffer) => (buffer.base().cast_const(), buffer.len()),
             Err(map) => (map.data().as_ptr(), map.len()),
         };
-        // SAFETY: buffer or map stay for as long as the placement that the source is lent by, and
-        // values do not move with what holds them.
+        // SAFETY: the buffer or the map lives as long as the placement that lends the source, and
+        // values do not move with their owner.
         let source = TileSource::of(unsafe { ReadOnly::from_raw(start, len) }, prologue);
         let rows = (SLAB / tiling.tile[0]).max(1);
         let step = (rows * tiling.tile[0] + 1) * h * w * c;
@@ -104,13 +104,13 @@ impl<'a> OutputPlacement<'a> {
     /// The output, to be written tile by tile as [`OutputPlacement::for_each_tile`] goes.
     pub fn out(&self) -> DisjointWriter<'_, f32> {
         let by = self.slides.map_or(0, |(by, _)| by);
-        // SAFETY: there is room to slide, and nothing but the source, which has the same address,
-        // reads or writes the buffer before it is finished.
+        // SAFETY: there is room for the shift, and nothing but the source, which has the same
+        // address, reads or writes the buffer before it is finished.
         unsafe { DisjointWriter::from_raw(self.buffer.base().offset(by), self.buffer.len()) }
     }
 
-    /// Runs `f(unit)` for every unit, `groups` to a tile, in an order that leaves every tile its
-    /// input.
+    /// Runs `f(unit)` for every unit, `groups` to a tile, in an order that does not overwrite any
+    /// tile's input before it is read.
     pub fn for_each_tile(
         &self,
         cpu: &Cpu,

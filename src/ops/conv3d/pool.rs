@@ -1,6 +1,6 @@
-//! Max-pooling on the CPU, norm, activation and addition included: once per voxel, in front of the
-//! convolution that wants it, where the one that wrote the map did not pool it. Tiles with their
-//! halos would read the larger map nearly twice.
+//! Max-pooling on the CPU, norm, activation and addition included: once per voxel, before the
+//! convolution that needs it, if the convolution that wrote the map did not pool it. Tiles with
+//! their halos would read the larger map nearly twice.
 
 use super::{ConvInput, Prologue};
 use crate::device::Cpu;

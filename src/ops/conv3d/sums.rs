@@ -1,23 +1,23 @@
-//! What the bodies on the CPU share about their outputs: where these go, how they are dealt out,
-//! what is summed of them.
+//! What the CPU bodies share about their outputs: where they are written, how they are divided into
+//! units, and their sums.
 
 use crate::device::{DisjointWriter, ReadOnly};
 
-/// Floats of a map that no cache holds until its reader comes.
+/// Floats of a map that is too large to stay in a cache until its reader runs.
 pub(super) const STREAM: usize = 16 << 20;
 
-/// Where rows of output lie, and where their initial values come from.
+/// Where rows of output are written, and where their initial values come from.
 pub(crate) struct Target<'a> {
     /// The output map.
     pub out: &'a DisjointWriter<'a, f32>,
-    /// A map of the same layout to start from instead of the bias.
+    /// An initial map of the same layout in place of the bias.
     pub init: Option<ReadOnly<'a, f32>>,
     /// Channels of the output map.
     pub channels: usize,
-    /// Floats from a voxel to the next of a row.
+    /// Floats from one voxel of a row to the next.
     pub voxel: usize,
-    /// Whether outputs go past the caches: to voxels aligned to registers, that nothing starts from
-    /// again.
+    /// Whether outputs bypass the caches: only if voxels are aligned to registers and nothing
+    /// starts from them again.
     pub stream: bool,
 }
 
@@ -30,10 +30,10 @@ pub(super) fn add_sums(sums: &[f64], to: &mut [f64]) {
     }
 }
 
-/// How many groups the output blocks are dealt out in, so that a small map still keeps every thread
-/// busy.
+/// The number of groups that the output blocks are divided into, so that a small map still keeps
+/// every thread busy.
 pub(crate) fn groups(tiles: usize, oc_blocks: usize) -> usize {
-    // Fixed, not by thread count, so that the units, and with them the sums, are the same
-    // everywhere.
+    // Fixed, independent of the thread count, so that the units, and with them the sums, are the
+    // same everywhere.
     (32usize.div_ceil(tiles)).min(oc_blocks).max(1)
 }

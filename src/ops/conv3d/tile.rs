@@ -1,9 +1,9 @@
 //! Loading a tile of the input into scratch memory that stays in the second-level cache.
 //!
-//! The tile holds `(ti + 2) × (tj + 2)` rows of `tk + 2` voxels, zero where the padding is, in
-//! blocks of input channels: `[block][row][voxel][channel of the block]`. The direct kernels take
-//! whole rows, which part best into strips. Norm, activation and addition happen here, once per
-//! value and tile.
+//! The tile holds `(ti + 2) × (tj + 2)` rows of `tk + 2` voxels, zero in the padding, in blocks of
+//! input channels: `[block][row][voxel][channel of the block]`. The direct kernels take whole rows,
+//! which divide best into strips. Norm, activation and addition happen here, once per value and
+//! tile.
 
 use super::{ConvInput, Prologue};
 use crate::device::simd::{self, Access};
@@ -15,14 +15,14 @@ use crate::ops::norm::ChannelNorm;
 /// the cache.
 const BUDGET: usize = 160 << 10;
 
-/// How many rows ahead of the one being loaded are asked for.
+/// How many rows ahead of the one being loaded are prefetched.
 const AHEAD: usize = 4;
 
-/// Fewest voxels of a row of an even tile: shorter ones are read in too small pieces.
+/// The fewest voxels in a row of an even tile: shorter rows are read in too small pieces.
 const SHORTEST: usize = 16;
 
-/// The view of a [`ConvInput`], pooled already, that tiles are loaded from row by row. Its map may
-/// be overwritten behind the tiles that are still to be loaded.
+/// The view of an already pooled [`ConvInput`] from which tiles are loaded row by row. Parts of its
+/// map that no later tile reads may be overwritten.
 pub struct TileSource<'a> {
     map: ReadOnly<'a, f32>,
     add: Option<&'a [f32]>,
@@ -42,7 +42,7 @@ impl<'a> TileSource<'a> {
         TileSource { map, add: add.as_ref().map(|add| add.data()), norm: norm.as_ref() }
     }
 
-    /// Asks for values before they are needed.
+    /// Prefetches values.
     fn prefetch(&self, start: usize, len: usize) {
         for at in (start..start + len).step_by(16) {
             simd::prefetch(self.map.wrapping_at(at), Access::Read);
@@ -53,7 +53,7 @@ impl<'a> TileSource<'a> {
     }
 
     /// # Safety
-    /// The values lie within the map, and nothing writes to them meanwhile.
+    /// The values are within the map, and nothing writes to them meanwhile.
     unsafe fn row(&self, start: usize, len: usize) -> (&[f32], Option<&'a [f32]>) {
         // SAFETY: guaranteed by the caller.
         (unsafe { self.map.slice(start, len) }, self.add.map(|a| &a[start..][..len]))
@@ -132,7 +132,7 @@ impl Tiling {
         let row = (w + 2) * ic_block * channels.div_ceil(ic_block) / if pairs { 2 } else { 1 };
         let fits = |ti: usize, tj: usize| (ti + 2) * (tj + 2) * row <= BUDGET;
         let mut tile = [1, 1];
-        // Grow the sides in turn; the halo is smallest when they are alike.
+        // Enlarge the sides in turn; the halo is smallest when they are equal.
         loop {
             let grow_h = (tile[0], (tile[1] + 1).min(h));
             let grow_d = ((tile[0] + 1).min(d), tile[1]);
@@ -142,7 +142,7 @@ impl Tiling {
                 None => break,
             }
         }
-        // Even the tiles out, so that the last is not a sliver.
+        // Make the tiles equal, so that the last is not a sliver.
         let count = [d.div_ceil(tile[0]), h.div_ceil(tile[1])];
         let tile = [d.div_ceil(count[0]), h.div_ceil(count[1]), w];
         Tiling::of(tile, [d, h, w], channels, ic_block, pairs)
@@ -203,7 +203,7 @@ impl Tiling {
     /// Fills `scratch` with the rows around tile `t` of item `n`.
     ///
     /// # Safety
-    /// Nothing writes meanwhile to the rows of the input that the tile and its halo are made of.
+    /// Nothing writes meanwhile to the rows of the input that belong to the tile and its halo.
     pub unsafe fn load(
         &self,
         isa: Isa,
@@ -215,17 +215,17 @@ impl Tiling {
     ) {
         let [_, d, h, w, c] = extent;
         let ([i0, j0, k0], [ni, nj, nk]) = self.part(t, [d, h, w]);
-        // Voxels of a row and its halo that exist, and whether there is padding before and behind
-        // them.
+        // The voxels of a row and its halo that exist, and whether there is padding before and
+        // after them.
         let voxels = k0.saturating_sub(1)..(k0 + nk + 1).min(w);
         let padding = [usize::from(k0 == 0), usize::from(k0 + nk == w)];
         let norm = x.norm.map(|norm| norm.item(n, c));
-        // Where a row of the input begins that a row of scratch comes from, and its length.
+        // The beginning and length of the input row that a row of scratch is loaded from.
         let start = |i: usize, j: usize| (((n * d + i) * h + j) * w + voxels.start) * c;
         let len = voxels.len() * c;
         for pi in 0..ni + 2 {
             for pj in 0..nj + 2 {
-                // The processor does not guess where the rows to come begin.
+                // The processor's prefetcher cannot predict where the next rows begin.
                 let (behind, ahead) = ((pj + AHEAD) / (nj + 2), (pj + AHEAD) % (nj + 2));
                 let (i, j) = ((i0 + pi + behind).wrapping_sub(1), (j0 + ahead).wrapping_sub(1));
                 if i < d && j < h {

@@ -1,4 +1,4 @@
-//! A convolution's weights: as they were given, and as each body reads them, laid out when first
+//! A convolution's weights: as they were given, and in the layout of each body, made when first
 //! needed.
 
 use super::tile::Tiling;
@@ -16,14 +16,14 @@ use std::sync::{Arc, OnceLock};
 /// the second-level cache.
 const WEIGHT_BUDGET: usize = 64 << 10;
 
-/// Weights and bias, laid out for the kernels of one instruction set as those first need them.
+/// Weights and bias, laid out for the kernels of one instruction set when those first need them.
 pub struct PackedConv {
-    /// None of weights that were laid out at once.
+    /// None for weights that were laid out at once.
     given: Option<Given>,
     /// For the strips: `[out block][in block][tap][in channel][out channel]`.
     direct: OnceLock<Buffer>,
     given_bias: Option<Tensor>,
-    /// The bias, and zeros behind it to the end of the last block.
+    /// The bias, padded with zeros to the end of the last block.
     bias: OnceLock<Vec<f32>>,
     shape: [usize; 5],
     inputs: usize,
@@ -47,19 +47,19 @@ pub(crate) struct Given {
     pub start: usize,
     /// Inputs of a row.
     pub row: usize,
-    /// Whether rows are inputs instead of outputs, and the taps in reverse order: what takes an
-    /// output's gradient to the input's.
+    /// Whether rows are inputs instead of outputs, and the taps in reverse order: the weights that
+    /// turn an output's gradient into the input's.
     pub mirrored: bool,
 }
 
 impl Given {
-    /// Where the weight from input `i` to output `o` at one of `taps` is.
+    /// The position of the weight from input `i` to output `o` at one of `taps`.
     fn at(&self, taps: usize, o: usize, i: usize, tap: usize) -> usize {
         let (line, place, tap) = if self.mirrored { (i, o, taps - 1 - tap) } else { (o, i, tap) };
         self.start + (line * self.row + place) * taps + tap
     }
 
-    /// These weights for what takes an output's gradient to the input's.
+    /// These weights in the form that turns an output's gradient into the input's.
     pub fn mirror(&self) -> Given {
         Given { mirrored: !self.mirrored, ..self.clone() }
     }
@@ -102,8 +102,8 @@ impl Packer {
         conv
     }
 
-    /// Weights that are laid out where and when they are needed. A bias at home on a device stays
-    /// there until then, too.
+    /// Weights that are laid out where and when they are needed. A bias whose home is a device
+    /// stays there until then, too.
     pub fn conv(
         &self,
         cpu: &Cpu,
@@ -135,7 +135,7 @@ impl Packer {
 }
 
 impl PackedConv {
-    /// Lays out `weight` `[out, in, 3, 3, 3]`, of whose inputs only `inputs` are used, and `bias`
+    /// Lays out `weight` `[out, in, 3, 3, 3]`, using only the inputs in `inputs`, and `bias`
     /// `[out]`.
     pub fn new(
         cpu: &Cpu,
@@ -150,7 +150,7 @@ impl PackedConv {
         }
         if let Some(bias) = bias {
             bias.expect_shape("conv3d", "bias", &shape[..1])?;
-            // Read here, where a failure can be told.
+            // Read here, where a failure can be reported.
             if bias.device_type().is_none() {
                 bias.try_data()?;
             }
@@ -165,7 +165,7 @@ impl PackedConv {
         Ok(packer.conv(cpu, bias, shape, Some(given)))
     }
 
-    /// `weight(output, input, tap)` as the strips want it.
+    /// Lays out `weight(output, input, tap)` for the strips.
     fn lay_out(&self, cpu: &Cpu, weight: impl Fn(usize, usize, usize) -> f32 + Sync) -> Buffer {
         let (ic_block, oc_block, taps) = (self.ic_block, self.oc_block, self.taps);
         let per_block = self.inputs.div_ceil(ic_block) * taps * ic_block * oc_block;
@@ -182,7 +182,7 @@ impl PackedConv {
         weights
     }
 
-    /// The weights as the strips want them.
+    /// The weights in the layout of the strips.
     fn direct(&self, cpu: &Cpu) -> &Buffer {
         self.direct.get_or_init(|| {
             let raw = self.raw(cpu);
@@ -190,8 +190,8 @@ impl PackedConv {
         })
     }
 
-    /// The weights as they were given, read for as long as the result lives where they stay in a
-    /// file.
+    /// The weights as they were given; if they stay in a file, they are read, and kept as long as
+    /// the result lives.
     pub(crate) fn raw(&self, cpu: &Cpu) -> Raw<'_> {
         let given = self
             .given
@@ -200,17 +200,17 @@ impl PackedConv {
         Raw { conv: self, given }
     }
 
-    /// The weights as they were given, where they are at home on this device.
+    /// The weights as they were given, if their home is this device.
     pub(crate) fn given_on(&self, cuda: &Cuda) -> Option<&Given> {
         self.given.as_ref().filter(|given| given.values.is_f32_on(cuda))
     }
 
-    /// The weights as they were given, where they are at home on some device.
+    /// The weights as they were given, if their home is some device.
     pub(crate) fn given_on_device(&self) -> Option<&Given> {
         self.given.as_ref().filter(|given| given.values.device_type() == Some(DType::F32))
     }
 
-    /// The bias as it was given, where it is at home on this device.
+    /// The bias as it was given, if its home is this device.
     pub(crate) fn bias_on(&self, cuda: &Cuda) -> Option<&Tensor> {
         self.given_bias.as_ref().filter(|bias| bias.is_f32_on(cuda))
     }
@@ -220,9 +220,9 @@ impl PackedConv {
         self.given_bias.is_some()
     }
 
-    /// Copies weights and bias that lie on a device back, where that was not done yet. Those who
-    /// lay them out elsewhere than on the calling thread see to it before: it takes the device's
-    /// stream, which the calling thread may hold, and may fail.
+    /// Copies weights and bias that are on a device back, if that has not been done yet. Code that
+    /// lays them out on other threads than the calling one must call this first: it takes the
+    /// device's stream, which the calling thread may hold, and may fail.
     pub(crate) fn fetch(&self) -> Result<(), OpError> {
         let given = self.given.as_ref().map(|given| &given.values);
         for values in given.into_iter().chain(&self.given_bias) {
@@ -288,7 +288,7 @@ impl PackedConv {
     /// Weights of output block `ob` from input block `ib` on.
     ///
     /// # Panics
-    /// Before they are laid out, which [`PackedConv::tiling`] sees to.
+    /// If they have not been laid out, which [`PackedConv::tiling`] does.
     fn weights(&self, ob: usize, ib: usize) -> &[f32] {
         let ic_blocks = self.inputs.div_ceil(self.ic_block);
         &self.direct.get().expect("laid out")
@@ -313,7 +313,7 @@ impl PackedConv {
         )
     }
 
-    /// [`PackedConv::weights`] as a tiling of this layer's wants them.
+    /// [`PackedConv::weights`] in the form that a tiling of this layer uses.
     pub(super) fn weights_for(&self, tiling: &Tiling, ob: usize, ib: usize) -> &[f32] {
         match self.pairs.get() {
             Some(pairs) if tiling.pairs => {
@@ -324,7 +324,7 @@ impl PackedConv {
         }
     }
 
-    /// The bias `[out]`, zeros where there is none.
+    /// The bias `[out]`, zeros if there is none.
     pub(crate) fn biases(&self) -> &[f32] {
         &self.padded()[..self.shape[0]]
     }
@@ -376,12 +376,12 @@ pub(crate) struct Packed {
     pub(super) outputs: usize,
 }
 
-/// The CUDA kernels there are, for maps of different element types and channels.
+/// The CUDA kernels that exist, for maps of different element types and channels.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Kernel {
-    /// Tensor cores, chunks of so many channels: 16 of float32, 16 or 32 of 16 bits.
+    /// Tensor cores, with chunks of this many channels: 16 of float32, 16 or 32 of 16 bits.
     Mma(usize),
-    /// Tensor cores, one channel: its 27 taps stand where channels stand.
+    /// Tensor cores, one channel: its 27 taps take the place of the channels.
     MmaOneChannel,
     /// Float arithmetic, chunks of 16 channels.
     Simt,
@@ -389,7 +389,8 @@ pub(super) enum Kernel {
     SimtAnyChannels,
 }
 
-/// A convolution's size, with so many multiply-adds for each pair of channels and voxel.
+/// The work of a convolution of this size, with `taps` multiply-adds for each pair of channels and
+/// voxel.
 pub(super) fn work([n, d, h, w, c]: [usize; 5], conv: &PackedConv, products: f64) -> OpCost {
     let (voxels, outputs) = (n * d * h * w, conv.out_channels());
     let floats = voxels * (c + outputs) + 27 * c * outputs;

@@ -12,7 +12,7 @@ use crate::ops::conv3d::{ConvInput, ConvOutput, Rows, Target, groups};
 use crate::ops::norm::Sums;
 use crate::tensor::Tensor;
 
-/// Every bias, on top of the convolved skip feature where there is one.
+/// All biases, added to the convolved skip feature if there is one.
 pub fn skip_map(
     cpu: &Cpu,
     stage: &DecoderStage,
@@ -74,7 +74,7 @@ pub fn decoder_stage(
     ConvOutput { map, sums: Some(sums), pooled: None }
 }
 
-/// Fills `out` and returns its sums, a part from each unit of an item.
+/// Fills `out` and returns its sums, one part from each unit of an item.
 fn by_winograd(
     cpu: &Cpu,
     stage: &DecoderStage,
@@ -89,7 +89,7 @@ fn by_winograd(
     let plan = Plan::new(cpu, first, Kind::F2x2, &tiling, n * d * h * w * 8);
     let weights: Vec<_> =
         stage.phases.iter().map(|phase| phase.transformed(cpu, Kind::F2x2)).collect();
-    // Where there are few tiles, several units share one's phases.
+    // If there are few tiles, several units share one's phases.
     let groups = groups(n * tiling.tiles(), 8).next_power_of_two();
     let units = n * tiling.tiles() * groups;
     let mut partial = cpu.zeros_f64(units * outputs * 2);

@@ -8,9 +8,10 @@ use crate::ops::conv3d::{ConvInput, ConvOutput, Packed, PackedConv};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
-/// Rows that a block of `stage_taps_first` turns.
+/// Rows that a block of `stage_taps_first` transposes.
 const TURNED: usize = 256;
-/// Edge of what a block of a product of weights makes, and floats of its tiles of both sides.
+/// The edge of the part that a block of a product of weights computes, and the floats of its tiles
+/// of both sides.
 const SPAN: usize = 64;
 const TILES: usize = 2 * 16 * (SPAN + 4);
 
@@ -70,7 +71,7 @@ pub fn decoder_stage(
     packed.run(cuda, Op::Stage, x, extent, Some(skip), true)
 }
 
-/// The gradient of the coarse input `[n, d, h, w, ..]`, `extent`'s channels being the output's.
+/// The gradient of the coarse input `[n, d, h, w, ..]`; `extent`'s channels are the output's.
 pub fn input_gradient(
     cuda: &Cuda,
     packed: &DeviceCache<Packed>,
@@ -186,7 +187,7 @@ pub fn biases_gradient(
     ])
 }
 
-/// Weights `[row][tap]` with their taps in front, `[tap][row]`, or back.
+/// Weights `[row][tap]` with their taps first, `[tap][row]`, or the reverse.
 fn turned(
     cuda: &Cuda,
     x: &Arc<Memory>,
@@ -211,12 +212,12 @@ fn turned(
     Ok(y)
 }
 
-/// What a stage is composed of: a deconvolution's weight and bias, a convolution's.
+/// The weights that a stage is composed of: a deconvolution's weight and bias, and a convolution's.
 pub type Given<'a> = [&'a Tensor; 4];
 
 /// Composed weights `[phase][out][coarse][coarse tap]`, the bias of a voxel far from the border
-/// `[out]`, and what is lost of it there `[27][out]`; shapes were checked. The products' sums are
-/// floats, of 64 terms each and then of these: the weights are exact to some 1e-7.
+/// `[out]`, and the part of it that is lost there `[27][out]`; shapes were checked. The products'
+/// sums are floats, of 64 terms each and then of these: the weights are exact to about 1e-7.
 pub fn compose(
     cuda: &Cuda,
     [deconv, deconv_bias, conv, conv_bias]: Given,
@@ -290,7 +291,7 @@ pub fn weights_gradient(
         [cuda.allocate(deconv.len(), DType::F32)?, cuda.allocate(conv.len(), DType::F32)?];
     // The skip part stays zero.
     cuda.clear(&d_conv)?;
-    // Of each of the 216 pairs of a tap and a phase the same number of products.
+    // Each of the 216 pairs of a tap and a phase takes the same number of products.
     let flops = 2 * 216 * out * coarse * up;
     for (kernel, [groups, rows], right, y) in [
         (kernels::STAGE_GRADIENT_OF_CONV, [27, out], &deconv_taps, &d_conv),
@@ -326,7 +327,8 @@ mod tests {
     use super::*;
     use crate::device::{Cpu, Device};
 
-    /// Weights at home on the device are composed there, and nothing of them crosses to the host.
+    /// Weights whose home is the device are composed there, and nothing of them is copied to the
+    /// host.
     #[test]
     fn a_stage_is_composed_on_the_device_as_on_the_host() {
         // Small whole numbers, whose sums are exact in any order.

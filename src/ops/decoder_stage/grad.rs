@@ -1,4 +1,4 @@
-//! Gradients of the decoder stage, back through the composition of its weights.
+//! Gradients of the decoder stage, through the composition of its weights.
 
 use super::{DecoderStage, OP, fine_taps};
 use crate::device::cuda::DeviceCache;
@@ -13,12 +13,12 @@ use crate::ops::norm::add_row;
 use crate::ops::reduce::added;
 use crate::tensor::{GRADIENT, OpError, Tensor};
 
-/// The place of bit `axis` (0: d) in a phase or a coarse tap.
+/// The value of bit `axis` (0: d) in a phase or a coarse tap.
 fn bit(v: usize, axis: usize) -> usize {
     v >> (2 - axis) & 1
 }
 
-/// What [`mirrored`] makes.
+/// The weights that [`mirrored`] makes.
 pub struct Mirrored {
     phases: Vec<PackedConv>,
     on_cuda: DeviceCache<Packed>,
@@ -28,7 +28,7 @@ pub struct Mirrored {
 pub fn mirrored(device: &Device, stage: &DecoderStage) -> Mirrored {
     let (coarse, out) = (stage.in_channels(), stage.outputs);
     let packer = Packer { outputs: coarse, inputs: out, taps: 8 };
-    // A CUDA device meets the taps the other way round: from the coarse voxel's side the last comes
+    // A CUDA device uses the taps in reverse order: from the coarse voxel's side the last comes
     // first.
     let last = if matches!(device, Device::Cuda(_)) { 7 } else { 0 };
     let pack = |phase: &PackedConv| {
@@ -132,7 +132,7 @@ pub fn composed(
     composed_onto(device, stage, x, dy, None)
 }
 
-/// The gradient of the composed weights, of [`composed`], added to the gradient so far, whose
+/// The gradient of the composed weights as by [`composed`], added to the gradient so far, whose
 /// memory it takes.
 pub fn composed_onto(
     device: &Device,
@@ -176,9 +176,11 @@ pub fn composed_onto(
     }
 }
 
-/// The gradients of the weights of deconvolution and convolution, from that of the composed ones.
+/// The gradients of the weights of the deconvolution and the convolution, from that of the composed
+/// ones.
 ///
-/// The convolution's come as the whole `[out, skip + up, 3, 3, 3]`, with zeros for the skip part.
+/// The convolution's gradient has the whole shape `[out, skip + up, 3, 3, 3]`, with zeros for the
+/// skip part.
 pub fn weights(
     device: &Device,
     composed: &Tensor,
@@ -196,11 +198,11 @@ pub fn weights(
         return super::cuda::weights_gradient(cuda, composed, deconv, conv);
     }
     let (cpu, skip) = (device.cpu(), inputs - up);
-    // Copied back here, where a failure can be told.
+    // Copied back here, where a failure can be reported.
     let composed = composed.try_data()?;
     [deconv, conv].into_iter().try_for_each(|t| t.try_data().map(|_| ()))?;
-    // Every product of a convolution tap with a deconvolution phase, by the composed weight it went
-    // into.
+    // Every product of a convolution tap with a deconvolution phase, by the composed weight that it
+    // is part of.
     let mut terms = vec![];
     for (p, a) in (0..8).flat_map(|p| (0..8).map(move |a| (p, a))) {
         for (td, qd) in fine_taps(bit(p, 0), bit(a, 0)) {
@@ -251,11 +253,12 @@ pub fn weights(
     Ok([Tensor::new(deconv.shape(), d_deconv), Tensor::new(conv.shape(), d_conv)])
 }
 
-/// The gradients of a skip map's parameters, from its own, `g` `[n, 2d, 2h, 2w, out]`.
+/// The gradients of a skip map's parameters, from its own gradient `g` `[n, 2d, 2h, 2w, out]`.
 ///
-/// They are those of the deconvolution's bias `[up]`, of the convolution's weight `[out, skip + up,
-/// 3, 3, 3]` and of its bias `[out]`. That of the weight is what the deconvolution's bias adds to
-/// its upsampled part, and `skip_part` `[out, skip, 3, 3, 3]`, or zeros, for the other.
+/// They are those of the deconvolution's bias `[up]`, of the convolution's weight
+/// `[out, skip + up, 3, 3, 3]` and of its bias `[out]`. The gradient of the weight is what the
+/// deconvolution's bias adds to its upsampled part, and `skip_part` `[out, skip, 3, 3, 3]`, or
+/// zeros, for the other part.
 pub fn biases(
     device: &Device,
     g: &Tensor,

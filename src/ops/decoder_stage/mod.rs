@@ -1,11 +1,10 @@
-//! The first convolution of a decoder stage, with the upsampling in front of it.
+//! The first convolution of a decoder stage, with the upsampling before it.
 //!
 //! The network computes `conv3x3x3(concat(skip, deconv2x(x)))`. Both halves are linear, so the skip
 //! half, the bias and the deconvolution's bias become a map computed once per image ([`skip_map`]);
 //! and the transposed convolution followed by the convolution is, for each of the 8 output phases,
 //! one 2×2×2 convolution on the coarse grid whose weights are contractions of the two (composed
-//! once, by [`DecoderStage::new`]). The upsampled map is never stored, and 8 taps stand where 27 +
-//! 1 stood.
+//! once, by [`DecoderStage::new`]). The upsampled map is never stored, and 8 taps replace 27 + 1.
 
 mod cpu;
 mod cuda;
@@ -28,7 +27,7 @@ pub struct DecoderStage {
     phases: Vec<PackedConv>,
     /// The bias of a voxel far from the border.
     inner_bias: Tensor,
-    /// What a voxel's bias differs by, for the 27 cases (first, inner, last along each axis).
+    /// The difference of a voxel's bias, for the 27 cases (first, inner, last along each axis).
     border: Tensor,
     outputs: usize,
     on_cuda: DeviceCache<Packed>,
@@ -75,7 +74,7 @@ impl DecoderStage {
                 return DecoderStage::on(cuda, given);
             }
         }
-        // Copied back here, where a failure can be told.
+        // Copied back here, where a failure can be reported.
         [deconv, deconv_bias, conv, conv_bias]
             .into_iter()
             .try_for_each(|t| t.try_data().map(|_| ()))?;
@@ -167,7 +166,7 @@ impl DecoderStage {
         })
     }
 
-    /// A stage of weights that are at home on a device: composed there. Their shapes were checked.
+    /// A stage whose weights' home is a device: composed there. Their shapes were checked.
     fn on(cuda: &Cuda, given: cuda::Given) -> Result<DecoderStage, OpError> {
         let [deconv, _, conv, _] = given;
         let [outputs, inputs, ..] = conv.map5(OP, "conv weight")?;
@@ -203,7 +202,7 @@ impl DecoderStage {
         self.skip.as_ref().map_or(0, PackedConv::in_channels)
     }
 
-    /// The convolution of the skip feature, where there is one.
+    /// The convolution of the skip feature, if there is one.
     pub(crate) fn skip_conv(&self) -> Option<&PackedConv> {
         self.skip.as_ref()
     }
@@ -219,7 +218,8 @@ impl DecoderStage {
 /// bias, border included.
 ///
 /// `skip` `[n, 2d, 2h, 2w, skip]`, or none for a stage without one; `fine` is `[n, 2d, 2h, 2w]`.
-/// Returns `[n, 2d, 2h, 2w, out]`, which may take the memory of a `skip` that is given away.
+/// Returns `[n, 2d, 2h, 2w, out]`, which may take the memory of a `skip` that the caller gives
+/// away.
 pub fn skip_map(
     device: &Device,
     stage: &DecoderStage,
@@ -254,7 +254,7 @@ pub fn skip_map(
     }
     match device {
         Device::Cpu(cpu) => {
-            // Copied back here, where a failure can be told.
+            // Copied back here, where a failure can be reported.
             [&stage.inner_bias, &stage.border]
                 .into_iter()
                 .try_for_each(|t| t.try_data().map(|_| ()))?;
@@ -269,7 +269,7 @@ pub fn skip_map(
 }
 
 /// The stage's convolution: `x` `[n, d, h, w, in]` on the coarse grid and the map of [`skip_map`]
-/// give `[n, 2d, 2h, 2w, out]` before its norm, always with the sums which that needs.
+/// give `[n, 2d, 2h, 2w, out]` before its norm, always with the sums that the norm needs.
 pub fn decoder_stage(
     device: &Device,
     stage: &DecoderStage,

@@ -18,7 +18,7 @@ pub(crate) struct Matrix<T = f32> {
     pub column: usize,
 }
 
-/// What the crate multiplies.
+/// The number types that the crate multiplies.
 pub(crate) trait Float: Copy + From<f32> + 'static {}
 impl Float for f32 {}
 impl Float for f64 {}
@@ -61,21 +61,21 @@ pub(crate) unsafe fn matmul<T: Float>(
     }
 }
 
-/// What follows a strip's sums, `[row][out of the block]`.
+/// What is done after a strip's sums, `[row][out of the block]`.
 struct Finish<'a> {
     /// The bias of each sum.
     bias: &'a [f32],
     activation: Activation,
     /// Columns of the block.
     columns: usize,
-    /// Where the first row of them goes, the floats from a row to the next, and what is added.
+    /// The destination of their first row, the floats from one row to the next, and what is added.
     out: &'a DisjointWriter<'a, f32>,
     at: usize,
     stride: usize,
     residual: Option<&'a [f32]>,
 }
 
-/// Bias and activation of a strip's `sums`, in place.
+/// Adds the bias to a strip's `sums` and applies the activation, in place.
 #[inline(always)]
 fn activate<const FUSED: bool>(sums: &mut [f32], how: &Finish) {
     for (v, bias) in sums.iter_mut().zip(how.bias) {
@@ -97,7 +97,7 @@ fn activate<const FUSED: bool>(sums: &mut [f32], how: &Finish) {
 }
 
 multiversion! {
-    /// Bias, activation and residual of a strip's `sums`, to their places.
+    /// Applies bias, activation and residual to a strip's `sums`, and writes them to their places.
     fn finish(sums: &mut [f32], block: usize, how: &Finish) {
         activate::<FUSED>(sums, how);
         for (r, sums) in sums.chunks_exact(block).enumerate() {
@@ -108,7 +108,7 @@ multiversion! {
                 for (out, (v, residual)) in out.iter_mut().zip(sums.iter().zip(&residual[at..])) {
                     *out = v + residual;
                 }
-            // Of a known length: no call.
+            // With a length known at compile time, this is no call.
             } else if let (Ok(sums), Ok(out)) = (<&[f32; 32]>::try_from(sums), <&mut [f32; 32]>::try_from(&mut *out)) {
                 *out = *sums;
             } else {
@@ -119,7 +119,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// [`finish`] to pairs, without a residual.
+    /// [`finish`] for pairs, without a residual.
     fn finish_pairs(sums: &mut [f32], block: usize, how: &Finish) {
         activate::<FUSED>(sums, how);
         for (r, row) in sums.chunks_exact(block).enumerate() {
@@ -132,18 +132,19 @@ multiversion! {
     }
 }
 
-/// Weights that are kept as the strips want them, at most: of layers that a few tokens go through,
-/// laying them out took longer than the products. Larger layers have many rows, beside which it is
-/// little, and all of theirs together would be felt in memory.
+/// The most weights that are kept in the strips' layout: for layers that a few tokens go through,
+/// laying them out took longer than the products. Larger layers have many rows, compared with which
+/// it takes little time, and keeping all of theirs would take much memory.
 const LASTING: usize = crate::tensor::stored::LARGE;
-/// Outputs of a block, at most.
+/// The most outputs of a block.
 const MOST_OUT: usize = 32;
 /// Strips of a unit of work.
 const STRIPS: usize = 32;
-/// Strips whose outputs are handed over together.
+/// Strips whose outputs are passed on together.
 const FEW: usize = 8;
 /// Input blocks of one pass over the rows, whose weights stay in the second-level cache; sums wait
-/// in memory between passes. A multiple of the strips' own joins, so that sums do not depend on it.
+/// in memory between passes. A multiple of the number of runs that strips combine, so that sums do
+/// not depend on it.
 const PASS: usize = 25;
 
 /// A dense layer.
@@ -184,14 +185,14 @@ impl<'a> Product<'a> {
         self.layer.weight.shape()[0]
     }
 
-    /// What the layer is, with so many rows of a residual.
+    /// The layer's work, with a residual of as many rows or without.
     fn work(&self, residual: bool) -> OpCost {
         let (Layout { m, k, .. }, n) = (self.rows, self.outputs());
         let floats = m * k + n * k + m * n * (1 + usize::from(residual));
         OpCost { problem: format!("{m} rows, {k} to {n}"), flops: (2 * m * k * n) as f64, floats }
     }
 
-    /// The rows that `load(rows, to)` brings, laid out.
+    /// The rows that `load(rows, to)` loads, laid out.
     fn laid_out(&self, load: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) -> Buffer {
         let rows = self.rows;
         let mut packed = self.cpu.alloc(rows.len());
@@ -204,7 +205,7 @@ impl<'a> Product<'a> {
         packed
     }
 
-    /// Lays a block of outputs' weights out, `[column][oc_block]`.
+    /// Lays the weights of a block of outputs out, `[column][oc_block]`.
     fn lay_out(&self, block: usize, to: &mut [f32]) {
         let (cpu, rows, oc_block) = (self.cpu, self.rows, self.kernels.oc_block);
         let from = &self.layer.weight.data()[block * oc_block * rows.k..]
@@ -218,9 +219,9 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// Multiplies rows laid out; `place(rows, column)` says where the first of a strip's outputs
-    /// from a column on goes in `out`, and how far apart its rows lie there. Outputs lie together
-    /// in pairs of bfloat16 if `paired`.
+    /// Multiplies rows laid out; `place(rows, column)` says where in `out` the first of a strip's
+    /// outputs from a column on goes, and how far apart its rows are there. Outputs are stored in
+    /// pairs of bfloat16 if `paired`.
     fn run(
         &self,
         packed: &[f32],
@@ -234,7 +235,8 @@ impl<'a> Product<'a> {
             (rows, kernels, self.outputs());
         let (across, block) = (n.div_ceil(oc_block), blocks * wide * oc_block);
         let kept = if layer.weight.len() > LASTING { None } else { self.kept() };
-        // Where weights are laid out here, by the unit that multiplies by them, once for all rows.
+        // If weights are laid out here, the unit that multiplies by them does it, once for all
+        // rows.
         let runs = rows.count.div_ceil(STRIPS);
         let units = if kept.is_some() { runs } else { 1 };
         cpu.for_each(units * across, |unit| {
@@ -261,7 +263,7 @@ impl<'a> Product<'a> {
                         let [at, stride] = place(of.clone(), c0);
                         let is_last = first + PASS >= blocks;
                         if is_last {
-                            // Writing would wait for the lines.
+                            // Otherwise writing would wait for the cache lines.
                             for r in 0..of.len() {
                                 (0..columns).step_by(16).for_each(|c| {
                                     simd::prefetch(
@@ -296,7 +298,7 @@ impl<'a> Product<'a> {
         });
     }
 
-    /// Weights that are kept as the strips want them; none where others keep them otherwise.
+    /// Weights that are kept in the strips' layout; none if they are already kept in another.
     fn kept(&self) -> Option<&[f32]> {
         let (cpu, oc_block) = (self.cpu, self.kernels.oc_block);
         let block = self.rows.blocks * self.rows.wide * oc_block;
@@ -318,8 +320,8 @@ impl<'a> Product<'a> {
         bias
     }
 
-    /// Adds the products of a strip's rows, laid out, with a block of outputs' weights to its sums:
-    /// a pass from input block `first` on. The first pass overwrites them.
+    /// Adds the products of a strip's rows, laid out, with the weights of a block of outputs to its
+    /// sums: one pass from input block `first` on. The first pass overwrites the sums.
     fn strip(&self, packed: &[f32], weights: &[f32], first: usize, sums: &mut [f32]) {
         let (Layout { blocks, wide, .. }, Kernels { microkernels, oc_block }) =
             (self.rows, self.kernels);
@@ -341,7 +343,7 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// The layer of rows laid out, plus `residual`.
+    /// The layer for rows laid out, plus `residual`.
     fn to_rows(&self, packed: &[f32], residual: Option<&Tensor>) -> Buffer {
         let n = self.outputs();
         let mut out = self.cpu.alloc(self.rows.m * n);
@@ -365,7 +367,7 @@ pub fn linear(cpu: &Cpu, x: &Tensor, layer: Layer, residual: Option<&Tensor>) ->
     product.to_rows(&packed, residual)
 }
 
-/// The layer, some rows at a time, `[row][output]`: `take` gets them while they are in a cache.
+/// The layer, some rows at a time, `[row][output]`: `take` receives them while they are in a cache.
 pub fn linear_to(
     cpu: &Cpu,
     x: &Tensor,
@@ -423,8 +425,8 @@ pub fn linear_to(
     });
 }
 
-/// Two layers of the norm of `x`, and `residual`: the first writes its rows as the second reads
-/// them.
+/// Two layers of the norm of `x`, plus `residual`: the first writes its rows in the layout in which
+/// the second reads them.
 pub fn mlp(
     cpu: &Cpu,
     x: &Tensor,
@@ -465,7 +467,7 @@ pub fn mlp(
     second.to_rows(&hidden, Some(residual))
 }
 
-/// Whether [`mlp`] can hand rows from one layer to the other: their columns fill whole blocks.
+/// Whether [`mlp`] can pass rows from one layer to the other: their columns fill whole blocks.
 pub fn can_fuse_mlp(cpu: &Cpu, [first, second]: [Layer; 2]) -> bool {
     let [first, second] = [first, second].map(|layer| Product::new(cpu, 1, layer));
     let channels = second.rows.channels;

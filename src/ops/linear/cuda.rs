@@ -12,7 +12,7 @@ const EDGE: usize = 64;
 /// Blocks that keep a GPU busy.
 const BLOCKS: usize = 320;
 
-/// What a block does: see `kernels/linear.cu`.
+/// The layout of a block: see `kernels/linear.cu`.
 struct Block {
     rows: usize,
     threads: usize,
@@ -29,10 +29,10 @@ const MANY: Block = matrix(EDGE);
 const FEW: Block = matrix(16);
 /// Two tiles in float.
 const PLAIN: Block = Block { rows: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4 };
-/// The least of k that a block takes where several share it.
+/// The smallest part of k that a block takes if several share it.
 const LEAST: usize = 768;
 
-/// Elements of 16 bytes, of which rows consist that tensor cores multiply.
+/// The number of elements in 16 bytes; rows that tensor cores multiply are multiples of that.
 fn piece(dtype: DType) -> usize {
     16 / dtype.bytes()
 }
@@ -46,8 +46,8 @@ enum Kernel {
 }
 
 impl Kernel {
-    /// The kernel for a product of `[m, k]` and `[n, k]`, or `[k, n]` where the weight is read as
-    /// it lies, its block, and how many share k.
+    /// The kernel for a product of `[m, k]` and `[n, k]`, or `[k, n]` if the weight is read in its
+    /// stored order, its block, and how many blocks share k.
     fn of(
         [m, n, k]: [usize; 3],
         precision: Precision,
@@ -84,7 +84,8 @@ pub fn linear(
     product(cuda, shape, x, (weight, false), bias, activation, residual)
 }
 
-/// A dense layer; its weight is `[n, k]`, or `[k, n]` and read as it lies, on tensor cores alone.
+/// A dense layer; its weight is `[n, k]`, or `[k, n]` and read in its stored order, on tensor cores
+/// only.
 fn product(
     cuda: &Cuda,
     shape: Vec<usize>,
@@ -208,14 +209,15 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
     back((&Tensor::from_device([k, n], transposed, dtype), false))
 }
 
-/// Most runs of rows that a weight gradient is split into, and the fewest rows of one on tensor
+/// The most runs of rows that a weight gradient is split into, and the fewest rows of one on tensor
 /// cores: adding runs up takes a launch.
 const RUNS: usize = 64;
 const RUN: usize = 512;
-/// Blocks that give every multiprocessor work where their weight gradients take all rows.
+/// The number of blocks that gives every multiprocessor work when each takes all rows of a weight
+/// gradient.
 const FILL: usize = 132;
 
-/// The gradient of the weight `[out, in]`, in float32, onto what there is so far.
+/// The gradient of the weight `[out, in]`, in float32, added to the gradient so far.
 pub fn weight_gradient(
     cuda: &Cuda,
     x: &Tensor,
@@ -224,7 +226,7 @@ pub fn weight_gradient(
 ) -> Result<Tensor, OpError> {
     let (dtype, m, n, k) = (cuda.precision(), dy.rows(), dy.channels(), x.channels());
     let plain = dtype == DType::F32;
-    // Wide blocks read less, where there are enough of them.
+    // Wide blocks read less, if there are enough of them.
     let wide = !plain && n.div_ceil(2 * EDGE) * k.div_ceil(EDGE) >= FILL;
     let height = if wide { 2 * EDGE } else { EDGE };
     let (across, down) = (n.div_ceil(height), k.div_ceil(EDGE));
@@ -234,7 +236,7 @@ pub fn weight_gradient(
     };
     let run = m.div_ceil(runs).next_multiple_of(32);
     let runs = m.div_ceil(run);
-    // One run leaves the sum itself.
+    // A single run writes the sum itself.
     let only = if runs == 1 { so_far.take() } else { None };
     let (partial, more) = place(cuda, only, runs * n * k)?;
     let (x, dy) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
@@ -269,7 +271,8 @@ mod tests {
     use super::*;
     use crate::device::Cpu;
 
-    /// Of small and of wide blocks, of rows in one run and in several, of any number of columns.
+    /// For small and for wide blocks, for rows in one run and in several, for any number of
+    /// columns.
     #[test]
     fn gradients_of_weights_on_tensor_cores_are_those_of_the_formula() {
         // Small numbers, whose products and sums are exact in float and in 16 bits.

@@ -12,8 +12,8 @@ const OP: &str = "linear gradient";
 /// Values of a unit of work.
 const RUN: usize = 1 << 14;
 
-/// `out[m][n] = a[m][k] b[k][n]` on all threads, each taking a block of rows. `a` and `b` are
-/// values and the floats from a row and from a column of theirs to the next.
+/// `out[m][n] = a[m][k] b[k][n]` on all threads, each computing a block of rows. `a` and `b` are
+/// values and the distances in floats between their rows and between their columns.
 ///
 /// # Safety
 /// The values span the matrices.
@@ -47,12 +47,12 @@ unsafe fn parallel(
     Tensor::from_buffer([m, n], out)
 }
 
-/// The gradient of a bias, of a dense layer or a convolution: sums over all but the last axis.
+/// The gradient of a bias of a dense layer or a convolution: sums over all but the last axis.
 pub fn bias(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     norm::totals(device, dy)
 }
 
-/// The gradient of a bias, of [`bias`], added to the gradient so far, whose memory it takes.
+/// The gradient of a bias as by [`bias`], added to the gradient so far, whose memory it takes.
 pub fn bias_onto(device: &Device, dy: &Tensor, so_far: Option<Tensor>) -> Result<Tensor, OpError> {
     norm::totals_onto(device, dy, so_far)
 }
@@ -83,7 +83,8 @@ pub fn weight(device: &Device, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpErro
     weight_onto(device, x, dy, None)
 }
 
-/// The gradient of the weight, of [`weight`], added to the gradient so far, whose memory it takes.
+/// The gradient of the weight as by [`weight`], added to the gradient so far, whose memory it
+/// takes.
 pub fn weight_onto(
     device: &Device,
     x: &Tensor,
@@ -122,7 +123,8 @@ multiversion! {
     }
 }
 
-/// The gradient in front of an activation. `x` is its input; for a ReLU its output does as well.
+/// The gradient before an activation. `x` is the activation's input; for a ReLU its output will do
+/// as well.
 pub fn activation(
     device: &Device,
     activation: Activation,

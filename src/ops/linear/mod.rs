@@ -10,7 +10,7 @@ use crate::tensor::{OpError, Tensor};
 
 pub(crate) use cpu::{Layer, Matrix, linear_to, matmul};
 
-/// What follows the sum.
+/// What follows the sum of products and bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// Nothing.

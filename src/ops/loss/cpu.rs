@@ -6,7 +6,7 @@ use crate::device::{Buffer, Cpu, DisjointWriter};
 
 /// Values of a unit of work.
 const RUN: usize = 1 << 13;
-/// Values summed in float32 before they join a float64 sum.
+/// Values summed in float32 before they are added to a float64 sum.
 const SHORT: usize = 256;
 
 multiversion! {
@@ -73,7 +73,7 @@ multiversion! {
     }
 }
 
-/// A mask's sums, and its loss's gradient times `factor` into `gradient` where given.
+/// A mask's sums, and the gradient of its loss times `factor` in `gradient` if given.
 pub fn mask_loss(
     cpu: &Cpu,
     logits: &[f32],
@@ -125,8 +125,8 @@ pub fn mask_loss(
     sums
 }
 
-/// Mean over a window around each voxel, zeros beyond the border counted: three sums along one axis
-/// each. Its own transpose.
+/// The mean over a window around each voxel, zeros beyond the border counted: one sum along each of
+/// the three axes. It is its own transpose.
 pub fn pool(cpu: &Cpu, m: &[f32], size: [usize; 3], kernel: [usize; 3]) -> Buffer {
     let [d, h, w] = size;
     let scale = 1.0 / kernel.iter().product::<usize>() as f32;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 const TILE: usize = 4096;
 const SUMS: usize = 5;
 
-/// Average pooling of maps of floats one behind the other: zeros beyond the border counted.
+/// Average pooling of contiguous maps of floats, zeros beyond the border counted.
 fn pool(
     cuda: &Cuda,
     x: &Arc<Memory>,
@@ -64,7 +64,7 @@ pub fn boundary_map(
     Ok(Tensor::from_device(m.shape(), out, DType::F32))
 }
 
-/// The sums of each mask, and the gradient where it is wanted.
+/// The sums of each mask, and the gradient if it is wanted.
 pub fn mask_losses(
     cuda: &Cuda,
     logits: &Tensor,
@@ -137,7 +137,7 @@ pub fn mask_losses(
     Ok((sums, gradient))
 }
 
-/// Blocks that add up tiles of masks, with shared memory for so many columns.
+/// Blocks that add up tiles of masks, with shared memory for `columns` columns.
 fn tiled(tiles: usize, masks: usize, columns: usize) -> Launch {
     Launch { grid: [tiles, masks, 1], shared: columns * 256 * 8, ..Launch::per_element(0) }
 }
@@ -230,7 +230,7 @@ pub fn emphasis(
     Ok((sums, Tensor::from_device(logits.shape(), out, dtype)))
 }
 
-/// See [`super::read`]: what lies on the device is put together there and copied back at once.
+/// See [`super::read`]: values on the device are collected there and copied back at once.
 pub fn read(
     cuda: &Cuda,
     sums: &[&MaskSums],

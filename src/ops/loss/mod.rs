@@ -1,6 +1,6 @@
 //! The losses of a mask and the boundary map, with their gradients.
 //!
-//! One pass gives every term of a mask's loss, and the gradient of their weighted sum where it is
+//! One pass gives every term of a mask's loss, and the gradient of their weighted sum if it is
 //! wanted: Dice with squared denominators and binary cross entropy (Li et al. 2024, as MONAI forms
 //! them), the boundary loss, and the plain Dice that a score is trained to predict. Sums are formed
 //! in a fixed order.
@@ -16,12 +16,12 @@ use std::sync::Arc;
 
 const OP: &str = "mask_loss";
 
-/// Added to numerators and denominators of Dice.
+/// Added to the numerators and denominators of Dice.
 pub const SMOOTH: f64 = 1e-5;
 /// The paper's window of the boundary map, along d, h, w: in the axial plane.
 pub const KERNEL: [usize; 3] = [5, 5, 1];
 
-/// What a mask is compared with: a label of one item, its boundary map, its volume.
+/// The reference for a mask: a label of one item, its boundary map, its volume.
 pub struct Target {
     label: Tensor,
     boundary: Tensor,
@@ -52,7 +52,7 @@ impl Target {
         Ok(Target { label, boundary, volume, size, kernel })
     }
 
-    /// What remains of it once its masks' sums were formed.
+    /// Its size, which remains after the sums of its masks have been computed.
     pub fn size(&self) -> TargetSize {
         TargetSize { volume: self.volume, voxels: self.label.len() }
     }
@@ -83,7 +83,7 @@ impl TargetSize {
 }
 
 /// Sums over the voxels of masks, of p g, p², p, the cross entropy, and the squared differences of
-/// boundary maps, for [`Target::loss`]: where they were formed.
+/// boundary maps, for [`Target::loss`]: kept where they were computed.
 pub struct MaskSums(At);
 
 enum At {
@@ -92,7 +92,7 @@ enum At {
 }
 
 impl MaskSums {
-    /// The sums of each mask. Of several, [`read`] does it at one go.
+    /// The sums of each mask. For several, [`read`] copies them all at once.
     pub fn read(&self) -> Result<Vec<[f64; 5]>, OpError> {
         match &self.0 {
             At::Here(sums) => Ok(sums.clone()),
@@ -105,18 +105,18 @@ impl MaskSums {
     }
 }
 
-/// What [`read`] was asked for, in the order of the lists.
+/// The values that [`read`] was asked for, in the order of the lists.
 pub struct Read {
     /// The sums of masks.
     pub sums: Vec<Vec<[f64; 5]>>,
     /// The values of scores.
     pub scores: Vec<Vec<f32>>,
-    /// The numbers beside them.
+    /// The additional numbers.
     pub numbers: Vec<f64>,
 }
 
-/// The sums of several masks, the values of `scores`, and `numbers`, doubles in a device's memory:
-/// copied back from a device at one go.
+/// The sums of several masks, the values of `scores`, and `numbers`, doubles in a device's memory,
+/// all copied back from a device at once.
 pub fn read(
     device: &Device,
     sums: &[&MaskSums],
@@ -141,7 +141,7 @@ pub fn read(
     })
 }
 
-/// How much each term of a mask's loss counts.
+/// The weight of each term of a mask's loss.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     /// Weight of `Dice + cross entropy`.
@@ -169,8 +169,8 @@ impl MaskLoss {
         terms.region * (self.dice_squared + self.cross_entropy) + terms.boundary * self.boundary
     }
 
-    /// From the sums over a target's voxels of p g, p², p, the cross entropy, and the squared
-    /// differences of the boundary maps.
+    /// The terms from the sums over a target's voxels of p g, p², p, the cross entropy, and the
+    /// squared differences of the boundary maps.
     fn of([both, squares, total, entropy, boundary]: [f64; 5], target: TargetSize) -> MaskLoss {
         // The label is zeros and ones: its squares sum to its volume.
         let dice = |total: f64| (2.0 * both + SMOOTH) / (total + target.volume + SMOOTH);
@@ -184,14 +184,14 @@ impl MaskLoss {
     }
 }
 
-/// The sums of which every term of the loss of each mask in `logits` `[masks, ..]` is made, as many
-/// voxels each as the target has; unread.
+/// The sums from which every term of the loss of each mask in `logits` `[masks, ..]` is computed,
+/// each with as many voxels as the target has; not read back yet.
 pub fn mask_sums(device: &Device, logits: &Tensor, target: &Target) -> Result<MaskSums, OpError> {
     Ok(sums(device, logits, target, None)?.0)
 }
 
-/// Every term of the loss of each mask, and the gradient of the logits, in their shape: of each
-/// mask's weighted sum, times `factor`.
+/// Every term of the loss of each mask, and the gradient of each mask's weighted sum with respect
+/// to the logits, in their shape, times `factor`.
 pub fn mask_losses_gradient(
     device: &Device,
     logits: &Tensor,
@@ -203,8 +203,8 @@ pub fn mask_losses_gradient(
     Ok((sums.read()?.into_iter().map(|sums| target.loss(sums)).collect(), gradient))
 }
 
-/// The gradient that [`mask_losses_gradient`] gives, with the sums of which the losses are made,
-/// unread.
+/// The gradient that [`mask_losses_gradient`] gives, with the sums from which the losses are
+/// computed, not read back yet.
 pub fn mask_sums_gradient(
     device: &Device,
     logits: &Tensor,
@@ -251,9 +251,9 @@ fn sums(
     Ok((sums, Some(Tensor::from_buffer(logits.shape(), gradient))))
 }
 
-/// The gradient of the squared differences of `scores` from the Dice of the masks that `sums` tell
-/// of, divided by `n` and times `scale`, in their shape. The Dice that a score learns to predict
-/// carries no gradient.
+/// The gradient of the squared differences of `scores` from the Dice of the masks of `sums`,
+/// divided by `n` and times `scale`, in the shape of the scores. The Dice that a score learns to
+/// predict carries no gradient.
 pub fn score_gradient(
     device: &Device,
     sums: &MaskSums,
@@ -279,11 +279,11 @@ pub fn score_gradient(
     Ok(Tensor::new(scores.shape(), scores.try_data()?.iter().zip(&sums).map(one).collect()))
 }
 
-/// Weights of the voxels of a label, and what their mean cross entropy counts.
+/// Weights of the voxels of a label, and the weight of their mean cross entropy.
 pub type Emphasis = (Vec<f32>, f64);
 
 /// The mean cross entropy of each mask in `logits` under the weights, and `gradient` with `factor`
-/// times its own added. The first sum of each mask is its part.
+/// times its gradient added. The first sum of each mask is its part.
 pub fn emphasis(
     device: &Device,
     logits: &Tensor,
@@ -340,8 +340,8 @@ pub fn boundary_map(device: &Device, m: &Tensor, kernel: [usize; 3]) -> Result<T
     Ok(Tensor::new(m.shape(), out))
 }
 
-/// The gradient of [`boundary_map`]: with `u = dy sign(m - avgpool(m))`, `u - avgpool(u)`. Zero
-/// where `m` equals its average.
+/// The gradient of [`boundary_map`]: with `u = dy sign(m - avgpool(m))`, `u - avgpool(u)`. It is
+/// zero where `m` equals its average.
 pub fn boundary_map_gradient(
     device: &Device,
     m: &Tensor,

@@ -26,8 +26,8 @@ pub fn sums(cpu: &Cpu, x: &Tensor) -> Sums {
 }
 
 multiversion! {
-    /// Adds a row's values, every `stride` floats `count` channels, to `sums` `[count][value,
-    /// square]`.
+    /// Adds a row's values, `count` channels every `stride` floats, to `sums`
+    /// `[count][value, square]`.
     pub(crate) fn add_row(row: &[f32], count: usize, stride: usize, sums: &mut [f64]) {
         for c0 in (0..count).step_by(16) {
             let n = (count - c0).min(16);
@@ -93,8 +93,8 @@ pub fn apply(cpu: &Cpu, x: &Tensor, norm: &ChannelNorm, add: Option<&Tensor>) ->
     Tensor::from_buffer(x.shape(), out)
 }
 
-/// Layer norm of each row, in place, of whole registers of channels. Two passes, for the variance
-/// of what has no mean.
+/// Layer norm of each row, in place, for channels that fill whole registers. Two passes, because
+/// the mean must be subtracted before the variance is summed.
 ///
 /// # Safety
 /// The processor has the instruction set of `S`.
@@ -104,8 +104,7 @@ unsafe fn layer_norm_in<S: Values>(data: &mut [f32], weight: &[f32], bias: &[f32
     assert!(c.is_multiple_of(S::LANES) && bias.len() == c);
     for row in data.chunks_exact_mut(c) {
         let row = row.as_mut_ptr();
-        // SAFETY: the caller vouches for the instruction set; rows, weight and bias have `c`
-        // values.
+        // SAFETY: the caller guarantees the instruction set; rows, weight and bias have `c` values.
         unsafe {
             let registers = (0..c).step_by(S::LANES);
             let mut sum = S::zero();
@@ -144,7 +143,7 @@ fn layer_norm_whole(isa: Isa, data: &mut [f32], weight: &[f32], bias: &[f32], ep
     unsafe { compiled(data, weight, bias, eps) } }
 }
 
-/// Any number of channels.
+/// Layer norm for any number of channels.
 fn layer_norm_plainly(data: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
     let c = weight.len();
     for row in data.chunks_exact_mut(c) {
@@ -167,7 +166,7 @@ pub(crate) fn layer_norm_rows(
     // The instruction set whose registers the channels fill.
     let whole =
         [isa, Isa::PORTABLE].into_iter().find(|isa| weight.len().is_multiple_of(simd::lanes(*isa)));
-    // GELU finds them in the first-level cache.
+    // So that GELU finds them in the first-level cache.
     for data in data.chunks_mut(weight.len() * (2048 / weight.len()).max(1)) {
         match whole {
             Some(isa) => layer_norm_whole(isa, data, weight, bias, eps),

@@ -10,13 +10,14 @@ use std::sync::Arc;
 /// Rows of a tile of sums.
 const ROWS: usize = 256;
 
-/// Values of rows of `c` that one instruction loads: one where rows are no multiple of more.
+/// The number of values of rows of `c` that one instruction loads: one if rows are not a multiple
+/// of more.
 fn lanes(dtype: DType, c: usize) -> usize {
     let lanes = 16 / dtype.bytes();
     if c.is_multiple_of(lanes) { lanes } else { 1 }
 }
 
-/// Most values of a row of a layer norm that a thread keeps.
+/// The most values of a row of a layer norm that a thread keeps.
 const KEPT: usize = 32;
 
 pub fn sums(cuda: &Cuda, x: &Tensor) -> Result<Sums, OpError> {
@@ -40,7 +41,7 @@ pub fn sums(cuda: &Cuda, x: &Tensor) -> Result<Sums, OpError> {
     Ok(Sums::on_device(partial, tiles, n * c, rows as f64))
 }
 
-/// From partial sums `[n][tiles][c][2]` to the norm.
+/// Computes the norm from partial sums `[n][tiles][c][2]`.
 pub fn coefficients(
     partial: &Arc<Memory>,
     tiles: usize,
@@ -115,7 +116,7 @@ pub fn apply(
 }
 
 /// Layer norm over the last axis; without a norm, only GELU or nothing. With `fold`, `x` holds the
-/// 8 phases of each voxel of the coarse grid `[n, d, h, w]` one behind the other, and the result is
+/// 8 phases of each voxel of the coarse grid `[n, d, h, w]` one after the other, and the result is
 /// the fine map `[n, 2d, 2h, 2w, c]`.
 pub fn layer_norm(
     cuda: &Cuda,
@@ -172,7 +173,7 @@ pub fn layer_norm(
     Ok(Tensor::from_device(shape, out, dtype))
 }
 
-/// Sums over all but the last axis, onto what there is so far.
+/// Sums over all but the last axis, added to the sums so far.
 pub fn totals_of(cuda: &Cuda, x: &Tensor, so_far: Option<Tensor>) -> Result<Tensor, OpError> {
     let (c, dtype) = (x.channels(), cuda.precision());
     column_sums(cuda, &x.to_device(cuda, dtype)?, dtype, [1, x.len() / c, c], so_far)
@@ -235,7 +236,7 @@ pub fn instance_norm_gradient(
             slope: norm.slope,
         },
     )?;
-    // The sums of an item are the gradients, where it is the only one.
+    // The sums of an item are the gradients, if it is the only one.
     let [bias, weight] = if n == 1 {
         [first, second]
     } else {

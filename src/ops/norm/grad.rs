@@ -9,10 +9,10 @@ use crate::tensor::{GRADIENT, OpError, Tensor};
 
 /// Voxels of a unit of work.
 const ROWS: usize = 1024;
-/// Voxels summed in float32 before they join a float64 sum.
+/// Voxels summed in float32 before they are added to a float64 sum.
 const RUN: usize = 32;
 
-/// What one item's norm adds to [`ItemNorm`] for the way back.
+/// What the gradient of one item's norm needs besides [`ItemNorm`].
 struct ItemGrad {
     norm: ItemNorm,
     deviation: Vec<f32>,
@@ -74,8 +74,8 @@ multiversion! {
     }
 }
 
-/// The gradient of an instance norm with its leaky ReLU: from `dy`, of the activated map, to that
-/// of the map `x` `[n, ..., c]`, of the weight and of the bias `[c]`.
+/// The gradient of an instance norm with its leaky ReLU: from `dy`, that of the activated map, to
+/// those of the map `x` `[n, ..., c]`, of the weight and of the bias `[c]`.
 pub fn instance_norm(
     device: &Device,
     x: &Tensor,

@@ -13,8 +13,8 @@ use crate::tensor::{OpError, Tensor};
 pub(crate) use cpu::add_row;
 use std::sync::Arc;
 
-/// Sums of a map's values and squares per item and channel, in float64: what an instance norm needs
-/// to know of it.
+/// Sums of a map's values and squares per item and channel, in float64: the input of an instance
+/// norm.
 #[derive(Clone)]
 pub struct Sums {
     source: Source,
@@ -33,7 +33,8 @@ enum Source {
 }
 
 impl Sums {
-    /// Adds up per-tile partial sums `[n][tiles][c][2]` in tile order, whatever computed them.
+    /// Adds up per-tile partial sums `[n][tiles][c][2]` in tile order, whichever kernel computed
+    /// them.
     pub(crate) fn reduce(partial: &[f64], n: usize, c: usize, count: f64) -> Sums {
         let mut values = vec![[0.0; 2]; n * c];
         let per_item = partial.len() / n;
@@ -88,7 +89,7 @@ impl Sums {
             let variance = (squares / self.count - mean * mean).max(0.0);
             let deviation = 1.0 / (variance + eps).sqrt();
             let scale = weight.data()[i % c] as f64 * deviation;
-            // What rounding the mean leaves out goes into the shift.
+            // What rounding the mean leaves out is added to the shift.
             let near = mean as f32;
             let shift = bias.data()[i % c] as f64 - (mean - near as f64) * scale;
             channels.extend([near, scale as f32, shift as f32]);
@@ -105,8 +106,8 @@ impl Sums {
 /// A per-item, per-channel affine map, `(x - mean) * scale + shift`, followed by a leaky ReLU;
 /// applied by the next op that reads the tensor.
 ///
-/// The mean is subtracted first because a convolution's channels can lie far from zero: `x * scale
-/// + shift` would cancel.
+/// The mean is subtracted first because a convolution's channels can be far from zero:
+/// `x * scale + shift` would cancel.
 #[derive(Clone, Debug)]
 pub struct ChannelNorm {
     /// `[n * c, 3]`: mean, scale, shift.
@@ -163,7 +164,7 @@ pub fn totals(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     totals_onto(device, x, None)
 }
 
-/// Sums over all but the last axis, added to what there is so far, whose memory they take.
+/// Sums over all but the last axis, added to the sums so far, whose memory they take.
 pub fn totals_onto(device: &Device, x: &Tensor, so_far: Option<Tensor>) -> Result<Tensor, OpError> {
     let c = x.channels();
     if let Device::Cuda(cuda) = device {
@@ -179,8 +180,8 @@ pub fn totals_onto(device: &Device, x: &Tensor, so_far: Option<Tensor>) -> Resul
     }
 }
 
-/// Writes a normalised map out, plus `add` where given. The network itself never needs this but at
-/// block ends.
+/// Writes a normalised map out, plus `add` if given. The network itself needs this only at the ends
+/// of blocks.
 pub fn apply(
     device: &Device,
     x: &Tensor,

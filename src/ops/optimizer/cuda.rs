@@ -9,8 +9,8 @@ use std::sync::Arc;
 /// Values of a block.
 const RUN: usize = 1 << 14;
 
-/// Where tensors lie, as the kernels read it: a line a tensor, behind them which run of which
-/// tensor each block has.
+/// The addresses of tensors, as the kernels read them: one line per tensor, followed by the run and
+/// tensor of each block.
 struct Table {
     memory: Arc<Memory>,
     /// The byte at which the runs begin.
@@ -20,7 +20,7 @@ struct Table {
 }
 
 impl Table {
-    /// A line a tensor: where up to four arrays of its values lie, and their length.
+    /// A line per tensor: the addresses of up to four arrays of its values, and their length.
     fn new(cuda: &Cuda, tensors: &[(Vec<&Arc<Memory>>, usize)]) -> Result<Table, OpError> {
         let (mut words, mut runs) = (vec![], vec![]);
         for (at, (arrays, len)) in tensors.iter().enumerate() {
@@ -32,21 +32,21 @@ impl Table {
         }
         let (blocks, values) = (runs.len(), tensors.iter().map(|t| t.1).sum());
         let begin = size_of_val(&words[..]);
-        // One copy: two numbers of a run lie as one of a line.
+        // One copy: two numbers of a run are stored as one of a line.
         words.extend(runs.into_iter().map(bytemuck::cast::<[i32; 2], u64>));
         Ok(Table { memory: cuda.upload(&words)?, runs: begin, blocks, values })
     }
 
-    /// How a kernel that goes over it is launched: with so many bytes of shared memory, so many
-    /// floating-point operations and bytes a value.
+    /// The launch of a kernel over the table: with `shared` bytes of shared memory, and the given
+    /// floating-point operations and bytes per value.
     fn launch(&self, shared: usize, [flops, bytes]: [usize; 2]) -> Launch {
         Launch { grid: [self.blocks, 1, 1], shared, ..Launch::per_element(0) }
             .with_cost(flops * self.values, bytes * self.values)
     }
 }
 
-/// Makes `t` the only owner of its values in float32 on the device, and returns where they are to
-/// be changed. What was known of them elsewhere is forgotten.
+/// Makes `t` the only owner of its values in float32 on the device, and returns the memory to
+/// change them in. Copies of them elsewhere are dropped.
 pub fn resident(cuda: &Cuda, t: &mut Tensor) -> Result<Arc<Memory>, OpError> {
     let memory = if t.is_f32_on(cuda) && t.is_unique() {
         t.to_device(cuda, DType::F32)?

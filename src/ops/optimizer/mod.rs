@@ -22,7 +22,7 @@ pub struct AdamWConfig {
     pub max_norm: f64,
 }
 
-/// The optimiser's state: two moments a parameter, and how many steps were taken.
+/// The optimiser's state: two moments per parameter, and the number of steps taken.
 pub struct AdamW {
     config: AdamWConfig,
     moments: Vec<[Tensor; 2]>,
@@ -38,7 +38,7 @@ struct Step {
     betas: [f64; 2],
     corrected: [f64; 2],
     eps: f64,
-    /// What gradients are multiplied by; a device has its [`Limit`] instead.
+    /// The factor of gradients; a device uses its [`Limit`] instead.
     clip: f64,
     decay: f64,
     lr: f64,
@@ -59,22 +59,22 @@ multiversion! {
     }
 }
 
-/// A norm of gradients, where it was formed.
+/// A norm of gradients, kept where it was computed.
 pub struct Norm(At);
 
 enum At {
     Here(f64),
-    /// Its square.
+    /// The norm's square.
     There(Cuda, Arc<Memory>),
 }
 
 impl Norm {
-    /// A norm that is known.
+    /// A norm whose value is known.
     pub fn of(value: f64) -> Norm {
         Norm(At::Here(value))
     }
 
-    /// Its value; a device is waited for.
+    /// Its value; waits for a device.
     pub fn read(&self) -> Result<f64, OpError> {
         match &self.0 {
             At::Here(value) => Ok(*value),
@@ -86,7 +86,7 @@ impl Norm {
         }
     }
 
-    /// Its square, a double, where that lies on a device and was not read.
+    /// Its square, a double, if it is on a device and has not been read.
     pub(crate) fn square_there(&self) -> Option<&Arc<Memory>> {
         match &self.0 {
             At::Here(_) => None,
@@ -117,7 +117,7 @@ pub fn global_norm(device: &Device, gradients: &[Option<&Tensor>]) -> Result<Nor
 }
 
 /// Moves each of `averages` towards its value: `average += rate (value - average)`; nothing moves
-/// where the norm of the step before is no number, for then the step changed nothing either.
+/// if the norm of the step before is not finite, because then the step changed nothing either.
 pub fn follow(
     device: &Device,
     averages: &mut [Tensor],
@@ -150,8 +150,8 @@ pub fn follow(
     Ok(())
 }
 
-/// Brings parameters that lie on the host to where the optimiser changes them: on a CUDA device,
-/// in float32. So the first step of a run, also of one that goes on, is like all others.
+/// Moves parameters that are on the host to where the optimiser changes them: on a CUDA device, in
+/// float32. So the first step of a run, also of a resumed one, is like all others.
 pub fn bring(device: &Device, parameters: &mut [&mut Tensor]) -> Result<(), OpError> {
     let Device::Cuda(cuda) = device else { return Ok(()) };
     let mut here = parameters.iter_mut().filter(|parameter| parameter.device_type().is_none());
@@ -180,15 +180,15 @@ impl AdamW {
         self.steps
     }
 
-    /// Forgets the last step, whose norm was no number: it changed nothing.
+    /// Forgets the last step, whose norm was not finite: it changed nothing.
     pub fn take_back(&mut self) {
         self.steps = self.steps.saturating_sub(1);
     }
 
-    /// One step at learning rate `lr`. The gradients come multiplied by `scale`, with them their
-    /// [`global_norm`], above which they are clipped. A parameter without a gradient stays as it
-    /// is. Where the norm is no number nothing changes, which the caller, who does not know yet,
-    /// makes good by [`AdamW::take_back`].
+    /// One step at learning rate `lr`. The gradients come multiplied by `scale`, together with
+    /// their [`global_norm`], above which they are clipped. A parameter without a gradient stays as
+    /// it is. If the norm is not finite nothing changes; the caller, who does not know that yet,
+    /// corrects the count by [`AdamW::take_back`].
     pub fn step(
         &mut self,
         device: &Device,
@@ -243,7 +243,7 @@ impl AdamW {
     }
 }
 
-/// By what a device clips gradients.
+/// The norm by which a device clips gradients.
 struct Limit {
     /// The norm's square.
     square: Arc<Memory>,
@@ -259,7 +259,7 @@ pub struct LinearSchedule {
     pub start: f64,
     /// Factor from step `steps` on.
     pub end: f64,
-    /// How long the way is.
+    /// The number of steps that it takes.
     pub steps: u64,
 }
 

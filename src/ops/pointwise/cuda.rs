@@ -99,8 +99,8 @@ pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     Ok(Tensor::from_device(a.shape(), out, dtype))
 }
 
-/// One bit a value on the host, set where it is positive, the first in the highest bit of a byte;
-/// of eight values, or a multiple.
+/// One bit per value on the host, set if it is positive, the first in the highest bit of a byte;
+/// for a multiple of eight values.
 pub fn pack_bits(cuda: &Cuda, x: &Tensor) -> Result<Vec<u8>, OpError> {
     let (dtype, bytes) = (cuda.precision(), x.len() / 8);
     let (out, values) = (cuda.allocate_bytes(bytes)?, x.to_device(cuda, dtype)?);
@@ -134,7 +134,7 @@ pub fn multiply_add(cuda: &Cuda, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<T
     Ok(Tensor::from_device(a.shape(), out, dtype))
 }
 
-/// Most maps that a launch makes.
+/// The most maps of one launch.
 const MAPS: usize = 4;
 
 fn few_maps(weights: &Tensor, m: usize) -> Result<(), OpError> {
@@ -207,7 +207,7 @@ pub fn heads_gradient(
         add.map(|a| a.to_device(cuda, dtype)).transpose()?,
     );
     let out = cuda.allocate(x.len(), dtype)?;
-    // Vectors are of a voxel.
+    // Vectors are within a voxel.
     let launch = Launch::per_vector(dtype.bytes(), x.len(), c)
         .with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
     cuda.launch(

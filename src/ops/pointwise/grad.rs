@@ -19,8 +19,8 @@ fn as_many(op: &'static str, a: &Tensor, b: &Tensor) -> Result<(), OpError> {
     }
 }
 
-/// The gradient of the logistic function's argument, from its value `y` and that of its value,
-/// `dy`.
+/// The gradient of the logistic function's argument, from the function's value `y` and the gradient
+/// `dy` of that value.
 pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     as_many("sigmoid gradient", y, dy)?;
     if let Device::Cuda(cuda) = device {
@@ -33,8 +33,8 @@ pub fn sigmoid(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
     Ok(Tensor::from_buffer(y.shape(), dx))
 }
 
-/// The gradient of a softmax's argument over the last axis, from its value `y` and that of its
-/// value, `dy`.
+/// The gradient of a softmax's argument over the last axis, from its value `y` and the gradient
+/// `dy` of that value.
 pub fn softmax(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
     let c = y.channels();
     let mut dx = device.cpu().alloc(y.len());
@@ -133,7 +133,7 @@ pub fn heads(
     Ok((Tensor::from_buffer(x.shape(), dx), list(0..m * c), list(m * c..each)))
 }
 
-/// The product of two maps of one size.
+/// The product of two maps of the same size.
 pub fn times(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     as_many("times", a, b)?;
     if let Device::Cuda(cuda) = device {

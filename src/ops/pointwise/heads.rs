@@ -14,7 +14,7 @@ const RUN: usize = 2048;
 /// Voxels that are loaded and multiplied at a time.
 const GROUP: usize = 128;
 
-/// A map with its norm and what is added to it, and the heads.
+/// A map with its norm, the map that is added to it, and the heads.
 pub(super) struct Heads<'a> {
     pub x: &'a Tensor,
     pub norm: &'a ChannelNorm,
@@ -99,7 +99,7 @@ impl Heads<'_> {
         out
     }
 
-    /// Map `chosen` alone, and of every map one bit a voxel, set where positive, first voxel in the
+    /// Map `chosen` alone, and one bit per voxel of every map, set if positive, first voxel in the
     /// highest bit.
     pub fn chosen(&self, cpu: &Cpu, chosen: usize) -> (Buffer, Vec<Vec<u8>>) {
         let (voxels, m) = (self.x.rows(), self.weights.len() / self.x.channels());

@@ -53,7 +53,7 @@ pub fn sigmoid(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     }
 }
 
-/// Where values are positive: ones and zeros on the host. A CUDA device sends one bit a value.
+/// Whether values are positive: ones and zeros on the host. A CUDA device sends one bit per value.
 pub fn positive(device: &Device, x: &Tensor) -> Result<Vec<u8>, OpError> {
     let mut mask = memory::zeroed::<u8>("a mask", x.len());
     if let (Device::Cuda(cuda), true) = (device, x.len().is_multiple_of(8) && !x.is_empty()) {
@@ -105,7 +105,7 @@ pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     Ok(Tensor::from_buffer(a.shape(), out))
 }
 
-/// `a b + c` of three maps of as many values, in the shape of `a`.
+/// `a b + c` of three maps with the same number of values, in the shape of `a`.
 pub fn multiply_add(
     device: &Device,
     a: &Tensor,
@@ -134,8 +134,8 @@ pub fn multiply_add(
 }
 
 /// Maximum over 2×2×2 voxels, stride 2: `[n, d, h, w, c]` to `[n, d/2, h/2, w/2, c]`. The network's
-/// convolutions do it to their inputs
-/// ([`Prologue::max_pool`](super::conv3d::Prologue::max_pool)); this is the same on its own.
+/// convolutions apply it to their inputs
+/// ([`Prologue::max_pool`](super::conv3d::Prologue::max_pool)); this is the separate op.
 pub fn max_pool3d(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     let input = ConvInput::shared(x).max_pooled();
     let [n, d, h, w, c] = input.extent("max_pool3d")?;
@@ -167,8 +167,8 @@ pub fn heads(
     }
 }
 
-/// One map of [`heads()`], on the CPU, without storing all: map `chosen` `[1, d, h, w]`, and of
-/// every map one bit a voxel, set where positive, first voxel in the highest bit.
+/// One map of [`heads()`], on the CPU, without storing all: map `chosen` `[1, d, h, w]`, and one
+/// bit per voxel of every map, set if positive, first voxel in the highest bit.
 pub fn heads_chosen(
     cpu: &Cpu,
     x: &Tensor,

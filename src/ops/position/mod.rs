@@ -6,7 +6,7 @@ use crate::memory;
 use crate::tensor::{OpError, Tensor};
 use std::f64::consts::TAU;
 
-/// Writes `[sin, cos, sin]` of `2π (2c - 1) G` for `c` in `[0, 1]³`. Formed in float64: at 128
+/// Writes `[sin, cos, sin]` of `2π (2c - 1) G` for `c` in `[0, 1]³`. Computed in float64: at 128
 /// random frequencies the angle is tens of turns.
 fn code(c: [f64; 3], gaussian: &Tensor, out: &mut [f32]) {
     let features = gaussian.channels();
@@ -23,7 +23,7 @@ fn code(c: [f64; 3], gaussian: &Tensor, out: &mut [f32]) {
 fn check(gaussian: &Tensor) -> Result<usize, OpError> {
     match gaussian.shape() {
         [3, features] if *features > 0 => {
-            // Copied back here, where a failure can be told.
+            // Copied back here, where a failure can be reported.
             gaussian.try_data()?;
             Ok(3 * features)
         }
@@ -53,8 +53,8 @@ pub fn points(
 /// Codes of the cell centres of a grid `[d, h, w]`, in the released network's axis order (j, i, k):
 /// `[d, h, w, 3 * features]`.
 ///
-/// It divides the first coordinate by d and the second by h although they run along h and d; on its
-/// cubic grids that changes nothing.
+/// It divides the first coordinate by d and the second by h although they are along h and d; on its
+/// cubic grids that makes no difference.
 pub fn grid(gaussian: &Tensor, [d, h, w]: [usize; 3]) -> Result<Tensor, OpError> {
     let width = check(gaussian)?;
     let mut out = memory::zeroed("position codes", d * h * w * width);

@@ -6,8 +6,8 @@ use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
-/// Where a sum of so many values goes: memory of its own, or that of the sum so far, and whether
-/// there is more in it.
+/// The destination of a sum of `count` values: memory of its own, or that of the sum so far, and
+/// whether that has values to add to.
 pub fn place(
     cuda: &Cuda,
     sum: Option<Tensor>,
@@ -22,28 +22,28 @@ pub fn place(
     if sum.device_type() == Some(DType::F32) {
         return Ok((memory, true));
     }
-    // What is kept there of values at home elsewhere stays as it is.
+    // Copies kept there of values whose home is elsewhere stay as they are.
     let own = cuda.allocate(count, DType::F32)?;
     cuda.copy(&memory, 0, &own, 0, 4 * count)?;
     Ok((own, true))
 }
 
-/// Threads of a block that adds up so many tiles.
+/// Threads of a block that adds up this many tiles.
 pub fn adders(tiles: usize) -> usize {
     tiles.next_multiple_of(32).clamp(32, 512)
 }
 
-/// Most tiles that a matrix's rows are cut into, and rows that are not cut.
+/// The most tiles that a matrix's rows are cut into, and the most rows that are not cut.
 const TILES: usize = 512;
-/// Columns that a thread takes of a matrix of a multiple.
+/// Columns that a thread takes if the number of columns is a multiple of it.
 const EACH: usize = 4;
-/// Most threads side by side in a row.
+/// The most threads side by side in a row.
 const LANES: usize = 8;
 
-/// Where a kernel leaves sums: the first list and the second, or neither.
+/// Where a kernel writes sums: the first list and the second, or neither.
 type Lists = [Option<Arc<Memory>>; 2];
 
-/// How the sums over rows of matrices are shared out among blocks.
+/// How the sums over rows of matrices are divided among blocks.
 pub struct Columns {
     items: usize,
     tiles: usize,
@@ -56,13 +56,13 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// Of `items` matrices of so many rows and columns: of each column `kinds` sums, and `beside`
-    /// more a group of columns.
+    /// For `items` matrices of that many rows and columns: `kinds` sums of each column, and
+    /// `beside` more per group of columns.
     pub fn new(items: usize, [rows, c]: [usize; 2], [kinds, beside]: [usize; 2]) -> Columns {
         let each = if c.is_multiple_of(EACH) { EACH } else { 1 };
         let groups = c.div_ceil(each);
         let lanes = groups.next_power_of_two().min(LANES);
-        // Threads have eight rows, or a multiple.
+        // Threads have eight rows, or a multiple of that.
         let run = match rows <= TILES {
             true => rows.max(1),
             false => rows.div_ceil(TILES).next_multiple_of(8 * 256 / lanes),
@@ -86,8 +86,8 @@ impl Columns {
         }
     }
 
-    /// Two sums of each of `width` columns, lists `[items * width]` in float32. `sum` launches the
-    /// kernel: it leaves partial sums, or the lists themselves where a tile has all rows.
+    /// Two sums of each of `width` columns, as lists `[items * width]` in float32. `sum` launches
+    /// the kernel: it writes partial sums, or the lists themselves if a tile has all rows.
     pub fn sums(
         &self,
         cuda: &Cuda,
@@ -97,8 +97,8 @@ impl Columns {
         self.sums_onto(cuda, width, None, |partial, lists, _| sum(partial, lists))
     }
 
-    /// Two sums of each of `width` columns, the first list added to one so far. `sum` is told
-    /// whether there is one.
+    /// Two sums of each of `width` columns, the first list added to the sums so far. `sum` is told
+    /// whether there are any.
     fn sums_onto(
         &self,
         cuda: &Cuda,
@@ -121,7 +121,7 @@ impl Columns {
 }
 
 /// Sums over the rows of values `[items, rows, c]` of a type: a list `[items * c]` in float32, or
-/// one so far with them.
+/// the sums so far with these added.
 pub fn column_sums(
     cuda: &Cuda,
     values: &Arc<Memory>,
@@ -150,8 +150,8 @@ pub fn column_sums(
     Ok(sums)
 }
 
-/// Adds up partial sums `[items][tiles][c][2]` to two lists `[items * c]` in float32, the first of
-/// which may have more.
+/// Adds up partial sums `[items][tiles][c][2]` to two lists `[items * c]` in float32; the first may
+/// be added to the sums so far.
 fn totals(
     cuda: &Cuda,
     partial: &Option<Arc<Memory>>,
@@ -180,12 +180,13 @@ fn totals(
     )?)
 }
 
-/// More parts than a thread adds up alone, and most values of each where blocks share them.
+/// The most parts that a thread adds up alone, and the most values of each for which blocks share a
+/// larger number of parts.
 const MANY: usize = 16;
 const SHARED: usize = 1 << 18;
 
-/// Adds up partial sums `[parts][each]`, onto what there is so far. A single one is the sum, and
-/// takes no launch.
+/// Adds up partial sums `[parts][each]`, together with the sum so far. A single one is the sum
+/// itself, and takes no launch.
 pub fn part_sums(
     cuda: &Cuda,
     partial: Arc<Memory>,
@@ -214,8 +215,8 @@ pub fn part_sums(
     Ok(Tensor::from_device([each], total, DType::F32))
 }
 
-/// Adds up `parts` partial sums `[part][phase][tap][c][outs]` to `[phase][outs][c][tap]`, onto what
-/// there is so far.
+/// Adds up `parts` partial sums `[part][phase][tap][c][outs]` to `[phase][outs][c][tap]`, together
+/// with the sum so far.
 pub fn weight_total(
     cuda: &Cuda,
     partial: &Arc<Memory>,
@@ -225,7 +226,8 @@ pub fn weight_total(
 ) -> Result<Tensor, OpError> {
     let count = phases * taps * c * outs;
     let (total, more) = place(cuda, so_far, count)?;
-    // Many parts are of few weights: a block has a tap, whose parts its warps share.
+    // If there are many parts, there are few weights: a block has one tap, whose parts its warps
+    // share.
     let (each, share) = if parts >= MANY { (1, 8) } else { (taps, 1) };
     let launch = Launch {
         grid: [c * outs.div_ceil(32), taps.div_ceil(each), phases],

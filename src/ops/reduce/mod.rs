@@ -1,4 +1,4 @@
-//! Adding up what the blocks or runs of a kernel left: partial sums that several ops have on CUDA
+//! Adding up what the blocks or runs of a kernel wrote: partial sums that several ops have on CUDA
 //! devices.
 
 mod cuda;

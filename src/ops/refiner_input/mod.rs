@@ -1,4 +1,4 @@
-//! What the corrective refiner sees: image, mask and prompts at half the resolution.
+//! The input of the corrective refiner: image, mask and prompts at half the resolution.
 
 use crate::device::cuda::{Launch, Memory, kernels};
 use crate::device::profile::OpCost;
@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 const OP: &str = "refiner_input";
 
-/// Which of several masks.
+/// The choice among several masks.
 #[derive(Clone, Copy)]
 pub enum Choice<'a> {
     /// The number of the mask.
     Known(usize),
-    /// The number of the mask stands in a CUDA device's memory, an `int`.
+    /// The number of the mask is in a CUDA device's memory, as an `int`.
     OnDevice(&'a Arc<Memory>),
 }
 

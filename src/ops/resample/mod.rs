@@ -1,7 +1,7 @@
 //! Resampling of maps inside the network, by the rules of PyTorch's `interpolate` without aligned
 //! corners.
 //!
-//! Volumes of arbitrary spacing are resampled elsewhere (`volume`), by their own rule.
+//! Volumes of arbitrary spacing are resampled elsewhere (`volume`), by a different rule.
 
 pub(crate) mod cuda;
 pub mod grad;
@@ -45,7 +45,7 @@ pub fn downsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpEr
     Ok(Tensor::from_buffer([n, d, h, w, c], out))
 }
 
-/// The two coarse positions that fine position `o` lies between, and the first one's weight.
+/// The two coarse positions between which fine position `o` lies, and the first one's weight.
 fn between(o: usize, edge: usize) -> (usize, usize, f32) {
     let near = o / 2;
     if o.is_multiple_of(2) {

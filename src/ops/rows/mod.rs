@@ -1,5 +1,4 @@
-//! Rows of matrices: taken out, and put one below the other. Values that lie on a device stay
-//! there.
+//! Rows of matrices: extracting them, and stacking them. Values that are on a device stay there.
 
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, CudaError, DType, Device};
@@ -7,9 +6,9 @@ use crate::memory;
 use crate::tensor::{GRADIENT, OpError, Tensor, extent};
 use std::sync::Arc;
 
-/// Bytes that kernels load at once at the most.
+/// The most bytes that kernels load at once.
 const VECTOR: usize = 16;
-/// Most matrices that one launch puts one below the other.
+/// The most matrices that one launch stacks.
 const JOINED: usize = 4;
 
 /// Rows `from..from + count` of `x` `[t, c]`: `[count, c]`.
@@ -29,8 +28,9 @@ pub fn narrow(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<
     Ok(Tensor::from_buffer([count, c], out))
 }
 
-/// Rows `from..from + count` of `x` `[t, c]`, without a copy where that can be: on a device, from a
-/// place on from which vectors are loaded. For those who leave `x` and the rows as they are.
+/// Rows `from..from + count` of `x` `[t, c]`, without a copy where possible: on a device, if they
+/// begin at a position from which vectors can be loaded. Only for callers that change neither `x`
+/// nor the rows.
 pub fn view(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
     let (c, end) = (x.channels(), from.saturating_add(count));
     if let (Device::Cuda(cuda), Some(dtype)) = (device, x.device_type())
@@ -49,7 +49,7 @@ pub fn view(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Te
     narrow(device, x, from, count)
 }
 
-/// Matrices `[t, c]` of as many columns one below the other.
+/// Stacks matrices `[t, c]` with the same number of columns one below the other.
 pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     let c = parts.first().map_or(1, |p| p.channels());
     if let Some(other) = parts.iter().find(|p| p.channels() != c) {
@@ -78,7 +78,7 @@ pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     Ok(Tensor::new([rows, c], all))
 }
 
-/// A few matrices of the same size one below the other, by one launch.
+/// Stacks a few matrices of the same size one below the other, by one launch.
 fn join(cuda: &Cuda, parts: &[&Tensor], out: &Arc<Memory>, dtype: DType) -> Result<(), OpError> {
     let each = parts[0].len();
     let memory: Vec<Arc<Memory>> =
@@ -127,7 +127,7 @@ pub fn narrow_gradient(
     Ok(Tensor::new(shape, out))
 }
 
-/// The row of `x` `[t, c]` whose number stands in a CUDA device's memory: `[1, c]`.
+/// The row of `x` `[t, c]` whose number is in a CUDA device's memory: `[1, c]`.
 pub fn gather_row(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tensor, OpError> {
     let Device::Cuda(cuda) = device else {
         return Err(OpError::Argument {
@@ -150,8 +150,8 @@ pub fn gather_row(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tens
     Ok(Tensor::from_device([1, c], out, dtype))
 }
 
-/// Rows of parameters, each added to one of `base` `[t, c]`: row `r` is `base[r]` and row
-/// `rows[r].1` of `rows[r].0`, which lie on the device in float32.
+/// Rows of parameters, each added to one of `base` `[t, c]`: row `r` is `base[r]` plus row
+/// `rows[r].1` of `rows[r].0`, which are on the device in float32.
 pub(crate) fn embed(
     cuda: &Cuda,
     base: &Tensor,
@@ -182,8 +182,8 @@ pub(crate) fn embed(
     Ok(Tensor::from_device(base.shape(), out, dtype))
 }
 
-/// The gradient of [`embed`] for each of `parameters`, the rows being those of the parameter number
-/// `rows[r].0`: sums of the rows of `dy` `[t, c]`, in their order.
+/// The gradient of [`embed`] for each of `parameters`, where `rows[r].0` is the number of row `r`'s
+/// parameter: sums of the rows of `dy` `[t, c]`, in their order.
 pub(crate) fn embed_gradient(
     cuda: &Cuda,
     dy: &Tensor,
@@ -198,7 +198,7 @@ pub(crate) fn embed_gradient(
         cuda.clear(&memory)?;
         gradients.push(memory);
     }
-    // Every row of a parameter that is there, once; and which of them each row of `dy` belongs to.
+    // Every row of a parameter that is used, once; and which of them each row of `dy` belongs to.
     let mut places: Vec<(usize, usize)> = vec![];
     let mut numbers = vec![];
     for row in rows {
@@ -233,7 +233,7 @@ pub(crate) fn embed_gradient(
     Ok(gradients.into_iter().zip(parameters).map(tensor).collect())
 }
 
-/// Where a row of `c` floats lies behind a parameter's first, in bytes.
+/// The offset in bytes of a row of `c` floats from a parameter's first.
 fn place(parameter: &Tensor, row: usize, c: usize) -> Result<u64, OpError> {
     match row.checked_add(1).and_then(|rows| rows.checked_mul(c)) {
         Some(values) if values <= parameter.len() => Ok((row * c * 4) as u64),
@@ -255,7 +255,7 @@ mod tests {
         let device = Device::Cpu(Cpu::new(1).unwrap());
         let x = Tensor::new([3, 4], (0..12).map(|v| v as f32).collect());
         assert_eq!(narrow(&device, &x, 1, 2).unwrap().data(), &x.data()[4..]);
-        // Beyond, also where sums and products of the numbers would wrap to ones that fit.
+        // Beyond the end, also if sums and products of the numbers would wrap to ones that fit.
         for (from, count) in [(2, 2), (usize::MAX, 2), (2, usize::MAX), (1 << 62, 1), (0, 1 << 62)]
         {
             assert!(

@@ -106,7 +106,7 @@ pub fn reverse_axes(
     Ok(out)
 }
 
-/// A list of floats, `times` times.
+/// A list of floats, repeated `times` times.
 pub fn repeat(cuda: &Cuda, x: &Tensor, times: usize) -> Result<Arc<Memory>, OpError> {
     let count = times * x.len();
     let (out, values) = (cuda.allocate(count, DType::F32)?, x.to_device(cuda, DType::F32)?);
@@ -129,8 +129,8 @@ mod tests {
     use super::*;
     use crate::device::{Cpu, Device};
 
-    /// Weights at home on the device are laid out there, and nothing of them, or of their gradient,
-    /// crosses to the host.
+    /// Weights whose home is the device are laid out there, and nothing of them, or of their
+    /// gradient, is copied to the host.
     #[test]
     fn transposed_convolutions_are_laid_out_on_the_device_as_on_the_host() {
         let noise = |shape: &[usize], seed: usize| {

@@ -1,5 +1,4 @@
-//! Gradients of the strided convolutions: dense layers on rearranged values, on the way back as
-//! well.
+//! Gradients of the strided convolutions: these, too, are dense layers on rearranged values.
 
 use super::{PackedTranspose, unfold};
 use crate::device::{DType, Device, DisjointWriter};

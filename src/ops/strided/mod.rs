@@ -80,7 +80,7 @@ fn unfold(device: &Device, x: &Tensor, e: usize) -> Result<Tensor, OpError> {
     Ok(Tensor::from_buffer([n, cd, ch, cw, patch], rows))
 }
 
-/// A channel LayerNorm (and GELU) to apply to each voxel that comes out.
+/// A channel LayerNorm (and GELU) to apply to each output voxel.
 pub struct ChannelLayerNorm<'a> {
     /// `[c]`.
     pub weight: &'a Tensor,
@@ -108,7 +108,7 @@ impl PackedTranspose {
             return Err(weight.shape_error(OP, "weight", "[in, out, 2, 2, 2]"));
         }
         bias.expect_shape(OP, "bias", &[out])?;
-        // Weights at home on a device are laid out there.
+        // Weights whose home is a device are laid out there.
         if let Some(cuda) = weight.cuda()
             && [weight, bias].iter().all(|t| t.is_f32_on(&cuda))
         {

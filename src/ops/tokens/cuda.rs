@@ -11,22 +11,22 @@ use std::sync::Arc;
 /// Threads of a block, and its warps.
 const THREADS: usize = 256;
 const WARPS: usize = THREADS / 32;
-/// Rows up to which blocks are narrow, and those up to which there are any: more are enough for
-/// `linear`. Both are powers of two, see [`attention`].
+/// Rows up to which blocks are narrow, and rows up to which there are such launches at all: with
+/// more, `linear` is good enough. Both are powers of two, see [`attention`].
 const FEW: usize = 64;
 const MOST_ROWS: usize = 2048;
-/// Layers that one launch has, of the same rows or of a row each.
+/// Layers of one launch, of the same rows or of one row each.
 const LAYERS: usize = 3;
 const ROW_LAYERS: usize = 4;
-/// Values of a row that are normed or added to.
+/// The most values of a row that is normed or added to.
 const MOST_COLUMNS: usize = 512;
-/// Keys that a warp has scores of in registers, and channels of a head.
+/// The most keys whose scores a warp has in registers, and the most channels of a head.
 const MOST_KEYS: usize = 64;
 const MOST_DIM: usize = 64;
 /// Shared memory that a block has on every GPU from compute capability 8.0 on.
 const SHARED: usize = 96 << 10;
 
-/// What a block does: see `kernels/tokens.cu`.
+/// The layout of a block: see `kernels/tokens.cu`.
 struct Block {
     wide: bool,
     rows: usize,
@@ -66,7 +66,7 @@ fn number(activation: Activation) -> i32 {
     }
 }
 
-/// What lies at place `i`, or nothing.
+/// Memory number `i`, or none.
 fn at(memory: &[Arc<Memory>], i: usize) -> Pointer<'_> {
     memory.get(i).map_or(Pointer::none(), Pointer::from)
 }
@@ -184,8 +184,8 @@ pub fn attention(
     let (rows, keys, width, n) = (q.rows(), k.rows(), q.channels(), bias.len());
     let (block, dtype) = (Block::of(rows), cuda.precision());
     let tiles = |keys: usize| (block.rows + 2 * keys) * row_bytes(width, dtype);
-    // Recorded programs round the number of tokens up to a power of two. What is decided by it is
-    // decided by that, so that they have the bits of what is not recorded.
+    // Recorded programs round the number of tokens up to a power of two. What depends on that
+    // number depends on the rounded one, so that unrecorded work gives the same bits.
     let most = keys.next_power_of_two().max(16);
     let fits = cuda.fuses_tokens()
         && dtype != DType::F32

@@ -1,7 +1,7 @@
-//! Dense layers and attention of the few rows that tokens are, with what stands in front of them
-//! and behind. On a CUDA device a launch of so little work takes longer than the work: here each is
-//! one launch. None where a device has no such launch, or has it not for these sizes: then the ops
-//! that it consists of do the same.
+//! Dense layers and attention of the few rows of tokens, fused with the ops before and after them.
+//! On a CUDA device a launch of so little work takes longer than the work: here each is one launch.
+//! The functions return none if a device has no such launch, or not for these sizes: then the
+//! separate ops give the same result.
 
 mod cuda;
 
@@ -10,15 +10,15 @@ use super::linear::Activation;
 use crate::device::Device;
 use crate::tensor::{OpError, Tensor};
 
-/// Rows in front of dense layers: `x` `[t, c]`, behind a layer norm where its weight, bias and
-/// epsilon are given, and for the layers that want it the sum with `add` `[t, c]`.
+/// The input rows of dense layers: `x` `[t, c]`, after a layer norm if its weight, bias and epsilon
+/// are given, and for the layers that want it the sum with `add` `[t, c]`.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     /// The rows themselves.
     pub x: &'a Tensor,
     /// The norm's weight, bias and epsilon.
     pub norm: Option<(&'a Tensor, &'a Tensor, f32)>,
-    /// What some layers want added.
+    /// What is added for some layers.
     pub add: Option<&'a Tensor>,
 }
 
@@ -29,12 +29,12 @@ pub struct Layer<'a> {
     pub weight: &'a Tensor,
     /// `[n]`.
     pub bias: &'a Tensor,
-    /// Whether the sum goes in.
+    /// Whether its input is the sum.
     pub added: bool,
 }
 
-/// Layers of the same rows and of as many outputs: `act(rows wᵀ + b) + residual` of each, and the
-/// rows as they are in front of the sum.
+/// Layers of the same rows and with the same number of outputs: `act(rows wᵀ + b) + residual` of
+/// each, and the rows before the sum.
 pub fn linears(
     device: &Device,
     rows: Rows,
@@ -48,8 +48,8 @@ pub fn linears(
     }
 }
 
-/// Softmax attention of projected `q` `[t, width]` to keys `k` `[m, width]` with values `v` `[m,
-/// width]`, each head in its own channels, and the dense layer behind it with its residual.
+/// Softmax attention of projected `q` `[t, width]` to keys `k` `[m, width]` with values `v`
+/// `[m, width]`, each head in its own channels, and the dense layer after it with its residual.
 pub fn attention(
     device: &Device,
     heads: usize,

@@ -7,20 +7,20 @@
 
 use crate::device::simd::Simd;
 
-/// Most inputs, and points, of an axis.
+/// The most inputs, and points, of an axis.
 pub const MOST: usize = 6;
-/// Most points of a cell.
+/// The most points of a cell.
 const ALL: usize = MOST * MOST * MOST;
-/// Most outputs of an axis.
+/// The most outputs of an axis.
 pub const MOST_OUT: usize = 4;
 
-/// One axis. Of the arrays, as many entries count as there are points or outputs.
+/// One axis. Only as many entries of each array are used as there are points or outputs.
 pub trait Axis {
     /// Outputs of a cell.
     const OUT: usize;
     /// Inputs of a cell, and points.
     const POINTS: usize;
-    /// `Aᵀ` where its entries are 1, 0 and -1.
+    /// `Aᵀ`, if its entries are 1, 0 and -1.
     const SIGNS: [[i8; MOST]; 2];
     /// `G g`.
     fn filter_transform(taps: &[f64], to: &mut [f64; MOST]);
@@ -94,7 +94,7 @@ const FAR: f32 = 25.0 / 16.0;
 impl Axis for FourOfThree {
     const OUT: usize = 4;
     const POINTS: usize = 6;
-    /// It has others.
+    /// Its entries are others.
     const SIGNS: [[i8; MOST]; 2] = [[0; MOST]; 2];
 
     fn filter_transform(g: &[f64], to: &mut [f64; MOST]) {
@@ -109,8 +109,8 @@ impl Axis for FourOfThree {
 
     #[inline(always)]
     unsafe fn input_transform<S: Simd>(d: [S::V; MOST]) -> [S::V; MOST] {
-        // `Π (x - other points)` for each point: even and odd parts of a pair are shared. SAFETY:
-        // guaranteed by the caller: the processor has the instructions of `S`; `c` is there.
+        // `Π (x - other points)` for each point: even and odd parts of a pair are shared.
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`; `c` exists.
         unsafe {
             let times = |c: &f32, a, b| S::mul_add(S::splat(c), a, b);
             let (even_a, odd_a) =
@@ -133,8 +133,8 @@ impl Axis for FourOfThree {
 
     #[inline(always)]
     unsafe fn output_transform<S: Simd>(m: [S::V; MOST]) -> [S::V; MOST_OUT] {
-        // `y_i = Σ m_j x_j^i`. SAFETY: guaranteed by the caller: the processor has the instructions
-        // of `S`; `c` is there.
+        // `y_i = Σ m_j x_j^i`.
+        // SAFETY: guaranteed by the caller: the processor has the instructions of `S`; `c` exists.
         unsafe {
             let times = |c: &f32, a, b| S::mul_add(S::splat(c), a, b);
             let (even_a, odd_a) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
@@ -209,7 +209,7 @@ impl Filters for F2x2 {
     type W = TwoOfTwo;
 }
 
-/// Which [`Filters`].
+/// A choice of [`Filters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     F2x2,
@@ -258,7 +258,7 @@ impl Form {
         self.out.iter().product()
     }
 
-    /// All points' values of a filter whose taps `[d][h][w]` number `edge³`.
+    /// The values at all points of a filter whose taps `[d][h][w]` number `edge³`.
     pub fn filter_transform(&self, edge: usize, taps: impl Fn(usize) -> f64) -> [f64; ALL] {
         let mut values: [f64; ALL] =
             std::array::from_fn(|tap| if tap < edge.pow(3) { taps(tap) } else { 0.0 });

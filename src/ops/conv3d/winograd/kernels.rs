@@ -1,12 +1,12 @@
-//! The kernels: there, the products, and back.
+//! The kernels: input transform, products and output transform.
 
 use super::filter::{Axis, F2x2, F2x3, F2x3F4x3, Filters, Form, Kind, MOST, MOST_OUT};
 use crate::device::Isa;
 use crate::device::simd::{Simd, Values, dispatch, opaque, table};
 use crate::microkernel::strip::add_tile;
 
-/// Cells whose planes are transformed one after another: what they load stays in the first-level
-/// cache.
+/// The number of cells whose planes are transformed one after another, such that what they load
+/// stays in the first-level cache.
 const NEAR: usize = 4;
 
 /// What the kernels below read and write; strides are in floats.
@@ -20,19 +20,19 @@ pub struct Cells {
     /// From a cell's values of a point to the next cell's, and from its products to the next's.
     pub cell: usize,
     pub out_cell: usize,
-    /// Input channels, or pairs of them, and how many are summed in one run before they join the
-    /// total.
+    /// Input channels, or pairs of them, and how many are summed in one run before they are added
+    /// to the total.
     pub channels: usize,
     pub chain: usize,
     pub outs: usize,
     pub oc_block: usize,
-    /// From an output voxel to the next along d, h and w, and from what one is added to to the
-    /// next's.
+    /// From an output voxel to the next along d, h and w, and the same for the map that the output
+    /// is added to.
     pub to: [usize; 3],
     pub init: [usize; 3],
-    /// Whether outputs go past the caches.
+    /// Whether outputs bypass the caches.
     pub stream: bool,
-    /// Running sums of outputs, then of their squares, a channel each.
+    /// Running sums of outputs, then of their squares, one per channel.
     pub sums: *mut f64,
     /// The sign of each channel's norm, and from a pooled voxel to the next along d, h and w.
     pub signs: *const f32,
@@ -46,22 +46,21 @@ type Scatter = unsafe fn(&Cells, usize, *const f32, *const f32, *mut f32, *mut f
 /// Kernels of one instruction set and form. A point is one of `[h][w]`: all of d's belong to it.
 ///
 /// # Safety
-/// Of each kernel: the processor has the instruction set that [`of`] chose it for, as an [`Isa`]
-/// says. From the addresses on lies what the kernel reads of so many cells, as far apart as
-/// [`Cells`] says, and nothing else touches what it writes.
+/// For each kernel: the processor has the instruction set that [`of`] chose it for, as an [`Isa`]
+/// says. From the addresses on there is what the kernel reads for the given number of cells, as far
+/// apart as [`Cells`] says, and nothing else touches what it writes.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     pub form: Form,
-    /// `Bᵀ` of the voxels of so many cells, neighbours along w, from `from` on, all channels of a
-    /// block, to `to`: `[point of d][channel]` a cell and point.
+    /// Writes `Bᵀ` of the voxels of a number of cells, neighbours along w, from `from` on, for all
+    /// channels of a block, to `to`: `[point of d][channel]` per cell and point.
     pub gather: Gather,
-    /// Entry `n` multiplies `n + 1` cells' values of a point by a block of weights, so many times
-    /// over, and goes back along d: `[output of d][channel]` a cell.
+    /// Entry `n` multiplies `n + 1` cells' values of a point by a block of weights, a given number
+    /// of times, and transforms back along d: `[output of d][channel]` per cell.
     pub products: &'static [Product],
-    /// What the products of a block make of a cell's voxels goes to its place, on top of what it is
-    /// added to, and is counted in the sums from the block's first channel on. The second also
-    /// writes the largest of each 2×2×2 voxels, or the smallest where the channel's sign is
-    /// negative.
+    /// Transforms the products of a block to a cell's voxels, adds what they are added to, and
+    /// counts them in the sums from the block's first channel on. The second also writes the
+    /// largest of each 2×2×2 voxels, or the smallest if the channel's sign is negative.
     pub scatter: [Scatter; 2],
     pub oc_block: usize,
 }
@@ -70,8 +69,8 @@ pub struct Kernels {
 /// Neighbouring cells share it.
 ///
 /// # Safety
-/// The processor has the instruction set of `S`. From `from` on lie as many rows and planes as a
-/// cell has inputs along h and d, a register each.
+/// The processor has the instruction set of `S`. From `from` on there are as many rows and planes
+/// as a cell has inputs along h and d, one register each.
 #[inline(always)]
 unsafe fn column<S: Simd, F: Filters, const D: usize>(
     [row, plane]: [usize; 2],
@@ -106,7 +105,7 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(
     cells: usize,
 ) {
     let (inputs, out) = (F::W::POINTS, F::W::OUT);
-    // SAFETY: guaranteed by the caller: the voxels of so many cells, neighbours along w, lie from
+    // SAFETY: guaranteed by the caller: the voxels of that many cells, neighbours along w, are from
     // `from` on, and their values at every point have room from `to` on.
     unsafe {
         let to = to.add(D * s.channels);
@@ -115,8 +114,8 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(
             *v = column::<S, F, D>([s.row, s.plane], from.add(w * X));
         }
         for cell in 0..cells {
-            // Kept from the compiler, which would rather hold a hundred addresses on the stack than
-            // add.
+            // Hidden from the compiler, which would otherwise keep a hundred addresses on the stack
+            // instead of adding.
             let [row, plane, points] = [s.row, s.plane, s.points].map(opaque);
             columns.copy_within(out..inputs, 0);
             for (w, v) in columns[..inputs].iter_mut().enumerate().skip(inputs - out) {
@@ -141,7 +140,7 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(
 /// As [`Kernels`], the instruction set being that of `S`; voxels have 16 or 32 channels.
 #[inline(always)]
 unsafe fn gather<S: Simd, F: Filters>(s: &Cells, from: *const f32, to: *mut f32, cells: usize) {
-    // SAFETY: passed on from the caller; there are no channels but 16 or 32.
+    // SAFETY: passed on from the caller; there are 16 or 32 channels and no others.
     unsafe {
         match s.ic_block {
             32 => gather_from::<S, F, 32>(s, from, to, cells),
@@ -181,10 +180,10 @@ unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(
     }
 }
 
-/// `V` cells at a time, `times` over.
+/// The products of `V` cells at a time, `times` times.
 ///
 /// # Safety
-/// As [`Kernels`], the instruction set being that of `S`: `times * V` cells' values of a point lie
+/// As [`Kernels`], the instruction set being that of `S`: `times * V` cells' values of a point are
 /// from `x` on, a block of its weights from `w` on, and the products have room from `to` on.
 #[inline(always)]
 unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(
@@ -240,7 +239,7 @@ unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(
     }
 }
 
-/// Takes a run's sums from those of a longer one.
+/// Subtracts a run's sums from those of a longer one.
 ///
 /// # Safety
 /// As the methods of `S`.
@@ -260,7 +259,7 @@ unsafe fn part<S: Simd, const V: usize, const R: usize>(
 /// [`Kernels::scatter`] in the registers of `S`.
 ///
 /// # Safety
-/// As [`Kernels`], the instruction set being that of `S`: a cell's products at every point lie from
+/// As [`Kernels`], the instruction set being that of `S`: a cell's products at every point are from
 /// `from` on, what they are added to from `init` on, and its voxels have room from `to` on, with
 /// `POOL` pooled ones from `pooled` on; the sums, and with `POOL` the signs, reach to the block's
 /// last channel.
@@ -273,7 +272,7 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
     to: *mut f32,
     pooled: *mut f32,
 ) {
-    // SAFETY: guaranteed by the caller: all addresses lie in what a cell of `oc_block` channels
+    // SAFETY: guaranteed by the caller: all addresses are within what a cell of `oc_block` channels
     // spans.
     unsafe {
         for o in (0..s.oc_block).step_by(S::LANES) {
@@ -332,8 +331,8 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
     }
 }
 
-/// The kernels of filters and a tile of `S`; those with a low line behind their names are compiled
-/// for it.
+/// The kernels of filters and a tile of `S`; functions whose names end in an underscore are
+/// compiled for it.
 macro_rules! kernels_of {
     ($filters:ident, $tile:ident) => {
         Kernels {
@@ -350,7 +349,7 @@ macro_rules! kernels_of {
     };
 }
 
-/// The kernels for layers of so many outputs, whose channels are pairs where the [`Isa`] says so.
+/// The kernels for layers of `outputs` outputs, whose channels are pairs if the [`Isa`] says so.
 /// Output blocks are the same with pairs and without.
 pub fn of(isa: Isa, outputs: usize, kind: Kind) -> Kernels {
     dispatch! { isa, S: Simd, {

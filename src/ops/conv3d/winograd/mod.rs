@@ -7,10 +7,10 @@
 //!
 //! A unit of work loads its voxels into scratch as the direct kernels do, then goes over its cells
 //! in groups small enough that transformed inputs and products stay in the second-level cache while
-//! weights pass. What goes back along d is sums and differences of products alone, so it happens
-//! where they are summed: a strip takes d's points one behind the other, and its registers hold
-//! both outputs along d. Half of the products' traffic, and half of the work along h and w, are
-//! saved. The weights are transformed in float64.
+//! weights are streamed. The output transform along d is only sums and differences of products, so
+//! it is applied where they are summed: a strip takes d's points one after the other, and its
+//! registers hold both outputs along d. That saves half of the products' traffic, and half of the
+//! work along h and w. The weights are transformed in float64.
 
 mod filter;
 mod kernels;
@@ -30,21 +30,22 @@ pub(crate) use filter::Kind;
 use kernels::{Cells, Kernels};
 use std::ops::Range;
 
-/// Most channels, in and out, and fewest voxels of a layer that goes tile by tile: beyond that the
-/// transformed weights fit no cache, and are read for all tiles at once.
+/// The most channels, in and out, and the fewest voxels of a layer that is computed tile by tile:
+/// beyond that the transformed weights fit no cache, and are read for all tiles at once.
 const MOST: usize = 128;
 const LEAST: usize = 1 << 12;
-/// Fewest voxels then.
+/// The fewest voxels of a layer whose weights are read for all tiles at once.
 const LEAST_WIDE: usize = 1 << 6;
 
-/// How a layer of 27 or 8 taps over `[d, h, w]` runs; none where the direct kernels are faster.
+/// The filters with which a layer of 27 or 8 taps over `[d, h, w]` runs; none if the direct kernels
+/// are faster.
 pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Option<Kind> {
     let (c, outs) = (conv.in_channels(), conv.out_channels());
     let wide = is_wide(conv, [d, h, w]);
     let kind = match conv.taps {
         8 => Kind::F2x2,
         // Broad cells have more than twice as many weights, and larger coefficients, which lose a
-        // bit too many where factors are bfloat16.
+        // bit too many if factors are bfloat16.
         _ if !wide && h % 4 + w % 4 == 0 && !cpu.bf16_pairs(c) => Kind::F2x3F4x3,
         _ => Kind::F2x3,
     };
@@ -57,7 +58,7 @@ pub(crate) fn kind(cpu: &Cpu, conv: &PackedConv, [d, h, w]: [usize; 3]) -> Optio
     (fits && pays).then_some(kind)
 }
 
-/// Whether a layer's transformed weights fit no cache, or are many beside the voxels.
+/// Whether a layer's transformed weights fit no cache, or are many compared with the voxels.
 fn is_wide(conv: &PackedConv, [d, h, w]: [usize; 3]) -> bool {
     conv.in_channels().max(conv.out_channels()) > MOST || d * h * w < LEAST
 }
@@ -72,7 +73,7 @@ impl PackedConv {
 }
 
 impl Transformed {
-    /// From a convolution's own.
+    /// Transforms a convolution's weights.
     pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind) -> Transformed {
         let (c, outs) = (conv.in_channels(), conv.out_channels());
         let kernels = kernels::of(cpu.isa(), outs, kind);
@@ -113,14 +114,14 @@ impl Transformed {
     }
 }
 
-/// Floats of a group's values, about: the transformed weights are read anew for each group, and
-/// what it holds is to share the second-level cache with them and the tile.
+/// Approximate number of floats of a group's values: the transformed weights are read again for
+/// each group, and its values should share the second-level cache with them and the tile.
 const VALUES: usize = 1 << 16;
-/// Channels summed in one run before they join the total. The transforms double what rounding does
-/// to a sum, so its chains are shorter than the direct kernels'; the additions run beside the
-/// multiply-adds of the next run and take no measurable time.
+/// Channels summed in one run before they are added to the total. The transforms double the effect
+/// of rounding on a sum, so its chains are shorter than the direct kernels'; the additions run in
+/// parallel with the multiply-adds of the next run and take no measurable time.
 const CHAIN: usize = 16;
-/// What [`CHAIN`] is of wide layers, whose totals are longer.
+/// [`CHAIN`] for wide layers, whose totals are longer.
 const CHAIN_WIDE: usize = 48;
 
 /// How a layer goes over the cells of a tile.
@@ -135,12 +136,12 @@ pub(crate) struct Plan<'a> {
     group: usize,
     /// Whether products take the place of their values.
     in_place: bool,
-    /// Whether the output is too large to be found in a cache by its reader.
+    /// Whether the output is too large to be in a cache when its reader runs.
     stream: bool,
 }
 
-/// Where a tile's outputs go, and what they are added to: addresses of the first voxel's first
-/// channel, and floats from a voxel to the next along d, h and w.
+/// The destination of a tile's outputs, and what they are added to: addresses of the first voxel's
+/// first channel, and floats from one voxel to the next along d, h and w.
 pub(crate) struct Destination<'a> {
     pub to: *mut f32,
     pub strides: [usize; 3],
@@ -157,12 +158,12 @@ pub(crate) struct Destination<'a> {
 pub(crate) struct Pooled<'a> {
     pub to: *mut f32,
     pub strides: [usize; 3],
-    /// 1 for a channel of which the largest of 2×2×2 voxels are asked for, -1 for the smallest.
+    /// 1 for a channel whose largest of 2×2×2 voxels is wanted, -1 for one whose smallest is.
     pub signs: &'a [f32],
 }
 
 impl<'a> Plan<'a> {
-    /// For a map of so many output voxels.
+    /// The plan for a map of `size` output voxels.
     pub fn new(
         cpu: &Cpu,
         conv: &PackedConv,
@@ -198,8 +199,8 @@ impl<'a> Plan<'a> {
         [form.points[0] * self.factors, form.out[0] * self.outputs]
     }
 
-    /// Computes a tile of so many voxels from scratch, its first input voxel `shift` voxels behind
-    /// the halo's first.
+    /// Computes a tile of `part` voxels from scratch, whose first input voxel is `shift` voxels
+    /// after the halo's first.
     ///
     /// # Safety
     /// Scratch holds the tile and its halo, the destination spans the tile, and nothing else
@@ -216,14 +217,14 @@ impl<'a> Plan<'a> {
         let Plan { kernels, outputs, group, in_place, .. } = *self;
         let (points, longest) = (kernels.form.plane(), kernels.products.len());
         let [width, out_width] = self.widths();
-        // From a point's values to the next point's: a cache line more than they take, so that they
-        // do not fall into the same few sets of the cache.
+        // From a point's values to the next point's: one cache line more than they take, so that
+        // they do not fall into the same few sets of the cache.
         let [from_point, to_point] =
             [width, if in_place { 0 } else { out_width }].map(|width| group * width + 16);
         let mut values = cpu.alloc(points * (from_point + to_point));
         let (x, m) = values.split_at_mut(points * from_point);
         let (x, m) = (x.as_mut_ptr(), if in_place { std::ptr::null_mut() } else { m.as_mut_ptr() });
-        // What stands in the values' place lies as far apart as they do.
+        // What replaces the values has the same distances as they have.
         let (m, to_point, out_width) =
             if in_place { (x, from_point, width) } else { (m, to_point, out_width) };
         let mut sums = [0.0; 2 * MOST];
@@ -261,8 +262,8 @@ impl<'a> Plan<'a> {
         add_sums(&sums[..2 * outputs], destination.sums);
     }
 
-    /// What the kernels read and write, with so many floats from a point's values of all cells to
-    /// the next point's, and from a cell's products to the next's.
+    /// What the kernels read and write, with the given number of floats from a point's values of
+    /// all cells to the next point's, and from a cell's products to the next's.
     fn cells(
         &self,
         points: usize,
@@ -291,7 +292,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Cells of a tile of so many voxels.
+    /// Cells of a tile of `part` voxels.
     fn count(&self, part: [usize; 3]) -> usize {
         part.iter().zip(self.kernels.form.out).map(|(side, out)| side / out).product()
     }
@@ -314,7 +315,7 @@ impl<'a> Plan<'a> {
             + w * self.tiling.ic_block..]
     }
 
-    /// The transform of some cells of a tile to `x`.
+    /// Transforms some cells of a tile to `x`.
     ///
     /// # Safety
     /// `from` holds the tile and its halo, `x` has room for the cells at every point.
@@ -347,8 +348,8 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Multiplies so many cells' values of a point by its weights of the block of outputs from `o`
-    /// on.
+    /// Multiplies a number of cells' values of a point by its weights of the block of outputs from
+    /// `o` on.
     ///
     /// # Safety
     /// `x` and `m` span the cells.
@@ -378,7 +379,8 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// What the products of some cells of a tile make of their voxels, to their places.
+    /// Transforms the products of some cells of a tile to their voxels, and writes them to their
+    /// places.
     ///
     /// # Safety
     /// `m` spans the cells at every point, the destination the tile.
@@ -424,7 +426,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The convolution of an input that is pooled already.
+/// The convolution of an input that is already pooled.
 pub fn conv3d(
     cpu: &Cpu,
     x: ConvInput,
@@ -478,7 +480,7 @@ pub fn conv3d(
         }
     };
     if wide {
-        // Tiles are read while others are written already.
+        // Tiles are read while others are already being written.
         assert!(place.is_apart(), "a wide layer's output lies apart from its input");
         wide::run(cpu, source, extent, &plan, weights, destination);
     } else {
@@ -486,7 +488,7 @@ pub fn conv3d(
             let (item, t) = (unit / tiling.tiles(), unit % tiling.tiles());
             let mut scratch = cpu.alloc(tiling.scratch());
             let (_, part) = tiling.part(t, [d, h, w]);
-            // SAFETY: by the order of `OutputPlacement::for_each_tile` nothing writes to what a
+            // SAFETY: in the order of `OutputPlacement::for_each_tile`, nothing writes to what a
             // tile has yet to read; the tile's voxels are this unit's own.
             unsafe {
                 tiling.load(cpu.isa(), source, extent, item, t, &mut scratch);
@@ -504,8 +506,8 @@ pub fn conv3d(
 mod tests {
     use super::*;
 
-    /// A wide layer goes over many tiles at a time, in no order that would let its output slide
-    /// over its input, however much room there is behind that.
+    /// A wide layer goes over many tiles at a time, in an order that would not let its output be
+    /// shifted over its input, however much room there is after it.
     #[test]
     fn a_wide_layers_output_lies_apart_from_an_input_with_room() {
         let cpu = Cpu::new(2).unwrap();

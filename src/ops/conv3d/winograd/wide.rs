@@ -1,5 +1,5 @@
-//! Layers whose transformed weights fit no cache: transforms, products and back are three passes
-//! over the cells of many tiles, and the weights are read once for all of them.
+//! Layers whose transformed weights fit no cache: input transform, products and output transform
+//! are three passes over the cells of many tiles, and the weights are read once for all of them.
 
 use super::{Destination, Plan};
 use crate::device::{Cpu, DisjointWriter};
@@ -7,8 +7,8 @@ use crate::ops::conv3d::sums::add_sums;
 use crate::ops::conv3d::tile::TileSource;
 use crate::ops::conv3d::weights::Transformed;
 
-/// Cells that share a reading of the weights, at most: what the passes hand on is to stay in the
-/// last cache.
+/// The most cells that share one reading of the weights: what one pass hands to the next should
+/// stay in the last-level cache.
 const CELLS: usize = 128;
 
 /// Computes all tiles of an input that nothing writes to; `destination(unit)` says where a tile's
@@ -35,7 +35,7 @@ pub fn run<'d>(
     for first in (0..units).step_by(at_once) {
         let here = at_once.min(units - first);
         let part = |unit: usize| tiling.part(unit % tiling.tiles(), [d, h, w]);
-        // Cells in front of each tile's.
+        // The number of cells before each tile's.
         let mut starts = vec![0; here + 1];
         for t in 0..here {
             starts[t + 1] = starts[t] + plan.count(part(first + t).1);
