@@ -1,60 +1,62 @@
-//! What an object looks like, in closed form: voxels whose values are the object's rather than its
-//! surroundings' are drawn into an answer, the others pushed out of it.
+//! What an object looks like, in closed form: voxels whose values are like the object's rather than
+//! like its surroundings' are added to an answer, and the others removed.
 //!
-//! A network that learned from other scans knows shapes and places better than it knows how bright
-//! this object is on this scan. The answer itself tells that: its voxels' values, each counted by
-//! its probability, make one histogram, those of the rest of the box and a margin around it
-//! another. The logarithm of their ratio, smoothed a little, is evidence beside the network's
-//! logit. Where the two overlap it is about zero.
+//! A network that learned from other scans knows shapes and places better than the brightness of
+//! this object on this scan. The answer itself tells that: its voxels' values, each weighted by its
+//! probability, make one histogram, those of the rest of the box and a margin around it another.
+//! The logarithm of their ratio, slightly smoothed, is evidence in addition to the network's logit.
+//! Where the two histograms overlap it is about zero.
 //!
-//! In a box that was given two things more are known of most objects: they fill it as an ellipsoid
-//! would, and there is less of them than of what is around them.
+//! In a given box two more things are known of most objects: they fill it as an ellipsoid would,
+//! and they take up less of it than their surroundings do.
 //!
-//! It is for an answer that rests on the network alone. Once a person has corrected it, the
-//! histograms hold nothing that the answer does not know: taken again after every click, they
-//! undo what the clicks said.
+//! It is for an answer that rests on the network alone. Once the user has corrected it, the
+//! histograms hold nothing that the answer does not know: computed again after every click, they
+//! would undo what the clicks said.
 
 use super::ANSWER;
 use crate::memory;
 use crate::volume::include;
 
-/// Classes that values are counted in.
+/// Classes of a histogram of values.
 const CLASSES: usize = 64;
-/// Part of the values around an object that lie below the lowest class, and above the highest.
+/// The part of the values around an object that are below the lowest class, and above the highest.
 const TAIL: f64 = 0.005;
-/// Weights by which neighbouring classes count, that of the class itself in the middle.
+/// Weights of neighbouring classes, with that of the class itself in the middle.
 const NEIGHBOURS: [f32; 5] = [1.0, 2.0, 3.0, 2.0, 1.0];
-/// What is added to the share of each class, so that rare values say little.
+/// Added to the share of each class, so that rare values count little.
 const LEAST_SHARE: f32 = 1e-4;
-/// Voxels that each histogram must hold.
+/// The fewest voxels that each histogram must hold.
 const LEAST_VOXELS: f32 = 8.0;
-/// The most that a value says, as a logit.
+/// The largest evidence of a value, as a logit.
 const MOST: f32 = 3.0;
-/// How much it counts beside the network's logit.
+/// The weight of the evidence relative to the network's logit.
 const WEIGHT: f32 = 1.5;
-/// Times that the histograms are taken, of the answer that the last ones led to.
+/// How many times the histograms are computed, each time of the answer that the last ones led to.
 const ROUNDS: usize = 2;
-/// How far around a box the surroundings reach, in its longest side: what lies further off is
-/// other tissue, against which an object's neighbours look like the object.
+/// How far around a box the surroundings reach, as a part of its longest side: voxels further off
+/// are other tissue, compared with which an object's neighbours look like the object.
 const MARGIN: f32 = 0.1;
-/// How far the surroundings reach around an object whose box was not given, in its longest side.
+/// How far the surroundings reach around an object whose box was not given, as a part of its
+/// longest side.
 const WIDE_MARGIN: f32 = 0.3;
-/// Standard deviation of the smoothing, in the box's longest side, and the most in voxels.
+/// Standard deviation of the smoothing, as a part of the box's longest side, and its maximum in
+/// voxels.
 const SMOOTHING: f32 = 0.022;
 const MOST_SMOOTHING: f32 = 2.0;
 /// Standard deviation, in voxels, below which nothing is smoothed.
 const LEAST_SMOOTHING: f32 = 0.3;
-/// What is taken off every logit in a box: there is more of what does not belong to an object than
-/// of what does, the more so the looser the box.
+/// Subtracted from every logit in a box: more of a box is outside the object than inside, the more
+/// so the looser the box.
 const DOUBT: f32 = 0.8;
-/// How far from a box's middle objects reach: the ellipsoid that fits the box, a little smaller.
-/// [`ROUNDNESS`] is the most that this adds to a logit, or takes off.
+/// How far from a box's middle objects reach: the ellipsoid that fits the box, slightly smaller.
+/// [`ROUNDNESS`] is the most that this adds to a logit, or subtracts.
 const ELLIPSOID: f32 = 0.9;
 const ROUNDNESS: f32 = 1.0;
-/// How far an object may grow whose box was not given, in its longest side.
+/// How far an object may grow whose box was not given, as a part of its longest side.
 const GROWTH: f32 = 0.1;
 
-/// A block of the patch: its first voxel along each axis, and the one behind its last.
+/// A block of the patch: its first voxel along each axis, and the one after its last.
 #[derive(Clone, Copy)]
 struct Block {
     low: [usize; 3],
@@ -74,13 +76,13 @@ impl Block {
         self.size().into_iter().max().unwrap_or(0) as f32
     }
 
-    /// It and so many voxels around it, as far as they lie within another.
+    /// The block with `by` voxels around it, as far as they are within another.
     fn grown(&self, by: usize, within: &Block) -> Block {
         let low = [0, 1, 2].map(|d| self.low[d].saturating_sub(by).max(within.low[d]));
         Block { low, high: [0, 1, 2].map(|d| (self.high[d] + by).min(within.high[d]).max(low[d])) }
     }
 
-    /// The place in the block of the first voxel of a row along k that starts at `p`.
+    /// The index in the block of the first voxel of a row along k that starts at `p`.
     fn row(&self, p: [usize; 3]) -> usize {
         let [_, nj, nk] = self.size();
         ((p[0] - self.low[0]) * nj + p[1] - self.low[1]) * nk + p[2] - self.low[2]
@@ -94,10 +96,10 @@ impl Block {
 }
 
 /// Makes an answer `logits` `[i][j][k]` on a patch of `edge` voxels a side follow what the object
-/// looks like in `values`, the network's input, of which the box `on_scan` is the scan's: what a
-/// patch shows beyond it is no surroundings. With the box that was given what lies in it may
-/// change; else what lies near the object. Boxes are in voxels of the patch, their ends exclusive.
-/// Nothing changes where there is no object, no surroundings, or nothing to see.
+/// looks like in `values`, the network's input. The box `on_scan` is the part of the patch within
+/// the scan: what a patch shows beyond it does not count as surroundings. With a given box, the
+/// voxels in it may change; otherwise those near the object. Boxes are in voxels of the patch,
+/// their ends exclusive. Nothing changes if there is no object, no surroundings, or no contrast.
 pub fn recognise(
     logits: &mut [f32],
     values: &[f32],
@@ -115,7 +117,7 @@ pub fn recognise(
     let around = object.grown(((margin * side).ceil() as usize).max(halo), &on_scan);
     let Some(classes) = classes(values, edge, &around) else { return };
     let [_, _, length] = object.size();
-    // What is known beside the values.
+    // The evidence besides the values.
     let mut known: Vec<f32> = memory::list(ANSWER, object.voxels());
     for p in object.rows() {
         let row = (p[0] * edge + p[1]) * edge + p[2];
@@ -158,7 +160,8 @@ fn block(b: [usize; 6], edge: usize) -> Block {
     }
 }
 
-/// Where an answer may change: in the box, or around what there is; none where that is nothing.
+/// The block in which an answer may change: the box, or the surroundings of the object; none if
+/// that is empty.
 fn within(
     logits: &[f32],
     edge: usize,
@@ -179,7 +182,7 @@ fn within(
     (object.voxels() > 0).then_some(object)
 }
 
-/// How much the shape of most objects speaks for a voxel in their box.
+/// The evidence of the shape of most objects for a voxel in their box.
 fn roundness(object: &Block, p: [usize; 3]) -> f32 {
     let apart = |d: usize| {
         let half = (object.high[d] - object.low[d]) as f32 / 2.0;
@@ -189,9 +192,9 @@ fn roundness(object: &Block, p: [usize; 3]) -> f32 {
     ROUNDNESS * (2.0 * (ELLIPSOID - far)).clamp(-1.0, 1.0)
 }
 
-/// Where among the classes the value of every voxel in a block lies, from 0 to the last; none where
-/// all values are alike. A value between the middles of two classes is a part of either, so that
-/// what differs by rounding alone ends in answers that differ by as little.
+/// The position among the classes of the value of every voxel in a block, from 0 to the last; none
+/// if all values are equal. A value between the middles of two classes counts partly as either, so
+/// that values that differ only by rounding lead to answers that differ as little.
 fn classes(values: &[f32], edge: usize, around: &Block) -> Option<Vec<f32>> {
     let [_, _, length] = around.size();
     let mut all: Vec<f32> = memory::list(ANSWER, around.voxels());
@@ -205,7 +208,7 @@ fn classes(values: &[f32], edge: usize, around: &Block) -> Option<Vec<f32>> {
     let mut low = *sorted.select_nth_unstable_by(tail, f32::total_cmp).1;
     let mut high = *sorted.select_nth_unstable_by(last, f32::total_cmp).1;
     if low == high {
-        // All but a few are alike: those few tell.
+        // If all but a few are equal, those few determine the range.
         low = sorted.iter().copied().fold(low, f32::min);
         high = sorted.iter().copied().fold(high, f32::max);
     }
@@ -213,19 +216,19 @@ fn classes(values: &[f32], edge: usize, around: &Block) -> Option<Vec<f32>> {
     if !(scale.is_finite() && scale > 0.0) {
         return None;
     }
-    // What is no number is as the lowest.
+    // NaN counts as the lowest value.
     let place = |v: &f32| ((v - low) * scale - 0.5).max(0.0).min((CLASSES - 1) as f32);
     Some(memory::collected(ANSWER, all.iter().map(place)))
 }
 
-/// The class below a place among them, and the part of the one above.
+/// The class below a position among them, and the weight of the one above.
 fn split(at: f32) -> (usize, f32) {
     let below = (at as usize).min(CLASSES - 2);
     (below, at - below as f32)
 }
 
-/// What each class says of a voxel, as a logit, when the logits in the box are `total` and nothing
-/// around it belongs to the object; none where either side has too few voxels.
+/// The evidence of each class for a voxel, as a logit, when the logits in the box are `total` and
+/// nothing around it belongs to the object; none if either side has too few voxels.
 fn ratios(
     classes: &[f32],
     around: &Block,
@@ -252,13 +255,13 @@ fn ratios(
     Some(std::array::from_fn(|c| (on[c] / off[c]).ln().clamp(-MOST, MOST)))
 }
 
-/// A histogram's shares, those of neighbouring classes mixed; none where it holds too little.
+/// A histogram's shares, with those of neighbouring classes mixed in; none if it holds too little.
 fn shares(counts: &[f64; CLASSES]) -> Option<[f32; CLASSES]> {
     let sum: f64 = counts.iter().sum();
     if sum < f64::from(LEAST_VOXELS) {
         return None;
     }
-    // One voxel more in every class: a few voxels say little.
+    // One voxel more in every class, so that a few voxels count little.
     let all = sum + CLASSES as f64;
     let whole: f32 = NEIGHBOURS.iter().sum();
     Some(std::array::from_fn(|c| {
@@ -269,13 +272,13 @@ fn shares(counts: &[f64; CLASSES]) -> Option<[f32; CLASSES]> {
     }))
 }
 
-/// Voxels to either side that a smoothing looks at.
+/// The number of voxels to either side that a smoothing uses.
 fn reach(sigma: f32) -> usize {
     if sigma < LEAST_SMOOTHING { 0 } else { (3.0 * sigma).ceil() as usize }
 }
 
-/// A Gaussian filter of standard deviation `sigma` voxels; beyond the block its outermost values go
-/// on.
+/// A Gaussian filter of standard deviation `sigma` voxels; beyond the block its outermost values
+/// continue.
 pub(super) fn smooth(values: &mut [f32], [ni, nj, nk]: [usize; 3], sigma: f32) {
     let reach = reach(sigma);
     if reach == 0 {
@@ -316,7 +319,7 @@ mod tests {
     use super::*;
 
     const EDGE: usize = 40;
-    /// The box of the ball below.
+    /// The box of the ball of [`scene`].
     const BOX: [usize; 6] = [8, 8, 8, 32, 32, 32];
     /// All of the patch.
     const ALL: [usize; 6] = [0, 0, 0, EDGE, EDGE, EDGE];
@@ -329,7 +332,7 @@ mod tests {
     /// A ball of radius 12, `contrast` standard deviations brighter than what is around it, and an
     /// answer that has the middle of it.
     fn scene(contrast: f32, radius: f32) -> (Vec<f32>, Vec<f32>) {
-        // Noise of a variance of 1: a sum of twelve numbers of 0 to 1.
+        // Noise with a variance of 1: a sum of twelve numbers from 0 to 1.
         let number = |n: usize| (n.wrapping_mul(2_654_435_761) >> 7 & 0xffff) as f32 / 65_536.0;
         let noise = |at: usize| (0..12).map(|n| number(12 * at + n)).sum::<f32>() - 6.0;
         let bright = |at: usize| if far(at) < 12.0 { contrast } else { 0.0 };
@@ -362,7 +365,7 @@ mod tests {
             let inside = (0..3).all(|d| p[d] >= BOX[d] && p[d] < BOX[d + 3]);
             assert!(inside || a.to_bits() == b.to_bits());
         }
-        // Without a box it grows towards it, by a part of what there was.
+        // Without a box it grows towards the object, by a part of its size.
         let mut guessed = before.clone();
         recognise(&mut guessed, &values, EDGE, ALL, None);
         assert!(dice(&guessed) > dice(&before) + 0.1, "{}", dice(&guessed));
@@ -386,7 +389,7 @@ mod tests {
         let (values, before) = scene(0.0, 12.0);
         let mut after = before.clone();
         recognise(&mut after, &values, EDGE, ALL, Some(BOX));
-        // A voxel at most: what is taken off in a box, and the ellipsoid.
+        // Off by one voxel at most: by what is subtracted in a box, and by the ellipsoid.
         assert!(dice(&after) > 0.87, "{}", dice(&after));
     }
 
@@ -398,17 +401,17 @@ mod tests {
             recognise(&mut after, values, EDGE, ALL, bounds);
             after.iter().zip(logits).all(|(a, b)| a.to_bits() == b.to_bits())
         };
-        // One value everywhere, none that is a number, no object, no surroundings.
+        // One value everywhere, no finite value, no object, no surroundings.
         assert!(unchanged(&vec![0.5; values.len()], &logits, Some(BOX)));
         assert!(unchanged(&vec![f32::NAN; values.len()], &logits, Some(BOX)));
         assert!(unchanged(&values, &vec![-20.0; logits.len()], Some(BOX)));
         assert!(unchanged(&values, &vec![-20.0; logits.len()], None));
         assert!(unchanged(&values, &vec![20.0; logits.len()], None));
-        // A box without voxels, and one that is none of this patch.
+        // A box without voxels, and one outside this patch.
         assert!(unchanged(&values, &logits, Some([9, 9, 9, 9, 20, 20])));
         assert!(unchanged(&values, &logits, Some([50, 9, 9, 60, 20, 20])));
         assert!(!unchanged(&values, &logits, Some(BOX)));
-        // A voxel, and a box at the patch's corner, are no panic.
+        // A single voxel, and a box at the patch's corner, do not panic.
         let mut any = logits.clone();
         recognise(&mut any, &values, EDGE, ALL, Some([5, 5, 5, 6, 6, 6]));
         recognise(&mut any, &values, EDGE, ALL, Some([0, 0, 30, 3, 40, 40]));
@@ -431,7 +434,7 @@ mod tests {
 
     #[test]
     fn what_lies_beyond_the_scan_is_no_surroundings() {
-        // A slice of the scene, as a patch shows it that goes on beyond the scan.
+        // A slice of the scene, as shown by a patch that extends beyond the scan.
         let (values, logits) = scene(2.0, 9.0);
         let slice = |v: &[f32]| -> Vec<f32> {
             (0..EDGE.pow(3)).map(|at| v[at / EDGE * EDGE + EDGE / 2]).collect()

@@ -1,82 +1,81 @@
-//! How a click is made to hold, in closed form: the surface of a mask is moved smoothly, so that it
-//! runs on the right side of every click.
+//! Making clicks hold, in closed form: the surface of a mask is moved smoothly, so that it runs on
+//! the right side of every click.
 //!
-//! A click inside a piece of excess, or in a piece that was missed, lies about halfway between the
-//! surface as it is and as it should be. So the mask's signed distance `phi` (in voxels, positive
-//! inside) should change from `phi(c)` to `-phi(c)` there, stay as it is at clicks that hold
-//! already, and change smoothly between: the mean of a Gaussian process through these values, whose
-//! length lies between the click's depth and the object's size, and which varies the less between
-//! two voxels the more alike their values on the scan are (a bilateral kernel: what was missed
-//! looks like the voxel that was clicked, more than what lies beyond it does). Voxels that it takes
-//! across zero change sides; beside them logits become the distance to the surface, all others stay
-//! as they are.
+//! A click inside an excess part, or inside a missed part, is about halfway between the present
+//! surface and the correct one. So the mask's signed distance `phi` (in voxels, positive inside)
+//! should change from `phi(c)` to `-phi(c)` there, stay as it is at clicks that hold already, and
+//! change smoothly in between: the mean of a Gaussian process through these values, whose length is
+//! between the click's depth and the object's size, and which varies less between two voxels the
+//! more alike their values on the scan are (a bilateral kernel: a missed part looks more like the
+//! clicked voxel than the voxels beyond it do). Voxels where the sign changes change sides; beside
+//! them logits become the distance to the surface, and all others stay as they are.
 
 use super::appearance::smooth;
 use super::{ANSWER, CLICKS};
 use crate::memory;
 use crate::volume::distance::squared_distance;
 
-/// A voxel of the patch and whether it lies on the object.
+/// A voxel of the patch and whether it is on the object.
 pub type Click = ([i32; 3], bool);
 
-/// Largest magnitude of the logits that a correction writes.
+/// The largest magnitude of the logits that a correction writes.
 const MOST_LOGIT: f32 = 8.0;
 /// The smallest: a voxel that was put on one side stays there when float32 rounds.
 const LEAST_LOGIT: f32 = 0.25;
-/// Voxels that a surface must have been moved by for logits beside it to become its distance.
+/// Voxels by which a surface must have been moved for logits beside it to become its distance.
 const LEAST_MOVED: f32 = 0.25;
-/// Times that the length is halved before voxels that still lie on the wrong side are set one by
-/// one.
+/// How many times the length is halved before voxels that are still on the wrong side are set one
+/// by one.
 const PASSES: usize = 4;
-/// Most clicks that one pass solves for, those that disagree and those that hold each; of more, the
-/// ones that lie farthest apart.
+/// The most clicks that one pass solves for, separately for those that disagree and those that
+/// hold; of more, the ones farthest apart.
 const MOST_ANCHORS: usize = 48;
 
-/// Shortest process of a first pass, in voxels.
+/// The shortest process of a first pass, in voxels.
 const LEAST_LENGTH: f32 = 1.5;
-/// How far from a click the surface is looked for at most, and the longest process, in voxels: what
-/// a correction looks at stays small on patches of any size.
+/// The furthest from a click that the surface is looked for, and the longest process, in voxels:
+/// the neighbourhood of a correction stays small on patches of any size.
 const FURTHEST: f32 = 12.0;
 
-/// Voxels that disagree at once from which on they are a stroke.
+/// The number of voxels that disagree at once from which on they are a stroke.
 const STROKE: usize = 4;
 
-/// Standard deviation, in voxels, of the filter that values are compared after: noise does not
-/// count.
+/// Standard deviation, in voxels, of the filter applied before values are compared, so that noise
+/// does not count.
 const BLUR: f32 = 0.8;
-/// How far apart values are that look alike, in standard deviations of those around the clicks.
+/// The distance of values that look alike, in standard deviations of those around the clicks.
 const ALIKE: f32 = 1.5;
-/// The least that their deviation counts, in standard deviations of the network's input: below it
-/// there is noise alone.
+/// The least value of that deviation, in standard deviations of the network's input: below it there
+/// is only noise.
 const LEAST_CONTRAST: f32 = 0.05;
 
-/// The numbers of the correction, in parts of the object's diameter where they are lengths.
+/// The parameters of the correction, as parts of the object's diameter if they are lengths.
 #[derive(Clone, Copy, Debug)]
 pub struct Steering {
-    /// Length of the process, in geometric means of the distance from the click to the surface and
-    /// the object's diameter: an error that is shallow is wide, and one that is deep is not as wide
-    /// as it is deep. Around a click on excess, and around one on what was missed.
+    /// Length of the process, as a multiple of the geometric mean of the distance from the click to
+    /// the surface and the object's diameter: an error that is shallow is wide, and one that is
+    /// deep is not as wide as it is deep. For a click on excess, and for one on a missed part.
     pub length: [f32; 2],
-    /// Greatest length of the process around a click on excess, and around one on what was missed,
-    /// in diameters of the object.
+    /// The greatest length of the process for a click on excess, and for one on a missed part, in
+    /// diameters of the object.
     pub most_length: [f32; 2],
     /// How far from a click the surface is looked for, in diameters of the object.
     pub most_depth: f32,
-    /// How far beyond a click on excess the surface goes, and beyond one on what was missed, in its
-    /// distance to it.
+    /// How far beyond a click on excess the surface goes, and beyond one on a missed part, as a
+    /// part of its distance to the click.
     pub beyond: [f32; 2],
-    /// How far beyond a stroke's voxels the surface goes, in its distance to them.
+    /// How far beyond a stroke's voxels the surface goes, as a part of its distance to them.
     pub beyond_strokes: f32,
-    /// How far from a click the network may change the answer: distances from the click to the
-    /// surface, to which [`Steering::reach_by_size`] is added.
+    /// How far from a click the network may change the answer: as a multiple of the distance from
+    /// the click to the surface, to which [`Steering::reach_by_size`] is added.
     pub reach_by_depth: f32,
-    /// How far from a click the network may change the answer, beside [`Steering::reach_by_depth`]:
-    /// diameters of the object.
+    /// How far from a click the network may change the answer, in addition to
+    /// [`Steering::reach_by_depth`]: in diameters of the object.
     pub reach_by_size: f32,
-    /// How much the network's answer counts where it may change the answer (0 to 1), beside the
+    /// The weight of the network's answer where it may change the answer (0 to 1), relative to the
     /// corrected one that it was given.
     pub trust: f32,
-    /// How much the network's answer counts after a stroke, which moves the surface less.
+    /// The weight of the network's answer after a stroke, which moves the surface less.
     pub trust_strokes: f32,
 }
 
@@ -97,13 +96,14 @@ impl Default for Steering {
 }
 
 impl Steering {
-    /// By whether a box, a mask or more than a few clicks say how large the object is.
+    /// The parameters by whether a box, a mask or more than a few clicks say how large the object
+    /// is.
     pub fn of(bounded: bool) -> Steering {
         if bounded { Steering::default() } else { Steering::unbounded() }
     }
 
-    /// Where nothing says how large the object is: the answer is too small, mostly, and a click
-    /// beyond it means much more than lies around the click.
+    /// The parameters if nothing says how large the object is: the answer is usually too small, and
+    /// a click beyond it means much more than the voxels around the click.
     fn unbounded() -> Steering {
         let bounded = Steering::default();
         Steering {
@@ -114,13 +114,13 @@ impl Steering {
         }
     }
 
-    /// How much the network's answer counts where so many voxels disagree.
+    /// The weight of the network's answer when `wrong` voxels disagree.
     pub fn trust(&self, wrong: usize) -> f32 {
         if wrong > STROKE { self.trust_strokes } else { self.trust }
     }
 }
 
-/// The diameter, in voxels, of a ball of as many voxels as `logits` has positive ones.
+/// The diameter, in voxels, of a ball with as many voxels as `logits` has positive ones.
 pub fn diameter(logits: &[f32]) -> f32 {
     let voxels = logits.iter().filter(|v| **v > 0.0).count();
     (1.24 * (voxels as f32).cbrt()).max(6.0)
@@ -153,12 +153,12 @@ struct Neighbourhood {
     low: [usize; 3],
     size: [usize; 3],
     phi: Vec<f32>,
-    /// What its voxels look like, in [`ALIKE`]; empty where nothing tells.
+    /// The values of its voxels, in units of [`ALIKE`]; empty if they are unknown.
     values: Vec<f32>,
 }
 
 impl Neighbourhood {
-    /// What lies within `margin` voxels of the clicks.
+    /// The part within `margin` voxels of the clicks.
     fn around(logits: &[f32], size: [usize; 3], clicks: &[Click], margin: usize) -> Neighbourhood {
         let of = |d: usize, f: fn(i32, i32) -> i32| {
             clicks.iter().map(|c| c.0[d]).reduce(f).unwrap_or(0) as usize
@@ -176,7 +176,8 @@ impl Neighbourhood {
             squared_distance(&inside, extent, [1.0; 3]),
             squared_distance(&outside, extent, [1.0; 3]),
         );
-        // The surface lies halfway between two voxels; none in sight is as far as one can see.
+        // The surface is halfway between two voxels; if none is in sight it counts as that far
+        // away.
         let far = margin as f32;
         let phi = to_outside.iter().zip(&to_inside).map(|(o, i)| {
             if *o > 0.0 { (o.sqrt() - 0.5).min(far) } else { -(i.sqrt() - 0.5).min(far) }
@@ -185,7 +186,7 @@ impl Neighbourhood {
         Neighbourhood { low, size: extent, phi, values: vec![] }
     }
 
-    /// The neighbourhood with what it looks like in the patch's `values`.
+    /// The neighbourhood with the patch's `values`.
     fn seen(mut self, values: &[f32], size: [usize; 3]) -> Neighbourhood {
         let [low, extent] = [self.low, self.size];
         let mut near: Vec<f32> = memory::list(ANSWER, extent.iter().product());
@@ -197,7 +198,7 @@ impl Neighbourhood {
         let n = near.len().max(1) as f64;
         let mean = near.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
         let variance = near.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n;
-        // Where nearly all is alike nothing is told apart.
+        // If nearly all values are equal, they do not distinguish anything.
         let scale = 1.0 / (ALIKE * (variance.sqrt() as f32).max(LEAST_CONTRAST));
         near.iter_mut().for_each(|v| *v *= scale);
         self.values = near;
@@ -217,13 +218,13 @@ impl Neighbourhood {
         self.phi[self.place(p)]
     }
 
-    /// How far apart two places look, squared, in [`ALIKE`].
+    /// The squared difference of the values at two positions, in units of [`ALIKE`].
     fn unlike(&self, a: usize, b: usize) -> f32 {
         if self.values.is_empty() { 0.0 } else { (self.values[a] - self.values[b]).powi(2) }
     }
 }
 
-/// At most [`MOST_ANCHORS`] of the clicks, each as far from those before it as can be.
+/// At most [`MOST_ANCHORS`] of the clicks, each as far from those before it as possible.
 fn spread(clicks: &[Click]) -> Vec<Click> {
     if clicks.len() <= MOST_ANCHORS {
         return clicks.to_vec();
@@ -241,10 +242,10 @@ fn spread(clicks: &[Click]) -> Vec<Click> {
     chosen
 }
 
-/// Moves the surface of a mask, given by its logits `[i][j][k]`, so that every click lies on its
-/// side: smoothly where that can be, voxel by voxel where clicks of both kinds lie side by side.
-/// `diameter` is the object's, in voxels; `values`, the network's input on the patch, tell what
-/// looks alike, or none do. Where all clicks hold, nothing changes.
+/// Moves the surface of a mask, given by its logits `[i][j][k]`, so that every click is on its
+/// side: smoothly if possible, voxel by voxel where clicks of both kinds are side by side.
+/// `diameter` is the object's, in voxels; `values`, the network's input on the patch, show what
+/// looks alike, if given. If all clicks hold, nothing changes.
 pub fn correct(
     logits: &mut [f32],
     size: [usize; 3],
@@ -272,8 +273,8 @@ pub fn correct(
         let mut length = lengths.fold(LEAST_LENGTH, f32::max);
         let is_stroke = wrong.len() > STROKE;
         if !is_stroke {
-            // The surface runs between a click and one that says otherwise, whether that holds
-            // already or not. Strokes lie too close to one another to say how far theirs reach.
+            // The surface runs between a click and one of the other kind, whether that holds
+            // already or not. Clicks of strokes are too close to one another to limit each other.
             let between = anchors.iter().flat_map(|a| {
                 clicks.iter().filter(move |c| c.1 != a.1).map(move |c| apart(a.0, c.0))
             });
@@ -284,8 +285,8 @@ pub fn correct(
         let mut changes: Vec<(Click, f32)> = anchors
             .iter()
             .map(|c| {
-                // A click is the deepest place of what is wrong; a stroke runs through shallow
-                // places too, and says where the surface is not, not where it is.
+                // A click is the deepest place of an error; a stroke runs through shallow places
+                // too, and says where the surface is not, not where it is.
                 let beyond = match is_stroke {
                     true => how.beyond_strokes,
                     false => how.beyond[usize::from(c.1)],
@@ -300,7 +301,7 @@ pub fn correct(
         held.retain(|h| anchors.iter().any(|c| apart(c.0, h.0) < 3.0 * length));
         changes.extend(spread(&held).into_iter().map(|c| (c, 0.0)));
         let weights = solve(&changes, length, &near);
-        // Along a stroke the surface is not known that well: there the network's logits stay.
+        // Along a stroke the surface is not known that precisely: there the network's logits stay.
         apply(logits, size, &near, (&changes, &weights), length, !is_stroke);
     }
     for (p, positive) in disagreeing(logits, size, clicks) {
@@ -309,11 +310,11 @@ pub fn correct(
 }
 
 /// The Gaussian process's weights: its covariance among the clicks, solved for their changes by
-/// Cholesky's decomposition.
+/// Cholesky decomposition.
 fn solve(changes: &[(Click, f32)], length: f32, near: &Neighbourhood) -> Vec<f64> {
     let n = changes.len();
     let places: Vec<usize> = changes.iter().map(|c| near.place(c.0.0)).collect();
-    // A thousandth on the diagonal keeps clicks on one voxel soluble.
+    // A thousandth on the diagonal keeps the system solvable when clicks share a voxel.
     let covariance = |a: usize, b: usize| {
         let d = f64::from(squared(changes[a].0.0, changes[b].0.0)) / f64::from(length).powi(2);
         let d = d + f64::from(near.unlike(places[a], places[b]));
@@ -339,8 +340,8 @@ fn solve(changes: &[(Click, f32)], length: f32, near: &Neighbourhood) -> Vec<f64
     x
 }
 
-/// Adds the process to the signed distance, and writes the logits of voxels that it takes across
-/// the surface; of those `beside` it as well, or not.
+/// Adds the process to the signed distance, and writes the logits of voxels whose side changes;
+/// with `beside`, also of those next to the surface.
 fn apply(
     logits: &mut [f32],
     size: [usize; 3],
@@ -370,7 +371,7 @@ fn apply(
         }
     }
     // Clicks of both kinds side by side have weights that are far larger than the changes: nothing
-    // moves further than the furthest was asked to.
+    // moves further than the largest change asked for.
     let least = changes.iter().map(|c| c.1).fold(0.0, f32::min);
     let most = changes.iter().map(|c| c.1).fold(0.0, f32::max);
     for (at, change) in moved.iter().enumerate().filter(|(_, m)| **m != 0.0) {
@@ -389,15 +390,15 @@ fn apply(
                 -1.0
             });
         } else if beside && change.abs() > LEAST_MOVED {
-            // On both sides of the surface logits are its distance, so that it stays where it is
-            // between voxels too, where a finer grid reads them.
+            // On both sides of the surface logits are the distance to it, so that the surface stays
+            // where it is between voxels too, where a finer grid reads them.
             *logit = logit.abs().min(phi.abs().max(LEAST_LOGIT)).copysign(*logit);
         }
     }
 }
 
-/// Where an answer may change, 0 to 1, when `wrong` clicks disagree with it: near them, and not far
-/// off.
+/// The weights, 0 to 1, with which an answer may change when `wrong` clicks disagree with it: near
+/// them, and not far off.
 pub fn locality(
     logits: &[f32],
     size: [usize; 3],
@@ -456,8 +457,8 @@ mod tests {
     #[test]
     fn a_correction_keeps_to_what_looks_like_its_click() {
         let (size, logits) = ([40usize; 3], ball());
-        // What lies beyond k = 30 looks other on one side of j = 20; on a scan of one value all
-        // looks alike.
+        // Voxels beyond k = 30 look different on one side of j = 20; on a scan of one value
+        // everything looks alike.
         let other = |at: usize| at % 40 > 30 && at / 40 % 40 >= 20;
         let values: Vec<f32> = (0..64_000).map(|at| f32::from(u8::from(other(at)))).collect();
         let added = |values: Option<&[f32]>| {
@@ -488,7 +489,7 @@ mod tests {
             None,
         );
         let on = |logits: &[f32]| logits.iter().filter(|v| **v > 0.0).count() as f32;
-        // Eight places a voxel, by interpolation.
+        // Eight positions per voxel, by interpolation.
         let finer = |logits: &[f32]| {
             let at = |[i, j, k]: [usize; 3]| logits[(i * 40 + j) * 40 + k];
             let mut count = 0;
@@ -520,7 +521,7 @@ mod tests {
             };
             [changed(1.0), changed(-1.0)]
         };
-        // Three voxels deep, alone and four voxels beside a click that holds.
+        // Three voxels deep, alone and four voxels from a click that holds.
         let [alone, added] = corrected(&[([20, 20, 27], false)]);
         assert!(alone > 400 && added == 0, "{alone}, {added}");
         let [beside, added] = corrected(&[([20, 24, 27], true), ([20, 20, 27], false)]);

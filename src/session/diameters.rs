@@ -1,18 +1,18 @@
-//! How large an object is as it is measured by hand: its longest diameter on one slice, and the
-//! longest one across it there, as RECIST and WHO have them.
+//! The size of an object as it is measured by hand: its longest diameter on one slice, and the
+//! longest one across it there, as RECIST and WHO define them.
 //!
-//! Slices are those of the scan's own grid along k, and i and j are taken to be at right angles. An
+//! Slices are those of the scan's own grid along k, and i and j are assumed to be perpendicular. An
 //! outline runs through the middles of its voxels' sides, so that a row of voxels is as long as all
-//! of them and a single voxel as long as itself. Diameters are those of the smallest convex shape
-//! around all of a slice: they go over dents, holes, and from one part of an object to another.
+//! of them and a single voxel as long as itself. Diameters are those of the convex hull of all of a
+//! slice: they cross dents, holes, and gaps between parts of an object.
 
 use super::field::Field;
 use crate::memory;
 
-/// What messages call the memory that this takes.
+/// How messages name the memory that this takes.
 const OUTLINE: &str = "an object's outline";
 
-/// A place on a slice, along i and j in halves of a voxel.
+/// A position on a slice, along i and j in halves of a voxel.
 type Place = [i64; 2];
 
 /// The diameters of an object on the slice on which it is longest.
@@ -20,19 +20,19 @@ type Place = [i64; 2];
 pub struct Diameters {
     /// The longest one, in mm.
     pub long: f64,
-    /// The longest one at a right angle to that, in mm.
+    /// The longest one perpendicular to that, in mm.
     pub short: f64,
-    /// The slice's index along k; of several on which it is as long, the first.
+    /// The slice's index along k; the first if several have the same length.
     pub slice: usize,
 }
 
 impl Diameters {
-    /// Measures an object on a grid of that spacing along i, j and k, in mm; none where there is no
+    /// Measures an object on a grid with that spacing along i, j and k, in mm; none if there is no
     /// object.
     pub fn of(field: &Field, spacing: [f64; 3]) -> Option<Diameters> {
         let [i0, j0, k0, i1, j1, k1] = field.bounds()?;
-        // Of each row of each slice the first voxel and the last: the others lie between them. The
-        // first is behind the last where there is none.
+        // The first and the last voxel of each row of each slice; the others are between them. The
+        // first is after the last if there is none.
         let across = j1 - j0;
         let mut rows = memory::filled(OUTLINE, [i1, i0], across * (k1 - k0));
         field.inside_of(&[i0..i1, j0..j1, k0..k1], |[i, j, k]| {
@@ -49,7 +49,7 @@ impl Diameters {
                 continue;
             }
             let hull = hull(&mut places);
-            // From the first of them, so that an outline is as long wherever it lies.
+            // Relative to the first of them, so that an outline has the same length wherever it is.
             let corners = hull.iter().map(|p| [0, 1].map(|a| (p[a] - hull[0][a]) as f64 * half[a]));
             let outline = memory::collected(OUTLINE, corners);
             let (long, pair) = longest(&outline);
@@ -70,7 +70,7 @@ fn ends(rows: &[[usize; 2]], places: &mut Vec<Place>) {
     }
 }
 
-/// The diagonal of the box around places: no two are further apart.
+/// The diagonal of the box around positions: no two are further apart.
 fn span(places: &[Place], half: [f64; 2]) -> f64 {
     let side = |a: usize| {
         let along = || places.iter().map(|p| p[a]);
@@ -80,8 +80,8 @@ fn span(places: &[Place], half: [f64; 2]) -> f64 {
     side(0).hypot(side(1))
 }
 
-/// The corners of the smallest convex shape around places, in order, none of them on the straight
-/// line between two others.
+/// The corners of the convex hull of positions, in order, none of them on the straight line between
+/// two others.
 fn hull(places: &mut Vec<Place>) -> Vec<Place> {
     places.sort_unstable();
     places.dedup();
@@ -94,7 +94,7 @@ fn hull(places: &mut Vec<Place>) -> Vec<Place> {
         }
         hull.push(p);
     };
-    // Below from left to right, then above from right to left.
+    // First the lower side from left to right, then the upper side from right to left.
     places.iter().for_each(|p| add(&mut hull, 0, *p));
     let begun = hull.len().saturating_sub(1);
     places.iter().rev().skip(1).for_each(|p| add(&mut hull, begun, *p));
@@ -117,12 +117,12 @@ fn longest(outline: &[[f64; 2]]) -> (f64, [[f64; 2]; 2]) {
     (found.0.sqrt(), found.1)
 }
 
-/// How long the longest line within a convex outline is that runs at a right angle to the one
-/// between two places. As the outline is convex, it passes a corner.
+/// The length of the longest line within a convex outline that is perpendicular to the one between
+/// two positions. As the outline is convex, it passes through a corner.
 fn crossing(outline: &[[f64; 2]], [from, to]: [[f64; 2]; 2]) -> f64 {
     let [x, y] = [to[0] - from[0], to[1] - from[1]];
     let length = x.hypot(y);
-    // Each corner by its places along the line and at a right angle to it.
+    // Each corner by its positions along the line and perpendicular to it.
     let turned = |[i, j]: [f64; 2]| [(i * x + j * y) / length, (j * x - i * y) / length];
     let edges = || outline.iter().zip(outline.iter().cycle().skip(1));
     let mut most = 0.0f64;
@@ -164,14 +164,14 @@ mod tests {
 
     #[test]
     fn what_is_known_is_found() {
-        // Nothing, a voxel, and rows of them.
+        // Nothing, one voxel, and rows of voxels.
         assert_eq!(Diameters::of(&object([9, 9, 9], |_| false), [1.0; 3]), None);
         let one = object([40, 20, 9], |v| v == [33, 17, 8]);
         measured(&one, [1.0; 3], 1.0, 1.0, 8);
         measured(&one, [0.5, 2.0, 7.0], 2.0, 0.5, 8);
         let row = object([40, 20, 9], |[i, j, k]| (20..31).contains(&i) && j == 0 && k == 2);
         measured(&row, [0.5, 2.0, 7.0], 5.5, 2.0, 2);
-        // A box: from the last voxel of a side to the first of the opposite one. What lies across
+        // A box: from the last voxel of a side to the first of the opposite one. The line across
         // runs from one long side to the other.
         let block = object([40, 40, 9], |[i, j, k]| {
             (3..23).contains(&i) && (30..34).contains(&j) && (1..8).contains(&k)
@@ -179,7 +179,7 @@ mod tests {
         let (long, slope) = (20f64.hypot(3.0), 20f64.hypot(3.0) / 20.0);
         measured(&block, [1.0; 3], long, 4.0 * slope, 1);
         measured(&block, [0.5, 0.5, 9.0], long / 2.0, 2.0 * slope, 1);
-        // A disc of a radius of 10 voxels, whose axes are the only places that are as far apart.
+        // A disc with a radius of 10 voxels; only on its axes are positions as far apart.
         let disc = object([40, 40, 3], |[i, j, k]| {
             (i as i64 - 20).pow(2) + (j as i64 - 17).pow(2) <= 100 && k == 1
         });
@@ -210,7 +210,7 @@ mod tests {
         measured(&parts, [1.0; 3], 11.0, 1.0, 0);
     }
 
-    /// By every pair of places, and every line through one.
+    /// Compared with every pair of positions, and every line through one.
     #[test]
     fn it_is_what_its_definition_says() {
         let mut state = 7u64;
@@ -236,7 +236,7 @@ mod tests {
             let apart = |(a, b): ([f64; 2], [f64; 2])| (a[0] - b[0]).hypot(a[1] - b[1]);
             let long = pairs().map(apart).fold(0.0, f64::max);
             assert!((found.long - long).abs() < 1e-9, "{round}: {found:?}, {long}");
-            // Several pairs may be as far apart: each has a line across.
+            // Several pairs may be equally far apart: each has a line across.
             let mut shorts = pairs().filter(|pair| apart(*pair) > long - 1e-9).map(|(from, to)| {
                 let (x, y) = ((to[0] - from[0]) / long, (to[1] - from[1]) / long);
                 let turned = |p: [f64; 2]| [p[0] * x + p[1] * y, p[1] * x - p[0] * y];

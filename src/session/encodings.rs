@@ -22,7 +22,7 @@ pub struct EncodedPatch {
 }
 
 impl EncodedPatch {
-    /// Where the patch lies on the scan.
+    /// The patch's place on the scan.
     pub fn patch(&self) -> &Patch {
         &self.patch
     }
@@ -38,7 +38,7 @@ struct Kept {
     /// The number of its scan.
     scan: u64,
     encoded: Arc<EncodedPatch>,
-    /// Whether somebody asked for it by now: what was encoded ahead may never be.
+    /// Whether it has been asked for: a patch that was encoded ahead may never be.
     asked: bool,
 }
 
@@ -48,15 +48,16 @@ impl Kept {
     }
 }
 
-/// The encoded patches of a scan, or of several that share the room for them: where it is not
-/// enough, those go that were encoded ahead and nobody asked for, those told least recently first,
-/// and then those used least recently, whosever they are.
+/// The encoded patches of a scan, or of several that share the room for them: if it is not enough,
+/// patches are dropped that were encoded ahead and have not been asked for, those announced least
+/// recently first, and then those used least recently, whichever scan they belong to.
 pub struct Encodings {
-    /// Bytes that they take, at most.
+    /// The most bytes that they take.
     most: usize,
-    /// The one used last, or told last where nobody asked for it, at the end.
+    /// The patches, ordered by when they were last used, or announced if not asked for; the latest
+    /// is at the end.
     kept: Mutex<Vec<Kept>>,
-    /// What is being encoded ahead, with the number of its scan.
+    /// The patches that are being encoded ahead, with the number of their scan.
     coming: Mutex<Vec<(u64, Grid, Arc<Coming>)>>,
     scans: AtomicU64,
     made: AtomicU64,
@@ -64,7 +65,7 @@ pub struct Encodings {
 }
 
 impl Encodings {
-    /// Room for so many bytes, at most half of the memory budget.
+    /// Room for `bytes` bytes, at most half of the memory budget.
     pub fn new(bytes: usize) -> Encodings {
         Encodings {
             most: bytes,
@@ -76,12 +77,13 @@ impl Encodings {
         }
     }
 
-    /// Patches that were encoded, again included.
+    /// The number of times that a patch was encoded, repeated ones included.
     pub fn made(&self) -> u64 {
         self.made.load(Ordering::Relaxed)
     }
 
-    /// Encoded patches that somebody had asked for and that were dropped to make room for others.
+    /// The number of encoded patches that had been asked for and were dropped to make room for
+    /// others.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -94,17 +96,17 @@ impl Encodings {
         self.coming.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// A number for a scan, by which its patches are told from those of others.
+    /// A number for a scan, to distinguish its patches from those of others.
     pub(super) fn next(&self) -> u64 {
         self.scans.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Bytes of what is kept of a scan.
+    /// Bytes of the kept patches of a scan.
     pub(super) fn bytes(&self, scan: u64) -> usize {
         self.kept().iter().filter(|k| k.scan == scan).map(|k| k.encoded.bytes()).sum()
     }
 
-    /// A patch of a scan, if it is kept: the one used last from now on.
+    /// A patch of a scan, if it is kept; it becomes the one used last.
     pub(super) fn get(&self, scan: u64, patch: &Patch) -> Option<Arc<EncodedPatch>> {
         let mut kept = self.kept();
         let at = kept.iter().position(|k| k.is(scan, patch))?;
@@ -114,8 +116,8 @@ impl Encodings {
         Some(found.encoded.clone())
     }
 
-    /// Keeps a patch that was just encoded, however large, and drops others where that is too much.
-    /// One that nobody asked for goes itself before any that somebody did.
+    /// Keeps a patch that was just encoded, however large, and drops others if that is too much.
+    /// One that has not been asked for is itself dropped before any that has.
     pub(super) fn keep(&self, scan: u64, encoded: &Arc<EncodedPatch>, asked: bool) {
         self.made.fetch_add(1, Ordering::Relaxed);
         let mut kept = self.kept();
@@ -129,15 +131,15 @@ impl Encodings {
         }
     }
 
-    /// Bytes that what is kept takes, at most.
+    /// The most bytes that kept patches may take.
     fn room(&self) -> usize {
         self.most.min((memory::limit() / 2) as usize)
     }
 
-    /// Tells of a patch of a scan that it is being encoded ahead, until the guard goes; none where
-    /// it is kept already, or others that somebody asked for would have to make room for it. One
-    /// that is kept and that nobody asked for is the one told last from now on: others that are
-    /// told with it do not take its room.
+    /// Announces that a patch of a scan is being encoded ahead, until the guard is dropped; none if
+    /// it is kept already, or if others that have been asked for would have to make room for it. A
+    /// kept patch that has not been asked for becomes the one announced last: others that are
+    /// announced with it do not take its room.
     pub(super) fn announce<'a>(
         &'a self,
         scan: u64,
@@ -150,7 +152,7 @@ impl Encodings {
             if let Some(at) = at.filter(|at| !kept[*at].asked) {
                 kept[at..].rotate_left(1);
             }
-            // Those of a network are as large as each other.
+            // All patches of a network have the same size.
             let one = kept.iter().map(|k| k.encoded.bytes()).max().unwrap_or(0);
             let asked = kept.iter().filter(|k| k.asked);
             let held: usize = asked.map(|k| k.encoded.bytes()).sum();
@@ -172,8 +174,8 @@ impl Encodings {
         Some(coming.clone())
     }
 
-    /// Drops half of what is kept, what nobody asked for first, and then what was used least
-    /// recently; whether there was any.
+    /// Drops half of what is kept, patches that have not been asked for first, and then those used
+    /// least recently; returns whether there were any.
     pub(super) fn halve(&self) -> bool {
         let gone: Vec<_> = {
             let mut kept = self.kept();
@@ -186,13 +188,13 @@ impl Encodings {
         !gone.is_empty()
     }
 
-    /// Lets go of what is kept of a scan.
+    /// Drops what is kept of a scan.
     pub(super) fn forget(&self, scan: u64) {
         self.kept().retain(|k| k.scan != scan);
     }
 }
 
-/// A patch that is encoded before anybody asks for it.
+/// A patch that is encoded before it is asked for.
 #[derive(Default)]
 pub(super) struct Coming {
     awaited: AtomicBool,
@@ -204,13 +206,13 @@ impl Coming {
         self.awaited.load(Ordering::Relaxed)
     }
 
-    /// Whether it has come to its end, well or not.
+    /// Whether it has finished, successfully or not.
     pub(super) fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 }
 
-/// A patch is being encoded ahead for as long as this is there.
+/// A patch is being encoded ahead for as long as this exists.
 pub(super) struct Announced<'a> {
     encodings: &'a Encodings,
     coming: &'a Arc<Coming>,

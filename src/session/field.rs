@@ -1,8 +1,8 @@
-//! An answer on the scan's own grid: a logit a voxel, in tiles, of which only those exist that hold
-//! something.
+//! An answer on the scan's own grid: one logit per voxel, in tiles, of which only those exist that
+//! hold something.
 //!
-//! Copies share their tiles, so that an undo history costs what changed, and reading touches the
-//! object and not the scan.
+//! Copies share their tiles, so that an undo history costs only what changed, and reading touches
+//! only the object and not the whole scan.
 
 use super::ANSWER;
 use crate::memory::{self, Charge, Refused};
@@ -18,7 +18,7 @@ const EDGE: usize = 16;
 /// A tile that holds nothing above this (a probability of 0.0025) need not exist.
 const NEGLIGIBLE: f32 = -6.0;
 
-/// Voxels of a tile.
+/// The number of voxels of a tile.
 pub(super) const TILE: usize = EDGE * EDGE * EDGE;
 pub(super) type Logits = [f32; TILE];
 
@@ -54,7 +54,7 @@ impl std::ops::Deref for Tile {
     }
 }
 
-/// Logits on a grid, minus infinity where nothing was ever said.
+/// Logits on a grid, minus infinity where no value was ever set.
 #[derive(Clone, Debug)]
 pub struct Field {
     size: [usize; 3],
@@ -66,8 +66,8 @@ pub struct Field {
 pub type Block = [Range<usize>; 3];
 
 impl Field {
-    /// An empty field over `size` voxels. Where it is `sparse`, tiles of negligible values are left
-    /// out; else every value that was written is kept.
+    /// An empty field over `size` voxels. If it is `sparse`, tiles of negligible values are left
+    /// out; otherwise every value that was written is kept.
     pub fn new(size: [usize; 3], sparse: bool) -> Field {
         Field { size, tiles: BTreeMap::new(), sparse }
     }
@@ -101,8 +101,8 @@ impl Field {
         Arc::make_mut(tile).logits[Field::inside(voxel)] = value;
     }
 
-    /// Replaces every voxel of a block by what `change(voxel, value)` makes of it, tiles side by
-    /// side. Tiles in which nothing changes stay shared.
+    /// Replaces every voxel of a block by the result of `change(voxel, value)`, tiles in parallel.
+    /// Tiles in which nothing changes stay shared.
     pub fn edit(&mut self, block: &Block, change: impl Fn([usize; 3], f32) -> f32 + Sync) {
         if block.iter().any(Range::is_empty) {
             return;
@@ -129,7 +129,7 @@ impl Field {
     ) -> Result<(), Refused> {
         let [ni, nj, nk] = size;
         let [rows, across, along] = size.map(|n| n.div_ceil(EDGE));
-        // How many tiles hold something, of those that share their place along i.
+        // The number of tiles that hold something among those with the same index along i.
         let held = |row: usize| {
             let mut holds = vec![false; across * along];
             for (i, j) in
@@ -144,8 +144,8 @@ impl Field {
         memory::check::<Logits>(ANSWER, (0..rows).into_par_iter().map(held).sum())
     }
 
-    /// A tile after a change, or nothing in its place where it became negligible; none where
-    /// nothing changes.
+    /// A tile after a change, or nothing in its place if it became negligible; none if nothing
+    /// changes.
     fn edited(
         &self,
         tile: [usize; 3],
@@ -169,13 +169,13 @@ impl Field {
         changed.then(|| (key, (!negligible).then(|| Tile::new(new))))
     }
 
-    /// Calls `visit(place in [i][j][k] order, logit)` for every voxel of every tile there is.
+    /// Calls `visit(index in [i][j][k] order, logit)` for every voxel of every existing tile.
     pub fn each(&self, mut visit: impl FnMut(usize, f32)) {
         let [_, nj, nk] = self.size;
         self.each_voxel(|[i, j, k], logit| visit((i * nj + j) * nk + k, logit));
     }
 
-    /// Calls `visit(voxel, logit)` for every voxel of every tile there is.
+    /// Calls `visit(voxel, logit)` for every voxel of every existing tile.
     pub fn each_voxel(&self, mut visit: impl FnMut([usize; 3], f32)) {
         let [ni, nj, nk] = self.size;
         for (key, tile) in &self.tiles {
@@ -190,7 +190,7 @@ impl Field {
         }
     }
 
-    /// A dense array of what `value` makes of each logit, `outside` where there is none.
+    /// A dense array of the result of `value` for each logit, `outside` where there is none.
     pub fn dense<T: Copy>(&self, outside: T, value: impl Fn(f32) -> T) -> Vec<T> {
         let mut out = memory::filled(ANSWER, outside, self.size.iter().product());
         self.each(|at, logit| out[at] = value(logit));
@@ -205,14 +205,14 @@ impl Field {
         self.tiles.iter().filter(|(key, tile)| !shared(key, tile)).count() * size_of::<Logits>()
     }
 
-    /// How many voxels lie on the object.
+    /// The number of voxels on the object.
     pub fn voxels(&self) -> usize {
         let mut count = 0;
         self.each(|_, logit| count += usize::from(logit > 0.0));
         count
     }
 
-    /// The box of the object, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none where there is no
+    /// The box of the object, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none if there is no
     /// object.
     pub fn bounds(&self) -> Option<[usize; 6]> {
         let [_, nj, nk] = self.size;
@@ -225,7 +225,7 @@ impl Field {
         bounds
     }
 
-    /// A way to read many values between voxels.
+    /// A reader for many values between voxels.
     pub fn reader(&self, most: f32) -> Reader<'_> {
         let tiles = self.size.map(|s| s.div_ceil(EDGE));
         let mut index = memory::filled(ANSWER, None, tiles.iter().product());
@@ -236,7 +236,7 @@ impl Field {
         Reader { size: self.size, tiles, index, most }
     }
 
-    /// How many voxels lie on the object in one of two fields and not in the other.
+    /// The number of voxels that are on the object in one of two fields and not in the other.
     pub fn difference(&self, other: &Field) -> usize {
         let mut count = 0;
         let nothing = [f32::NEG_INFINITY; TILE];
@@ -255,8 +255,8 @@ impl Field {
         count
     }
 
-    /// The box of what lies on the object in one of two fields and not in the other, ends
-    /// exclusive, and how many voxels those are; none where they agree.
+    /// The box of the voxels that are on the object in one of two fields and not in the other, ends
+    /// exclusive, and their number; none if the fields agree.
     pub fn changed(&self, other: &Field) -> Option<([usize; 6], usize)> {
         let nothing = [f32::NEG_INFINITY; TILE];
         let keys: std::collections::BTreeSet<_> =
@@ -283,7 +283,7 @@ impl Field {
         found.map(|found| (found, count))
     }
 
-    /// Calls `visit(voxel)` for every voxel of a block that lies on the object.
+    /// Calls `visit(voxel)` for every voxel of a block that is on the object.
     pub fn inside_of(&self, block: &Block, mut visit: impl FnMut([usize; 3])) {
         for (key, tile) in &self.tiles {
             let range = |a: usize| {
@@ -306,8 +306,8 @@ impl Field {
         self.sparse
     }
 
-    /// Calls `visit(place, tile)` for every tile that is another than in a field before; none where
-    /// it is gone.
+    /// Calls `visit(index, tile)` for every tile that differs from that of a field before; the tile
+    /// is none if it is gone.
     #[cfg(feature = "serve")]
     pub(super) fn differing(&self, old: &Field, mut visit: impl FnMut([u32; 3], Option<&Logits>)) {
         let same = |a: &Arc<Tile>, b: &Arc<Tile>| {
@@ -323,7 +323,7 @@ impl Field {
         }
     }
 
-    /// Puts a tile in its place, or nothing there; false where that lies outside the grid.
+    /// Puts a tile, or none, at an index; false if that is outside the grid.
     #[cfg(feature = "serve")]
     pub(super) fn put(&mut self, key: [u32; 3], tile: Option<Arc<Tile>>) -> bool {
         let lies = (0..3).all(|a| (key[a] as usize) < self.size[a].div_ceil(EDGE));
@@ -351,7 +351,7 @@ pub struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The value at a fractional index, logits held within plus and minus `most`; minus `most`
+    /// The value at a fractional index, with logits limited to plus and minus `most`; minus `most`
     /// outside the grid.
     pub fn sample(&self, at: [f64; 3]) -> f32 {
         let value = |[i, j, k]: [usize; 3]| {
@@ -384,7 +384,7 @@ mod tests {
         let mut seen = vec![];
         field.inside_of(&[18..40, 4..17, 28..33], |v| seen.push(v));
         assert_eq!(seen, [[18, 4, 28], [18, 4, 29], [19, 4, 28], [19, 4, 29]]);
-        // What becomes negligible takes no memory.
+        // Negligible values take no memory.
         other.edit(&[0..40, 0..17, 0..33], |_, _| -7.0);
         assert_eq!((other.bytes(), other.bounds()), (0, None));
         let dense = field.dense(0u8, |v| u8::from(v > 0.0));

@@ -1,41 +1,44 @@
-//! Which of several guesses at what a click points at is believed.
+//! The choice among several guesses at what a click points at.
 //!
-//! A click tells a place and no size. So the network is asked from several distances, and each time
-//! again from where what it saw then fits the patch: what that shows is a guess. One that is right
-//! is sure of its voxels, is what was seen at first, is found from further off too, and has the
-//! click in its middle. How much each of these counts was learned from lesions of every size
-//! (`models/README.md`); lengths in millimetres count nothing, or the largest lesions of those
-//! would have taught that lesions are large.
+//! A click gives a position and no size. So the network is asked from several distances, and each
+//! time again with a patch that fits what it saw: what that shows is a guess. A right guess is sure
+//! of its voxels, is what was seen at first, is found from further off too, and has the click in
+//! its middle. The weight of each of these was learned from lesions of every size
+//! (`models/README.md`); lengths in millimetres do not count, or the largest lesions of those would
+//! have taught that lesions are large.
 
 use super::ANSWER;
 use crate::memory;
 use crate::volume::patch::Patch;
 use crate::volume::resample::{Interpolation, sample};
 
-/// Steps around a guess whose voxels tell how sure it is.
+/// Steps around a guess whose voxels show how sure it is.
 const AROUND: usize = 2;
-/// What agreement with the guess from further off counts beside how sure a guess is, from 0 to 1.
+/// The weight of agreement with the guess from further off, relative to how sure a guess is, from 0
+/// to 1.
 const FROM_AFAR: f32 = 0.175;
-/// What agreement with what was seen at first counts beside how sure a guess is, from 0 to 1.
+/// The weight of agreement with what was seen at first, relative to how sure a guess is, from 0 to
+/// 1.
 const AT_FIRST: f32 = 0.3;
-/// What a click that lies a radius off the middle takes off.
+/// Subtracted for a click that is one radius from the middle.
 const OFF_MIDDLE: f32 = 0.37;
-/// The Dice coefficient to expect of the guess that is believed: this, and so much times its worth.
+/// The Dice coefficient to expect of the chosen guess: the first number, plus the second times its
+/// value.
 const EXPECTED: [f32; 2] = [0.048, 0.653];
-/// Along each axis, every so manieth voxel is compared where guesses are.
+/// Every how many voxels along each axis guesses are compared.
 const EVERY: usize = 2;
 
 /// What a look showed of an object.
 pub struct Guess<'a> {
-    /// Where the look was.
+    /// The patch of the look.
     pub patch: &'a Patch,
-    /// What it answered, `[i][j][k]` on the patch.
+    /// The network's answer, `[i][j][k]` on the patch.
     pub logits: &'a [f32],
 }
 
 impl Guess<'_> {
-    /// How sure it is: the mean of how far probabilities lie from one half, from 0 to 1, over the
-    /// object and two voxels around it. 0 where there is no object.
+    /// How sure it is: the mean distance of probabilities from one half, scaled to 0 to 1, over the
+    /// object and two voxels around it. 0 if there is no object.
     pub fn sureness(&self) -> f32 {
         let mut near: Vec<u8> =
             memory::collected(ANSWER, self.logits.iter().map(|l| u8::from(*l > 0.0)));
@@ -47,8 +50,8 @@ impl Guess<'_> {
         (sum / n.max(1) as f64) as f32
     }
 
-    /// How far a place, in voxels of the scan, lies off the object's centre of mass, in radii of
-    /// the ball that is as large as the object. 0 where there is none.
+    /// The distance of a position, in voxels of the scan, from the object's centre of mass, in
+    /// radii of the ball with the object's volume. 0 if there is no object.
     pub fn off_middle(&self, place: [f64; 3]) -> f32 {
         let edge = self.patch.grid.size[0];
         let (mut sum, mut n) = ([0usize; 3], 0usize);
@@ -88,11 +91,11 @@ impl Guess<'_> {
     }
 }
 
-/// Sets whatever lies beside what is set, in a cube of `edge` voxels a side.
+/// Sets all neighbours of what is set, in a cube of `edge` voxels a side.
 fn spread(set: &mut [u8], edge: usize) {
     let from: Vec<u8> = memory::copied(ANSWER, set);
     for (axis, stride) in [edge * edge, edge, 1].into_iter().enumerate() {
-        // Within blocks that the axis runs through, no neighbour is another block's.
+        // Within blocks that the axis runs through, all neighbours are in the same block.
         let block = stride * edge;
         debug_assert_eq!(block, edge.pow(3 - axis as u32));
         for (to, from) in set.chunks_exact_mut(block).zip(from.chunks_exact(block)) {
@@ -102,9 +105,9 @@ fn spread(set: &mut [u8], edge: usize) {
     }
 }
 
-/// The one of several guesses to believe, from the closest to the furthest, each with what was seen
-/// at first of it, at what a `place` in voxels of the scan points at, and the Dice coefficient to
-/// expect of it; none where there is none.
+/// The guess to believe among several at what a `place` in voxels of the scan points at, and the
+/// Dice coefficient to expect of it; none if there are no guesses. They are ordered from the
+/// closest to the furthest, each with what was seen of it at first.
 pub fn most_believable(guesses: &[(Guess, Guess)], place: [f64; 3]) -> Option<(usize, f32)> {
     let worth = |at: usize| {
         let (first, guess) = &guesses[at];
@@ -166,7 +169,7 @@ mod tests {
         let mut logits = ball(&patch, MIDDLE, 6.0, 4.0);
         let sure = Guess { patch: &patch, logits: &logits }.sureness();
         assert!((sure - 2f32.tanh()).abs() < 1e-6);
-        // Doubt far off does not count, doubt beside it does.
+        // Doubt far from the object does not count, doubt beside it does.
         logits[0] = -0.001;
         assert_eq!(Guess { patch: &patch, logits: &logits }.sureness(), sure);
         let [i, j, k] = patch.voxel([50.0, 50.0, 58.0]).unwrap().map(|v| v as usize);
@@ -200,19 +203,19 @@ mod tests {
         let unsure = ball(&near, MIDDLE, 10.0, 1.0);
         let aside = ball(&near, [50.0, 57.0, 50.0], 10.0, 4.0);
         let small = ball(&near, MIDDLE, 4.0, 4.0);
-        // The same seen at first and then, from further off, a little less.
+        // The same at first and then; from further off, a little less.
         let pair = |first, then| {
             (Guess { patch: &near, logits: first }, Guess { patch: &near, logits: then })
         };
         let pick = |all: &[(Guess, Guess)]| most_believable(all, MIDDLE).map(|(at, _)| at);
         assert_eq!(pick(&[]), None);
-        // More is expected of what is sure.
+        // More is expected of a surer guess.
         let expected = |logits| most_believable(&[pair(logits, logits)], MIDDLE).unwrap().1;
         assert!(expected(&right) > expected(&unsure) + 0.1 && expected(&right) < 1.0);
         assert_eq!(pick(&[pair(&unsure, &unsure), pair(&right, &right)]), Some(1));
         assert_eq!(pick(&[pair(&right, &right), pair(&aside, &aside)]), Some(0));
         assert_eq!(pick(&[pair(&small, &right), pair(&right, &right)]), Some(1));
-        // Found again from further off: what stands first is believed, else the last of equals.
+        // Found again from further off: the first is believed, otherwise the last of equals.
         let far = || Guess { patch: &far, logits: &found };
         assert_eq!(pick(&[pair(&right, &right), (far(), far())]), Some(0));
     }

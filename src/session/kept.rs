@@ -1,9 +1,9 @@
-//! What an interaction changed, as bytes: whoever keeps those of each interaction can bring a
-//! session back to where it was, its history included, without asking the network again.
+//! What an interaction changed, as bytes: a caller that keeps those of each interaction can restore
+//! a session to where it was, its history included, without asking the network again.
 //!
-//! The bytes tell the difference from the state before: which tiles of the answer are others, what
-//! was said, where the network looked. What is in memory alone is what the network showed on its
-//! last patch (logits and candidates), which a session that steers does not look at again.
+//! The bytes describe the difference from the state before: which tiles of the answer differ, which
+//! prompts were given, where the network looked. What the network showed on its last patch (logits
+//! and candidates) exists only in memory; a session that steers does not need it again.
 
 use super::field::{Field, Logits, TILE, Tile};
 use super::{Note, Prediction, Said, Session, State};
@@ -13,23 +13,23 @@ use crate::volume::patch::Patch;
 use crate::volume::{Affine, Grid};
 use std::sync::Arc;
 
-/// What messages call the memory that bytes to be kept take.
+/// How messages name the memory that kept bytes take.
 const KEPT: &str = "what is kept of a session";
 
-/// What is said of bytes that are none of these.
+/// The message for bytes that were not written by this module.
 const ODD: &str = "what was kept of a session is not what this program keeps";
 
-/// Bytes in the making. Memory for them may be refused, as anywhere.
+/// Bytes that are being written. Memory for them may be refused, as anywhere.
 #[derive(Default)]
 pub struct Writer(Vec<u8>);
 
 impl Writer {
-    /// Those so far.
+    /// The bytes written so far.
     pub fn all(&self) -> &[u8] {
         &self.0
     }
 
-    /// Bytes as they are.
+    /// Bytes without a length.
     pub fn bytes(&mut self, bytes: &[u8]) {
         if self.0.capacity() - self.0.len() < bytes.len() {
             let more = bytes.len().max(self.0.len());
@@ -45,7 +45,7 @@ impl Writer {
         self.bytes(&[value]);
     }
 
-    /// A yes or no.
+    /// A boolean.
     pub fn flag(&mut self, value: bool) {
         self.byte(u8::from(value));
     }
@@ -55,7 +55,7 @@ impl Writer {
         self.bytes(&value.to_le_bytes());
     }
 
-    /// A size or a place.
+    /// A size or an index.
     pub fn size(&mut self, value: usize) {
         self.number(value as u64);
     }
@@ -65,7 +65,7 @@ impl Writer {
         self.number(value.to_bits());
     }
 
-    /// A text behind its length.
+    /// A text, after its length.
     pub fn text(&mut self, text: &str) {
         self.size(text.len());
         self.bytes(text.as_bytes());
@@ -73,7 +73,7 @@ impl Writer {
 
     /// A voxel.
     pub fn voxel(&mut self, voxel: [usize; 3]) {
-        // No axis is longer than 32 bits tell.
+        // No axis is longer than 32 bits can hold.
         voxel.iter().for_each(|v| self.bytes(&(*v as u32).to_le_bytes()));
     }
 
@@ -101,7 +101,7 @@ impl Writer {
         self.grid(scan);
     }
 
-    /// A tile, shorter where it has no more than two values, as a mask's.
+    /// A tile, shorter if it has no more than two values, as that of a mask.
     fn tile(&mut self, tile: &Logits) {
         let first = tile[0];
         let other = tile.iter().find(|v| v.to_bits() != first.to_bits()).copied();
@@ -126,7 +126,7 @@ impl Writer {
         }
     }
 
-    /// A bit each, the first in the lowest bit of the first byte.
+    /// One bit for each item, the first in the lowest bit of the first byte.
     fn bits(&mut self, bits: impl Iterator<Item = bool>) {
         let (mut byte, mut count) = (0u8, 0);
         for bit in bits {
@@ -167,16 +167,16 @@ impl Writer {
     }
 }
 
-/// Bytes that are read again.
+/// A reader of the bytes.
 pub struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    /// Of all bytes that one [`Writer`] made.
+    /// A reader of all the bytes that one [`Writer`] made.
     pub fn new(bytes: &'a [u8]) -> Reader<'a> {
         Reader(bytes)
     }
 
-    /// So many bytes.
+    /// `count` bytes.
     pub fn bytes(&mut self, count: usize) -> Result<&'a [u8], String> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or(ODD)?;
         self.0 = rest;
@@ -193,7 +193,7 @@ impl<'a> Reader<'a> {
         Ok(self.few::<1>()?[0])
     }
 
-    /// A yes or no.
+    /// A boolean.
     pub fn flag(&mut self) -> Result<bool, String> {
         match self.byte()? {
             0 => Ok(false),
@@ -207,12 +207,12 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.few()?))
     }
 
-    /// A size or a place.
+    /// A size or an index.
     pub fn size(&mut self) -> Result<usize, String> {
         usize::try_from(self.number()?).map_err(|_| ODD.into())
     }
 
-    /// How many of something follow, each of at least so many bytes.
+    /// The number of items that follow, each of at least `each` bytes.
     pub fn count(&mut self, each: usize) -> Result<usize, String> {
         let count = self.size()?;
         let fits = count.checked_mul(each).is_some_and(|bytes| bytes <= self.0.len());
@@ -233,7 +233,7 @@ impl<'a> Reader<'a> {
         String::from_utf8(self.bytes(length)?.to_vec()).map_err(|_| ODD.into())
     }
 
-    /// A voxel of a grid of some size.
+    /// A voxel of a grid of the given size.
     pub fn voxel(&mut self, size: [usize; 3]) -> Result<[usize; 3], String> {
         let mut voxel = [0; 3];
         for v in &mut voxel {
@@ -242,7 +242,7 @@ impl<'a> Reader<'a> {
         if (0..3).all(|a| voxel[a] < size[a]) { Ok(voxel) } else { Err(ODD.into()) }
     }
 
-    /// A box on a grid of some size, or none.
+    /// A box on a grid of the given size, or none.
     pub fn bounds(&mut self, size: [usize; 3]) -> Result<Option<[usize; 6]>, String> {
         if !self.flag()? {
             return Ok(None);
@@ -278,7 +278,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A tile; none in place of one that is gone.
+    /// A tile; none for one that is gone.
     fn tile(&mut self) -> Result<Option<Arc<Tile>>, String> {
         let mut tile = [0.0; TILE];
         match self.byte()? {
@@ -319,12 +319,12 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// How many of two lists' first elements are the same.
+/// The number of leading elements that two lists have in common.
 fn common<T>(a: &[T], b: &[T], same: impl Fn(&T, &T) -> bool) -> usize {
     a.iter().zip(b).take_while(|(a, b)| same(a, b)).count()
 }
 
-/// Writes what a state is beyond another.
+/// Writes the difference of a state from another.
 fn tell(state: &State, before: &State, out: &mut Writer) {
     let kept = common(&before.said, &state.said, |a, b| a == b);
     out.size(kept);
@@ -371,12 +371,12 @@ fn tell(state: &State, before: &State, out: &mut Writer) {
     notes.iter().for_each(|note| out.note(note));
 }
 
-/// Bytes of a patch, of a word that was said, and of a tile at least.
+/// Bytes of a patch, of a click, and the fewest of a tile.
 const PATCH: usize = 2 * (24 + 96) + 96 + 8 + 1;
 const WORD: usize = 13;
 const LEAST_TILE: usize = 13;
 
-/// The state that bytes tell of, behind another on a grid of some size.
+/// The state that bytes describe, given the one before it, on a grid of the given size.
 fn told(before: &State, size: [usize; 3], from: &mut Reader) -> Result<State, String> {
     let first = |kept: usize, all: usize| if kept <= all { Ok(kept) } else { Err(ODD) };
     let kept = first(from.size()?, before.said.len())?;
@@ -447,7 +447,7 @@ fn told(before: &State, size: [usize; 3], from: &mut Reader) -> Result<State, St
     Ok(state)
 }
 
-/// What a session was, to go back to. It shares the session's memory.
+/// The state of a session, to return to. It shares the session's memory.
 pub struct Saved {
     states: Vec<State>,
     now: usize,
@@ -455,18 +455,18 @@ pub struct Saved {
 }
 
 impl Session {
-    /// What it is now, to go back to.
+    /// The present state, to return to.
     pub(crate) fn saved(&self) -> Saved {
         Saved { states: self.states.clone(), now: self.now, place: self.place.clone() }
     }
 
-    /// Goes back to what it was.
+    /// Returns to a saved state.
     pub(crate) fn restore(&mut self, saved: Saved) {
         let Saved { states, now, place } = saved;
         (self.states, self.now, self.place) = (states, now, place);
     }
 
-    /// Writes what the one interaction changed that lies between what it was and now. Memory may be
+    /// Writes what the single interaction between a saved state and now changed. Memory may be
     /// refused, which unwinds.
     pub(crate) fn tell(&self, before: &Saved, out: &mut Writer) {
         // What can be undone now: the rest was forgotten.
@@ -474,10 +474,10 @@ impl Session {
         tell(&self.states[self.now], &before.states[before.now], out);
     }
 
-    /// Does again what [`Session::tell`] wrote, where the session is as it was then.
+    /// Repeats what [`Session::tell`] wrote, if the session is as it was then.
     ///
     /// # Errors
-    /// The bytes are none of these, or do not fit the session: it stays as it was.
+    /// The bytes were not written by this module, or do not fit the session: it stays as it was.
     pub(crate) fn follow(&mut self, from: &mut Reader) -> Result<(), String> {
         let depth = from.size()?;
         if self.scan.options().released || depth == 0 || depth > self.now + 1 {
@@ -494,12 +494,12 @@ impl Session {
         Ok(())
     }
 
-    /// Writes the first state that it can go back to, which may be another than the empty one.
+    /// Writes the first state that it can return to, which may not be the empty one.
     pub(crate) fn tell_first(&self, out: &mut Writer) {
         tell(&self.states[0], &State::default(), out);
     }
 
-    /// Begins with what [`Session::tell_first`] wrote.
+    /// Begins with the state that [`Session::tell_first`] wrote.
     ///
     /// # Errors
     /// As [`Session::follow`].
@@ -513,14 +513,14 @@ impl Session {
     }
 
     /// Writes its n-th step from there, from 1, of those that can be undone and redone, so that
-    /// [`Session::follow`] does it again.
+    /// [`Session::follow`] repeats it.
     pub(crate) fn tell_step(&self, n: usize, out: &mut Writer) {
         out.size(n);
         tell(&self.states[n], &self.states[n - 1], out);
     }
 
-    /// Forgets where the network looked where that was another, which sees patches of another size.
-    /// What was said and answered stays.
+    /// Forgets where the network looked when the network was replaced by one that sees patches of
+    /// another size. Prompts and answers stay.
     pub(crate) fn look_anew(&mut self) {
         let edge = self.scan.model().config().patch;
         for state in &mut self.states {
@@ -564,7 +564,7 @@ mod tests {
         let mut field = Field::new([40, 17, 33], true);
         field.edit(&[3..40, 2..5, 10..30], |[i, j, k], _| (i + j + k) as f32 / 3.0);
         let mut more = field.clone();
-        // A tile that goes, one of two values, one of all kinds.
+        // A tile that is removed, one of two values, one of many.
         more.edit(&[32..40, 0..16, 0..33], |_, _| -9.0);
         more.edit(&[0..16, 0..16, 16..32], |[i, ..], _| if i % 3 == 0 { 8.0 } else { -8.0 });
         more.set([20, 16, 32], 0.7);
@@ -603,7 +603,7 @@ mod tests {
             let back = told(before, size, &mut from).unwrap();
             same(&back, after);
             assert!(from.0.is_empty());
-            // What did not change is shared, in what was kept too.
+            // Unchanged parts are shared, also in what was kept.
             if std::ptr::eq(before, after) {
                 assert!(out.all().len() < 1000);
             }
@@ -618,13 +618,13 @@ mod tests {
         for cut in (0..out.all().len()).step_by(7) {
             assert!(told(&first, [40, 17, 33], &mut Reader::new(&out.all()[..cut])).is_err());
         }
-        // Of a smaller scan, and behind another state.
+        // For a smaller scan, and after another state.
         assert!(told(&first, [9, 9, 9], &mut Reader::new(out.all())).is_err());
         assert!(told(&State::default(), [40, 17, 33], &mut Reader::new(out.all())).is_err());
         for at in 0..out.all().len().min(400) {
             let mut odd = out.all().to_vec();
             odd[at] ^= 0x80;
-            // Whatever comes of it, it is no panic.
+            // Whatever the result, it does not panic.
             let _ = told(&first, [40, 17, 33], &mut Reader::new(&odd));
         }
     }

@@ -1,8 +1,8 @@
-//! Working on a scan: say something about an object, look at the answer, correct it.
+//! Working on a scan: give prompts for an object, look at the answer, correct it.
 //!
 //! A [`Scan`] is an image with the network and the patches of it that were encoded; it is shared. A
-//! [`Session`] is one object on it: what was said of it so far, its answers, its undo history. The
-//! same prompts in the same order give the same bits, whoever gives them: the program, the library,
+//! [`Session`] is one object on it: its prompts so far, its answers, its undo history. The same
+//! prompts in the same order give the same bits, wherever they come from: the program, the library,
 //! a program in C.
 //!
 //! # The contract
@@ -10,32 +10,33 @@
 //! The network proposes; the session keeps these promises, on the scan's own grid, whatever the
 //! network answers:
 //!
-//! 1. **Every click holds** in the answer it leads to, its voxel lying on the side that was said,
-//!    and goes on to hold until it is undone, or contradicted by a later click on the same voxel or
+//! 1. **Every click holds** in the answer it leads to: its voxel is on the side that was said, and
+//!    stays there until the click is undone, or contradicted by a later click on the same voxel or
 //!    a mask that is given later. A scribble is its voxels: all of them hold.
 //! 2. **A click that agrees changes nothing.** The same click twice is one.
-//! 3. **A first prompt that only denies** gives an empty answer, and a [`Note`] that says so.
+//! 3. **A first prompt that only denies** (all of its clicks are off the object) gives an empty
+//!    answer, and a [`Note`] that says so.
 //! 4. **A mask that is given is the answer**, to the voxel, until a click disagrees with it; then
-//!    it changes near that click alone.
+//!    it changes only near that click.
 //! 5. **Nothing far from a click is lost**: an answer changes within a distance of a click that
 //!    disagrees, which grows with the error that is pointed at and with the object, and where the
 //!    object is followed beyond what was looked at. An answer that rests on no more than four
-//!    clicks, without box or mask, is a guess, and may change all over. A box starts anew, unless
+//!    clicks, without box or mask, is a guess, and may change anywhere. A box starts afresh, unless
 //!    it was given before or the answer fills it already.
 //! 6. **Other objects** that were given are never entered.
 //! 7. **Undo brings back the bits**, redo too.
-//! 8. **No prompt on the scan is an error** or left out. Where the network has not looked yet, it
-//!    looks: at a coarser patch, or one further on.
+//! 8. **No prompt on the scan is an error** or ignored. Where the network has not looked yet, it
+//!    looks: at a coarser patch, or at one further on.
 //!
-//! How: all prompts so far are told to the network at every interaction. The answer in which the
-//! clicks hold already ([`correction`]) is its dense prompt; what it makes of that is taken near
-//! the clicks ([`correction::locality`]), corrected again, and written into the answer ([`field`]);
-//! a guess counts beside the answer by how sure it is. Corrections keep to what looks like the
-//! click on the scan. Where an answer rests on the network alone, a first one or a guess, voxels
-//! that look like the object rather than like what is around it are drawn into it, the others
-//! pushed out. Last, every click's own voxel is put on its side.
+//! How: all prompts so far are passed to the network at every interaction. The answer in which the
+//! clicks already hold ([`correction`]) is its dense prompt; its result is used near the clicks
+//! ([`correction::locality`]), corrected again, and written into the answer ([`field`]); a guess is
+//! blended with the answer according to how sure it is. Corrections prefer voxels that look like
+//! the clicked one on the scan. If an answer rests on the network alone, as a first one or a guess
+//! does, voxels that look like the object rather than like its surroundings are added to it, and
+//! the others removed. Last, every click's own voxel is put on its side.
 //!
-//! With [`Options::released`] none of this is done: a session is then the network as the paper runs
+//! With [`Options::released`] none of this is done: a session then is the network as the paper runs
 //! it.
 
 mod ahead;
@@ -72,21 +73,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most points that the prompt encoder is given at once, the most that the network was evaluated
-/// with: its attention grows with their square. Of more, every n-th is taken; the refiner sees them
-/// all.
+/// The most points that the prompt encoder is given at once, the most that the network was
+/// evaluated with: its attention grows with their square. Of more, every n-th is used; the refiner
+/// sees all of them.
 const MOST_POINTS: usize = 10_000;
 
-/// The logit that a voxel of a mask given as dense prompt gets, negative outside: a probability of
-/// 0.9997.
+/// The logit of a voxel of a mask given as dense prompt, negative outside: a probability of 0.9997.
 pub const MASK_LOGIT: f32 = 8.0;
 
-/// What messages call the memory that an answer takes.
+/// How messages name the memory that an answer takes.
 const ANSWER: &str = "an answer";
 /// What a refusal of memory for voxels that somebody spoke of names.
 const CLICKS: &str = "what was said of the object";
 
-/// The points that the prompt encoder is given, and how many were left to the refiner alone.
+/// The points that the prompt encoder is given, and the number left to the refiner alone.
 fn thin(points: Vec<([i32; 3], bool)>) -> (Vec<([i32; 3], bool)>, usize) {
     let all = points.len();
     if all <= MOST_POINTS {
@@ -97,7 +97,7 @@ fn thin(points: Vec<([i32; 3], bool)>) -> (Vec<([i32; 3], bool)>, usize) {
 }
 
 /// Where the first interaction with these prompts looks on a scan of that size and place, as far as
-/// can be told before the network was asked. Not of [released](Options::released) answers.
+/// that is known before the network was asked. Not for [released](Options::released) answers.
 ///
 /// # Errors
 /// [`SessionError::NoPrompt`]: nothing says where the object is.
@@ -111,7 +111,7 @@ pub fn places(
     steer::places(&sight, prompts)
 }
 
-/// Why an interaction could not be done.
+/// Why an interaction failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// Memory was refused: the session is as it was.
@@ -123,7 +123,7 @@ pub enum SessionError {
     /// Nothing says where the object is: no prompt, and no answer to correct.
     #[error("an interaction needs a point, a box, a scribble or a mask")]
     NoPrompt,
-    /// What the network made is no number.
+    /// The network's result is not finite.
     #[error(
         "the network's {what} is not finite: its weights do not go with this scan's values, or with the precision that it runs in"
     )]
@@ -138,7 +138,7 @@ pub enum SessionError {
         what: &'static str,
         /// The voxel.
         voxel: [usize; 3],
-        /// The scan's size.
+        /// The size of the scan.
         size: [usize; 3],
     },
     /// A dense prompt has another size.
@@ -148,7 +148,7 @@ pub enum SessionError {
         what: &'static str,
         /// Its voxels.
         got: usize,
-        /// The scan's.
+        /// The number of voxels of the scan.
         expected: usize,
     },
 }
@@ -159,7 +159,7 @@ impl From<CudaError> for SessionError {
     }
 }
 
-/// What a person should know about an answer.
+/// What a user should know about an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     /// Only clicks off the object were given.
@@ -172,13 +172,13 @@ pub enum Note {
     FlatBox,
     /// The box reached beyond the scan.
     ClippedBox,
-    /// At the spacing asked for, what was pointed at is no more than a few voxels.
+    /// At the requested spacing, the object pointed at is no more than a few voxels.
     HardlySeen,
-    /// So many points on the object lie in other objects.
+    /// This many points on the object are inside other objects.
     InOtherObject(usize),
     /// The object went on beyond what the network saw.
     LookedFurther,
-    /// So many clicks were obeyed without a look around them: there were too many parts of the
+    /// This many clicks were obeyed without looking around them: there were too many parts of the
     /// object for one interaction.
     NotLookedAt(usize),
 }
@@ -208,9 +208,9 @@ impl fmt::Display for Note {
 /// A candidate mask of an interaction.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// What the network thinks its Dice is, 0 to 1.
+    /// The network's estimate of its Dice, 0 to 1.
     pub score: f32,
-    /// One bit a patch voxel, first voxel in the highest bit.
+    /// One bit per patch voxel, first voxel in the highest bit.
     pub bits: Vec<u8>,
 }
 
@@ -227,28 +227,28 @@ pub struct Prediction {
     pub candidates: Vec<Candidate>,
     /// The one that was refined into the answer.
     pub selected: usize,
-    /// The Dice to expect, where the model was calibrated to tell, was asked, and there is an
+    /// The Dice to expect, if the model was calibrated to give it, was asked, and there is an
     /// object.
     pub score: Option<f32>,
     /// Time spent on prompts and tokens, decoder, refiner.
     pub seconds: [Duration; 3],
     /// Time spent cutting and encoding patches for this answer.
     pub encoding: [Duration; 2],
-    /// How often the network was asked.
+    /// How many times the network was asked.
     pub looks: usize,
     /// Voxels of the scan that changed sides.
     pub changed: usize,
-    /// What a person should know.
+    /// What a user should know.
     pub notes: Vec<Note>,
-    /// Points of this interaction that lay outside the patch and were left out: none but of
-    /// released answers.
+    /// Points of this interaction that were outside the patch and were left out: only in released
+    /// answers.
     pub left_out: usize,
     /// Points of this interaction that only the refiner saw, because there were more than the
     /// prompt encoder takes.
     pub thinned: usize,
 }
 
-/// An error unless all that an answer is made of are numbers.
+/// An error unless all parts of an answer are finite numbers.
 fn finite(answer: &Answer) -> Result<(), SessionError> {
     let parts = [
         ("score", answer.candidates.scores.try_data()?),
@@ -279,13 +279,13 @@ impl Prediction {
         })
     }
 
-    /// Bytes that it holds and another does not.
+    /// Bytes that it holds and another answer does not.
     fn bytes_beyond(&self, other: Option<&Prediction>) -> usize {
         let bits: usize = self.candidates.iter().map(|c| c.bits.len()).sum();
         self.logits.len() * 4 + bits + self.field.bytes_beyond(other.map(|o| &o.field))
     }
 
-    /// An answer that the network has no part in.
+    /// An answer in which the network has no part.
     fn unasked(field: Field, logits: Tensor, patch: Patch) -> Prediction {
         Prediction {
             field,
@@ -309,13 +309,13 @@ impl Prediction {
         self.field.dense(0, |logit| u8::from(logit > 0.0))
     }
 
-    /// The answer's probabilities on the scan's own grid, `[i][j][k]`; 0 where nothing was ever
-    /// said.
+    /// The answer's probabilities on the scan's own grid, `[i][j][k]`; 0 where no value was ever
+    /// set.
     pub fn probability(&self) -> Vec<f32> {
         self.field.dense(0.0, probability_of)
     }
 
-    /// Calls `visit(voxel, probability)` where something was said; it is 0 elsewhere.
+    /// Calls `visit(voxel, probability)` where a value was set; it is 0 elsewhere.
     pub fn each_probability(&self, mut visit: impl FnMut([usize; 3], f32)) {
         self.field.each_voxel(|voxel, logit| visit(voxel, probability_of(logit)));
     }
@@ -325,19 +325,19 @@ fn probability_of(logit: f32) -> f32 {
     1.0 / (1.0 + (-logit).exp())
 }
 
-/// A voxel of the scan that was said to lie on the object or off it.
+/// A voxel of the scan that was said to be on the object or off it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Said {
     /// The voxel.
     pub voxel: [usize; 3],
-    /// Whether it lies on the object.
+    /// Whether it is on the object.
     pub positive: bool,
 }
 
-/// What a session knew after an interaction.
+/// The state of a session after an interaction.
 #[derive(Clone, Default)]
 struct State {
-    /// What holds, in the order in which it was said.
+    /// The prompts that hold, in the order in which they were given.
     said: Arc<Vec<Said>>,
     bounds: Option<[usize; 6]>,
     /// 1 in other objects, on the scan's grid.
@@ -347,7 +347,7 @@ struct State {
     /// The patches that the network looked at.
     looked: Arc<Vec<Patch>>,
     prediction: Option<Arc<Prediction>>,
-    /// Bytes that the state before it holds and it does not: what can be undone costs.
+    /// Bytes that the state before it holds and it does not: the cost of being able to undo.
     replaced: usize,
 }
 
@@ -372,14 +372,14 @@ impl State {
 /// One object on a scan.
 pub struct Session {
     scan: Arc<Scan>,
-    /// The states reached, the first of them empty unless it was forgotten; those behind `now` can
+    /// The states reached, the first of them empty unless it was forgotten; those after `now` can
     /// be redone.
     states: Vec<State>,
     now: usize,
     /// Where a released session looks, once that is known.
     place: Option<Patch>,
-    /// Where the patches lie that [`Session::ahead`] or [`Session::ahead_of`] told last, while they
-    /// are of use.
+    /// The places of the patches that [`Session::ahead`] or [`Session::ahead_of`] returned last,
+    /// while they are useful.
     sign: Option<Arc<Vec<Grid>>>,
     _joined: Arc<()>,
 }
@@ -391,13 +391,13 @@ impl Session {
         Session { scan: scan.clone(), states, now: 0, place: None, sign: None, _joined }
     }
 
-    /// Another object on the same scan, looked at where this one was where that is the session's
-    /// choice.
+    /// Another object on the same scan, looked at where this one was if the session chooses the
+    /// place.
     pub fn another(&self) -> Session {
         Session { place: self.place.clone(), ..Session::new(&self.scan) }
     }
 
-    /// The scan it works on.
+    /// The scan that it works on.
     pub fn scan(&self) -> &Arc<Scan> {
         &self.scan
     }
@@ -407,7 +407,7 @@ impl Session {
         self.states[self.now].prediction.as_ref()
     }
 
-    /// What holds, in the order in which it was said.
+    /// The prompts that hold, in the order in which they were given.
     pub fn said(&self) -> &[Said] {
         &self.states[self.now].said
     }
@@ -417,12 +417,12 @@ impl Session {
         self.prediction().map(|p| &p.patch).or(self.place.as_ref())
     }
 
-    /// How many interactions can be undone and redone.
+    /// The number of interactions that can be undone and redone.
     pub fn depth(&self) -> (usize, usize) {
         (self.now, self.states.len() - 1 - self.now)
     }
 
-    /// Takes the last interaction back; false where there is none.
+    /// Undoes the last interaction; false if there is none.
     pub fn undo(&mut self) -> bool {
         let can = self.now > 0;
         self.now -= usize::from(can);
@@ -430,7 +430,7 @@ impl Session {
         can
     }
 
-    /// Does an undone interaction again; false where there is none.
+    /// Repeats an undone interaction; false if there is none.
     pub fn redo(&mut self) -> bool {
         let can = self.now + 1 < self.states.len();
         self.now += usize::from(can);
@@ -438,19 +438,19 @@ impl Session {
         can
     }
 
-    /// Forgets prompts, answers and history. What was encoded stays.
+    /// Forgets prompts, answers and history. Encoded patches stay.
     pub fn reset(&mut self) {
         self.states = vec![State::default()];
         self.now = 0;
         self.sign = None;
     }
 
-    /// Bytes that the history holds, beside what the answer so far does.
+    /// Bytes that the history holds, in addition to those of the present answer.
     pub fn history_bytes(&self) -> usize {
         self.states.iter().skip(1).map(|s| s.replaced).sum()
     }
 
-    /// Forgets what is beyond the limits of the history, the oldest first.
+    /// Forgets what exceeds the limits of the history, the oldest first.
     fn forget(&mut self) {
         let Options { undo_steps, undo_bytes, .. } = *self.scan.options();
         let all = undo_bytes.min((memory::limit() / 4) as usize);
@@ -463,9 +463,9 @@ impl Session {
         }
     }
 
-    /// Encodes where these prompts make the network look, so that the first interaction does not
-    /// have to wait for it. Says nothing of the object. Time spent cutting and encoding is
-    /// returned. A released session starts anew: its answers and its history are gone.
+    /// Encodes the patches that these prompts make the network look at, so that the first
+    /// interaction does not have to wait for them. Gives no prompt. Returns the time spent cutting
+    /// and encoding. A released session starts afresh: its answers and its history are gone.
     ///
     /// # Errors
     /// As [`Session::interact`].
@@ -495,11 +495,11 @@ impl Session {
         Ok([Duration::ZERO, start.elapsed()])
     }
 
-    /// Where the network will look, most likely, when a click disagrees with the answer: where it
-    /// looked last, or at the mask that was given; to be encoded before that. None where nothing
-    /// tells: a first click is looked at where it lies ([`Session::ahead_of`]). What was returned
-    /// before is of no use any more, nor is this after another interaction, an undo, a redo or a
-    /// reset.
+    /// The patch that the network will probably look at when a click disagrees with the answer:
+    /// where it looked last, or at the mask that was given; to be encoded before that. None if that
+    /// is unknown: a first click is looked at where it is ([`Session::ahead_of`]). This makes what
+    /// was returned before useless, as another interaction, an undo, a redo or a reset does to
+    /// this.
     pub fn ahead(&mut self) -> Option<Ahead> {
         self.sign = None;
         let patch = match self.scan.options().released {
@@ -510,17 +510,17 @@ impl Session {
         Some(Ahead::new(&self.scan, sign, patch))
     }
 
-    /// Where the network will look if these prompts are the first, as far as can be told, in the
-    /// order in which it will; to be encoded before that. A program tells so where a pointer rests:
-    /// a first click beside that place is looked at with the same patches, mostly. Says nothing of
-    /// the object.
+    /// The patches that the network will look at if these prompts are the first, as far as that is
+    /// known, in order; to be encoded before that. A program calls this with the place where a
+    /// pointer rests: a first click near that place is usually looked at with the same patches.
+    /// Gives no prompt.
     ///
-    /// Empty where there is an answer, whose next look [`Session::ahead`] tells, and where the very
-    /// same places were returned last and some of them are still held. Otherwise what was returned
-    /// before is of no use any more, nor is this after an interaction, an undo, a redo or a reset.
+    /// Empty if there is an answer, whose next look [`Session::ahead`] gives, and if the very same
+    /// places were returned last and some of them are still held. Otherwise this makes what was
+    /// returned before useless, as an interaction, an undo, a redo or a reset does to this.
     ///
     /// # Errors
-    /// A prompt lies outside the scan or is of another size, or nothing says where the object is.
+    /// A prompt is outside the scan or has the wrong size, or nothing says where the object is.
     pub fn ahead_of(&mut self, prompts: &Prompts) -> Result<Vec<Ahead>, SessionError> {
         self.check(prompts)?;
         if self.prediction().is_some() {
@@ -532,7 +532,7 @@ impl Session {
             (false, _) => steer::places(&region::Sight::of(&self.scan), prompts)?,
         };
         let places: Vec<Grid> = patches.iter().map(|patch| patch.grid).collect();
-        // What is encoded there, or waits to be, goes on.
+        // Patches that are being encoded there, or waiting to be, continue.
         let is_told = |sign: &Arc<Vec<Grid>>| **sign == places && Arc::weak_count(sign) > 0;
         if self.sign.as_ref().is_some_and(is_told) {
             return Ok(vec![]);
@@ -541,22 +541,22 @@ impl Session {
         Ok(patches.into_iter().map(|patch| Ahead::new(&self.scan, sign, patch)).collect())
     }
 
-    /// One interaction: what is said now is added to what was said before. A box is kept until
+    /// One interaction: the new prompts are added to those given before. A box is kept until
     /// another replaces it; a mask replaces the answer.
     ///
     /// # Errors
-    /// A prompt lies outside the scan or is of another size, nothing says where the object is,
-    /// memory is refused, the device fails, or the network's answer is not finite. The session then
-    /// stays as it was.
+    /// A prompt is outside the scan or has the wrong size, nothing says where the object is, memory
+    /// is refused, the device fails, or the network's answer is not finite. The session then stays
+    /// as it was.
     pub fn interact(&mut self, prompts: &Prompts) -> Result<&Arc<Prediction>, SessionError> {
         self.interact_observed(prompts, &mut Observer::none())
     }
 
-    /// One interaction, as [`Session::interact`] does it, of which an observer sees every stage and
-    /// which it may end.
+    /// One interaction, as [`Session::interact`] does it, with an observer that sees every stage
+    /// and may end it.
     ///
     /// # Errors
-    /// As [`Session::interact`]; [`OpError::Cancelled`] where the observer ends it.
+    /// As [`Session::interact`]; [`OpError::Cancelled`] if the observer ends it.
     pub fn interact_observed(
         &mut self,
         prompts: &Prompts,
@@ -627,8 +627,8 @@ impl Session {
             .map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.mask())
     }
 
-    /// The answer's probabilities on the scan's own grid, `[i][j][k]`; 0 where nothing was ever
-    /// said.
+    /// The answer's probabilities on the scan's own grid, `[i][j][k]`; 0 where no value was ever
+    /// set.
     pub fn probability(&self) -> Vec<f32> {
         self.prediction()
             .map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.probability())

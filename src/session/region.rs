@@ -1,5 +1,5 @@
-//! Where the network looks: the patch that shows what prompts speak of, and the next one when the
-//! object goes on beyond it.
+//! Where the network looks: the patch that shows what prompts point at, and the next one when the
+//! object continues beyond it.
 
 use super::correction::Click;
 use super::scan::{Scan, fitted_spacing, working_spacing};
@@ -10,27 +10,30 @@ use crate::prompt::Prompts;
 use crate::volume::Grid;
 use crate::volume::patch::{Extent, Patch};
 
-/// Lengths of the patches, in mm, that a first point is looked at with; of a scan shorter than the
-/// second as much shorter as makes the last four times the scan's.
+/// Lengths of the patches, in mm, with which a first point is looked at; for a scan shorter than
+/// the second they are scaled so that the last is four times the scan's length.
 const LENGTHS: [f64; 6] = [14.0, 28.0, 56.0, 112.0, 224.0, 448.0];
-/// Millimetres between points that are told together, where the scan is no smaller than twice that.
+/// The distance in mm up to which points are treated as one, if the scan is at least twice that
+/// size.
 const BESIDE: f64 = 14.0;
-/// Places along an edge of such a patch at which its centre may lie. Points near each other are
+/// Positions along an edge of such a patch at which its centre may be. Points near each other are
 /// looked at with the very same patches: what was encoded for one of them serves all. The point is
-/// off the centre by a 16th of the edge along each axis at most. Not so of the widest where that
-/// shows all of the scan: it does so in one place.
+/// off the centre by a 16th of the edge along each axis at most. An exception is the widest patch
+/// if it shows all of the scan: it is always at the same place.
 const LATTICE: usize = 8;
-/// Voxels of the scan, along its finest axis, that a patch shows at least.
+/// The fewest voxels of the scan, along its finest axis, that a patch shows.
 const LEAST_VOXELS: f64 = 8.0;
-/// How far apart values that look alike are at most, in standard deviations of the network's input:
-/// 42 HU for the small model.
+/// The largest difference between values that look alike, in standard deviations of the network's
+/// input: 42 HU for the small model.
 const ALIKE: f32 = 0.35;
-/// Voxels of a patch that a box, or the whole scan, must be across for the network to see anything.
+/// The number of voxels of a patch that a box, or the whole scan, must measure for the network to
+/// see anything.
 const LEAST_SEEN: f64 = 4.0;
-/// Voxels between a click and the patch's faces below which another patch shows it better.
+/// The number of voxels between a click and the patch's faces below which another patch shows it
+/// better.
 const MARGIN: i32 = 4;
 
-/// The box that a person means who draws one a slice thick: as deep as the mean of its sides.
+/// The box that a user means who draws one a slice thick: as deep as the mean of its sides.
 pub fn understood_box(b: [usize; 6], grid: &Grid) -> [usize; 6] {
     let step = grid.spacing();
     let side = |a: usize| (b[a + 3] - b[a]) as f64 * step[a];
@@ -46,7 +49,7 @@ pub fn understood_box(b: [usize; 6], grid: &Grid) -> [usize; 6] {
     out
 }
 
-/// What is to be said of where prompts lie, whatever the network makes of them.
+/// The notes about where prompts are, independent of the network.
 pub fn notes(scan: &Scan, prompts: &Prompts) -> Vec<Note> {
     let mut notes = vec![];
     if prompts.clipped {
@@ -85,12 +88,12 @@ pub fn longest(extent: &Extent, grid: &Grid) -> f64 {
     (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max)
 }
 
-/// What says how a place of a scan is looked at: no voxel of it has to be there.
+/// What determines how a place of a scan is looked at; none of its voxels have to be available.
 #[derive(Clone, Copy)]
 pub struct Sight<'a> {
     pub config: &'a Config,
     pub grid: &'a Grid,
-    /// The spacing asked for.
+    /// The requested spacing.
     pub spacing: Option<f64>,
 }
 
@@ -105,8 +108,8 @@ impl<'a> Sight<'a> {
         self.grid.spacing().into_iter().fold(f64::INFINITY, f64::min)
     }
 
-    /// The patch that shows an extent: fitted to it where the model fits objects, though no closer
-    /// than a few voxels of the scan, else at its own spacing.
+    /// The patch that shows an extent: fitted to it if the model fits objects, though no closer
+    /// than a few voxels of the scan, otherwise at its own spacing.
     pub fn fitted(&self, extent: &Extent) -> Patch {
         let Sight { config, grid, .. } = *self;
         let spacing = self.spacing.unwrap_or_else(|| match config.fit {
@@ -125,22 +128,22 @@ impl<'a> Sight<'a> {
         LENGTHS.map(|l| l * scale)
     }
 
-    /// The widest of first looks, where it shows all of the scan: the same wherever one points.
+    /// The widest patch of first looks, if it shows all of the scan: the same wherever one points.
     pub fn all(&self) -> Option<Patch> {
         let Sight { config, grid, .. } = *self;
         if config.fit.is_none() || self.spacing.is_some() {
             return None;
         }
         let (all, edge) = (whole(grid), config.patch as f64);
-        // Its centre is a voxel's, and the scan's length is rounded to its voxels.
+        // Its centre is at a voxel, and the scan's length is rounded to its voxels.
         let [.., widest] = self.lengths().map(|l| l / edge);
         let shows = longest(&all, grid) <= (edge - 2.0) * widest;
         shows.then(|| Patch::place(grid, config.patch, widest, &all))
     }
 
-    /// The patches to try around prompts that tell a place and no size, from the closest look to
-    /// the widest, on a [lattice](LATTICE); the widest is the same for all of the scan where it
-    /// shows all of it. One alone where there is nothing to choose, and that is centred.
+    /// The patches to try around prompts that give a position and no size, from the closest look to
+    /// the widest, on a [lattice](LATTICE); the widest is the same for the whole scan if it shows
+    /// all of it. A single, centred one if there is nothing to choose.
     pub fn probes(&self, extent: &Extent) -> Vec<Patch> {
         let Sight { config, grid, .. } = *self;
         if config.fit.is_none() || self.spacing.is_some() {
@@ -149,7 +152,7 @@ impl<'a> Sight<'a> {
         }
         let least = (1.3 * longest(extent, grid)).max(LEAST_VOXELS * self.finest());
         let wide: Vec<f64> = self.lengths().into_iter().filter(|l| *l >= least).collect();
-        // One alone is where the answer lies, and that is fitted.
+        // A single patch shows the answer, and is fitted to it.
         if wide.len() < 2 {
             return vec![self.fitted(extent)];
         }
@@ -165,25 +168,25 @@ impl<'a> Sight<'a> {
     }
 }
 
-/// As [`Sight::fitted`] has it.
+/// [`Sight::fitted`] for a scan.
 pub fn fitted(scan: &Scan, extent: &Extent) -> Patch {
     Sight::of(scan).fitted(extent)
 }
 
-/// As [`Sight::probes`] has them.
+/// [`Sight::probes`] for a scan.
 pub fn probes(scan: &Scan, extent: &Extent) -> Vec<Patch> {
     Sight::of(scan).probes(extent)
 }
 
-/// Whether points lie so close that they are told together, as those of a stroke are.
+/// Whether points are so close that they are treated as one, like those of a stroke.
 pub fn beside(a: [usize; 3], b: [usize; 3], grid: &Grid) -> bool {
     let whole = longest(&whole(grid), grid);
     let near = if whole < 2.0 * BESIDE { whole / 8.0 } else { BESIDE };
     distance(&of_voxel(a), b, grid) <= near
 }
 
-/// Whether a patch shows a voxel and its surroundings: some voxels lie between it and every face
-/// beyond which the scan goes on.
+/// Whether a patch shows a voxel and its surroundings: there are some voxels between it and every
+/// face beyond which the scan continues.
 pub fn shows(patch: &Patch, voxel: [usize; 3], grid: &Grid) -> bool {
     let Some(at) = patch.voxel(voxel.map(|v| v as f64)) else { return false };
     let open = open_faces(patch, grid);
@@ -191,13 +194,13 @@ pub fn shows(patch: &Patch, voxel: [usize; 3], grid: &Grid) -> bool {
     (0..3).all(|d| (at[d] >= MARGIN || !open[d][0]) && (at[d] < edge - MARGIN || !open[d][1]))
 }
 
-/// Along each axis of the patch, whether the scan goes on beyond its low and its high face.
+/// For each axis of the patch, whether the scan continues beyond its low and its high face.
 pub fn open_faces(patch: &Patch, grid: &Grid) -> [[bool; 2]; 3] {
     let to_image = patch.from_image.inverse();
     let edge = patch.grid.size[0] as f64;
     let middle = (edge - 1.0) / 2.0;
     let inside = |p: [f64; 3]| (0..3).all(|a| p[a] >= -0.5 && p[a] <= grid.size[a] as f64 - 0.5);
-    // A face's middle may lie off the scan where a corner of it does not.
+    // A face's middle may be off the scan when one of its corners is not.
     let places = [0.0, middle, edge - 1.0];
     std::array::from_fn(|d| {
         [-1.0, edge].map(|beyond| {
@@ -212,8 +215,8 @@ pub fn open_faces(patch: &Patch, grid: &Grid) -> [[bool; 2]; 3] {
     })
 }
 
-/// Voxels of an answer on the patch that lie on a face beyond which the scan goes on and nobody
-/// looked yet: the places, in fractional voxels of the scan, just beyond that face.
+/// Voxels of an answer on the patch that are on a face beyond which the scan continues and that has
+/// not been looked at: their positions, in fractional voxels of the scan, just beyond that face.
 pub fn beyond(answer: &[f32], patch: &Patch, grid: &Grid, looked: &[Patch]) -> Vec<[f64; 3]> {
     let edge = patch.grid.size[0];
     let to_image = patch.from_image.inverse();
@@ -240,8 +243,8 @@ pub fn beyond(answer: &[f32], patch: &Patch, grid: &Grid, looked: &[Patch]) -> V
     places
 }
 
-/// The patch to look at next where an object goes on `beyond` the one at hand: for models that fit
-/// objects a coarser one that shows all of it, else one further on.
+/// The patch to look at next when an object continues `beyond` the present one: for models that fit
+/// objects a coarser one that shows all of it, otherwise one further on.
 pub fn next(scan: &Scan, patch: &Patch, object: &Extent, beyond: &[[f64; 3]]) -> Patch {
     let config = scan.model().config();
     let (grid, edge) = (scan.grid(), config.patch);
@@ -254,20 +257,21 @@ pub fn next(scan: &Scan, patch: &Patch, object: &Extent, beyond: &[[f64; 3]]) ->
             let n = beyond.len().max(1) as f64;
             let centre: [f64; 3] =
                 std::array::from_fn(|a| beyond.iter().map(|p| p[a]).sum::<f64>() / n);
-            // Places beyond opposite faces have their middle in the patch: then the first of them.
+            // Positions beyond opposite faces have their middle in the patch: then the first of
+            // them is used.
             let centre = if patch.voxel(centre).is_some() { beyond[0] } else { centre };
             Patch::place(grid, edge, patch.spacing, &Extent { low: centre, high: centre })
         }
     }
 }
 
-/// Whether the straight way from a voxel to another leads through what looks as both do: nearly all
-/// of it within [`ALIKE`] of them, as the network sees the scan.
+/// Whether the straight line from a voxel to another leads through values that look like both:
+/// nearly all of it within [`ALIKE`] of them, as the network sees the scan.
 pub fn joined(scan: &Scan, a: [usize; 3], b: [usize; 3]) -> bool {
     let patch = fitted(scan, &union(&of_voxel(a), &of_voxel(b)));
     let (values, edge) = (scan.input(&patch), patch.grid.size[0] as i32);
     let [from, to] = [a, b].map(|v| patch.from_image.apply(v.map(|c| c as f64)));
-    // The mean of a voxel and those around it: noise does not count.
+    // The mean of a voxel and those around it, so that noise does not count.
     let around = |t: f64| {
         let p: [i32; 3] = std::array::from_fn(|d| (from[d] + t * (to[d] - from[d])).round() as i32);
         let (mut sum, mut n) = (0.0f32, 0.0f32);
@@ -306,7 +310,8 @@ pub fn centre_distance(patch: &Patch, voxel: [usize; 3]) -> f64 {
     p.iter().map(|v| (v - middle).abs() * patch.spacing).fold(0.0, f64::max)
 }
 
-/// The corners, in voxels of the patch and one to spare, of what `counts`; none where nothing does.
+/// The corners, in voxels of the patch with one to spare, of the values that `counts` accepts; none
+/// if there are none.
 pub fn reach(values: &[f32], edge: usize, counts: impl Fn(f32) -> bool) -> Option<[[f64; 3]; 2]> {
     let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
     for at in (0..values.len()).filter(|v| counts(values[*v])) {
@@ -320,7 +325,7 @@ pub fn reach(values: &[f32], edge: usize, counts: impl Fn(f32) -> bool) -> Optio
     })
 }
 
-/// The extent on the scan of what an answer on a patch holds; none where that is nothing.
+/// The extent on the scan of what an answer on a patch contains; none if that is empty.
 pub fn shown(logits: &[f32], patch: &Patch, grid: &Grid) -> Option<Extent> {
     let [low, high] = reach(logits, patch.grid.size[0], |v| v > 0.0)?;
     let block = patch.block_of(grid, low, high);
@@ -330,7 +335,7 @@ pub fn shown(logits: &[f32], patch: &Patch, grid: &Grid) -> Option<Extent> {
     })
 }
 
-/// A voxel well within the object that a patch shows: the positive one nearest to their middle.
+/// A voxel well within the object that a patch shows: the positive one nearest to the mean of all.
 pub fn deepest(logits: &[f32], edge: usize) -> Option<Click> {
     let place = |at: usize| [at / (edge * edge), at / edge % edge, at % edge].map(|v| v as f32);
     let on = || (0..logits.len()).filter(|v| logits[*v] > 0.0);
@@ -367,7 +372,7 @@ mod tests {
         // Thick slices do not count, voxels of 4 mm along all axes do.
         assert_eq!(lengths([0.7, 0.7, 5.0], [300, 300, 60]), [14, 28, 56, 112, 224, 448]);
         assert_eq!(lengths([4.0; 3], [128; 3]), [56, 112, 224, 448]);
-        // A scan of 20 mm, and one of so few voxels that it is shown as a patch shows at least.
+        // A scan of 20 mm, and one of so few voxels that it is shown at the closest possible look.
         assert_eq!(lengths([0.5; 3], [40; 3]), [5, 10, 20, 40, 80]);
         assert_eq!(lengths([1.0; 3], [3; 3]), [8]);
     }
@@ -389,7 +394,7 @@ mod tests {
             of(size, 0.85);
         }
         assert_eq!(of(510, 0.85), Some(7.0));
-        // Nothing does where a scan is too long, or nearly so.
+        // No patch does if a scan is too long, or nearly so.
         assert_eq!([of(512, 0.87), of(512, 0.98), of(149, 3.0)], [None; 3]);
         let grid = Grid { size: [9; 3], affine: Affine::from_spacing([1.0; 3]) };
         let sight = |spacing| Sight { config: &config, grid: &grid, spacing };
@@ -417,7 +422,7 @@ mod tests {
         for voxel in [[150, 140, 30], [3, 279, 0], [77, 12, 59]] {
             let patches = sight.probes(&of_voxel(voxel));
             assert_eq!(patches.len(), LENGTHS.len());
-            // All of the scan, whatever is pointed at.
+            // All of the scan, wherever one points.
             let (widest, patches) = patches.split_last().unwrap();
             assert!(widest.grid == sight.all().unwrap().grid, "{voxel:?}");
             for (n, patch) in patches.iter().enumerate() {
@@ -425,7 +430,7 @@ mod tests {
                 let is_near = |c: &f64| (c - edge / 2.0).abs() <= step / 2.0 + 1e-5;
                 assert!(at.iter().all(is_near), "{voxel:?}, {n}: {at:?}");
                 assert!(shows(patch, voxel, &grid), "{voxel:?}, {n}");
-                // The probe of a point so many steps from where this one lies.
+                // The probe of a point a number of steps away from the first.
                 let to_image = patch.from_image.inverse();
                 let probe = |off: [f64; 3]| {
                     let point = to_image.apply(off.map(|o| edge / 2.0 + o * step));
@@ -442,7 +447,7 @@ mod tests {
                 }
             }
         }
-        // What is as long as a patch shows at most lies in it wherever that is.
+        // An extent as long as a patch shows at most is inside it wherever it is.
         for low in (100..130).map(|v| v as f64) {
             let extent = Extent { low: [low, low, 20.0], high: [low + 53.5, low + 47.5, 30.5] };
             let patches = sight.probes(&extent);
@@ -451,7 +456,7 @@ mod tests {
                 let at = patch.from_image.apply(face);
                 assert!(at.iter().all(|c| (-0.5..=edge - 0.5).contains(c)), "{low}: {at:?}");
             }
-            // Where there is nothing to choose it is fitted.
+            // If there is nothing to choose it is fitted.
             let extent = Extent { low: [low, low, -0.5], high: [low + 120.0, low + 40.0, 59.5] };
             let fitted = sight.fitted(&extent).grid;
             let patches = sight.probes(&extent);

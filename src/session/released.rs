@@ -1,5 +1,5 @@
-//! An interaction as the paper runs it: the network alone, on one patch, told the prompts of this
-//! interaction; the refiner all so far.
+//! An interaction as the paper runs it: the network alone, on one patch, with the prompts of this
+//! interaction; the refiner with all so far.
 
 use super::encodings::EncodedPatch;
 use super::region;
@@ -19,8 +19,8 @@ use crate::volume::resample::{Interpolation, sample};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Where the patch of a whole session lies: at the box, else at what the prompts mark, at the
-/// spacing asked for or the model's own choice.
+/// The patch of a whole session: at the box, otherwise at what the prompts mark, at the requested
+/// spacing or the model's own choice.
 pub(super) fn place(scan: &Scan, prompts: &Prompts) -> Result<Patch, SessionError> {
     let config = scan.model().config();
     let bounds = prompts.bounds.map(Extent::of_box);
@@ -51,8 +51,7 @@ pub(super) fn interact(
     let mut left_out = 0;
     for (p, positive) in &prompts.points {
         match patch.voxel(p.map(|c| c as f64)) {
-            // Voxels of a scan finer than the patch can share one of the patch's: said once is
-            // enough.
+            // Voxels of a scan finer than the patch can share one of the patch's: it is given once.
             Some(v) if seen.insert((v, *positive), ()).is_none() => points.push((v, *positive)),
             Some(_) => {}
             None => left_out += 1,

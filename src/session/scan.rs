@@ -1,5 +1,5 @@
-//! A scan and what was encoded of it: patches, kept within a stated memory, shared by all objects
-//! on it.
+//! A scan and what was encoded of it: patches, kept within a given memory, shared by all objects on
+//! it.
 
 use super::SessionError;
 use super::encodings::{Coming, EncodedPatch, Encodings};
@@ -17,17 +17,17 @@ use std::time::Instant;
 /// hundreds of the small one's.
 pub const MEMORY: usize = 2 << 30;
 
-/// Interactions that can be undone by default.
+/// The default number of interactions that can be undone.
 pub const UNDO_STEPS: usize = 1000;
-/// Bytes of undo history by default: some hundred interactions of the released network, a thousand
-/// of the small one's.
+/// Bytes of undo history by default: about a hundred interactions of the released network, a
+/// thousand of the small one's.
 pub const UNDO_BYTES: usize = 1 << 30;
 
-/// An image that patches are cut from, wherever its voxels lie.
+/// An image that patches are cut from, wherever its voxels are.
 pub trait Image: Send + Sync {
     /// Its size and place.
     fn place(&self) -> &Grid;
-    /// Cuts a patch out.
+    /// Cuts out a patch.
     fn cut(&self, patch: &Patch, normalization: &Normalization, beyond: Beyond) -> Vec<f32>;
 }
 
@@ -48,8 +48,8 @@ pub fn fitted_spacing(extent: &Extent, grid: &Grid, edge: usize, fit: f64) -> f6
     longest * fit / edge as f64
 }
 
-/// The spacing to work at, in mm: fitted to a box where there is one and the model fits objects,
-/// else the model's own.
+/// The spacing to work at, in mm: fitted to a box if there is one and the model fits objects,
+/// otherwise the model's own.
 pub fn working_spacing(config: &Config, grid: &Grid, bounds: Option<&Extent>) -> f64 {
     match (config.fit, bounds) {
         (Some(fit), Some(bounds)) => fitted_spacing(bounds, grid, config.patch, fit as f64),
@@ -62,25 +62,25 @@ pub fn working_spacing(config: &Config, grid: &Grid, bounds: Option<&Extent>) ->
 pub struct Intensities {
     /// The numbers.
     pub normalization: Normalization,
-    /// What the scan is taken for.
+    /// What kind of scan it is taken to be.
     pub modality: Modality,
-    /// Why, for a person to read.
+    /// The reason, as text for people.
     pub seen: String,
-    /// Whose numbers were taken, for a person to read.
+    /// Whose numbers were used, as text for people.
     pub by: String,
     /// What is wrong with the values.
     pub warning: Option<String>,
 }
 
-/// The intensities of a scan for a model: by the statistics the model was trained with where they
-/// are for such a scan, else by the scan's own percentiles. What the scan is was said
-/// ([`Voxels::modality`]), or is told by the distribution of its values.
+/// The intensities of a scan for a model: by the statistics that the model was trained with if they
+/// are for such a scan, otherwise by the scan's own percentiles. The kind of scan was given
+/// ([`Voxels::modality`]), or is determined from the distribution of its values.
 pub fn intensities(image: &impl Voxels, intensity: Option<Intensity>) -> Intensities {
     intensities_of(image, image.modality(), intensity)
 }
 
-/// The [`intensities`] of a scan that is said to be of some kind; none: its values' distribution
-/// tells, whatever the scan's file said.
+/// The [`intensities`] of a scan that is said to be of some kind; if none, its values' distribution
+/// determines it, whatever the scan's file said.
 pub fn intensities_of(
     image: &impl Voxels,
     modality: Option<Modality>,
@@ -109,7 +109,7 @@ pub fn intensities_of(
 }
 
 impl Intensities {
-    /// What was decided, in a sentence.
+    /// The decision, as a sentence.
     pub fn why(&self) -> String {
         format!("taken for {} ({}), normalised by {}", self.modality.name(), self.seen, self.by)
     }
@@ -128,13 +128,14 @@ pub struct Options {
     /// Whether answers are the network's alone, as the paper runs it: one patch, the prompts of the
     /// last interaction, and no promise that they are obeyed.
     pub released: bool,
-    /// Bytes of encoded patches that are kept, at most half of the budget; not heeded where scans
+    /// Bytes of encoded patches that are kept, at most half of the budget; ignored if scans
     /// [share](Scan::sharing) the room for them.
     pub memory: usize,
-    /// Interactions that can be undone, at most; the oldest are forgotten.
+    /// The most interactions that can be undone; the oldest are forgotten.
     pub undo_steps: usize,
-    /// Bytes that the undo history may take, at most a quarter of the budget; sessions on one scan
-    /// have about equal shares of it. The last interaction can be undone whatever it takes.
+    /// The most bytes that the undo history may take, at most a quarter of the budget; sessions on
+    /// one scan have about equal shares of it. The last interaction can be undone whatever it
+    /// takes.
     pub undo_bytes: usize,
 }
 
@@ -157,10 +158,10 @@ pub struct Scan {
     image: Arc<dyn Image>,
     normalization: Normalization,
     options: Options,
-    /// Where its encoded patches are kept, under this number.
+    /// The store of its encoded patches, and its number there.
     encodings: Arc<Encodings>,
     number: u64,
-    /// What each session on it has a copy of, so that they can be counted.
+    /// A handle that each session on it has a copy of, so that they can be counted.
     sessions: Arc<()>,
 }
 
@@ -190,9 +191,9 @@ impl Scan {
     }
 
     /// The scan with more of its image, or another part: it can begin as the
-    /// [part](crate::volume::begun::Part) that was read first. What was encoded of it stays, and so
-    /// the values have to be the same where both images have them. None where this one lies
-    /// elsewhere or is normalised otherwise.
+    /// [part](crate::volume::begun::Part) that was read first. What was encoded of it stays, so the
+    /// values must be the same where both images have them. None if this image has another place or
+    /// is normalised differently.
     pub fn showing(mut self, image: Arc<dyn Image>, normalization: &Normalization) -> Option<Scan> {
         let alike = image.place() == self.grid() && *normalization == self.normalization;
         self.image = image;
@@ -209,17 +210,17 @@ impl Scan {
         self.image.place()
     }
 
-    /// How it is worked on.
+    /// The options of working on it.
     pub fn options(&self) -> &Options {
         &self.options
     }
 
-    /// A sign of a session on it, which the session keeps.
+    /// A handle of a session on it, which the session keeps.
     pub(super) fn joined(&self) -> Arc<()> {
         self.sessions.clone()
     }
 
-    /// How many sessions there are on it.
+    /// The number of sessions on it.
     pub(super) fn sessions(&self) -> usize {
         Arc::strong_count(&self.sessions) - 1
     }
@@ -236,13 +237,13 @@ impl Scan {
     }
 
     /// A patch, encoded now or before. The time that it took is in [`EncodedPatch::seconds`];
-    /// whether it was spent now is returned beside it.
+    /// whether it was spent now is returned with it.
     pub fn encoded(
         &self,
         patch: &Patch,
         observer: &mut Observer,
     ) -> Result<(Arc<EncodedPatch>, bool), SessionError> {
-        // What is half done is waited for: from the beginning it would take longer.
+        // Wait for a patch that is half done: starting over would take longer.
         while let Some(coming) = self.encodings.awaited(self.number, patch)
             && observer.elsewhere(&|| coming.is_over())?
         {}
@@ -256,7 +257,7 @@ impl Scan {
         }
     }
 
-    /// Encodes a patch that nobody asked for yet; false where that is of no use.
+    /// Encodes a patch that has not been asked for; false if that is not useful.
     pub(super) fn encode_ahead(
         &self,
         patch: &Patch,
@@ -272,7 +273,7 @@ impl Scan {
         Ok(true)
     }
 
-    /// Encodes a patch, for which others may be dropped where a device has too little memory.
+    /// Encodes a patch; others may be dropped for it if a device has too little memory.
     fn encode(
         &self,
         patch: &Patch,
@@ -287,7 +288,7 @@ impl Scan {
         let charge = Charge::of::<f32>("a patch", values.len())?;
         let input = Tensor::new([edge; 3], values);
         let features = match self.model.encode(&input, observer) {
-            // What is kept lies on the device, which others use, too: some of it makes room.
+            // Kept patches are on the device, which others use, too: some of them make room.
             Err(OpError::Cuda(CudaError::Memory { .. })) if may_drop && self.encodings.halve() => {
                 self.model.encode(&input, observer)
             }

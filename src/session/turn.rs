@@ -1,16 +1,15 @@
-//! A turn on one patch: what the network is given of a person's clicks, and what becomes of its
-//! answer.
+//! A turn on one patch: what the network is given of a user's clicks, and how its answer is used.
 
 use super::correction::Click;
 use super::{ANSWER, CLICKS};
 use crate::memory;
 
-/// Standard deviation, in voxels, of the neighbourhood in which training makes errors around clicks
-/// count more.
+/// Standard deviation, in voxels, of the neighbourhood of clicks in which training weights errors
+/// more.
 const EMPHASIS: f32 = 3.0;
 
-/// What the refiner's maps show of clicks: a ball of `radius` voxels around each, of 0 its voxel
-/// alone. Where balls of both kinds meet, what was said later covers what was said before.
+/// What the refiner's maps show of clicks: a ball of `radius` voxels around each, or for 0 its
+/// voxel alone. Where balls of both kinds meet, later clicks cover earlier ones.
 pub fn marks(clicks: &[Click], edge: usize, radius: f32) -> Vec<Click> {
     if radius < 1.0 {
         return memory::copied(CLICKS, clicks);
@@ -21,7 +20,7 @@ pub fn marks(clicks: &[Click], edge: usize, radius: f32) -> Vec<Click> {
             all.insert(q, *positive);
         });
     }
-    // A click's own voxel is its own, whatever lies beside it.
+    // A click's own voxel is its own, whatever is beside it.
     all.extend(clicks.iter().copied());
     memory::collected(CLICKS, all.into_iter())
 }
@@ -57,16 +56,16 @@ pub fn emphasis(clicks: &[Click], edge: usize) -> Vec<f32> {
 
 /// `before` where the weights are 0, `proposal` where they are 1.
 pub fn blend(before: &[f32], proposal: &[f32], weights: &[f32]) -> Vec<f32> {
-    // Not by adding a difference: a weight of 1 is the proposal to the last bit, one of 0 what was
-    // before.
+    // Not computed by adding a difference: a weight of 1 gives the proposal to the last bit, one of
+    // 0 what was before.
     memory::collected(
         ANSWER,
         before.iter().zip(proposal).zip(weights).map(|((b, p), w)| (1.0 - w) * b + w * p),
     )
 }
 
-/// How much of a look counts near the patch's faces, 0 at the outermost voxels to 1 from `over`
-/// voxels inwards on, along the faces that are `open`: low and high along i, j, k.
+/// The weights of a look near the patch's faces, 0 at the outermost voxels to 1 from `over` voxels
+/// inwards on, along the faces that are `open`: low and high along i, j, k.
 pub fn taper(weights: &mut [f32], edge: usize, over: f32, open: [[bool; 2]; 3]) {
     let along = |d: usize| -> Vec<f32> {
         let part = |at: usize| if over > 0.0 { ((at as f32) / over).min(1.0) } else { 1.0 };

@@ -1,5 +1,5 @@
-//! Looks, and how they are put together: what the network answers on a patch, written into the
-//! answer on the scan, and followed where the object goes on.
+//! Looks, and how they are combined: the network's answer on a patch, written into the answer on
+//! the scan, and followed where the object continues.
 
 use super::Work;
 use crate::memory;
@@ -16,36 +16,36 @@ use crate::volume::patch::{Extent, Patch};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Voxels over which a look fades out towards faces beyond which the scan goes on.
+/// Voxels over which a look fades out towards faces beyond which the scan continues.
 const FADE: f32 = 4.0;
-/// Patches that one interaction follows an object through at most.
+/// The most patches through which one interaction follows an object.
 const MOST_LOOKS: usize = 8;
-/// Voxels on a face that say that the object goes on.
+/// Voxels on a face that show that the object continues.
 pub(super) const CONTACT: usize = 4;
 
-/// How much more a new guess counts for being [surer](Guess::sureness) than the answer by 1, and
-/// the least that it counts.
+/// How much the weight of a new guess grows with the difference in [sureness](Guess::sureness) from
+/// the answer, and its least weight.
 const BY_SURENESS: f32 = 2.0;
 const LEAST_COUNT: f32 = 0.2;
 
-/// What a look at a patch came to.
+/// The result of a look at a patch.
 pub(super) struct Look {
     pub(super) encoded: Arc<EncodedPatch>,
-    /// The answer on the patch, the clicks obeyed.
+    /// The answer on the patch, in which the clicks hold.
     pub(super) logits: Vec<f32>,
     /// Where it counts; everywhere if absent.
     changes: Option<Changes>,
     pub(super) answer: Answer,
     pub(super) thinned: usize,
-    /// The Dice coefficient to expect, where more than the network's score tells that.
+    /// The Dice coefficient to expect, if it is known from more than the network's score.
     pub(super) expected: Option<f32>,
 }
 
-/// What a look changes of an answer, `[i][j][k]` on the patch.
+/// What a look changes in an answer, `[i][j][k]` on the patch.
 struct Changes {
-    /// How much the look counts.
+    /// The weights of the look.
     weights: Vec<f32>,
-    /// The answer that it began with, and as corrected for the clicks.
+    /// The answer that it began with, and that answer corrected for the clicks.
     before: Vec<f32>,
     corrected: Vec<f32>,
 }
@@ -82,7 +82,7 @@ impl Work<'_, '_> {
     }
 
     /// Runs the network on a patch. `before` is the answer that it starts from, where that may
-    /// change, and how much the network counts there; without it the network's answer counts alone.
+    /// change, and the network's weight there; without it only the network's answer counts.
     pub(super) fn look(
         &mut self,
         patch: &Patch,
@@ -140,7 +140,7 @@ impl Work<'_, '_> {
     }
 
     /// Makes a look that rests on the network alone follow what the object looks like; the clicks
-    /// hold as before. Without a box it stays as it is once a click denied: what is too much then
+    /// hold as before. Without a box it stays as it is once a click excluded something: excess then
     /// looks like the object.
     pub(super) fn recognise(&mut self, look: &mut Look) -> Result<(), SessionError> {
         if self.bounds.is_none() && self.said.iter().any(|s| !s.positive) {
@@ -150,7 +150,7 @@ impl Work<'_, '_> {
         let patch = look.encoded.patch();
         let (size, clicks) = (patch.grid.size, self.clicks(patch));
         let voxels = |extent: &Extent| patch.bounds(extent).map(|v| v as usize);
-        // A box of which the patch shows a part says nothing of the object in that part.
+        // A box of which the patch shows only a part says nothing about the object in that part.
         let whole = |b: &[usize; 6]| {
             let extent = Extent::of_box(*b);
             [extent.low, extent.high].into_iter().all(|corner| {
@@ -168,7 +168,7 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// Blends a look with the answer that it began with, as corrected for the clicks: half of each,
+    /// Blends a look with the answer that it began with, corrected for the clicks: half of each,
     /// more of the look the [surer](Guess::sureness) it is than that answer.
     pub(super) fn temper(&mut self, look: &mut Look) -> Result<(), SessionError> {
         let Some(Changes { before, corrected, .. }) = &look.changes else { return Ok(()) };
@@ -194,8 +194,8 @@ impl Work<'_, '_> {
         let cpu = self.scan.model().device().cpu();
         match &look.changes {
             None => {
-                // What is negligible all over need not be visited: all that is not, and a voxel
-                // around it.
+                // Parts where everything is negligible need not be visited: only the rest, and one
+                // voxel around it.
                 let Some([low, high]) = reach(&look.logits, edge, |v| v > -6.0) else { return };
                 let block = patch.block_of(&grid, low, high);
                 cpu.run(|| {
@@ -229,7 +229,7 @@ impl Work<'_, '_> {
         }
     }
 
-    /// Ends a look: remembers where it was, and follows the object where it goes on beyond.
+    /// Ends a look: remembers its place, and follows the object where it continues beyond.
     pub(super) fn settle(&mut self, look: Look) -> Result<(), SessionError> {
         let grid = *self.scan.grid();
         let mut look = look;
@@ -259,8 +259,8 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// How much a patch may change the answer that follows an object: all of what nobody looked at,
-    /// fading into what somebody did.
+    /// The weight with which a patch may change the answer that follows an object: all of the part
+    /// that was not looked at, fading into the part that was.
     pub(super) fn unseen(&self, patch: &Patch) -> Vec<f32> {
         let grid = *self.scan.grid();
         let s = patch.grid.size[0];
@@ -274,7 +274,7 @@ impl Work<'_, '_> {
                 for (other, open) in &known {
                     let p = other.from_image.apply(image);
                     let edge = other.grid.size[0] as f64;
-                    // Voxels to the nearest face beyond which the scan goes on.
+                    // Voxels to the nearest face beyond which the scan continues.
                     let mut depth = f64::INFINITY;
                     for d in 0..3 {
                         let [low, high] = open[d];

@@ -20,16 +20,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Times that one interaction asks the network, beyond which no other click is looked at.
+/// The most times that one interaction asks the network, after which no further click is looked at.
 const MOST_RUNS: usize = 64;
-/// Times that one interaction asks the network where a click on a part far from all others is
-/// looked at from six distances, twice: a dozen of them.
+/// The most times that one interaction asks the network if clicks on parts far from all others are
+/// looked at from six distances, twice: enough for a dozen of them.
 const MOST_PROBING: usize = 160;
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const OTHERS: &str = "a mask of other objects";
 
-/// An interaction under way.
+/// An interaction in progress.
 struct Work<'a, 'o> {
     scan: &'a Arc<Scan>,
     observer: &'a mut Observer<'o>,
@@ -37,7 +37,7 @@ struct Work<'a, 'o> {
     bounds: Option<[usize; 6]>,
     others: Option<Arc<Vec<u8>>>,
     field: Field,
-    /// Whether the answer began as a mask that was given, and whether that was now.
+    /// Whether the answer began as a mask that was given, and whether that was in this interaction.
     drawn: bool,
     replaced: bool,
     looked: Vec<Patch>,
@@ -67,7 +67,7 @@ pub(super) fn interact(
     let others = fresh_others.or_else(|| state.others.clone());
     let place = |v: [usize; 3]| (v[0] * scan.grid().size[1] + v[1]) * scan.grid().size[2] + v[2];
     let taken = |v: [usize; 3]| others.as_ref().is_some_and(|o| o[place(v)] != 0);
-    // Of what is said twice of a voxel, the later counts.
+    // If a voxel is given twice, the later prompt counts.
     let mut fresh: Vec<Said> = memory::list(CLICKS, prompts.points.len());
     let mut refused = 0;
     let mut index: HashMap<[usize; 3], usize> = memory::map(CLICKS, prompts.points.len());
@@ -90,7 +90,7 @@ pub(super) fn interact(
     let stays = |s: &Said| !(index.contains_key(&s.voxel) || s.positive && taken(s.voxel));
     let mut said: Vec<Said> = memory::list(CLICKS, state.said.len() + fresh.len());
     said.extend(state.said.iter().copied().filter(stays));
-    // What was drawn bounds an object that nothing is known of yet.
+    // A drawing bounds an object of which nothing is known yet.
     let first = state.prediction.is_none() && state.bounds.is_none();
     let outlined = prompts.bounds.or(prompts.drawn.filter(|_| first));
     let bounds = outlined.map(|b| region::understood_box(b, scan.grid()));
@@ -104,7 +104,7 @@ pub(super) fn interact(
         && prompts.others.is_none()
         && notes.is_empty()
     {
-        // After an answer, to say nothing is to agree.
+        // After an answer, no prompt means agreement.
         if before.is_none() {
             return Err(SessionError::NoPrompt);
         }
@@ -150,7 +150,7 @@ pub(super) fn interact(
 }
 
 impl Work<'_, '_> {
-    /// Answers prompts that nothing was answered to yet, or that a new box came to.
+    /// Answers the first prompts, or a new box.
     fn begin(&mut self) -> Result<(), SessionError> {
         let bounds = self.bounds.map(Extent::of_box);
         let Some(extent) = bounds.or_else(|| self.pointed()) else {
@@ -159,7 +159,7 @@ impl Work<'_, '_> {
         };
         self.field = Field::new(self.scan.grid().size, true);
         self.looked.clear();
-        // Points apart may lie on one object or on several.
+        // Points that are apart may be on one object or on several.
         let part = if bounds.is_none() { self.separate()? } else { None };
         let look = match part {
             Some(look) => look,
@@ -190,7 +190,7 @@ impl Work<'_, '_> {
         if self.looked.is_empty()
             && let Some(b) = self.field.bounds()
         {
-            // A mask that was given: it was looked at where it lies.
+            // A mask that was given counts as looked at where it is.
             self.looked.push(fitted(self.scan, &Extent::of_box(b)));
         }
         while let Some(first) = left.first().copied() {
@@ -199,15 +199,15 @@ impl Work<'_, '_> {
                 break;
             }
             if self.field.voxels() == 0 && first.positive {
-                // After answers that were empty a click begins anew.
+                // After empty answers a click begins afresh.
                 self.begin_at(first)?;
                 left = self.disagreeing(&left[1..]);
                 continue;
             }
             let (patch, view) = self.place_for(first)?;
             let part = self.another_part(first)?;
-            // A look at a part of its own was told of that click alone; any other of all that its
-            // patch shows.
+            // A look at a separate part was given that click alone; any other look was given all
+            // that its patch shows.
             let told = |s: &Said| {
                 s.voxel == first.voxel || part.is_none() && shows(&patch, s.voxel, self.scan.grid())
             };
@@ -230,9 +230,9 @@ impl Work<'_, '_> {
         Ok(())
     }
 
-    /// Looks at a patch that shows clicks which disagree with the answer. None where the answer on
-    /// the patch obeys them: a scan finer than the patch may hold a click's voxel on one side and
-    /// the patch it on the other; then the click's own voxel is set, and no more.
+    /// Looks at a patch that shows clicks which disagree with the answer. None if the answer on the
+    /// patch obeys them: a scan finer than the patch may have a click's voxel on one side and the
+    /// patch on the other; then only the click's own voxel is set.
     fn correct_on(
         &mut self,
         patch: &Patch,
@@ -252,8 +252,8 @@ impl Work<'_, '_> {
         if seen.is_empty() {
             return Ok(None);
         }
-        // What a few clicks found is no more than a guess, and so is what more of them find. Where
-        // it goes on beyond what was seen there is nothing to keep.
+        // What a few clicks found is only a guess, and so is what more of them find. Where it
+        // continues beyond what was seen there is nothing to keep.
         let known = view == View::Known;
         if self.guessed() && view != View::Apart {
             let everywhere = memory::filled(ANSWER, 1.0, before.len());
@@ -273,7 +273,7 @@ impl Work<'_, '_> {
         Ok(Some(self.look(patch, Some((before, weights, trust)), None)?))
     }
 
-    /// A first positive click of an object that is empty so far, or far from all there is.
+    /// A first positive click on an object that is empty so far, or far from the present object.
     fn begin_at(&mut self, first: Said) -> Result<(), SessionError> {
         let (patch, expected) = match self.bounds {
             Some(b) if self.looked.is_empty() => (fitted(self.scan, &Extent::of_box(b)), None),
@@ -290,7 +290,7 @@ impl Work<'_, '_> {
     }
 }
 
-/// The patch that shows a click on the answer, most likely.
+/// The patch that will probably show a click on the answer.
 pub(super) fn ahead(scan: &Scan, state: &State) -> Option<Patch> {
     if let Some(patch) = state.looked.last() {
         return Some(patch.clone());
@@ -299,7 +299,7 @@ pub(super) fn ahead(scan: &Scan, state: &State) -> Option<Patch> {
     Some(fitted(scan, &Extent::of_box(bounds)))
 }
 
-/// Where the first interaction with these prompts will look, as far as can be told before the
+/// Where the first interaction with these prompts will look, as far as that is known before the
 /// network was asked.
 pub(super) fn places(sight: &Sight, prompts: &Prompts) -> Result<Vec<Patch>, SessionError> {
     let outlined = prompts.bounds.or(prompts.drawn);
@@ -314,7 +314,7 @@ pub(super) fn places(sight: &Sight, prompts: &Prompts) -> Result<Vec<Patch>, Ses
     }
 }
 
-/// Encodes there.
+/// Encodes the patches at those places.
 pub(super) fn prepare(
     scan: &Arc<Scan>,
     prompts: &Prompts,

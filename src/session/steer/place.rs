@@ -1,5 +1,5 @@
-//! Where to look: the patch that shows what was said, and whether a click begins a part of the
-//! object of its own.
+//! Where to look: the patch that shows the prompts, and whether a click begins a separate part of
+//! the object.
 
 use super::Work;
 use super::look::{CONTACT, Look};
@@ -10,17 +10,19 @@ use crate::session::region::{self, beyond, fitted, of_voxel, probes, shown, show
 use crate::session::{CLICKS, Said, SessionError};
 use crate::volume::patch::{Extent, Patch};
 
-/// Lengths of what a look shows, between a click and the nearest look, beyond which the click may
-/// begin another part of the object.
+/// The distance between a click and the nearest look, in lengths of what a look shows, beyond which
+/// the click may begin another part of the object.
 const AWAY: f64 = 0.75;
-/// Other clicks, the nearest ones, to which a way through the same tissue is looked for.
+/// The number of other clicks, the nearest ones, to which a path through the same tissue is looked
+/// for.
 const NEIGHBOURS: usize = 4;
-/// Times an object's length beyond which it surely does: a look at both would show neither.
+/// The distance in object lengths beyond which it certainly does: a look at both would show
+/// neither.
 const APART: f64 = 4.5;
-/// Millimetres within which first clicks are taken to lie on one part of the object.
+/// The distance in mm within which first clicks are assumed to be on one part of the object.
 const TOGETHER: f64 = 60.0;
 
-/// How the patch that shows a click came to be chosen.
+/// How the patch that shows a click was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum View {
     /// The network looked at it before.
@@ -33,7 +35,7 @@ pub(super) enum View {
 
 impl Work<'_, '_> {
     /// What prompts without a box point at, as an extent: the first positive click and those near
-    /// it. Others far off are parts of the object of their own.
+    /// it. Others far off are separate parts of the object.
     pub(super) fn pointed(&self) -> Option<Extent> {
         let positive = self.said.iter().filter(|s| s.positive).map(|s| of_voxel(s.voxel));
         let mut left: Vec<Extent> = memory::counted(CLICKS, positive);
@@ -51,14 +53,13 @@ impl Work<'_, '_> {
         }
     }
 
-    /// A look at the first positive click where it lies on an object of its own, far from all
-    /// others.
+    /// A look at the first positive click if it is on an object of its own, far from all others.
     pub(super) fn separate(&mut self) -> Result<Option<Look>, SessionError> {
         let positive: Vec<Said> =
             memory::counted(CLICKS, self.said.iter().copied().filter(|s| s.positive));
         match positive.split_first() {
             Some((first, others)) if !others.is_empty() && self.fits() => {
-                // Points of one stroke, or nearly.
+                // Points of one stroke, or nearly so.
                 if others.iter().any(|s| region::beside(first.voxel, s.voxel, self.scan.grid())) {
                     return Ok(None);
                 }
@@ -69,8 +70,8 @@ impl Work<'_, '_> {
     }
 
     /// Looks at prompts without a size from several distances, and again at what was seen from
-    /// each, and chooses the patch that shows the [guess](Guess) to believe; with it the Dice
-    /// coefficient to expect of that, where there was something to choose among.
+    /// each, and chooses the patch that shows the [guess](Guess) to believe; also returns the Dice
+    /// coefficient to expect of it, if there was something to choose from.
     pub(super) fn probe(&mut self, extent: &Extent) -> Result<(Patch, Option<f32>), SessionError> {
         let patches = probes(self.scan, extent);
         if patches.len() == 1 {
@@ -82,7 +83,7 @@ impl Work<'_, '_> {
         for patch in patches {
             let first = self.look(&patch, None, None)?.logits;
             let Some(object) = shown(&first, &patch, &grid) else { continue };
-            // What was seen tells how far to look; not further off than twice, nor nearer than
+            // What was seen determines how far to look; not further off than twice, nor nearer than
             // half.
             let object = union(&object, extent);
             let spacing = fitted(self.scan, &object).spacing;
@@ -100,7 +101,7 @@ impl Work<'_, '_> {
         let middle = [0, 1, 2].map(|a| (extent.low[a] + extent.high[a]) / 2.0);
         Ok(match most_believable(&guesses, middle) {
             Some((at, dice)) => (seen[at][1].0.clone(), Some(dice)),
-            // Nothing was seen from anywhere.
+            // Nothing was seen from any distance.
             None => (unseen, None),
         })
     }
@@ -121,13 +122,13 @@ impl Work<'_, '_> {
         Ok((Patch::place(&grid, config.patch, spacing, &at), View::Apart))
     }
 
-    /// Whether the network looks at objects from as far off as fits them.
+    /// Whether the network looks at objects from a distance that fits them.
     pub(super) fn fits(&self) -> bool {
         self.scan.model().config().fit.is_some() && self.scan.options().spacing.is_none()
     }
 
-    /// A look at a positive click away from all that was looked at, as if it were the only one,
-    /// where that shows an object of its own, or a look at both would show neither.
+    /// A look at a positive click away from everything that was looked at, as if it were the only
+    /// one, if that shows an object of its own, or if a look at both would show neither.
     pub(super) fn another_part(&mut self, click: Said) -> Result<Option<Look>, SessionError> {
         let grid = *self.scan.grid();
         let Some(object) = self.field.bounds().map(Extent::of_box) else { return Ok(None) };
@@ -148,14 +149,14 @@ impl Work<'_, '_> {
             self.field = seen;
             return self.correct_on(&probed?.0, View::Apart, &[click]);
         }
-        // What lies there already is not looked at anew.
+        // Parts that are not empty already are not looked at again.
         let empty = |look: &Look| self.on_patch(look.encoded.patch()).iter().all(|v| *v <= 0.0);
         Ok(look.filter(empty))
     }
 
-    /// A look at a positive click as if it were the only one; none where that shows no object that
-    /// ends, and ends far from all `others`, or where what lies between it and one of them looks as
-    /// both do.
+    /// A look at a positive click as if it were the only one; none if that does not show an object
+    /// that ends, and ends far from all `others`, or if the values between it and one of them look
+    /// like both.
     fn alone(&mut self, click: Said, others: &[[usize; 3]]) -> Result<Option<Look>, SessionError> {
         let off =
             |at: usize| region::distance(&of_voxel(click.voxel), others[at], self.scan.grid());

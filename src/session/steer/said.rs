@@ -1,4 +1,4 @@
-//! What was said, and what holds of it: clicks, boxes and masks as the answer has to obey them.
+//! The prompts, and which of them hold: clicks, boxes and masks as the answer has to obey them.
 
 use super::Work;
 use crate::memory::{self, Refused};
@@ -12,12 +12,13 @@ use crate::volume::patch::{Extent, Patch};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Magnitude of the logit that a voxel gets which only its own click puts on its side.
+/// The magnitude of the logit of a voxel that only its own click puts on its side.
 const OWN_LOGIT: f32 = 0.25;
-/// Clicks up to which an answer without box or mask may change everywhere.
+/// The number of clicks up to which an answer without box or mask may change anywhere.
 const FEW: usize = 4;
 
-/// Whether an object fills a box: within a quarter of its sides it ends where the box ends.
+/// Whether an object fills a box: it ends within a quarter of the box's sides from where the box
+/// ends.
 pub(super) fn fills(field: &Field, bounds: &[usize; 6]) -> bool {
     let Some(object) = field.bounds() else { return false };
     (0..6).all(|f| {
@@ -43,7 +44,7 @@ pub(super) fn given(dense: &Dense, size: [usize; 3]) -> Result<Field, Refused> {
 }
 
 impl Work<'_, '_> {
-    /// Takes other objects' voxels out of the answer.
+    /// Removes other objects' voxels from the answer.
     pub(super) fn keep_out(&mut self) {
         let Some(others) = self.others.clone() else { return };
         let [_, nj, nk] = self.field.size();
@@ -59,7 +60,7 @@ impl Work<'_, '_> {
         within.into_iter().for_each(|v| self.field.set(v, -MASK_LOGIT));
     }
 
-    /// The clicks on a patch, by its voxels: of those that share one, the latest.
+    /// The clicks on a patch, in its voxels: if several share one, the latest.
     pub(super) fn clicks(&self, patch: &Patch) -> Vec<Click> {
         let mut order = memory::list(CLICKS, self.said.len());
         let mut signs: BTreeMap<[i32; 3], bool> = BTreeMap::new();
@@ -79,13 +80,13 @@ impl Work<'_, '_> {
         memory::counted(CLICKS, left)
     }
 
-    /// Whether the answer rests on a few clicks alone: no box said how large the object is, no mask
+    /// Whether the answer rests only on a few clicks: no box said how large the object is, no mask
     /// what it is.
     pub(super) fn guessed(&self) -> bool {
         self.bounds.is_none() && !self.drawn && self.said.len() <= FEW
     }
 
-    /// Puts every click's voxel on its side, whatever lies around it, and makes the state.
+    /// Puts every click's voxel on its side, whatever is around it, and makes the new state.
     pub(super) fn finish(mut self, state: &State) -> Result<State, SessionError> {
         self.keep_out();
         self.notes.dedup();
@@ -119,7 +120,7 @@ impl Work<'_, '_> {
                 }
                 None => {
                     // A mask, or nothing: the network has not been asked, but where it will look is
-                    // known, and can be made ready.
+                    // known, and can be prepared.
                     let extent = self.field.bounds().map(Extent::of_box);
                     let extent = extent.or_else(|| {
                         self.said.iter().map(|s| of_voxel(s.voxel)).reduce(|a, b| union(&a, &b))
