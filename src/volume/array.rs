@@ -1,5 +1,5 @@
-//! Voxels as they are stored: in a file's bytes or in somebody else's memory, of whatever type and
-//! order, read where they lie.
+//! Voxels as they are stored: in a file's bytes or in memory that the caller owns, of any type and
+//! order, read in place.
 
 use super::{Affine, Grid, Voxels};
 use crate::memory;
@@ -21,17 +21,17 @@ pub enum Element {
     Float64,
 }
 
-/// Why an array is no scan.
+/// Why an array is not a scan.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct ArrayError(pub String);
 
-/// Most voxels along an axis of an array that a caller hands over.
+/// The most voxels along an axis of an array that a caller passes.
 const LONGEST: usize = 1 << 16;
 
-/// What messages call the memory that a scan's values take.
+/// How messages name the memory that a scan's values take.
 const VALUES: &str = "its voxels";
-/// And that in which they are counted.
+/// How messages name the memory in which they are counted.
 const COUNTS: &str = "a count of its values";
 
 /// Runs `$body` with `$t` for the type of an element.
@@ -55,7 +55,7 @@ macro_rules! typed {
 pub(super) use typed;
 
 impl Element {
-    /// All, in the order of their numbers in the C interface.
+    /// All types, in the order of their numbers in the C interface.
     pub(crate) const ALL: [Element; 10] = {
         use Element::*;
         [Int8, Uint8, Int16, Uint16, Int32, Uint32, Int64, Uint64, Float32, Float64]
@@ -72,7 +72,7 @@ impl Element {
         memory::extent(&[i, j, k, volumes, self.size()]).filter(|bytes| *bytes as u64 <= MOST)
     }
 
-    /// The name that file formats have for it, such as `int16`.
+    /// Its name in file formats, such as `int16`.
     pub fn name(self) -> &'static str {
         match self {
             Element::Int8 => "int8",
@@ -98,7 +98,7 @@ impl Element {
         self.size() <= 2
     }
 
-    /// Brings elements of a file into the byte order of this machine; `big` where the file has the
+    /// Converts elements of a file to the byte order of this machine; `big` if the file has the
     /// highest byte first.
     pub(super) fn to_native(self, bytes: &mut [u8], big: bool) {
         let size = self.size();
@@ -110,13 +110,14 @@ impl Element {
     }
 }
 
-/// Bytes from the first to behind the last of `size` elements of `bytes` bytes, `strides` bytes
-/// apart along each axis, where all strides run forwards.
+/// Bytes from the first element to the end of the last one, of `size` elements of `bytes` bytes,
+/// `strides` bytes apart along each axis, if all strides are positive.
 ///
 /// # Errors
 /// Elements overlap, or reach beyond what memory can hold.
 pub fn span(bytes: usize, size: [usize; 3], strides: [isize; 3]) -> Result<usize, ArrayError> {
-    // Axes from the tightest to the widest: each must step over all that the ones before it reach.
+    // Axes from the tightest to the widest: each must step over everything that the ones before it
+    // span.
     let mut axes: Vec<usize> = (0..3).filter(|a| size[*a] > 1).collect();
     axes.sort_by_key(|a| strides[*a].unsigned_abs());
     axes.into_iter().try_fold(bytes, |reach, a| {
@@ -138,7 +139,7 @@ fn dense(bytes: usize, size: [usize; 3]) -> [isize; 3] {
     [bytes as isize, along(1), along(2)]
 }
 
-/// Memory that is an array's own.
+/// Memory that belongs to an array.
 #[derive(Debug)]
 enum Held {
     Bytes(Vec<u8>),
@@ -160,20 +161,21 @@ pub struct Array {
     data: *const u8,
     element: Element,
     size: [usize; 3],
-    /// Bytes from a voxel to the next along each axis.
+    /// Bytes from one voxel to the next along each axis.
     strides: [isize; 3],
     scale: Option<[f64; 2]>,
-    /// The lowest and the highest finite value; upside down where there is none.
+    /// The lowest and the highest finite value; in reverse order if there is none.
     range: [f32; 2],
-    /// How many values are not finite numbers.
+    /// The number of values that are not finite.
     odd: usize,
-    /// Each value with how often it occurs, from the lowest on, where the type has few.
+    /// Each value with the number of its occurrences, from the lowest on, if the type has few
+    /// values.
     counts: Option<Box<[(f32, u64)]>>,
-    /// The values, where they are the array's own: never changed.
+    /// The values, if they belong to the array: never changed.
     held: Option<Held>,
 }
 
-// SAFETY: the values are only read; they are the array's own, or their maker vouches for them as
+// SAFETY: the values are only read; they belong to the array, or its creator guarantees them as
 // long as the array lives.
 unsafe impl Send for Array {}
 // SAFETY: as above.
@@ -183,18 +185,18 @@ impl Array {
     /// Values `[i][j][k]`, k fastest.
     ///
     /// # Panics
-    /// Unless there are as many as voxels, and one at least.
+    /// Unless there is one value per voxel, and at least one.
     pub fn of_values(size: [usize; 3], values: Vec<f32>) -> Array {
         let [_, nj, nk] = size.map(|n| n as isize);
         let strides = [4 * nj.saturating_mul(nk), 4 * nk, 4];
         Array::of_own(Held::Values(values), Element::Float32, size, strides, None)
     }
 
-    /// Voxels of a file, i fastest, in the byte order of this machine; what they are multiplied by,
-    /// and what is added then.
+    /// Voxels of a file, i fastest, in the byte order of this machine; their factor, and what is
+    /// then added.
     ///
     /// # Panics
-    /// Unless there are as many as voxels, and one at least.
+    /// Unless there are values for all voxels, and at least one.
     pub(super) fn of_bytes(
         bytes: Vec<u8>,
         element: Element,
@@ -215,16 +217,16 @@ impl Array {
         let needed = element.bytes_of(size, 1).filter(|n| *n > 0);
         assert_eq!(needed, Some(bytes.len()), "bytes of {size:?} voxels of {}", element.name());
         let data = bytes.as_ptr();
-        // SAFETY: the strides are those of a dense array, which was just seen to be as long as the
-        // bytes. These lie behind the list's own address, which stays when it is moved, and nobody
-        // changes them while the array holds them.
+        // SAFETY: the strides are those of a dense array, which was just checked to be as long as
+        // the bytes. Their address does not change when the list is moved, and nothing changes them
+        // while the array holds them.
         unsafe { Array::new(data, element, size, strides, scale, Some(held)) }
     }
 
-    /// Looks at all values once, for their range.
+    /// Reads all values once, for their range.
     ///
     /// # Safety
-    /// Every voxel lies in memory that can be read, and nobody writes there, while the array lives.
+    /// Every voxel is in memory that can be read, and nothing writes there, while the array lives.
     unsafe fn new(
         data: *const u8,
         element: Element,
@@ -263,7 +265,7 @@ impl Array {
         let all = if self.element.size() == 1 { 1 << 8 } else { 1 << 16 };
         let count = |mut counts: Vec<u64>, [at, step, n]: [isize; 3]| {
             typed!(self.element, T => (0..n).for_each(|z| {
-                // SAFETY: the voxels of a row lie within the array.
+                // SAFETY: the voxels of a row are within the array.
                 let v: T = unsafe { self.read(at + z * step) };
                 counts[(v as i64 - low) as usize & (all - 1)] += 1;
             }));
@@ -287,8 +289,8 @@ impl Array {
         if let (Some(first), Some(last)) = (list.first(), list.last()) {
             self.range = [first.0, last.0];
         }
-        // What is not finite counts as the end that it is read as, which is rare enough to be
-        // looked at one by one.
+        // A value that is not finite counts as the end of the range that it is read as; this is
+        // rare enough to examine such values one by one.
         self.counts = (self.odd == 0).then(|| list.into());
     }
 
@@ -302,27 +304,28 @@ impl Array {
         self.element
     }
 
-    /// Bytes that the array holds of its own.
+    /// Bytes of the array's own memory.
     pub fn bytes(&self) -> usize {
         self.held.as_ref().map_or(0, |held| held.bytes().len())
     }
 
-    /// How many values are not finite numbers.
+    /// The number of values that are not finite.
     pub fn odd(&self) -> usize {
         self.odd
     }
 
-    /// The lowest and the highest value; none where no value is finite.
+    /// The lowest and the highest value; none if no value is finite.
     pub fn range(&self) -> Option<[f32; 2]> {
         Some(self.range).filter(|[low, high]| low <= high)
     }
 
-    /// The lowest value; 0 where no value is finite.
+    /// The lowest value; 0 if no value is finite.
     pub fn lowest(&self) -> f32 {
         self.range().map_or(0.0, |[low, _]| low)
     }
 
-    /// Each value with how often it occurs, from the lowest on; none where that was not counted.
+    /// Each value with the number of its occurrences, from the lowest on; none if they were not
+    /// counted.
     pub fn counts(&self) -> Option<&[(f32, u64)]> {
         self.counts.as_deref()
     }
@@ -335,23 +338,23 @@ impl Array {
         }
     }
 
-    /// A value that is read as a finite one.
+    /// A stored value, read as a finite one.
     #[inline(always)]
     fn finite(&self, v: f32) -> f32 {
         if v.is_finite() { v } else { self.range[usize::from(v == f32::INFINITY)] }
     }
 
-    /// The element at a byte behind the first voxel's.
+    /// The element at a byte offset from the first voxel.
     ///
     /// # Safety
     /// A voxel of the array begins there, and `T` is its type.
     #[inline(always)]
     pub(super) unsafe fn read<T: bytemuck::AnyBitPattern>(&self, at: isize) -> T {
-        // SAFETY: all voxels can be read, as the array's maker saw or promised.
+        // SAFETY: all voxels can be read, as the array's creator checked or promised.
         unsafe { self.data.offset(at).cast::<T>().read_unaligned() }
     }
 
-    /// The byte behind the first voxel's at which a voxel begins.
+    /// The byte offset of a voxel from the first one.
     ///
     /// # Panics
     /// For a voxel outside.
@@ -361,7 +364,7 @@ impl Array {
         (0..3).map(|a| voxel[a] as isize * self.strides[a]).sum()
     }
 
-    /// A stored value as it is read.
+    /// The value as which a stored value is read.
     #[inline(always)]
     pub(super) fn understood(&self, v: f32) -> f32 {
         self.finite(self.scaled(v))
@@ -374,7 +377,7 @@ impl Array {
     #[inline(always)]
     pub fn value(&self, voxel: [usize; 3]) -> f32 {
         let at = self.place(voxel);
-        // SAFETY: the voxel was seen to lie within the array.
+        // SAFETY: the voxel was checked to be within the array.
         self.understood(typed!(self.element, T => unsafe { self.read::<T>(at) as f32 }))
     }
 
@@ -385,13 +388,13 @@ impl Array {
         axes
     }
 
-    /// The axis along which voxels lie closest.
+    /// The axis along which voxels are closest.
     pub(super) fn tightest(&self) -> usize {
         self.axes()[2]
     }
 
-    /// The rows along the tightest axis in the order of memory: where each begins, the step and the
-    /// number of voxels.
+    /// The rows along the tightest axis in the order of memory: the beginning of each, the step and
+    /// the number of voxels.
     fn rows(&self) -> impl IndexedParallelIterator<Item = [isize; 3]> + '_ {
         let [a, b, c] = self.axes();
         let inner = self.size[b];
@@ -402,11 +405,11 @@ impl Array {
         })
     }
 
-    /// Calls `f` with every value of a row, as it is stored but for its scale.
+    /// Calls `f` with every value of a row, as it is stored, before scaling.
     #[inline(always)]
     fn row(&self, [at, step, n]: [isize; 3], mut f: impl FnMut(f32)) {
         typed!(self.element, T => (0..n).for_each(|z| {
-            // SAFETY: the voxels of a row lie within the array.
+            // SAFETY: the voxels of a row are within the array.
             let v: T = unsafe { self.read(at + z * step) };
             f(self.scaled(v as f32));
         }));
@@ -427,17 +430,17 @@ impl Array {
         }
     }
 
-    /// All values `[i][j][k]`, k fastest: a copy four bytes a voxel.
+    /// All values `[i][j][k]`, k fastest: a copy of four bytes per voxel.
     pub fn values(&self) -> Vec<f32> {
         self.collected(VALUES, |v| v)
     }
 
-    /// All values `[i][j][k]`, k fastest, with what is not finite as it is.
+    /// All values `[i][j][k]`, k fastest, without replacing those that are not finite.
     pub(super) fn stored_values(&self) -> Vec<f32> {
         self.laid_out(VALUES, |v| v)
     }
 
-    /// What `of` makes of every value, `[i][j][k]`, k fastest; `what` names it where memory is
+    /// The results of `of` for all values, `[i][j][k]`, k fastest; `what` names them if memory is
     /// refused.
     pub(crate) fn collected<T: bytemuck::Zeroable + Send>(
         &self,
@@ -454,7 +457,7 @@ impl Array {
     ) -> Vec<T> {
         let [ni, nj, nk] = self.size;
         let mut out = memory::zeroed::<T>(what, ni * nj * nk);
-        // As many planes at once as values fit a line of the cache: files have i fastest.
+        // As many planes at once as there are values in a cache line: files have i fastest.
         const PLANES: usize = 16;
         let [a, b, c] = self.strides;
         out.par_chunks_mut(PLANES * nj * nk).enumerate().for_each(|(block, out)| {
@@ -474,14 +477,14 @@ impl Array {
     }
 }
 
-/// An array of somebody else's, and where it lies: nothing of it is copied.
+/// An array that the caller owns, and its place: nothing of it is copied.
 pub struct View {
     array: Array,
     grid: Grid,
 }
 
 impl View {
-    /// Looks at an array `[i][j][k]` of `size` elements, `strides` bytes apart along each axis (of
+    /// A view of an array `[i][j][k]` of `size` elements, `strides` bytes apart along each axis (of
     /// any sign), the first at `data`. Reads it once, for its range.
     ///
     /// # Errors
@@ -489,8 +492,7 @@ impl View {
     /// an affine that cannot be inverted, or no finite value.
     ///
     /// # Safety
-    /// Every element lies in memory that can be read, and nobody writes there, while the view
-    /// lives.
+    /// Every element is in memory that can be read, and nothing writes there, while the view lives.
     pub unsafe fn new(
         data: *const u8,
         element: Element,
@@ -549,7 +551,7 @@ impl Voxels for View {
 mod tests {
     use super::*;
 
-    /// Sixty values of some type in a file's order, and what they are.
+    /// Sixty values of some type in a file's order, and their expected values.
     fn numbers<T: bytemuck::Pod>(of: impl Fn(i32) -> T) -> Vec<u8> {
         let values: Vec<T> = (0..60).map(of).collect();
         bytemuck::cast_slice(&values).to_vec()
@@ -583,7 +585,7 @@ mod tests {
                 (0..60).all(|at| values[at] == value(at / 12, at / 3 % 4, at % 3)),
                 "{element:?}"
             );
-            // Laid out anew it is the same array.
+            // Laid out again it is the same array.
             let again = Array::of_values(size, values);
             assert!((0..60).all(|at| again.value([at / 12, at / 3 % 4, at % 3])
                 == array.value([at / 12, at / 3 % 4, at % 3])));

@@ -1,10 +1,10 @@
-//! A scan of which a part was read: what lies there can be worked on before the rest is there.
+//! A scan of which a part was read: that part can be worked on before the rest is available.
 
 use super::{Array, Element, Grid, Modality, VOXELS, Voxels};
 use crate::memory;
 use std::ops::Range;
 
-/// A scan while it is read: of its voxels, in the file's order, the first are there.
+/// A scan while it is being read: the first of its voxels, in the file's order, are available.
 pub struct Begun<'a> {
     pub(super) grid: Grid,
     pub(super) element: Element,
@@ -17,20 +17,21 @@ pub struct Begun<'a> {
 }
 
 impl Begun<'_> {
-    /// The size and place of all of it.
+    /// The size and place of the whole scan.
     pub fn grid(&self) -> &Grid {
         &self.grid
     }
 
-    /// Whether all of a block was read, given by its ranges along i, j, k.
+    /// Whether all of a block has been read, given by its ranges along i, j, k.
     pub fn holds(&self, block: &[Range<usize>; 3]) -> bool {
         let [ni, nj, _] = self.grid.size;
         let on_scan = (0..3).all(|a| block[a].end <= self.grid.size[a]);
         on_scan && self.read.len() / self.element.size() >= block[2].end * nj * ni
     }
 
-    /// A copy of a block. None where not all of it was read, it is empty, memory for it is refused,
-    /// or it holds a value that is no finite number: what that is read as, the whole scan decides.
+    /// A copy of a block. None if not all of it has been read, if it is empty, if memory for it is
+    /// refused, or if it holds a value that is not finite: as what that is read depends on the
+    /// whole scan.
     pub fn part(&self, block: &[Range<usize>; 3]) -> Option<Part> {
         if !self.holds(block) || block.iter().any(|range| range.is_empty()) {
             return None;
@@ -59,7 +60,7 @@ pub struct Part {
     first: [usize; 3],
     array: Array,
     whole: bool,
-    /// What the scan was made by, where that was said.
+    /// The modality of the scan, if it is known.
     pub modality: Option<Modality>,
 }
 

@@ -1,4 +1,4 @@
-//! Voxels that lie in files beside a header: in one, in a numbered sequence of them, or in a list.
+//! Voxels in files beside a header: in one, in a numbered sequence of them, or in a list.
 
 use super::VOXELS;
 use crate::input::Input;
@@ -6,11 +6,11 @@ use crate::memory;
 use crate::output::folder;
 use std::path::{Component, Path, PathBuf};
 
-/// Most files that one image is spread over.
+/// The most files that one image is spread over.
 const MOST: i64 = 1 << 16;
 
-/// The `bytes` bytes of all voxels, from the files that a `field` of a header names (see
-/// [`files`]), which hold as many each: `part` reads that many from one.
+/// The `bytes` bytes of all voxels, from the files that a header names (see [`files`]), which hold
+/// the same number each: `part` reads that many from one.
 pub fn voxels<'a>(
     header: &Path,
     field: &str,
@@ -61,7 +61,7 @@ fn behind_links(file: &Path, field: &str, homes: &[PathBuf]) -> Result<PathBuf, 
 }
 
 /// The files that a header names: `file`, `pattern first last step` with one `%d` in the pattern,
-/// or `LIST`, then `list` line by line. By their names all lie in the header's folder or below it.
+/// or `LIST`, then `list` line by line. All must be in the header's folder or below it.
 fn files<'a>(
     header: &Path,
     field: &str,

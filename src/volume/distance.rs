@@ -3,7 +3,7 @@
 use crate::memory;
 
 /// Squared distance from every voxel of `[i][j][k]` to the nearest one that `seed` marks, with
-/// `spacing` between voxels; infinite where none is marked. Lower envelopes of parabolas, one axis
+/// `spacing` between voxels; infinite if none is marked. Lower envelopes of parabolas, one axis
 /// after the other (Felzenszwalb and Huttenlocher 2012).
 pub fn squared_distance(seed: &[u8], size: [usize; 3], spacing: [f64; 3]) -> Vec<f32> {
     let mut out: Vec<f32> = memory::collected(
@@ -26,7 +26,8 @@ pub fn squared_distance(seed: &[u8], size: [usize; 3], spacing: [f64; 3]) -> Vec
 /// Scratch of a line's transform.
 struct Envelope {
     values: Vec<f32>,
-    /// Vertices of the parabolas of the lower envelope, and where each begins to be the lowest.
+    /// Vertices of the parabolas of the lower envelope, and the positions from which each is the
+    /// lowest.
     vertices: Vec<usize>,
     begins: Vec<f32>,
 }
@@ -86,8 +87,8 @@ impl Envelope {
     }
 }
 
-/// The 26-connected components of what `mask` marks, each as its voxels' places, in the order of
-/// their first voxels.
+/// The 26-connected components of the voxels marked in `mask`, each as its voxels' indices, in the
+/// order of their first voxels.
 pub fn components(mask: &[u8], [ni, nj, nk]: [usize; 3]) -> Vec<Vec<usize>> {
     let mut left: Vec<bool> =
         memory::collected("the parts of a mask", mask.iter().map(|m| *m != 0));

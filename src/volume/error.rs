@@ -3,7 +3,7 @@
 use crate::memory::Refused;
 use std::path::{Path, PathBuf};
 
-/// What is wrong with a file, or with what was asked of it.
+/// An error about a file, or about a request for it.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {message}")]
 pub struct VolumeError {
@@ -11,7 +11,7 @@ pub struct VolumeError {
     pub path: PathBuf,
     /// What was found and what was expected.
     pub message: String,
-    /// Whether it is memory that was missing.
+    /// Whether the reason is lack of memory.
     pub(crate) refused: bool,
 }
 

@@ -1,8 +1,8 @@
-//! Where voxels lie: affines, orientations, grids.
+//! The placement of voxels: affines, orientations, grids.
 
 use crate::memory;
 
-/// Grows a box `[i0, j0, k0, i1, j1, k1]`, ends exclusive, so that a voxel is in it; none is empty.
+/// Grows a box `[i0, j0, k0, i1, j1, k1]`, ends exclusive, to include a voxel; none is empty.
 pub(crate) fn include(bounds: &mut Option<[usize; 6]>, [i, j, k]: [usize; 3]) {
     let b = bounds.get_or_insert([i, j, k, i + 1, j + 1, k + 1]);
     *b = [b[0].min(i), b[1].min(j), b[2].min(k), b[3].max(i + 1), b[4].max(j + 1), b[5].max(k + 1)];
@@ -13,7 +13,7 @@ pub(crate) fn include(bounds: &mut Option<[usize; 6]>, [i, j, k]: [usize; 3]) {
 pub struct Affine(pub [[f64; 4]; 3]);
 
 impl Affine {
-    /// Axes along the world's, `spacing` apart, voxel 0 at the origin.
+    /// Axes parallel to the world's, `spacing` apart, voxel 0 at the origin.
     pub fn from_spacing(spacing: [f64; 3]) -> Affine {
         let mut rows = [[0.0; 4]; 3];
         (0..3).for_each(|a| rows[a][a] = spacing[a]);
@@ -42,7 +42,7 @@ impl Affine {
         m[0][0] * minor(1, 2) - m[0][1] * minor(0, 2) + m[0][2] * minor(0, 1)
     }
 
-    /// Whether it can be inverted: finite, and with columns that span space.
+    /// Whether it can be inverted: it is finite, and its columns span space.
     pub fn is_regular(&self) -> bool {
         let volume: f64 = self.spacing().iter().product();
         let finite = self.0.iter().flatten().all(|v| v.is_finite());
@@ -77,7 +77,8 @@ impl Affine {
         Affine(out)
     }
 
-    /// The largest distance, over a grid's corners, between where two affines put a voxel.
+    /// The largest distance, over a grid's corners, between the positions that two affines give a
+    /// voxel.
     pub fn distance(&self, other: &Affine, size: [usize; 3]) -> f64 {
         let corner = |c: usize| -> [f64; 3] {
             std::array::from_fn(|a| if c >> a & 1 == 1 { size[a] as f64 - 1.0 } else { 0.0 })
@@ -90,8 +91,8 @@ impl Affine {
     }
 }
 
-/// How a grid's axes run: for each world axis (R, A, S), which voxel axis follows it most closely,
-/// and whether backwards.
+/// The directions of a grid's axes: for each world axis (R, A, S), the voxel axis that follows it
+/// most closely, and whether it runs backwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Orientation {
     /// Voxel axis for each world axis.
@@ -110,7 +111,7 @@ impl Orientation {
             affine.0[world][axis] / spacing[axis].max(f64::MIN_POSITIVE)
         };
         let fit = |p: &[usize; 3]| (0..3).map(|world| cosine(world, p[world]).abs()).sum::<f64>();
-        // The first of equals wins, so that ties do not depend on rounding of the sum's order.
+        // The first of equals wins, so that ties do not depend on how the sum is rounded.
         let axes = PERMUTATIONS
             .into_iter()
             .reduce(|a, b| if fit(&b) > fit(&a) + 1e-9 { b } else { a })
@@ -153,7 +154,7 @@ impl Grid {
         self.affine.determinant().abs() / 1000.0
     }
 
-    /// These voxels with axes permuted and flipped to run as RAS as nearly as they can.
+    /// These voxels with axes permuted and flipped to follow RAS as closely as possible.
     pub fn canonical(&self) -> Grid {
         let o = Orientation::of(&self.affine);
         let mut affine = [[0.0; 4]; 3];

@@ -4,7 +4,7 @@ use super::Voxels;
 use crate::memory;
 use serde::{Deserialize, Serialize};
 
-/// What a scan was made by.
+/// The modality of a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
@@ -18,14 +18,15 @@ pub enum Modality {
     Pet,
 }
 
-/// Hounsfield units below which only fat and air lie, and the least part of a CT that they are: any
-/// other scan has no such values, or a stray few, as resampling by splines leaves them.
+/// The Hounsfield units below which there is only fat and air, and the least part of a CT that they
+/// make up: any other scan has no such values, or a few stray ones, as resampling by splines leaves
+/// them.
 const FAT: f32 = -50.0;
 const LEAST_FAT: f64 = 0.005;
-/// A PET's bulk is dim beside its hottest part: its median is below this part of the 99.5th
-/// percentile (0.01 to 0.10 in 41 scans; 0.23 to 0.75 in 42 MR), and of what is not background (5 %
-/// of the 99.9th percentile and more) less than this part is above a quarter of it (0.02 to 0.40;
-/// 0.39 to 0.96).
+/// Most of a PET is dim compared with its hottest part: its median is below this part of the 99.5th
+/// percentile (0.01 to 0.10 in 41 scans; 0.23 to 0.75 in 42 MR), and of the values that are not
+/// background (5 % of the 99.9th percentile and more) less than this part is above a quarter of it
+/// (0.02 to 0.40; 0.39 to 0.96).
 const DIM: f32 = 0.15;
 const LEAST_BRIGHT: f64 = 0.4;
 
@@ -39,7 +40,7 @@ impl Modality {
         }
     }
 
-    /// What the distribution of a scan's values looks like, and why.
+    /// The modality that the distribution of a scan's values suggests, and the reason.
     pub fn of(image: &impl Voxels) -> (Modality, String) {
         let mut low = 0u64;
         match image.array().counts() {
@@ -76,10 +77,9 @@ impl Modality {
     }
 }
 
-/// The values of a scan above its lowest one, which is the background of most, as they are
-/// distributed.
+/// The distribution of the values of a scan above its lowest one, which is usually the background.
 enum Above {
-    /// Each value with how often it occurs, from the lowest on.
+    /// Each value with the number of its occurrences, from the lowest on.
     Counted(Vec<(f32, u64)>),
     /// One by one, in any order.
     Listed(Vec<f32>),
@@ -102,7 +102,7 @@ impl Above {
         Above::Listed(values)
     }
 
-    /// How many there are.
+    /// The number of values.
     fn len(&self) -> u64 {
         match self {
             Above::Counted(counts) => counts.iter().map(|(_, n)| n).sum(),
@@ -110,7 +110,7 @@ impl Above {
         }
     }
 
-    /// A quantile; 0 of none.
+    /// A quantile; 0 if there are no values.
     fn quantile(&mut self, q: f64) -> f32 {
         let Some(last) = self.len().checked_sub(1) else { return 0.0 };
         let at = (last as f64 * q).round() as u64;
@@ -127,7 +127,7 @@ impl Above {
         }
     }
 
-    /// The sum of what `f` makes of every value.
+    /// The sum of `f` over all values.
     fn sum(&self, f: impl Fn(f32) -> f64) -> f64 {
         match self {
             Above::Counted(counts) => counts.iter().map(|(v, n)| f(*v) * *n as f64).sum(),
@@ -153,8 +153,8 @@ impl Normalization {
         (v.clamp(self.clip[0], self.clip[1]) - self.mean) / self.sd
     }
 
-    /// The 0.5 and 99.5 percentiles of the values above the lowest one (the background of most
-    /// scans), with the mean and standard deviation of what they leave. For images whose units mean
+    /// The 0.5 and 99.5 percentiles of the values above the lowest one (usually the background),
+    /// with the mean and standard deviation of the clipped values. For images whose units mean
     /// nothing by themselves, such as MR.
     pub fn of_percentiles(image: &impl Voxels) -> Normalization {
         let (lowest, mut values) = (image.array().lowest(), Above::of(image));

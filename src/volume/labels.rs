@@ -1,6 +1,6 @@
-//! Label images: whole numbers that say what a voxel is, 0 for nothing. Not read as scans are: a
-//! voxel that holds no number is unmarked, several labels are told apart, and a label lies where
-//! its file says, whatever the order and direction of its axes.
+//! Label images: whole numbers that say what a voxel is, 0 for nothing. They are not read as scans
+//! are: a NaN voxel is unmarked, several labels are distinguished, and a label is where its file
+//! says, whatever the order and direction of its axes.
 
 #[cfg(feature = "dicom")]
 use super::dicom::Marked;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Which of a label image's values are the object.
+/// Which values of a label image are the object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "String")]
 pub enum TargetLabel {
@@ -77,7 +77,7 @@ impl std::fmt::Display for TargetLabel {
     }
 }
 
-/// What messages call the memory that a mask takes.
+/// How messages name the memory that a mask takes.
 const MASK: &str = "its labels";
 
 /// The values of an iterator, in memory that may be refused.
@@ -88,16 +88,16 @@ fn collected<T>(values: impl ExactSizeIterator<Item = T>) -> Vec<T> {
 /// A label image on the grid of the scan that it belongs to.
 pub struct Labels {
     path: PathBuf,
-    /// Layers of values `[i][j][k]`, one but for segmentations whose structures overlap.
+    /// Layers of values `[i][j][k]`, one except for segmentations whose structures overlap.
     layers: Vec<Vec<u32>>,
     segments: Vec<Segment>,
-    /// What is wrong with structures that could not be placed, by their values.
+    /// The errors of structures that could not be placed, by their values.
     faults: Vec<(u32, String)>,
-    /// What was odd about the file and how it was understood.
+    /// What was odd about the file and how it was interpreted.
     pub warnings: Vec<String>,
 }
 
-/// The grid of a label image; none of a DICOM structure set, whose contours are filled on any.
+/// The grid of a label image; none for a DICOM structure set, whose contours are filled on any.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -105,10 +105,10 @@ pub fn grid_of(path: &Path) -> Result<Option<Grid>, VolumeError> {
     Unplaced::read(path).map(|labels| labels.grid())
 }
 
-/// A label image before anybody said on which grid it is wanted.
+/// A label image for which no grid has been chosen yet.
 enum Unplaced {
     Stored(Box<Contents>),
-    /// Its labels are placed as they are read; with its grid, where it has one.
+    /// Its labels are placed when they are read; with its grid, if it has one.
     #[cfg(feature = "dicom")]
     Dicom(Option<Grid>),
 }
@@ -139,8 +139,8 @@ impl Unplaced {
     }
 }
 
-/// Two label images on a grid on which they can be compared: that of the larger, and what the other
-/// has beyond it. A DICOM structure set lies on the other's.
+/// Two label images on a grid on which they can be compared: that of the larger, extended by what
+/// the other has beyond it. A DICOM structure set is placed on the other's.
 ///
 /// # Errors
 /// A file cannot be read, or both are structure sets; as [`Labels::read`].
@@ -160,7 +160,7 @@ pub fn on_shared_grid(paths: [&Path; 2]) -> Result<(Grid, [Labels; 2]), VolumeEr
     Ok((grid, [first.on(paths[0], &grid)?, second.on(paths[1], &grid)?]))
 }
 
-/// A grid, and as many voxels around it as another has whose voxels fall on it.
+/// A grid, extended to include another whose voxels coincide with its own.
 fn joined(grid: &Grid, other: &Grid) -> Grid {
     let Ok(steps) = Steps::between(other, grid) else { return *grid };
     let ends = [[0; 3], other.size.map(|s| s as i64 - 1)].map(|voxel| steps.apply(voxel));
@@ -169,7 +169,7 @@ fn joined(grid: &Grid, other: &Grid) -> Grid {
         let high = ends[0][a].max(ends[1][a]).max(grid.size[a] as i64 - 1);
         high.saturating_sub(low[a]).saturating_add(1) as usize
     });
-    // Where they lie far apart most of it would be nothing.
+    // If they are far apart most of it would be empty.
     let most = grid.voxels().saturating_add(other.voxels()).saturating_mul(8);
     if size == grid.size || memory::extent(&size).is_none_or(|n| n > most) {
         return *grid;
@@ -182,23 +182,21 @@ fn joined(grid: &Grid, other: &Grid) -> Grid {
 
 impl Labels {
     /// Reads the label image at `path` and places it on `image`'s grid: axes are permuted and
-    /// flipped where that makes them fit, and voxels of the scan that the file does not cover are
-    /// 0.
+    /// flipped if that makes them fit, and voxels of the scan that the file does not cover are 0.
     ///
     /// With the feature `dicom` also the segments of a DICOM segmentation, by their numbers and
     /// labels, and the regions of a DICOM structure set, whose contours are filled on the scan's
-    /// slices. One that does not fit the scan is a warning, and an error where it is picked.
+    /// slices. One that does not fit the scan is a warning, and an error if it is picked.
     ///
     /// # Errors
-    /// The file cannot be read; its voxels do not fall on the scan's; marked voxels lie outside the
-    /// scan; values are negative or infinite.
+    /// The file cannot be read; its voxels do not coincide with the scan's; marked voxels are
+    /// outside the scan; values are negative or infinite.
     pub fn read(path: &Path, image: &Grid) -> Result<Labels, VolumeError> {
         within_memory(path, || Labels::placed(path, image, None))
     }
 
-    /// Reads the label image at `path` for a scan, as [`Labels::read`] does. Where the scan's
-    /// header places it in two ways, labels that were made by copying the one that was passed over
-    /// fit as well.
+    /// Reads the label image at `path` for a scan, as [`Labels::read`] does. If the scan's header
+    /// states two placements, labels made by copying the unused one fit as well.
     ///
     /// # Errors
     /// As [`Labels::read`].
@@ -206,7 +204,7 @@ impl Labels {
         within_memory(path, || Labels::placed(path, &scan.grid, Some(&scan.description)))
     }
 
-    /// Reads a label image from a file in memory, which has to hold its voxels itself, for a scan.
+    /// Reads a label image for a scan from a file in memory, which must contain its voxels.
     ///
     /// # Errors
     /// As [`Labels::read`].
@@ -267,11 +265,12 @@ impl Labels {
         !self.segments.is_empty()
     }
 
-    /// 1 where the object is. Of several structures that a segmentation names, one must be picked;
-    /// values without names are joined under [`TargetLabel::Any`], which [`Labels::several`] tells.
+    /// 1 where the object is. If a segmentation names several structures, one must be picked;
+    /// values without names are joined under [`TargetLabel::Any`], which [`Labels::several`]
+    /// reports.
     ///
     /// # Errors
-    /// No structure has that name, or several are there and none was picked: the message lists
+    /// No structure has that name, or there are several and none was picked: the message lists
     /// them.
     pub fn mask(&self, target: &TargetLabel) -> Result<Vec<u8>, VolumeError> {
         within_memory(&self.path, || self.picked(target))
@@ -330,7 +329,7 @@ impl Labels {
         }
     }
 
-    /// The values of all layers; where they overlap, of the last.
+    /// The values of all layers; where they overlap, those of the last.
     pub fn joined(&self) -> Vec<u32> {
         let mut layers = self.layers.iter();
         let first = layers.next().map(|l| memory::copied(MASK, l)).unwrap_or_default();
@@ -339,7 +338,7 @@ impl Labels {
         })
     }
 
-    /// How many voxels have each value above 0.
+    /// The number of voxels that have each value above 0.
     pub fn counts(&self) -> BTreeMap<u32, usize> {
         let mut counts = BTreeMap::new();
         for value in self.layers.iter().flatten().filter(|v| **v > 0) {
@@ -348,7 +347,7 @@ impl Labels {
         counts
     }
 
-    /// What to say where all values were joined and there are several: `flag` picks one.
+    /// The message if all values were joined and there are several: `flag` picks one.
     pub fn several(&self, flag: &str) -> Option<String> {
         let counts = self.counts();
         let list: Vec<String> =
@@ -363,10 +362,10 @@ impl Labels {
     }
 }
 
-/// The largest label: values are read as float32, which tells whole numbers apart up to here.
+/// The largest label: values are read as float32, which represents all whole numbers up to here.
 const MOST: f32 = 16_777_215.0;
 
-/// Values as whole numbers; NaN is nothing.
+/// Values as whole numbers; NaN means nothing.
 fn whole(
     values: &[f32],
     [_, nj, nk]: [usize; 3],
@@ -403,8 +402,8 @@ fn whole(
     Ok(labels)
 }
 
-/// How voxels of one grid fall on another's: `axis[a]` is the other's axis along which this one's
-/// axis `a` runs, `sign[a]` how, and `first` where voxel 0 falls.
+/// How voxels of one grid are mapped to another's: `axis[a]` is the other's axis along which this
+/// one's axis `a` runs, `sign[a]` its direction, and `first` the position of voxel 0.
 #[derive(Debug, PartialEq)]
 struct Steps {
     axis: [usize; 3],
@@ -413,10 +412,10 @@ struct Steps {
 }
 
 impl Steps {
-    /// Only where every voxel's centre falls within a tenth of a voxel on one of `image`'s grid,
+    /// Only if every voxel's centre is within a tenth of a voxel of one on `image`'s grid,
     /// continued beyond its faces.
     fn between(label: &Grid, image: &Grid) -> Result<Steps, String> {
-        // Headers round: half a thousandth of a voxel is the same place, a tenth is not.
+        // Headers are rounded: half a thousandth of a voxel is the same place, a tenth is not.
         const TOLERANCE: f64 = 0.1;
         let map = image.affine.inverse().after(&label.affine);
         let mut steps = Steps {
@@ -430,7 +429,7 @@ impl Steps {
                 .fold(0, |best, r| if column[r].abs() > column[best].abs() { r } else { best });
             (steps.axis[a], steps.sign[a]) = (along, if column[along] < 0.0 { -1 } else { 1 });
         }
-        // An axis of one voxel may point anywhere and be of any thickness.
+        // An axis of one voxel may have any direction and any thickness.
         let free: Vec<usize> = (0..3).filter(|r| !steps.axis.contains(r)).collect();
         let single: Vec<usize> = (0..3)
             .filter(|a| {

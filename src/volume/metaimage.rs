@@ -1,8 +1,8 @@
 //! MetaImage files as ITK writes them: header and voxels in one file (`.mha`) or apart (`.mhd` with
 //! `.raw` or `.zraw`, in one file or several), scalar volumes, plain or zlib-compressed.
 //!
-//! Their world is LPS; ours is RAS. A mask is written with the very lines of its image's header
-//! that say where voxels lie, so that no rounding moves it.
+//! Their world is LPS; ours is RAS. A mask is written with the exact header lines of its image that
+//! say where voxels are, so that rounding does not move it.
 
 use super::pack::{Body, Zlib};
 use super::{
@@ -17,19 +17,19 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Bytes of header that are read before giving up on its end.
+/// The most bytes of header that are read in search of its end.
 const HEADER_LIMIT: usize = 1 << 16;
 
-/// What a header calls the directions of the axes, a row an axis; the position of the first voxel;
-/// the distances between voxels.
+/// The header's names for the directions of the axes, one row per axis; for the position of the
+/// first voxel; for the distances between voxels.
 const DIRECTIONS: [&str; 3] = ["TransformMatrix", "Rotation", "Orientation"];
 const ORIGINS: [&str; 3] = ["Offset", "Position", "Origin"];
 const SPACINGS: [&str; 2] = ["ElementSpacing", "ElementSize"];
 
-/// What else a header says of the place of its image.
+/// Other header fields about the place of the image.
 const REMARKS: [&str; 2] = ["CenterOfRotation", "AnatomicalOrientation"];
 
-/// Whether a line says where voxels lie: a mask takes it over.
+/// Whether a line says where voxels are: a mask copies it.
 fn is_geometry(key: &str) -> bool {
     [&DIRECTIONS[..], &ORIGINS, &SPACINGS, &REMARKS].concat().contains(&key)
 }
@@ -44,7 +44,7 @@ impl Header {
         let mut read = 0;
         loop {
             let within = &rest[..rest.len().min(HEADER_LIMIT.saturating_sub(read))];
-            // The last line of a header of its own may have no end.
+            // The last line of a separate header may have no line end.
             let last = (!within.is_empty() && within.len() == rest.len()).then_some(within.len());
             let end = within
                 .iter()
@@ -75,7 +75,7 @@ impl Header {
         self.get(key).is_some_and(|value| value.starts_with(['T', 't', '1', 'Y', 'y']))
     }
 
-    /// The numbers of the first of these keys that there is.
+    /// The numbers of the first of these keys that is present.
     fn numbers(&self, keys: &[&str], otherwise: Vec<f64>) -> Result<Vec<f64>, String> {
         let Some((key, value)) = keys.iter().find_map(|key| Some((key, self.get(key)?))) else {
             return Ok(otherwise);
@@ -106,7 +106,7 @@ impl Header {
         Ok(([at(0), at(1), at(2)], at(3)))
     }
 
-    /// The element type, and whether its bytes stand in big-endian order.
+    /// The element type, and whether its bytes are in big-endian order.
     fn element(&self) -> Result<(Element, bool), String> {
         if let Some(channels) = self.get("ElementNumberOfChannels").filter(|n| *n != "1") {
             return Err(format!("its 'ElementNumberOfChannels' is {channels}, expected 1"));
@@ -146,7 +146,7 @@ impl Header {
 
     /// From voxel index to RAS mm.
     fn affine(&self) -> Result<Affine, String> {
-        // Of more or fewer axes than three, those in space count.
+        // With more or fewer than three axes, the spatial ones count.
         let axes = self.need("NDims")?.parse::<usize>().unwrap_or(3);
         let identity =
             |n: usize| (0..n * n).map(|at| f64::from(at % (n + 1) == 0)).collect::<Vec<_>>();
@@ -183,7 +183,7 @@ impl Header {
         }
     }
 
-    /// The bytes of the voxels: `rest`, what follows the header, or what lies in the files that it
+    /// The bytes of the voxels: `rest`, which follows the header, or those in the files that it
     /// names.
     fn voxels(&self, path: &Path, mut rest: &[u8], needed: usize) -> Result<Vec<u8>, String> {
         const FIELD: &str = "ElementDataFile";
@@ -215,7 +215,7 @@ impl Header {
         )
     }
 
-    /// What follows the bytes that are to be passed over; of `HeaderSize = -1`, the last ones.
+    /// The bytes after those to be skipped; with `HeaderSize = -1`, the last ones.
     fn after_skip<'a>(&self, bytes: &'a [u8], needed: usize) -> Result<&'a [u8], String> {
         match self.get("HeaderSize") {
             None | Some("0") => Ok(bytes),
@@ -247,7 +247,7 @@ impl Header {
             ));
         }
         let mut voxels = memory::list(VOXELS, needed.saturating_add(1));
-        // One byte more, so that the end is reached and with it the checksum.
+        // One byte more, so that the end, and with it the checksum, is reached.
         let read = ZlibDecoder::new(bytes).take(needed as u64 + 1).read_to_end(&mut voxels);
         read.map_err(|e| format!("truncated or corrupt voxels: {e}"))?;
         if voxels.len() != needed {
@@ -264,14 +264,14 @@ impl Header {
 pub struct Image {
     /// The image on its own grid.
     pub volume: Arc<Volume>,
-    /// What a mask says of its place.
+    /// What a mask states about its place.
     header: Header,
 }
 
 /// Reads a file of one volume, to write masks like it.
 ///
 /// # Errors
-/// The file cannot be read, is something else, or is damaged.
+/// The file cannot be read, has another format, or is damaged.
 pub fn read(path: &Path) -> Result<Image, VolumeError> {
     let fail = |e: String| VolumeError::new(path, e);
     let input = open(path)?;
@@ -282,7 +282,7 @@ pub fn read(path: &Path) -> Result<Image, VolumeError> {
     Ok(Image { volume: Arc::new(contents.image().map_err(fail)?), header })
 }
 
-/// What an open file holds.
+/// The contents of an open file.
 pub(super) fn contents(path: &Path, input: Input, which: Which) -> Result<Contents, VolumeError> {
     whole(path, input, which).map(|w| w.1)
 }
@@ -292,7 +292,7 @@ fn whole(path: &Path, mut input: Input, which: Which) -> Result<(Header, Content
     let mut bytes = vec![];
     memory::read(VOXELS, input.by_ref().take(HEADER_LIMIT as u64), &mut bytes)
         .map_err(|e| fail(e.to_string()))?;
-    // No more is read than the header asks for, and what a stream that does not compress may add.
+    // No more is read than the header requires, plus what an incompressible stream may add.
     let (header, _) = Header::split(&bytes).map_err(fail)?;
     if input.is_alone() && header.get("ElementDataFile") != Some("LOCAL") {
         return Err(fail(VOXELS_ELSEWHERE.into()));
@@ -351,8 +351,8 @@ pub(super) fn put(
     packed.write(to)
 }
 
-/// Whether a header can name a file beside it so that every reader finds that one: none takes the
-/// name for a pattern or a list, or cuts it.
+/// Whether a header can name a file beside it in such a way that every reader finds that one: none
+/// takes the name for a pattern or a list, or truncates it.
 pub(super) fn can_be_named(file: &Path) -> bool {
     let name = file.file_name().and_then(|name| name.to_str());
     name.is_some_and(|name| {
@@ -363,7 +363,7 @@ pub(super) fn can_be_named(file: &Path) -> bool {
     })
 }
 
-/// The header of voxels that lie packed in a file, of so many bytes, or behind the header itself
+/// The header of voxels that are packed in a file, of `length` bytes, or after the header itself
 /// (`LOCAL`).
 pub(super) fn head(
     grid: &Grid,
@@ -375,7 +375,7 @@ pub(super) fn head(
     let size = grid.size;
     let mut text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = True\n".to_string();
     text += &format!("CompressedDataSize = {packed}\n");
-    // Lines of other axes or units say nothing of three in mm.
+    // Lines for other axes or units do not apply to three axes in mm.
     match header
         .filter(|h| h.get("NDims") == Some("3") && h.get("DistanceUnits").is_none_or(|u| u == "mm"))
     {
@@ -430,7 +430,7 @@ fn mask_file(image: &Image, mask: &[u8]) -> Result<Vec<u8>, String> {
     let voxels = to_file_order(mask, size);
     put(&mut file, grid, Some(&image.header), Element::Uint8, Body::of(&voxels))
         .map_err(|e| e.to_string())?;
-    // What is written can be read, and lies where the image lies.
+    // What is written can be read, and is in the image's place.
     let (_, written) = parse(Path::new("the mask"), &file, Which::One(None))
         .map_err(|e| format!("the mask would not be whole: {e}"))?;
     match written.grid.size == size && written.grid.affine.distance(&grid.affine, size) < 1e-3 {

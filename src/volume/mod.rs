@@ -2,7 +2,7 @@
 //!
 //! World coordinates are millimetres in RAS (x from left to right, y from back to front, z from
 //! feet to head). Voxel indices are 0-based, `[i, j, k]`, i fastest in files; masks and maps here
-//! keep k fastest, as the network's do, and scans what their file has.
+//! have k fastest, as the network's do, and scans the order of their file.
 
 mod array;
 pub mod begun;
@@ -46,19 +46,19 @@ use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A scalar image, wherever its values lie.
+/// A scalar image, wherever its values are.
 pub trait Voxels: Sync {
     /// Size and place.
     fn grid(&self) -> &Grid;
     /// Whether its values are whole numbers.
     fn is_whole(&self) -> bool;
-    /// What it was made by, where that was said.
+    /// Its modality, if it is known.
     fn modality(&self) -> Option<Modality> {
         None
     }
     /// The values as they are stored. At least one is finite.
     fn array(&self) -> &Array;
-    /// The voxel that the array begins with: not `[0, 0, 0]` where it is a part of the image.
+    /// The first voxel of the array: not `[0, 0, 0]` if it is a part of the image.
     #[inline(always)]
     fn first(&self) -> [usize; 3] {
         [0; 3]
@@ -85,35 +85,35 @@ impl Voxels for Volume {
     }
 }
 
-/// A scalar image on its file's grid. Its values stay as the file has them.
+/// A scalar image on its file's grid. Its values stay as the file stores them.
 #[derive(Clone, Debug)]
 pub struct Volume {
     /// Size and place.
     pub grid: Grid,
     array: Arc<Array>,
-    /// What the file says beside the voxels; outputs inherit it.
+    /// What the file states besides the voxels; outputs inherit it.
     pub description: Description,
-    /// What was odd about the file and how it was understood.
+    /// What was odd about the file and how it was interpreted.
     pub warnings: Vec<String>,
 }
 
 impl Volume {
     /// Reads a NIfTI-1 or -2 file (.nii, .nii.gz, .hdr/.img), an NRRD file (.nrrd, .nhdr) or a
-    /// MetaImage (.mha, .mhd), told apart by content. `volume` picks one of several (from 0) in a
+    /// MetaImage (.mha, .mhd), recognised by content. `volume` picks one of several (from 0) in a
     /// file with more than three axes.
     ///
-    /// With the feature `dicom` also the only DICOM series of a folder, of those below it, or of a
-    /// zip archive. Of a file with one slice its series is read, as far as it lies in the same
+    /// With the feature `dicom` also the only DICOM series of a folder, of its subfolders, or of a
+    /// zip archive. For a file with one slice its series is read, as far as it is in the same
     /// folder; a warning says so.
     ///
     /// # Errors
-    /// The file cannot be read, is something else (the error names it, and a way out), or is
-    /// damaged. Nothing is read beyond what the file holds.
+    /// The file cannot be read, has another format (the error names it, and how to convert it), or
+    /// is damaged. Nothing is read beyond what the file holds.
     pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
         Volume::read_series(path, None, volume)
     }
 
-    /// Reads one of several DICOM series: by its number (of a part of it, as `3.2`), its UID or a
+    /// Reads one of several DICOM series: by its number (for a part of it, as `3.2`), its UID or a
     /// part of its description. Without one, as [`Volume::read`].
     ///
     /// # Errors
@@ -127,12 +127,12 @@ impl Volume {
         Volume::read_watched(path, series, volume, &mut |_| {})
     }
 
-    /// Reads as [`Volume::read_series`] does, and calls `watch` with what there is of a NIfTI
-    /// file's voxels, each time that some more slices were read and others are to come. It never
-    /// sees a file of another format, nor one that fits the first piece.
+    /// Reads as [`Volume::read_series`] does, and calls `watch` with the part of a NIfTI file's
+    /// voxels that is available, each time that some more slices were read and others remain. It is
+    /// not called for a file of another format, nor for one that fits the first piece.
     ///
     /// # Errors
-    /// As [`Volume::read_series`], whatever was seen before.
+    /// As [`Volume::read_series`], whatever was shown before.
     pub fn read_watched(
         path: &Path,
         series: Option<&str>,
@@ -143,11 +143,11 @@ impl Volume {
         read.image().map_err(|e| VolumeError::new(path, e))
     }
 
-    /// Reads a NIfTI, NRRD or MetaImage file from memory. It has to hold its voxels itself: no
+    /// Reads a NIfTI, NRRD or MetaImage file from memory. It must contain its voxels itself: no
     /// other file is opened, whatever its header names.
     ///
     /// # Errors
-    /// As [`Volume::read`]; the message alone names what is wrong.
+    /// As [`Volume::read`]; only the message says what is wrong.
     pub fn of_file(bytes: Vec<u8>, volume: Option<usize>) -> Result<Volume, VolumeError> {
         let path = Path::new(UNNAMED);
         contents_of(bytes, Which::One(volume))?.image().map_err(|e| VolumeError::new(path, e))
@@ -156,8 +156,8 @@ impl Volume {
     /// A scan of elements in a file's order, i fastest, the lowest byte of each first.
     ///
     /// # Errors
-    /// There are not as many as voxels, or none; no value is a finite number; the affine cannot be
-    /// inverted.
+    /// The number of elements is not that of the voxels, or is 0; no value is finite; the affine
+    /// cannot be inverted.
     pub fn of_elements(
         grid: Grid,
         element: Element,
@@ -183,7 +183,7 @@ impl Volume {
     /// A scan of values `[i][j][k]`, k fastest.
     ///
     /// # Errors
-    /// No value is a finite number; there are none, or not as many as voxels.
+    /// No value is finite; there are none, or not as many as voxels.
     pub fn new(grid: Grid, values: Vec<f32>, description: Description) -> Result<Volume, String> {
         if values.is_empty() || memory::extent(&grid.size) != Some(values.len()) {
             return Err(format!("{} values for {:?} voxels", values.len(), grid.size));
@@ -234,18 +234,18 @@ impl Volume {
         self.array.range().unwrap_or_default()
     }
 
-    /// All values `[i][j][k]`, k fastest: a copy four bytes a voxel.
+    /// All values `[i][j][k]`, k fastest: a copy of four bytes per voxel.
     pub fn values(&self) -> Vec<f32> {
         self.array.values()
     }
 }
 
-/// What is wanted of a file with several volumes.
+/// The request to a file with several volumes.
 #[derive(Clone, Copy)]
 enum Which {
-    /// One, by its number where there are several.
+    /// One volume, by its number if there are several.
     One(Option<usize>),
-    /// All layers of a segmentation; one of any other file.
+    /// All layers of a segmentation; one volume of any other file.
     Layers,
 }
 
@@ -273,32 +273,32 @@ impl Which {
 #[derive(Clone, Debug, PartialEq)]
 struct Segment {
     name: String,
-    /// Which of the volumes it is in.
+    /// The index of the volume that it is in.
     layer: usize,
     /// Its value there.
     value: u32,
 }
 
-/// What a file holds, as it is stored: values may be anything.
+/// The contents of a file, as they are stored: values may be anything.
 struct Contents {
     grid: Grid,
-    /// What was asked for.
+    /// The requested volumes.
     volumes: Vec<Array>,
-    /// What the file says its values mean.
+    /// The meaning of its values, as the file states it.
     segments: Vec<Segment>,
     description: Description,
     warnings: Vec<String>,
 }
 
 impl Contents {
-    /// The one volume that was asked for.
+    /// The one volume that was requested.
     fn image(mut self) -> Result<Volume, String> {
         let array = self.volumes.pop().ok_or("holds no volume")?;
         Volume::of_array(array, self.grid, self.description, self.warnings)
     }
 }
 
-/// Whether a file is DICOM, not packed, that can be opened again.
+/// Whether a file is DICOM, is not packed, and can be opened again.
 #[cfg(feature = "dicom")]
 fn is_dicom(path: &Path) -> Result<bool, VolumeError> {
     if !path.is_file() {
@@ -318,7 +318,7 @@ fn contents(path: &Path, which: Which) -> Result<Contents, VolumeError> {
     read(path, None, which, &mut |_| {})
 }
 
-/// Reads a file of any format, of one with several series the one that is asked for; watched as
+/// Reads a file of any format, and if it has several series the requested one; watched as
 /// [`Volume::read_watched`] says.
 fn read(
     path: &Path,
@@ -327,13 +327,13 @@ fn read(
     watch: &mut dyn FnMut(&Begun),
 ) -> Result<Contents, VolumeError> {
     within_memory(path, || {
-        // Labels are no series of slices.
+        // Labels are not series of slices.
         #[cfg(feature = "dicom")]
         if matches!(which, Which::One(_)) && path.is_dir() {
             return dicom::contents(path, series, which);
         }
         let input = open(&nifti_io::header_of(path))?;
-        // What can be opened again, and is not packed.
+        // A file that can be opened again, and is not packed.
         #[cfg(feature = "dicom")]
         if matches!(which, Which::One(_))
             && input.packed == Packed::Plain
@@ -349,7 +349,7 @@ fn read(
     })
 }
 
-/// What to say where a series is asked for and there are none.
+/// The message if a series is requested and there are none.
 fn no_series(head: &[u8], series: &str) -> String {
     if recognise(head) == Some(Kind::Dicom) {
         return no_image(head);
@@ -358,10 +358,10 @@ fn no_series(head: &[u8], series: &str) -> String {
     format!("is {kind}, which has no series: '{series}' was asked for, expected DICOM")
 }
 
-/// What errors call a file that came as bytes.
+/// How errors name a file that came as bytes.
 const UNNAMED: &str = "the file";
 
-/// What is said of a header that came without the files it names.
+/// The message for a header that came without the files it names.
 const VOXELS_ELSEWHERE: &str =
     "its voxels lie in another file beside it: expected one file that holds both";
 
@@ -374,7 +374,7 @@ fn contents_of(bytes: Vec<u8>, which: Which) -> Result<Contents, VolumeError> {
     })
 }
 
-/// Reads an open file by what it is.
+/// Reads an open file according to its format.
 fn read_as_it_is(
     path: &Path,
     input: Input,
@@ -389,7 +389,7 @@ fn read_as_it_is(
     }
 }
 
-/// Work on a file, in which memory may be refused.
+/// Runs work on a file in which memory may be refused.
 fn within_memory<T>(
     path: &Path,
     work: impl FnOnce() -> Result<T, VolumeError>,
@@ -397,22 +397,22 @@ fn within_memory<T>(
     memory::caught(work).unwrap_or_else(|e| Err(VolumeError::refused(path, e)))
 }
 
-/// What messages call the memory that a scan takes.
+/// How messages name the memory that a scan takes.
 const VOXELS: &str = "its voxels";
 
-/// From a file's order (i fastest) to ours (k fastest).
+/// From a file's order (i fastest) to this crate's (k fastest).
 pub(crate) fn reorder<T: Copy + bytemuck::Zeroable + bytemuck::NoUninit + Send + Sync>(
     data: &[T],
     [ni, nj, nk]: [usize; 3],
 ) -> Vec<T> {
     let mut out = memory::zeroed::<T>(VOXELS, data.len());
-    // As many planes at once as values lie side by side in a line or two of the cache.
+    // As many planes at once as there are values in a cache line or two.
     const PLANES: usize = 32;
     out.par_chunks_mut((PLANES * nj * nk).max(1)).enumerate().for_each(|(block, out)| {
         let planes = out.len() / (nj * nk);
         for (j, k) in (0..nj).flat_map(|j| (0..nk).map(move |k| (j, k))) {
             let row = &data[(k * nj + j) * ni + block * PLANES..][..planes];
-            // Where masks hold nothing, nothing is touched.
+            // Empty parts of masks are not touched.
             if !pack::is_nothing(bytemuck::cast_slice(row)) {
                 row.iter().enumerate().for_each(|(p, v)| out[(p * nj + j) * nk + k] = *v);
             }
@@ -421,7 +421,7 @@ pub(crate) fn reorder<T: Copy + bytemuck::Zeroable + bytemuck::NoUninit + Send +
     out
 }
 
-/// The way back: from the order of arrays here to a file's.
+/// The reverse: from the order of arrays here to a file's.
 pub(crate) fn to_file_order<T: Copy + bytemuck::Zeroable + bytemuck::NoUninit + Send + Sync>(
     data: &[T],
     [ni, nj, nk]: [usize; 3],

@@ -1,7 +1,7 @@
-//! NRRD files, reading: attached (.nrrd) or detached (.nhdr) data in one file or several, raw,
-//! text, gzip or bzip2, the scalar element types, and the names that segmentations (.seg.nrrd) give
-//! their values. A field that changes what the voxels mean and is not understood is an error that
-//! names it.
+//! Reading NRRD files: attached (.nrrd) or detached (.nhdr) data in one file or several, raw, text,
+//! gzip or bzip2, the scalar element types, and the names that segmentations (.seg.nrrd) give their
+//! values. A field that changes what the voxels mean and is not supported is an error that names
+//! it.
 
 use super::nifti_io::{TAIL, describe};
 use super::palette::{default_colour, parts_of_one};
@@ -17,10 +17,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Bytes of header text that are read before giving up on its end.
+/// The most bytes of header text that are read in search of its end.
 pub(super) const HEADER_LIMIT: usize = 1 << 20;
 
-/// Fields that are read, by their one spelling.
+/// Fields that are read, in their canonical spelling.
 const KNOWN: [&str; 16] = [
     "type",
     "dimension",
@@ -40,7 +40,7 @@ const KNOWN: [&str; 16] = [
     "kinds",
 ];
 
-/// Fields that say nothing about where voxels lie or what they are worth.
+/// Fields that say nothing about where voxels are or what their values mean.
 const REMARKS: [&str; 11] = [
     "content",
     "number",
@@ -67,7 +67,7 @@ const ALIASES: [(&str, &str); 8] = [
     ("oldmax", "old max"),
 ];
 
-/// An element type, of which NRRD knows several spellings.
+/// An element type, for which NRRD has several spellings.
 fn element_of(spelling: &str) -> Option<Element> {
     Some(match spelling {
         "signed char" | "int8" | "int8_t" => Element::Int8,
@@ -169,7 +169,7 @@ impl Header {
         self.get(key).ok_or_else(|| format!("its header has no '{key}'"))
     }
 
-    /// A whole number from `least` on; `usual` where the field is absent.
+    /// A whole number from `least` on; `usual` if the field is absent.
     fn whole(&self, key: &str, least: i64, usual: i64) -> Result<i64, String> {
         let Some(text) = self.get(key) else { return Ok(usual) };
         text.parse().ok().filter(|n| *n >= least).ok_or_else(|| {
@@ -190,7 +190,7 @@ impl Header {
         let of = |n: u32, what: &str| self.pairs.get(&format!("Segment{n}_{what}"));
         let count = numbers.len();
         let segment = |n: &u32| {
-            // Files from before layers had a volume a segment.
+            // Files from the time before each layer was a volume have one volume per segment.
             let alone = if count == layers { *n as usize } else { 0 };
             Segment {
                 name: of(*n, "Name")
@@ -207,20 +207,20 @@ impl Header {
 
 /// A structure as a segmentation shows it.
 pub(super) struct Structure<'a> {
-    /// By which programs tell it from others.
+    /// The identifier by which programs distinguish it from others.
     pub id: String,
-    /// What it is called: a line without control characters.
+    /// Its name: a line without control characters.
     pub name: &'a str,
     /// Its voxels' value.
     pub value: usize,
-    /// Red, green and blue, of 1 each.
+    /// Red, green and blue, from 0 to 1.
     pub colour: [f64; 3],
-    /// Whether somebody chose the colour.
+    /// Whether the colour was chosen by the user.
     pub chosen: bool,
 }
 
 impl Structure<'_> {
-    /// The only one of a mask.
+    /// The only structure of a mask.
     pub(super) fn object() -> Structure<'static> {
         let colour = parts_of_one(default_colour(0));
         Structure { id: "object".into(), name: "object", value: 1, colour, chosen: true }
@@ -229,7 +229,7 @@ impl Structure<'_> {
 
 #[cfg(feature = "dicom")]
 impl<'a> Structure<'a> {
-    /// The structure with its voxels, as a DICOM segmentation has it.
+    /// The structure with its voxels, for a DICOM segmentation.
     pub(super) fn marked<'m>(
         &self,
         marks: super::dicom::SegmentVoxels<'m>,
@@ -241,10 +241,9 @@ impl<'a> Structure<'a> {
     }
 }
 
-/// What a file says in front of its voxels, packed by an `encoding`: all structures of a
-/// segmentation; without any it
-/// is a plain image. 3D Slicer shows each with its name and its colour (its developers' guide,
-/// "Segmentations": fields of a labelmap file).
+/// The part of a file before its voxels, packed by an `encoding`: all structures of a segmentation;
+/// without any it is a plain image. 3D Slicer shows each with its name and its colour (its
+/// developers' guide, "Segmentations": fields of a labelmap file).
 pub(super) fn head(
     grid: &Grid,
     element: Element,
@@ -310,7 +309,7 @@ fn vectors(text: &str) -> Vec<Option<Vec<f64>>> {
     list
 }
 
-/// The units of a line, in quotes each or in none.
+/// The units of a line, each in quotes, or all without.
 fn quoted(text: &str) -> Vec<&str> {
     if text.contains('"') {
         text.split('"').skip(1).step_by(2).collect()
@@ -319,7 +318,7 @@ fn quoted(text: &str) -> Vec<&str> {
     }
 }
 
-/// How many millimetres a unit of length has.
+/// The number of millimetres in a unit of length.
 fn millimetres(unit: &str) -> Option<f64> {
     Some(match unit.trim().to_lowercase().as_str() {
         "" | "mm" | "millimeter" | "millimeters" | "millimetre" | "millimetres" => 1.0,
@@ -416,19 +415,19 @@ fn parse(
     };
     let behind = Arc::new(AtomicBool::new(false));
     let mut raw = stored(path, &header, reader, most, (name, &encoding, &behind), bytes)?;
-    // Text has no order of bytes: it is read to the lowest first.
+    // Text has no byte order: its values are stored with the lowest byte first.
     element.to_native(&mut raw, big && !is_text(&encoding));
     let chosen = match volumes {
         1 => vec![Array::of_bytes(raw, element, size, None)],
         _ => {
-            // Axes in front of the spatial ones interleave the volumes: one way through the bytes
-            // takes all of them apart, a block that stays in the cache at a time.
+            // Axes before the spatial ones interleave the volumes: one pass through the bytes
+            // separates all of them, one cache-sized block at a time.
             const BLOCK: usize = 1 << 14;
             let step = inner * width;
             let mut apart: Vec<Vec<u8>> =
                 picked.clone().map(|_| memory::list(VOXELS, voxels * width)).collect();
             for (which, group) in raw.chunks_exact(voxels * step).enumerate() {
-                // Those of this group, which follow each other: there may be a million of either.
+                // Those of this group, which are consecutive: there may be a million of either.
                 let among = |pick: usize| pick.clamp(picked.start, picked.end) - picked.start;
                 let (from, to) = (among(which * inner), among((which + 1) * inner));
                 for block in group.chunks(BLOCK * step) {
@@ -494,7 +493,7 @@ fn stored(
     })
 }
 
-/// The bytes of the voxels of one file, or of what follows the header in its own.
+/// The bytes of the voxels of one file, or of the rest of the header's own file.
 fn part(
     header: &Header,
     mut reader: impl BufRead + 'static,
@@ -539,7 +538,7 @@ fn part(
     if raw.len() < bytes {
         return Err(format!("voxels are missing: {} of {bytes} bytes were there", raw.len()));
     }
-    // On to the end, so that a wrong checksum is noticed.
+    // Read on to the end, so that a wrong checksum is noticed.
     std::io::copy(&mut data.take(TAIL), &mut std::io::sink()).map_err(broken)?;
     Ok(raw)
 }
@@ -570,7 +569,7 @@ fn last(mut data: impl Read, bytes: usize) -> Result<Vec<u8>, String> {
 /// Voxels written as text, as bytes of their type.
 fn numbers(mut reader: impl Read, element: &str, bytes: usize) -> Result<Vec<u8>, String> {
     let mut text = vec![];
-    // No number needs more room than this.
+    // No number takes more bytes than this.
     let most = (bytes as u64).saturating_mul(64).saturating_add(4096);
     memory::read(VOXELS, reader.by_ref().take(most), &mut text)
         .map_err(|e| format!("unreadable text: {e}"))?;

@@ -1,5 +1,5 @@
-//! Packing voxels that are mostly nothing: in blocks side by side, of which those that hold only
-//! zeros are packed once for all.
+//! Packing voxels that are mostly zero: in blocks in parallel, where blocks of only zeros are
+//! packed once for all.
 
 use crate::memory;
 use flate2::{Compress, Compression, Crc, FlushCompress, Status};
@@ -7,17 +7,18 @@ use rayon::prelude::*;
 use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};
 
-/// Bytes of a block: so many that its end, which costs five bytes, counts for nothing. The same for
-/// any number of threads, and so are the bytes of a file.
+/// Bytes of a block: so many that its end, which costs five bytes, does not matter. The size is the
+/// same for any number of threads, and so are the bytes of a file.
 pub(super) const BLOCK: usize = 1 << 20;
 
-/// What is not nothing is packed so: masks and maps of objects shrink a hundredfold at any level.
+/// The level for blocks that are not all zero: masks and maps of objects shrink a hundredfold at
+/// any level.
 const LEVEL: Compression = Compression::fast();
 
-/// What messages call the memory that this takes.
+/// How messages name the memory that this takes.
 const PACKED: &str = "packed voxels";
 
-/// A block and the checksum of what is in it.
+/// A block and the checksum of its contents.
 struct Block {
     bytes: Vec<u8>,
     sum: Crc,
@@ -35,7 +36,7 @@ impl Block {
             let status = compress
                 .compress_vec(&bytes[read..], &mut out, FlushCompress::Sync)
                 .map_err(io::Error::other)?;
-            // All is out when some room was left.
+            // All has been written if some room was left.
             if compress.total_in() as usize == bytes.len() && out.len() < out.capacity() {
                 out.shrink_to_fit();
                 return Ok(Arc::new(Block { bytes: out, sum }));
@@ -60,8 +61,8 @@ impl Block {
     }
 }
 
-/// Whether all bytes are 0. Of a few thousand all are looked at, whatever the first is: so they are
-/// read as fast as memory gives them.
+/// Whether all bytes are 0. For a few thousand, all are read whatever the first one is, so that
+/// they are read as fast as memory delivers them.
 pub(super) fn is_nothing(bytes: &[u8]) -> bool {
     bytes.chunks(4096).all(|part| part.iter().fold(0u8, |any, byte| any | *byte) == 0)
 }
@@ -70,18 +71,18 @@ pub(super) fn is_nothing(bytes: &[u8]) -> bool {
 #[derive(Clone, Copy)]
 pub struct Body<'a> {
     bytes: &'a [u8],
-    /// Whether anything was put into a block; those behind the last are looked at.
+    /// Whether anything was put into a block; blocks beyond the list are examined.
     held: &'a [bool],
 }
 
 impl<'a> Body<'a> {
-    /// Of which nothing is known.
+    /// A body of which nothing is known.
     pub fn of(bytes: &'a [u8]) -> Body<'a> {
         Body { bytes, held: &[] }
     }
 
-    /// Of which blocks of [`BLOCK`] bytes that are not `held` are 0: they are not looked at, so
-    /// that memory which was never written is not read either.
+    /// A body in which blocks of [`BLOCK`] bytes that are not `held` are 0: they are not examined,
+    /// so that memory which was never written is not read either.
     pub fn held(bytes: &'a [u8], held: &'a [bool]) -> Body<'a> {
         Body { bytes, held }
     }
@@ -91,7 +92,7 @@ impl<'a> Body<'a> {
     }
 }
 
-/// Packs a body, in blocks side by side.
+/// Packs a body, in blocks in parallel.
 fn blocks(body: Body) -> io::Result<Vec<Arc<Block>>> {
     let block = |(at, bytes): (usize, &[u8])| {
         if bytes.len() == BLOCK && body.is_nothing(at, bytes) {
@@ -111,13 +112,13 @@ const END: [u8; 2] = [3, 0];
 /// # Errors
 /// Those of `to`.
 pub fn gzip(to: &mut impl Write, head: &[u8], body: Body) -> io::Result<()> {
-    // A deflated stream, no time, the fastest way, no word of the system.
+    // A deflated stream, no time, the fastest method, unknown system.
     to.write_all(&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 255])?;
     let first = Block::of(head, LEVEL)?;
     to.write_all(&first.bytes)?;
     let mut sum = Crc::new();
     sum.combine(&first.sum);
-    // Few at a time: what does not shrink is as large as it was.
+    // A few at a time, because incompressible blocks keep their size.
     let few = 4 * rayon::current_num_threads();
     for (n, bytes) in body.bytes.chunks(few * BLOCK).enumerate() {
         let held = body.held.get(n * few..).unwrap_or_default();
@@ -128,11 +129,11 @@ pub fn gzip(to: &mut impl Write, head: &[u8], body: Body) -> io::Result<()> {
     }
     to.write_all(&END)?;
     to.write_all(&sum.sum().to_le_bytes())?;
-    // The length, as far as it fits.
+    // The length, modulo 2^32.
     to.write_all(&((head.len() + body.bytes.len()) as u32).to_le_bytes())
 }
 
-/// A zlib stream, of which the length is known before it is written.
+/// A zlib stream, whose length is known before it is written.
 pub struct Zlib {
     blocks: Vec<Arc<Block>>,
     sum: u32,
@@ -157,7 +158,7 @@ impl Zlib {
     /// # Errors
     /// Those of `to`.
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
-        // A window of 32 kB, the fastest way.
+        // A window of 32 kB, the fastest method.
         to.write_all(&[0x78, 0x01])?;
         self.blocks.iter().try_for_each(|block| to.write_all(&block.bytes))?;
         to.write_all(&END)?;
@@ -165,12 +166,12 @@ impl Zlib {
     }
 }
 
-/// Of which the sums of zlib's checksum are what is left.
+/// The modulus of the sums in zlib's checksum.
 const PRIME: u32 = 65521;
 
-/// The checksum of zlib streams (RFC 1950). A block adds to the first sum its bytes, and to the
-/// second the first sum as often as it has bytes and then each byte as often as it and others
-/// follow: so blocks are added up side by side, and those that hold nothing in no time.
+/// The checksum of zlib streams (RFC 1950). A block adds its bytes to the first sum; to the second
+/// it adds the first sum, once per byte, and then each byte, once for itself and for each byte
+/// after it: so blocks can be summed in parallel, and empty ones take no time.
 fn adler32(body: Body) -> u32 {
     let of_block = |(at, bytes): (usize, &[u8])| {
         let sums = if body.is_nothing(at, bytes) { [0; 2] } else { sums(bytes) };
@@ -186,10 +187,10 @@ fn adler32(body: Body) -> u32 {
     (second << 16 | first) as u32
 }
 
-/// The two sums of a block that nothing comes before.
+/// The two sums of a block that is preceded by nothing.
 fn sums(bytes: &[u8]) -> [u32; 2] {
     let (mut a, mut b) = (0u32, 0u32);
-    // So many steps before either sum can overflow.
+    // This many steps before either sum can overflow.
     for part in bytes.chunks(5552) {
         for byte in part {
             a += u32::from(*byte);
@@ -223,7 +224,7 @@ mod tests {
         ] {
             let mut packed = vec![];
             gzip(&mut packed, b"head", Body::of(&body)).unwrap();
-            // One member, whose checksum and length its reader compares.
+            // One member, whose checksum and length its reader checks.
             let mut unpacked = vec![];
             flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).unwrap();
             assert!(unpacked[..4] == *b"head" && unpacked[4..] == body);
@@ -232,7 +233,8 @@ mod tests {
             unpacked.clear();
             flate2::read::ZlibDecoder::new(&stream[..]).read_to_end(&mut unpacked).unwrap();
             assert!(unpacked == body && stream.len() == zlib.len());
-            // The same where it is told which blocks hold something, and where only of the first.
+            // The same result if it is told which blocks hold something, and if only of the first
+            // ones.
             let held: Vec<bool> =
                 body.chunks(BLOCK).map(|block| block.iter().any(|b| *b != 0)).collect();
             for held in [&held[..], &held[..held.len().min(1)]] {

@@ -1,7 +1,7 @@
 //! The colours of objects for which none was chosen.
 
-/// Colours of objects, one after the other and then again from the first; told apart by people who
-/// see red and green alike. The first is that of a single object.
+/// Colours of objects in order, repeated from the first; distinguishable with red-green colour
+/// blindness. The first is that of a single object.
 pub const PALETTE: [[u8; 3]; 8] = [
     [255, 199, 0],
     [86, 180, 233],
@@ -13,12 +13,12 @@ pub const PALETTE: [[u8; 3]; 8] = [
     [170, 170, 170],
 ];
 
-/// The colour of an object for which none was chosen, by how many come before it.
+/// The colour of an object for which none was chosen, by the number of objects before it.
 pub fn default_colour(before: usize) -> [u8; 3] {
     PALETTE[before % PALETTE.len()]
 }
 
-/// Red, green and blue, of 1 each.
+/// Red, green and blue, from 0 to 1.
 pub(super) fn parts_of_one(colour: [u8; 3]) -> [f64; 3] {
     colour.map(|c| f64::from(c) / 255.0)
 }

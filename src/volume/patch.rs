@@ -1,4 +1,4 @@
-//! The cube of voxels that the network sees, and the way back from it.
+//! The cube of voxels that the network sees, and the mapping from it back to the scan.
 
 use super::array::typed;
 use super::intensity::Normalization;
@@ -45,7 +45,7 @@ pub struct Patch {
     pub grid: Grid,
     /// Voxel spacing in mm.
     pub spacing: f64,
-    /// Whether the spacing had to be coarser than asked for what it must show.
+    /// Whether the spacing had to be coarser than requested to show the extent.
     pub coarsened: bool,
     /// From the input's voxel index to the patch's.
     pub from_image: Affine,
@@ -55,14 +55,14 @@ pub struct Patch {
 
 impl Patch {
     /// Places a patch of `edge` voxels on `image` so that it is centred on `extent`; at `spacing`,
-    /// or coarser where the extent would not fit.
+    /// or coarser if the extent would not fit.
     pub fn place(image: &Grid, edge: usize, spacing: f64, extent: &Extent) -> Patch {
         Patch::place_every(1, image, edge, spacing, extent)
     }
 
-    /// Places a patch as [`Patch::place`] does, its centre at the nearest of every `step`-th voxel
-    /// of the resampled scan: extents near each other have the very same patch. The centre is off
-    /// by half a step along each axis at most, in voxels of the patch.
+    /// Places a patch as [`Patch::place`] does, with its centre at the nearest of every `step`-th
+    /// voxel of the resampled scan: extents near each other have the very same patch. The centre is
+    /// off by at most half a step along each axis, in voxels of the patch.
     pub(crate) fn place_every(
         step: usize,
         image: &Grid,
@@ -88,7 +88,7 @@ impl Patch {
         let to_scan = scan.affine.inverse().after(&canonical.affine);
         let (low, high) = (to_scan.apply(low), to_scan.apply(high));
         let mut affine = scan.affine;
-        // Half a voxel lower where the centre falls between: the middle of an even cube is an edge
+        // Half a voxel lower if the centre is between voxels: the middle of an even cube is an edge
         // between voxels.
         let step = step as f64;
         let first: [f64; 3] = std::array::from_fn(|d| {
@@ -110,7 +110,7 @@ impl Patch {
         beyond: Beyond,
     ) -> Vec<f32> {
         let outside = normalization.apply(0.0);
-        // A voxel belongs to the patch's content where the resampled scan has it, to the padding
+        // A voxel belongs to the patch's content where the resampled scan covers it, to the padding
         // elsewhere.
         let to_scan = self.scan.affine.inverse().after(&self.grid.affine);
         let grid = image.grid();
@@ -129,15 +129,15 @@ impl Patch {
             }
         };
         let mut out = memory::filled("a patch", outside, self.grid.voxels());
-        // The axis along which the scan's voxels lie closest, and the patch's that runs along it
-        // most.
+        // The axis along which the scan's voxels are closest, and the patch's axis that follows it
+        // most closely.
         let array = image.array();
         let along = to_image.0[array.tightest()];
         let first = (1..3).all(|d| along[0].abs() >= along[d].abs());
         typed!(array.element(), T => self.fill(&mut out, first, place, |at| {
             let read = |v: [usize; 3]| {
                 let v = std::array::from_fn(|a| v[a].wrapping_sub(image.first()[a]));
-                // SAFETY: `place` panics for a voxel that is not there, and `T` is the elements'
+                // SAFETY: `place` panics for a voxel outside the array, and `T` is the elements'
                 // type.
                 unsafe { array.read::<T>(array.place(v)) }
             };
@@ -147,8 +147,8 @@ impl Patch {
         out
     }
 
-    /// Fills a cube with what `value` says of the places that `place` has for its voxels; `first`
-    /// where neighbours along the first axis are to be asked for one after the other.
+    /// Fills a cube with the results of `value` at the positions that `place` gives for its voxels;
+    /// `first` if neighbours along the first axis are to be computed one after the other.
     fn fill(
         &self,
         out: &mut [f32],
@@ -201,11 +201,11 @@ impl Patch {
         self.block_of(image, [-0.5; 3], [end; 3])
     }
 
-    /// The block of image voxels whose values [`Patch::extract`] asks for where it continues the
-    /// scan beyond its border. It is never empty.
+    /// The block of image voxels whose values [`Patch::extract`] reads if it continues the scan
+    /// beyond its border. It is never empty.
     pub fn needed(&self, image: &Grid) -> [Range<usize>; 3] {
-        // Formed as that method forms its places, of which none lies beyond those of the corners:
-        // rounding keeps an order. So this holds however far off the origin lies.
+        // Computed as that method computes its positions, none of which is beyond those of the
+        // corners, because rounding preserves order. So this holds however far away the origin is.
         let to_image = image.affine.inverse().after(&self.grid.affine);
         let corners: [[f64; 3]; 8] = std::array::from_fn(|c| {
             let face =
@@ -221,7 +221,7 @@ impl Patch {
         })
     }
 
-    /// The block of image voxels that may lie between two corners of the patch, in fractional
+    /// The block of image voxels that may be between two corners of the patch, in fractional
     /// indices of its voxels.
     pub fn block_of(&self, image: &Grid, low: [f64; 3], high: [f64; 3]) -> [Range<usize>; 3] {
         let to_image = self.from_image.inverse();
@@ -239,15 +239,15 @@ impl Patch {
         })
     }
 
-    /// The patch's value at an image voxel, by trilinear interpolation; none where the patch does
-    /// not reach.
+    /// The patch's value at an image voxel, by trilinear interpolation; none if the patch does not
+    /// reach it.
     pub fn value(&self, values: &[f32], voxel: [usize; 3]) -> Option<f32> {
         let at = self.from_image.apply(voxel.map(|v| v as f64));
         sample(values, self.grid.size, at, Interpolation::Linear).map(|v| v as f32)
     }
 
-    /// Brings patch values back to the image's own grid by trilinear interpolation: calls
-    /// `visit(voxel, value)` for every image voxel (its place in `[i][j][k]` order) that the patch
+    /// Resamples patch values to the image's own grid by trilinear interpolation: calls
+    /// `visit(voxel, value)` for every image voxel (its index in `[i][j][k]` order) that the patch
     /// reaches.
     pub fn paste(&self, values: &[f32], image: &Grid, mut visit: impl FnMut(usize, f32)) {
         let [range_i, range_j, range_k] = self.block(image);

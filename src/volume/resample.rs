@@ -26,27 +26,27 @@ pub fn respaced(grid: &Grid, spacing: f64) -> Grid {
     Grid { size, affine }
 }
 
-/// How a value between voxels is formed.
+/// How a value between voxels is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interpolation {
     /// From the eight neighbours.
     Linear,
-    /// From the eight neighbours, with the fraction cut off, as the released pipeline does with
+    /// From the eight neighbours, truncated to an integer, as the released pipeline does with
     /// integer scans.
     LinearWhole,
     /// The nearest voxel's.
     Nearest,
 }
 
-/// How to interpolate a scan whose values are `whole` numbers or not.
+/// The interpolation of a scan whose values are `whole` numbers or not.
 pub fn linear(whole: bool) -> Interpolation {
     if whole { Interpolation::LinearWhole } else { Interpolation::Linear }
 }
 
-/// The stored integer that an interpolated value of an integer scan becomes: the released pipeline
-/// resamples scans in their own element type, which cuts the fraction off.
+/// The integer that an interpolated value of an integer scan becomes: the released pipeline
+/// resamples scans in their own element type, which truncates.
 fn to_integer(v: f64) -> f64 {
-    // A value that is whole but for rounding stays what it is.
+    // A value that is whole except for rounding errors stays unchanged.
     (v + 1e-9f64.copysign(v)).trunc()
 }
 
@@ -56,7 +56,7 @@ pub fn sample(data: &[f32], size: [usize; 3], at: [f64; 3], how: Interpolation) 
     sample_of(|[i, j, k]| data[(i * size[1] + j) * size[2] + k], size, at, how)
 }
 
-/// One sample of values wherever they lie, as [`sample`] takes it.
+/// One sample of values wherever they are, as [`sample`] computes it.
 #[inline(always)]
 pub fn sample_of(
     value: impl Fn([usize; 3]) -> f32,
@@ -64,7 +64,7 @@ pub fn sample_of(
     at: [f64; 3],
     how: Interpolation,
 ) -> Option<f64> {
-    // World and back again costs a few units in the last place.
+    // The conversion to the world and back costs a few units in the last place.
     const SLACK: f64 = 1e-6;
     let mut low = [0usize; 3];
     let mut high = [0usize; 3];
@@ -100,8 +100,8 @@ pub fn sample_of(
 /// reach.
 ///
 /// A sample halfway between two voxels of different labels has no nearest one: rounding decides. So
-/// that it decides as in the released pipeline, places are formed as ITK forms them: the ends of
-/// each line along i through world coordinates, and between them by interpolation.
+/// that it decides as in the released pipeline, positions are computed as ITK computes them: the
+/// ends of each line along i through world coordinates, and between them by interpolation.
 pub fn resample(
     data: &[f32],
     from: &Grid,

@@ -1,5 +1,5 @@
-//! Masks and maps as files on a scan's own grid. The ending of a name decides the format, in
-//! whatever capitals.
+//! Masks and maps as files on a scan's own grid. The ending of a name decides the format,
+//! case-insensitively.
 
 #[cfg(feature = "dicom")]
 use super::dicom;
@@ -15,13 +15,13 @@ use std::path::{Path, PathBuf};
 
 pub(super) mod segments;
 
-/// What is written, and how.
+/// The formats that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
     Nifti,
     NiftiPacked,
     Nrrd,
-    /// A NRRD that 3D Slicer opens as a segmentation.
+    /// An NRRD that 3D Slicer opens as a segmentation.
     Segmentation,
     MetaImage,
     /// A header, and its voxels in a file beside it.
@@ -30,7 +30,7 @@ enum Format {
     Dicom,
 }
 
-/// Endings of names; of two that fit, the first counts.
+/// Endings of names; if two match, the first counts.
 const ENDINGS: [(&str, Format); 7] = [
     (".nii.gz", Format::NiftiPacked),
     (".nii", Format::Nifti),
@@ -41,25 +41,25 @@ const ENDINGS: [(&str, Format); 7] = [
     (".dcm", Format::Dicom),
 ];
 
-/// The ending of an output image's name and what it stands for, for checks and writers alike.
+/// The ending of an output image's name and its format, for checks and writers alike.
 fn ending(path: &Path) -> Option<(&'static str, Format)> {
     let name = path.file_name().map(|n| n.to_string_lossy().to_lowercase())?;
-    // A file called nothing but `.nii` is hidden and has no ending.
+    // A file called only `.nii` is hidden and has no ending.
     ENDINGS.into_iter().find(|(e, _)| name.ends_with(e)).filter(|(e, _)| name.len() > e.len())
 }
 
-/// The ending of the file that holds the voxels of a header: zlib packs them.
+/// The ending of the file that holds the voxels for a header: they are packed by zlib.
 const APART: &str = ".zraw";
 
-/// The file beside `path` that an output image of that name has its voxels in; none where they are
+/// The file beside `path` that holds the voxels of an output image of that name; none if they are
 /// in the image's own file.
 pub fn data_file(path: &Path) -> Option<PathBuf> {
     let apart = matches!(ending(path), Some((_, Format::MetaImageApart)));
     apart.then(|| path.with_extension(&APART[1..]))
 }
 
-/// An error unless `path` has a name that an output image of such elements can have. Only of a
-/// header that would be a link the file system is asked.
+/// An error unless `path` has a name that an output image of such elements can have. The file
+/// system is asked only whether a separate header would be a link.
 pub fn check_output(path: &Path, element: Element) -> Result<(), VolumeError> {
     named(path, element).map(|_| ())
 }
@@ -77,7 +77,8 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
                 "its header cannot name the file of its voxels: a name without % and blanks at its ends is expected, which does not begin with LIST; NAME.mha holds both",
             )
         }
-        // Whoever follows the link from elsewhere looks for the voxels beside what it leads to.
+        // A reader that follows the link from elsewhere looks for the voxels beside the link's
+        // target.
         Some((_, Format::MetaImageApart)) if path.is_symlink() => fail(
             "is a link, and its voxels would not lie beside the file that it leads to: NAME.mha holds both",
         ),
@@ -100,7 +101,7 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
 /// segmentation refers to the slices of a DICOM series.
 ///
 /// # Errors
-/// As [`check_output`]; or the scan was not read from DICOM, or from files that do not say what a
+/// As [`check_output`]; or the scan was not read from DICOM, or from files that do not state what a
 /// segmentation must name.
 pub fn check_output_on(
     path: &Path,
@@ -138,11 +139,11 @@ pub fn write_scan(path: &Path, image: &Volume) -> Result<Pending, VolumeError> {
     write(path, &image.grid, &image.description, Element::Int16, &values)
 }
 
-/// The bytes of a file of a scan under such a name: int16 where its values are whole numbers that
-/// fit, else float32.
+/// The bytes of a file of a scan under such a name: int16 if its values are whole numbers that fit,
+/// otherwise float32.
 ///
 /// # Errors
-/// The name is none that a scan can have; memory is refused.
+/// The name is not one that a scan can have; memory is refused.
 pub fn scan_file(name: &Path, image: &Volume) -> Result<Vec<u8>, VolumeError> {
     let (grid, description) = (&image.grid, &image.description);
     let [low, high] = image.range();
@@ -159,7 +160,7 @@ pub fn write_mask(path: &Path, image: &Volume, mask: &[u8]) -> Result<Pending, V
     write_mask_on(path, &image.grid, &image.description, mask)
 }
 
-/// Writes a mask on the grid of an image that is no [`Volume`].
+/// Writes a mask on the grid of an image that is not a [`Volume`].
 pub fn write_mask_on(
     path: &Path,
     grid: &Grid,
@@ -183,8 +184,8 @@ pub fn write_probability(
     write(path, &image.grid, &image.description, Element::Float32, values)
 }
 
-/// The file of [`write_probability`], of probabilities that are 0 at most voxels: `each` calls with
-/// the others. Where none was, neither memory nor time is spent.
+/// The file of [`write_probability`], for probabilities that are 0 at most voxels: `each` calls its
+/// argument with the others. Empty parts take neither memory nor time.
 ///
 /// # Panics
 /// For a voxel outside the image.
@@ -204,7 +205,7 @@ pub fn write_some_probability(
     File::of_some(path, grid, &image.description, Element::Float32, each)?.write(path)
 }
 
-/// What messages call the memory of a DICOM segmentation's steps.
+/// How messages name the memory of a DICOM segmentation's levels.
 #[cfg(feature = "dicom")]
 const LEVELS: &str = "the levels of probabilities";
 
@@ -240,7 +241,7 @@ fn of_mask<'a>(
     File::of(path, grid, description, Element::Uint8, mask, &[Structure::object()])
 }
 
-/// A mask as a NRRD whose voxels are not packed, for readers that unpack nothing.
+/// A mask as an NRRD whose voxels are not packed, for readers that cannot unpack.
 pub fn plain_nrrd(
     grid: &Grid,
     description: &Description,
@@ -255,7 +256,7 @@ pub fn plain_nrrd(
     Ok(bytes.0)
 }
 
-/// A gzip file of bytes, most of which are 0.
+/// A gzip file of bytes that are mostly 0.
 ///
 /// # Errors
 /// Memory is refused.
@@ -274,8 +275,8 @@ struct File<'a, T> {
     head: Vec<u8>,
     /// The voxels in a file's order, their lowest byte first.
     body: Vec<T>,
-    /// Whether anything was put into a block of the body; nothing is known of blocks behind the
-    /// last.
+    /// Whether anything was put into a block of the body; nothing is known of blocks beyond the
+    /// list.
     held: Vec<bool>,
 }
 
@@ -298,7 +299,7 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
         Ok(file)
     }
 
-    /// A file of values that are 0 but where `each` says another.
+    /// A file of values that are 0 except where `each` gives another.
     fn of_some(
         path: &Path,
         grid: &'a Grid,
@@ -359,12 +360,12 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
         bytemuck::cast_slice(&self.body)
     }
 
-    /// What goes behind the head, for what packs it.
+    /// The part after the head, before packing.
     fn unpacked(&self) -> Body<'_> {
         Body::held(self.body(), &self.held)
     }
 
-    /// What the file would hold.
+    /// The bytes that the file would hold.
     fn bytes(&self, name: &Path) -> Result<Vec<u8>, VolumeError> {
         let mut bytes = InMemory(vec![]);
         self.put(&mut bytes).map_err(|e| VolumeError::new(name, format!("cannot write: {e}")))?;
@@ -474,7 +475,7 @@ fn pending(
         put(&mut open).map(|()| open.bytes)
     });
     let written = written.map_err(|e| fail(format!("cannot write: {e}")))?;
-    // What was written is looked at again before it takes its place.
+    // The written file is checked before it takes its place.
     let there = std::fs::metadata(pending.path()).map_err(|e| fail(e.to_string()))?.len();
     if there == written {
         Ok(pending)
@@ -483,7 +484,7 @@ fn pending(
     }
 }
 
-/// A file, and how many bytes were written to it.
+/// A file, and the number of bytes written to it.
 struct Counted {
     file: std::fs::File,
     bytes: u64,
@@ -634,23 +635,23 @@ mod tests {
         assert!(read.grid.affine.distance(&grid.affine, grid.size) < 1e-5);
         assert!(read.values().iter().map(|v| *v as u8).eq(mask.iter().copied()));
         assert!(read.warnings.is_empty() && read.description.element == "uint8");
-        // In one file they are the same bytes.
+        // In a single file they are the same bytes.
         let whole = mask_file(Path::new("a.mha"), &grid, &image.description, &mask).unwrap();
         let voxels = std::fs::read(&data).unwrap();
         assert!(whole.ends_with(&voxels));
         let error = mask_file(&header, &grid, &image.description, &mask).unwrap_err().to_string();
         assert!(error.contains("NAME.mha"), "{error}");
-        // What is not committed changes neither file, and leaves no other.
+        // An uncommitted result changes neither file, and leaves no other.
         drop(write_probability(&header, &image, &[0.5; 60]).unwrap());
         assert!(std::fs::read(&data).unwrap() == voxels);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
         write_probability(&header, &image, &[0.5; 60]).unwrap().commit().unwrap();
         assert!(Volume::read(&header, None).unwrap().values() == [0.5; 60]);
-        // The file of the voxels cannot be put in its place: there is no header either.
+        // The file of the voxels cannot be put in its place: then there is no header either.
         std::fs::create_dir(at("b.zraw")).unwrap();
         let error = write_mask(&at("b.mhd"), &image, &mask).err().unwrap().to_string();
         assert!(error.contains("b.zraw") && !at("b.mhd").exists(), "{error}");
-        // The header cannot: the voxels that came first go again.
+        // The header cannot: the voxels, which were written first, are removed again.
         let pending = write_mask(&at("c.mhd"), &image, &mask).unwrap();
         std::fs::create_dir(at("c.mhd")).unwrap();
         assert!(pending.commit().is_err() && !at("c.zraw").exists());

@@ -1,13 +1,13 @@
-//! The tags that are read or written, by what the standard calls them (PS3.6).
+//! The tags that are read or written, by their names in the standard (PS3.6).
 
 use std::fmt;
 
-/// A tag that is looked for, or written.
+/// A tag that is read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag {
     pub group: u16,
     pub element: u16,
-    /// How its value is encoded: where a file does not say, and in what is written.
+    /// How its value is encoded: if a file does not say, and in what is written.
     pub vr: [u8; 2],
     name: &'static str,
 }

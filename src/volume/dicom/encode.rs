@@ -1,9 +1,9 @@
-//! Data sets as they are written: explicit, the lowest byte first (PS3.5, 7.1.2).
+//! Writing data sets: explicit, the lowest byte first (PS3.5, 7.1.2).
 
 use super::tags::Tag;
 use crate::memory;
 
-/// What messages call the memory that a file's tags take.
+/// How messages name the memory that a file's tags take.
 const TAGS: &str = "a file's tags";
 
 /// The tag of an item of a sequence.
@@ -12,17 +12,17 @@ const ITEM: [u8; 4] = [0xfe, 0xff, 0x00, 0xe0];
 /// Elements in the order of their tags, as bytes.
 pub struct Encoder {
     pub bytes: Vec<u8>,
-    /// The tag before the next, which must be lower.
+    /// The previous tag, which must be lower than the next.
     last: (u16, u16),
 }
 
 impl Encoder {
-    /// With room for so many bytes.
+    /// An encoder with room for `room` bytes.
     pub fn new(room: usize) -> Encoder {
         Encoder { bytes: memory::list(TAGS, room), last: (0, 0) }
     }
 
-    /// Writes what stands in front of a value; returns where its length is.
+    /// Writes the head of an element; returns the position of its length.
     fn head(&mut self, tag: Tag) -> usize {
         let now = (tag.group, tag.element);
         debug_assert!(now > self.last, "{tag} is written behind {:04x?}", self.last);
@@ -36,7 +36,7 @@ impl Encoder {
         self.bytes.len()
     }
 
-    /// An element; a value of an odd length gets what its kind is filled up with.
+    /// An element; a value of an odd length is padded as its kind requires.
     pub fn put(&mut self, tag: Tag, value: &[u8]) {
         let odd = value.len() % 2;
         self.announced(tag, value.len() + odd);
@@ -103,7 +103,7 @@ impl Encoder {
         self.sequence(tag, |e| e.item(fill));
     }
 
-    /// Writes what `fill` writes, and at `at` the length of it.
+    /// Writes what `fill` writes, and its length at `at`.
     fn measured(&mut self, at: usize, fill: impl FnOnce(&mut Encoder)) {
         let outer = std::mem::take(&mut self.last);
         self.bytes.extend([0; 4]);
@@ -114,15 +114,15 @@ impl Encoder {
     }
 }
 
-/// Whether the length of such values takes 32 bits.
+/// Whether the length of values with this tag takes 32 bits.
 fn is_long(tag: Tag) -> bool {
     matches!(&tag.vr, b"OB" | b"OW" | b"SQ" | b"UT" | b"UN")
 }
 
-/// A number in the sixteen characters that a decimal text may have, as near as they come.
+/// A number in the sixteen characters that a decimal text may have, as precisely as they allow.
 pub fn decimal(v: f64) -> String {
     const MOST: usize = 16;
-    // Adding nothing turns -0 into 0.
+    // Adding 0 turns -0 into 0.
     let v = v + 0.0;
     let plain = v.to_string();
     if plain.len() <= MOST {

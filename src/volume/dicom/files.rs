@@ -1,5 +1,5 @@
-//! Where DICOM files come from: a folder with those below it, a zip archive, or one file; of the
-//! latter two also bytes in memory.
+//! The sources of DICOM files: a folder with its subfolders, a zip archive, or one file; the latter
+//! two also as bytes in memory.
 
 use crate::input::{remember, zip_entry};
 use crate::memory;
@@ -10,17 +10,17 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use zip::ZipArchive;
 
-/// Files that are looked at, at most.
+/// The most files that are examined.
 const MOST: usize = 1 << 16;
-/// Folders within folders that are gone into.
+/// The most levels of folders within folders that are entered.
 const DEEPEST: usize = 8;
 /// Bytes of a file that are read for its tags, at first.
 const FIRST: usize = 1 << 16;
 
-/// What messages call the memory that a file takes.
+/// How messages name the memory that a file takes.
 const FILE: &str = "a DICOM file";
 
-/// What a zip archive begins with.
+/// The first bytes of a zip archive.
 pub const ZIP: &[u8] = b"PK\x03\x04";
 
 /// Whether a file is a zip archive.
@@ -28,25 +28,25 @@ pub fn is_zip(head: &[u8]) -> bool {
     head.starts_with(ZIP)
 }
 
-/// What an archive is read from.
+/// The reader of an archive.
 pub trait Readable: Read + Seek {}
 
 impl<T: Read + Seek> Readable for T {}
 
 /// Files that may be DICOM, by their numbers.
 pub enum Store<'a> {
-    /// Of a file system.
+    /// Files of a file system.
     Files(Vec<PathBuf>),
-    /// Entries of an archive of so many bytes: their names, and which they are.
+    /// Entries of an archive of `length` bytes: their names and their indices.
     Zip {
         archive: ZipArchive<Box<dyn Readable + 'a>>,
         path: PathBuf,
         length: u64,
         entries: Vec<(String, usize)>,
-        /// Bytes of all of them, unpacked, as the archive says.
+        /// Bytes of all of them, unpacked, as the archive states.
         unpacked: u64,
     },
-    /// One in memory.
+    /// One file in memory.
     One { path: PathBuf, bytes: &'a [u8] },
 }
 
@@ -57,7 +57,7 @@ pub struct Bytes {
 }
 
 impl<'a> Store<'a> {
-    /// The files of a folder; with `below` also those of folders in it.
+    /// The files of a folder; with `below`, also those of folders in it.
     pub fn of_folder(folder: &Path, below: bool) -> Result<Store<'static>, VolumeError> {
         let mut all = Gathered { links: true, ..Gathered::default() };
         all.add(folder, if below { DEEPEST } else { 0 })?;
@@ -65,8 +65,8 @@ impl<'a> Store<'a> {
         Ok(Store::Files(all.files))
     }
 
-    /// The files of a folder and of those in it, those folders as they were just before they were
-    /// looked into, and which cannot be. Links to files are passed over: they may lead out of the
+    /// The files of a folder and of those in it, the state of those folders just before they were
+    /// read, and which of them cannot be read. Links to files are skipped: they may lead out of the
     /// folder.
     pub fn of_tree(folder: &Path) -> Result<Tree, VolumeError> {
         let mut all = Gathered { left_out: Some(vec![]), ..Gathered::default() };
@@ -85,7 +85,8 @@ impl<'a> Store<'a> {
         Store::of_archive(path, Box::new(BufReader::new(file)), length)
     }
 
-    /// An archive, or one file, in memory, which messages call `path`. No file system is looked at.
+    /// An archive, or one file, in memory, which messages call `path`. The file system is not
+    /// accessed.
     pub fn of_bytes(path: &Path, bytes: &'a [u8]) -> Result<Store<'a>, VolumeError> {
         if !is_zip(bytes) {
             return Ok(Store::One { path: path.into(), bytes });
@@ -125,7 +126,7 @@ impl<'a> Store<'a> {
         Ok(Store::Zip { archive, path: path.into(), entries, length, unpacked })
     }
 
-    /// Bytes of all files of an archive, unpacked, as it says.
+    /// Bytes of all files of an archive, unpacked, as it states.
     pub fn unpacked(&self) -> u64 {
         match self {
             Store::Files(_) => 0,
@@ -134,7 +135,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// How many there are.
+    /// The number of files.
     pub fn len(&self) -> usize {
         match self {
             Store::Files(files) => files.len(),
@@ -143,7 +144,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// The file as messages name it.
+    /// The file's name in messages.
     pub fn name(&self, at: usize) -> PathBuf {
         match self {
             Store::Files(files) => files.get(at).cloned().unwrap_or_default(),
@@ -159,8 +160,8 @@ impl<'a> Store<'a> {
         VolumeError::new(&self.name(at), message)
     }
 
-    /// Beginnings of a file that grow until `enough` makes something of one; none where it is no
-    /// ordinary file, or does not begin as DICOM does.
+    /// Reads growing beginnings of a file until `enough` returns a result for one; none if it is
+    /// not an ordinary file, or does not begin as DICOM does.
     pub fn look<T>(
         &mut self,
         at: usize,
@@ -223,31 +224,31 @@ pub fn begins(bytes: &[u8]) -> bool {
     crate::input::recognise(bytes) == Some(crate::input::Kind::Dicom)
 }
 
-/// The size of a file or a folder and when it was changed; none where it is gone.
+/// The size of a file or a folder and the time of its last change; none if it is gone.
 pub type Stamp = Option<(u64, SystemTime)>;
 
-/// What something is now.
+/// The present stamp of a path.
 pub fn stamp(path: &Path) -> Stamp {
     let about = path.metadata().ok()?;
     Some((about.len(), about.modified().ok()?))
 }
 
-/// What a folder and those in it hold.
+/// The contents of a folder and of those in it.
 pub struct Tree {
     pub store: Store<'static>,
     pub folders: Vec<(PathBuf, Stamp)>,
     pub left_out: Vec<VolumeError>,
 }
 
-/// What was found of a folder so far.
+/// What was found in a folder so far.
 #[derive(Default)]
 struct Gathered {
     files: Vec<PathBuf>,
-    /// As they were just before they were looked into.
+    /// Their stamps just before they were read.
     folders: Vec<(PathBuf, Stamp)>,
     /// Whether links to files count as files.
     links: bool,
-    /// What is wrong with folders in it; none where that ends it.
+    /// The errors of folders in it; none if an error is to end the search.
     left_out: Option<Vec<VolumeError>>,
 }
 

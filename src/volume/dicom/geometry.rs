@@ -1,4 +1,4 @@
-//! Where slices lie: sorted along their normal, their steps looked at, one affine for all.
+//! The positions of slices: sorted along their normal, their steps checked, one affine for all.
 //!
 //! DICOM's millimetres are LPS (PS3.3, C.7.6.2): x from right to left, y from front to back.
 
@@ -7,31 +7,31 @@ use crate::volume::Affine;
 /// One slice: a file, or a frame of one.
 #[derive(Clone, Debug)]
 pub struct Plane {
-    /// Which image of the series it is in, and which frame there.
+    /// The image of the series that it is in, and the frame there.
     pub image: usize,
     pub frame: usize,
     /// Its first voxel's centre, in mm of LPS.
     pub position: [f64; 3],
     /// Unit vectors along a row and along a column.
     pub orientation: [[f64; 3]; 2],
-    /// Mm from row to row and from column to column.
+    /// The distances in mm between rows and between columns.
     pub spacing: [f64; 2],
-    /// Mm from slice to slice, or how thick one is, where that is said.
+    /// The distance in mm between slices, or the thickness of one, if it is given.
     pub thickness: Option<f64>,
-    /// What stored values are multiplied by, and what is added then.
+    /// The factor of stored values, and what is then added.
     pub scale: [f64; 2],
-    /// Its place among those at the same position: by time, acquisition, number, frame.
+    /// Its rank among those at the same position: by time, acquisition, number, frame.
     pub order: [i64; 4],
 }
 
-/// What is wrong with slices, and which of them shows it.
+/// An error about slices, and which of them shows it.
 #[derive(Debug, PartialEq)]
 pub struct Fault {
     pub plane: usize,
     pub message: String,
 }
 
-/// Slices in their places.
+/// Slices in order.
 #[derive(Debug)]
 pub struct Stack {
     /// For each volume, its planes from first to last.
@@ -46,7 +46,7 @@ pub fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
     (0..3).map(|r| a[r] * b[r]).sum()
 }
 
-/// The vector at right angles to two.
+/// The vector perpendicular to two others.
 pub fn cross(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
     [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
 }
@@ -59,8 +59,8 @@ fn length(a: [f64; 3]) -> f64 {
     dot(a, a).sqrt()
 }
 
-/// The unit vectors that six numbers of ImageOrientationPatient are, where they are two that stand
-/// upright on each other; rounding is forgiven.
+/// The unit vectors of the six numbers of ImageOrientationPatient, if they are two perpendicular
+/// ones; rounding is tolerated.
 pub fn directions(numbers: [f64; 6]) -> Option<[[f64; 3]; 2]> {
     const TOLERANCE: f64 = 0.02;
     let [a, b, c, d, e, f] = numbers;
@@ -70,19 +70,19 @@ pub fn directions(numbers: [f64; 6]) -> Option<[[f64; 3]; 2]> {
     upright.then(|| [x.map(|v| v / length(x)), y.map(|v| v / length(y))])
 }
 
-/// Whether two slices can lie in one volume: they are parallel, with the same spacing.
+/// Whether two slices can be in one volume: they are parallel, with the same spacing.
 pub fn alike(a: &Plane, b: &Plane) -> bool {
     let parallel =
         (0..2).all(|v| (0..3).all(|r| (a.orientation[v][r] - b.orientation[v][r]).abs() < 2e-3));
     parallel && (0..2).all(|s| (a.spacing[s] / b.spacing[s] - 1.0).abs() < 1e-3)
 }
 
-/// A number of mm for a person.
+/// A number of mm, as text.
 fn mm(v: f64) -> String {
     format!("{} mm", (v * 1e3).round() / 1e3)
 }
 
-/// Puts slices that are [`alike`] into their places.
+/// Puts slices that are [`alike`] in order.
 pub fn stack(planes: &[Plane]) -> Result<Stack, Fault> {
     let Some(first) = planes.first() else {
         return Err(Fault { plane: 0, message: "has no slice".into() });
@@ -96,7 +96,7 @@ pub fn stack(planes: &[Plane]) -> Result<Stack, Fault> {
     });
     let mut warnings = vec![];
 
-    // Slices at the same position are of several volumes, or there twice.
+    // Slices at the same position belong to several volumes, or are there twice.
     let same = 0.01 * first.spacing[0].min(first.spacing[1]);
     let mut places: Vec<Vec<usize>> = vec![];
     for plane in sorted {
@@ -108,8 +108,8 @@ pub fn stack(planes: &[Plane]) -> Result<Stack, Fault> {
     places.iter_mut().for_each(|place| place.sort_by_key(|p| planes[*p].order));
     let count = places.iter().map(Vec::len).min().unwrap_or(1);
     let more = places.iter().filter(|place| place.len() > count).count();
-    // Where most positions have more, volumes were mixed if one of each was taken: which slice is
-    // missing of which cannot be told.
+    // If most positions have more slices, taking one of each would mix volumes: it is unknown which
+    // volume lacks a slice.
     if 2 * more > places.len()
         && let Some(short) = places.iter().find(|place| place.len() == count)
     {
@@ -154,7 +154,7 @@ pub fn stack(planes: &[Plane]) -> Result<Stack, Fault> {
     }
     let columns = [x.map(|v| v * first.spacing[1]), y.map(|v| v * first.spacing[0]), step, at(0)];
     let sign = |r: usize| if r < 2 { -1.0 } else { 1.0 };
-    // Adding nothing turns -0 into 0.
+    // Adding 0 turns -0 into 0.
     let affine = Affine([0, 1, 2].map(|r| columns.map(|c| sign(r) * c[r] + 0.0)));
     if !affine.is_regular() {
         return Err(Fault {
@@ -166,7 +166,7 @@ pub fn stack(planes: &[Plane]) -> Result<Stack, Fault> {
     Ok(Stack { volumes, affine, warnings })
 }
 
-/// Looks at the steps between slices: a gap is a fault, what is a little uneven a warning.
+/// Checks the steps between slices: a gap is an error, a small unevenness a warning.
 fn uneven(
     planes: &[Plane],
     chain: &[usize],

@@ -1,16 +1,18 @@
 //! JPEG 2000 (ISO 15444-1). The markers of a codestream are read here before the decoder sees them:
-//! they are held against what the file says, and what decoding takes against the memory there is.
+//! they are checked against what the file says, and the memory that decoding takes against the
+//! memory available.
 //!
-//! The decoder goes from marker to marker by what each should have, whatever length it says. So one
-//! whose length does not fit is damage: else the two would not see the same markers.
+//! The decoder goes from marker to marker by what each should contain, whatever length it states.
+//! So a marker whose length does not fit is treated as damage: otherwise the two would not see the
+//! same markers.
 
 use crate::memory;
 use hayro_jpeg2000::{DecodeError, DecodeSettings, DecoderContext, Image};
 
-/// What messages call the memory that a slice takes.
+/// How messages name the memory that a slice takes.
 const SLICE: &str = "a slice";
 
-/// What a codestream begins with: its own mark, and that of its size.
+/// The first bytes of a codestream: its own marker, and that of its size.
 pub const START: [u8; 4] = [0xff, 0x4f, 0xff, 0x51];
 
 const COD: usize = 0xff52;
@@ -25,8 +27,8 @@ const EOC: usize = 0xffd9;
 
 /// The most bands that a tile can have.
 const BANDS: usize = 3 * 32 + 1;
-/// The most times that an order is said in which there are parts of an image; files that people
-/// have say it once or twice.
+/// The most times that an order of the parts of an image may be stated; real files state it once or
+/// twice.
 const ORDERS: usize = 32;
 
 /// The values of a frame.
@@ -37,9 +39,9 @@ pub struct Decoded {
     pub signed: bool,
 }
 
-/// Decodes the codestream in a frame's bytes, of `[columns, rows]` values of so many bits at most.
+/// Decodes the codestream in a frame's bytes, of `[columns, rows]` values of at most `bits` bits.
 pub fn decode(frame: &mut [u8], size: [usize; 2], bits: usize) -> Result<Decoded, String> {
-    // Some writers put it into a file of its own kind first.
+    // Some writers wrap it in a file format of its own first.
     let start = frame.windows(START.len()).position(|w| w == START);
     let code = &mut frame[start.ok_or("its JPEG 2000 has no codestream")?..];
     let head = Head::of(code)?;
@@ -53,7 +55,7 @@ pub fn decode(frame: &mut [u8], size: [usize; 2], bits: usize) -> Result<Decoded
     }
     memory::check::<u8>(SLICE, head.needed(code.len())).map_err(|e| e.to_string())?;
     let fail = |e: DecodeError| format!("its JPEG 2000 is damaged or not understood: {e}");
-    // What is cut short is no slice.
+    // A truncated codestream is not a slice.
     let settings = DecodeSettings { strict: true, ..DecodeSettings::default() };
     let image = Image::new(code, &settings).map_err(fail)?;
     let mut context = DecoderContext::default();
@@ -65,7 +67,7 @@ pub fn decode(frame: &mut [u8], size: [usize; 2], bits: usize) -> Result<Decoded
             return Err(format!("its JPEG 2000 gave {found:?} values, expected {size:?}"));
         }
     };
-    // All values are given as if they had no sign. Those of 16 bits are exact in a float.
+    // All values are given as unsigned. Those of 16 bits are exact in a float.
     let (most, half) = ((1i32 << head.precision) - 1, 1i32 << (head.precision - 1));
     let low = if head.signed { half } else { 0 };
     let mut values = memory::room(SLICE, samples.len()).map_err(|e| e.to_string())?;
@@ -73,7 +75,7 @@ pub fn decode(frame: &mut [u8], size: [usize; 2], bits: usize) -> Result<Decoded
     Ok(Decoded { values, precision: head.precision, signed: head.signed })
 }
 
-/// What the markers of a codestream say of its image, and of what there is to decode.
+/// What the markers of a codestream say of its image, and of the work of decoding it.
 #[derive(Clone, Debug, PartialEq)]
 struct Head {
     size: [usize; 2],
@@ -81,26 +83,26 @@ struct Head {
     precision: u32,
     signed: bool,
     /// The shortest sides of a code block, as exponents of 2: its own, or those of the precinct
-    /// that it lies in.
+    /// that contains it.
     sides: [u32; 2],
     /// The most layers, and the most levels of the wavelet transform.
     layers: usize,
     levels: usize,
-    /// How often an order is said in which they come.
+    /// How often an order of them is stated.
     orders: usize,
 }
 
 impl Head {
-    /// Goes through all markers. The length of the last part may be left open in front of its data:
-    /// it is written there, so that the decoder finds the end.
+    /// Goes through all markers. The length of the last part may be left open before its data: it
+    /// is then written there, so that the decoder finds the end.
     fn of(code: &mut [u8]) -> Result<Head, String> {
         let mut head = Head::sized(code)?;
-        // Behind the two marks that it begins with, and the segment of the second.
+        // After the two markers that it begins with, and the segment of the second.
         let mut at = 4 + number(code, 4, 2)?;
         while number(code, at, 2)? != SOT {
             at = head.passed(code, at)?;
         }
-        // A tile that is not there would be grey.
+        // A missing tile would be decoded as grey.
         let mut are_there = vec![false; head.tiles()];
         loop {
             match number(code, at, 2)? {
@@ -140,7 +142,7 @@ impl Head {
         }
     }
 
-    /// What the first segment says: image, tiles, and their place on a grid.
+    /// The contents of the first segment: image, tiles, and their place on a grid.
     fn sized(code: &[u8]) -> Result<Head, String> {
         let four = |n: usize| number(code, 8 + 4 * n, 4);
         let components = number(code, 40, 2)?;
@@ -161,7 +163,7 @@ impl Head {
         let (precision, signed) = (depth as u32 % 128 + 1, depth >= 128);
         let (sides, layers, levels, orders) = ([10; 2], 1, 0, 0);
         let head = Head { size, tile, precision, signed, sides, layers, levels, orders };
-        // Their numbers have 16 bits.
+        // Tile numbers have 16 bits.
         if head.tiles() > 1 << 16 {
             return Err(format!(
                 "its JPEG 2000 has {} tiles, expected 65,536 at most",
@@ -175,7 +177,7 @@ impl Head {
         self.size[0].div_ceil(self.tile[0]).saturating_mul(self.size[1].div_ceil(self.tile[1]))
     }
 
-    /// Where the next marker is behind the one at `at`. What it says of code blocks is noted.
+    /// The position of the marker after the one at `at`. What it says of code blocks is recorded.
     fn passed(&mut self, code: &[u8], at: usize) -> Result<usize, String> {
         let marker = number(code, at, 2)?;
         if (0xff30..=0xff3f).contains(&marker) {
@@ -183,8 +185,8 @@ impl Head {
         }
         let end = at + 2 + number(code, at + 2, 2)?;
         let body = code.get(at + 4..end).ok_or_else(|| damaged("within its markers"))?;
-        // By their styles: a number a band, one for all of two bytes, one of two bytes a band. All
-        // tiles have copies of those that are said for all.
+        // By their styles: one number per band, one of two bytes for all, one of two bytes per
+        // band. All tiles have copies of those that are stated for all.
         let steps = |style: u8, rest: &[u8]| match style & 31 {
             0 => rest.len() <= BANDS,
             1 => rest.len() == 2,
@@ -214,7 +216,8 @@ impl Head {
         if is_whole { Ok(end) } else { Err(damaged("in what it says of its coding")) }
     }
 
-    /// Notes levels, blocks and precincts, and whether no more and no less is said.
+    /// Records levels, blocks and precincts; returns whether the segment has exactly the expected
+    /// length.
     fn noted(&mut self, has_precincts: bool, style: &[u8]) -> bool {
         let [levels, across, down, _, _, precincts @ ..] = style else { return false };
         if *levels > 32 || *across > 8 || *down > 8 {
@@ -228,26 +231,26 @@ impl Head {
         };
         shorten([across + 2, down + 2], 0);
         for (resolution, sides) in precincts.iter().enumerate() {
-            // But for the first, a precinct lies on bands of half the size.
+            // Except for the first, a precinct is on bands of half the size.
             shorten([sides & 15, sides >> 4], u8::from(resolution > 0));
         }
         precincts.len() == if has_precincts { usize::from(*levels) + 1 } else { 0 }
     }
 
-    /// Bytes that decoding takes at most, of a codestream of so many.
+    /// The most bytes that decoding takes, for a codestream of this length.
     fn needed(&self, length: usize) -> usize {
-        // Of a voxel: its value, its coefficient, both again in the transform, and the result.
+        // For a voxel: its value, its coefficient, both again in the transform, and the result.
         const VOXEL: usize = 24;
-        // Of a code block with its precinct and their trees, and of each of its layers.
+        // For a code block with its precinct and their trees, and for each of its layers.
         const BLOCK: usize = 1024;
         const LAYER: usize = 64;
         // Each order is a list of all precincts.
         const ORDER: usize = 64;
-        // With what it has of every band and every level.
+        // With its data of every band and every level.
         const TILE: usize = 1024;
         let [across, down] =
             [0, 1].map(|n| self.tile[n].min(self.size[n]).div_ceil(1 << self.sides[n]));
-        // Each band has two more than fit along each axis, as they begin and end within them.
+        // Each band has two more than fit along each axis, because they begin and end within them.
         let edges = 8 * (across + down) + 4 * (3 * self.levels + 1);
         let blocks = across.saturating_mul(down).saturating_add(edges);
         let voxels = self.size[0].saturating_mul(self.size[1]);
@@ -255,7 +258,7 @@ impl Head {
             voxels.saturating_mul(VOXEL),
             blocks.saturating_mul(BLOCK + LAYER * self.layers + ORDER * self.orders),
             self.tiles().saturating_mul(TILE),
-            // What says which bytes are whose is packed bit by bit.
+            // The information about which bytes belong to what is packed bit by bit.
             length.saturating_mul(64),
         ]
         .into_iter()
@@ -263,7 +266,7 @@ impl Head {
     }
 }
 
-/// A number of so many bytes, the highest first.
+/// A number of `bytes` bytes, the highest first.
 fn number(code: &[u8], at: usize, bytes: usize) -> Result<usize, String> {
     let part = at.checked_add(bytes).and_then(|end| code.get(at..end));
     let part = part.ok_or("truncated: its JPEG 2000 ends within its markers")?;
@@ -287,7 +290,7 @@ mod tests {
         std::fs::read(folder.join(name)).unwrap()
     }
 
-    /// The values that the files of noise hold, of 16 bits without a sign.
+    /// The values of the noise files, 16 bits unsigned.
     fn noise() -> Vec<u16> {
         let mut state = 1u32;
         let mut next = || {
@@ -297,12 +300,13 @@ mod tests {
         (0..SIZE[0] * SIZE[1]).map(|_| next()).collect()
     }
 
-    /// Where the first part of a tile begins.
+    /// The position of the first part of a tile.
     fn part_of(code: &[u8]) -> usize {
         code.windows(2).position(|w| w == [0xff, 0x90]).unwrap()
     }
 
-    /// A segment that says so often that layers come one after the other, with all six levels.
+    /// A segment that states `count` times that layers come one after the other, with all six
+    /// levels.
     fn orders(count: u8) -> Vec<u8> {
         let order = [0u8, 0, 0, 1, 6, 1, 0].repeat(usize::from(count));
         [&[0xff, 0x5f, 0, 2 + 7 * count][..], &order].concat()
@@ -317,14 +321,14 @@ mod tests {
         let decoded = decode(&mut file("noise-i16.j2k"), SIZE, 16).unwrap();
         assert!(decoded.signed && decoded.precision == 16);
         assert!(decoded.values.iter().copied().eq(expected.iter().map(|v| i32::from(*v as i16))));
-        // In a file of its own kind, and with the length of its data left open.
+        // Wrapped in a file format of its own, and with the length of its data left open.
         let mut wrapped = [&b"\0\0\0\x0cjP  \r\n\x87\n"[..], &file("noise-u16.j2k")].concat();
         let part = part_of(&wrapped);
         wrapped[part + 6..part + 10].fill(0);
         wrapped.push(0);
         let decoded = decode(&mut wrapped, SIZE, 16).unwrap();
         assert!(decoded.values.iter().copied().eq(expected.iter().map(|v| i32::from(*v))));
-        // Where the order is said again, and all of it is as before.
+        // With the order stated again, and everything else unchanged.
         let mut ordered = file("noise-u16.j2k");
         let part = part_of(&ordered);
         drop(ordered.splice(part..part, orders(1)));
@@ -353,12 +357,12 @@ mod tests {
             b[24..32].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]);
         };
         assert!(error(&large, SIZE, 16).contains("4294967296 tiles"));
-        // A second tile that is not there, and one of another number.
+        // A second tile that is missing, and one with another number.
         let narrow = |b: &mut Vec<u8>| b[24..28].copy_from_slice(&[0, 0, 0, 36]);
         assert!(error(&narrow, SIZE, 16).contains("has no tile 1"));
         let part = part_of(&bytes);
         assert!(error(&|b| b[part + 5] = 1, SIZE, 16).contains("damaged in a number"));
-        // A coding style whose length is not that of what it says.
+        // A coding style whose length does not match its contents.
         let style = bytes.windows(2).position(|w| w == [0xff, 0x52]).unwrap();
         assert!(error(&|b| b[style + 4] = 1, SIZE, 16).contains("damaged in what it says"));
         // More steps than there can be bands, of which each tile would have a copy; orders without

@@ -1,32 +1,32 @@
-//! Structures on a scan's grid: where millimetres fall on its voxels, and label values in as many
+//! Structures on a scan's grid: mapping millimetres to its voxels, and label values in as many
 //! layers as structures overlap.
 
 use super::source::Source;
 use crate::memory;
 use crate::volume::{Affine, Grid, Segment};
 
-/// What messages call the memory that labels take.
+/// How messages name the memory that labels take.
 const LABELS: &str = "its labels";
 
 /// What a file marks on a scan's grid.
 pub(in crate::volume) struct Marked {
-    /// Values `[i][j][k]`, one layer at least.
+    /// Values `[i][j][k]`, at least one layer.
     pub(in crate::volume) layers: Vec<Vec<u32>>,
     pub(in crate::volume) segments: Vec<Segment>,
-    /// What is wrong with structures, by their values: they are in no layer.
+    /// The errors of structures, by their values: those are in no layer.
     pub(in crate::volume) faults: Vec<(u32, String)>,
     pub(in crate::volume) warnings: Vec<String>,
 }
 
 impl Marked {
-    /// Nothing, on a grid of such a size.
+    /// Nothing marked, on a grid of this size.
     pub(super) fn new(size: [usize; 3]) -> Marked {
         let layers = vec![memory::zeroed(LABELS, size.iter().product())];
         Marked { layers, segments: vec![], faults: vec![], warnings: vec![] }
     }
 
-    /// Adds a structure. `each` calls what it is given with every voxel of it, as often as it is
-    /// called itself.
+    /// Adds a structure. `each` calls its argument with every voxel of the structure, each time it
+    /// is called.
     pub(super) fn add(&mut self, name: String, value: u32, each: impl Fn(&mut dyn FnMut(usize))) {
         let is_free = |layer: &Vec<u32>| {
             let mut free = true;
@@ -36,7 +36,7 @@ impl Marked {
         let layer = self.layers.iter().position(is_free).unwrap_or(self.layers.len());
         if layer == self.layers.len() {
             let one = self.layers[0].len();
-            // One may fit where all of them do not.
+            // One may fit if all of them do not.
             memory::check::<u32>(LABELS, one.saturating_mul(layer + 1))
                 .unwrap_or_else(|e| memory::refuse(e));
             self.layers.push(memory::zeroed(LABELS, one));
@@ -46,7 +46,7 @@ impl Marked {
         self.segments.push(Segment { name, layer, value });
     }
 
-    /// Adds a structure that is not to be had.
+    /// Adds a structure that cannot be placed.
     pub(super) fn miss(&mut self, name: String, value: u32, fault: String) {
         self.warnings.push(format!("'{name}' was left out: {fault}"));
         self.faults.push((value, fault));
@@ -54,12 +54,12 @@ impl Marked {
     }
 }
 
-/// Where millimetres fall on a scan's voxels.
+/// The mapping of millimetres to a scan's voxels.
 pub(super) struct Place {
     pub(super) grid: Grid,
     to_voxel: Affine,
-    /// Where the slices of a DICOM series themselves lie along k: about 0, 1, 2, ..., and just
-    /// there where they are evenly spaced.
+    /// The positions of a DICOM series' slices along k: about 0, 1, 2, ..., and exactly that if
+    /// they are evenly spaced.
     slices: Option<Vec<f64>>,
 }
 
@@ -74,24 +74,24 @@ impl Place {
         place
     }
 
-    /// The voxel, in parts of it, of a place in mm of LPS.
+    /// The voxel, with fractions, at a position in mm of LPS.
     pub(super) fn voxel(&self, [x, y, z]: [f64; 3]) -> [f64; 3] {
         self.to_voxel.apply([-x, -y, z])
     }
 
-    /// How many voxels a step of mm in LPS is along each axis.
+    /// The number of voxels of a step of mm in LPS, along each axis.
     pub(super) fn step(&self, [x, y, z]: [f64; 3]) -> [f64; 3] {
         self.to_voxel.0.map(|r| z * r[2] - x * r[0] - y * r[1])
     }
 
-    /// The voxel along an axis that is nearest to a place there, and how far it is, in voxels. It
-    /// may lie outside the scan.
+    /// The voxel along an axis that is nearest to a position, and its distance, in voxels. It may
+    /// be outside the scan.
     pub(super) fn nearest(&self, axis: usize, at: f64) -> (i64, f64) {
         let Some(slices) = self.slices.as_ref().filter(|_| axis == 2) else {
             return (at.round() as i64, (at - at.round()).abs());
         };
-        // Beyond the outer slices more would follow in the affine's steps; half a step behind one
-        // is still nearest to it, whichever way numbers were rounded.
+        // Beyond the outer slices further ones would follow in the affine's steps; a position half
+        // a step beyond one is still nearest to it, whichever way numbers were rounded.
         let steps = |off: f64| {
             let whole = (off - 0.5 - 1e-6).ceil().max(0.0);
             (whole as i64, (off - whole).abs())

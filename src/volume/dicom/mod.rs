@@ -1,8 +1,8 @@
 //! DICOM: the CT, MR and PET series of a folder, a zip archive or beside a file.
 //!
-//! A store (`files`) is looked through for tags alone (`tags`), images are put together to series
-//! (`series`), and the one that is meant is stacked (`geometry`) and read (`pixels`, `suv`). Of a
-//! folder that is looked through once, series are read as they are asked for ([`Filed`]).
+//! A store (`files`) is searched by tags alone (`tags`), images are grouped into series (`series`),
+//! and the selected one is stacked (`geometry`) and read (`pixels`, `suv`). For a folder that is
+//! examined once, series are read when they are asked for ([`Filed`]).
 //!
 //! Masks come as segmentations (`segmentation`) or as contours (`structures`), both placed on a
 //! scan (`layers`), and are written as segmentations (`write`, `encode`) that refer to the slices
@@ -46,10 +46,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tags::{DataSet, Opened, Problem, data_set};
 
-/// What is said where nothing is found.
+/// The message if nothing is found.
 const NO_IMAGE: &str = "no DICOM image was found: expected a CT, MR or PET series";
 
-/// The series of a folder (with those below it), of a zip archive, or of one file, and what was odd
+/// The series of a folder (with its subfolders), of a zip archive, or of one file, and what was odd
 /// about them.
 ///
 /// # Errors
@@ -66,13 +66,13 @@ pub fn list(path: &Path) -> Result<(Vec<Series>, Vec<String>), VolumeError> {
     })
 }
 
-/// What bytes in memory hold, or the files of a series.
+/// The contents of bytes in memory, or of the files of a series.
 pub enum Sent {
-    /// The series that is meant.
+    /// The selected series.
     Scan(Box<Volume>),
-    /// Several, one of which has to be asked for.
+    /// Several series, one of which has to be selected.
     Several(Vec<Series>),
-    /// So many bytes when unpacked, which is too much.
+    /// The size in bytes after unpacking, which is too much.
     TooLarge(u64),
 }
 
@@ -82,12 +82,12 @@ pub fn is_sent(bytes: &[u8]) -> bool {
     is_zip(head) || files::begins(head)
 }
 
-/// Reads the series that is meant of a zip archive, or of one file, in memory: no file system is
-/// looked at, whatever the archive's names are. Its files have at most `most` bytes, unpacked, and
-/// inflated where they are deflated themselves.
+/// Reads the selected series of a zip archive, or of one file, in memory: the file system is not
+/// accessed, whatever names the archive has. Its files have at most `most` bytes, unpacked, and
+/// inflated if they are deflated themselves.
 ///
 /// # Errors
-/// It is damaged, holds no DICOM image, or none that is asked for.
+/// It is damaged, holds no DICOM image, or none that matches the selection.
 pub fn of_bytes(bytes: &[u8], asked: Option<&str>, most: u64) -> Result<Sent, VolumeError> {
     let path = Path::new(UNNAMED);
     super::within_memory(path, || {
@@ -123,61 +123,61 @@ fn scan(
     Ok(Sent::Scan(Box::new(image)))
 }
 
-/// A series of a folder, as the tags of its files tell of it, to be read when it is asked for.
+/// A series of a folder, as described by the tags of its files, to be read when it is asked for.
 #[derive(Debug)]
 pub struct Filed {
-    /// What is told of it; where it has parts, of the one with more slices than any other.
+    /// Its description; if it has parts, that of the one with more slices than any other.
     pub series: Series,
-    /// Whether no one part of it has more slices than any other: none can be meant.
+    /// Whether no single part of it has more slices than any other: then none can be selected.
     pub is_tied: bool,
     slices: usize,
-    /// Its files, those that cannot be read among them, by their names.
+    /// Its files, including those that cannot be read, by their names.
     files: Vec<(PathBuf, Stamp)>,
     folders: Vec<Arc<Folder>>,
 }
 
-/// A folder as it was looked through.
+/// A folder as it was when it was examined.
 #[derive(Debug)]
 struct Folder {
     path: PathBuf,
     seen: Stamp,
-    /// Files that are of no series, some of which may still be written.
+    /// Files that belong to no series, some of which may still be written.
     beside: Vec<(PathBuf, Stamp)>,
-    /// Whether it, or a file in it, changed so shortly before that one more change would show
-    /// nowhere, for times of files may be coarse.
+    /// Whether it, or a file in it, changed so shortly before that one more change might not be
+    /// visible, because times of files may be coarse.
     is_recent: bool,
 }
 
 /// How coarse times of files may be.
 const COARSE: Duration = Duration::from_secs(2);
 
-/// What is said of files that do not give what the look found.
+/// The message for files that do not give what the examination found.
 const OTHERS: &str = "its files are others than when the folder was looked through: ask again";
 
-/// Whether something changed at about a time.
+/// Whether something changed near a given time.
 fn is_recent(seen: Stamp, now: SystemTime) -> bool {
     seen.is_some_and(|(_, changed)| {
         now.duration_since(changed).unwrap_or_else(|e| e.duration()) < COARSE
     })
 }
 
-/// Whether one of these is not as it was.
+/// Whether one of these differs from its stamp.
 fn differ(seen: &[(PathBuf, Stamp)]) -> bool {
     seen.iter().any(|(path, seen)| stamp(path) != *seen)
 }
 
-/// The series of a folder and of those below it, each once, and what was odd about its files: one
-/// that has more than `most` bytes when it is inflated is left out. Files are told of by their
-/// places among all that were looked at, in the order of their paths. A folder that holds no series
-/// is no error: some may come later.
+/// The series of a folder and of its subfolders, each once, and what was odd about its files: one
+/// that has more than `most` bytes when it is inflated is left out. Files are identified by their
+/// indices among all that were examined, in the order of their paths. A folder that holds no series
+/// is not an error: some may come later.
 ///
 /// # Errors
-/// It cannot be looked into, or holds more files than are looked at.
+/// It cannot be read, or holds more files than are examined.
 pub fn filed(folder: &Path, most: u64) -> Result<(Vec<Filed>, Vec<Odd>), VolumeError> {
     super::within_memory(folder, || {
         let now = SystemTime::now();
         let Tree { mut store, folders, mut left_out } = Store::of_tree(folder)?;
-        // As they are before they are read: what changes meanwhile has changed.
+        // Their stamps before they are read: what changes meanwhile counts as changed.
         let seen_now = |file: usize| {
             let path = store.name(file);
             let seen = stamp(&path);
@@ -198,7 +198,7 @@ pub fn filed(folder: &Path, most: u64) -> Result<(Vec<Filed>, Vec<Odd>), VolumeE
             let mut files: Vec<usize> =
                 series.images.iter().map(|image| image.file).chain(broken).collect();
             let slices = series.planes.len();
-            // Its files are looked at again when it is read.
+            // Its files are examined again when it is read.
             (series.images, series.planes) = (vec![], vec![]);
             let at = *known.entry(series.uid.clone()).or_insert(all.len());
             match all.get_mut(at) {
@@ -235,7 +235,7 @@ pub fn filed(folder: &Path, most: u64) -> Result<(Vec<Filed>, Vec<Odd>), VolumeE
     })
 }
 
-/// The folders that were looked through, by their paths, with the files that are of no series.
+/// The folders that were examined, by their paths, with the files that belong to no series.
 fn folders_of(
     folders: Vec<(PathBuf, Stamp)>,
     files: Vec<(PathBuf, Stamp)>,
@@ -258,24 +258,25 @@ fn folders_of(
 }
 
 impl Filed {
-    /// Whether a file of it is not as it was when the folder was looked through.
+    /// Whether one of its files differs from what it was when the folder was examined.
     pub fn is_rewritten(&self) -> bool {
         differ(&self.files)
     }
 
-    /// Whether another look through the folder may find it otherwise: files of it changed, or
-    /// some came, went or changed beside them.
+    /// Whether another examination of the folder may give another result: files of it changed, or
+    /// some were added, removed or changed beside them.
     pub fn has_changed(&self) -> bool {
         let changed = |f: &Arc<Folder>| stamp(&f.path) != f.seen || differ(&f.beside);
         self.folders.iter().any(changed) || self.is_rewritten()
     }
 
-    /// Whether files changed so shortly before the look that one more change would not show.
+    /// Whether files changed so shortly before the examination that one more change would not be
+    /// visible.
     pub fn is_recent(&self) -> bool {
         self.folders.iter().any(|folder| folder.is_recent)
     }
 
-    /// Whether it is of the same files as another, unchanged.
+    /// Whether it consists of the same files as another, unchanged.
     pub fn is_same(&self, other: &Filed) -> bool {
         self.files == other.files
     }
@@ -283,8 +284,8 @@ impl Filed {
     /// Reads it, unless its voxels take more than `most` bytes. No message names its files.
     ///
     /// # Errors
-    /// A file of it is damaged or gone, they are not the slices that the look found, or they hold
-    /// no volume, or several.
+    /// A file of it is damaged or gone, they are not the slices that the examination found, or they
+    /// hold no volume, or several.
     pub fn read(&self, most: u64) -> Result<Sent, VolumeError> {
         let path = Path::new(UNNAMED);
         super::within_memory(path, || {
@@ -305,7 +306,8 @@ impl Filed {
                 return Err(others());
             }
             warnings.extend(notes);
-            // As they are stored: scaled ones take more, which is held against the budget.
+            // The size as they are stored: scaled ones take more, which is checked against the
+            // budget.
             let element = series.images.iter().map(|i| i.layout.element().size()).min();
             let numbers = series.size.into_iter().chain(element);
             let bytes = numbers.fold(1u64, |bytes, n| bytes.saturating_mul(n as u64));
@@ -317,7 +319,7 @@ impl Filed {
     }
 }
 
-/// What lies at a path: a folder, an archive, or one file.
+/// The store at a path: a folder, an archive, or one file.
 fn store_of(path: &Path) -> Result<Store<'static>, VolumeError> {
     if path.is_dir() {
         return Store::of_folder(path, true);
@@ -354,12 +356,12 @@ fn nothing(path: &Path, store: &Store, found: &Found) -> VolumeError {
     VolumeError::new(path, message)
 }
 
-/// What messages call the memory that the places of slices take.
+/// How messages name the memory that the positions of slices take.
 const PLACES: &str = "where the slices of a DICOM series lie";
-/// What messages call the memory that a file of labels takes.
+/// How messages name the memory that a file of labels takes.
 const LABELS: &str = "a DICOM file";
 
-/// What a file that marks voxels is.
+/// The kind of a file that marks voxels.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Marks {
     /// A segmentation: it has voxels of its own.
@@ -369,7 +371,7 @@ enum Marks {
 }
 
 impl Marks {
-    /// By the class of a file.
+    /// Determined by the class of a file.
     fn of(tags: &DataSet) -> Result<Marks, String> {
         let class = tags.text(tags::SOP_CLASS).unwrap_or_default();
         match class.as_str() {
@@ -383,7 +385,7 @@ impl Marks {
     }
 }
 
-/// Work on a DICOM file's tags, with its transfer syntax.
+/// Runs work on a DICOM file's tags, with its transfer syntax.
 fn opened<T>(
     path: &Path,
     work: impl FnOnce(&Opened, &str) -> Result<T, String>,
@@ -397,15 +399,15 @@ fn opened<T>(
     work(&opened, &syntax).map_err(fail)
 }
 
-/// The frame of reference in which a file's positions are, where it says one.
+/// The frame of reference of a file's positions, if it has one.
 fn reference(tags: &DataSet) -> Option<String> {
     let of_contours = tags.item(tags::REFERENCED_FRAMES_OF_REFERENCE).ok().flatten();
     let other = || of_contours.and_then(|item| item.text(tags::FRAME_OF_REFERENCE));
     tags.text(tags::FRAME_OF_REFERENCE).or_else(other)
 }
 
-/// What a segmentation or a structure set marks on a scan's grid, of which `scan` are the slices
-/// where it was read from DICOM.
+/// What a segmentation or a structure set marks on a scan's grid; `scan` has the slices of the scan
+/// if it was read from DICOM.
 pub(super) fn labels(
     path: &Path,
     grid: &Grid,
@@ -431,7 +433,7 @@ pub(super) fn labels(
     })
 }
 
-/// The grid of a segmentation; none of a structure set, whose contours lie on any.
+/// The grid of a segmentation; none for a structure set, whose contours are placed on any grid.
 pub(super) fn grid(path: &Path) -> Result<Option<Grid>, VolumeError> {
     opened(path, |opened, _| match Marks::of(&opened.tags)? {
         Marks::Voxels => segmentation::grid(&opened.tags).map(Some),
@@ -439,7 +441,7 @@ pub(super) fn grid(path: &Path) -> Result<Option<Grid>, VolumeError> {
     })
 }
 
-/// Reads the series that is meant, of a folder, an archive, or beside a file.
+/// Reads the selected series of a folder, an archive, or beside a file.
 pub(super) fn contents(
     path: &Path,
     asked: Option<&str>,
@@ -465,12 +467,12 @@ pub(super) fn contents(
     read(&mut store, &series, which, warnings)
 }
 
-/// The folder that a file lies in.
+/// The folder that contains a file.
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Reads the series of a file: that of one slice is looked for in the file's own folder.
+/// Reads the series of a file: that of a single slice is searched for in the file's own folder.
 fn of_file(
     path: &Path,
     mut store: Store,
@@ -513,16 +515,16 @@ fn of_file(
 struct Scales {
     /// For each plane of the series.
     each: Vec<[f64; 2]>,
-    /// What is to be said of them.
+    /// Notes about them.
     notes: Vec<String>,
 }
 
-/// The scale of every plane: rescale, and what is shown white where it is low, and uptake.
+/// The scale of every plane: rescaling, inversion if the lowest value is shown white, and uptake.
 fn scales(series: &Series) -> Scales {
     let mut notes = vec![];
     let modality = modality_of(series);
     let inverted = |p: &Plane| series.images[p.image].layout.inverted;
-    // Of these the units say what a value means, whatever is shown white.
+    // For these the units say what a value means, whatever is shown white.
     let kept = matches!(modality, Some(Modality::Ct | Modality::Pet));
     if series.planes.iter().any(inverted) {
         notes.push(if kept {
@@ -548,7 +550,7 @@ fn scales(series: &Series) -> Scales {
     Scales { each: each.collect(), notes }
 }
 
-/// What a series was made by, by its tag.
+/// The modality of a series, by its tag.
 fn modality_of(series: &Series) -> Option<Modality> {
     match series.modality.as_str() {
         "CT" => Some(Modality::Ct),
@@ -582,7 +584,7 @@ fn read(
         return Err(fail(store, "holds no volume".into()));
     };
     warnings.extend(stack.warnings);
-    // The first volume was placed; others may lie elsewhere, or have steps of their own.
+    // The first volume was placed; others may be elsewhere, or have steps of their own.
     let mut affine = stack.affine;
     if pick > 0 {
         let planes = memory::collected(PLACES, order.iter().map(|p| series.planes[*p].clone()));
@@ -605,7 +607,7 @@ fn read(
     let Scales { each, notes } = scales(series);
     warnings.extend(notes);
 
-    // One type and one scale for all: values stay as they are stored.
+    // With one type and one scale for all, values stay as they are stored.
     let element_of = |plane: usize| series.images[series.planes[plane].image].layout.element();
     let (first, scale) = (element_of(order[0]), each[order[0]]);
     let common = order.iter().all(|p| element_of(*p) == first && each[*p] == scale);
@@ -624,7 +626,7 @@ fn read(
         let many = image.layout.frames > 1;
         let own = run.iter().map(|p| &series.planes[*p]);
         let give = |slice: &[u8], scale| {
-            // Only when the first slice was there is all believed.
+            // The sizes are believed only when the first slice could be read.
             if voxels.is_empty() {
                 voxels = memory::list(VOXELS, total);
             }
@@ -650,7 +652,7 @@ fn read(
     Ok(Contents { grid, volumes: vec![array], segments: vec![], description, warnings })
 }
 
-/// Gives a file's tags, and then its slices, one by one.
+/// Passes a file's tags, and then its slices, one by one.
 fn slices_of<'p>(
     bytes: &[u8],
     image: &Image,
@@ -658,7 +660,7 @@ fn slices_of<'p>(
     planes: impl Iterator<Item = (&'p Plane, [f64; 2])>,
     mut give: impl FnMut(&[u8], [f64; 2]),
 ) -> Result<(), String> {
-    // What was sent was held against its limit when its tags were read.
+    // Its size was checked against the limit when its tags were read.
     let (bytes, start, syntax) = data_set(bytes, true, u64::MAX)?;
     let opened = Opened::new(&bytes, start, &syntax)?;
     let frames = Frames::new(&opened, &image.layout)?;

@@ -1,5 +1,4 @@
-//! From a file's PixelData to voxels: as they are written, by run lengths, or as JPEG, JPEG-LS or
-//! JPEG 2000.
+//! From a file's PixelData to voxels: uncompressed, run lengths, JPEG, JPEG-LS or JPEG 2000.
 
 use super::jpeg2000::{self, Decoded};
 use super::tags::{self, DataSet, Opened, fragments};
@@ -10,7 +9,7 @@ use jpeg_decoder::{Decoder, PixelFormat};
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// What messages call the memory that a slice takes.
+/// How messages name the memory that a slice takes.
 const SLICE: &str = "a slice";
 
 /// How a file's voxels are written.
@@ -19,7 +18,7 @@ pub struct Layout {
     pub columns: usize,
     pub rows: usize,
     pub frames: usize,
-    /// Bits that a voxel takes, that count, and that lie below these.
+    /// The bits that a voxel takes, the bits that count, and the bits below these.
     allocated: usize,
     stored: usize,
     shift: usize,
@@ -30,7 +29,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// As tags say it.
+    /// The layout that the tags state.
     pub fn of(tags: &DataSet, syntax: &str) -> Result<Layout, String> {
         let whole = |tag| tags.whole(tag);
         let need = |tag: tags::Tag| -> Result<usize, String> {
@@ -93,8 +92,8 @@ impl Layout {
         }
     }
 
-    /// The sum of the lowest and the highest value that its bits can hold: what a value and the one
-    /// that mirrors it add up to.
+    /// The sum of the lowest and the highest value that its bits can hold: the sum of a value and
+    /// its inverse.
     pub fn ends(&self) -> f64 {
         if self.signed { -1.0 } else { (self.stored as f64).exp2() - 1.0 }
     }
@@ -104,7 +103,7 @@ impl Layout {
         self.columns * self.rows * self.allocated / 8
     }
 
-    /// Has of every value the bits that count, in the byte order of this machine.
+    /// Keeps the significant bits of every value, in the byte order of this machine.
     fn settle(&self, bytes: &mut [u8]) {
         if self.stored == self.allocated {
             return;
@@ -139,12 +138,12 @@ enum Packing {
     Jpeg2000,
 }
 
-/// The mark that a JPEG begins with, and that of a file which a codestream of JPEG 2000 may be in.
+/// The first bytes of a JPEG, and those of a file that may contain a codestream of JPEG 2000.
 const JPEG_START: [u8; 2] = [0xff, 0xd8];
 const JP2_START: [u8; 8] = *b"\0\0\0\x0cjP  ";
 
 impl Packing {
-    /// Whether a fragment begins a frame. A frame may be in several.
+    /// Whether a fragment begins a frame. A frame may have several fragments.
     fn begins(self, fragment: &[u8]) -> bool {
         match self {
             Packing::Jpeg | Packing::JpegLs => fragment.starts_with(&JPEG_START),
@@ -181,9 +180,9 @@ fn packing(syntax: &str) -> Result<Packing, String> {
 pub struct Frames<'a> {
     layout: &'a Layout,
     packing: Packing,
-    /// Of each frame the parts; of what is not packed one part with all frames.
+    /// The parts of each frame; if it is not packed, one part with all frames.
     parts: Vec<Vec<&'a [u8]>>,
-    /// Whether the highest byte comes first, and 8 bits were written two by two.
+    /// Whether the highest byte comes first, and 8-bit values were written in pairs.
     big: bool,
     words: bool,
 }
@@ -272,7 +271,7 @@ impl<'a> Frames<'a> {
         })?;
         let mut bytes = memory::copied(SLICE, one);
         if self.big && self.words && self.layout.allocated == 8 {
-            // Bytes of a pair were turned, and pairs go on from frame to frame.
+            // The bytes of each pair were swapped, and pairs continue from frame to frame.
             for (at, to) in (frame * size..).zip(&mut bytes) {
                 *to = all.get(at ^ 1).copied().unwrap_or(*to);
             }
@@ -298,7 +297,7 @@ impl<'a> Frames<'a> {
                 self.layout.allocated
             ));
         }
-        // Two bytes give 128 at most.
+        // Two bytes give at most 128.
         if voxels * width > part.len().saturating_mul(64) {
             return Err(format!(
                 "voxels are missing: {} bytes of run lengths cannot be {} voxels",
@@ -316,7 +315,7 @@ impl<'a> Frames<'a> {
                     part.len()
                 )
             })?;
-            // The highest byte of a value lies last on most machines.
+            // The highest byte of a value comes last on most machines.
             let place = if cfg!(target_endian = "big") { segment } else { width - 1 - segment };
             let mut to = bytes.iter_mut().skip(place).step_by(width);
             let found = unrolled(runs, |v| to.next().map(|to| *to = v).is_some());
@@ -351,7 +350,7 @@ impl<'a> Frames<'a> {
             ));
         }
         let voxels = size[0] * size[1];
-        // What the decoder takes beside its result, too.
+        // The decoder's working memory as well.
         memory::check::<u64>(SLICE, voxels).map_err(|e| e.to_string())?;
         let decoded = decoder.decode().map_err(fail)?;
         if decoded.len() != voxels * width {
@@ -380,7 +379,7 @@ impl<'a> Frames<'a> {
     fn jpeg_ls(&self, jpeg: &[u8]) -> Result<Vec<u8>, String> {
         let layout = self.layout;
         let (columns, rows) = (layout.columns, layout.rows);
-        // What the decoder takes beside its result, too.
+        // The decoder's working memory as well.
         memory::check::<u64>(SLICE, columns * rows).map_err(|e| e.to_string())?;
         let decoded = caught("JPEG-LS", || {
             jpegls::decode(jpeg, columns as u32, rows as u32)
@@ -408,7 +407,7 @@ impl<'a> Frames<'a> {
         let size = [layout.columns, layout.rows];
         let decoded = caught("JPEG 2000", || jpeg2000::decode(frame, size, layout.allocated))?;
         let Decoded { values, precision, signed } = decoded;
-        // With losses a value may be one that the file's bits do not hold.
+        // With lossy packing a value may be one that the file's bits do not hold.
         let bits = layout.stored + layout.shift;
         let (low, high) = match layout.signed {
             true => (-1i64 << (bits - 1), (1i64 << (bits - 1)) - 1),
@@ -416,7 +415,7 @@ impl<'a> Frames<'a> {
         };
         let unused = 32 - precision;
         let value = |v: i32| {
-            // Where file and codestream differ on whether there is a sign, the file is right.
+            // If file and codestream differ on whether there is a sign, the file is right.
             let v = match (layout.signed, signed) {
                 (true, false) => i64::from(v << unused >> unused),
                 (false, true) => i64::from((v as u32) << unused >> unused),
@@ -449,7 +448,7 @@ fn joined(parts: &[&[u8]]) -> Vec<u8> {
     joined
 }
 
-/// What a decoder of somebody else's gives: should it ever panic, that is damage too.
+/// The result of another crate's decoder: if it ever panics, that counts as damage too.
 pub(super) fn caught<T>(
     name: &str,
     decode: impl FnOnce() -> Result<T, String>,
@@ -458,7 +457,7 @@ pub(super) fn caught<T>(
         .unwrap_or_else(|_| Err(format!("its {name} is damaged: its decoder gave up")))
 }
 
-/// Voxels of one bit each, which follow each other without a gap, from frame to frame too, the
+/// Voxels of one bit each, which follow each other without a gap, also from frame to frame, the
 /// lowest bit of a byte first (PS3.5, 8.1.1).
 pub struct Bits<'a> {
     bytes: Cow<'a, [u8]>,
@@ -467,7 +466,7 @@ pub struct Bits<'a> {
 }
 
 impl<'a> Bits<'a> {
-    /// Of so many frames of `size` voxels in a file.
+    /// The bits of `frames` frames of `size` voxels in a file.
     pub fn of(
         opened: &Opened<'a>,
         syntax: &str,
@@ -498,13 +497,13 @@ impl<'a> Bits<'a> {
         Ok(Bits { bytes, size })
     }
 
-    /// No bit set in so many frames of `size` voxels.
+    /// `frames` frames of `size` voxels with no bit set.
     pub fn none(size: usize, frames: usize) -> Bits<'a> {
         let count = size.saturating_mul(frames).div_ceil(8);
         Bits { bytes: Cow::Owned(memory::zeroed(SLICE, count)), size }
     }
 
-    /// Sets those bits of a frame whose voxels are so.
+    /// Sets the bits of a frame whose voxels are true.
     pub fn set(&mut self, frame: usize, values: &[u8], is_set: impl Fn(u8) -> bool) {
         let bytes = self.bytes.to_mut();
         for (n, _) in values.iter().enumerate().filter(|(_, v)| is_set(**v)) {
@@ -529,8 +528,8 @@ impl<'a> Bits<'a> {
     }
 }
 
-/// Gives the bytes of runs one by one, until they are at their end or nobody wants more; how many
-/// were taken.
+/// Passes the bytes of runs one by one, until the end or until `take` wants no more; returns how
+/// many were taken.
 fn unrolled(runs: &[u8], mut take: impl FnMut(u8) -> bool) -> usize {
     let (mut at, mut taken) = (0, 0);
     while let Some(count) = runs.get(at).copied() {

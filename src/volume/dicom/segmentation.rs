@@ -1,5 +1,5 @@
-//! DICOM segmentations (SEG): each frame is a piece of a plane on which one segment is marked. It
-//! lies where its position says; of the scan's slices, those without a frame are not marked.
+//! DICOM segmentations (SEG): each frame is a part of a plane on which one segment is marked. It is
+//! placed by its position; slices of the scan without a frame are not marked.
 
 use super::geometry::{Plane, alike, cross, dot};
 use super::layers::{Marked, Place};
@@ -9,12 +9,13 @@ use super::tags::{self, DataSet, Opened};
 use crate::memory;
 use crate::volume::{Affine, Element, Grid};
 
-/// What messages call the memory that frames take.
+/// How messages name the memory that frames take.
 const FRAMES: &str = "the frames of a segmentation";
-/// How far a frame may lie from the voxels that it falls on, in voxels: headers round.
+/// The distance in voxels that a frame may have from the voxels that it is placed on, because
+/// headers are rounded.
 const TOLERANCE: f64 = 0.1;
 
-/// A whole number that must be there.
+/// A whole number that must be present.
 fn need(tags: &DataSet, tag: tags::Tag) -> Result<usize, String> {
     tags.whole(tag)?.ok_or_else(|| format!("its {tag} is missing"))
 }
@@ -39,7 +40,7 @@ fn numbers(tags: &DataSet, frames: usize) -> Result<Vec<usize>, String> {
     Ok(numbers)
 }
 
-/// The bits of all frames: of fractions those above a half, which is said.
+/// The bits of all frames: for fractions those above a half, which is noted.
 fn bits<'a>(
     opened: &Opened<'a>,
     syntax: &str,
@@ -84,17 +85,17 @@ fn bits<'a>(
     }
 }
 
-/// Where a frame's voxels fall on the scan's.
+/// The mapping of a frame's voxels to the scan's.
 struct Fall {
-    /// Voxel of the scan on which the first one falls.
+    /// The voxel of the scan that the first one is mapped to.
     first: [i64; 3],
-    /// The scan's axes along which rows and columns of the frame run, and which way.
+    /// The scan's axes along which rows and columns of the frame run, and their directions.
     across: (usize, i64),
     down: (usize, i64),
 }
 
 impl Fall {
-    /// Only where all corners fall on voxels of one slice, in the scan or beyond its faces.
+    /// Only if all corners fall on voxels of one slice, in the scan or beyond its faces.
     fn of(plane: &Plane, [columns, rows]: [usize; 2], place: &Place) -> Result<Fall, String> {
         let [x, y] = plane.orientation;
         let steps = [x.map(|v| v * plane.spacing[1]), y.map(|v| v * plane.spacing[0])];
@@ -123,7 +124,7 @@ impl Fall {
             let whole = fall.voxel(column, row);
             let (nearest, away) = place.nearest(through, exact[through]);
             let [x, y] = [a, b].map(|r| (exact[r] - whole[r] as f64).abs());
-            // What is no number is not within it either.
+            // NaN is not within it either.
             if ![x, y, away].iter().all(|off| *off <= TOLERANCE) {
                 return Err(not(x.max(y).max(away)));
             }
@@ -134,7 +135,7 @@ impl Fall {
         Ok(fall)
     }
 
-    /// The voxel of the scan on which one of the frame falls.
+    /// The voxel of the scan that a voxel of the frame is mapped to.
     fn voxel(&self, column: usize, row: usize) -> [i64; 3] {
         let mut at = self.first;
         for ((axis, sign), n) in [(self.across, column), (self.down, row)] {
@@ -144,7 +145,7 @@ impl Fall {
     }
 }
 
-/// The number of a voxel of the scan; none outside.
+/// The index of a voxel of the scan; none if it is outside.
 fn within(at: [i64; 3], size: [usize; 3]) -> Option<usize> {
     let inside = (0..3).all(|a| (0..size[a] as i64).contains(&at[a]));
     inside.then(|| (at[0] as usize * size[1] + at[1] as usize) * size[2] + at[2] as usize)
@@ -187,7 +188,7 @@ pub(super) fn read(opened: &Opened, syntax: &str, place: &Place) -> Result<Marke
         known.push(number);
         let name = item.text(tags::SEGMENT_LABEL).unwrap_or_else(|| format!("segment {number}"));
         let own: Vec<usize> = (0..frames).filter(|f| numbers[*f] == number).collect();
-        // Every voxel of it, by its number in the scan; none outside.
+        // Every voxel of it, by its index in the scan; none if it is outside.
         let each = |f: &mut dyn FnMut(Option<usize>)| {
             for frame in &own {
                 let fall = &falls[*frame];
@@ -236,7 +237,7 @@ pub(super) fn grid(tags: &DataSet) -> Result<Grid, String> {
     let (low, high) = (sorted[0], sorted[sorted.len() - 1]);
     let closest = sorted.windows(2).map(|w| along(w[1]) - along(w[0])).reduce(f64::min);
     let said = first.thickness.filter(|t| *t > 0.0);
-    // Where slices between are empty, the closest frames may lie several slices apart.
+    // If slices in between are empty, the closest frames may be several slices apart.
     let apart = match (closest, said) {
         (None, said) => said.unwrap_or(1.0),
         (Some(closest), Some(said)) => {

@@ -1,4 +1,4 @@
-//! What series of images a store holds, by their tags alone, and which of them is meant.
+//! The series of images in a store, found by their tags alone, and the selection of one.
 
 use super::files::Store;
 use super::geometry::{Plane, alike, directions, stack};
@@ -11,14 +11,14 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
-/// Parts that a series is taken apart into, at most: radial planes make one each.
+/// The most parts that a series is split into: radial planes make one each.
 const MOST_PARTS: usize = 64;
-/// Frames of a file, at most.
+/// The most frames of a file.
 const MOST_FRAMES: usize = 1 << 16;
-/// Files that were left out and are named.
+/// The most left-out files that are named.
 const MOST_NAMED: usize = 5;
 
-/// Classes of objects that are images: what has no voxels then is damaged.
+/// Classes of objects that are images: one without voxels is damaged.
 const IMAGES: [&str; 8] = [
     "1.2.840.10008.5.1.4.1.1.2",
     "1.2.840.10008.5.1.4.1.1.2.1",
@@ -30,7 +30,7 @@ const IMAGES: [&str; 8] = [
     "1.2.840.10008.5.1.4.1.1.130",
 ];
 
-/// Classes that have voxels and are no scans: segmentations, by labels, by height; doses.
+/// Classes that have voxels and are not scans: segmentations, by labels, by height; doses.
 const NO_SCANS: [&str; 4] = [
     "1.2.840.10008.5.1.4.1.1.66.4",
     "1.2.840.10008.5.1.4.1.1.66.7",
@@ -45,11 +45,11 @@ pub struct Image {
     pub file: usize,
     /// How its voxels are written.
     pub layout: Layout,
-    /// How they become uptakes, for PET.
+    /// How its values become uptakes, for PET.
     pub uptake: Option<Uptake>,
 }
 
-/// What a file says of its series, and of itself in it.
+/// What a file says of its series, and of its place in it.
 struct Said {
     study: String,
     series: String,
@@ -68,24 +68,25 @@ struct Said {
 pub struct Series {
     /// SeriesInstanceUID.
     pub uid: String,
-    /// StudyInstanceUID; nothing where no file says it.
+    /// StudyInstanceUID; empty if no file states it.
     pub study: String,
-    /// SeriesNumber, behind a point the part where a series has several. Parts differ in
+    /// SeriesNumber, followed by a point and the part if a series has several. Parts differ in
     /// orientation, size or spacing.
     pub number: String,
-    /// Modality, as the file says it, such as `CT`.
+    /// Modality, as the file states it, such as `CT`.
     pub modality: String,
     /// SeriesDescription.
     pub description: String,
     /// Whether it is a scout view, by ImageType.
     pub localizer: bool,
-    /// Columns, rows and slices; 0 slices where none can be read.
+    /// Columns, rows and slices; 0 slices if none can be read.
     pub size: [usize; 3],
-    /// Volumes of so many slices each.
+    /// The number of volumes, all with the same number of slices.
     pub volumes: usize,
-    /// Mm between columns, rows and slices; none where slices do not lie evenly.
+    /// Mm between columns, rows and slices; none if slices are not evenly spaced.
     pub spacing: Option<[f64; 3]>,
-    /// Files of the series that cannot be read, and why: the first, by its number in the store.
+    /// The first file of the series that cannot be read, by its number in the store, and the
+    /// reason.
     pub(super) broken: Option<(usize, String)>,
     pub(super) images: Vec<Image>,
     pub(super) planes: Vec<Plane>,
@@ -114,29 +115,30 @@ impl fmt::Display for Series {
 pub struct Found {
     pub series: Vec<Series>,
     pub warnings: Vec<String>,
-    /// What is wrong with files that are left out.
+    /// The errors of files that are left out.
     pub left_out: Vec<VolumeError>,
-    /// DICOM files that are no images.
+    /// DICOM files that are not images.
     pub others: usize,
 }
 
 /// Something odd about the files of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Odd {
-    /// In words that name no file: names often hold those of patients.
+    /// As text that names no file: names often contain those of patients.
     pub said: String,
-    /// What tells it from others for as long as it lasts, names included: not to be shown.
+    /// A key that distinguishes it from others for as long as it lasts, names included: not to be
+    /// shown.
     pub key: String,
 }
 
 impl Found {
-    /// What is to be said of a store whose series are read.
+    /// The messages about a store whose series are read.
     pub fn said(&mut self) -> Vec<String> {
         self.odd(|_| String::new()).into_iter().map(|odd| odd.key).collect()
     }
 
-    /// What is to be said to whoever may not learn the names of files: `place` tells of a path
-    /// which one it is.
+    /// The messages for users who may not learn the names of files: `place` describes which file a
+    /// path is.
     pub fn odd(&mut self, place: impl Fn(&Path) -> String) -> Vec<Odd> {
         let plain = |said: String| Odd { key: said.clone(), said };
         let mut all: Vec<Odd> = std::mem::take(&mut self.warnings).into_iter().map(plain).collect();
@@ -151,7 +153,7 @@ impl Found {
     }
 }
 
-/// Bytes that files have at most whose data sets are deflated, inflated.
+/// The most bytes, inflated, of files whose data sets are deflated.
 #[derive(Clone, Copy)]
 pub enum Inflated {
     /// All of them together: more is an error.
@@ -160,7 +162,7 @@ pub enum Inflated {
     Each(u64),
 }
 
-/// Looks at every file of a store, for its tags alone.
+/// Examines every file of a store, by its tags alone.
 pub fn find(store: &mut Store, most: Inflated) -> Result<Found, VolumeError> {
     let (Inflated::All(bytes) | Inflated::Each(bytes)) = most;
     let is_each = matches!(most, Inflated::Each(_));
@@ -200,13 +202,13 @@ pub fn find(store: &mut Store, most: Inflated) -> Result<Found, VolumeError> {
 enum Unread {
     /// It is damaged: the others may be whole.
     Damaged(VolumeError),
-    /// It is more than may be taken, whether of memory or of what is left to be inflated: no other
-    /// is looked at.
+    /// It exceeds a limit, either of memory or of what may still be inflated: no further file is
+    /// examined.
     Limit(VolumeError),
 }
 
-/// The tags of a file: none where it is not DICOM, and none within where it is no image. `left` is
-/// how many bytes may still be inflated.
+/// The tags of a file: none if it is not DICOM, and an inner none if it is not an image. `left` is
+/// the number of bytes that may still be inflated.
 fn look(store: &mut Store, file: usize, left: &mut u64) -> Result<Option<Option<Said>>, Unread> {
     let read = store.look(file, |read| {
         let set = tags::data_set(&read.bytes, read.whole, *left);
@@ -215,7 +217,7 @@ fn look(store: &mut Store, file: usize, left: &mut u64) -> Result<Option<Option<
                 *left = left.saturating_sub(inflated.len() as u64);
             }
             let opened = Opened::new(&bytes, start, &syntax)?;
-            // What ends between two elements may go on.
+            // A file cut off between two elements may continue.
             if !read.whole && !opened.has_voxels() {
                 return Err(Problem::Short);
             }
@@ -232,7 +234,7 @@ fn look(store: &mut Store, file: usize, left: &mut u64) -> Result<Option<Option<
     })
 }
 
-/// What a file says; none where it is no image.
+/// What a file says; none if it is not an image.
 fn said(opened: &Opened, syntax: &str) -> Result<Option<Said>, String> {
     let tags = &opened.tags;
     let class = tags.text(tags::SOP_CLASS).unwrap_or_default();
@@ -272,7 +274,7 @@ fn said(opened: &Opened, syntax: &str) -> Result<Option<Said>, String> {
     }))
 }
 
-/// Mm between rows and columns, as a data set says them.
+/// Mm between rows and columns, as a data set states them.
 fn spacing_of(tags: &DataSet) -> Result<Option<[f64; 2]>, String> {
     let spacing: Option<[f64; 2]> = tags.vector(tags::PIXEL_SPACING)?;
     match spacing {
@@ -283,7 +285,7 @@ fn spacing_of(tags: &DataSet) -> Result<Option<[f64; 2]>, String> {
     }
 }
 
-/// The scale of values, as a data set says it.
+/// The scale of values, as a data set states it.
 fn scale_of(tags: &DataSet) -> Result<Option<[f64; 2]>, String> {
     let (slope, intercept) = (tags.number(tags::SLOPE)?, tags.number(tags::INTERCEPT)?);
     match slope {
@@ -293,7 +295,7 @@ fn scale_of(tags: &DataSet) -> Result<Option<[f64; 2]>, String> {
     }
 }
 
-/// What a functional group says, else the file.
+/// What a functional group states, otherwise the file.
 fn either<'a, T>(
     group: Option<&DataSet<'a>>,
     tags: &DataSet<'a>,
@@ -349,7 +351,7 @@ pub fn planes(tags: &DataSet, count: usize) -> Result<Vec<Plane>, String> {
     // Read once: there may be many frames.
     let shared = groups(shared.as_ref())?;
     for frame in 0..count {
-        // Groups of functions, the frame's own or those of all.
+        // Functional groups, the frame's own or the shared ones.
         let own = groups(frames.get(frame))?;
         let [place, turned, measures, values, content]: [Option<&DataSet>; 5] =
             std::array::from_fn(|n| own[n].as_ref().or(shared[n].as_ref()));
@@ -431,7 +433,7 @@ impl Gathered {
             }
         };
         let size = [layout.columns, layout.rows];
-        // Frames of one file may lie differently too.
+        // Frames of one file may be placed differently too.
         let mut image: HashMap<usize, usize> = HashMap::new();
         for mut plane in planes {
             let fits = |s: &Series| s.size[..2] == size && alike(&s.planes[0], &plane);
@@ -513,7 +515,7 @@ impl Series {
         }
     }
 
-    /// Whether it is what was asked for, from best to worst: by its UID, its number, a part of its
+    /// How well it matches the selection, from best to worst: by its UID, its number, a part of its
     /// description.
     fn answers(&self, asked: &str) -> Option<u8> {
         let number = self.number.split('.').next().unwrap_or_default();
@@ -530,10 +532,10 @@ impl Series {
     }
 }
 
-/// Why no series is meant.
+/// Why no series is selected.
 pub struct Unmeant {
     pub message: String,
-    /// Those that may be meant, where they are several.
+    /// The candidates, if there are several.
     pub series: Vec<Series>,
 }
 
@@ -543,11 +545,11 @@ impl Unmeant {
     }
 }
 
-/// The series that is meant: the one that was asked for, else the only one. Where a series has
-/// parts, the one with more slices than any other. Also what is to be said of the choice.
+/// The selected series: the one that was asked for, otherwise the only one. If a series has parts,
+/// the one with more slices than any other. Also notes about the choice.
 ///
 /// # Errors
-/// None is meant, or several are: the message lists them.
+/// None matches, or several do: the message lists them.
 pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<String>), Unmeant> {
     let list =
         |series: &[Series]| series.iter().map(|s| format!("\n  {s}")).collect::<Vec<_>>().concat();
@@ -563,7 +565,7 @@ pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<S
             };
             (0..series.len()).filter(|n| series[*n].answers(asked) == Some(best)).collect()
         }
-        // Scout views and pages of reports are not what is meant beside a scan.
+        // Scout views and pages of reports are not candidates beside a scan.
         None => {
             let is_scan = |s: &Series| !s.localizer && !s.planes.is_empty();
             let scans: Vec<usize> = (0..series.len()).filter(|n| is_scan(&series[*n])).collect();

@@ -1,5 +1,5 @@
-//! What a segmentation must say of the scan that it belongs to: whose it is, and which instance
-//! each slice is. It is kept with the scan, and nothing of it is ever shown or logged.
+//! What a segmentation must say of the scan that it belongs to: the patient and study, and which
+//! instance each slice is. It is kept with the scan, and nothing of it is ever shown or logged.
 
 use super::geometry::{Plane, cross, dot};
 use super::tags::{self, DataSet, Tag};
@@ -7,13 +7,13 @@ use crate::memory::{self, Charge};
 use std::collections::HashSet;
 use std::fmt;
 
-/// What messages call the memory that it takes.
+/// How messages name the memory that it takes.
 const SOURCE: &str = "what the slices of a DICOM series are called";
 
 /// The longest value that is copied, in bytes.
 const LONGEST: usize = 1024;
 
-/// What is copied as it stands, of the patient, the study, the frame of reference, and the scanner.
+/// What is copied unchanged, of the patient, the study, the frame of reference, and the scanner.
 const COPIED: [Tag; 26] = [
     tags::CHARACTER_SET,
     tags::STUDY_DATE,
@@ -74,10 +74,10 @@ pub struct Source {
     pub orientation: [[f64; 3]; 2],
     /// Mm from row to row and from column to column.
     pub spacing: [f64; 2],
-    /// Mm that a slice is thick, and from slice to slice.
+    /// The thickness of a slice in mm, and the distance between slices.
     pub thickness: f64,
     pub apart: f64,
-    /// Whether voxels were packed in a way that changed them, once.
+    /// Whether voxels were ever packed in a way that changed them.
     pub lossy: bool,
     copied: Vec<(Tag, Vec<u8>)>,
     /// How patients were made anonymous.
@@ -95,8 +95,8 @@ impl fmt::Debug for Source {
 }
 
 impl Source {
-    /// Of a scan of so many columns, rows and slices, none of which is known yet. `first` is one of
-    /// its slices, for what all have alike.
+    /// The source of a scan of `size` columns, rows and slices, none of which is known yet. `first`
+    /// is one of its slices, for what all have in common.
     pub fn new(series: &str, size: [usize; 3], first: &Plane) -> Source {
         Source {
             size,
@@ -137,7 +137,7 @@ impl Source {
     /// What the first file says.
     fn begin(&mut self, tags: &DataSet) {
         let number = |tag| tags.number(tag).ok().flatten();
-        // What is not a number from 0 on that fits says nothing.
+        // Anything but a number from 0 on that fits counts as missing.
         let whole = number(tags::SERIES_NUMBER).filter(|n| (0.0..1e9).contains(n));
         self.number = whole.map_or(0, |n| n as i64);
         self.thickness = number(tags::SLICE_THICKNESS).filter(|t| *t > 0.0).unwrap_or(0.0);
@@ -152,7 +152,7 @@ impl Source {
         self.deidentified = codes.iter().take(32).filter_map(code).collect();
     }
 
-    /// Counts what it takes, when all slices are known.
+    /// Counts the memory that it takes, when all slices are known.
     pub fn complete(mut self) -> Source {
         let [x, y] = self.orientation;
         let normal = cross(x, y);
@@ -176,14 +176,14 @@ impl Source {
         self.size
     }
 
-    /// The bytes of a value that the first file has, without what fills it up.
+    /// The bytes of a value of the first file, without its padding.
     pub fn copied(&self, tag: Tag) -> Option<&[u8]> {
         let (_, value) = self.copied.iter().find(|(t, _)| *t == tag)?;
         let end = value.iter().rev().take_while(|b| matches!(b, 0 | b' ')).count();
         value.get(..value.len() - end).filter(|v| !v.is_empty())
     }
 
-    /// The text of a value that the first file has, where it is plain.
+    /// The text of a value of the first file, if it is plain.
     pub fn text(&self, tag: Tag) -> Option<&str> {
         self.copied(tag).filter(|v| v.is_ascii()).and_then(|v| std::str::from_utf8(v).ok())
     }
@@ -193,7 +193,7 @@ impl Source {
         self.slices.iter().map(|s| s.position)
     }
 
-    /// A slice's file, and the frame of it, from 1, where it has several.
+    /// A slice's file, and its frame, from 1, if the file has several.
     pub fn slice(&self, k: usize) -> Option<(&Instance, Option<usize>)> {
         let slice = self.slices.get(k)?;
         let instance = self.instances.get(slice.instance)?;
@@ -206,7 +206,7 @@ impl Source {
         self.instances.iter().filter(|i| seen.insert(i.uid.as_str())).collect()
     }
 
-    /// An error where the files do not say what a segmentation must name.
+    /// An error if the files do not state what a segmentation must name.
     pub fn check(&self) -> Result<(), String> {
         let missing =
             |tag: Tag| format!("its {tag} is missing, by which a DICOM segmentation must name it");

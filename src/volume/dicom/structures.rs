@@ -1,26 +1,26 @@
 //! DICOM structure sets (RTSTRUCT): contours of regions in mm, filled on the slices of a scan.
 //!
-//! A voxel is inside where its centre is. Contours of one plane are taken together by the even-odd
-//! rule: one within another is a hole, and a keyhole's two edges, which lie on each other, cut
-//! nothing. A point on a contour counts for one side of it, the same for all.
+//! A voxel is inside if its centre is. Contours of one plane are combined by the even-odd rule: one
+//! within another is a hole, and a keyhole's two edges, which coincide, cut nothing. A point on a
+//! contour counts as on one side of it, the same for all.
 
 use super::layers::{Marked, Place};
 use super::tags::{self, DataSet};
 use crate::memory;
 
-/// What messages call the memory that contours take.
+/// How messages name the memory that contours take.
 const CONTOURS: &str = "the contours of a structure";
-/// How far a contour may leave its plane, in slices.
+/// How far a contour may deviate from its plane, in slices.
 const BENT: f64 = 0.2;
-/// Contours that are nearer than this lie in one plane, in slices.
+/// Contours that are nearer than this are in one plane, in slices.
 const SAME: f64 = 0.05;
 
 /// A closed contour, in voxels of the scan.
 type Contour = Vec<[f64; 3]>;
-/// A contour with the place of its plane, in slices.
+/// A contour with the position of its plane, in slices.
 type Flat<'c> = (f64, &'c Contour);
 
-/// Voxels of a row of a slice, from the first to behind the last.
+/// Voxels of a row of a slice, from the first to the one after the last.
 struct Run {
     slice: usize,
     row: usize,
@@ -36,7 +36,7 @@ struct Filled {
     notes: Vec<String>,
 }
 
-/// The contours of a region, and how many of other kinds it has.
+/// The contours of a region, and the number of other kinds of contours that it has.
 fn contours(item: &DataSet, place: &Place) -> Result<(Vec<Contour>, usize), String> {
     let (mut found, mut others) = (vec![], 0);
     for contour in item.items(tags::CONTOURS)? {
@@ -46,7 +46,7 @@ fn contours(item: &DataSet, place: &Place) -> Result<(Vec<Contour>, usize), Stri
             continue;
         }
         let numbers = contour.decimals(tags::CONTOUR_DATA)?;
-        // It outlines nothing, and lies nowhere.
+        // It outlines nothing, and has no position.
         if numbers.is_empty() {
             continue;
         }
@@ -63,7 +63,7 @@ fn contours(item: &DataSet, place: &Place) -> Result<(Vec<Contour>, usize), Stri
     Ok((found, others))
 }
 
-/// How far points spread along an axis, and the middle of it.
+/// The extent of points along an axis, and its middle.
 fn spread(contour: &[[f64; 3]], axis: usize) -> [f64; 2] {
     let values = || contour.iter().map(|p| p[axis]);
     let (low, high) =
@@ -86,7 +86,7 @@ fn fill(contours: &[Contour], place: &Place) -> Result<Filled, String> {
         _ => [1, 2, 0],
     };
 
-    // Planes: where they lie, and their contours.
+    // Planes: their positions, and their contours.
     let mut flats = memory::list(CONTOURS, contours.len());
     for contour in contours {
         let [bent, middle] = spread(contour, through);
@@ -98,7 +98,7 @@ fn fill(contours: &[Contour], place: &Place) -> Result<Filled, String> {
         flats.push((middle, contour));
     }
     flats.sort_by(|a, b| a.0.total_cmp(&b.0));
-    // For each slice the nearest plane: how far it is, and which contours it has.
+    // For each slice the nearest plane: its distance, and its contours.
     let mut chosen: Vec<(usize, f64, &[Flat])> = vec![];
     let (mut left, mut farthest) = (0, 0.0f64);
     for plane in flats.chunk_by(|a, b| b.0 - a.0 < SAME) {
@@ -139,7 +139,7 @@ fn fill(contours: &[Contour], place: &Place) -> Result<Filled, String> {
         notes.push(format!("its contours lie {step} slices apart: those between are empty"));
     }
     let beyond = |c: &&Contour| {
-        // The outer edge of the outer voxels; what is written rounds.
+        // The outer edge of the outer voxels; written values are rounded.
         let off = |p: &[f64; 3], a: usize| p[a] < -0.501 || p[a] > size[a] as f64 - 0.499;
         c.iter().any(|p| off(p, axes[0]) || off(p, axes[1]))
     };
@@ -152,7 +152,7 @@ fn fill(contours: &[Contour], place: &Place) -> Result<Filled, String> {
     Ok(Filled { axes, runs, notes })
 }
 
-/// Where the lines of rows cross an edge: rows from and to, and the place along them.
+/// Where an edge crosses the lines of rows: rows from and to, and the position along them.
 struct Edge {
     low: [f64; 2],
     high: [f64; 2],
@@ -160,15 +160,15 @@ struct Edge {
 }
 
 impl Edge {
-    /// Of two points of a contour: it crosses the rows from its lower end on to just in front of
-    /// its upper one, so that corners count once.
+    /// The edge between two points of a contour: it crosses the rows from its lower end on to just
+    /// before its upper one, so that corners count once.
     fn new(a: [f64; 2], b: [f64; 2], rows: usize) -> Edge {
         let (low, high) = if a[1] <= b[1] { (a, b) } else { (b, a) };
         let row = |v: f64| v.ceil().clamp(0.0, rows as f64) as usize;
         Edge { low, high, rows: row(low[1])..row(high[1]) }
     }
 
-    /// The place where it crosses a row: the same for an edge of another contour that lies on it.
+    /// The position where it crosses a row: the same for a coinciding edge of another contour.
     fn crossing(&self, row: usize) -> f64 {
         let part = (row as f64 - self.low[1]) / (self.high[1] - self.low[1]);
         self.low[0] + part * (self.high[0] - self.low[0])
@@ -232,7 +232,7 @@ pub(super) fn read(tags: &DataSet, place: &Place) -> Result<Marked, String> {
     for item in &outlined {
         numbers.push(item.whole(tags::REFERENCED_ROI)?);
     }
-    // 0 is nothing in a label image.
+    // 0 means nothing in a label image.
     let spare = regions.iter().map(|r| r.0).max().unwrap_or(0).saturating_add(1);
     for (number, name) in regions {
         let value = if number == 0 { spare } else { number };
@@ -278,7 +278,7 @@ mod tests {
     use super::*;
     use crate::volume::{Affine, Grid};
 
-    /// A scan whose voxels are where mm of LPS are, 8 of them along i and j and 4 slices.
+    /// A scan whose voxels are at mm of LPS, 8 of them along i and j and 4 slices.
     fn place() -> Place {
         let affine = Affine([[-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]);
         Place::new(&Grid { size: [8, 8, 4], affine }, None)
@@ -292,7 +292,7 @@ mod tests {
         contour(&[[low, low], [high, low], [high, high], [low, high]], k)
     }
 
-    /// The voxels of slice k, a text a row.
+    /// The voxels of slice k, one text per row.
     fn rows(filled: &Filled, k: usize) -> Vec<String> {
         assert_eq!(filled.axes, [0, 1, 2]);
         let inside = |i: usize, j: usize| {
@@ -312,7 +312,7 @@ mod tests {
         ];
         assert_eq!(rows(&ring, 1), expected);
         assert!(ring.notes.is_empty());
-        // The same in one contour, its way into the hole there and back.
+        // The same in one contour, which goes into the hole and back.
         let keyhole = contour(
             &[
                 [0.5, 0.5],
@@ -331,7 +331,8 @@ mod tests {
             1.0,
         );
         assert_eq!(rows(&fill(&[keyhole], &place).unwrap(), 1), expected);
-        // A voxel on the lower edge is inside, on the upper one outside: squares that touch fill.
+        // A voxel on the lower edge is inside, on the upper one outside: adjacent squares fill the
+        // plane.
         let halves = [
             contour(&[[1.0, 1.0], [3.0, 1.0], [3.0, 3.0], [1.0, 3.0]], 0.0),
             contour(&[[3.0, 1.0], [5.0, 1.0], [5.0, 3.0], [3.0, 3.0]], 0.0),

@@ -1,5 +1,5 @@
-//! From activities of a PET scan to standardised uptake values by body weight (SUV bw), where the
-//! tags allow: as the QIBA profile of FDG-PET/CT computes them, without makers' private tags.
+//! From activities of a PET scan to standardised uptake values by body weight (SUV bw), if the tags
+//! allow it: as the QIBA profile of FDG-PET/CT computes them, without manufacturers' private tags.
 
 use super::tags::{self, DataSet, Tag};
 
@@ -7,7 +7,7 @@ use super::tags::{self, DataSet, Tag};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Uptake {
     units: String,
-    /// To which moment decay is corrected.
+    /// The moment to which decay is corrected.
     correction: String,
     corrected: String,
     /// Kg.
@@ -16,7 +16,7 @@ pub struct Uptake {
     dose: Option<f64>,
     /// Seconds.
     half_life: Option<f64>,
-    /// Seconds since some day; whether the day was said.
+    /// Seconds since some day; whether the day was given.
     injected: Option<(f64, bool)>,
     series: Option<f64>,
     acquired: Option<f64>,
@@ -24,7 +24,7 @@ pub struct Uptake {
 
 const DAY: f64 = 86_400.0;
 
-/// The day of a date `YYYYMMDD`, or `YYYY.MM.DD` as it once was.
+/// The day of a date `YYYYMMDD`, or `YYYY.MM.DD` as it was written in the past.
 fn day(text: &str) -> Option<f64> {
     let digits: String = text.chars().filter(|c| *c != '.').take(8).collect();
     if digits.len() != 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -71,7 +71,7 @@ pub fn uptake(tags: &DataSet) -> Uptake {
         let time = t.get(8..)?.split(['+', '-', '&']).next()?.to_string();
         Some((DAY * day(&t)? + clock(&time)?, true))
     });
-    // Without a day it is taken for the series'.
+    // Without a day it is assumed to be the series'.
     let injected = whole.or_else(|| {
         let today = DAY * day(&tags.text(tags::SERIES_DATE)?)?;
         Some((today + clock(&text(tags::START_TIME)?)?, false))
@@ -89,10 +89,10 @@ pub fn uptake(tags: &DataSet) -> Uptake {
     }
 }
 
-/// What values are multiplied by to be SUV bw, of what all files of a series say.
+/// The factor that turns values into SUV bw, from what all files of a series say.
 ///
 /// # Errors
-/// The tags do not allow it: why.
+/// The tags do not allow it, with the reason.
 pub fn factor<'a>(said: impl Iterator<Item = &'a Uptake> + Clone) -> Result<f64, String> {
     let Some(first) = said.clone().next() else { return Err("no file says anything".into()) };
     let alike = |other: &Uptake| {
@@ -127,7 +127,7 @@ pub fn factor<'a>(said: impl Iterator<Item = &'a Uptake> + Clone) -> Result<f64,
         "START" => {
             let half_life = first.half_life.ok_or_else(|| missing(tags::HALF_LIFE))?;
             let (injected, dated) = first.injected.ok_or_else(|| missing(tags::START_TIME))?;
-            // Where a series was made later than its images, the first of these says when.
+            // If a series was made later than its images, the first of these gives the time.
             let earliest = said.filter_map(|u| u.acquired).reduce(f64::min);
             let start = match (first.series, earliest) {
                 (Some(series), Some(earliest)) => series.min(earliest),

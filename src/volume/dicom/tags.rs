@@ -1,8 +1,8 @@
-//! DICOM's encoding (PS3.5): data sets of tagged elements, read where they lie in a file's bytes.
+//! DICOM's encoding (PS3.5): data sets of tagged elements, read in place in a file's bytes.
 //!
-//! Reading is ours, because a damaged or hostile file must give an error, never a panic, a deep
-//! recursion or an allocation of its own choosing: nothing is copied, and no length is believed
-//! that reaches beyond the bytes.
+//! It is read here and not by another crate, because a damaged or hostile file must give an error,
+//! never a panic, a deep recursion or an allocation of its own choosing: nothing is copied, and no
+//! length that reaches beyond the bytes is believed.
 
 pub use super::dictionary::*;
 
@@ -13,27 +13,27 @@ use std::io::Read;
 
 /// The first group of voxels.
 const VOXEL_GROUP: u16 = 0x7fe0;
-/// The group of what parts sequences.
+/// The group of the delimiters of sequences.
 const PARTS: u16 = 0xfffe;
 const ITEM: u16 = 0xe000;
 const ITEM_END: u16 = 0xe00d;
 const SEQUENCE_END: u16 = 0xe0dd;
 
-/// What messages call the memory that contours take.
+/// How messages name the memory that contours take.
 const NUMBERS: &str = "the points of its contours";
-/// Sequences within sequences that are gone into.
+/// The most levels of sequences within sequences that are entered.
 const DEEPEST: usize = 24;
-/// Elements of a data set, or items of a sequence, at most.
+/// The most elements of a data set, or items of a sequence.
 const MOST: usize = 1 << 16;
 
-/// Why bytes are no data set.
+/// Why bytes are not a data set.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Problem {
     /// They end too early: with more of them it may be one.
     Short,
-    /// They are more than is taken when they are inflated.
+    /// Inflated, they are more than the limit.
     Large,
-    /// What is wrong, whatever follows.
+    /// They are damaged, whatever follows; with the reason.
     Damaged(String),
 }
 
@@ -60,7 +60,7 @@ impl Coding {
     const IMPLICIT: Coding = Coding { explicit: false, big: false };
     const EXPLICIT: Coding = Coding { explicit: true, big: false };
 
-    /// Of a transfer syntax.
+    /// The encoding of a transfer syntax.
     fn of(syntax: &str) -> Coding {
         match syntax {
             "1.2.840.10008.1.2" => Coding::IMPLICIT,
@@ -82,7 +82,7 @@ impl Coding {
     }
 }
 
-/// Bytes with a place in them.
+/// Bytes with a position in them.
 #[derive(Clone, Copy)]
 struct Cursor<'a> {
     bytes: &'a [u8],
@@ -90,12 +90,12 @@ struct Cursor<'a> {
     coding: Coding,
 }
 
-/// What stands in front of a value.
+/// What precedes a value.
 struct Head {
     group: u16,
     element: u16,
     vr: [u8; 2],
-    /// None where an end is marked instead.
+    /// None if an end is marked instead.
     length: Option<usize>,
 }
 
@@ -150,12 +150,12 @@ impl<'a> Cursor<'a> {
             }
             _ => u32::from(self.coding.u16(self.take()?)),
         };
-        // Of what is unknown the contents are what counts.
+        // For unknown representations the contents decide.
         let vr = if vr == *b"UN" { *b"  " } else { vr };
         Ok(Head::new(group, element, vr, length))
     }
 
-    /// Goes behind the end of a sequence whose end is marked; returns where that mark begins.
+    /// Skips to the end of a sequence whose end is marked; returns the position of that mark.
     fn skip_sequence(&mut self, depth: usize) -> Result<usize, Problem> {
         if depth > DEEPEST {
             return Err(Problem::Damaged(format!(
@@ -186,14 +186,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// This place, read as the contents of an element with that head are written.
+    /// This position, read in the encoding of the contents of an element with that head.
     fn within(&self, head: &Head) -> Cursor<'a> {
-        // Of unknown representation: implicit (PS3.5, 6.2.2).
+        // Unknown representations are implicit (PS3.5, 6.2.2).
         let unknown = self.coding.explicit && head.vr == *b"  ";
         Cursor { coding: if unknown { Coding::IMPLICIT } else { self.coding }, ..*self }
     }
 
-    /// Goes behind the end of a sequence, and `outer` with it.
+    /// Skips to the end of a sequence, together with `outer`.
     fn skip_sequence_of(mut self, outer: &mut Cursor<'a>, depth: usize) -> Result<(), Problem> {
         self.skip_sequence(depth)?;
         outer.at = self.at;
@@ -207,16 +207,16 @@ pub struct Element<'a> {
     group: u16,
     element: u16,
     vr: [u8; 2],
-    /// The bytes; of a sequence, or of fragments, whose end is marked those in front of the mark.
+    /// The bytes; for a sequence or fragments whose end is marked, those before the mark.
     pub value: &'a [u8],
     /// Whether the end was marked.
     pub open: bool,
-    /// How its contents are written.
+    /// The encoding of its contents.
     coding: Coding,
 }
 
 impl Element<'_> {
-    /// Whether its bytes were written two by two, so that another order turned them.
+    /// Whether its bytes were written in pairs, so that another byte order swaps them.
     pub fn is_words(&self) -> bool {
         self.vr == *b"OW"
     }
@@ -231,16 +231,16 @@ pub struct DataSet<'a> {
 /// A file's tags.
 #[derive(Clone, Debug)]
 pub struct Opened<'a> {
-    /// All that stands in front of the voxels.
+    /// Everything before the voxels.
     pub tags: DataSet<'a>,
-    /// How it was written.
+    /// The encoding of the file.
     pub coding: Coding,
-    /// Where the elements of the voxels begin; none where there are none.
+    /// The position of the elements of the voxels; none if there are none.
     voxels: Option<usize>,
     bytes: &'a [u8],
 }
 
-/// The transfer syntax of a file, and where its data set begins.
+/// The transfer syntax of a file, and the position of its data set.
 fn meta(bytes: &[u8]) -> Result<(usize, String), Problem> {
     let start = match bytes.get(128..132) {
         Some(b"DICM") => 132,
@@ -250,7 +250,7 @@ fn meta(bytes: &[u8]) -> Result<(usize, String), Problem> {
     let mut elements = vec![];
     loop {
         let before = cursor.at;
-        // A file without this group is written as were all before there was one.
+        // A file without this group is written as all were before the group existed.
         let group = match cursor.take::<2>() {
             Ok(group) => u16::from_le_bytes(group),
             Err(e) if elements.is_empty() => return Err(e),
@@ -278,11 +278,11 @@ fn meta(bytes: &[u8]) -> Result<(usize, String), Problem> {
 
 /// The deflated transfer syntax.
 const DEFLATED: &str = "1.2.840.10008.1.2.1.99";
-/// What messages call the memory that an inflated file takes.
+/// How messages name the memory that an inflated file takes.
 const INFLATED: &str = "a deflated DICOM file";
 
-/// A file's data set, inflated where it is deflated, to so many bytes at most: bytes, where in them
-/// it begins, and its transfer syntax.
+/// A file's data set, inflated if it is deflated, to at most `most` bytes: the bytes, the position
+/// where it begins, and its transfer syntax.
 pub fn data_set(
     bytes: &[u8],
     whole: bool,
@@ -296,7 +296,7 @@ pub fn data_set(
         return Err(Problem::Short);
     }
     let mut inflated = vec![];
-    // One more byte tells that there are more.
+    // One more byte shows that there are more.
     let reader = DeflateDecoder::new(&bytes[start..]).take(most.saturating_add(1));
     memory::read(INFLATED, reader, &mut inflated)
         .map_err(|e| Problem::Damaged(format!("truncated or corrupt deflated data set: {e}")))?;
@@ -307,7 +307,7 @@ pub fn data_set(
 }
 
 impl<'a> Opened<'a> {
-    /// Reads the tags of a data set of a transfer syntax, which is not packed, up to the voxels.
+    /// Reads the tags of a data set in a transfer syntax, which is not packed, up to the voxels.
     pub fn new(bytes: &'a [u8], start: usize, syntax: &str) -> Result<Opened<'a>, Problem> {
         let coding = Coding::of(syntax);
         let mut cursor = Cursor { bytes, at: start, coding };
@@ -324,7 +324,7 @@ impl<'a> Opened<'a> {
     pub fn voxels(&self) -> Result<Element<'a>, String> {
         let missing = || format!("its {PIXEL_DATA} is missing");
         let mut at = self.voxels.ok_or_else(missing)?;
-        // Tables of offsets stand in front of them.
+        // Tables of offsets come before them.
         for _ in 0..8 {
             let mut cursor = Cursor { bytes: self.bytes, at, coding: self.coding };
             let short = |_| format!("truncated: its {PIXEL_DATA} ends too early");
@@ -366,8 +366,8 @@ impl<'a> Opened<'a> {
 }
 
 impl<'a> DataSet<'a> {
-    /// Elements up to the end of the bytes, the end of an item, or the voxels; also where those
-    /// begin.
+    /// Elements up to the end of the bytes, the end of an item, or the voxels; also the position of
+    /// those.
     fn read(
         cursor: &mut Cursor<'a>,
         depth: usize,
@@ -379,7 +379,7 @@ impl<'a> DataSet<'a> {
             if head.is(ITEM_END) {
                 break;
             }
-            // Nothing that is looked for follows the voxels.
+            // No tag that is used comes after the voxels.
             if head.group >= VOXEL_GROUP && head.group != PARTS && depth == 0 {
                 let voxels = (head.group == VOXEL_GROUP).then_some(before);
                 return Ok((DataSet { elements }, voxels));
@@ -412,8 +412,8 @@ impl<'a> DataSet<'a> {
         found.filter(|e| !e.value.is_empty())
     }
 
-    /// A text without the blanks around it; none where there is none. What is not UTF-8 is read as
-    /// Latin-1.
+    /// A text without the blanks around it; none if there is none. Bytes that are not UTF-8 are
+    /// read as Latin-1.
     pub fn text(&self, tag: Tag) -> Option<String> {
         let value = self.get(tag)?.value;
         let text = match std::str::from_utf8(value) {
@@ -421,12 +421,12 @@ impl<'a> DataSet<'a> {
             Err(_) => value.iter().map(|b| char::from(*b)).collect(),
         };
         let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
-        // What a terminal would obey is not passed on.
+        // Characters that a terminal would obey are not passed on.
         let text: String = text.chars().filter(|c| !c.is_control()).take(1024).collect();
         Some(text).filter(|t| !t.is_empty())
     }
 
-    /// The bytes of a value as they are written; none where there are none.
+    /// The bytes of a value as they are written; none if there are none.
     pub fn raw(&self, tag: Tag) -> Option<&'a [u8]> {
         self.get(tag).map(|element| element.value)
     }
@@ -450,7 +450,7 @@ impl<'a> DataSet<'a> {
         Ok(numbers)
     }
 
-    /// Numbers, whichever way they are written; none where there are none.
+    /// Numbers in any encoding; none if there are none.
     pub fn numbers(&self, tag: Tag) -> Result<Option<Vec<f64>>, String> {
         let Some(element) = self.get(tag) else { return Ok(None) };
         let (value, coding) = (element.value, element.coding);
@@ -492,7 +492,7 @@ impl<'a> DataSet<'a> {
         }
     }
 
-    /// So many numbers; none where there are none.
+    /// `N` numbers; none if there are none.
     pub fn vector<const N: usize>(&self, tag: Tag) -> Result<Option<[f64; N]>, String> {
         let Some(numbers) = self.numbers(tag)? else { return Ok(None) };
         match <[f64; N]>::try_from(numbers.as_slice()) {
@@ -501,12 +501,12 @@ impl<'a> DataSet<'a> {
         }
     }
 
-    /// A number, the first of several; none where there is none.
+    /// A number, the first of several; none if there is none.
     pub fn number(&self, tag: Tag) -> Result<Option<f64>, String> {
         Ok(self.numbers(tag)?.map(|n| n[0]))
     }
 
-    /// A whole number from 0 on; none where there is none.
+    /// A whole number from 0 on; none if there is none.
     pub fn whole(&self, tag: Tag) -> Result<Option<usize>, String> {
         match self.number(tag)? {
             None => Ok(None),
@@ -517,12 +517,12 @@ impl<'a> DataSet<'a> {
         }
     }
 
-    /// The items of a sequence; none where there is none.
+    /// The items of a sequence; none if there is none.
     pub fn items(&self, tag: Tag) -> Result<Vec<DataSet<'a>>, String> {
         self.first_items(tag, usize::MAX)
     }
 
-    /// So many items of a sequence at most; what follows them is not looked at.
+    /// At most `most` items of a sequence; those after them are ignored.
     fn first_items(&self, tag: Tag, most: usize) -> Result<Vec<DataSet<'a>>, String> {
         let Some(element) = self.get(tag) else { return Ok(vec![]) };
         let mut cursor = Cursor { bytes: element.value, at: 0, coding: element.coding };
@@ -558,7 +558,7 @@ impl<'a> DataSet<'a> {
     }
 }
 
-/// The fragments of packed voxels, without the table of offsets in front of them.
+/// The fragments of packed voxels, without the table of offsets before them.
 pub fn fragments<'a>(voxels: &Element<'a>) -> Result<Vec<&'a [u8]>, String> {
     let mut cursor = Cursor { bytes: voxels.value, at: 0, coding: Coding::EXPLICIT };
     let mut found = vec![];

@@ -1,8 +1,8 @@
 //! Masks and maps of probabilities as DICOM segmentations (PS3.3, A.51 and C.8.20).
 //!
-//! Each frame is a slice of the scan: it lies where the slice's own file says, and refers to that
-//! very file. Slices that hold nothing are left out; where all are empty, all are written, because
-//! a segmentation has one frame at least and these are what was looked at.
+//! Each frame is a slice of the scan: it has the position in the slice's own file, and refers to
+//! that very file. Slices that hold nothing are left out; if all are empty, all are written,
+//! because a segmentation has at least one frame and these are the slices that were examined.
 
 use super::encode::Encoder;
 use super::source::{Code, Instance, Source};
@@ -18,41 +18,41 @@ use std::time::SystemTime;
 const CLASS: &str = "1.2.840.10008.5.1.4.1.1.66.4";
 /// Explicit, the lowest byte first.
 const SYNTAX: &str = "1.2.840.10008.1.2.1";
-/// What writes: made once, from a random number.
+/// The writer's identifier: made once, from a random number.
 const IMPLEMENTATION: &str = "2.25.72946079841590949706496794850626279495";
-/// Frames of a file, at most.
+/// The most frames of a file.
 const MOST_FRAMES: usize = 1 << 16;
 /// The highest level of a probability.
 const LEVELS: u16 = 255;
-/// What messages call the memory that frames take.
+/// How messages name the memory that frames take.
 const FRAMES: &str = "the frames of a segmentation";
 
-/// What the voxels of a segmentation are.
+/// The kind of a segmentation's voxels.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// On it or not, a bit each.
+    /// On the object or not, one bit each.
     Binary,
-    /// Probabilities, a byte each: 255 is certain.
+    /// Probabilities, one byte each: 255 is certain.
     Fractional,
 }
 
 /// An object to write.
 pub struct Segment<'a> {
     pub label: &'a str,
-    /// Red, green and blue of 1 each.
+    /// Red, green and blue, from 0 to 1.
     pub colour: [f64; 3],
-    /// Where it is.
+    /// Its voxels.
     pub marks: SegmentVoxels<'a>,
 }
 
 /// The voxels `[i][j][k]` of a segment.
 #[derive(Clone, Copy)]
 pub enum SegmentVoxels<'a> {
-    /// What is not 0 is on it; of fractions their levels.
+    /// Voxels that are not 0 are on it; for fractions, their levels.
     Levels(&'a [u8]),
-    /// Those of a label image that have its value.
+    /// The voxels of a label image that have its value.
     Bytes(&'a [u8], u8),
-    /// Those of a label image of 16 bits that have its value.
+    /// The voxels of a label image of 16 bits that have its value.
     Words(&'a [u16], u16),
 }
 
@@ -64,7 +64,7 @@ impl<'a> SegmentVoxels<'a> {
         }
     }
 
-    /// A level a voxel.
+    /// One level per voxel.
     fn levels(self) -> Cow<'a, [u8]> {
         let of = |is_on: bool| u8::from(is_on);
         match self {
@@ -79,12 +79,12 @@ impl<'a> SegmentVoxels<'a> {
     }
 }
 
-/// The level of a probability. A half is not yet the object, nor is its level.
+/// The level of a probability. A half does not count as the object yet, nor does its level.
 pub fn level(probability: f32) -> u8 {
     (f64::from(probability) * f64::from(LEVELS) - 0.5).ceil().clamp(0.0, f64::from(LEVELS)) as u8
 }
 
-/// A segmentation of a scan: what its file has in front of the voxels, and these.
+/// A segmentation of a scan: the part of its file before the voxels, and the voxels.
 pub fn encoded(
     source: &Source,
     kind: Kind,
@@ -110,7 +110,7 @@ pub fn encoded(
 /// A frame: a segment, from 0, and a slice.
 type Frame = (usize, usize);
 
-/// The frames that hold something; where none does, all.
+/// The frames that hold something; if none does, all.
 fn frames_of(slices: usize, segments: &[Segment]) -> Vec<Frame> {
     let mut frames = vec![];
     for (n, segment) in segments.iter().enumerate() {
@@ -136,7 +136,7 @@ fn voxels_of(
     let one = size[0] * size[1];
     let count = one.checked_mul(frames.len());
     let length = count.map(|n| if kind == Kind::Binary { n.div_ceil(8) } else { n });
-    // An even number of bytes, which 32 bits can tell.
+    // An even number of bytes that fits in 32 bits.
     let length = length
         .map(|n| n.next_multiple_of(2))
         .filter(|n| u32::try_from(*n).is_ok_and(|n| n < u32::MAX))
@@ -166,19 +166,19 @@ fn voxels_of(
 fn uid() -> Result<String, String> {
     let mut bytes = [0; 16];
     SysRng.try_fill_bytes(&mut bytes).map_err(|e| format!("no random number is to be had: {e}"))?;
-    // That it is a random one stands in six of its bits.
+    // Six of its bits say that it is a random one.
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
     Ok(format!("2.25.{}", u128::from_be_bytes(bytes)))
 }
 
-/// Date and time, of the offset from UTC in minutes.
+/// Date and time, for an offset from UTC in minutes.
 fn now(offset: i64) -> [String; 2] {
     let passed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     date_and_time(i64::try_from(passed.as_secs()).unwrap_or(0) + 60 * offset)
 }
 
-/// The date and time of seconds since 1970.
+/// The date and time for seconds since 1970.
 fn date_and_time(seconds: i64) -> [String; 2] {
     let (mut day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     let is_leap = |y: i64| y % 4 == 0 && (y % 100 != 0 || y % 400 == 0);
@@ -199,7 +199,7 @@ fn date_and_time(seconds: i64) -> [String; 2] {
     [format!("{year:04}{month:02}{:02}", day + 1), format!("{h:02}{m:02}{s:02}")]
 }
 
-/// The minutes of an offset from UTC such as `+0130`; 0 where there is none.
+/// The minutes of an offset from UTC such as `+0130`; 0 if there is none.
 fn minutes(offset: Option<&str>) -> i64 {
     let parsed = offset.and_then(|text| {
         let (sign, digits) = text.split_at_checked(1)?;
@@ -210,14 +210,14 @@ fn minutes(offset: Option<&str>) -> i64 {
     parsed.unwrap_or(0)
 }
 
-/// A colour as DICOM has it: CIE L*a*b* under D50, in 16 bits each (PS3.3, C.10.7.1.1).
+/// A colour in DICOM's form: CIE L*a*b* under D50, in 16 bits each (PS3.3, C.10.7.1.1).
 fn lab([r, g, b]: [f64; 3]) -> [u16; 3] {
     let linear = |v: f64| match v.clamp(0.0, 1.0) {
         v if v <= 0.04045 => v / 12.92,
         v => ((v + 0.055) / 1.055).powf(2.4),
     };
     let rgb = [linear(r), linear(g), linear(b)];
-    // From sRGB, adapted to D50, by the white of which it is divided.
+    // From sRGB, adapted to D50, divided by its white.
     let xyz = [
         [0.4360747, 0.3850649, 0.1430804],
         [0.2225045, 0.7168786, 0.0606169],
@@ -238,7 +238,7 @@ fn lab([r, g, b]: [f64; 3]) -> [u16; 3] {
     ]
 }
 
-/// A label in the characters that the file may have: others than ASCII only where it says UTF-8.
+/// A label in the characters that the file may have: others than ASCII only if it says UTF-8.
 fn label(text: &str, is_utf8: bool) -> String {
     let fits = |c: char| c != '\\' && !c.is_control() && (is_utf8 || c.is_ascii());
     let mut label = String::new();
@@ -257,13 +257,13 @@ fn code(e: &mut Encoder, tag: Tag, [value, scheme, meaning]: [&str; 3]) {
     });
 }
 
-/// Writes which instance is meant, without closing what it stands in.
+/// Writes a reference to an instance, without closing the item that contains it.
 fn reference(e: &mut Encoder, instance: &Instance) {
     e.text(tags::REFERENCED_CLASS, &instance.class);
     e.text(tags::REFERENCED_INSTANCE, &instance.uid);
 }
 
-/// The file up to its voxels, of which it has so many bytes.
+/// The file up to its voxels, which take `length` bytes.
 fn head(
     source: &Source,
     kind: Kind,
@@ -281,7 +281,7 @@ fn head(
     let version = format!("PRISM {}", env!("CARGO_PKG_VERSION"));
     meta.text(tags::IMPLEMENTATION_VERSION, version.get(..16).unwrap_or(&version));
     let instances = source.instances();
-    // What a frame, an instance and all the rest take, and some more.
+    // The room for a frame, an instance and everything else, and some more.
     let room = (1 << 14) + 768 * frames.len() + 192 * instances.len();
     let mut e = Encoder::new(room);
     e.bytes.extend([0; 128]);
@@ -296,7 +296,8 @@ fn head(
     Ok(e.bytes)
 }
 
-/// Whose scan it is, what it was made from and by what, and how its frames are ordered.
+/// The patient and study of the scan, what the segmentation was made from and by what, and how its
+/// frames are ordered.
 fn about(
     e: &mut Encoder,
     source: &Source,
@@ -306,7 +307,7 @@ fn about(
 ) -> Result<(), String> {
     let (series, organization) = (uid()?, uid()?);
     let [date, time] = now(minutes(source.text(tags::TIMEZONE)));
-    // What the standard wants to be there is there, empty if need be.
+    // What the standard requires is present, empty if necessary.
     let always = |e: &mut Encoder, tag: Tag| e.put(tag, source.copied(tag).unwrap_or_default());
     let said = |e: &mut Encoder, tag: Tag| {
         source.copied(tag).into_iter().for_each(|value| e.put(tag, value))
@@ -349,7 +350,7 @@ fn about(
     said(e, tags::PATIENT_AGE);
     said(e, tags::PATIENT_SIZE);
     said(e, tags::PATIENT_WEIGHT);
-    // One that was made anonymous must say how.
+    // An anonymised scan must say how it was anonymised.
     let how = &source.deidentified;
     if source.copied(tags::DEIDENTIFICATION).is_some() || !how.is_empty() {
         said(e, tags::IDENTITY_REMOVED);
@@ -372,7 +373,7 @@ fn about(
     always(e, tags::STUDY_ID);
     e.text(tags::SERIES_NUMBER, &(source.number + 1000).to_string());
     e.text(tags::INSTANCE_NUMBER, "1");
-    // Without one the frames still lie in one space, of which nothing else is known.
+    // Without one the frames still share one space, of which nothing else is known.
     match source.copied(tags::FRAME_OF_REFERENCE) {
         Some(frame) => e.put(tags::FRAME_OF_REFERENCE, frame),
         None => e.text(tags::FRAME_OF_REFERENCE, &uid()?),
@@ -407,7 +408,7 @@ fn item(e: &mut Encoder, [value, scheme, meaning]: &Code) {
     });
 }
 
-/// How the voxels are written.
+/// The format of the voxels.
 fn pixels(e: &mut Encoder, source: &Source, kind: Kind, frames: usize) {
     let [columns, rows, _] = source.size().map(|s| s as u16);
     let bits = if kind == Kind::Binary { 1 } else { 8 };
@@ -423,7 +424,7 @@ fn pixels(e: &mut Encoder, source: &Source, kind: Kind, frames: usize) {
     if let Some(changed) = source.copied(tags::LONGITUDINAL) {
         e.put(tags::LONGITUDINAL, changed);
     }
-    // What was lost once stays lost in what is made of it.
+    // A loss that happened once also applies to what is derived.
     e.text(tags::LOSSY, if source.lossy { "01" } else { "00" });
     if source.lossy {
         for tag in [tags::LOSSY_RATIO, tags::LOSSY_METHOD] {
@@ -432,7 +433,7 @@ fn pixels(e: &mut Encoder, source: &Source, kind: Kind, frames: usize) {
     }
 }
 
-/// What the segments are.
+/// The segments.
 fn described(e: &mut Encoder, source: &Source, kind: Kind, segments: &[Segment]) {
     let is_utf8 = source.text(tags::CHARACTER_SET) == Some(UTF_8);
     e.text(
@@ -467,7 +468,7 @@ fn described(e: &mut Encoder, source: &Source, kind: Kind, segments: &[Segment])
     e.text(tags::CONTENT_CREATOR, "");
 }
 
-/// Where the frames lie, what they show, and of which slices they were made.
+/// The positions of the frames, what they show, and the slices that they were made from.
 fn groups(e: &mut Encoder, source: &Source, frames: &[Frame]) {
     let [x, y] = source.orientation;
     e.one(tags::SHARED_GROUPS, |e| {
@@ -480,7 +481,7 @@ fn groups(e: &mut Encoder, source: &Source, frames: &[Frame]) {
             e.decimals(tags::PIXEL_SPACING, &source.spacing);
         });
     });
-    // Places are counted along the normal, those that have a frame.
+    // Positions are counted along the normal, only those that have a frame.
     let mut places: Vec<usize> = frames.iter().map(|f| f.1).collect();
     places.sort_unstable();
     places.dedup();
@@ -507,7 +508,7 @@ fn groups(e: &mut Encoder, source: &Source, frames: &[Frame]) {
     });
 }
 
-/// Which slice a frame was made of.
+/// The slice that a frame was made from.
 fn slice(e: &mut Encoder, source: &Source, k: usize) {
     let Some((instance, frame)) = source.slice(k) else { return };
     reference(e, instance);

@@ -1,4 +1,4 @@
-//! NIfTI headers: fields, element types, sizes, and where the voxels lie.
+//! NIfTI headers: fields, element types, sizes, and the placement of the voxels.
 
 use crate::memory;
 use crate::volume::{Affine, Element, VolumeError};
@@ -36,7 +36,7 @@ impl Raw<'_> {
     }
 }
 
-/// The fields of either version that matter here.
+/// The fields of either version that are used here.
 pub struct Header {
     pub version: u8,
     pub pair: bool,
@@ -117,7 +117,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Header, VolumeError> {
     Ok(h)
 }
 
-/// The element type with a NIfTI code; none for a code that is not a scalar's.
+/// The element type with a NIfTI code; none for a code that is not that of a scalar.
 pub fn element_of(code: i16) -> Option<Element> {
     Some(match code {
         2 => Element::Uint8,
@@ -188,7 +188,7 @@ pub fn is_scaled(h: &Header) -> bool {
         && (h.slope != 1.0 || (h.inter.is_finite() && h.inter != 0.0))
 }
 
-/// What stored values are multiplied by, and what is added then, where they are scaled.
+/// The factor of stored values, and what is then added, if they are scaled.
 pub fn scale(h: &Header, warnings: &mut Vec<String>) -> Option<[f64; 2]> {
     if h.slope == 0.0 && h.inter.is_finite() && h.inter != 0.0 {
         warnings.push(format!(
@@ -200,7 +200,7 @@ pub fn scale(h: &Header, warnings: &mut Vec<String>) -> Option<[f64; 2]> {
 }
 
 /// The affine in mm, by sform, qform or pixdim, in this order of preference, and an sform that was
-/// passed over for its scale.
+/// not used because of its scale.
 pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str, Option<Affine>) {
     let mut spacing = [1.0; 3];
     for (a, spacing) in spacing.iter_mut().enumerate() {
@@ -223,7 +223,7 @@ pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str, O
             });
             if name == "sform" && apart {
                 // Writers that flip or shift the sform and forget its scale leave the qform, whose
-                // steps are pixdim's, as it was.
+                // steps are pixdim's, unchanged.
                 let says = format!(
                     "its sform's voxels are {} mm apart, pixdim says {}",
                     list(steps),
@@ -261,7 +261,7 @@ pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str, O
     (affine, from, passed_over)
 }
 
-/// Steps as people write them.
+/// Steps, as text.
 fn list(steps: [f64; 3]) -> String {
     steps.map(|s| format!("{}", (s * 1e4).round() / 1e4)).join(" x ")
 }
@@ -272,7 +272,7 @@ fn quaternion(h: &Header, spacing: [f64; 3]) -> Affine {
     let mut a = 1.0 - (b * b + c * c + d * d);
     let (mut b, mut c, mut d) = (b, c, d);
     if a < 1e-7 {
-        // A half turn, stored with rounding.
+        // A half turn, stored with rounding errors.
         let norm = (b * b + c * c + d * d).sqrt();
         (a, b, c, d) = (0.0, b / norm, c / norm, d / norm);
     } else {

@@ -1,8 +1,8 @@
 //! NIfTI-1 and NIfTI-2 files.
 //!
-//! Reading is ours, because a damaged or hostile file must give an error and never a panic, a
-//! zero-filled image or an allocation of its own choosing. What is written has the header of the
-//! `nifti` crate.
+//! Files are read here and not by another crate, because a damaged or hostile file must give an
+//! error and never a panic, a zero-filled image or an allocation of its own choosing. Written files
+//! have the header of the `nifti` crate.
 
 mod header;
 mod write;
@@ -24,22 +24,22 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "dicom")]
 use std::sync::Arc;
 
-/// What a file says beside its voxels. Outputs on the same grid inherit it.
+/// What a file states besides its voxels. Outputs on the same grid inherit it.
 #[derive(Clone, Debug)]
 pub struct Description {
     /// Format of the file, for example `NIfTI-1`.
     pub format: &'static str,
     /// The stored element type, for example `int16`.
     pub element: &'static str,
-    /// Where the affine comes from: `sform`, `qform`, `pixdim` or `space directions`.
+    /// The source of the affine: `sform`, `qform`, `pixdim` or `space directions`.
     pub affine_from: &'static str,
-    /// Volumes in the file.
+    /// The number of volumes in the file.
     pub volumes: usize,
     /// Whether values are whole numbers: an integer type without a scale.
     pub whole: bool,
-    /// Another affine that the header states, and that was passed over.
+    /// Another affine that the header states, which was not used.
     pub(super) passed_over: Option<Affine>,
-    /// What the scan was made by, where that was said; files of these formats do not.
+    /// The modality of the scan, if it is known; files of these formats do not state it.
     pub modality: Option<Modality>,
     /// The slices that a scan was read from, for segmentations that refer to them.
     #[cfg(feature = "dicom")]
@@ -48,27 +48,26 @@ pub struct Description {
     pub(super) header: NiftiHeader,
 }
 
-/// Bytes behind the voxels that are read to reach a gzip checksum; more are left alone.
+/// The most bytes after the voxels that are read to reach a gzip checksum; more are ignored.
 pub(super) const TAIL: u64 = 16 << 20;
 
-/// Bytes of voxels that are read before those who watch are told; as many slices as fit, one at
-/// least.
+/// Bytes of voxels that are read before the watcher is called; as many slices as fit, at least one.
 const PIECE: usize = 1 << 20;
 
-/// The file to open for an image: of a pair, which may be named by either of its files, the header.
+/// The file to open for an image: the header of a pair, which may be named by either of its files.
 pub(super) fn header_of(path: &Path) -> PathBuf {
     with_extension(path, "img", "hdr").filter(|p| p.exists()).unwrap_or_else(|| path.to_path_buf())
 }
 
-/// Reads `path`, of which `reader` is the open header or the one file; `watch` is called with what
-/// there is of the voxels, piece by piece.
+/// Reads `path`, of which `reader` is the open header or the single file; `watch` is called with
+/// the voxels available so far, piece by piece.
 pub(super) fn read(
     path: &Path,
     mut reader: Input,
     which: Which,
     watch: &mut dyn FnMut(&Begun),
 ) -> Result<Contents, VolumeError> {
-    // Of a file that came alone the path is no place.
+    // The path of a file that came alone is not its place.
     let header_path = if reader.is_alone() { path.to_path_buf() } else { header_of(path) };
     let unreadable = |path: &Path, e: std::io::Error| VolumeError::new(path, e.to_string());
     let mut bytes = Vec::new();
@@ -109,7 +108,7 @@ pub(super) fn read(
         at = 0;
     }
     let least = if h.pair { 0.0 } else { if h.version == 1 { 352.0 } else { 544.0 } };
-    // Some writers leave 0 in a single file; anything else below the header's end would read the
+    // Some writers leave 0 in a single file; anything else before the header's end would read the
     // header as voxels.
     let offset = if h.vox_offset == 0.0 { least } else { h.vox_offset };
     if !(offset >= least && offset <= 1e15 && offset.fract() == 0.0) {
@@ -174,7 +173,7 @@ pub(super) fn read(
     element.to_native(&mut raw, h.big);
     let array = Array::of_bytes(raw, element, size, scale);
     warnings.extend(said);
-    // NIfTI-2 has numbers whose products are none.
+    // In NIfTI-2 there may be numbers whose products are not finite.
     if !affine.is_regular() {
         return fail(format!(
             "its {affine_from} puts voxels {:?} mm apart, which spans no space",
@@ -196,7 +195,7 @@ pub(super) fn read(
     Ok(Contents { grid, volumes: vec![array], segments: vec![], description, warnings })
 }
 
-/// `path` with its extension `from` replaced, `.gz` kept; none for another extension.
+/// `path` with its extension `from` replaced, `.gz` kept; none if it has another extension.
 fn with_extension(path: &Path, from: &str, to: &str) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let (stem, gz) = name.strip_suffix(".gz").map_or((name, ""), |s| (s, ".gz"));

@@ -1,5 +1,5 @@
-//! The headers of NIfTI-1 files that are written, with the input's as reference: the fields are the
-//! `nifti` crate's, and so are the bytes.
+//! The headers of NIfTI-1 files that are written, based on the input's: the fields are the `nifti`
+//! crate's, and so are the bytes.
 
 use super::Description;
 use super::header::{code_of, parse, sizes};
@@ -53,16 +53,16 @@ impl Description {
         Description { affine_from: "sform", ..describe(grid, "NIfTI-1", element, 1) }
     }
 
-    /// The description of a scan that was made by `modality`, where that is known.
+    /// The description of a scan with its modality, if that is known.
     pub fn made_by(self, modality: Option<Modality>) -> Description {
         Description { modality, ..self }
     }
 }
 
-/// What a file says in front of its voxels: a description's header for voxels of some type.
+/// The part of a file before its voxels: a description's header for voxels of some type.
 ///
 /// # Errors
-/// An axis is longer than the format has numbers for.
+/// An axis is longer than the format can express.
 pub fn head(
     size: [usize; 3],
     description: &Description,
@@ -88,8 +88,8 @@ pub fn head(
     }))
 }
 
-/// The bytes of a single file in front of its voxels: a header, little-endian, and a word that
-/// nothing follows it.
+/// The bytes of a single file before its voxels: a header, little-endian, and a word that says that
+/// no extension follows.
 fn bytes_of(h: &NiftiHeader) -> Vec<u8> {
     let mut out = Vec::with_capacity(352);
     let mut put = |bytes: &[u8]| out.extend_from_slice(bytes);
@@ -111,7 +111,7 @@ fn bytes_of(h: &NiftiHeader) -> Vec<u8> {
     put(&floats(&[h.cal_max, h.cal_min, h.slice_duration, h.toffset]));
     put(&h.glmax.to_le_bytes());
     put(&h.glmin.to_le_bytes());
-    // What an image says of itself takes exactly so many bytes.
+    // An image's description takes exactly this many bytes.
     put(&std::array::from_fn::<u8, 80, _>(|at| h.descrip.get(at).copied().unwrap_or(0)));
     put(&h.aux_file);
     put(&shorts(&[h.qform_code, h.sform_code]));
@@ -123,8 +123,8 @@ fn bytes_of(h: &NiftiHeader) -> Vec<u8> {
     out
 }
 
-/// Reads a file that was just written back: its header, and how long it is, which of a compressed
-/// one its last bytes tell.
+/// Reads back a file that was just written: checks its header and its length, which for a
+/// compressed file is in its last bytes.
 pub fn is_whole(path: &Path, size: [usize; 3], bytes: usize) -> Result<(), String> {
     let fail = |e: std::io::Error| e.to_string();
     let mut input = Input::open(path).map_err(fail)?;

@@ -1,4 +1,5 @@
-//! Label images of several objects: a value an object and, in a segmentation, its name and colour.
+//! Label images of several objects: one value per object and, in a segmentation, its name and
+//! colour.
 
 use super::{File, ending};
 #[cfg(feature = "dicom")]
@@ -10,13 +11,13 @@ use crate::volume::palette::{default_colour, parts_of_one};
 use crate::volume::{Element, Volume, VolumeError};
 use std::path::{Path, PathBuf};
 
-/// What messages call the memory of a label image.
+/// How messages name the memory of a label image.
 const LABELS: &str = "a label image";
 
 /// An object of a label image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledObject {
-    /// What it is called, in one line.
+    /// Its name, on one line.
     pub name: String,
     /// The red, green and blue that were chosen for it.
     pub colour: Option<[u8; 3]>,
@@ -25,14 +26,14 @@ pub struct LabelledObject {
 /// The values of a label image `[i][j][k]`: 0 for nothing, from 1 on the number of an object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LabelValues {
-    /// A byte a voxel: of up to 255 objects.
+    /// One byte per voxel: for up to 255 objects.
     Bytes(Vec<u8>),
-    /// Two bytes a voxel: of up to 65,535.
+    /// Two bytes per voxel: for up to 65,535.
     Words(Vec<u16>),
 }
 
 impl LabelValues {
-    /// A label image of nothing, with room for the numbers of so many objects.
+    /// An empty label image, with room for the numbers of `objects` objects.
     pub fn nothing(voxels: usize, objects: usize) -> LabelValues {
         match objects <= u8::MAX as usize {
             true => LabelValues::Bytes(memory::zeroed(LABELS, voxels)),
@@ -40,7 +41,7 @@ impl LabelValues {
         }
     }
 
-    /// Gives a voxel to an object, and tells whose it was.
+    /// Gives a voxel to an object, and returns which one had it before.
     pub fn replace(&mut self, at: usize, object: u16) -> u16 {
         match self {
             LabelValues::Bytes(values) => std::mem::replace(&mut values[at], object as u8).into(),
@@ -48,7 +49,7 @@ impl LabelValues {
         }
     }
 
-    /// Calls `visit(at, object)` for every voxel that is an object's.
+    /// Calls `visit(at, object)` for every voxel that belongs to an object.
     pub fn each(&self, mut visit: impl FnMut(usize, u16)) {
         let mut of = |at: usize, object: u16| {
             if object > 0 {
@@ -68,7 +69,7 @@ impl LabelValues {
 /// whose voxels have the value n, at n - 1 in `objects`. It appears when the result is committed.
 ///
 /// # Errors
-/// As [`write_mask`](crate::volume::write_mask); a name holds control characters.
+/// As [`write_mask`](crate::volume::write_mask); or a name holds control characters.
 pub fn write_labels(
     path: &Path,
     image: &Volume,
@@ -94,7 +95,7 @@ pub fn write_labels(
 /// The bytes of the file that [`write_labels`] writes under such a name.
 ///
 /// # Errors
-/// As [`write_labels`], but for the disk's.
+/// As [`write_labels`], except for those of the disk.
 pub fn labels_file(
     name: &Path,
     image: &Volume,
@@ -135,7 +136,7 @@ fn structures<'a>(
     Ok(objects.iter().enumerate().map(structure).collect())
 }
 
-/// The file of a DICOM segmentation, where the name stands for one: a segment an object.
+/// The file of a DICOM segmentation, if the name stands for one: one segment per object.
 #[cfg(feature = "dicom")]
 fn of_dicom<'a>(
     path: &Path,
@@ -155,7 +156,7 @@ fn of_dicom<'a>(
     File::of_dicom(path, grid, description, dicom::Kind::Binary, &segments).map(Some)
 }
 
-/// The name of the file of object `number`, where each has one: `p.nii.gz` becomes `p-2.nii.gz`.
+/// The name of the file of object `number`, if each has its own: `p.nii.gz` becomes `p-2.nii.gz`.
 pub fn numbered(path: &Path, number: usize) -> PathBuf {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let known = ending(path).map(|(ending, _)| ending.len());
@@ -171,7 +172,7 @@ mod tests {
     use crate::volume::labels::{Labels, TargetLabel};
     use crate::volume::{Affine, Description, Grid};
 
-    /// A grid whose axes are told apart.
+    /// A grid whose axes can be distinguished.
     fn scan() -> Volume {
         let affine =
             Affine([[0.5, 0.1, 0.0, -7.25], [0.05, -2.0, 0.0, 9.0], [0.0, 0.25, 3.0, 1.5]]);
@@ -180,7 +181,7 @@ mod tests {
         Volume::new(grid, values, Description::of_new(&grid, "float32")).unwrap()
     }
 
-    /// `count` objects of a voxel each, the last at the last voxel.
+    /// `count` objects of one voxel each, the last at the last voxel.
     fn objects(count: usize) -> (LabelValues, Vec<LabelledObject>) {
         let mut labels = LabelValues::nothing(60, count);
         let voxel = |n: usize| if n == count { 59 } else { n % 59 };
