@@ -127,14 +127,14 @@ pub(crate) fn when_short(give_back: fn()) {
     let _ = SPARE.set(give_back);
 }
 
-/// Gives what is held for later use and used by nothing back to the system, as where a request
-/// does not fit: for a process that may have nothing to do for long.
+/// Gives memory that is kept for later use back to the system, as if a request did not fit: for a
+/// process that may be idle for a long time.
 #[cfg(feature = "serve")]
 pub(crate) fn give_back() {
     if let Some(give_back) = SPARE.get() {
         give_back();
     }
-    // Of pieces that were freed the C library keeps most, one heap for every few threads.
+    // The C library keeps most of the freed memory, in one heap for every few threads.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it takes a number of bytes and may be called at any time, from any thread.
     unsafe {

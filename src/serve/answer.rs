@@ -1,4 +1,4 @@
-//! What changed from one answer to the next, and what of one is unsure.
+//! What changed from one answer to the next, and where an answer is unsure.
 
 use crate::session::Prediction;
 use crate::session::field::Field;
@@ -7,9 +7,9 @@ use std::collections::HashSet;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
-/// What messages call the memory that this takes.
+/// How messages name the memory that this takes.
 const CHANGE: &str = "what changed of an answer";
-/// Probabilities of voxels that the network is unsure of.
+/// Probabilities of voxels about which the network is unsure.
 const UNSURE: RangeInclusive<f32> = 0.25..=0.75;
 
 /// An answer, or none yet.
@@ -20,11 +20,11 @@ pub type Shown = Option<Arc<Prediction>>;
 pub struct Change {
     /// `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
     pub region: [usize; 6],
-    /// How many voxels those are.
+    /// The number of those voxels.
     pub voxels: usize,
 }
 
-/// What changed from one answer to another on a grid; none where nothing did.
+/// The change from one answer to another on a grid; none if nothing changed.
 pub fn change(grid: &Grid, before: &Shown, after: &Shown) -> Option<Change> {
     let empty = Field::new(grid.size, true);
     let [before, after] = [before, after].map(|s| s.as_ref().map_or(&empty, |p| &p.field));
@@ -32,8 +32,8 @@ pub fn change(grid: &Grid, before: &Shown, after: &Shown) -> Option<Change> {
     Some(Change { region, voxels })
 }
 
-/// Where an answer is unsure, and its voxels there, packed as [`Change::bits`] are; none where it
-/// is sure of all. What was `said` is sure.
+/// Where an answer is unsure, with its voxels there, packed as [`Change::bits`] are; none if it is
+/// sure everywhere. Voxels in `said` count as sure.
 pub fn unsure(shown: &Shown, said: &HashSet<[usize; 3]>) -> Option<(Change, Vec<u8>)> {
     let prediction = shown.as_ref()?;
     let (mut region, mut voxels) = (None, 0);
@@ -55,7 +55,7 @@ pub fn unsure(shown: &Shown, said: &HashSet<[usize; 3]>) -> Option<(Change, Vec<
     Some((change, bits))
 }
 
-/// An answer on all of a grid: a byte a voxel, i fastest.
+/// An answer on the whole grid: one byte per voxel, i fastest.
 pub fn whole(grid: &Grid, shown: &Shown) -> Vec<u8> {
     let [ni, nj, nk] = grid.size;
     Change { region: [0, 0, 0, ni, nj, nk], voxels: 0 }.marks(shown)
@@ -72,39 +72,39 @@ impl Change {
         std::array::from_fn(|a| self.region[a]..self.region[a + 3])
     }
 
-    /// The region along x, y and z, each half open.
+    /// The region along x, y and z, each range half open.
     pub fn ranges(&self) -> [[usize; 2]; 3] {
         std::array::from_fn(|a| [self.region[a], self.region[a + 3]])
     }
 
-    /// The place of a voxel in the region, i fastest.
+    /// The index of a voxel in the region, i fastest.
     fn place(&self, [i, j, k]: [usize; 3]) -> usize {
         let [ni, nj, _] = self.size();
         let [i0, j0, k0, ..] = self.region;
         ((k - k0) * nj + j - j0) * ni + i - i0
     }
 
-    /// Calls `visit` with the place of every voxel of an answer in the region.
+    /// Calls `visit` with the index of every voxel of an answer in the region.
     fn each(&self, shown: &Shown, mut visit: impl FnMut(usize)) {
         if let Some(prediction) = shown {
             prediction.field.inside_of(&self.block(), |voxel| visit(self.place(voxel)));
         }
     }
 
-    /// A bit a voxel, none of them set.
+    /// One bit per voxel, none of them set.
     fn no_bits(&self) -> Vec<u8> {
         let voxels: usize = self.size().iter().product();
         crate::memory::zeroed::<u8>(CHANGE, voxels.div_ceil(8))
     }
 
-    /// The answer in the region, a byte a voxel, i fastest.
+    /// The answer in the region, one byte per voxel, i fastest.
     pub fn marks(&self, shown: &Shown) -> Vec<u8> {
         let mut marks = crate::memory::zeroed::<u8>(CHANGE, self.size().iter().product());
         self.each(shown, |at| marks[at] = 1);
         marks
     }
 
-    /// The answer in the region, a bit a voxel, the first in the lowest bit of the first byte.
+    /// The answer in the region, one bit per voxel, the first in the lowest bit of the first byte.
     pub fn bits(&self, shown: &Shown) -> Vec<u8> {
         let mut bits = self.no_bits();
         self.each(shown, |at| bits[at / 8] |= 1 << (at % 8));

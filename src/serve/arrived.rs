@@ -1,5 +1,5 @@
-//! What is sent to prism's own interface as a scan: one file that holds header and voxels, or the
-//! slices of a DICOM series, in a zip archive or one file. And what lies in a server's folder.
+//! Scans sent to prism's own interface: one file that holds header and voxels, or the slices of a
+//! DICOM series, in a zip archive or one file. Also the series in a server's folder.
 
 use super::failure::Failure;
 use crate::message::quoted;
@@ -12,14 +12,14 @@ use serde_json::json;
 
 /// Endings of the names of scans.
 pub const SCANS: [&str; 4] = [".nii.gz", ".nii", ".nrrd", ".mha"];
-/// Endings of the names of what holds DICOM.
+/// Endings of the names of DICOM files and archives.
 pub const DICOM: [&str; 2] = [".zip", ".dcm"];
 
-/// What a scan's bytes hold.
+/// The contents of a scan's bytes.
 #[cfg_attr(not(feature = "dicom"), allow(dead_code))]
 pub enum Arrived {
     Scan(Box<Volume>),
-    /// Several series, one of which has to be asked for: what is said of each.
+    /// Several series, one of which has to be selected: descriptions of them.
     Several(Value),
 }
 
@@ -29,32 +29,32 @@ pub fn is_dicom(bytes: &[u8]) -> bool {
     dicom::is_sent(bytes)
 }
 
-/// Whether bytes hold DICOM that is read: this build reads none, and the error of those who try
-/// names a way out.
+/// Whether bytes hold DICOM that can be read: this build reads none, and the error of the readers
+/// that try says how to convert it.
 #[cfg(not(feature = "dicom"))]
 pub fn is_dicom(_: &[u8]) -> bool {
     false
 }
 
-/// A scan in a file's bytes, which unpacked has so many at most.
+/// A scan in a file's bytes, which unpacked has at most `most` bytes.
 pub fn scan_of(bytes: Vec<u8>, most: usize) -> Result<Volume, Failure> {
     fitting(Volume::of_file(bytes, None)?, most)
 }
 
-/// A series of a folder, which unpacked has so many bytes at most.
+/// A series of a folder, which unpacked has at most `most` bytes.
 #[cfg(feature = "dicom")]
 pub fn of_series(filed: &Filed, most: usize) -> Result<Volume, Failure> {
     match filed.read(most as u64) {
         Ok(Sent::Scan(image)) => fitting(*image, most),
         Ok(Sent::TooLarge(unpacked)) => Err(too_large(unpacked, most)),
         Ok(Sent::Several(_)) => Err(Failure::unfit("holds several series")),
-        // That is no fault of who asks, and may be over soon.
+        // That is not the caller's fault, and may be over soon.
         Err(_) if filed.has_changed() => Err(unsettled()),
         Err(e) => Err(e.into()),
     }
 }
 
-/// What is said of a series whose files are not as the last look found them.
+/// The error for a series whose files differ from what the last look found.
 pub fn unsettled() -> Failure {
     Failure::full("files of this series come or go just now: ask again")
 }
@@ -72,9 +72,9 @@ fn too_large(unpacked: u64, most: usize) -> Failure {
     ))
 }
 
-/// What bytes hold, of DICOM the series that is asked for; `modality` is what their sender says
-/// that the scan was made by. `keep` is given the bytes before they are used up, and not at all
-/// where they hold several series, one of which has to be asked for.
+/// The contents of bytes, for DICOM the selected series; `modality` is the one that their sender
+/// stated. `keep` is given the bytes before they are consumed, and is not called if they hold
+/// several series, one of which has to be selected.
 pub fn read(
     bytes: Vec<u8>,
     modality: Option<Modality>,
@@ -88,7 +88,7 @@ pub fn read(
             Sent::Scan(image) => {
                 let mut image = fitting(*image, most)?;
                 keep(&bytes)?;
-                // The files say it themselves.
+                // The files state it themselves.
                 image.description.modality = modality.or(image.description.modality);
                 Ok(Arrived::Scan(Box::new(image)))
             }
@@ -108,7 +108,7 @@ pub fn read(
     Ok(Arrived::Scan(Box::new(image)))
 }
 
-/// Series to choose from, each with the word that asks for it.
+/// Series to choose from, each with the word that selects it.
 #[cfg(feature = "dicom")]
 fn listed(all: &[Series]) -> Value {
     let told = |s: &Series| {

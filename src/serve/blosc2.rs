@@ -1,22 +1,21 @@
-//! Chunks of blosc2, reading: what NumPy's users send. Of the many forms that the library knows
-//! those are read that its Python package writes by default: zstd, with or without a shuffle, the
-//! bytes of elements apart or together; bytes as they are; and all zeros.
+//! Reading chunks of blosc2, as NumPy's users send them. Of the many forms that the library
+//! supports, those are read that its Python package writes by default: zstd, with or without a
+//! shuffle, the bytes of elements separated or together; stored bytes; and all zeros.
 //!
 //! A chunk begins with 32 bytes: the version, flags, the element's size, the sizes of the data, of
-//! its blocks and of the chunk, the filters, and what is special about it. Then come the place of
-//! every block, and the blocks: one stream, or one for each byte of an element, each behind its
-//! length.
+//! its blocks and of the chunk, the filters, and special cases. Then come the offsets of all
+//! blocks, and the blocks: one stream, or one for each byte of an element, each after its length.
 
 use rayon::prelude::*;
 use ruzstd::decoding::FrameDecoder;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes in front of a chunk's data.
+/// Bytes before a chunk's data.
 const HEADER: usize = 32;
-/// Bytes of a length or a place.
+/// Bytes of a length or an offset.
 const WORD: usize = 4;
-/// Memory that a zstd stream may ask for to look back in.
+/// The most memory for the window that a zstd stream may ask for.
 const WINDOW: u64 = 8 << 20;
 
 /// Flags in the third byte.
@@ -24,13 +23,13 @@ const STORED: u8 = 0x02;
 const TOGETHER: u8 = 0x10;
 /// The compressor in the flags' highest bits.
 const ZSTD: u8 = 4;
-/// The filters, of which six may follow each other.
+/// The filters, of which there may be six in a row.
 const FILTERS: std::ops::Range<usize> = 16..22;
 const SHUFFLE: u8 = 1;
-/// What is special, in three bits of the last byte.
+/// The special case, in three bits of the last byte.
 const ZEROS: u8 = 1;
 
-/// What messages call a chunk that ends too early.
+/// The message for a chunk that ends too early.
 const SHORT: &str = "a blosc2 chunk ends too early";
 
 fn word(bytes: &[u8], at: usize) -> Result<i32, String> {
@@ -43,21 +42,21 @@ fn size(bytes: &[u8], at: usize, what: &str) -> Result<usize, String> {
     usize::try_from(value).map_err(|_| format!("a blosc2 chunk's {what} is {value} bytes"))
 }
 
-/// What a chunk says of itself.
+/// A chunk's header.
 struct Chunk<'a> {
     bytes: &'a [u8],
     together: bool,
     element: usize,
     block: usize,
     shuffled: bool,
-    /// Bytes that streams may still have: all of them together are no longer than the chunk.
+    /// Bytes that streams may still take: all of them together are no longer than the chunk.
     left: AtomicUsize,
 }
 
 /// Unpacks a chunk into as many bytes as its sender announced.
 ///
 /// # Errors
-/// It is cut short or damaged, holds another number of bytes, or is of a form that is not read.
+/// It is truncated or damaged, holds another number of bytes, or has a form that is not read.
 pub fn decode(bytes: &[u8], out: &mut [u8]) -> Result<(), String> {
     if bytes.len() < HEADER {
         return Err(SHORT.into());
@@ -123,7 +122,7 @@ impl Chunk<'_> {
     /// Unpacks a block.
     fn unpack(&self, at: usize, out: &mut [u8], zstd: &mut FrameDecoder) -> Result<(), String> {
         let mut place = size(self.bytes, HEADER + at * WORD, "place of a block")?;
-        // The last block is never taken apart where it is shorter than the others.
+        // The last block is never separated if it is shorter than the others.
         let apart = !self.together && out.len() == self.block;
         let streams = if apart { self.element } else { 1 };
         if !out.len().is_multiple_of(streams) || out.is_empty() {
@@ -142,11 +141,11 @@ impl Chunk<'_> {
         Ok(())
     }
 
-    /// Unpacks the stream at a place, and returns where the next one begins.
+    /// Unpacks the stream at an offset, and returns where the next one begins.
     fn stream(&self, at: usize, out: &mut [u8], zstd: &mut FrameDecoder) -> Result<usize, String> {
         let length = word(self.bytes, at)?;
         let at = at + WORD;
-        // Blocks that all name one stream would have it unpacked for each of them.
+        // Otherwise blocks that all name one stream would have it unpacked for each of them.
         let taken = WORD + usize::try_from(length).unwrap_or(1);
         let without = |left: usize| left.checked_sub(taken);
         self.left
@@ -157,7 +156,7 @@ impl Chunk<'_> {
             return Ok(at);
         }
         if length < 0 {
-            // A run of one value, which the length tells.
+            // A run of one value, which the length encodes.
             let token = self.bytes.get(at).ok_or(SHORT)?;
             let value = u8::try_from(-i64::from(length)).ok().filter(|_| token & 1 == 1);
             out.fill(value.ok_or_else(|| format!("a blosc2 stream of length {length}"))?);
@@ -170,7 +169,7 @@ impl Chunk<'_> {
             return Ok(end);
         }
         let wrong = |why: String| format!("a blosc2 stream does not unpack: {why}");
-        // A decoder that trips over what it reads has tripped over the sender's fault.
+        // If the decoder panics over its input, that is the sender's fault.
         match catch_unwind(AssertUnwindSafe(|| zstd.decode_all(packed, out))) {
             Ok(Ok(n)) if n == out.len() => Ok(end),
             Ok(Ok(n)) => Err(wrong(format!("{n} bytes, expected {}", out.len()))),
@@ -183,15 +182,15 @@ impl Chunk<'_> {
     }
 }
 
-/// Memory for a block that is put together again.
+/// Memory for a block that is being reassembled.
 fn scratch(bytes: usize) -> Result<Vec<u8>, String> {
     let mut list = crate::memory::room("a block of an upload", bytes).map_err(|e| e.to_string())?;
     list.resize(bytes, 0);
     Ok(list)
 }
 
-/// Puts the bytes of elements together: first all first bytes came, then all second ones. What is
-/// no whole element stands at the end as it is.
+/// Reassembles elements from separated bytes: first come all first bytes, then all second ones.
+/// Bytes that do not make a whole element are at the end, unchanged.
 fn unshuffle(from: &[u8], element: usize, to: &mut [u8]) {
     let count = from.len() / element;
     for (byte, plane) in from[..count * element].chunks_exact(count.max(1)).enumerate() {
@@ -202,10 +201,10 @@ fn unshuffle(from: &[u8], element: usize, to: &mut [u8]) {
     to[count * element..].copy_from_slice(&from[count * element..]);
 }
 
-/// A chunk of bytes as they are, of elements of `element` bytes: what is put in front of them.
+/// The header of a chunk of stored bytes, with elements of `element` bytes.
 pub fn stored_header(bytes: usize, element: usize) -> [u8; HEADER] {
     let mut header = [0; HEADER];
-    // The version, that of the format of what is packed, flags and the element's size.
+    // The version, that of the compression format, flags and the element's size.
     header[..4].copy_from_slice(&[5, 1, 0x97, element as u8]);
     for (at, value) in [(4, bytes), (8, bytes), (12, bytes + HEADER)] {
         header[at..at + WORD].copy_from_slice(&(value as u32).to_le_bytes());
@@ -223,10 +222,10 @@ mod tests {
         digits.chunks_exact(2).map(of).collect()
     }
 
-    /// Chunks that python-blosc2 4.14.1 wrote, and what they hold.
+    /// Chunks written by python-blosc2 4.14.1, and their contents.
     #[test]
     fn chunks_of_the_library_are_read() {
-        // Bytes of elements apart, shuffled, packed by zstd.
+        // Bytes of elements separated, shuffled, packed by zstd.
         let ramp = hex("
             05018502400600004006000068010000010000000000050000000000000000002400000014010000
             28b52ffd6020025508000410000306090c0f1215181b1e2124272a2d303336393c3f4245484b4e51
@@ -257,7 +256,7 @@ mod tests {
             assert!(out == expected);
             let mut other = vec![1; expected.len() + 1];
             assert!(decode(&chunk, &mut other).unwrap_err().contains("were announced"));
-            // Cut short or changed anywhere it is an error, or other values; never a panic.
+            // Truncated or changed anywhere it gives an error, or other values; never a panic.
             for cut in 0..chunk.len() {
                 assert!(decode(&chunk[..cut], &mut out).is_err());
             }
@@ -284,7 +283,7 @@ mod tests {
 
     #[test]
     fn streams_lie_beside_each_other() {
-        // Two blocks of 100 bytes, each a stream of bytes as they are.
+        // Two blocks of 100 bytes, each a stream of stored bytes.
         let chunk = |places: [u32; 2]| {
             let mut chunk = stored_header(200, 1).to_vec();
             chunk[2] = ZSTD << 5 | TOGETHER;

@@ -1,5 +1,5 @@
-//! What callers send: never more than was announced, allowed and granted, and not for ever. And
-//! what is sent to them, which is counted until it is gone.
+//! Request bodies: never more than was announced, allowed and granted, and with a time limit. Also
+//! response bodies, which are counted until they are sent.
 
 use super::failure::Failure;
 use crate::memory::{self, Charge};
@@ -11,28 +11,28 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// Bytes of JSON, at most: of what may be long, and of what is a word or two.
+/// The most bytes of JSON: for long messages, and for short ones.
 pub const JSON: usize = 16 << 20;
 pub const SHORT: usize = 64 << 10;
 
-/// A body that says nothing for so long is given up.
+/// A body on which nothing arrives for this long is given up.
 const SILENCE: Duration = Duration::from_secs(30);
-/// Time for a body beside what its bytes take.
+/// Time for a body in addition to what its bytes take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes a second that are waited for at least.
+/// The slowest rate that is waited for, in bytes per second.
 const SLOWEST: u64 = 32 << 10;
 
-/// What messages call the memory that a body takes.
+/// How messages name the memory that a body takes.
 const WHAT: &str = "an upload";
 const ANSWER: &str = "an answer to be sent";
 
-/// A body in memory that is counted.
+/// A body in memory, which is counted.
 pub struct Sent {
     pub bytes: Vec<u8>,
     _charge: Charge,
 }
 
-/// An answer's bytes, counted: whoever reads slowly holds them for long.
+/// The bytes of an answer, which are counted: a client that reads slowly holds them for long.
 pub struct Counted {
     bytes: Vec<u8>,
     _charge: Charge,
@@ -64,7 +64,7 @@ pub fn kept(bytes: Vec<u8>) -> Result<Body, Failure> {
     Counted::new(bytes).map(Body::from)
 }
 
-/// The length that a request announces for its body: 0 where there is none.
+/// The length that a request announces for its body: 0 if there is none.
 fn announced(headers: &HeaderMap, body: &Body) -> Result<u64, Failure> {
     match headers.get(CONTENT_LENGTH) {
         Some(length) => length
@@ -88,8 +88,8 @@ pub async fn read(headers: &HeaderMap, mut body: Body, most: usize) -> Result<Se
             "a body of {length} bytes: at most {most} are taken here"
         )));
     }
-    // What does not fit is refused before it comes. It counts as it does: who announces much and
-    // sends nothing keeps nobody out.
+    // A body that does not fit is refused before it arrives. It is counted as it arrives: a client
+    // that announces much and sends nothing keeps no other client out.
     let mut bytes = memory::room(WHAT, length as usize)?;
     let mut charge = Charge::default();
     let begun = Instant::now();
@@ -106,8 +106,8 @@ pub async fn read(headers: &HeaderMap, mut body: Body, most: usize) -> Result<Se
     }
 }
 
-/// Lets a body of at most `most` bytes go by: who writes all of it before reading an answer would
-/// never see one that comes earlier.
+/// Skips a body of at most `most` bytes: a client that writes all of it before reading an answer
+/// would never see one that comes earlier.
 pub async fn pass_by(headers: &HeaderMap, mut body: Body, most: usize) {
     let Ok(length @ 1..) = announced(headers, &body) else { return };
     if length <= most as u64 {
@@ -118,7 +118,8 @@ pub async fn pass_by(headers: &HeaderMap, mut body: Body, most: usize) {
     }
 }
 
-/// When a body of which so much came since it began is given up. What was announced earns no time.
+/// The time when a body is given up of which `came` bytes have arrived since it began. Announced
+/// bytes earn no time.
 fn deadline(begun: Instant, came: usize) -> Instant {
     begun + PATIENCE + Duration::from_secs(came as u64 / SLOWEST)
 }
@@ -134,7 +135,7 @@ async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, Failu
         match frame {
             None => return Ok(None),
             Some(Err(_)) => return Err(Failure::bad("the body broke off")),
-            // What is no data, a trailer, says nothing here.
+            // A trailer, which is not data, is ignored.
             Some(Ok(frame)) => {
                 if let Ok(part) = frame.into_data() {
                     return Ok(Some(part));
@@ -163,7 +164,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_counted_until_it_is_sent() {
-        // Other tests use memory beside this one.
+        // Other tests use memory at the same time.
         const SIZE: usize = 512 << 20;
         let bytes = memory::zeroed::<u8>("a test", SIZE);
         let mut body = kept(bytes).unwrap();

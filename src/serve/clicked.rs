@@ -1,8 +1,8 @@
-//! What a client of MONAI Label works on, which says all of its clicks each time: a scan, an object
-//! on it, and what was said at each step.
+//! The state of a client of MONAI Label, which sends all of its clicks each time: a scan, an object
+//! on it, and the clicks at each step.
 //!
-//! A list of clicks that goes on from an earlier one is answered from there, step by step, as the
-//! person made them; one that takes something back goes back as far as it has to.
+//! A list of clicks that continues an earlier one is answered from there, step by step, as the user
+//! made them; one that takes something back goes back as far as necessary.
 
 use super::failure::{Failure, in_turns};
 use super::journal::{IMAGE, Journal, Kept, Stored, kept, session_anew};
@@ -16,16 +16,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What a session's journal tells, beside its scan: that it went back, and that it went on, too;
-/// how one that is told of anew begins.
+/// Kinds of records in a session's journal, besides its scan: that it went back, that it continued,
+/// and how the state that a rewritten journal describes begins.
 const BACK: u8 = 2;
 const BROUGHT: u8 = 3;
 const BEGUN: u8 = 4;
 
-/// All that a client says of an object.
+/// All that a client says about an object.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Clicks {
-    /// What it calls the object.
+    /// The client's name for the object.
     pub label: String,
     /// Voxels on it, and off it.
     pub on: Vec<[usize; 3]>,
@@ -35,7 +35,7 @@ pub struct Clicks {
 }
 
 impl Clicks {
-    /// What these say that others did not; none where they do not say all that those did.
+    /// What these clicks add to others; none if they do not include all of those.
     fn beyond(&self, before: &Clicks) -> Option<Prompts> {
         let goes_on = self.label == before.label
             && self.on.starts_with(&before.on)
@@ -52,7 +52,7 @@ impl Clicks {
         })
     }
 
-    /// All that they say.
+    /// All of them as prompts.
     fn all(&self) -> Prompts {
         let on = self.on.iter().map(|v| (*v, true));
         let points = on.chain(self.off.iter().map(|v| (*v, false))).collect();
@@ -68,7 +68,7 @@ impl Clicks {
         out.bounds(self.bounds);
     }
 
-    /// What was written, of a scan of some size.
+    /// Reads written clicks on a scan of the given size.
     fn of(size: [usize; 3], from: &mut Reader) -> Result<Clicks, String> {
         let label = from.text()?;
         let mut lists = [vec![], vec![]];
@@ -86,13 +86,13 @@ impl Clicks {
 /// A scan with an object on it.
 pub struct Clicked {
     pub opened: Opened,
-    /// When it came, and when it was used, in seconds since 1970.
+    /// When it arrived, and when it was last used, in seconds since 1970.
     pub came: u64,
     used: AtomicU64,
     work: Mutex<Steps>,
-    /// The series of the server's folder that it is, where it is one.
+    /// The series of the server's folder that it is, if it is one.
     pub series: Option<Taken>,
-    /// Where what happens is written, and the scan as that tells of it.
+    /// The journal in which changes are written, and the scan as the journal describes it.
     pub journal: Option<Arc<Journal>>,
     pub stored: Option<Stored>,
 }
@@ -107,7 +107,7 @@ impl Kept for Clicked {
         let work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         journal.renew(|fresh| {
             fresh.put(IMAGE, |out| stored.put(out))?;
-            // What was undone is never done again.
+            // What was undone is never redone.
             let last = work.session.depth().0;
             let head = |n: usize, out: &mut Writer| {
                 let said = work.said(n);
@@ -124,18 +124,18 @@ impl Kept for Clicked {
     }
 }
 
-/// An object, and what was said of it up to each step of its session.
+/// An object, and the clicks up to each step of its session.
 struct Steps {
     session: Session,
     said: Vec<Arc<Clicks>>,
 }
 
-/// How far a session went back before it went on.
+/// How far a session went back before it continued.
 #[derive(Clone, Copy, Default)]
 struct Back {
     /// To its beginning.
     anew: bool,
-    /// So many steps.
+    /// This many steps.
     steps: usize,
 }
 
@@ -146,7 +146,7 @@ impl Back {
     }
 }
 
-/// What is answered.
+/// The answer to a request.
 pub struct Answered {
     /// The mask, `[i][j][k]`.
     pub mask: Vec<u8>,
@@ -156,7 +156,7 @@ pub struct Answered {
 }
 
 impl Clicked {
-    /// A scan of which nothing was said, and nothing is written.
+    /// A scan without clicks, of which nothing is written.
     pub fn new(opened: Opened) -> Clicked {
         let session = Session::new(&opened.scan);
         let now = now();
@@ -171,33 +171,34 @@ impl Clicked {
         }
     }
 
-    /// Does again what its journal tells.
+    /// Repeats what its journal says.
     pub fn follow(&mut self, kind: u8, from: &mut Reader) -> Result<(), String> {
         let size = self.opened.image.grid.size;
         let steps = self.work.get_mut().unwrap_or_else(PoisonError::into_inner);
         steps.follow(kind, size, from)
     }
 
-    /// All of its journal was followed.
+    /// Called when all of its journal has been followed.
     pub fn followed(&mut self) {
         let steps = self.work.get_mut().unwrap_or_else(PoisonError::into_inner);
         steps.session.look_anew();
     }
 
-    /// Where the object will be looked at next.
+    /// Where the object will probably be looked at next.
     pub fn ahead(&mut self) -> Option<Ahead> {
         self.work.get_mut().unwrap_or_else(PoisonError::into_inner).session.ahead()
     }
 
-    /// When it was used last, in seconds since 1970.
+    /// When it was last used, in seconds since 1970.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Brings the object to what is said of it, from its beginning where it is to be `anew`.
+    /// Brings the object to the state of the given clicks, from its beginning if it is to be
+    /// `anew`.
     pub fn ask(&self, said: Clicks, anew: bool, turn: &Turn) -> Result<Answered, Failure> {
         self.used.store(now(), Ordering::Relaxed);
-        // What a panic left is whole: a step is noted when it has come to its end.
+        // The state is consistent after a panic: a step is recorded when it has finished.
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         work.bring(said, anew, turn, self.journal.as_ref())?;
         let answer = work.session.prediction();
@@ -213,7 +214,7 @@ impl Clicked {
 }
 
 impl Steps {
-    /// Brings the object to what is said of it; where that fails it is as it was.
+    /// Brings the object to the state of the given clicks; if that fails it is unchanged.
     fn bring(
         &mut self,
         said: Clicks,
@@ -242,7 +243,7 @@ impl Steps {
         let more = loop {
             match self.said.last().map_or_else(|| Some(said.all()), |last| said.beyond(last)) {
                 Some(more) => break more,
-                // Where the history does not go back so far, it begins anew.
+                // If the history does not go back that far, it begins afresh.
                 None if self.session.undo() => {
                     self.said.pop();
                     back.steps += 1;
@@ -265,18 +266,19 @@ impl Steps {
         Ok(())
     }
 
-    /// A step was made, up to which this was said.
+    /// Records a step that was made, with the clicks up to it.
     fn push(&mut self, said: Clicks) {
         self.said.push(Arc::new(said));
-        // What the session has forgotten is not gone back to: its first step and those behind.
+        // The session cannot go back to what it has forgotten: its first step and those after it
+        // are kept.
         let kept = self.session.depth().0 + 1;
         self.said.drain(..self.said.len().saturating_sub(kept));
     }
 
-    /// What was said up to the n-th step that can be undone; up to the first state of all where n
-    /// is 0, if anything was.
+    /// The clicks up to the n-th step that can be undone; those of the very first state if n is 0,
+    /// if there were any.
     fn said(&self, n: usize) -> Option<&Arc<Clicks>> {
-        // As many as steps, and one more where the first ones are forgotten.
+        // As many as steps, and one more if the first ones are forgotten.
         let before = self.said.len().checked_sub(self.session.depth().0)?;
         self.said.get((n + before).checked_sub(1)?)
     }

@@ -2,9 +2,9 @@
 //! their SeriesInstanceUID. OHIF's extension asks for the one that it shows, 3D Slicer for a next
 //! one.
 //!
-//! A series is read when somebody asks for it, and held as sessions are, for all who ask for it, as
-//! long as its files are as they were. Nothing of it is kept on disk: it is there, and clients say
-//! all of their clicks each time.
+//! A series is read when it is asked for, and held as sessions are, for all clients that ask for
+//! it, as long as its files do not change. Nothing of it is kept on disk: its files are there, and
+//! clients send all of their clicks each time.
 
 use super::api::saved;
 use super::arrived::unsettled;
@@ -29,12 +29,12 @@ use serde_json::{Map, Value, json};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
-/// The one way in which a next series is chosen.
+/// The only way in which a next series is chosen.
 const STRATEGY: &str = "random";
-/// Series that are listed, at most.
+/// The most series that are listed.
 const MOST_LISTED: usize = 10_000;
 
-/// What the protocol has paths for.
+/// The protocol's paths.
 pub fn routes() -> Vec<Route> {
     vec![
         ("/datastore/", get(list)),
@@ -53,7 +53,7 @@ fn shelf_of(shared: &Shared) -> Result<&Shelf, Failure> {
         .ok_or_else(|| Failure::unknown("no data store: this server was started without --dicom"))
 }
 
-/// What is said of a series that is not there.
+/// The error for a series that does not exist.
 fn unknown() -> Failure {
     Failure::unknown(
         "no such image: neither a series of the server's folder, by its SeriesInstanceUID, nor a \
@@ -61,7 +61,7 @@ fn unknown() -> Failure {
     )
 }
 
-/// How many series there are; nothing where there is no folder.
+/// The number of series; nothing if there is no folder.
 pub fn status(shared: &Shared) -> Value {
     match &shared.shelf {
         Some(shelf) => json!({ "total": shelf.count(), "completed": 0, "label_tags": {} }),
@@ -69,7 +69,7 @@ pub fn status(shared: &Shared) -> Value {
     }
 }
 
-/// How a next series is chosen; nothing where there is no folder.
+/// How a next series is chosen; nothing if there is no folder.
 pub fn strategies(shared: &Shared) -> Value {
     match &shared.shelf {
         Some(_) => json!({ (STRATEGY): { "description": "a series of the folder, by chance" } }),
@@ -77,8 +77,8 @@ pub fn strategies(shared: &Shared) -> Value {
     }
 }
 
-/// What clients are told of a series: nothing of whose it is, and not where it lies. They call its
-/// file as they are told here.
+/// What clients are told of a series: nothing about the patient, and not where it is stored. They
+/// name its file as they are told here.
 fn about(entry: &Entry) -> Value {
     let name: String =
         entry.uid.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').collect();
@@ -94,8 +94,8 @@ fn about(entry: &Entry) -> Value {
     })
 }
 
-/// Has the folder looked through anew where it may be by now. Who asks for that while a look goes
-/// on has what the last one found.
+/// Has the folder examined again if it is time for that. A request that comes during a look gets
+/// the result of the last one.
 async fn look(shared: &Arc<Shared>) -> Result<(), Failure> {
     if !shelf_of(shared)?.is_due() {
         return Ok(());
@@ -105,16 +105,16 @@ async fn look(shared: &Arc<Shared>) -> Result<(), Failure> {
     shared.work.run(look_key(), Kind::Other, look).await.map(|_| ())
 }
 
-/// What looks through the folder are done by, one at a time. No series is called so.
+/// The key under which looks through the folder are run, one at a time. No series has this name.
 fn look_key() -> Key {
     series_key("")
 }
 
-/// A series of which something is to be told, or which is about to be read.
+/// A series that is to be described, or about to be read.
 async fn find(shared: &Arc<Shared>, uid: &str) -> Result<Seen, Failure> {
     let shelf = shelf_of(shared)?;
     if let Some(entry) = shelf.get(uid) {
-        // What is as it was waits for no look.
+        // A series that has not changed waits for no look.
         let (there, name) = (shared.clone(), uid.to_string());
         let settled = move |_: &Turn| -> Result<Option<Seen>, Failure> {
             Ok(shelf_of(&there)?.settled(&name))
@@ -133,8 +133,8 @@ async fn find(shared: &Arc<Shared>, uid: &str) -> Result<Seen, Failure> {
     shared.work.run(look_key(), Kind::Other, find).await?.ok_or_else(unknown)
 }
 
-/// What is held of a series. It is let go where its files are not as they were. Where files beside
-/// them are not, it is gone on with until another look has told more.
+/// The held data of a series. It is dropped if its files have changed. If files beside them have
+/// changed, it is used until another look has found out more.
 async fn held(shared: &Arc<Shared>, key: Key, uid: &str) -> Result<Option<Arc<Clicked>>, Failure> {
     let Some(held) = shared.store.series(key) else { return Ok(None) };
     if held.series.as_ref().is_some_and(Taken::is_fresh) {
@@ -151,21 +151,21 @@ async fn held(shared: &Arc<Shared>, key: Key, uid: &str) -> Result<Option<Arc<Cl
     };
     let [holds, wants_look] = shared.work.run(key, Kind::Short, check).await?;
     if wants_look {
-        // Whoever clicks does not wait for that.
+        // The request does not wait for that.
         let there = shared.clone();
         tokio::spawn(async move { look(&there).await });
     }
     Ok(holds.then_some(held))
 }
 
-/// The scan of a series, which is read where it is not held, and what it is worked on by.
+/// The scan of a series, which is read if it is not held, and the key under which it is worked on.
 pub async fn scan(shared: &Arc<Shared>, uid: &str) -> Result<(Key, Arc<Clicked>), Failure> {
     let key = series_key(uid);
     if let Some(held) = held(shared, key, uid).await? {
         return Ok((key, held));
     }
     let (seen, there) = (find(shared, uid).await?, shared.clone());
-    // One of these runs at a time: whoever asked meanwhile finds what the first has read.
+    // One of these runs at a time: a request that came meanwhile finds what the first has read.
     let read = move |_: &Turn| -> Result<Arc<Clicked>, Failure> {
         if let Some(held) = there.store.series(key) {
             return Ok(held);
@@ -201,7 +201,8 @@ async fn list(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> A
         // Pairs of images and labels, of which there are none.
         Some("train") => said(json!([])),
         Some("all") => {
-            // Much is said of many: where nobody waits for it, and counted until it is sent.
+            // The list may be long: it is made on a thread that no request waits for, and counted
+            // until it is sent.
             let series = shelf.list(MOST_LISTED);
             let list = move |_: &Turn| -> Result<Vec<u8>, Failure> {
                 Ok(listed(&series).to_string().into_bytes())
@@ -219,7 +220,7 @@ async fn list(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> A
     }
 }
 
-/// The store as it is listed.
+/// The list of the store's series.
 fn listed(series: &[Arc<Entry>]) -> Value {
     let object = |entry: &Arc<Entry>| {
         let image = json!({ "ext": ".nii.gz", "info": about(entry) });
@@ -240,7 +241,7 @@ async fn info(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> A
     said(about(&seen.entry))
 }
 
-/// Whether a series is there, and can be read as far as its tags tell: its voxels are not read for
+/// Whether a series exists, and can be read according to its tags: its voxels are not read for
 /// that.
 async fn has_image(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Answer {
     let seen = find(&shared, &named(&query)?).await?;
@@ -254,7 +255,7 @@ async fn has_image(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery)
 /// A series as NIfTI.
 async fn image(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Answer {
     let (key, clicked) = scan(&shared, &named(&query)?).await?;
-    // What is held is not let go before it is known to have been used.
+    // It must not be dropped before it is known to have been used.
     let held = clicked.clone();
     let write = move |_: &Turn| -> Result<Vec<u8>, Failure> {
         Ok(scan_file(FilePath::new("image.nii.gz"), &clicked.opened.image)?)
@@ -265,7 +266,7 @@ async fn image(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> 
     saved("image", "nii.gz", file?)
 }
 
-/// A series to go on with. What else is said of that is for other strategies.
+/// A next series. The other parameters are for other strategies.
 async fn next(
     State(shared): State<Arc<Shared>>,
     Path(strategy): Path<String>,

@@ -1,9 +1,9 @@
 //! The protocol of ITK-SNAP's deep learning extensions, version 0.1.6, by both generations of its
 //! paths: a session, an image, clicks and drawings whose answers are the whole mask.
 //!
-//! It has no key, so where callers need a token it is spoken at an address of its own, which only
-//! this machine's programs reach (`--dls`). Voxels are `[x, y, z]`; volumes are float32 in gzip, x
-//! fastest. ITK-SNAP does not look whether an answer has the image's size: it has.
+//! It has no key, so if callers need a token it is served at an address of its own, which only this
+//! machine's programs reach (`--dls`). Voxels are `[x, y, z]`; volumes are float32 in gzip, x
+//! fastest. ITK-SNAP does not check that an answer has the image's size: it always has.
 
 use super::body::{self, Sent};
 use super::failure::{Failure, reply};
@@ -32,16 +32,16 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What clients look at to know what they may ask; numbers and dots alone.
+/// The version by which clients decide what they may ask; only numbers and dots.
 const VERSION: &str = "0.1.6";
-/// What they ask for: the model's name in this protocol.
+/// The model that clients ask for: its name in this protocol.
 const MODEL: &str = "nnInteractive";
 
-/// What messages call the memory that a volume and an answer take.
+/// How messages name the memory that a volume and an answer take.
 const VOLUME: &str = "a volume that was sent";
 const ANSWER: &str = "an answer to be sent";
 
-/// What the protocol has paths for.
+/// The protocol's paths.
 pub fn routes() -> Vec<Route> {
     vec![
         ("/status", get(status)),
@@ -107,7 +107,7 @@ struct Call {
 }
 
 impl Call {
-    /// Whoever has no session sends all of the form before it reads the answer that says so.
+    /// A client without a session sends all of the form before it reads the answer that says so.
     async fn read(shared: &Shared, name: &str, request: Request) -> Result<Call, Failure> {
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
@@ -123,7 +123,7 @@ impl Call {
     }
 }
 
-/// What is said of a volume beside its voxels. ITK's coordinates run to the left and to the back.
+/// The metadata of a volume. ITK's coordinates run to the left and to the back.
 #[derive(Deserialize)]
 struct Meta {
     dimensions: Vec<usize>,
@@ -135,7 +135,7 @@ struct Meta {
 }
 
 impl Meta {
-    /// Size and place; of a volume of at most so many bytes.
+    /// Size and place, for a volume of at most `most` bytes.
     fn grid(&self, most: usize) -> Result<Grid, Failure> {
         let [ni, nj, nk] = self.dimensions[..] else {
             return Err(Failure::unfit(format!(
@@ -165,7 +165,7 @@ impl Meta {
         let direction = numbers("direction", &self.direction, identity)?;
         let row = |r: usize| {
             let sign = if r < 2 { -1.0 } else { 1.0 };
-            // Nothing is less than nothing.
+            // Adding 0 turns -0 into 0.
             let step = |c: usize| sign * direction[3 * r + c] * spacing[c] + 0.0;
             [step(0), step(1), step(2), sign * origin[r] + 0.0]
         };
@@ -173,7 +173,7 @@ impl Meta {
     }
 }
 
-/// Numbers of a field, or what stands for those that nobody gave.
+/// Numbers of a field, or defaults if there are none.
 fn numbers<const N: usize>(
     name: &str,
     given: &Option<Vec<f64>>,
@@ -186,7 +186,7 @@ fn numbers<const N: usize>(
     })
 }
 
-/// The volume that a form holds: where it lies, and its elements.
+/// The volume in a form: its place, and its elements.
 pub fn volume(headers: &HeaderMap, form: &[u8], most: usize) -> Result<(Grid, Vec<u8>), Failure> {
     let parts = multipart::parts(headers, form)?;
     let content = |name: &str| only(&parts, name).map(|part| &form[part.content.clone()]);
@@ -205,14 +205,14 @@ pub fn volume(headers: &HeaderMap, form: &[u8], most: usize) -> Result<(Grid, Ve
     Ok((grid, unzipped(packed, bytes)?))
 }
 
-/// The volume that a form holds, as a scan.
+/// The volume in a form, as a scan.
 pub fn image(headers: &HeaderMap, form: &[u8], most: usize) -> Result<Volume, Failure> {
     let (grid, values) = volume(headers, form, most)?;
     let description = Description::of_new(&grid, Element::Float32.name());
     Volume::of_elements(grid, Element::Float32, values, description).map_err(Failure::unfit)
 }
 
-/// What a gzip file of so many bytes holds.
+/// The contents of a gzip file that holds `bytes` bytes.
 fn unzipped(packed: &[u8], bytes: usize) -> Result<Vec<u8>, Failure> {
     let wrong = |what: String| Failure::unfit(format!("file: {what}; expected {bytes} in gzip"));
     if (packed.len() as u64).saturating_mul(DEFLATE_LIMIT) < bytes as u64 {
@@ -234,7 +234,7 @@ async fn upload(
     request: Request,
 ) -> Answer {
     let Call { key, lease, headers, sent } = Call::read(&shared, &name, request).await?;
-    // What is held is not let go before it is known to have been worked on.
+    // It must not be dropped before it is known to have been worked on.
     let (there, held) = (shared.clone(), lease.clone());
     let take = move |_: &Turn| -> Result<(), Failure> {
         let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
@@ -254,7 +254,7 @@ async fn upload(
     said(json!({ "message": "the image is there" }))
 }
 
-/// Whether an interaction adds to the object, as Python's servers read such words.
+/// Whether an interaction adds to the object, read as Python's servers read such words.
 pub fn foreground(query: &Option<String>) -> Result<bool, Failure> {
     let Some(word) = field(query, "foreground") else { return Ok(false) };
     match word.to_lowercase().as_str() {
@@ -342,7 +342,7 @@ async fn drawn(
     .await
 }
 
-/// Has an interaction done when its turn comes, and answers the whole mask.
+/// Runs an interaction when its turn comes, and answers with the whole mask.
 async fn answered<F>(shared: Arc<Shared>, key: Key, held: Arc<Lease>, work: F) -> Answer
 where
     F: FnOnce(&Turn) -> Result<Vec<u8>, Failure> + Send + 'static,
@@ -374,7 +374,7 @@ fn message(bytes: &[u8]) -> Vec<u8> {
     for three in bytes.chunks(3) {
         let at = |n: usize| u32::from(three.get(n).copied().unwrap_or(0));
         let bits = at(0) << 16 | at(1) << 8 | at(2);
-        // Of one byte two letters are told, of two bytes three.
+        // One byte gives two letters, two bytes give three.
         let letter = |n: usize| match n <= three.len() {
             true => LETTERS[(bits >> (18 - 6 * n) & 63) as usize],
             false => b'=',

@@ -1,4 +1,4 @@
-//! Connections: so many at a time, and none that says nothing for ever.
+//! Connections: a limited number at a time, each with time limits.
 
 use axum::serve::Listener;
 use std::io;
@@ -12,15 +12,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Connections at a time; others wait to be let in.
+/// The most connections at a time; others wait to be accepted.
 const MOST: usize = 256;
-/// A connection on which nothing comes for so long, while it waits for a request or an answer, or
-/// of whose answer nothing goes, is closed: longer than any answer takes, and clients wait for one.
+/// A connection is closed if nothing arrives on it for this long while it waits for a request or an
+/// answer, or if nothing of its answer can be sent: longer than any answer takes, because clients
+/// wait for one.
 const SILENCE: Duration = Duration::from_secs(900);
-/// Bytes a second that a request has to come with, beside that time.
+/// The slowest rate of a request, in bytes per second, in addition to that time.
 const SLOWEST: u64 = 32 << 10;
 
-/// A listener that lets so many in.
+/// A listener that accepts a limited number of connections.
 pub struct Door {
     listener: TcpListener,
     places: Arc<Semaphore>,
@@ -37,10 +38,10 @@ impl Listener for Door {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Caller, SocketAddr) {
-        // The places are never closed.
+        // The semaphore is never closed.
         let place = self.places.clone().acquire_owned().await.ok();
         let (stream, from) = Listener::accept(&mut self.listener).await;
-        // Answers are small and waited for.
+        // Answers are small and clients wait for them.
         let _ = stream.set_nodelay(true);
         let silence = Box::pin(sleep(SILENCE));
         (Caller { stream, silence, begun: None, came: 0, _place: place }, from)
@@ -55,20 +56,21 @@ impl Listener for Door {
 pub struct Caller {
     stream: TcpStream,
     silence: Pin<Box<Sleep>>,
-    /// When what was not answered yet began to come, and how much of it came.
+    /// When the request that has not been answered yet began to arrive, and how much of it has
+    /// arrived.
     begun: Option<Instant>,
     came: u64,
     _place: Option<OwnedSemaphorePermit>,
 }
 
-/// When a connection is closed on which so much came since `begun`, the last of it now, and no
-/// answer went: bytes one by one earn no time.
+/// The time when a connection is closed on which `came` bytes have arrived since `begun`, the last
+/// of them now, and no answer was sent: bytes that trickle in earn no time.
 fn end(begun: Instant, came: u64, now: Instant) -> Instant {
     (begun + SILENCE + Duration::from_secs(came / SLOWEST)).min(now + SILENCE)
 }
 
 impl Caller {
-    /// So many bytes came.
+    /// Records that this many bytes arrived.
     fn heard(&mut self, bytes: usize) {
         let now = Instant::now();
         self.came += bytes as u64;
@@ -76,13 +78,13 @@ impl Caller {
         self.silence.as_mut().reset(end(begun, self.came, now));
     }
 
-    /// An error where nothing came or went for too long.
+    /// An error if nothing arrived or was sent for too long.
     fn waited<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         self.silence.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// What became of an attempt to send some of an answer: whoever reads none of it for too long
-    /// is left.
+    /// The result of an attempt to send a part of an answer: a client that reads nothing for too
+    /// long is dropped.
     fn sent(
         &mut self,
         sent: Poll<io::Result<usize>>,
@@ -95,7 +97,7 @@ impl Caller {
         sent
     }
 
-    /// Some of an answer went.
+    /// Records that a part of an answer was sent.
     fn told(&mut self) {
         (self.begun, self.came) = (None, 0);
         self.silence.as_mut().reset(Instant::now() + SILENCE);
@@ -182,11 +184,11 @@ mod tests {
     fn bytes_one_by_one_earn_no_time() {
         let begun = Instant::now();
         let after = |seconds: u64| begun + Duration::from_secs(seconds);
-        // A request that came at once may wait for its answer.
+        // A request that arrived at once may wait for its answer.
         assert_eq!(end(begun, 500, begun), after(900));
-        // One that trickles ends, however lately something of it came.
+        // One that trickles in ends, however recently a part of it arrived.
         assert_eq!(end(begun, 500, after(899)), after(900));
-        // One that is long and goes on has its time, and ends when it stops.
+        // One that is long and keeps arriving has its time, and ends when it stops.
         assert_eq!(end(begun, 64 << 20, after(1000)), after(1900));
         assert_eq!(end(begun, 64 << 20, after(2900)), after(900 + 2048));
     }

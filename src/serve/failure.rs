@@ -14,14 +14,14 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-/// Seconds after which a client may try again where there was no room.
+/// Seconds after which a client may try again if there was no room.
 const LATER: u32 = 10;
 
-/// Characters of a message, at most: readers of JSON and of files quote what was sent as it is,
+/// The most characters of a message: readers of JSON and of files quote their input unchanged,
 /// which may be megabytes, and a list of a study's series is long.
 const LONGEST: usize = 4000;
 
-/// Why a request was not done.
+/// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     status: StatusCode,
@@ -34,12 +34,12 @@ impl Failure {
         Failure { status, message: shortened(&message, LONGEST) }
     }
 
-    /// The request says what cannot be.
+    /// The request is invalid.
     pub fn bad(message: impl Into<String>) -> Failure {
         Failure::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// It is well formed, and does not fit what is there.
+    /// The request is well formed, but does not fit the present state.
     pub fn unfit(message: impl Into<String>) -> Failure {
         Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message)
     }
@@ -52,17 +52,17 @@ impl Failure {
         Failure::new(StatusCode::NOT_FOUND, message)
     }
 
-    /// There is no room now.
+    /// There is no room at present.
     pub fn full(message: impl Into<String>) -> Failure {
         Failure::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
-    /// What is said of it.
+    /// Its message.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// A session's error as the protocol calls it that has 400 for all faults of a request.
+    /// A session's error in the protocol that uses 400 for all errors of a request.
     pub fn into_bad(self) -> Failure {
         match self.status {
             StatusCode::UNPROCESSABLE_ENTITY => Failure { status: StatusCode::BAD_REQUEST, ..self },
@@ -70,7 +70,7 @@ impl Failure {
         }
     }
 
-    /// The answer, with the message under the name that a protocol has for it.
+    /// The answer, with the message under the name that a protocol uses.
     pub fn reply(&self, name: &str) -> Response {
         let mut response = reply(self.status, &json!({ (name): self.message }));
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
@@ -84,7 +84,7 @@ impl Failure {
     }
 }
 
-/// The failure goes along, so that it can be put under another name on its way out.
+/// The failure is attached, so that its message can be given another name on the way out.
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let mut response = self.reply("error");
@@ -132,7 +132,7 @@ impl From<SessionError> for Failure {
     }
 }
 
-/// Of a file that was sent the message alone says what is wrong: the path is nobody's.
+/// For a file that was sent, the message alone says what is wrong: the path is not shown.
 impl From<VolumeError> for Failure {
     fn from(e: VolumeError) -> Failure {
         match e.refused {
@@ -142,7 +142,7 @@ impl From<VolumeError> for Failure {
     }
 }
 
-/// An answer in JSON, where all went well.
+/// An answer in JSON, if everything went well.
 pub fn said(value: Value) -> Result<Response, Failure> {
     Ok(reply(StatusCode::OK, &value))
 }
@@ -154,9 +154,9 @@ pub fn reply(status: StatusCode, value: &Value) -> Response {
     response
 }
 
-/// Runs an interaction by its turns at the network, which ends early where nobody waits for it any
-/// more. Where memory is refused while others hold some, once more without them: an interaction
-/// that failed has changed nothing.
+/// Runs an interaction by its turns at the network; it ends early if its client no longer waits. If
+/// memory is refused while others hold some, it is run once more without them: an interaction that
+/// failed has changed nothing.
 pub fn in_turns<T>(
     turn: &Turn,
     mut work: impl FnMut(&mut Observer) -> Result<T, SessionError>,

@@ -1,5 +1,5 @@
-//! What an earlier server left in the folder of its state (`journal.rs`): journals, read back
-//! record by record as far as they are whole, and gone on with.
+//! What an earlier server left in the folder of its state (`journal.rs`): journals, which are read
+//! back record by record as far as they are intact, and continued.
 
 use super::journal::{
     FRESH, Folder, GONE, HASH, HEAD, JOURNAL, Journal, MAGIC, Owner, SCAN, Stored, Written, at,
@@ -17,15 +17,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-/// What a damaged journal is copied to.
+/// The name of the copy of a damaged journal.
 const DAMAGED: &str = "journal.damaged";
 
-/// What messages call the memory that files of the folder take.
+/// How messages name the memory that files of the folder take.
 const KEPT: &str = "what was kept of a session";
 
 impl Folder {
-    /// What is there of an earlier server. What was let go, or never came to be, is removed. Where
-    /// something cannot be read it stays as it is, and is told.
+    /// Finds what an earlier server left. What was dropped, or never completed, is removed. What
+    /// cannot be read stays as it is, and is reported.
     pub fn found(self: &Arc<Folder>, warnings: &mut Vec<String>) -> Result<Vec<Found>, String> {
         let mut names = vec![];
         for entry in fs::read_dir(&self.path).map_err(at(&self.path))? {
@@ -36,7 +36,7 @@ impl Folder {
         let mut all = vec![];
         for name in names {
             let path = self.path.join(&name);
-            // What others call so is not ours.
+            // A folder of another program with such a name is not ours.
             if name.strip_prefix(GONE).is_some_and(|name| Owner::of(name).is_some()) {
                 let _ = fs::remove_dir_all(&path);
                 continue;
@@ -64,7 +64,7 @@ impl Folder {
         Ok(all)
     }
 
-    /// Whether nobody worked on what a folder is of for too long.
+    /// Whether the object of a folder was not used for too long.
     fn is_old(&self, path: &Path) -> bool {
         let about = fs::metadata(path.join(JOURNAL)).or_else(|_| fs::metadata(path));
         let written = about.and_then(|about| about.modified()).ok();
@@ -73,7 +73,7 @@ impl Folder {
         since.is_some_and(|since| since > self.age)
     }
 
-    /// Looks at a journal's beginning; none where it was never begun.
+    /// Reads the beginning of a journal; none if it was never begun.
     fn look(
         self: &Arc<Folder>,
         owner: Owner,
@@ -94,7 +94,7 @@ impl Folder {
         }
         let mut records = Records::new(open, length, file.clone()).map_err(at(&file))?;
         let Some(about) = records.read()? else {
-            // What breaks off within its first record was never answered.
+            // A journal that ends within its first record was never acknowledged.
             return match records.end {
                 End::Damaged => Err(format!("{}: damaged at its beginning", file.display())),
                 _ => Ok(None),
@@ -115,11 +115,11 @@ impl Folder {
 /// How a journal ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// As it should, or it was not read so far.
+    /// At the end of a record, or it was not read so far.
     Whole,
-    /// Within a record, which was not answered.
+    /// Within a record, which was never acknowledged.
     Torn,
-    /// At a record that is not what was written.
+    /// At a record that differs from what was written.
     Damaged,
 }
 
@@ -128,10 +128,10 @@ struct Records {
     file: BufReader<File>,
     path: PathBuf,
     length: u64,
-    /// How much of it is whole, and the hash of that.
+    /// The length of the intact part, and its hash.
     good: u64,
     chain: Hash,
-    /// How much was whole before the last record, and the hash of that.
+    /// The length of the intact part before the last record, and its hash.
     before: (u64, Hash),
     end: End,
 }
@@ -147,7 +147,7 @@ impl Records {
         Ok(Records { file, path, length, good, chain, before: (good, chain), end })
     }
 
-    /// The next record; none at the end, whatever that is.
+    /// The next record; none at the end, whatever kind of end that is.
     fn read(&mut self) -> Result<Option<Vec<u8>>, String> {
         let left = self.length - self.good;
         if self.end != End::Whole || left == 0 {
@@ -180,7 +180,7 @@ impl Records {
         self.file.read_exact(&mut carried).map_err(at(&path))?;
         let hash = chained(&self.chain, &record);
         if hash != Hash::from_bytes(carried) {
-            // The last one, too: it is as long as it should be, and may have been answered.
+            // Even if it is the last one: it has its full length, and may have been acknowledged.
             self.end = End::Damaged;
             return Ok(None);
         }
@@ -201,7 +201,7 @@ impl Records {
     }
 }
 
-/// What is there of an earlier server: its journal, read up to its first record.
+/// An object that an earlier server left: its journal, read up to its first record.
 pub struct Found {
     folder: Arc<Folder>,
     pub owner: Owner,
@@ -211,19 +211,19 @@ pub struct Found {
 }
 
 impl Found {
-    /// The next thing that happened; none at the end.
+    /// The next record; none at the end.
     pub fn read(&mut self) -> Result<Option<Vec<u8>>, String> {
         self.records.read()
     }
 
-    /// The last record says nothing that could be done: the journal ends before it.
+    /// The last record cannot be followed: the journal ends before it.
     pub fn unread(&mut self) {
         let records = &mut self.records;
         (records.good, records.chain) = records.before;
         records.end = End::Damaged;
     }
 
-    /// What messages call it: its journal.
+    /// The name for messages: that of its journal.
     pub fn path(&self) -> &Path {
         &self.records.path
     }
@@ -233,7 +233,7 @@ impl Found {
         self.folder.path.join(&self.name)
     }
 
-    /// The bytes that a scan came as.
+    /// The bytes that a scan was sent as.
     pub fn scan(&self, stored: &Stored) -> Result<Vec<u8>, String> {
         let path = self.at().join(stored.file());
         let bytes = memory::caught(|| memory::read_file(KEPT, &path))
@@ -245,19 +245,20 @@ impl Found {
         }
     }
 
-    /// Removes it: nobody knows of it.
+    /// Removes it: no client knows of it.
     pub fn remove(self) {
         let _ = fs::remove_dir_all(self.at());
     }
 
-    /// Leaves it as it is; it takes its room.
+    /// Leaves it as it is; it keeps its room.
     pub fn leave(self) {
         let bytes = bytes_in(&self.at()).unwrap_or(0);
         self.folder.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Goes on with the journal behind what was read of it, with the scan that it told of last.
-    /// What broke off, and files of no use, are removed; of a damaged journal a copy is kept.
+    /// Continues the journal after the part that was read, with the scan that it described last. An
+    /// incomplete record, and files that are not needed, are removed; of a damaged journal a copy
+    /// is kept.
     pub fn go_on(
         self,
         scan: Option<&Stored>,
@@ -274,7 +275,7 @@ impl Found {
             )),
             _ => {
                 let copy = path.join(DAMAGED);
-                // It is there before the journal is cut off, after a power cut too.
+                // The copy exists before the journal is truncated, after a power cut too.
                 let copied = fs::copy(&journal, &copy)
                     .and_then(|_| OpenOptions::new().write(true).open(&copy)?.sync_all());
                 copied.map_err(at(&copy))?;

@@ -1,9 +1,9 @@
-//! Who may ask, and what goes with every answer.
+//! Who may call, and the headers of every answer.
 //!
-//! A server on this machine alone is still within reach of every web page that is open in a browser
-//! there: by a name that was made to point here (so the name that is asked for counts), and by
-//! requests whose answers the page cannot read but whose work is done (so the page's origin
-//! counts).
+//! A server that is reachable only from this machine is still within reach of every web page that
+//! is open in a browser there: by a name that was made to point here (so the requested host name
+//! counts), and by requests whose answers the page cannot read but which are still executed (so the
+//! page's origin counts).
 
 use super::Shared;
 use super::body;
@@ -21,31 +21,31 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 
-/// Names of this machine that a browser may call it by.
+/// Names of this machine that a browser may use for it.
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-/// The header by which browsers say whose page asks.
+/// The header by which browsers say which page is asking.
 const SITE: &str = "sec-fetch-site";
 
-/// Paths of prism's own interface, whose errors are called otherwise than nnInteractive's.
+/// Paths of prism's own interface, whose errors have another format than nnInteractive's.
 pub const OWN: &str = "/v1";
 
-/// A way in.
+/// An entry point.
 #[derive(Clone)]
 pub struct Entry {
     pub shared: Arc<Shared>,
-    /// Whether callers need no token there: then it is for this machine's programs alone.
+    /// Whether callers need no token there: then it is only for this machine's programs.
     pub keyless: bool,
 }
 
-/// Lets a request through, or answers in its stead.
+/// Lets a request through, or answers it with an error.
 pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> Response {
     let shared = &entry.shared;
     let path = request.uri().path().to_string();
     let own = path == OWN || path.starts_with("/v1/");
     let origin = request.headers().get(ORIGIN).cloned();
     let allowed = match (&origin, &shared.settings.allow_origin) {
-        // Where no token is asked for no page gets in.
+        // If no token is needed no page gets in.
         (Some(origin), Some(allowed)) if !entry.keyless && origin == allowed.as_str() => {
             Some(origin.clone())
         }
@@ -72,7 +72,7 @@ pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> 
             }
             _ => {
                 let (request, broken) = whole(request).await;
-                // What its head says is noted all the same, as that a client wrote to its buffer.
+                // What its head says is still recorded, such as that a client wrote to its buffer.
                 let answer = next.run(request).await;
                 broken.map_or(answer, Failure::into_response)
             }
@@ -100,11 +100,11 @@ pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> 
     response
 }
 
-/// A request with all of its body, where that is short. A connection on which an answer went before
-/// a body came, as that of a path that reads none, would be closed, and what its client sends next
-/// would be lost: some send a head and its body apart. Where it does not come, the request has
-/// none, and what is to be answered stands beside it. What asks or deletes has no body, whatever it
-/// announces: MONAI Label's client repeats there the length of what it sent before.
+/// A request with all of its body, if that is short. If an answer was sent before a body arrived,
+/// as by a path that reads none, the connection would be closed and the client's next request would
+/// be lost: some clients send a head and its body separately. If the body does not arrive, the
+/// request has none, and the answer is returned beside it. GET, HEAD and DELETE have no body,
+/// whatever they announce: MONAI Label's client repeats there the length of what it sent before.
 async fn whole(request: Request) -> (Request, Option<Failure>) {
     if [Method::GET, Method::HEAD, Method::DELETE].contains(request.method()) {
         return (request, None);
@@ -149,8 +149,8 @@ fn check(entry: &Entry, request: &Request, path: &str, allowed: bool) -> Result<
             return Err(stranger());
         }
     }
-    // A picture that a page shows is asked for without an origin, and GET is all that ITK-SNAP's
-    // protocol needs for a click; browsers say so otherwise.
+    // A picture that a page shows is requested without an origin, and GET is all that ITK-SNAP's
+    // protocol needs for a click; browsers say so in another header.
     if !allowed
         && !page::has(path)
         && let Some(site) = headers.get(SITE)
@@ -158,7 +158,8 @@ fn check(entry: &Entry, request: &Request, path: &str, allowed: bool) -> Result<
     {
         return Err(stranger());
     }
-    // Before it may ask anything a page of another origin asks whether it may, without a token.
+    // Before a page of another origin may ask anything, its browser asks whether it may, without a
+    // token.
     if is_open(path) || (allowed && request.method() == Method::OPTIONS) {
         return Ok(());
     }
@@ -174,7 +175,7 @@ fn check(entry: &Entry, request: &Request, path: &str, allowed: bool) -> Result<
     }
 }
 
-/// Whether a path tells nothing of anybody.
+/// Whether a path reveals nothing about any client.
 fn is_open(path: &str) -> bool {
     path == "/healthz" || page::has(path)
 }
@@ -185,7 +186,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Whether a Host header names this machine, at whatever port: a tunnel has one of its own.
+/// Whether a Host header names this machine, at any port: a tunnel has a port of its own.
 fn is_local(host: &str) -> bool {
     let is_port = |text: &str| text.parse::<u16>().is_ok();
     LOCAL.iter().any(|name| match host.get(..name.len()) {

@@ -1,12 +1,12 @@
 //! What a server keeps on disk (`--state`), so that a restart or a crash loses nothing.
 //!
 //! Each scan of prism's own interface, lease and session has a folder of its own: the bytes that
-//! its scan came as, and a journal, to which what changes is appended and synchronised before it is
-//! answered. A record carries a hash of all before it and of itself: one that breaks off at the end
-//! was never answered and is dropped, what stands behind a damaged one is not believed.
+//! its scan was sent as, and a journal, to which each change is appended and synchronised before it
+//! is acknowledged. A record carries a hash of all before it and of itself: an incomplete one at
+//! the end was never acknowledged and is dropped, and what follows a damaged one is not trusted.
 //!
-//! Folders are named by the hashes of identifiers and not by those themselves: who reads a copy of
-//! them cannot call as its owner does.
+//! Folders are named by the hashes of identifiers and not by the identifiers themselves: someone
+//! who reads a copy of them cannot act as their owner.
 
 use super::failure::Failure;
 use super::settings::Keep;
@@ -26,30 +26,30 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-/// How a journal begins.
+/// The first bytes of a journal.
 pub(super) const MAGIC: &[u8; 8] = b"prismj01";
-/// Bytes in front of a record's own: its length, and a check of that. Behind it stands a hash.
+/// Bytes before a record's own: its length, and a check of that. A hash follows the record.
 pub(super) const HEAD: usize = 16;
 pub(super) const HASH: usize = 32;
 /// Names in a folder.
 pub(super) const JOURNAL: &str = "journal";
 pub(super) const FRESH: &str = "journal.new";
 pub(super) const SCAN: &str = "scan-";
-/// The file that tells other servers that a folder has one.
+/// The file that tells other servers that a folder is in use.
 const LOCK: &str = "lock";
-/// What the names of folders begin with that were let go.
+/// The prefix of the names of folders that were dropped.
 pub(super) const GONE: &str = "gone-";
-/// Records of so few bytes are written where the folder is full, too, up to so many bytes beyond:
-/// undo, release and the like make room, or hardly take any.
+/// Records this short are written even if the folder is full, up to a number of bytes beyond: undo,
+/// release and the like make room, or hardly take any.
 const FEW: u64 = 256;
 const SPARE: u64 = 16 << 20;
-/// A journal that is not longer than this beyond twice what it has to be is left as it is.
+/// A journal that exceeds twice its necessary length by no more than this is left as it is.
 const MORE: u64 = 4 << 20;
 
-/// The kind of a record that tells of a scan, in every journal.
+/// The kind of a record that describes a scan, in every journal.
 pub const IMAGE: u8 = 1;
 
-/// Whose folder it is.
+/// The kind of object that a folder belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// A scan of prism's own interface.
@@ -78,33 +78,33 @@ impl Owner {
         format!("{}-{key:032x}", self.name())
     }
 
-    /// Whose folder a name is.
+    /// The owner that a folder's name stands for.
     pub(super) fn of(name: &str) -> Option<(Owner, Key)> {
         let (kind, key) = name.split_once('-')?;
         let owner = Owner::ALL.into_iter().find(|owner| owner.name() == kind)?;
         let key = Key::from_str_radix(key, 16).ok()?;
-        // No other spelling.
+        // Only the canonical spelling counts.
         (owner.folder(key) == name).then_some((owner, key))
     }
 }
 
-/// How the bytes that a scan came as are read.
+/// How the bytes that a scan was sent as are read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
     /// A file as it is.
     Plain,
-    /// A file, and what its sender said that it was made by.
+    /// A file, and the modality that its sender stated.
     File(Option<Modality>),
-    /// DICOM, what its sender said that it was made by, and the series that was asked for.
+    /// DICOM, the modality that its sender stated, and the selected series.
     Dicom(Option<Modality>, Option<String>),
-    /// An array of nnInteractive's with its spacing, `[k, j, i]`.
+    /// An array of nnInteractive's protocol with its spacing, `[k, j, i]`.
     Array([f64; 3]),
-    /// A form of ITK-SNAP's, by its Content-Type.
+    /// A form of ITK-SNAP's protocol, with its Content-Type.
     Form(String),
 }
 
-/// A scan's file in a folder, as its journal tells of it.
+/// A scan's file in a folder, as its journal describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
     pub number: u64,
@@ -114,7 +114,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// What its file is called.
+    /// The name of its file.
     pub(super) fn file(&self) -> String {
         format!("{SCAN}{}", self.number)
     }
@@ -123,7 +123,7 @@ impl Stored {
         out.number(self.number);
         out.number(self.bytes);
         out.bytes(self.hash.as_bytes());
-        // What it is made of is text and finite numbers.
+        // It consists of text and finite numbers.
         out.text(&serde_json::to_string(&self.source).unwrap_or_default());
     }
 
@@ -136,19 +136,19 @@ impl Stored {
     }
 }
 
-/// The folder of a server, which no other server has for as long as it lives.
+/// The folder of a server, which no other server uses for as long as it lives.
 pub struct Folder {
     pub(super) path: PathBuf,
     most: u64,
-    /// What nobody worked on for longer is deleted where it is found.
+    /// Objects that were not used for longer than this are deleted when they are found.
     pub(super) age: Duration,
     pub(super) used: AtomicU64,
-    /// What each journal begins with, which a later server compares with its own.
+    /// The description with which each journal begins, which a later server compares with its own.
     pub(super) about: String,
     _lock: File,
 }
 
-/// Something of a folder could not be written; its path is nobody's.
+/// Something in a folder could not be written; its path is not shown.
 fn full(e: &io::Error) -> Failure {
     Failure::new(
         StatusCode::INSUFFICIENT_STORAGE,
@@ -161,7 +161,7 @@ pub(super) fn at(path: &Path) -> impl Fn(io::Error) -> String {
     move |e| format!("{}: {e}", path.display())
 }
 
-/// A new file that its owner alone may read.
+/// A new file that only its owner may read.
 fn new_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
@@ -173,7 +173,7 @@ fn new_file(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// A new folder that its owner alone may look into.
+/// A new folder that only its owner may read.
 fn new_folder(path: &Path) -> io::Result<()> {
     #[cfg_attr(not(unix), allow(unused_mut))]
     let mut builder = fs::DirBuilder::new();
@@ -195,11 +195,11 @@ pub(super) fn bytes_in(path: &Path) -> io::Result<u64> {
 }
 
 impl Folder {
-    /// Takes a folder, which is made where there is none. `about` is what journals say of the
-    /// server.
+    /// Opens a folder, which is made if it does not exist. `about` is the description of the server
+    /// in journals.
     ///
     /// # Errors
-    /// It cannot be made or locked, others may read it, or another server has it.
+    /// It cannot be made or locked, other users may read it, or another server uses it.
     pub fn open(keep: &Keep, about: &str) -> Result<Folder, String> {
         let Keep { folder: path, bytes: most, age } = keep;
         match new_folder(path) {
@@ -226,7 +226,7 @@ impl Folder {
         Ok(Folder { path, most: *most, age: *age, used, about, _lock: lock })
     }
 
-    /// Takes room for so many bytes.
+    /// Reserves room for `bytes` bytes.
     fn reserve(&self, bytes: u64) -> Result<(), Failure> {
         let spare = if bytes <= FEW { SPARE } else { 0 };
         let most = self.most.saturating_add(spare);
@@ -249,7 +249,7 @@ impl Folder {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// A folder for something new. It goes again unless [`Journal::keep`] is called.
+    /// A folder for a new object. It is removed again unless [`Journal::keep`] is called.
     pub fn create(self: &Arc<Folder>, owner: Owner, key: Key) -> Result<Journal, Failure> {
         let name = owner.folder(key);
         let path = self.path.join(&name);
@@ -275,7 +275,7 @@ pub(super) fn first_hash() -> Hash {
     blake3::hash(MAGIC)
 }
 
-/// What a record has in front of it behind a journal of such a hash.
+/// The bytes before a record that follows a journal with this hash.
 pub(super) fn head(chain: &Hash, length: u64) -> [u8; HEAD] {
     let mut hasher = blake3::Hasher::new();
     let check = hasher.update(chain.as_bytes()).update(&length.to_le_bytes()).finalize();
@@ -285,7 +285,7 @@ pub(super) fn head(chain: &Hash, length: u64) -> [u8; HEAD] {
     head
 }
 
-/// The hash of a journal of such a hash with one more record.
+/// The hash of a journal with this hash after one more record.
 pub(super) fn chained(chain: &Hash, record: &[u8]) -> Hash {
     let mut hasher = blake3::Hasher::new();
     hasher.update(chain.as_bytes()).update(&(record.len() as u64).to_le_bytes());
@@ -295,16 +295,16 @@ pub(super) fn chained(chain: &Hash, record: &[u8]) -> Hash {
 /// A journal that is written to, with the files beside it.
 pub(super) struct Written {
     pub(super) file: File,
-    /// How much of it is whole, and the hash of that.
+    /// The length of the intact part, and its hash.
     pub(super) length: u64,
     pub(super) chain: Hash,
-    /// Bytes that its folder has taken of the server's.
+    /// Bytes of the server's room that its folder has taken.
     pub(super) bytes: u64,
     /// The number of the next scan.
     pub(super) next: u64,
-    /// How long it is at least, if it tells of what is alone, as far as that is known.
+    /// The least length that it needs to describe the present state, as far as that is known.
     pub(super) least: u64,
-    /// Whether what broke off could not be taken back.
+    /// Whether an incomplete record could not be removed.
     pub(super) broken: bool,
 }
 
@@ -314,7 +314,7 @@ impl Written {
         Written { file, length: 0, chain, bytes: 0, next: 0, least: 0, broken: false }
     }
 
-    /// Writes how a journal begins.
+    /// Writes the beginning of a journal.
     fn begin(&mut self, folder: &Folder) -> Result<(), Failure> {
         let mut about = Writer::default();
         about.text(&folder.about);
@@ -323,7 +323,7 @@ impl Written {
         self.append(folder, about.all())
     }
 
-    /// Appends a record, which is on disk then; where that fails nothing was.
+    /// Appends a record, which is on disk when this returns; if it fails nothing was appended.
     fn append(&mut self, folder: &Folder, record: &[u8]) -> Result<(), Failure> {
         self.add(folder, record, true)
     }
@@ -345,13 +345,13 @@ impl Written {
             .and_then(|()| if sync { self.file.sync_data() } else { Ok(()) });
         if let Err(e) = written {
             folder.give_back(whole);
-            // One that is not in its place yet goes as a whole.
+            // A journal that is not in its place yet is synchronised as a whole.
             if !sync {
                 return Err(full(&e));
             }
             let back = self.file.set_len(self.length);
             let back = back.and_then(|()| self.file.seek(SeekFrom::Start(self.length)));
-            // What was told to have failed is not there after a power cut either.
+            // What was reported as failed is not there after a power cut either.
             let back = back.and_then(|_| self.file.sync_data());
             self.broken = back.is_err();
             return Err(full(&e));
@@ -362,11 +362,11 @@ impl Written {
     }
 }
 
-/// The folder of something that a server holds.
+/// The folder of an object that a server holds.
 pub struct Journal {
     folder: Arc<Folder>,
     name: String,
-    /// Whether it goes with what it is of.
+    /// Whether it is removed together with its object.
     goes: AtomicBool,
     written: Mutex<Written>,
 }
@@ -385,18 +385,18 @@ impl Journal {
         self.folder.path.join(&self.name)
     }
 
-    /// It stays when the server ends, from now on.
+    /// From now on it stays when the server ends.
     pub fn keep(&self) {
         self.goes.store(false, Ordering::Relaxed);
     }
 
-    /// What it is of is let go: it is found no more, not even after a power cut, and goes when
-    /// nobody works on that any longer.
+    /// Its object is dropped: it will not be found again, not even after a power cut, and is
+    /// removed when it is no longer in use.
     pub fn release(&self) {
         self.goes.store(true, Ordering::Relaxed);
         let gone = self.folder.path.join(format!("{GONE}{}", self.name));
         if fs::rename(self.path(), gone).is_err() {
-            // As where a system renames no folder of which a file is open.
+            // As on systems that cannot rename a folder with an open file.
             let _ = fs::remove_dir_all(self.path());
         }
         sync_folder(&self.folder.path);
@@ -409,7 +409,8 @@ impl Journal {
         self.written().append(&self.folder, record.all())
     }
 
-    /// Writes the bytes that a scan came as. They go again unless the journal tells of them.
+    /// Writes the bytes that a scan was sent as. They are removed again unless the journal
+    /// describes them.
     pub fn scan(self: &Arc<Journal>, bytes: &[u8], source: Source) -> Result<NewScan, Failure> {
         let length = bytes.len() as u64;
         self.folder.reserve(length)?;
@@ -431,8 +432,8 @@ impl Journal {
         Ok(scan)
     }
 
-    /// Begins the journal anew with a scan, if there is one, and what `tell` tells of it, in place
-    /// of all that happened before; where that fails the old one stays.
+    /// Rewrites the journal with a scan, if there is one, and the state that `tell` writes, in
+    /// place of all that happened before; if that fails the old one stays.
     pub fn restart(
         &self,
         scan: Option<&Stored>,
@@ -445,7 +446,7 @@ impl Journal {
         }
         tell(&mut fresh)?;
         fresh.take_place(&mut written)?;
-        // Of other scans nothing tells any more.
+        // Nothing refers to other scans any more.
         let kept = scan.map(Stored::file);
         for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
@@ -461,8 +462,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether it may be much longer than what it is of needs, as far as that is known without
-    /// waiting: whoever is at it just now may be waiting for the disk.
+    /// Whether it may be much longer than its object needs, as far as that is known without
+    /// waiting: a thread that uses it at present may be waiting for the disk.
     pub fn seems_long(&self) -> bool {
         match self.written.try_lock() {
             Ok(written) => written.is_long(),
@@ -471,17 +472,17 @@ impl Journal {
         }
     }
 
-    /// What it is of became less: how long it has to be is not known any more.
+    /// Its object became smaller: its necessary length is not known any more.
     pub fn shrank(&self) {
         self.written().least = 0;
     }
 
-    /// Writes the journal anew where it is long, as `tell` tells of what is, in place of what
-    /// happened: undone and forgotten steps take no room any more. Where that makes it hardly
+    /// Rewrites the journal if it is long, with the present state as `tell` writes it in place of
+    /// what happened: undone and forgotten steps take no room any more. If that makes it hardly
     /// shorter, or fails, the old one stays.
     ///
     /// # Errors
-    /// The disk or memory refuses; what was noted is there none the less.
+    /// The disk or memory refuses; the old journal is still there.
     pub fn renew(
         &self,
         tell: impl FnOnce(&mut Fresh<'_>) -> Result<(), Failure>,
@@ -491,7 +492,7 @@ impl Journal {
             return Ok(());
         }
         let most = written.length / 3 * 2;
-        // Whatever comes of it, the next attempt is when it has grown by as much again.
+        // Whatever the result, the next attempt is when it has grown by as much again.
         written.least = most;
         let mut fresh = Fresh::begin(self, most)?;
         let told = tell(&mut fresh);
@@ -505,12 +506,12 @@ impl Journal {
     }
 }
 
-/// A journal that is to take the place of another, and goes again where it does not.
+/// A journal that is to replace another, and is removed if it does not.
 pub struct Fresh<'a> {
     journal: &'a Journal,
     /// None when it is in its place.
     new: Option<Written>,
-    /// Bytes that it may have, and whether it would have more.
+    /// The most bytes that it may have, and whether it would need more.
     most: u64,
     is_long: bool,
 }
@@ -543,7 +544,7 @@ impl<'a> Fresh<'a> {
         }
     }
 
-    /// Puts it in the place of the other: after a crash one of the two is there, as a whole.
+    /// Puts it in the place of the other: after a crash one of the two is there, complete.
     fn take_place(mut self, old: &mut Written) -> Result<(), Failure> {
         let Some(new) = &self.new else { return Ok(()) };
         let path = self.journal.path();
@@ -570,12 +571,12 @@ impl Drop for Fresh<'_> {
 }
 
 impl Written {
-    /// Whether it may be much longer than what it is of needs.
+    /// Whether it may be much longer than its object needs.
     fn is_long(&self) -> bool {
         self.length > self.least.saturating_mul(2).saturating_add(MORE)
     }
 
-    /// Bytes of the journal itself that its folder has taken of the server's.
+    /// Bytes of the server's room that the journal itself has taken.
     fn length_taken(&self) -> u64 {
         self.length - MAGIC.len() as u64
     }
@@ -592,20 +593,20 @@ impl Drop for Journal {
     }
 }
 
-/// What may have a journal.
+/// An object that may have a journal.
 pub trait Kept {
     fn journal(&self) -> Option<&Arc<Journal>>;
 
-    /// Writes its journal anew where that is much longer than what it tells of. Nobody may be at
-    /// work with it.
+    /// Rewrites its journal if that is much longer than its state needs. The object must not be in
+    /// use.
     ///
     /// # Errors
     /// As [`Journal::renew`].
     fn renew(&self) -> Result<(), Failure>;
 }
 
-/// Writes a session anew: its beginning by a record of one kind, each step from there to `last` by
-/// one of another, behind what `head` writes of the step.
+/// Rewrites a session: its beginning by a record of one kind, each step from there to `last` by one
+/// of another, after what `head` writes about the step.
 pub fn session_anew(
     fresh: &mut Fresh<'_>,
     session: &Session,
@@ -686,7 +687,7 @@ pub fn kept<T>(
     })
 }
 
-/// A scan's file that its journal does not tell of yet.
+/// A scan's file that its journal does not describe yet.
 pub struct NewScan {
     journal: Arc<Journal>,
     stored: Stored,
@@ -698,19 +699,19 @@ impl NewScan {
         self.journal.path().join(self.stored.file())
     }
 
-    /// Has the journal tell of it; where that fails it goes again.
+    /// Makes the journal describe it; if that fails the file is removed.
     pub fn tell(self) -> Result<(Arc<Journal>, Stored), Failure> {
         self.journal.note(IMAGE, |out| self.stored.put(out))?;
         let journal = self.journal.clone();
         Ok((journal, self.told()))
     }
 
-    /// What the journal is to tell.
+    /// The description for the journal.
     pub fn stored(&self) -> &Stored {
         &self.stored
     }
 
-    /// The journal tells of it.
+    /// Called when the journal describes it.
     pub fn told(mut self) -> Stored {
         self.told = true;
         self.stored.clone()

@@ -1,28 +1,28 @@
-//! What a server counts, as Prometheus reads it.
+//! A server's counters, in the format of Prometheus.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Seconds that the buckets of clicks end at.
+/// The upper ends of the buckets of clicks, in seconds.
 const BUCKETS: [f64; 10] = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 
-/// What is counted.
+/// The counters.
 #[derive(Default)]
 pub struct Metrics {
-    /// Clicks by the time they took: a bucket each, the last for all that took longer.
+    /// Clicks by the time they took: one counter per bucket, the last for all that took longer.
     clicks: [AtomicU64; BUCKETS.len() + 1],
     micros: AtomicU64,
     requests: AtomicU64,
     failures: AtomicU64,
 }
 
-/// What is as it is when it is asked for.
+/// Values read when they are asked for.
 pub struct Gauges {
     pub leases: usize,
     pub sessions: usize,
     pub scans: usize,
-    /// Scans that are being sent, a place kept for each.
+    /// Scans that are being sent, for each of which a place is reserved.
     pub arriving: usize,
     pub waiting: usize,
     /// Predictions that wait between two ops of the network.
@@ -32,12 +32,12 @@ pub struct Gauges {
     /// Patches of all scans that were encoded, and those of them that were dropped.
     pub encoded: u64,
     pub dropped: u64,
-    /// How often an encoding waited while a later click was answered.
+    /// The number of times that an encoding waited while a later click was answered.
     pub overtaken: u64,
 }
 
 impl Metrics {
-    /// A click was answered.
+    /// Counts a click that was answered.
     pub fn click(&self, took: Duration) {
         let seconds = took.as_secs_f64();
         let bucket = BUCKETS.iter().position(|b| seconds <= *b).unwrap_or(BUCKETS.len());
@@ -45,13 +45,13 @@ impl Metrics {
         self.micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// A request was answered, with a failure or without.
+    /// Counts a request that was answered, with a failure or without.
     pub fn request(&self, failed: bool) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.failures.fetch_add(u64::from(failed), Ordering::Relaxed);
     }
 
-    /// The text.
+    /// The text of all metrics.
     pub fn text(&self, now: &Gauges) -> String {
         let mut text = String::new();
         let mut put = |name: &str, kind: &str, help: &str, value: u64| {

@@ -1,16 +1,16 @@
-//! A server that viewers work with: nnInteractive's protocol, which 3D Slicer and napari speak;
+//! A server that viewers work with: nnInteractive's protocol, which 3D Slicer and napari use;
 //! ITK-SNAP's; MONAI Label's; prism's own interface, for programs; a page, for browsers. All at one
 //! address.
 //!
-//! What runs where: questions that cost nothing are answered by the threads that read from the
+//! Which threads do what: requests that cost nothing are answered by the threads that read from the
 //! network ([`Server::run`]); everything else waits for its turn on threads of its own (`work.rs`).
-//! Whoever leaves while it waits is not worked for any more.
+//! If a client disconnects while it waits, its work is dropped.
 //!
-//! What callers send is never believed: sizes are held against limits before memory is asked for
-//! (`body.rs`, `wire.rs`), names of files are read for their endings alone, and headers that name
-//! other files are refused; what they call a series is looked for among those that the server found
-//! in its folder (`shelf.rs`), and is never a path. No voxel and no name of a caller's is written
-//! anywhere but to the folder that a server is given for its state (`journal.rs`).
+//! Nothing that callers send is trusted: sizes are checked against limits before memory is
+//! requested (`body.rs`, `wire.rs`), only the endings of file names are used, and headers that name
+//! other files are refused; the name of a series is looked up among those that the server found in
+//! its folder (`shelf.rs`), and is never used as a path. No voxel and no name from a caller is
+//! written anywhere except in the folder that a server is given for its state (`journal.rs`).
 
 mod answer;
 mod api;
@@ -77,36 +77,36 @@ use work::{Key, Kind, Work};
 
 /// Threads that read from the network and answer what costs nothing.
 const THREADS: usize = 2;
-/// How often what nobody uses is looked for.
+/// How often unused objects are looked for.
 const SWEEP: Duration = Duration::from_millis(500);
-/// How long nothing is held before memory that is kept for later goes back to the system.
+/// The time without held objects after which memory kept for later goes back to the system.
 const REST: Duration = Duration::from_secs(60);
 
-/// What prism's own interface is, for programs that read such descriptions.
+/// The description of prism's own interface, for programs that read such descriptions.
 const OPENAPI: &str = include_str!("openapi.json");
 
-/// What is said of a path that there is none of.
+/// The error for a path that does not exist.
 const SPOKEN: &str = "no such path: this server speaks nnInteractive's protocol, version 2 (/claim, /set_image, ...), ITK-SNAP's (/start_session, ...), MONAI Label's (/info/, /session/, ...), and prism's own (/v1, described by /openapi.json); / is a page for browsers";
 
-/// A path and what answers there.
+/// A path and its handler.
 type Route = (&'static str, MethodRouter<Arc<Shared>>);
 
-/// What all that answer know.
+/// What all handlers share.
 struct Shared {
     settings: Settings,
-    /// What the model is called.
+    /// The model's name.
     name: String,
     model: Arc<Model>,
     store: Store,
     work: Work,
     metrics: Metrics,
-    /// What is kept of all scans, encoded.
+    /// The kept encodings of all scans.
     encodings: Arc<Encodings>,
-    /// Bytes of a scan, at most.
+    /// The most bytes of a scan.
     most_scan: usize,
     /// Whether only this machine's programs can call.
     is_local: bool,
-    /// How far what an earlier server left was brought back.
+    /// How far the restoration of what an earlier server left has come.
     progress: Progress,
     /// The series of the folder that it was given, if it was.
     shelf: Option<Shelf>,
@@ -124,11 +124,11 @@ impl Shared {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    /// Where ITK-SNAP's protocol alone is spoken.
+    /// The listener at which only ITK-SNAP's protocol is served.
     dls: Option<(TcpListener, SocketAddr)>,
     shared: Arc<Shared>,
     stop: Stop,
-    /// What an earlier server left, to be brought back, and what was odd about it so far.
+    /// What an earlier server left, to be restored, and what was odd about it so far.
     found: Vec<Found>,
     warnings: Vec<String>,
 }
@@ -138,32 +138,32 @@ pub struct Server {
 pub struct Stop(Arc<Notify>);
 
 impl Stop {
-    /// Has the server finish what runs, and end.
+    /// Makes the server finish what runs, and end.
     pub fn stop(&self) {
         self.0.notify_one();
     }
 }
 
-/// Tells when what an earlier server left is there again.
+/// Tells when what an earlier server left has been restored.
 pub struct Restored(Arc<Shared>);
 
 impl Restored {
-    /// Waits for that, while [`Server::run`] runs on another thread, and returns what was odd, for
-    /// a person to read.
+    /// Waits for that, while [`Server::run`] runs on another thread, and returns what was odd, as
+    /// text for people.
     pub fn wait(&self) -> Vec<String> {
         self.0.progress.wait()
     }
 }
 
 impl Server {
-    /// Begins to listen, with a model that is called `name`.
+    /// Begins to listen, with a model named `name`.
     ///
     /// # Errors
-    /// A setting is not what it can be, the address is taken or not this machine's, threads cannot
-    /// be started, the folder for the state cannot be had, or that of DICOM not looked through.
+    /// A setting is invalid, the address is in use or not this machine's, threads cannot be
+    /// started, the folder for the state cannot be opened, or that of DICOM not read.
     pub fn open(settings: Settings, model: Arc<Model>, name: &str) -> Result<Server, String> {
         let addresses = settings.addresses()?;
-        // Before anything is created or deleted, and before anybody can call.
+        // Before anything is created or deleted, and before any client can call.
         if let (Some(keep), Some(dicom)) = (&settings.keep, &settings.dicom)
             && lies_within(&keep.folder, dicom)
         {
@@ -219,8 +219,8 @@ impl Server {
         Ok(Server { listener, address, dls, shared, stop, found, warnings })
     }
 
-    /// Tells when what an earlier server left in the folder for the state is there again; until
-    /// then requests are refused with 503, but for `/healthz` and the page's own files.
+    /// Tells when what an earlier server left in the folder for the state has been restored; until
+    /// then requests are refused with 503, except for `/healthz` and the page's own files.
     pub fn restored(&self) -> Restored {
         Restored(self.shared.clone())
     }
@@ -230,23 +230,23 @@ impl Server {
         self.address
     }
 
-    /// Where ITK-SNAP's protocol alone is spoken, without a token, if it is.
+    /// The address at which only ITK-SNAP's protocol is served, without a token, if there is one.
     pub fn dls_address(&self) -> Option<SocketAddr> {
         self.dls.as_ref().map(|(_, address)| *address)
     }
 
-    /// What ends it.
+    /// A handle that ends it.
     pub fn stopper(&self) -> Stop {
         self.stop.clone()
     }
 
     /// The paths that `openapi.json` describes, as it writes them: those of ITK-SNAP's and MONAI
-    /// Label's protocols are others' to describe.
+    /// Label's protocols are described by their authors.
     pub fn paths() -> Vec<&'static str> {
         described().into_iter().map(|(path, _)| path).collect()
     }
 
-    /// Answers until it is told to stop, and what was begun then is done.
+    /// Answers requests until it is told to stop, and finishes what was begun by then.
     ///
     /// # Errors
     /// The system refuses threads, or the network fails.
@@ -273,7 +273,7 @@ impl Server {
         }
         let served = runtime.block_on(async {
             let sweeper = tokio::spawn(sweep(shared.clone()));
-            // What waits for the end hears of it when the other side is gone.
+            // Tasks that wait for the end are woken when the other side is dropped.
             let (tells, told) = watch::channel(());
             let stopper = tokio::spawn(async move {
                 stop.0.notified().await;
@@ -306,7 +306,7 @@ impl Server {
     }
 }
 
-/// Whether a folder is another one, or lies in it; where it is not there yet, as it will.
+/// Whether a folder is the same as another, or inside it; also if it does not exist yet.
 fn lies_within(folder: &Path, other: &Path) -> bool {
     let whole = |path: &Path| path.canonicalize().ok();
     let here = |path: &Path| whole(if path.as_os_str().is_empty() { ".".as_ref() } else { path });
@@ -321,7 +321,7 @@ fn listen(to: impl ToSocketAddrs) -> std::io::Result<(TcpListener, SocketAddr)> 
     Ok((listener, address))
 }
 
-/// Answers until `told` is told of the end.
+/// Answers requests until `told` reports the end.
 async fn serve(
     listener: TcpListener,
     app: Router,
@@ -335,8 +335,8 @@ async fn serve(
     served.with_graceful_shutdown(end).await
 }
 
-/// Has the store let something go on a thread where nobody waits for it: memory and files are given
-/// back there, which may take a while.
+/// Lets the store drop something on a thread that does not delay any request: memory and files are
+/// given back there, which may take a while.
 async fn aside<T: Send + 'static>(
     shared: &Arc<Shared>,
     work: impl FnOnce(&Store) -> T + Send + 'static,
@@ -346,8 +346,8 @@ async fn aside<T: Send + 'static>(
     done.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault in the server"))
 }
 
-/// Has the journal of something that is worked on by `key` written anew, where it became long: when
-/// its turn comes, and nobody waits for it.
+/// Has the journal of an object that is worked on under `key` rewritten, if it became long: when
+/// its turn comes, without a request waiting for it.
 fn tidy<T>(shared: &Arc<Shared>, key: Key, held: Arc<T>)
 where
     T: Kept + Send + Sync + 'static,
@@ -357,18 +357,18 @@ where
     }
     let there = shared.clone();
     tokio::spawn(async move {
-        // Where that fails the old one is as good, and the next attempt comes when it has grown.
+        // If that fails the old one is as good, and the next attempt comes when it has grown.
         let _ = there.work.run(key, Kind::Other, move |_: &Turn| held.renew()).await;
     });
 }
 
-/// Lets go what nobody uses. Where nothing was held for [`REST`], memory that is kept for later use
-/// goes back to the system.
+/// Drops unused objects. If nothing was held for [`REST`], memory that is kept for later use goes
+/// back to the system.
 async fn sweep(shared: Arc<Shared>) {
     let mut empty_since = None;
     loop {
         tokio::time::sleep(SWEEP).await;
-        // Before all is there again nobody is heard who would show a sign of life.
+        // Before the restoration has finished no client can show a sign of life.
         if shared.progress.now().is_some() {
             continue;
         }
@@ -482,7 +482,7 @@ mod tests {
         let there: BTreeSet<&str> = paths.iter().copied().collect();
         assert_eq!(there.len(), paths.len());
         assert_eq!(described, there);
-        // Nor does any path stand there twice: a router refuses that.
+        // No path is listed twice either: a router refuses that.
         let every: BTreeSet<&str> = all().into_iter().map(|(path, _)| path).collect();
         assert_eq!(every.len(), all().len());
     }

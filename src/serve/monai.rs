@@ -1,11 +1,11 @@
 //! MONAI Label's protocol, version 0.8.5, as far as 3D Slicer's extension and its Python client use
-//! it to point at things: a session for a scan, and masks for all the clicks on it so far.
+//! it for interactive segmentation: a session for a scan, and masks for all the clicks on it so
+//! far.
 //!
-//! Where the server was given a folder of DICOM, its series are images too (`datastore.rs`): OHIF's
-//! extension asks for those. Training and users of its own are not spoken of. Voxels are
-//! `[i, j, k]` of the file that was sent, or of the series, its slices in the order in which they
-//! lie along their normal, as ITK and OHIF have them. Answers have a Content-Length: clients join
-//! pieces wrongly.
+//! If the server was given a folder of DICOM, its series are images too (`datastore.rs`): OHIF's
+//! extension asks for those. Training and user accounts are not supported. Voxels are `[i, j, k]`
+//! of the file that was sent, or of the series, with its slices in their order along the normal, as
+//! in ITK and OHIF. Answers have a Content-Length, because clients join chunks wrongly.
 
 use super::api::{MASKS, saved, scan_sent};
 use super::arrived::{SCANS, scan_of};
@@ -35,18 +35,18 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The model's name in this protocol, and what it finds.
+/// The model's name in this protocol, and the label that it finds.
 const MODEL: &str = "prism";
 const LABEL: &str = "tumour";
-/// Clicks that are said at a time, at most.
+/// The most clicks of one request.
 const MOST_CLICKS: usize = 1_000;
-/// Letters of a name of an object that count.
+/// The most letters of an object's name that count.
 const MOST_LABEL: usize = 200;
 
-/// What messages call the memory that this takes.
+/// How messages name the memory that this takes.
 const ANSWER: &str = "an answer to be sent";
 
-/// What the protocol has paths for.
+/// The protocol's paths.
 pub fn routes() -> Vec<Route> {
     vec![
         ("/info/", get(info)),
@@ -59,8 +59,8 @@ pub fn routes() -> Vec<Route> {
 
 type Answer = Result<Response, Failure>;
 
-/// What there is. Clients choose what they offer by the model's type. All labels are a list, to
-/// which OHIF's extension adds those of the models.
+/// What the server offers. Clients choose what they show by the model's type. All labels are a
+/// list, to which OHIF's extension adds those of the models.
 async fn info(State(shared): State<Arc<Shared>>) -> Answer {
     let about = format!("prism: one object by clicks, with the model {}", shared.name);
     said(json!({
@@ -85,12 +85,12 @@ async fn info(State(shared): State<Arc<Shared>>) -> Answer {
     }))
 }
 
-/// There are no users of its own; where a token is needed it goes along as everywhere.
+/// There are no user accounts; if a token is needed it is sent as everywhere.
 async fn auth() -> Answer {
     said(json!({ "enabled": false }))
 }
 
-/// A session as clients are told of it. Where its image lies is nobody's.
+/// A session as it is described to clients. The path of its image is not shown.
 fn described(id: Id, clicked: &Clicked, shared: &Shared) -> Value {
     json!({
         "name": text(id),
@@ -103,7 +103,7 @@ fn described(id: Id, clicked: &Clicked, shared: &Shared) -> Value {
     })
 }
 
-/// Takes a scan. Its content says what it is; of its name the ending is held against that.
+/// Receives a scan. Its content says what it is; the ending of its name is checked against that.
 async fn create(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let (parts, body) = request.into_parts();
     let (place, sent) = scan_sent(&shared, &parts.headers, body).await?;
@@ -162,14 +162,14 @@ async fn remove(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> 
     said(aside(&shared, end).await??)
 }
 
-/// What is asked along with an inference; what else clients send is for other models.
+/// The parameters of an inference; other parameters that clients send are for other models.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Asked {
     label: Option<Value>,
     foreground: Option<Vec<Vec<f64>>>,
     background: Option<Vec<Vec<f64>>>,
-    /// `[i0, i1, j0, j1, k0, k1]`; both ends lie in it.
+    /// `[i0, i1, j0, j1, k0, k1]`; both ends are inside it.
     roi: Option<Vec<f64>>,
     reset_state: Option<bool>,
     result_extension: Option<String>,
@@ -177,10 +177,10 @@ struct Asked {
     result_compress: Option<bool>,
 }
 
-/// How an answer is sent.
+/// The format of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Output {
-    /// A form of what is to be said and the mask.
+    /// A form of the parameters and the mask.
     All,
     Image,
     Json,
@@ -200,7 +200,7 @@ impl Output {
     }
 }
 
-/// What a request speaks of.
+/// The object that a request names.
 enum Named {
     /// A session's scan.
     Session(Key, Arc<Clicked>),
@@ -208,7 +208,8 @@ enum Named {
     Series(String),
 }
 
-/// What a request speaks of, and the way that it asks for. A session counts, where both are named.
+/// The object that a request names, and the format that it asks for. If both a session and a series
+/// are named, the session counts.
 fn wanted(
     shared: &Shared,
     model: &str,
@@ -254,10 +255,11 @@ async fn infer(
     };
     let start = Instant::now();
     let boundary = format!("prism-{}", text(new_id()?));
-    // What is held is not let go before it is known to have been worked on.
+    // It must not be dropped before it is known to have been worked on.
     let (headers, held) = (parts.headers, clicked.clone());
     let work = move |turn: &Turn| -> Answer {
-        // Much may be said: that is read here, and not where others wait to be heard.
+        // The request may be long: it is read here, and not on a thread that other requests wait
+        // for.
         let asked = asked(&headers, &sent.bytes)?;
         drop(sent);
         let format = asked.format()?;
@@ -290,7 +292,7 @@ async fn infer(
     Ok(response)
 }
 
-/// What is said beside a mask.
+/// The parameters beside a mask.
 fn told(answered: &Answered, beyond: usize, start: Instant) -> Value {
     let mut notes = answered.notes.clone();
     if beyond > 0 {
@@ -305,7 +307,7 @@ fn told(answered: &Answered, beyond: usize, start: Instant) -> Value {
     })
 }
 
-/// What a body asks: in a form of several parts, in one of one line, or not at all.
+/// The parameters in a body: in a form of several parts, in one of one line, or absent.
 fn asked(headers: &HeaderMap, body: &[u8]) -> Result<Asked, Failure> {
     let wrong = |e: serde_json::Error| Failure::unfit(format!("params: {e}"));
     if multipart::is_form(headers) {
@@ -332,7 +334,7 @@ fn asked(headers: &HeaderMap, body: &[u8]) -> Result<Asked, Failure> {
     }
 }
 
-/// What a body asks of a scan of such a size: the format of the mask, and the box.
+/// The parameters in a body for a scan of this size: the format of the mask, and the box.
 pub fn wishes(
     headers: &HeaderMap,
     body: &[u8],
@@ -361,7 +363,7 @@ impl Asked {
         })
     }
 
-    /// What is said of the object, and how many clicks lie beyond the scan.
+    /// The prompts for the object, and the number of clicks outside the scan.
     fn clicks(&self, opened: &Opened) -> Result<(Clicks, usize), Failure> {
         let label = match &self.label {
             Some(Value::String(name)) => name.chars().take(MOST_LABEL).collect(),
@@ -425,7 +427,7 @@ impl Asked {
     }
 }
 
-/// A form of what is to be said and a mask, as a file.
+/// A form of parameters and a mask, as a file.
 fn form(boundary: &str, about: &Value, format: &str, file: &[u8]) -> Answer {
     let head = format!(
         "--{boundary}\r\nContent-Disposition: form-data; name=\"params\"\r\n\

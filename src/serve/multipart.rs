@@ -1,25 +1,25 @@
-//! Forms of several parts (RFC 7578): fields and files, of bodies that lie in memory. What is found
-//! are places in the body: nothing of it is copied but names.
+//! Forms of several parts (RFC 7578): fields and files, in bodies in memory. Results are ranges in
+//! the body: nothing is copied except names.
 
 use super::failure::Failure;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use std::ops::Range;
 
-/// Parts of a form, at most.
+/// The most parts of a form.
 const MOST_PARTS: usize = 32;
-/// Bytes of what stands in front of a part's content, at most.
+/// The most bytes before a part's content.
 const MOST_HEAD: usize = 8 << 10;
-/// Letters of a boundary, at most (RFC 2046, section 5.1.1).
+/// The most letters of a boundary (RFC 2046, section 5.1.1).
 const MOST_BOUNDARY: usize = 70;
 
 /// A part of a form.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     pub name: String,
-    /// What it was called where it came from, if it is a file.
+    /// Its name at the sender, if it is a file.
     pub file: Option<String>,
-    /// Where its content lies in the body.
+    /// The range of its content in the body.
     pub content: Range<usize>,
 }
 
@@ -45,7 +45,7 @@ pub fn parts(headers: &HeaderMap, body: &[u8]) -> Result<Vec<Part>, Failure> {
         })?;
     let delimiter = format!("\r\n--{boundary}").into_bytes();
     let cut = || Failure::bad("the form breaks off: expected its parts and a boundary behind each");
-    // The first may stand at the very beginning.
+    // The first may be at the very beginning.
     let mut at = match body.starts_with(&delimiter[2..]) {
         true => delimiter.len() - 2,
         false => find(body, &delimiter, 0).ok_or_else(cut)? + delimiter.len(),
@@ -71,7 +71,7 @@ pub fn parts(headers: &HeaderMap, body: &[u8]) -> Result<Vec<Part>, Failure> {
     Ok(parts)
 }
 
-/// The only part of a name.
+/// The only part with a name.
 pub fn only<'p>(parts: &'p [Part], name: &str) -> Result<&'p Part, Failure> {
     let mut found = parts.iter().filter(|part| part.name == name);
     match (found.next(), found.next()) {
@@ -81,7 +81,7 @@ pub fn only<'p>(parts: &'p [Part], name: &str) -> Result<&'p Part, Failure> {
     }
 }
 
-/// What a part's head says of its name.
+/// The Content-Disposition of a part's head.
 fn disposition(head: &str) -> Option<&str> {
     let mut lines = head.split("\r\n").filter_map(|line| line.split_once(':'));
     let found = lines.find(|(name, _)| name.trim().eq_ignore_ascii_case("content-disposition"));
@@ -93,7 +93,7 @@ fn parameter(value: &str, name: &str) -> Option<String> {
     let mut rest = value.split_once(';')?.1;
     loop {
         let (key, after) = rest.split_once('=')?;
-        // What stands in front of it without a value is none.
+        // Text before it without a value is not a parameter.
         let key = key.rsplit(';').next().unwrap_or(key).trim();
         let (found, behind) = match after.trim_start().strip_prefix('"') {
             Some(text) => quoted(text)?,
@@ -109,7 +109,7 @@ fn parameter(value: &str, name: &str) -> Option<String> {
     }
 }
 
-/// A text up to the quote that ends it, and what stands behind that.
+/// A text up to the quote that ends it, and what follows that.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let (mut found, mut escaped) = (String::new(), false);
     for (at, c) in text.char_indices() {
@@ -125,7 +125,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// Where `what` begins in `bytes`, from a place on. By Horspool's rule (Software: Practice and
+/// The position of `what` in `bytes`, from an index on. By Horspool's rule (Software: Practice and
 /// Experience 10, 1980): the last byte of a window says how far the next may be.
 fn find(bytes: &[u8], what: &[u8], from: usize) -> Option<usize> {
     let last = what.len() - 1;
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(only(&found, "b").unwrap(), &found[1]);
         assert!(only(&found, "c").is_err());
         assert!(only(&[found.clone(), found].concat(), "a").is_err());
-        // A boundary in quotes, words before the first, nothing in a part, no part at all.
+        // A boundary in quotes, text before the first, nothing in a part, no part at all.
         let quoted = "Multipart/Form-Data; charset=utf-8; boundary=\"a b;c\"";
         let body =
             b"words\r\n--a b;c\r\nContent-Disposition: form-data; name=\"\"\r\n\r\n\r\n--a b;c--";

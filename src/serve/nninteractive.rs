@@ -1,9 +1,9 @@
-//! nnInteractive's protocol, version 2, as 3D Slicer's and napari's extensions and its Python
-//! client speak it: a lease, an image, a buffer, interactions whose answers are the changed part of
+//! nnInteractive's protocol, version 2, as the extensions of 3D Slicer and napari and its Python
+//! client use it: a lease, an image, a buffer, interactions whose answers are the changed part of
 //! the buffer.
 //!
-//! Questions that cost nothing (heartbeats above all) are answered at once, whatever runs. What a
-//! lease is asked to do waits for its turn.
+//! Requests that cost nothing (above all heartbeats) are answered at once, whatever is running. The
+//! work of a lease waits for its turn.
 
 use super::body::{self, Sent};
 use super::failure::{Failure, reply};
@@ -27,11 +27,11 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The headers beside a body.
+/// The header with parameters beside a body.
 const META: &str = "x-meta";
 const LEASE: &str = "x-lease-token";
 
-/// What the protocol has paths for.
+/// The protocol's paths.
 pub fn routes() -> Vec<Route> {
     vec![
         ("/claim", post(claim)),
@@ -63,7 +63,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// A request that a lease was given for, with what it sent.
+/// A request on a lease, with its body.
 struct Call {
     shared: Arc<Shared>,
     key: Key,
@@ -73,8 +73,8 @@ struct Call {
 }
 
 impl Call {
-    /// Reads a request with a body of at most `most` bytes. Whoever has no lease, or none any more,
-    /// sends all of the body before it reads the answer that says so.
+    /// Reads a request with a body of at most `most` bytes. A client without a valid lease sends
+    /// all of the body before it reads the answer that says so.
     async fn read(shared: &Arc<Shared>, request: Request, most: usize) -> Result<Call, Failure> {
         let (parts, body) = request.into_parts();
         let headers = parts.headers;
@@ -94,21 +94,21 @@ impl Call {
         serde_json::from_slice(&self.sent.bytes).map_err(|e| Failure::unfit(e.to_string()))
     }
 
-    /// What stands beside a body that is an array.
+    /// The parameters beside a body that is an array.
     fn meta<T: DeserializeOwned + Default>(&self) -> Result<T, Failure> {
         let Some(value) = self.headers.get(META) else { return Ok(T::default()) };
         serde_json::from_slice(value.as_bytes())
             .map_err(|e| Failure::bad(format!("Bad X-Meta: {e}")))
     }
 
-    /// Has the lease's work done when its turn comes.
+    /// Runs work on the lease when its turn comes.
     async fn work<T, F>(self, kind: Kind, work: F) -> Result<T, Failure>
     where
         T: Send + 'static,
         F: FnOnce(&Shared, &mut Work, Sent, &Turn) -> Result<T, Failure> + Send + 'static,
     {
         let Call { shared, key, lease, sent, .. } = self;
-        // What is held is not let go before it is known to have been worked on.
+        // It must not be dropped before it is known to have been worked on.
         let (there, held) = (shared.clone(), lease.clone());
         let run = move |turn: &Turn| {
             work(&there, &mut lease.state(), sent, turn).map_err(Failure::into_bad)
@@ -119,8 +119,8 @@ impl Call {
         done
     }
 
-    /// What costs nothing: at once where nobody is at work with the lease, else in its turn. What
-    /// is written to a disk costs something.
+    /// Work that costs nothing: at once if the lease is not in use, otherwise in its turn. Writing
+    /// to a disk is not free.
     async fn at_once<F>(self, work: F) -> Result<(), Failure>
     where
         F: FnOnce(&mut Work) -> Result<(), Failure> + Send + 'static,
@@ -143,12 +143,12 @@ impl Call {
         if kind == Kind::Prediction {
             shared.metrics.click(start.elapsed());
         }
-        // Whoever has left by now is not told: what it misses is in the next answer.
+        // A client that has disconnected by now is not told: what it misses is in the next answer.
         shown(outcome, &lease)
     }
 }
 
-/// What changed, as the client writes it into its buffer.
+/// The change, as the client writes it into its buffer.
 fn shown(outcome: Outcome, lease: &Lease) -> Answer {
     let mut meta = json!({ "ran_prediction": outcome.ran, "bbox": null });
     let mut body = Body::empty();
@@ -172,8 +172,8 @@ fn shown(outcome: Outcome, lease: &Lease) -> Answer {
     Ok(response)
 }
 
-/// Notes that a client has written to its buffer before it asks for what it did there: filled it
-/// with a mask, emptied it, taken another. It has done so whatever becomes of its request.
+/// Records that a client has written to its buffer before it asks for the effect: filled it with a
+/// mask, emptied it, or replaced it. It has done so whatever happens to its request.
 fn written(shared: &Shared, request: &Request) {
     if let Ok((_, lease)) = shared.store.lease(header(request.headers(), LEASE), Touch::Look) {
         lease.written();
@@ -211,8 +211,8 @@ async fn lease_status(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> 
     }))
 }
 
-/// What is true of prism's sessions. They have no channels of prompts; clients look for the names
-/// of those that they can give.
+/// The capabilities of prism's sessions. They have no channels of prompts; clients look for the
+/// names of those that they can give.
 async fn capabilities(State(shared): State<Arc<Shared>>) -> Answer {
     let patch = shared.model.config().patch;
     said(json!({
@@ -236,7 +236,7 @@ async fn capabilities(State(shared): State<Arc<Shared>>) -> Answer {
     }))
 }
 
-/// What stands beside an image.
+/// The parameters beside an image.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct ImageMeta {
@@ -246,12 +246,12 @@ struct ImageMeta {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Properties {
-    /// `[k, j, i]`, in mm; what is none is passed over.
+    /// `[k, j, i]`, in mm; anything else is ignored.
     spacing: Value,
 }
 
 impl Properties {
-    /// How far apart voxels are. A sign is that of a viewer that shows an axis the other way round:
+    /// The distances between voxels. A sign comes from a viewer that shows an axis in reverse:
     /// napari's reader of NIfTI gives every axis one, whichever way it runs.
     fn spacing(&self) -> [f64; 3] {
         const PLAUSIBLE: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
@@ -348,7 +348,7 @@ fn yes() -> bool {
     true
 }
 
-/// Predictions wait for the one that runs; what is only noted does not.
+/// A request with a prediction waits for the one that runs; one that is only recorded does not.
 fn kind(run: bool, noted: Kind) -> Kind {
     if run { Kind::Prediction } else { noted }
 }
@@ -387,7 +387,7 @@ async fn add_bbox(State(shared): State<Arc<Shared>>, request: Request) -> Answer
     .await
 }
 
-/// What stands beside a mask.
+/// The parameters beside a mask.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct MaskMeta {
@@ -441,7 +441,8 @@ async fn add_initial_seg(State(shared): State<Arc<Shared>>, request: Request) ->
 
 async fn predict(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     let call = Call::read(&shared, request, body::SHORT).await?;
-    // Whether all is to be refined is asked along: a session refines what it looks at.
+    // The request says whether all is to be refined, which is ignored: a session refines what it
+    // looks at.
     let _: Value = call.json()?;
     call.interact(Kind::Prediction, |_, work, _, turn| work.predict(turn)).await
 }

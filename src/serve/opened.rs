@@ -1,4 +1,4 @@
-//! A scan that somebody sent, ready to be worked on.
+//! A scan that a client sent, ready to be worked on.
 
 use super::failure::Failure;
 use crate::memory::Charge;
@@ -7,7 +7,7 @@ use crate::session::{Ahead, Encodings, Interest, Options, Scan, intensities};
 use crate::volume::{Modality, Volume};
 use std::sync::Arc;
 
-/// Voxels around a click that its mark covers: so far outside the image it still counts.
+/// Voxels around a click that its mark covers: a click this far outside the image still counts.
 const BALL: f64 = 4.0;
 
 /// What scans are worked on with.
@@ -15,7 +15,7 @@ const BALL: f64 = 4.0;
 pub struct Engine<'a> {
     pub model: &'a Arc<Model>,
     pub options: Options,
-    /// Where all that is encoded of them is kept.
+    /// The store of all their encodings.
     pub encodings: &'a Arc<Encodings>,
 }
 
@@ -24,16 +24,16 @@ pub struct Opened {
     pub image: Arc<Volume>,
     pub scan: Arc<Scan>,
     pub modality: Modality,
-    /// What was odd about it, and what it was taken for.
+    /// What was odd about it, and what it was taken to be.
     pub notes: Vec<String>,
-    /// In what is encoded ahead.
+    /// The interest in what is encoded ahead.
     interest: Option<Interest>,
     _charge: Charge,
 }
 
 impl Opened {
-    /// Decides how its values are understood. The network looks at it when something is said of it,
-    /// or as [`Opened::ahead`] tells.
+    /// Decides how its values are interpreted. The network looks at it when a prompt is given, or
+    /// as [`Opened::ahead`] says.
     pub fn new(engine: Engine, image: Volume) -> Result<Opened, Failure> {
         let Engine { model, options, encodings } = engine;
         let charge = Charge::of::<u8>("a scan", image.array().bytes())?;
@@ -53,15 +53,15 @@ impl Opened {
         })
     }
 
-    /// What first clicks are looked at with wherever they lie: to be encoded when it has come,
-    /// before anything is said of it.
+    /// The patch with which first clicks are looked at wherever they are: to be encoded when the
+    /// scan has arrived, before any prompt is given.
     pub fn ahead(&mut self) -> Option<Ahead> {
         let (ahead, interest) = self.scan.ahead()?;
         self.interest = Some(interest);
         Some(ahead)
     }
 
-    /// The voxel that a place means, `[i, j, k]`: rounded, halves to even ones. A place just
+    /// The voxel that a position means, `[i, j, k]`: rounded, halves to even. A position just
     /// outside the image means the nearest voxel in it, one further off none.
     pub fn voxel(&self, at: [f64; 3]) -> Option<[usize; 3]> {
         let (at, size) = (at.map(f64::round_ties_even), self.image.grid.size);

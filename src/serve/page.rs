@@ -5,7 +5,7 @@ use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::Response;
 
-/// A file of the page: its path, its type, whether it is packed by gzip, what it holds.
+/// A file of the page: its path, its type, whether it is packed by gzip, its contents.
 type File = (&'static str, &'static str, bool, &'static [u8]);
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -32,8 +32,9 @@ static FILES: [File; 14] = [
     ("/view.js", SCRIPT, false, include_bytes!("page/view.js")),
 ];
 
-/// What the page may do: nothing but with what this server sends. The viewer has pictures written
-/// in its own script (data:), and sets styles one by one, which needs no leave.
+/// The page's content security policy: only what this server sends is allowed. The viewer has
+/// pictures inlined in its own script (data:), and sets styles one by one, which needs no
+/// permission.
 const POLICY: &str = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; \
     style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; worker-src 'self' blob:; \
     object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";

@@ -1,11 +1,11 @@
-//! Queries of addresses, and forms that are written as they are.
+//! Query strings, and forms in the same encoding.
 
-/// The first value of a field, its percent signs undone.
+/// The first value of a field, with percent encoding decoded.
 pub fn field(query: &Option<String>, name: &str) -> Option<String> {
     fields(query, name).next()
 }
 
-/// All values of a field that may stand there several times, in their order.
+/// All values of a field that may occur several times, in order.
 pub fn fields<'a>(query: &'a Option<String>, name: &'a str) -> impl Iterator<Item = String> + 'a {
     let pairs = query.as_deref().unwrap_or_default().split('&');
     pairs.filter_map(move |pair| {
@@ -18,7 +18,7 @@ fn plain(text: &str) -> String {
     let bytes = text.as_bytes();
     let (mut out, mut at) = (vec![], 0);
     while at < bytes.len() {
-        // A sign is no digit, though numbers may begin with one.
+        // A sign is not a digit, though numbers may begin with one.
         let digits = text
             .get(at + 1..at + 3)
             .filter(|d| bytes[at] == b'%' && d.bytes().all(|digit| digit.is_ascii_hexdigit()));

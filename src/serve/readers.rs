@@ -1,5 +1,5 @@
-//! The readers of what callers send, without a server around them: for fuzz targets and tests,
-//! which hand them bytes. An error is the sentence that a caller would be told.
+//! The parsers of what callers send, without a server around them: for fuzz targets and tests,
+//! which pass them bytes. An error is the sentence that a caller would see.
 
 use super::failure::Failure;
 use super::wire::{Dtype, pack, unpack};
@@ -13,11 +13,11 @@ use std::ops::Range;
 /// A part of a form.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// What it was called where it came from, if it is a file.
+    /// Its name at the sender, if it is a file.
     pub file: Option<String>,
-    /// Where its content lies in the body.
+    /// The range of its content in the body.
     pub content: Range<usize>,
 }
 
@@ -28,11 +28,11 @@ pub struct Array {
     pub dtype: &'static str,
     /// The length of each axis, the fastest last.
     pub shape: Vec<usize>,
-    /// How many bytes its elements are.
+    /// The number of bytes of its elements.
     pub bytes: usize,
     /// 1 where an element is not 0.
     pub marks: Vec<u8>,
-    /// How many elements it has as a scan, which may be of another type.
+    /// The number of elements that it has as a scan, which may be of another type.
     pub voxels: usize,
 }
 
@@ -40,7 +40,7 @@ fn told<T>(read: Result<T, Failure>) -> Result<T, String> {
     read.map_err(|e| e.message().to_string())
 }
 
-/// The headers of a body of a kind, if that is what a header can hold.
+/// The headers of a body with this Content-Type, if a header can hold that.
 fn headers(kind: &[u8]) -> HeaderMap {
     let kind = HeaderValue::from_bytes(kind).ok();
     kind.map(|kind| (CONTENT_TYPE, kind)).into_iter().collect()
@@ -49,26 +49,27 @@ fn headers(kind: &[u8]) -> HeaderMap {
 /// The parts of a form.
 ///
 /// # Errors
-/// It is none, or breaks off.
+/// It is not a form, or is truncated.
 pub fn form(kind: &[u8], body: &[u8]) -> Result<Vec<Part>, String> {
     let parts = told(multipart::parts(&headers(kind), body))?;
     let part = |p: multipart::Part| Part { name: p.name, file: p.file, content: p.content };
     Ok(parts.into_iter().map(part).collect())
 }
 
-/// The volume of ITK-SNAP's protocol in a form, of at most so many bytes: where it lies, and its
+/// The volume of ITK-SNAP's protocol in a form, of at most `most` bytes: its place, and its
 /// elements.
 ///
 /// # Errors
-/// There is none, or another than the form says.
+/// There is none, or it differs from what the form says.
 pub fn volume(kind: &[u8], body: &[u8], most: usize) -> Result<(Grid, Vec<u8>), String> {
     told(dls::volume(&headers(kind), body, most))
 }
 
-/// What MONAI Label's clients ask of a scan of such a size: the format of the mask, and the box.
+/// The parameters of MONAI Label's clients for a scan of this size: the format of the mask, and the
+/// box.
 ///
 /// # Errors
-/// It is not understood, or does not fit the scan.
+/// It cannot be parsed, or does not fit the scan.
 pub fn asked(
     kind: &[u8],
     body: &[u8],
@@ -77,10 +78,10 @@ pub fn asked(
     told(monai::wishes(&headers(kind), body, size))
 }
 
-/// An array of nnInteractive's protocol, of at most so many bytes.
+/// An array of nnInteractive's protocol, of at most `most` bytes.
 ///
 /// # Errors
-/// The message is none, is damaged, or holds something else than it announces.
+/// The message is not an array, is damaged, or holds something else than it announces.
 pub fn array(message: &[u8], most: usize) -> Result<Array, String> {
     let array = told(unpack(message, most))?;
     let (dtype, shape) = (array.dtype.name(), array.shape.clone());
@@ -89,7 +90,7 @@ pub fn array(message: &[u8], most: usize) -> Result<Array, String> {
     Ok(Array { dtype, shape, bytes, marks, voxels: values.len() / element.size() })
 }
 
-/// The message of an array whose elements are 0 or 1; none where there is no such type.
+/// The message of an array whose elements are 0 or 1; none if there is no such type.
 pub fn packed(dtype: &str, shape: &[usize], marks: &[u8]) -> Option<Vec<u8>> {
     Dtype::named(dtype).map(|dtype| pack(dtype, shape, marks))
 }
@@ -99,7 +100,7 @@ pub fn field(query: &str, name: &str) -> Option<String> {
     query::field(&Some(query.into()), name)
 }
 
-/// The voxel of ITK-SNAP's protocol that a query names, and whether it lies on the object.
+/// The voxel of ITK-SNAP's protocol that a query names, and whether it is on the object.
 ///
 /// # Errors
 /// It names none.
@@ -108,10 +109,10 @@ pub fn point(query: &str) -> Result<([f64; 3], bool), String> {
     Ok((told(dls::voxel(&query))?, told(dls::foreground(&query))?))
 }
 
-/// What a body of prism's own interface says on a scan.
+/// The prompts in a body of prism's own interface, on a scan.
 ///
 /// # Errors
-/// It is not understood, or does not fit the scan.
+/// It cannot be parsed, or does not fit the scan.
 pub fn interaction(body: &[u8], grid: &Grid) -> Result<Prompts, String> {
     told(api::prompts_of(body, grid))
 }

@@ -1,6 +1,7 @@
-//! What an earlier server left on disk (`journal.rs`), brought back as it was: scans are read again
-//! from the bytes that they came as, answers and histories are those that were kept. The network is
-//! not asked; where each object was looked at last is encoded when all is there, in the background.
+//! Restoring what an earlier server left on disk (`journal.rs`): scans are read again from the
+//! bytes that they were sent as, answers and histories are those that were kept. The network is not
+//! asked; where each object was looked at last is encoded when everything is restored, in the
+//! background.
 
 use super::arrived::{self, Arrived};
 use super::clicked::Clicked;
@@ -24,27 +25,27 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What journals say of the server that began them: its model, by name and architecture.
+/// The description in journals of the server that began them: its model, by name and architecture.
 pub fn about(model: &Model, name: &str) -> String {
     let config = serde_json::to_string(model.config()).unwrap_or_default();
     let hash = blake3::hash(config.as_bytes()).to_hex();
     format!("the model {name} (architecture {})", &hash[..12])
 }
 
-/// How far what is there was brought back.
+/// The progress of the restoration.
 pub struct Progress {
     all: usize,
     done: AtomicUsize,
     /// Whether the server ends meanwhile.
     stops: AtomicBool,
     is_over: AtomicBool,
-    /// What was odd, for a person to read, when it is over.
+    /// What was odd, as text for people, when it has finished.
     warnings: Mutex<Option<Vec<String>>>,
     news: Condvar,
 }
 
 impl Progress {
-    /// Of so much that is there.
+    /// The progress with this many objects to restore.
     pub fn new(all: usize) -> Progress {
         Progress {
             all,
@@ -60,25 +61,25 @@ impl Progress {
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How much was looked at, and how much there is; none when it is over.
+    /// The number of objects examined, and their total number; none when it has finished.
     pub fn now(&self) -> Option<(usize, usize)> {
         let is_over = self.is_over.load(Ordering::Acquire);
         (!is_over).then(|| (self.done.load(Ordering::Relaxed), self.all))
     }
 
-    /// Has it end early: what was not looked at stays as it is.
+    /// Makes it end early: objects that were not examined stay as they are.
     pub fn stop(&self) {
         self.stops.store(true, Ordering::Relaxed);
     }
 
-    /// It is over.
+    /// Called when it has finished.
     pub fn end(&self, warnings: Vec<String>) {
         *self.warnings() = Some(warnings);
         self.is_over.store(true, Ordering::Release);
         self.news.notify_all();
     }
 
-    /// Waits until it is over, and returns what was odd.
+    /// Waits until it has finished, and returns what was odd.
     pub fn wait(&self) -> Vec<String> {
         let mut warnings = self.warnings();
         while warnings.is_none() {
@@ -88,8 +89,8 @@ impl Progress {
     }
 }
 
-/// Brings back all that was found. What cannot be read stays where it is; that, and what else was
-/// odd, is told when it is over.
+/// Restores everything that was found. What cannot be read stays where it is; that, and what else
+/// was odd, is reported when it has finished.
 pub fn restore(shared: &Shared, found: Vec<Found>, mut warnings: Vec<String>) {
     let mut ahead = vec![];
     let all = AssertUnwindSafe(|| each(shared, found, &mut ahead, &mut warnings));
@@ -105,7 +106,7 @@ pub fn restore(shared: &Shared, found: Vec<Found>, mut warnings: Vec<String>) {
              --max-sessions: all are served, and new ones refused until fewer are left"
         ));
     }
-    // What was brought back first may have waited for long.
+    // Objects restored first may have waited for long.
     shared.store.touch_all();
     shared.progress.end(warnings);
     ahead.into_iter().for_each(|(key, wishes)| shared.work.ahead(key, wishes));
@@ -125,7 +126,8 @@ fn each(
         }
         let name = found.path().display().to_string();
         shared.progress.done.fetch_add(1, Ordering::Relaxed);
-        // A scan may need more memory than there is now. A fault at one is none of the others'.
+        // A scan may need more memory than there is now. An error with one does not affect the
+        // others.
         let work = AssertUnwindSafe(|| memory::caught(|| read(shared, &mut found)));
         let read = match catch_unwind(work) {
             Ok(read) => read.unwrap_or_else(|e| Err(format!("{name}: {e}"))),
@@ -150,7 +152,7 @@ fn each(
     }
 }
 
-/// What a journal tells, done again, and the scan that it told of last.
+/// The restored state of a journal, and the scan that it described last.
 enum Back {
     Lease(Box<State>, Option<Stored>),
     Label(Box<Clicked>, Stored),
@@ -167,7 +169,7 @@ impl Back {
     }
 }
 
-/// Reads a journal to its end; none where nobody can know of it.
+/// Reads a journal to its end; none if no client can know of it.
 fn read(shared: &Shared, found: &mut Found) -> Result<Option<Back>, String> {
     if matches!(found.owner, Owner::Lease | Owner::Snap) {
         let (mut state, mut scan) = (State::default(), None);
@@ -183,7 +185,7 @@ fn read(shared: &Shared, found: &mut Found) -> Result<Option<Back>, String> {
         state.followed();
         return Ok(Some(Back::Lease(Box::new(state), scan)));
     }
-    // Its scan comes first: without one, whoever sent it was not answered.
+    // Its scan comes first: without one, the client that sent it was not answered.
     let Some(first) = found.read()? else { return Ok(None) };
     let mut from = Reader::new(&first);
     if from.byte()? != IMAGE {
@@ -203,8 +205,8 @@ fn read(shared: &Shared, found: &mut Found) -> Result<Option<Back>, String> {
     Ok(Some(Back::Scan(Box::new(study), stored)))
 }
 
-/// Goes through the rest of a journal. A record that cannot be followed ends it; an error of
-/// another kind, which `each` returns outside, leaves all of it as it is.
+/// Follows the rest of a journal. A record that cannot be followed ends it; an error of another
+/// kind, which `each` returns as the outer error, leaves all of it as it is.
 fn follow(
     found: &mut Found,
     mut each: impl FnMut(&Found, u8, &mut Reader) -> Result<Result<(), String>, String>,
@@ -251,7 +253,7 @@ fn one(arrived: Arrived) -> Result<Volume, Failure> {
     }
 }
 
-/// Puts what was brought back among what the server holds, and goes on with its journal.
+/// Adds a restored object to those that the server holds, and continues its journal.
 fn put(
     shared: &Shared,
     found: Found,

@@ -1,4 +1,4 @@
-//! How a server is run.
+//! The settings of a server.
 
 use crate::device::Device;
 use crate::memory;
@@ -7,64 +7,65 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where a server listens unless it is told otherwise: nnInteractive's port, on this machine alone.
+/// The default address of a server: nnInteractive's port, on this machine only.
 pub const BIND: &str = "127.0.0.1:1527";
-/// The port at which ITK-SNAP looks for its protocol unless it is told otherwise.
+/// The default port at which ITK-SNAP looks for its protocol.
 pub const DLS: &str = "8911";
-/// Most bytes of a scan, packed or not.
+/// The most bytes of a scan, packed or not.
 const MOST_SCAN: u64 = 8 << 30;
-/// Bytes of undo history that a session may keep at least.
+/// The least room for undo history that a session has, in bytes.
 const LEAST: usize = 32 << 20;
 
-/// Bytes that a server's state takes on disk, at most, unless it is told otherwise.
+/// The default limit of a server's state on disk, in bytes.
 pub const STATE_BYTES: u64 = 32 << 30;
 
-/// How long what nobody works on may lie there, unless it is told otherwise, in days.
+/// The default number of days for which unused objects are kept on disk.
 pub const STATE_DAYS: u64 = 30;
 
 /// Where a server keeps its state, so that a restart or a crash loses nothing.
 #[derive(Clone, Debug)]
 pub struct Keep {
-    /// The folder, of this server alone, which is made where there is none.
+    /// The folder, which only this server uses, and which is made if it does not exist.
     pub folder: PathBuf,
-    /// Bytes that it takes, at most.
+    /// The most bytes that it takes.
     pub bytes: u64,
-    /// What nobody worked on for longer than this is deleted when a server starts.
+    /// Objects that were not used for longer than this are deleted when a server starts.
     pub age: Duration,
 }
 
 impl Keep {
-    /// A folder, with limits that fit most.
+    /// A folder, with default limits.
     pub fn at(folder: impl Into<PathBuf>) -> Keep {
         let age = Duration::from_secs(STATE_DAYS * 24 * 3600);
         Keep { folder: folder.into(), bytes: STATE_BYTES, age }
     }
 }
 
-/// How a server is run.
+/// The settings of a server.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where to listen: host and port; port 0 for one that is free.
+    /// The address to listen at: host and port; port 0 for any free one.
     pub bind: String,
-    /// A port of this machine's own where ITK-SNAP's protocol alone is spoken, and no token is
-    /// needed; 0 for one that is free.
+    /// A port of this machine at which only ITK-SNAP's protocol is served, and no token is needed;
+    /// 0 for any free one.
     pub dls: Option<u16>,
-    /// What callers have to know; where others than this machine's can call, one is needed.
+    /// The token that callers must have; if others than this machine's programs can call, one is
+    /// required.
     pub token: Option<Secret>,
-    /// Scans and leases at a time.
+    /// The most scans and leases at a time.
     pub max_sessions: usize,
-    /// After this time without a click, a scan or a lease is let go.
+    /// After this time without a click, a scan or a lease is dropped.
     pub idle: Duration,
-    /// After this time without any sign of life, a lease is let go.
+    /// After this time without any sign of life, a lease is dropped.
     pub liveness: Duration,
     /// The one other web page, by its origin, whose scripts may call.
     pub allow_origin: Option<String>,
-    /// Where scans, prompts and answers are kept on disk; none: in memory alone.
+    /// Where scans, prompts and answers are kept on disk; if none, they are only in memory.
     pub keep: Option<Keep>,
     /// A folder of DICOM series, which MONAI Label's clients may ask for by their identifiers.
     pub dicom: Option<PathBuf>,
-    /// Is told, by any thread, what is odd while the server runs, for a person to read: of that
-    /// folder, such as a damaged file that came.
+    /// Called, from any thread, with what is odd while the server runs, as text for people: about
+    /// that folder, such as a new damaged file.
     pub warn: Option<fn(&str)>,
 }
 
@@ -85,7 +86,7 @@ impl Default for Settings {
     }
 }
 
-/// What callers have to know, as its hash: hashes are compared in a time that tells nothing.
+/// A token that callers must have, as its hash: comparing hashes reveals nothing by its timing.
 #[derive(Clone, Copy, Debug)]
 pub struct Secret(blake3::Hash);
 
@@ -93,7 +94,7 @@ impl Secret {
     /// A secret from text; space around it does not count.
     ///
     /// # Errors
-    /// It is empty, or no text that a header can hold.
+    /// It is empty, or not a text that a header can hold.
     pub fn new(text: &str) -> Result<Secret, String> {
         match text.trim() {
             "" => Err("an empty token: expected text that nobody can guess".into()),
@@ -112,11 +113,10 @@ impl Secret {
 }
 
 impl Settings {
-    /// An error unless a server can be run so.
+    /// An error unless a server can run with these settings.
     ///
     /// # Errors
-    /// A setting is not what it can be, or others than this machine's can call and there is no
-    /// token.
+    /// A setting is invalid, or others than this machine's programs can call and there is no token.
     pub fn check(&self) -> Result<(), String> {
         self.addresses().map(drop)
     }
@@ -152,14 +152,14 @@ impl Settings {
         }
     }
 
-    /// Bytes of a scan, at most: a quarter of the memory that there is.
+    /// The most bytes of a scan: a quarter of the available memory.
     pub(super) fn most_scan(&self) -> usize {
         (memory::limit() / 4).min(MOST_SCAN) as usize
     }
 
-    /// Bytes of encoded patches that are kept of all scans together: a quarter of the memory that
-    /// there is, and of the GPU's, where they lie there; at most as much for each session as a scan
-    /// by itself keeps.
+    /// Bytes of encoded patches that are kept for all scans together: a quarter of the available
+    /// memory, and of the GPU's, if they are there; at most as much for each session as a scan by
+    /// itself keeps.
     pub(super) fn encodings(&self, device: &Device) -> usize {
         let own = match device {
             Device::Cuda(cuda) => cuda.total_memory(),
@@ -170,8 +170,8 @@ impl Settings {
         usize::try_from(there_is / 4).unwrap_or(usize::MAX).min(most)
     }
 
-    /// How scans are worked on: the undo histories of all together keep to a quarter of the memory
-    /// that there is.
+    /// The options of scans: all undo histories together take at most a quarter of the available
+    /// memory.
     pub(super) fn options(&self) -> Options {
         let share = (memory::limit() / 4 / self.max_sessions as u64) as usize;
         Options { undo_bytes: share.clamp(LEAST, UNDO_BYTES), ..Options::default() }
@@ -219,7 +219,7 @@ mod tests {
         for text in ["ein Schlüssel", "two\nlines", "a\0"] {
             assert!(Secret::new(text).unwrap_err().contains("ASCII"), "{text:?}");
         }
-        // What is shown of it is no secret.
+        // What is shown of it does not contain the secret.
         assert!(!format!("{secret:?}").contains("a secret"));
     }
 }

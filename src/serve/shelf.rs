@@ -1,10 +1,10 @@
 //! The DICOM series of the folder that a server is given (`--dicom`), by their identifiers.
 //!
-//! A look through the folder reads tags alone; voxels are read when somebody asks for them. What
-//! callers send is looked for among what was found, and is never a path. Where it is not there, or
-//! files of it or beside them are not as they were, the folder is looked through anew, but only a
-//! while after the last look: until then what is nowhere is not there, and what changes is asked
-//! for again later.
+//! A look through the folder reads only tags; voxels are read when they are asked for. What callers
+//! send is looked up among what was found, and is never used as a path. If a series is not there,
+//! or its files or those beside them have changed, the folder is examined again, but only a while
+//! after the last look: until then an unknown series does not exist, and a changed one has to be
+//! asked for again later.
 
 #[cfg(feature = "dicom")]
 use super::arrived;
@@ -17,17 +17,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// From the end of one look to the next it takes so long, or so many times as long as the look.
+/// The least time from the end of one look to the next, and that time as a multiple of the look's
+/// own.
 const REST: Duration = Duration::from_secs(5);
 const TIMES: u32 = 4;
-/// For so long what is held of a series is taken to be as its files are.
+/// How long the held data of a series is assumed to match its files.
 const FRESH: Duration = Duration::from_secs(5);
 
 /// A series whose voxels can be read: none in a build that reads no DICOM.
 #[cfg(not(feature = "dicom"))]
 type Filed = std::convert::Infallible;
 
-/// Something odd about the folder: what is said of it, and what tells it from others.
+/// Something odd about the folder: its message, and what distinguishes it from others.
 #[cfg(not(feature = "dicom"))]
 #[derive(Clone)]
 struct Odd {
@@ -46,16 +47,16 @@ pub struct Entry {
     pub description: String,
     /// Columns, rows and slices.
     pub size: [usize; 3],
-    /// Mm between them; none where slices do not lie evenly.
+    /// Mm between them; none if slices are not evenly spaced.
     pub spacing: Option<[f64; 3]>,
-    /// Whether it can be read as one volume, as its tags tell.
+    /// Whether it can be read as one volume, according to its tags.
     pub is_volume: bool,
     localizer: bool,
     filed: Filed,
 }
 
-/// What a look through a folder finds, of whose files each has so many bytes inflated, and what was
-/// odd there.
+/// The result of a look through a folder, each of whose files has at most `most` bytes inflated,
+/// and what was odd there.
 #[cfg(feature = "dicom")]
 fn looked_through(folder: &Path, most: u64) -> Result<(Vec<Entry>, Vec<Odd>), VolumeError> {
     let (all, warnings) = dicom::filed(folder, most)?;
@@ -85,27 +86,27 @@ fn looked_through(folder: &Path, _: u64) -> Result<(Vec<Entry>, Vec<Odd>), Volum
 
 #[cfg(feature = "dicom")]
 impl Entry {
-    /// Reads its voxels, which take so many bytes at most.
+    /// Reads its voxels, which take at most `most` bytes.
     pub fn read(&self, most: usize) -> Result<Volume, Failure> {
         arrived::of_series(&self.filed, most)
     }
 
-    /// Whether another look may find it otherwise.
+    /// Whether another look may give another result.
     fn has_changed(&self) -> bool {
         self.filed.has_changed()
     }
 
-    /// Whether a change at the time of the last look may have gone unseen.
+    /// Whether a change at the time of the last look may not be visible.
     fn is_recent(&self) -> bool {
         self.filed.is_recent()
     }
 
-    /// Whether its own files are not as they were.
+    /// Whether its own files have changed.
     fn is_rewritten(&self) -> bool {
         self.filed.is_rewritten()
     }
 
-    /// Whether another look found the same files, as they were.
+    /// Whether another look found the same files, unchanged.
     fn is_same(&self, other: &Entry) -> bool {
         self.filed.is_same(&other.filed)
     }
@@ -135,17 +136,18 @@ impl Entry {
     }
 }
 
-/// A series as it is known.
+/// A series as the last look found it.
 pub struct Seen {
     pub entry: Arc<Entry>,
-    /// Whether its files are those that the last look found; else they come or go just now.
+    /// Whether its files are those that the last look found; otherwise they are being added or
+    /// removed.
     pub is_settled: bool,
 }
 
-/// A series whose voxels are held, as its files were when they were read.
+/// A series whose voxels are held, with the state of its files when they were read.
 pub struct Taken {
     entry: Arc<Entry>,
-    /// When the files were last seen to be as they were.
+    /// When the files were last checked to be unchanged.
     checked: Mutex<Instant>,
 }
 
@@ -159,22 +161,22 @@ impl Taken {
         self.checked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether its files were seen to be as they were just now.
+    /// Whether its files were checked just now.
     pub fn is_fresh(&self) -> bool {
         self.checked().elapsed() < FRESH
     }
 }
 
-/// What the last look through a folder found.
+/// The result of the last look through a folder.
 struct Known {
     entries: BTreeMap<String, Arc<Entry>>,
-    /// What was odd, and was told.
+    /// What was odd, and was reported.
     warnings: Vec<Odd>,
-    /// When there may be another look.
+    /// When another look is allowed.
     next: Instant,
 }
 
-/// When there may be another look after one that began then and ends now.
+/// When another look is allowed after one that began at `begun` and ends now.
 fn rested(begun: Instant) -> Instant {
     Instant::now() + REST.max(begun.elapsed() * TIMES)
 }
@@ -189,7 +191,7 @@ impl Known {
         Ok(Known { entries, warnings, next: rested(begun) })
     }
 
-    /// Those that can be worked on: no scout views.
+    /// The series that can be worked on: no scout views.
     fn scans(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.values().filter(|entry| entry.is_volume && !entry.localizer)
     }
@@ -198,18 +200,18 @@ impl Known {
 /// The series of a folder.
 pub struct Shelf {
     folder: PathBuf,
-    /// Bytes of a file that is inflated, at most.
+    /// The most bytes of an inflated file.
     most: u64,
-    /// Is told what is odd, beside what was so when the folder was looked through before.
+    /// Called with what is odd, unless it was so when the folder was examined before.
     warn: Option<fn(&str)>,
     known: Mutex<Known>,
 }
 
 impl Shelf {
-    /// Looks through a folder; what is odd there, such as a damaged file, is a warning.
+    /// Examines a folder; what is odd there, such as a damaged file, is a warning.
     ///
     /// # Errors
-    /// It cannot be looked into, or holds more files than are looked at.
+    /// It cannot be read, or holds more files than are examined.
     pub fn open(
         folder: &Path,
         most: u64,
@@ -231,17 +233,17 @@ impl Shelf {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many series can be worked on.
+    /// The number of series that can be worked on.
     pub fn count(&self) -> usize {
         self.known().scans().count()
     }
 
-    /// Those that can be worked on, so many at most, by their identifiers.
+    /// At most `most` of the series that can be worked on, by their identifiers.
     pub fn list(&self, most: usize) -> Vec<Arc<Entry>> {
         self.known().scans().take(most).cloned().collect()
     }
 
-    /// One of those that can be worked on, by chance; none where there is none.
+    /// A random one of the series that can be worked on; none if there is none.
     pub fn one_of(&self, chance: u128) -> Option<Arc<Entry>> {
         let known = self.known();
         let at = chance.checked_rem(known.scans().count() as u128)? as usize;
@@ -253,13 +255,13 @@ impl Shelf {
         self.known().entries.get(uid).cloned()
     }
 
-    /// Whether there may be another look by now.
+    /// Whether another look is allowed by now.
     pub fn is_due(&self) -> bool {
         self.known().next <= Instant::now()
     }
 
-    /// Looks through the folder anew, unless the last look was just now, or goes on. That may take
-    /// a while. Whether there was a look is returned.
+    /// Examines the folder again, unless the last look was just now, or is still running. That may
+    /// take a while. Returns whether there was a look.
     pub fn look(&self) -> Result<bool, Failure> {
         let begun = Instant::now();
         {
@@ -267,7 +269,7 @@ impl Shelf {
             if known.next > begun {
                 return Ok(false);
             }
-            // Nobody waits for another one meanwhile.
+            // No request waits for another one meanwhile.
             known.next = begun + REST;
         }
         match Known::of(&self.folder, self.most) {
@@ -290,7 +292,7 @@ impl Shelf {
         }
     }
 
-    /// Tells what is odd now and was not before.
+    /// Reports what is odd now and was not before.
     fn tell(&self, before: &[Odd]) {
         let Some(warn) = self.warn else { return };
         let warnings = self.known().warnings.clone();
@@ -299,16 +301,16 @@ impl Shelf {
         }
     }
 
-    /// A series by its identifier, where its files are as the last look found them. That asks the
-    /// file system for each of them.
+    /// A series by its identifier, with whether its files are as the last look found them. That
+    /// asks the file system for each of them.
     pub fn settled(&self, uid: &str) -> Option<Seen> {
         let entry = self.get(uid)?;
         let is_open = entry.has_changed() || entry.is_recent() && self.is_due();
         (!is_open).then_some(Seen { entry, is_settled: true })
     }
 
-    /// A series by its identifier. Where it is not there, or its files may be others by now, the
-    /// folder is looked through anew first, if it may be.
+    /// A series by its identifier. If it is not there, or its files may have changed, the folder is
+    /// examined again first, if that is allowed.
     pub fn find(&self, uid: &str) -> Result<Option<Seen>, Failure> {
         if let Some(seen) = self.settled(uid) {
             return Ok(Some(seen));
@@ -320,8 +322,8 @@ impl Shelf {
         }
     }
 
-    /// Whether what is held of a series may be gone on with: its own files are as they were when
-    /// they were read, and no look found others since.
+    /// Whether the held data of a series may still be used: its own files are unchanged since they
+    /// were read, and no look has found others since.
     pub fn holds(&self, taken: &Taken) -> bool {
         let known = self.get(&taken.entry.uid);
         let is_same = known.is_some_and(|known| known.is_same(&taken.entry));
@@ -339,7 +341,7 @@ mod tests {
 
     const MOST: u64 = 1 << 20;
 
-    /// What is told beside the start, of all tests.
+    /// What all tests report after the start.
     static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
     fn told(text: &str) {
@@ -355,8 +357,8 @@ mod tests {
         assert_eq!((shelf.count(), shelf.one_of(7).is_none()), (0, true));
         let place = folder.path().display().to_string();
         let of_it = || TOLD.lock().unwrap().iter().filter(|t| t.starts_with(&place)).count();
-        // What is damaged is told when it comes, once, and not by its name, though its place among
-        // the others changes.
+        // A damaged file is reported when it appears, once, and not by its name, even if its index
+        // among the others changes.
         let damaged = [&[0; 128][..], &b"DICM\x08\0\x60\0CS\xff\x7f"[..]].concat();
         std::fs::write(folder.path().join("doe_jane"), damaged).unwrap();
         for before in ["a", "b"] {
@@ -372,7 +374,7 @@ mod tests {
             assert!(!of_it.contains("doe_jane"), "{of_it}");
         }
         folder.close().unwrap();
-        // It is not looked at again so soon, whoever asks for what.
+        // It is not examined again so soon, whatever is asked for.
         assert!(!shelf.is_due());
         assert!(shelf.find("1.2.3").unwrap().is_none() && shelf.look() == Ok(false));
         shelf.known().next = Instant::now();

@@ -7,11 +7,11 @@
 //! Those that came later take no working memory until it is done: few have any at a time, however
 //! many wait.
 //!
-//! Who gives way waits on the thread that computes, within [`Observer::paced`]. It keeps its
-//! working memory, and the session that it works on, of which `work.rs` does one job at a time; the
-//! threads' pool, the device and what is encoded are free. Who has too little memory beside it goes
-//! on alone ([`Turn::alone`]). On a GPU all of an encoding is one op: nothing waits while launches
-//! are recorded or replayed.
+//! A computation that yields waits on its own thread, within [`Observer::paced`]. It keeps its
+//! working memory, and the session that it works on, of which `work.rs` runs one job at a time; the
+//! thread pool, the device and the encodings are free. One that has too little memory beside it
+//! continues alone ([`Turn::alone`]). On a GPU all of an encoding is one op: nothing waits while
+//! launches are recorded or replayed.
 
 use crate::model::{Observer, Part};
 use crate::session::{Ahead, SessionError};
@@ -19,36 +19,36 @@ use crate::tensor::OpError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// How many clicks in a row go before encodings that came earlier; then an op of one is done.
+/// How many clicks in a row go before encodings that came earlier; then one op of an encoding runs.
 const MOST_OVERTAKEN: u32 = 2;
 
-/// What a turn is wanted for, from the most right to the least.
+/// The purposes of a turn, from the highest priority to the lowest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Right {
     Click,
     Encoding,
-    /// An encoding that nobody asked for yet.
+    /// An encoding that has not been requested yet.
     Ahead,
 }
 
-/// Somebody who has a turn, or may want one.
+/// A computation that has a turn, or may want one.
 struct Place {
-    /// In the order in which they came.
+    /// The order of arrival.
     number: u64,
     /// In that order, too, the patch that it encodes or encoded last.
     encoding: u64,
     right: Right,
     waits: bool,
-    /// Whether it had a turn, and may hold working memory since.
+    /// Whether it has had a turn, and may hold working memory since.
     begun: bool,
-    /// Whether it wants its turn while nobody else holds any.
+    /// Whether it wants its turn while no other computation has begun.
     alone: bool,
 }
 
 #[derive(Default)]
 struct Queue {
     places: Vec<Place>,
-    /// Who has the turn.
+    /// The number of the one that has the turn.
     running: Option<u64>,
     next: u64,
     overtaken: u64,
@@ -64,7 +64,7 @@ impl Queue {
         place.expect("a place is there as long as its turn")
     }
 
-    /// Whether others than one have begun.
+    /// Whether others than this one have begun.
     fn others_begun(&self, number: u64) -> bool {
         self.places.iter().any(|place| place.begun && place.number != number)
     }
@@ -94,19 +94,19 @@ impl Queue {
         }
     }
 
-    /// Who of those that wait goes next.
+    /// The waiting one that goes next.
     fn first(&self) -> Option<&Place> {
         let is_short = self.places.iter().any(|place| place.waits && place.alone);
         let may = |place: &&Place| match place.alone {
             true => !self.others_begun(place.number),
-            // Nobody begins while somebody waits for those who have to come to their end.
+            // None begins while one waits for those that have to finish.
             false => place.begun || !is_short,
         };
         let waiting = self.places.iter().filter(|place| place.waits);
         waiting.filter(may).min_by_key(|place| self.rank(place))
     }
 
-    /// Whether what is encoded ahead is in somebody's way, or the server ends.
+    /// Whether encoding ahead is in another computation's way, or the server ends.
     fn sends_away(&self) -> bool {
         let needs = |place: &Place| place.right == Right::Encoding || place.alone;
         self.closed || self.places.iter().any(needs)
@@ -127,18 +127,18 @@ impl Queue {
     }
 }
 
-/// How many wait, but for what is encoded ahead.
+/// The numbers of those that wait, without encodings ahead of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     /// For their first turn.
     pub waiting: usize,
     /// Between two ops.
     pub paused: usize,
-    /// How often an encoding was overtaken by a click that came later.
+    /// The number of times that an encoding was overtaken by a click that came later.
     pub overtaken: u64,
 }
 
-/// Who has the network, and who wants it.
+/// The computations that use the network, or want to.
 #[derive(Default)]
 pub struct Turns {
     queue: Mutex<Queue>,
@@ -150,7 +150,7 @@ impl Turns {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place, without a turn yet. `left` tells when nobody waits for the work any more.
+    /// A place, without a turn yet. `left` says when the work is no longer waited for.
     pub fn enter(self: &Arc<Turns>, left: &Arc<AtomicBool>) -> Turn {
         let mut queue = self.queue();
         let number = queue.numbered();
@@ -166,8 +166,8 @@ impl Turns {
         Turn { turns: self.clone(), left: left.clone(), number }
     }
 
-    /// Encodes ahead, with the least right of all. Where an encoding that somebody asked for comes,
-    /// it is given up: true then, while it is of use still.
+    /// Encodes ahead, with the lowest priority of all. If a requested encoding comes, it is given
+    /// up: then returns true, if it is still useful.
     pub fn ahead(self: &Arc<Turns>, wish: &Ahead) -> bool {
         let turn = self.enter(&Arc::default());
         let mut pace = |_: Part<'_>| {
@@ -176,18 +176,18 @@ impl Turns {
                 false => wish.serves().then_some(Right::Ahead),
             })
         };
-        // Where it fails otherwise, whoever looks there encodes it.
+        // If it fails otherwise, the session that looks there encodes it.
         let done = wish.encode(&mut Observer::paced(&mut pace));
         matches!(done, Err(SessionError::Op(OpError::Cancelled))) && wish.serves()
     }
 
-    /// Has those who wait look whether anybody waits for them.
+    /// Makes those that wait check whether their work is still waited for.
     pub fn stir(&self) {
         drop(self.queue());
         self.news.notify_all();
     }
 
-    /// Ends what is encoded ahead.
+    /// Ends encoding ahead.
     pub fn close(&self) {
         self.queue().closed = true;
         self.news.notify_all();
@@ -204,7 +204,7 @@ impl Turns {
     }
 }
 
-/// A place among those who take turns at the network. Dropped, also by a panic, it is free.
+/// A place among those that take turns at the network. When dropped, also by a panic, it is free.
 pub struct Turn {
     turns: Arc<Turns>,
     left: Arc<AtomicBool>,
@@ -212,18 +212,18 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Whether nobody waits for the work any more.
+    /// Whether the work is no longer waited for.
     pub fn left(&self) -> bool {
         self.left.load(Ordering::Relaxed)
     }
 
-    /// Waits for the first turn; false where nobody waits for the work any more.
+    /// Waits for the first turn; false if the work is no longer waited for.
     pub fn begin(&self) -> bool {
         self.goes_on(Part::Answering)
     }
 
-    /// Has the turn for what is done next: keeps it, or gives way and waits for it; false where
-    /// nobody waits for the work any more.
+    /// Has the turn for what is done next: keeps it, or yields and waits for it; false if the work
+    /// is no longer waited for.
     pub fn goes_on(&self, part: Part<'_>) -> bool {
         match part {
             Part::Answering => self.wants(&|| Some(Right::Click)),
@@ -240,8 +240,8 @@ impl Turn {
         }
     }
 
-    /// Where others hold memory, waits for a turn while nobody does: what was refused may be had
-    /// then. False where that would change nothing, or nobody waits for the work any more.
+    /// If others hold memory, waits for a turn while none of them does: what was refused may then
+    /// be available. False if that would change nothing, or if the work is no longer waited for.
     pub fn alone(&self) -> bool {
         let mut queue = self.turns.queue();
         if !queue.others_begun(self.number) {
@@ -254,8 +254,8 @@ impl Turn {
         self.wants(&|| Some(Right::Click))
     }
 
-    /// Has the turn by a right, which may change while it waits; false, and without a turn, where
-    /// there is none any more.
+    /// Waits for the turn with a priority, which may change while it waits; false, and without a
+    /// turn, if there is no priority any more.
     fn wants(&self, right: &dyn Fn() -> Option<Right>) -> bool {
         let mut queue = self.turns.queue();
         loop {
@@ -266,7 +266,8 @@ impl Turn {
             };
             queue.claim(self.number, right);
             if queue.running == Some(self.number) {
-                // Who comes to an encoding goes behind those that came earlier; a click is done.
+                // One that becomes an encoding goes behind those that came earlier; a click
+                // continues.
                 let mine = (right, queue.place(self.number).encoding);
                 let goes_behind = |other: &Place| mine < queue.rank(other);
                 if right == Right::Click || queue.first().is_none_or(goes_behind) {
@@ -285,7 +286,7 @@ impl Turn {
         }
     }
 
-    /// Wants no turn for now.
+    /// Gives up its wish for a turn for now.
     fn rest(&self, queue: &mut Queue) {
         let place = queue.place(self.number);
         (place.right, place.waits) = (Right::Click, false);
@@ -315,13 +316,13 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::thread::{scope, yield_now};
 
-    /// A place, and what says that nobody waits for its work.
+    /// A place, and the flag that its work is no longer waited for.
     fn enter(turns: &Arc<Turns>) -> (Turn, Arc<AtomicBool>) {
         let left = Arc::default();
         (turns.enter(&left), left)
     }
 
-    /// Comes back when so many wait.
+    /// Returns when this many wait.
     fn until_wait(turns: &Turns, count: usize) {
         let waiting = || turns.queue().places.iter().filter(|place| place.waits).count();
         while waiting() != count {
@@ -371,7 +372,7 @@ mod tests {
         assert!(turns.queue().places.is_empty() && turns.queue().running.is_none());
     }
 
-    /// An encoding of some ops. While the first is done so many clicks come.
+    /// An encoding of some ops, during whose first op this many clicks come.
     fn encoding_beside_clicks(ops: usize, clicks: usize) -> (String, Counts) {
         let (turns, log) = (Arc::<Turns>::default(), Log::default());
         let (begun, begins) = channel();
@@ -525,13 +526,13 @@ mod tests {
             let other = s.spawn(move || other.begin());
             until_wait(&turns, 2);
             assert_eq!(turns.counts(), Counts { waiting: 1, paused: 1, overtaken: 1 });
-            // They end while the turn is another's.
+            // They end while another has the turn.
             for left in [paused_left, other_left] {
                 left.store(true, Ordering::Relaxed);
                 turns.stir();
             }
             assert!(!paused.join().unwrap() && !other.join().unwrap());
-            // So does who has it, and others can.
+            // So does the one that has it, and others can go on.
             click_left.store(true, Ordering::Relaxed);
             assert!(!click.goes_on(Part::Answering));
             assert!(enter(&turns).0.begin());
@@ -567,7 +568,7 @@ mod tests {
             let there = turns.clone();
             s.spawn(move || {
                 assert!(click.begin());
-                // It is waited for, by what counts for nobody.
+                // It is waited for by one that is not counted.
                 until_wait(&there, 1);
                 assert_eq!(there.counts(), Counts { waiting: 0, paused: 0, overtaken: 0 });
                 drop(click);
@@ -622,7 +623,7 @@ mod tests {
             log.note("click");
             drop(click);
         });
-        // The other may do an op before the click is back.
+        // The other may run an op before the click is back.
         assert!(log.all().starts_with("ahead "), "{}", log.all());
     }
 
@@ -652,7 +653,7 @@ mod tests {
             until_wait(&turns, 2);
             assert!(click.alone());
             log.note("click");
-            // Nobody else holds anything any more.
+            // No other holds anything any more.
             assert!(!click.alone());
             drop(click);
         });

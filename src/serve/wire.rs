@@ -7,19 +7,19 @@ use crate::message::quoted;
 use crate::tensor::extent;
 use crate::volume::Element;
 
-/// How a message begins, and the version that is read and written.
+/// The first bytes of a message, and the version that is read and written.
 const MAGIC: &[u8; 4] = b"NNIA";
 const VERSION: u8 = 1;
-/// The codecs that a head may name; the chunks say themselves what they are packed by.
+/// The codecs that a head may name; the chunks themselves say how they are packed.
 const CODECS: std::ops::RangeInclusive<u8> = 1..=2;
-/// Most axes of an array.
+/// The most axes of an array.
 const MOST_AXES: usize = 8;
-/// Bytes of a chunk at most, in what is written: the library reads no block of half a GiB.
+/// The most bytes of a chunk that is written: the library reads no block of half a GiB.
 const CHUNK: usize = 1 << 28;
-/// Chunks of an array at most, in what is read.
+/// The most chunks of an array that is read.
 const MOST_CHUNKS: u32 = 1 << 16;
 
-/// What messages call the memory that an array takes.
+/// How messages name the memory that an array takes.
 const ARRAY: &str = "an array that was sent";
 const ANSWER: &str = "an answer to be sent";
 
@@ -32,7 +32,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// The type of a name such as `int16`.
+    /// The type with a name such as `int16`.
     pub fn named(name: &str) -> Option<Dtype> {
         match name {
             "bool" => Some(Dtype::Bool),
@@ -58,7 +58,7 @@ impl Dtype {
         }
     }
 
-    /// Whether it holds whole numbers, or yes and no.
+    /// Whether it holds whole numbers, or booleans.
     pub fn is_whole(self) -> bool {
         match self {
             Dtype::Bool => true,
@@ -76,7 +76,7 @@ pub struct Array {
     pub bytes: Vec<u8>,
 }
 
-/// A message's bytes that were not read yet.
+/// The bytes of a message that have not been read yet.
 struct Rest<'a>(&'a [u8]);
 
 impl<'a> Rest<'a> {
@@ -95,8 +95,8 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// Reads an array of at most `most` bytes. Nothing is asked for before the message says throughout
-/// that it holds what its head announces.
+/// Reads an array of at most `most` bytes. No memory is requested before the message has shown that
+/// it holds what its head announces.
 pub fn unpack(message: &[u8], most: usize) -> Result<Array, Failure> {
     let mut rest = Rest(message);
     let magic = rest.take(4)?;
@@ -164,7 +164,7 @@ pub fn unpack(message: &[u8], most: usize) -> Result<Array, Failure> {
 }
 
 impl Array {
-    /// The elements as a scan has them: yes and no as bytes, halves as floats.
+    /// The elements in the types of a scan: booleans as bytes, halves as floats.
     pub fn into_scan(self) -> (Element, Vec<u8>) {
         match self.dtype {
             Dtype::Bool => {
@@ -187,7 +187,7 @@ impl Array {
     /// 1 where an element is not 0, in the array's order.
     pub fn marks(&self) -> Vec<u8> {
         let size = self.dtype.size();
-        // Of a float's highest bit, which is its sign, nothing follows.
+        // For floats the highest bit is ignored, because it is the sign.
         let sign = if self.dtype.is_whole() { 0xff } else { 0x7f };
         let is_set = |e: &[u8]| {
             let (last, others) = e.split_last().map_or((0, e), |(last, others)| (*last, others));
@@ -197,12 +197,12 @@ impl Array {
     }
 }
 
-/// A message of an array whose elements are 0 or 1, in chunks that are stored as they are.
+/// A message of an array whose elements are 0 or 1, in stored chunks.
 pub fn pack(dtype: Dtype, shape: &[usize], marks: &[u8]) -> Vec<u8> {
     packed(dtype, shape, marks, CHUNK)
 }
 
-/// A message of an array whose elements are 0 or 1, in chunks of at most so many bytes.
+/// A message of an array whose elements are 0 or 1, in chunks of at most `most` bytes.
 fn packed(dtype: Dtype, shape: &[usize], marks: &[u8], chunk: usize) -> Vec<u8> {
     let size = dtype.size();
     let one = match dtype {
@@ -279,7 +279,7 @@ mod tests {
     fn large_arrays_are_sent_in_chunks() {
         let marks: Vec<u8> = (0..60).map(|n| u8::from(n % 7 == 0)).collect();
         let dtype = Dtype::named("int16").unwrap();
-        // Behind the head and the axes.
+        // After the head and the axes.
         let count = 8 + 5 + 24..8 + 5 + 24 + 4;
         for (chunk, expected) in [(16, 8u32), (120, 1), (119, 2)] {
             let mut message = packed(dtype, &[3, 4, 5], &marks, chunk);
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn a_message_that_announces_much_is_refused_before_it_is_believed() {
         let mut message = pack(Dtype::Other(Element::Uint8), &[2, 2], &[1; 4]);
-        // The first axis, behind the head and the name.
+        // The first axis, after the head and the name.
         message[13..21].copy_from_slice(&(1i64 << 40).to_le_bytes());
         let error = unpack(&message, 1 << 20).unwrap_err();
         assert!(format!("{error:?}").contains("at most 1048576 bytes"), "{error:?}");

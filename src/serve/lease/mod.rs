@@ -1,11 +1,12 @@
-//! What a client of nnInteractive works on: an image, the buffer that mirrors the answer, and what
-//! was said of the object so far. One of ITK-SNAP's has no buffer, and is shown all each time.
+//! The state of an nnInteractive client: an image, the buffer that mirrors the answer, and the
+//! prompts on the object so far. A client of ITK-SNAP has no buffer, and is sent everything each
+//! time.
 //!
 //! Arrays and coordinates are `[k, j, i]` on the wire, `[i, j, k]` here. What the client was shown
-//! is remembered, so that an answer carries what differs from that and no more. Whether an answer
-//! was handed over is remembered too: what a lost one held is in the next. An undo goes back as far
-//! as the session's history does; an initial mask, which begins a new session on the same scan, is
-//! one step of it.
+//! is remembered, so that an answer carries only what differs from that. It is also remembered
+//! whether an answer was delivered: the contents of a lost one are in the next. An undo goes back
+//! as far as the session's history does; an initial mask, which begins a new session on the same
+//! scan, is one step of it.
 
 mod said;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use told::{BUFFER, INITIAL, QUEUED, SAID, UNDONE, put_prompts};
 
-/// Interactions that wait for a prediction, at most.
+/// The most interactions that wait for a prediction.
 const MOST_QUEUED: usize = 256;
 /// Sessions that an undo can lead to, at most, the one at work among them.
 const MOST_LAYERS: usize = 8;
@@ -35,16 +36,16 @@ const MOST_LAYERS: usize = 8;
 /// Why an image has a session.
 const FIRST: &str = "the first is there from the beginning";
 
-/// What is said where there is nothing to say anything of.
+/// The error if there is no image.
 const NO_IMAGE: &str = "no image was sent yet: set_image, or upload_raw, comes first";
 
-/// A client's work.
+/// A client's state.
 #[derive(Default)]
 pub struct Lease {
     state: Mutex<State>,
-    /// The turn of the last update that was handed over.
+    /// The turn of the last update that was delivered.
     handed: AtomicU64,
-    /// Whether the client wrote to its buffer by itself since the state was looked at.
+    /// Whether the client wrote to its buffer itself since the state was last examined.
     written: AtomicBool,
     journal: Option<Arc<Journal>>,
 }
@@ -59,12 +60,13 @@ impl Kept for Lease {
     }
 }
 
-/// What a client's calls change.
+/// The part of the state that a client's calls change.
 #[derive(Default)]
 pub struct State {
     image: Option<Image>,
     buffer: Option<Buffer>,
-    /// The last time that something came to be in doubt: an update, or what the client wrote.
+    /// The last event that made the buffer's contents uncertain: an update, or a write by the
+    /// client.
     turn: u64,
     journal: Option<Arc<Journal>>,
 }
@@ -79,30 +81,30 @@ pub struct Buffer {
 
 struct Image {
     opened: Opened,
-    /// What the journal tells of it.
+    /// The journal's description of it.
     scan: Option<Stored>,
-    /// Sessions, each begun by an initial mask but for the first; the last is at work.
+    /// Sessions, each begun by an initial mask except for the first; the last is in use.
     layers: Vec<Layer>,
     shown: Shown,
-    /// Where the client's buffer may be another than what it was shown: an update went there that
-    /// was not handed over yet, or the client wrote there.
+    /// Where the client's buffer may differ from what it was shown: an update of that part was not
+    /// delivered yet, or the client wrote there.
     doubt: Option<[usize; 6]>,
 }
 
-/// A session and what was said beside it.
+/// A session and the prompts beside it.
 struct Layer {
     session: Session,
-    /// Interactions that were said and not taken back.
+    /// Interactions that were given and not taken back.
     steps: usize,
-    /// What was said and not predicted yet.
+    /// Prompts that were given and not predicted yet.
     queued: Vec<Prompts>,
 }
 
-/// What is answered to an interaction.
+/// The answer to an interaction.
 pub struct Outcome {
     /// Whether there was a prediction, or something to undo.
     pub ran: bool,
-    /// What changed in the buffer: the region `[[k0, k1], [j0, j1], [i0, i1]]`, the type of its
+    /// The change of the buffer: the region `[[k0, k1], [j0, j1], [i0, i1]]`, the type of its
     /// elements, and the message that holds them.
     pub update: Option<Update>,
 }
@@ -112,7 +114,7 @@ pub struct Update {
     pub region: [[usize; 2]; 3],
     pub dtype: Dtype,
     pub message: Counted,
-    /// Which of the lease's updates it is.
+    /// The update's number in the lease.
     turn: u64,
 }
 
@@ -130,26 +132,27 @@ impl Outcome {
 }
 
 impl Lease {
-    /// A new one, of which all that happens is written where there is a journal.
+    /// A new lease, whose changes are written if there is a journal.
     pub fn new(journal: Option<Arc<Journal>>) -> Lease {
         let state = State { journal: journal.clone(), ..State::default() };
         Lease { state: Mutex::new(state), journal, ..Lease::default() }
     }
 
-    /// One that an earlier server had. What of its last answers came to the client nobody knows.
+    /// A lease that an earlier server had. It is unknown which of its last answers reached the
+    /// client.
     pub fn back(state: State, journal: Arc<Journal>) -> Lease {
         let state = State { journal: Some(journal.clone()), ..state };
         let written = AtomicBool::new(true);
         Lease { state: Mutex::new(state), journal: Some(journal), written, ..Lease::default() }
     }
 
-    /// What is worked on. What a panic left is whole: a session changes when an interaction has
-    /// come to its end.
+    /// The state in use. It is consistent after a panic: a session changes only when an interaction
+    /// has finished.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.looked_at(self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What is worked on, where nobody is at work with it.
+    /// The state, if it is not in use.
     pub fn idle(&self) -> Option<MutexGuard<'_, State>> {
         match self.state.try_lock() {
             Ok(state) => Some(self.looked_at(state)),
@@ -162,7 +165,7 @@ impl Lease {
     fn looked_at<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let is_handed = self.handed.load(Ordering::Relaxed) == state.turn;
         let is_written = self.written.swap(false, Ordering::Relaxed);
-        // What is in doubt from now on no earlier update clears.
+        // Earlier updates do not clear what is uncertain from now on.
         state.turn += u64::from(is_written);
         if let Some(image) = &mut state.image {
             image.doubt = image.doubt.filter(|_| !is_handed);
@@ -173,20 +176,20 @@ impl Lease {
         state
     }
 
-    /// An update goes to the client, which waits for it.
+    /// Called when an update is delivered to the client, which waits for it.
     pub fn handed(&self, update: &Update) {
         self.handed.fetch_max(update.turn, Ordering::Relaxed);
     }
 
-    /// The client has written to its buffer by itself, whatever becomes of what it sends.
+    /// Called when the client has written to its buffer itself, whatever happens to its request.
     pub fn written(&self) {
         self.written.store(true, Ordering::Relaxed);
     }
 }
 
-/// An array `[c, k, j, i]` as a scan: of several channels the first. The message says how far apart
-/// voxels are and not where they lie: they are taken to run to the left, to the back and to the
-/// head, as those of DICOM do.
+/// An array `[c, k, j, i]` as a scan: the first channel if there are several. The message states
+/// the distances between voxels and not their directions: they are assumed to run to the left, to
+/// the back and to the head, as those of DICOM do.
 pub fn scan_of(mut array: Array, spacing: [f64; 3]) -> Result<Volume, Failure> {
     let [_, nk, nj, ni] = array.shape[..] else {
         return Err(Failure::bad(format!(
@@ -205,12 +208,12 @@ pub fn scan_of(mut array: Array, spacing: [f64; 3]) -> Result<Volume, Failure> {
 }
 
 impl State {
-    /// Has the bytes that an image comes as kept, where there is a journal.
+    /// Keeps the bytes that an image was sent as, if there is a journal.
     pub fn keep(&self, bytes: &[u8], source: Source) -> Result<Option<NewScan>, Failure> {
         self.journal.as_ref().map(|journal| journal.scan(bytes, source)).transpose()
     }
 
-    /// Begins with an image: the buffer and all that was said are gone.
+    /// Begins with an image: the buffer and all prompts are gone.
     pub fn set_image(
         &mut self,
         engine: Engine,
@@ -222,7 +225,7 @@ impl State {
             journal.restart(Some(scan.stored()), |_| Ok(()))?;
             stored = Some(scan.told());
         }
-        // Its memory is given back before the next one's is asked for.
+        // Its memory is given back before the next one's is requested.
         let journal = self.journal.take();
         *self = State { turn: self.turn, journal, ..State::default() };
         match Opened::new(engine, image) {
@@ -238,14 +241,14 @@ impl State {
         Ok(())
     }
 
-    /// Begins with an image, of which nothing was said.
+    /// Begins with an image without prompts.
     pub fn begin(&mut self, opened: Opened, scan: Option<Stored>) {
         let layers = vec![Layer::new(Session::new(&opened.scan))];
         self.buffer = None;
         self.image = Some(Image { opened, scan, layers, shown: None, doubt: None });
     }
 
-    /// Where the object will be looked at next, or what first clicks are looked at with.
+    /// Where the object will probably be looked at next, or the patch of first clicks.
     pub fn ahead(&mut self) -> Option<Ahead> {
         let image = self.image.as_mut()?;
         image.layer().session.ahead().or_else(|| image.opened.ahead())
@@ -277,11 +280,11 @@ impl State {
         self.buffer = Some(buffer);
     }
 
-    /// Forgets what was said.
+    /// Forgets all prompts.
     pub fn reset(&mut self) -> Result<(), Failure> {
         let Some(image) = &mut self.image else { return Ok(()) };
         if let (Some(journal), Some(scan)) = (&self.journal, &image.scan) {
-            // What was said takes no room any more.
+            // Forgotten prompts take no room any more.
             let buffer = self.buffer;
             journal.restart(Some(scan), |fresh| {
                 buffer.map_or(Ok(()), |buffer| fresh.put(BUFFER, |out| buffer.put(out)))
@@ -292,7 +295,7 @@ impl State {
         Ok(())
     }
 
-    /// The image that interactions speak of.
+    /// The image that interactions refer to.
     fn image(&mut self) -> Result<&mut Image, Failure> {
         let image = self.image.as_mut().ok_or_else(|| Failure::bad(NO_IMAGE))?;
         match image.opened.image.range() {
@@ -303,7 +306,8 @@ impl State {
         }
     }
 
-    /// A mask that is the object so far: what was said before is forgotten, and can be undone to.
+    /// A mask that is the object so far: earlier prompts are forgotten, and can be returned to by
+    /// undo.
     pub fn initial(&mut self, mask: &Array, run: bool, turn: &Turn) -> Result<Outcome, Failure> {
         let journal = self.journal.clone();
         let image = self.image()?;
@@ -325,13 +329,13 @@ impl State {
         } else if let Some(journal) = &journal {
             journal.note(INITIAL, |out| out.flag(false))?;
         }
-        // The client has filled its buffer with the mask already.
+        // The client has already filled its buffer with the mask.
         (image.shown, image.doubt) = (layer.session.prediction().cloned(), None);
         image.push(layer);
         Ok(Outcome::unchanged(run))
     }
 
-    /// Predicts what was said and not predicted yet.
+    /// Predicts the prompts that were given and not predicted yet.
     pub fn predict(&mut self, turn: &Turn) -> Result<Outcome, Failure> {
         if self.image()?.layer().queued.is_empty() {
             return Ok(Outcome::unchanged(false));
@@ -357,7 +361,7 @@ impl State {
         Ok(Outcome { ran: true, update: part.and_then(|part| self.show(part)) })
     }
 
-    /// Says something: now, with what was said and not predicted yet, or later.
+    /// Gives prompts: predicted now, with those that were not predicted yet, or later.
     fn say(&mut self, fresh: Prompts, run: bool, turn: &Turn) -> Result<Outcome, Failure> {
         let (journal, buffer) = (self.journal.clone(), self.buffer);
         let image = self.image()?;
@@ -401,7 +405,7 @@ impl State {
         Ok(Outcome { ran: true, update: part.and_then(|part| self.show(part)) })
     }
 
-    /// The whole answer, for clients that keep no buffer: a byte a voxel, i fastest.
+    /// The whole answer, for clients that keep no buffer: one byte per voxel, i fastest.
     pub fn whole(&mut self) -> Result<Vec<u8>, Failure> {
         let image = self.image()?;
         let shown = image.layer().session.prediction().cloned();
@@ -440,7 +444,7 @@ fn difference(
     Ok(Some(Part { region, dtype: buffer.dtype, message: Counted::new(message)? }))
 }
 
-/// The smallest block that holds two.
+/// The smallest block that contains two others.
 fn union(a: [usize; 6], b: [usize; 6]) -> [usize; 6] {
     std::array::from_fn(|f| if f < 3 { a[f].min(b[f]) } else { a[f].max(b[f]) })
 }
@@ -481,7 +485,7 @@ impl Image {
         before
     }
 
-    /// Puts a session on the others.
+    /// Adds a session on top of the others.
     fn push(&mut self, layer: Layer) {
         self.layers.push(layer);
         if self.layers.len() > MOST_LAYERS {
@@ -489,7 +493,7 @@ impl Image {
         }
     }
 
-    /// Whether something can be taken back: what was said longest ago may be forgotten.
+    /// Whether something can be taken back: the oldest prompts may be forgotten.
     fn can_go_back(&self) -> bool {
         self.layers.last().is_some_and(|layer| match (layer.queued.len(), layer.steps) {
             (0, 0) => self.layers.len() > 1,
@@ -498,7 +502,7 @@ impl Image {
         })
     }
 
-    /// Takes back what was said last, where something can be.
+    /// Takes back the last prompts, if possible.
     fn go_back(&mut self) {
         let layer = self.layer();
         if layer.queued.pop().is_some() {

@@ -1,4 +1,4 @@
-//! What is said of the object: points, boxes, scribbles and outlines, as prompts.
+//! The prompts of a client as those of a session: points, boxes, scribbles and outlines.
 
 use super::{Outcome, State};
 use crate::prompt::{Area, Prompts};
@@ -7,9 +7,9 @@ use crate::serve::turns::Turn;
 use crate::serve::wire::Array;
 use crate::volume::reorder;
 
-/// Points that a box off the object becomes, along an axis.
+/// Points along an axis into which a box off the object is converted.
 const LATTICE: usize = 10;
-/// Voxels of a scribble, at most.
+/// The most voxels of a scribble.
 const MOST_PAINTED: usize = 200_000;
 
 impl State {
@@ -28,7 +28,8 @@ impl State {
         self.say(prompts, run, turn)
     }
 
-    /// A box, its ends exclusive, cut off at the image's faces; one beyond them counts for nothing.
+    /// A box, its ends exclusive, cut off at the image's faces; one entirely beyond them is
+    /// ignored.
     pub fn bounds(
         &mut self,
         bounds: [[f64; 2]; 3],
@@ -59,7 +60,7 @@ impl State {
         let mut prompts = Prompts::default();
         match positive {
             true => prompts.bounds = Some([i0, j0, k0, i1, j1, k1]),
-            // There is no box off the object: what lies in it does not lie on it.
+            // There is no box off the object: its voxels are not on the object.
             false => {
                 let along = |low: usize, high: usize| {
                     let count = (high - low).min(LATTICE);

@@ -1,4 +1,4 @@
-//! Leases as their clients have them.
+//! Leases as their clients use them.
 
 use super::super::turns::Turns;
 use super::super::wire::unpack;
@@ -15,7 +15,7 @@ const SHAPE: [usize; 3] = [20, 24, 28];
 const VOXELS: usize = SHAPE[0] * SHAPE[1] * SHAPE[2];
 const CLICK: [f64; 3] = [10.0, 12.0, 14.0];
 
-/// The turn of somebody who has come alone.
+/// The turn of a client that is alone.
 fn turn() -> Turn {
     Arc::<Turns>::default().enter(&Arc::default())
 }
@@ -55,7 +55,7 @@ fn take(buffer: &mut [u8], update: &Update) {
     }
 }
 
-/// The answer as it stands, as a client orders it.
+/// The present answer, as a client orders it.
 fn answer(lease: &Lease) -> Vec<u8> {
     let state = lease.state.lock().unwrap();
     let mask = state.image.as_ref().unwrap().layers.last().unwrap().session.mask();
@@ -73,7 +73,7 @@ fn what_a_lost_answer_held_is_in_the_next() {
     assert_eq!(again.region, lost.region);
     take(&mut buffer, &again);
     assert!(buffer.contains(&1) && buffer == answer(&lease));
-    // Where it was handed over it is not sent again.
+    // If it was delivered it is not sent again.
     lease.handed(&again);
     assert!(click(&lease, true).update.is_none());
     assert!((0..2).all(|_| lease.state().undo().unwrap().update.is_none()));
@@ -81,7 +81,7 @@ fn what_a_lost_answer_held_is_in_the_next() {
     take(&mut buffer, &back);
     lease.handed(&back);
     assert!(buffer.iter().all(|v| *v == 0));
-    // A mask that the client began with, and that never came.
+    // A mask that the client began with, and that never arrived.
     buffer.fill(1);
     lease.written();
     assert!(lease.state().point(CLICK, true, false, &turn()).unwrap().update.is_none());
@@ -148,7 +148,7 @@ fn an_undo_ends_where_history_does() {
     assert!(!undo());
     let layers = || lease.state.lock().unwrap().image.as_ref().unwrap().layers.len();
     assert_eq!(layers(), 2);
-    // Where nothing is forgotten the mask is a step.
+    // If nothing is forgotten the mask is a step.
     lease.state().initial(&mask, false, &turn()).unwrap();
     click(&lease, true);
     assert!(undo() && undo());

@@ -1,4 +1,4 @@
-//! What a lease's journal tells: its records, how they are written, and how they are followed.
+//! The records of a lease's journal: how they are written, and how they are followed.
 
 use super::{Buffer, Layer, State};
 use crate::prompt::Prompts;
@@ -8,18 +8,18 @@ use crate::serve::wire::Dtype;
 use crate::session::Session;
 use crate::session::kept::{Reader, Writer};
 
-/// What a lease's journal tells, beside its image.
+/// Kinds of records in a lease's journal, besides its image.
 pub(super) const BUFFER: u8 = 2;
 pub(super) const QUEUED: u8 = 3;
 pub(super) const SAID: u8 = 4;
 pub(super) const INITIAL: u8 = 5;
 pub(super) const UNDONE: u8 = 6;
-/// A session that is told of anew, and a step of it.
+/// A session in a rewritten journal, and a step of it.
 const LAYER: u8 = 7;
 const STEP: u8 = 8;
 
 impl State {
-    /// Writes the journal anew, where it is long.
+    /// Rewrites the journal, if it is long.
     pub(super) fn renew(&self) -> Result<(), Failure> {
         let Some(journal) = &self.journal else { return Ok(()) };
         let image = self.image.as_ref().and_then(|image| Some((image, image.scan.as_ref()?)));
@@ -27,7 +27,7 @@ impl State {
             return Ok(());
         }
         journal.renew(|fresh| {
-            // Without one there is a buffer at most.
+            // Without an image there is at most a buffer.
             if let Some((_, scan)) = image {
                 fresh.put(IMAGE, |out| scan.put(out))?;
             }
@@ -36,7 +36,7 @@ impl State {
             }
             let layers = image.map(|(image, _)| &image.layers[..]).unwrap_or_default();
             for (at, layer) in layers.iter().enumerate() {
-                // What was undone is never done again.
+                // What was undone is never redone.
                 let last = layer.session.depth().0;
                 let head = |n: usize, out: &mut Writer| {
                     if n == 0 {
@@ -53,12 +53,12 @@ impl State {
         })
     }
 
-    /// Has something written, where there is a journal.
+    /// Writes a record, if there is a journal.
     pub(super) fn note(&self, kind: u8, tell: impl FnOnce(&mut Writer)) -> Result<(), Failure> {
         self.journal.as_ref().map_or(Ok(()), |journal| journal.note(kind, tell))
     }
 
-    /// Does again what the journal tells.
+    /// Repeats what the journal says.
     pub fn follow(&mut self, kind: u8, from: &mut Reader) -> Result<(), String> {
         let odd = || format!("a record of kind {kind} cannot be followed");
         if kind == BUFFER {
@@ -100,7 +100,7 @@ impl State {
         Ok(())
     }
 
-    /// All of the journal was followed.
+    /// Called when all of the journal has been followed.
     pub fn followed(&mut self) {
         for layer in self.image.iter_mut().flat_map(|image| &mut image.layers) {
             layer.session.look_anew();
@@ -125,7 +125,7 @@ impl Buffer {
     }
 }
 
-/// Writes what was said: never a mask or other objects, which do not wait for a prediction.
+/// Writes prompts: never a mask or other objects, which do not wait for a prediction.
 pub(super) fn put_prompts(said: &Prompts, out: &mut Writer) {
     out.size(said.points.len());
     for (voxel, positive) in &said.points {
@@ -137,7 +137,7 @@ pub(super) fn put_prompts(said: &Prompts, out: &mut Writer) {
     out.flag(said.clipped);
 }
 
-/// What was said on a scan of some size, as it was written.
+/// Reads written prompts on a scan of the given size.
 fn prompts_of(size: [usize; 3], from: &mut Reader) -> Result<Prompts, String> {
     let mut said = Prompts::default();
     // A voxel's three numbers, and its side.
