@@ -809,7 +809,7 @@ prism_status prism_session_fork(const prism_session *session, prism_session **an
 
 /**
  * Calls `callback` as this session's later encodings and interactions proceed, with `user` handed
- * back to it; NULL for nobody.
+ * back to it; NULL for none.
  *
  * Required: `user` must stay usable, from any thread that calls this session's functions, until another
  * callback was set or the session was freed.
@@ -916,10 +916,10 @@ prism_status prism_volume_read(const char *path, int32_t which, prism_volume **v
 /**
  * Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is,
  * unchanged, until this volume and all sessions opened on it were freed; when the last of these
- * functions has returned, nobody reads it any more, whatever other threads were doing. Predictions
- * do not need it. NaN and -inf read as the lowest value, +inf as the highest, which the log tells;
- * an array without any finite value is refused. On success `*volume` is the caller's, for
- * prism_volume_free, which leaves the array alone.
+ * functions has returned, nothing reads it any more, whatever other threads were doing.
+ * Predictions do not need it. NaN and -inf read as the lowest value, +inf as the highest, which
+ * the log tells; an array without any finite value is refused. On success `*volume` is the
+ * caller's, for prism_volume_free, which leaves the array alone.
  *
  * Required: `array` is a structure of the size that it says; all its voxels can be read for that long;
  * `volume` can be written.

@@ -1,10 +1,10 @@
-//! The table behind the handles.
+//! The table of handles.
 //!
-//! A handle is a place in the table and the number of objects that the place has held before, made
-//! to look like a pointer that points nowhere: odd, so that no object's address is equal to it.
-//! Looking it up lends the object for the time of a call ([`Lent`]); freeing a handle makes it
-//! unusable at once, then waits for the calls that have the object still, so that nothing of what
-//! the caller lent in turn is read when it returns.
+//! A handle is an index in the table and the number of objects that the entry has held before, made
+//! to look like a pointer that points nowhere: it is odd, so that no object's address is equal to
+//! it. Looking it up lends the object for the time of a call ([`Lent`]); freeing a handle makes it
+//! unusable at once, then waits for the calls that still have the object, so that nothing that the
+//! caller lent in turn is read after it returns.
 
 use super::status::{Failure, is_nested, prism_status};
 use std::any::Any;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A kind of object that C holds.
 pub(super) trait Object: Any + Send + Sync {
-    /// What messages call it, with its article.
+    /// Its name in messages, with its article.
     const NAME: &'static str;
 }
 
@@ -24,7 +24,7 @@ struct Entry {
 }
 
 struct Slot {
-    /// Objects that this place has held before.
+    /// The number of objects that this entry has held before.
     generation: usize,
     object: Option<Arc<Entry>>,
 }
@@ -35,12 +35,12 @@ struct Table {
     free: Vec<usize>,
 }
 
-/// Bits of a place.
+/// The bits of an index.
 const PLACE: u32 = 24;
 
 static TABLE: Mutex<Table> = Mutex::new(Table { slots: vec![], free: vec![] });
 
-/// Told when a call has given an object back.
+/// Notified when a call has given an object back.
 static GIVEN_BACK: Condvar = Condvar::new();
 
 fn table() -> MutexGuard<'static, Table> {
@@ -70,7 +70,7 @@ impl<T> Deref for Lent<T> {
 impl<T> Drop for Lent<T> {
     fn drop(&mut self) {
         drop(self.object.take());
-        // Under the lock, so that whoever waits looks before or after, and hears of it.
+        // Under the lock, so that a thread that waits either sees it before or is notified.
         let table = table();
         let waited_for = self.entry.take().is_some_and(|entry| Arc::strong_count(&entry) <= 2);
         drop(table);
@@ -105,7 +105,7 @@ fn unknown<T: Object, H>(handle: *const H) -> Failure {
     )
 }
 
-/// The place of a handle, and its generation.
+/// The index of a handle, and its generation.
 fn place<H>(handle: *const H) -> Option<(usize, usize)> {
     let number = handle.addr();
     (number & 1 == 1).then_some((number >> 1 & ((1 << PLACE) - 1), number >> 1 >> PLACE))
@@ -130,11 +130,11 @@ pub(super) fn get<T: Object, H>(handle: *const H) -> Result<Lent<T>, Failure> {
 }
 
 /// Takes a handle out of the table, and waits until no call has its object any more. NULL is
-/// nobody's.
+/// ignored.
 ///
 /// # Errors
-/// It is no such handle; or, within a callback, another call has the object, perhaps the one that
-/// called back: it stays.
+/// It is not a valid handle; or, within a callback, another call has the object, perhaps the one
+/// that called back: it stays.
 pub(super) fn free<T: Object, H>(handle: *const H) -> Result<(), Failure> {
     if handle.is_null() {
         return Ok(());
@@ -162,7 +162,7 @@ pub(super) fn free<T: Object, H>(handle: *const H) -> Result<(), Failure> {
     while gone.as_ref().is_some_and(|entry| Arc::strong_count(entry) > 1) {
         table = GIVEN_BACK.wait(table).unwrap_or_else(PoisonError::into_inner);
     }
-    // What it holds may take a while to free: not under the lock.
+    // Its contents may take a while to free: not under the lock.
     drop(table);
     drop(gone);
     Ok(())
@@ -193,7 +193,7 @@ mod tests {
         for again in [get::<Thing, _>(handle).err(), free::<Thing, _>(handle).err()] {
             assert_eq!(again.unwrap().status, prism_status::PRISM_INVALID_HANDLE);
         }
-        // Whoever takes its place is somebody else.
+        // The next object in the entry has another handle.
         let next: *mut Handle = make(Arc::new(Thing)).ok().unwrap();
         assert!(
             next != handle && get::<Thing, _>(handle).is_err() && free::<Thing, _>(next).is_ok()

@@ -13,7 +13,8 @@ pub type prism_log_callback =
 
 #[derive(Clone, Copy)]
 struct Log(prism_log_callback, *mut c_void);
-// SAFETY: the pointer is only handed back; whoever sets it vouches for its use on any thread.
+// SAFETY: the pointer is only handed back; the caller that sets it guarantees its use on any
+// thread.
 unsafe impl Send for Log {}
 
 /// Who listens now, and who is being told something.
@@ -68,7 +69,7 @@ pub unsafe extern "C" fn prism_set_log(
     })
 }
 
-/// Says something to whoever listens.
+/// Sends a message to the callback, if there is one.
 pub(super) fn say(message: &str) {
     let (message, this) = (text(message), thread::current().id());
     let mut now = listening();

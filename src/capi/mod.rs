@@ -1,9 +1,9 @@
 //! prism from C: what `include/prism.h` declares.
 //!
 //! The header is made from these files by cbindgen (`PRISM_UPDATE_HEADER=1 cargo test --test
-//! header`), doc comments and all, so that everything a caller must know stands in them. Handles
-//! are numbers in a table, never addresses: one that was freed, or is of another kind, is an error.
-//! No panic crosses into C.
+//! header`), doc comments and all, so everything a caller must know is written in them. Handles are
+//! numbers in a table, never addresses: one that was freed, or is of another kind, is an error. No
+//! panic crosses into C.
 
 // Names and descriptions are those of the header, where brackets are C's.
 #![allow(non_camel_case_types, rustdoc::broken_intra_doc_links)]

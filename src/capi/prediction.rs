@@ -72,7 +72,7 @@ impl VersionedStruct for prism_prediction_info {
     const LEAST: usize = std::mem::offset_of!(prism_prediction_info, looks);
 }
 
-/// Copies a result out, or tells its size.
+/// Copies a result out, or reports its size.
 ///
 /// # Safety
 /// `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.
@@ -91,8 +91,8 @@ pub(super) unsafe fn fill(
     Ok(())
 }
 
-/// Stores the bytes that a result takes; whether it is to be written: false where only the size is
-/// asked for.
+/// Stores the number of bytes of a result; returns whether the result is to be written: false if
+/// only the size is asked for.
 ///
 /// # Safety
 /// `needed` is NULL or can be written.
@@ -175,7 +175,7 @@ pub unsafe extern "C" fn prism_prediction_get_scores(
     })
 }
 
-/// Where results go.
+/// The destination of results.
 struct Out<T> {
     buffer: *mut u8,
     strides: [usize; 3],
@@ -183,7 +183,7 @@ struct Out<T> {
 }
 
 impl<T: Copy> Out<T> {
-    /// Checks a caller's buffer for a result of `size`; None where only its size is asked for.
+    /// Checks a caller's buffer for a result of `size`; None if only its size is asked for.
     ///
     /// # Safety
     /// `strides` is NULL or three numbers; `needed` as for [`fits`].
@@ -195,7 +195,7 @@ impl<T: Copy> Out<T> {
         needed: *mut usize,
     ) -> Result<Option<Out<T>>, Failure> {
         let dense = View::dense(element, size);
-        // SAFETY: called where `strides` is not NULL: then it is three numbers.
+        // SAFETY: called if `strides` is not NULL: then it is three numbers.
         let given = |a| unsafe { strides.add(a).read_unaligned() };
         let strides: [isize; 3] =
             if strides.is_null() { dense } else { std::array::from_fn(given) };
@@ -216,7 +216,7 @@ impl<T: Copy> Out<T> {
     }
 
     /// # Safety
-    /// The voxel lies within the size that was checked.
+    /// The voxel is within the size that was checked.
     unsafe fn put(&self, [i, j, k]: [usize; 3], value: T) {
         let at = i * self.strides[0] + j * self.strides[1] + k * self.strides[2];
         // SAFETY: within the span, which the buffer holds.
@@ -261,7 +261,7 @@ unsafe fn read<T: Copy>(
             )));
         }
     };
-    // SAFETY: guaranteed by the caller; voxels lie within the size.
+    // SAFETY: guaranteed by the caller; voxels are within the size.
     unsafe {
         let Some(out) = Out::new(size, element, target, strides.cast(), needed.cast_mut().cast())?
         else {
@@ -368,7 +368,7 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
             .ok_or_else(|| Failure::argument(format!("candidate {candidate} of {}", all.len())))?
             .bits;
         let size = answer.prediction.patch.grid.size;
-        // SAFETY: guaranteed by the caller; voxels lie within the size.
+        // SAFETY: guaranteed by the caller; voxels are within the size.
         unsafe {
             if let Some(out) =
                 Out::new(size, Element::Uint8, (buffer.cast(), capacity), strides, needed)?

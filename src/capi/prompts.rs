@@ -1,4 +1,4 @@
-//! What a user says in one interaction, as C gives it.
+//! The prompts of one interaction, as C passes them.
 
 use super::status::{Failure, VersionedStruct, read_struct};
 use crate::memory;
@@ -88,9 +88,9 @@ impl VersionedStruct for prism_prompts {
     const LEAST: usize = std::mem::offset_of!(prism_prompts, lines);
 }
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const POINTS: &str = "so many points";
-/// What a point becomes, with all that is told of it to the network.
+/// The size of a point with everything that is passed to the network for it.
 type Told = [u64; 16];
 
 /// Voxels in a caller's array, `[i][j][k]`.
@@ -101,8 +101,8 @@ fn gathered<T: bytemuck::Zeroable + Send>(view: &View, value: impl Fn(f32) -> T 
 /// A caller's prompts.
 ///
 /// # Safety
-/// `given` is NULL or a structure of the size that it says; its arrays hold what its counts say,
-/// or as many voxels as `grid` has, and nobody writes there meanwhile.
+/// `given` is NULL or a structure of the size that it says; its arrays hold what its counts say, or
+/// as many voxels as `grid` has, and nothing writes there meanwhile.
 pub(super) unsafe fn prompts_of(
     given: *const prism_prompts,
     grid: &Grid,
@@ -186,7 +186,7 @@ pub(super) unsafe fn prompts_of(
         let corners = memory::collected("an outline", (0..p.lasso_count).map(corner));
         prompts.add_lasso(grid, &RawOutline(corners), space)?;
     }
-    // Lines and outlines are many points each.
+    // Lines and outlines become many points each.
     memory::check::<Told>(POINTS, prompts.points.len().saturating_add(p.scribble_count))?;
     for at in 0..p.scribble_count {
         let position = std::array::from_fn(|a| {

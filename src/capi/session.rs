@@ -1,4 +1,4 @@
-//! Sessions: one object each, prompts in, predictions out. What a prompt is stands in `prompts.rs`.
+//! Sessions: one object each, prompts in, predictions out. Prompts are described in `prompts.rs`.
 
 use super::engine::{ModelObject, prism_model};
 use super::handles::{self, Object};
@@ -23,18 +23,19 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 /// Different sessions work at the same time, and share the engine's threads.
 pub struct prism_session;
 
-/// What a session's calls change.
+/// The part that a session's calls change.
 struct State {
     volume: Arc<Scan>,
     session: Session,
     progress: Progress,
-    /// Seconds of cutting and encoding the patch, until a prediction has told them.
+    /// Seconds of cutting and encoding the patch, until a prediction has reported them.
     encoded: [f64; 2],
 }
 
 #[derive(Clone, Copy)]
 struct Progress(prism_progress_callback, *mut c_void);
-// SAFETY: the pointer is only handed back, to whom its setter vouches for.
+// SAFETY: the pointer is only handed back to the callback; the caller that sets it guarantees its
+// use.
 unsafe impl Send for Progress {}
 
 pub(super) struct SessionObject {
@@ -47,8 +48,8 @@ impl Object for SessionObject {
 }
 
 impl SessionObject {
-    /// The state, if nobody is at work with it. What a panic left is whole: a session changes when
-    /// an interaction has come to its end.
+    /// The state, if it is not in use. It is consistent after a panic: a session changes only when
+    /// an interaction has finished.
     fn lock(&self) -> Result<MutexGuard<'_, State>, Failure> {
         match self.state.try_lock() {
             Ok(state) => Ok(state),
@@ -279,7 +280,7 @@ pub unsafe extern "C" fn prism_session_fork(
 }
 
 /// Calls `callback` as this session's later encodings and interactions proceed, with `user` handed
-/// back to it; NULL for nobody.
+/// back to it; NULL for none.
 ///
 /// # Safety
 /// `user` must stay usable, from any thread that calls this session's functions, until another
@@ -318,7 +319,7 @@ fn watched<T, E>(
         done += 1;
         let Progress(callback, user) = progress;
         let share = (done as f64 / all as f64).min(1.0);
-        // SAFETY: only `prism_session_set_progress` sets it, whose caller vouches for `user`; the
+        // SAFETY: only `prism_session_set_progress` sets it, whose caller guarantees `user`; the
         // text outlives the call.
         let goes_on = callback
             .is_none_or(|callback| unsafe { callback(user, share, text(name).as_ptr()) } != 0);
@@ -374,7 +375,7 @@ impl State {
         Ok(())
     }
 
-    /// A handle for the answer there is now.
+    /// A handle for the present answer.
     fn answer(&mut self) -> Result<*mut prism_prediction, Failure> {
         let prediction = self.session.prediction().cloned();
         let prediction = prediction.ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! What calls return, the message behind it, and the border that no panic crosses.
+//! What calls return, the message of an error, and the boundary that no panic crosses.
 
 use crate::device::cuda::CudaError;
 use crate::device::{DeviceError, processors};
@@ -145,13 +145,13 @@ impl From<SessionError> for Failure {
 thread_local! {
     /// The message of this thread's last call that failed.
     static LAST: RefCell<CString> = RefCell::default();
-    /// How many calls this thread is within: more than one in a callback. And where it panicked
-    /// there.
+    /// The number of calls that this thread is within, more than one in a callback; and where it
+    /// panicked there.
     static INSIDE: Cell<usize> = const { Cell::new(0) };
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Text for C, as [`message::shown`]: nothing behind a NUL could be read.
+/// Text for C, as [`message::shown`]: nothing after a NUL could be read.
 pub(super) fn text(text: &str) -> CString {
     CString::new(message::shown(text).as_bytes()).unwrap_or_default()
 }
@@ -189,8 +189,8 @@ fn begin() {
     });
 }
 
-/// Whether a thread is one that the library works with: what it panics with is told by the call
-/// that it works for.
+/// Whether a thread is one that the library works with: the call that it works for reports its
+/// panics.
 fn is_of_the_library(name: Option<&str>) -> bool {
     name.is_some_and(|n| n.starts_with("prism-"))
 }
@@ -251,7 +251,7 @@ pub(super) fn call(body: impl FnOnce() -> Result<(), Failure>) -> prism_status {
     }
 }
 
-/// What a panic said, with its place where it was on this thread.
+/// The message of a panic, with its location if it was on this thread.
 fn what_panicked(payload: &(dyn Any + Send)) -> String {
     let here = PANIC.take();
     if !here.is_empty() {
@@ -330,7 +330,7 @@ pub(super) trait VersionedStruct: Copy {
     const LEAST: usize = size_of::<Self>();
 }
 
-/// How many bytes of such a structure both sides know.
+/// The number of bytes of such a structure that both sides know.
 fn known<T: VersionedStruct>(size: usize) -> Result<usize, Failure> {
     if size >= T::LEAST {
         return Ok(size.min(size_of::<T>()));
@@ -352,7 +352,7 @@ pub(super) unsafe fn read_struct<T: VersionedStruct>(place: *const T) -> Result<
         return Err(Failure::null(T::NAME));
     }
     let mut value = std::mem::MaybeUninit::<T>::zeroed();
-    // SAFETY: guaranteed by the caller; the size stands first, and zeros are values of all fields.
+    // SAFETY: guaranteed by the caller; the size comes first, and zeros are values of all fields.
     unsafe {
         let bytes = known::<T>(place.cast::<usize>().read_unaligned())?;
         value.as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(place.cast::<u8>(), bytes);
@@ -371,7 +371,7 @@ pub(super) unsafe fn write_struct<T: VersionedStruct>(
     if place.is_null() {
         return Err(Failure::null(T::NAME));
     }
-    // SAFETY: guaranteed by the caller; the size stands first in both.
+    // SAFETY: guaranteed by the caller; the size comes first in both.
     unsafe {
         let size = place.cast::<usize>().read_unaligned();
         let bytes = known::<T>(size)?;

@@ -41,7 +41,7 @@ impl Scan {
         }
     }
 
-    /// What a mask file on its grid inherits.
+    /// The description that a mask file on its grid inherits.
     pub fn description(&self) -> Description {
         match self {
             Scan::Read { volume, .. } => volume.description.clone(),
@@ -182,7 +182,7 @@ pub(super) fn element_of(element: i32) -> Result<Element, Failure> {
     })
 }
 
-/// Three numbers, or `usual` where there are none.
+/// Three numbers, or `usual` if there are none.
 ///
 /// # Safety
 /// NULL, or N numbers.
@@ -197,10 +197,10 @@ unsafe fn numbers<const N: usize>(from: *const f64, usual: [f64; N]) -> [f64; N]
 
 /// Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is,
 /// unchanged, until this volume and all sessions opened on it were freed; when the last of these
-/// functions has returned, nobody reads it any more, whatever other threads were doing. Predictions
-/// do not need it. NaN and -inf read as the lowest value, +inf as the highest, which the log tells;
-/// an array without any finite value is refused. On success `*volume` is the caller's, for
-/// prism_volume_free, which leaves the array alone.
+/// functions has returned, nothing reads it any more, whatever other threads were doing.
+/// Predictions do not need it. NaN and -inf read as the lowest value, +inf as the highest, which
+/// the log tells; an array without any finite value is refused. On success `*volume` is the
+/// caller's, for prism_volume_free, which leaves the array alone.
 ///
 /// # Safety
 /// `array` is a structure of the size that it says; all its voxels can be read for that long;
