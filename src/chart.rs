@@ -1,5 +1,5 @@
-//! Charts of lines over a common axis, as SVG: text stays text, in a font of whoever looks at it,
-//! and the legend stands beside the lines.
+//! Charts of lines over a common axis, as SVG: text stays text, in a font of the viewer's system,
+//! and the legend is beside the lines.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use std::path::Path;
 const COLOURS: [&str; 7] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#3c3c3c"];
 
-/// The page, and what lies around the plot: to the right of it the legend.
+/// The page, and the margins around the plot: the legend is to the right of it.
 const WIDTH: f64 = 900.0;
 const HEIGHT: f64 = 480.0;
 const LEFT: f64 = 64.0;
@@ -15,39 +15,39 @@ const RIGHT: f64 = 240.0;
 const TOP: f64 = 48.0;
 const BOTTOM: f64 = 56.0;
 
-/// Points of a series that get a dot each, at most.
+/// The most points of a series that get a dot each.
 const DOTS: usize = 40;
 
 /// A line of a chart.
 pub struct Series {
     /// Name in the legend.
     pub name: String,
-    /// Points from left to right; the line breaks where one is no number.
+    /// Points from left to right; the line is interrupted where one is NaN.
     pub points: Vec<[f64; 2]>,
-    /// Half the height of a band around each point, where there is one.
+    /// Half the height of a band around each point, if there is one.
     pub band: Vec<f64>,
 }
 
-/// A chart of lines over a common axis that counts something.
+/// A chart of lines over a common horizontal axis.
 pub struct Chart {
     /// Title, above the chart.
     pub title: String,
-    /// What the horizontal axis counts, below the chart.
+    /// The label of the horizontal axis, below the chart.
     pub across: String,
     /// The lines.
     pub series: Vec<Series>,
-    /// Lowest and highest value shown; none for those of the data.
+    /// Lowest and highest value shown; none for the range of the data.
     pub range: Option<[f64; 2]>,
 }
 
-/// What a plot shows.
+/// The ranges that a plot shows.
 struct Plot {
     x: [f64; 2],
     y: [f64; 2],
 }
 
 impl Plot {
-    /// Where a point lies on the page. What is above or below the plot lies on its edge.
+    /// The position of a point on the page. Points above or below the plot are drawn on its edge.
     fn place(&self, x: f64, y: f64) -> [f64; 2] {
         let across = (x - self.x[0]) / (self.x[1] - self.x[0]);
         let up = ((y - self.y[0]) / (self.y[1] - self.y[0])).clamp(0.0, 1.0);
@@ -55,15 +55,15 @@ impl Plot {
     }
 }
 
-/// Some seven round numbers within a range, no nearer to each other than `least`, as numbers and in
-/// words.
+/// About seven round numbers within a range, no nearer to each other than `least`, as numbers and
+/// as text.
 fn ticks([low, high]: [f64; 2], least: f64) -> Vec<(f64, String)> {
     let raw = ((high - low) / 7.0).max(least).max(f64::MIN_POSITIVE);
     let power = 10f64.powf(raw.log10().floor());
     let step = power * [1.0, 2.0, 5.0].into_iter().find(|m| m * power >= raw).unwrap_or(10.0);
     let digits = (-step.log10().floor()).max(0.0) as usize;
     let first = (low / step).ceil();
-    // -0 plus 0 has no sign.
+    // Adding 0 removes the sign of -0.
     let values =
         (0..20).map(|n| (first + n as f64) * step + 0.0).take_while(|v| *v <= high + 1e-9 * step);
     values.map(|v| (v, format!("{v:.digits$}"))).collect()
@@ -174,7 +174,7 @@ impl Chart {
     /// Writes it, whole or not at all.
     ///
     /// # Errors
-    /// What the system says, and the file.
+    /// Those of the operating system, with the file.
     pub fn write(&self, path: &Path) -> Result<(), String> {
         crate::output::write_text(path, &self.svg())
     }
@@ -209,7 +209,7 @@ mod tests {
         let count = |what: &str| svg.matches(what).count();
         assert_eq!((count("<polyline"), count("<polygon"), count("<circle")), (3, 3, 5), "{svg}");
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-        // All that is drawn of them lies left of their names.
+        // Everything drawn of them is to the left of their names.
         let first = |line: &str| line.split(['"', ',']).nth(1).unwrap().parse::<f64>().unwrap();
         let names =
             svg.lines().filter(|l| l.contains(">one &amp;") || l.contains(">none<")).map(first);

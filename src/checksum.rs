@@ -1,8 +1,7 @@
-//! Hashes that files carry of what is in them, so that a damaged one is an error and not another
-//! answer.
+//! Content hashes that files carry, so that a damaged file is an error and not another answer.
 //!
 //! A file's description (a line of JSON) ends with the hash of that line and of every tensor, by
-//! its name. Long tensors are hashed in pieces, side by side; the hash of a tensor is that of its
+//! its name. Long tensors are hashed in pieces, in parallel; the hash of a tensor is that of its
 //! pieces' hashes. BLAKE3: fast enough to be checked at every reading.
 
 use blake3::{Hash, Hasher};
@@ -43,7 +42,7 @@ pub fn of_tensors<'a>(file: &'a SafeTensors) -> impl Iterator<Item = (&'a str, H
     file.iter().map(|(name, view)| (name, of_bytes(view.data())))
 }
 
-/// What stands between a description and its hash.
+/// The text between a description and its hash.
 const MARK: &str = ",\"hash\":\"";
 
 fn of_all<'a>(description: &str, tensors: impl Iterator<Item = (&'a str, Hash)>) -> Hash {
@@ -68,8 +67,8 @@ pub fn sealed<'a>(description: &str, tensors: impl Iterator<Item = (&'a str, Has
     }
 }
 
-/// The description without its hash, and the hash; none where a file carries none, as those of
-/// other programs.
+/// The description without its hash, and the hash; none if a file carries none, as files of other
+/// programs do.
 pub fn opened(text: &str) -> (String, Option<Hash>) {
     let parts = text
         .rsplit_once(MARK)
@@ -77,7 +76,7 @@ pub fn opened(text: &str) -> (String, Option<Hash>) {
     parts.map_or_else(|| (text.to_string(), None), |(open, hash)| (format!("{open}}}"), Some(hash)))
 }
 
-/// Whether the hash that a file carries is that of what is in it.
+/// Checks that the hash that a file carries is that of its contents.
 ///
 /// # Errors
 /// It is not.

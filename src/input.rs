@@ -1,4 +1,4 @@
-//! Files as people have them: opened once, recognised by content, unpacked where they are packed.
+//! Input files: opened once, recognised by their content, unpacked if they are packed.
 
 use crate::memory;
 use bzip2::bufread::BzDecoder;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use zip::{CompressionMethod, ZipArchive};
 
-/// Bytes that are looked at to tell what a file is.
+/// Bytes that are examined to recognise a file.
 pub const HEAD: usize = 1024;
 
 /// What a file is, by its content.
@@ -30,7 +30,8 @@ pub enum Kind {
     Dicom,
     /// Tensors, such as a model of prism's.
     Safetensors,
-    /// Something that prism does not read as an image: what it is, and the way from it to one.
+    /// A format that prism does not read as an image: its name, and how to convert it to one that
+    /// it reads.
     Foreign(&'static str, &'static str),
 }
 
@@ -72,7 +73,8 @@ const SIGNATURES: [(&[u8], &str, &str); 24] = [
     (b"\x80\x02", "a pickle, such as an old PyTorch checkpoint", NO_IMAGE),
 ];
 
-/// What a file is that begins so; none where nothing is recognised. `head` is unpacked.
+/// The kind of a file that begins with these bytes; none if it is not recognised. `head` is
+/// unpacked.
 pub fn recognise(head: &[u8]) -> Option<Kind> {
     let four = |at: usize| head.get(at..at + 4).and_then(|b| <[u8; 4]>::try_from(b).ok());
     let number = |at: usize| four(at).map(|b| [i32::from_le_bytes(b), i32::from_be_bytes(b)]);
@@ -99,7 +101,7 @@ pub fn recognise(head: &[u8]) -> Option<Kind> {
             "convert it with 'mri_convert FILE out.nii.gz'",
         ));
     }
-    // Two letters are little to go by: a picture's next fields are 0.
+    // Two letters are weak evidence: in a picture the next fields are 0.
     let is_word = |signature: &[u8]| signature == b"BM" && head.get(6..10) != Some(&[0; 4]);
     if let Some((_, name, out)) =
         SIGNATURES.iter().find(|(signature, ..)| head.starts_with(signature) && !is_word(signature))
@@ -151,7 +153,7 @@ impl Kind {
     }
 }
 
-/// What to say of a file that is no image.
+/// The message for a file that is not an image.
 pub fn no_image(head: &[u8]) -> String {
     match recognise(head) {
         Some(Kind::Foreign(name, out)) => format!("is {name}: {out}"),
@@ -165,7 +167,7 @@ pub fn no_image(head: &[u8]) -> String {
     }
 }
 
-/// Whether a file is a pipe, which ends.
+/// Whether a file is a pipe, which has an end.
 fn is_pipe(meta: &std::fs::Metadata) -> bool {
     #[cfg(unix)]
     {
@@ -189,7 +191,7 @@ pub enum Packed {
     Bzip2,
 }
 
-/// An open file: read once, from its beginning to its end, so that a pipe serves as well.
+/// An open file, which is read once, from its beginning to its end, so that a pipe works as well.
 pub struct Input {
     reader: Box<dyn Read>,
     head: Vec<u8>,
@@ -197,16 +199,16 @@ pub struct Input {
     pub packed: Packed,
     length: u64,
     behind: Arc<AtomicBool>,
-    /// Whether it came without a folder, so that nothing lies beside it.
+    /// Whether it came without a folder, so that there are no files beside it.
     alone: bool,
 }
 
 /// An entry of a zip archive of `length` bytes, unpacked, in memory that messages call `purpose`.
-/// The `zip` crate reads the directory alone; an entry has to be as long, and to have the checksum,
-/// that it says.
+/// The `zip` crate reads only the directory; an entry must have the length and the checksum that
+/// the directory says.
 ///
 /// # Errors
-/// What is wrong with it, to be put behind its name.
+/// What is wrong with it, to be appended to its name.
 pub fn zip_entry<R: Read + Seek>(
     archive: &mut ZipArchive<R>,
     length: u64,
@@ -317,21 +319,21 @@ pub(crate) fn noting<T>(work: impl FnOnce() -> T) -> (T, Files) {
     (done, NOTED.take().unwrap_or_default())
 }
 
-/// Keeps every file that is read from here on from being written over by this process: the commands
-/// of the program do so, whose inputs are somebody's only copy.
+/// Keeps every file that is read from here on from being overwritten by this process: used by the
+/// commands of the program, whose inputs may be a user's only copy.
 #[cfg(feature = "cli")]
 pub(crate) fn keep_inputs() {
     READ.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default();
 }
 
-/// Notes no more what is read: who writes over nothing, and reads on for as long as it lives, would
-/// note it in vain.
+/// Stops recording what is read: a process that overwrites nothing and reads for as long as it
+/// lives would record it in vain.
 #[cfg(feature = "serve")]
 pub(crate) fn forget_inputs() {
     *READ.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
-/// Notes that a file is an input.
+/// Records that a file is an input.
 pub(crate) fn remember(path: &Path) {
     let Ok(path) = path.canonicalize() else { return };
     NOTED.with_borrow_mut(|noted| {
@@ -344,7 +346,7 @@ pub(crate) fn remember(path: &Path) {
     }
 }
 
-/// Whether a file is one that was noted, as [`Files::hold`] tells it.
+/// Whether a file is one that was recorded, however its path is spelled.
 pub(crate) fn was_read(path: &Path) -> bool {
     let read = READ.lock().unwrap_or_else(PoisonError::into_inner);
     read.as_ref().is_some_and(|read| read.hold(path))
@@ -396,13 +398,14 @@ impl Input {
         })
     }
 
-    /// What bytes in memory hold: a file that came without a folder, and without others beside it.
+    /// The contents of bytes in memory: a file that came without a folder, and without others
+    /// beside it.
     pub fn of_bytes(bytes: Vec<u8>) -> io::Result<Input> {
         let length = bytes.len() as u64;
         Ok(Input { alone: true, ..Input::new(Cursor::new(bytes), length)? })
     }
 
-    /// Whether the file came without a folder: what it says of others beside it is not followed.
+    /// Whether the file came without a folder: references in it to other files are not followed.
     pub fn is_alone(&self) -> bool {
         self.alone
     }
@@ -434,7 +437,7 @@ impl Input {
         Ok(input)
     }
 
-    /// The first bytes, unpacked, [`HEAD`] at most. Reading begins with them all the same.
+    /// The first bytes, unpacked, at most [`HEAD`]. Reading still begins with them.
     pub fn head(&self) -> &[u8] {
         &self.head
     }
@@ -448,7 +451,7 @@ impl Input {
         }
     }
 
-    /// An error of reading, with the packing named where there is one.
+    /// An error of reading, with the packing named if there is one.
     pub fn broken(&self, e: io::Error) -> io::Error {
         let what = match self.packed {
             Packed::Plain => return e,
@@ -458,7 +461,7 @@ impl Input {
         io::Error::new(e.kind(), format!("truncated or corrupt {what} stream: {e}"))
     }
 
-    /// What is to be said when all was read: that bytes of something else followed.
+    /// The warning after everything was read: that bytes of something else followed.
     pub fn warning(&self) -> Option<&'static str> {
         self.behind.load(Ordering::Relaxed).then_some(BEHIND)
     }
@@ -470,10 +473,10 @@ impl Read for Input {
     }
 }
 
-/// What is said of bytes behind a packed stream.
+/// The warning about bytes after a packed stream.
 pub const BEHIND: &str = "bytes of something else follow the packed stream and were not read";
 
-/// What a packed file holds. `behind` becomes true where bytes of something else follow.
+/// The contents of a packed file. `behind` becomes true if bytes of something else follow.
 pub fn unpacked(
     file: impl BufRead + 'static,
     packed: Packed,
@@ -486,7 +489,7 @@ pub fn unpacked(
     }
 }
 
-/// A packed stream with an end, behind which another may begin.
+/// A packed stream with an end, after which another may begin.
 trait Member: Read + Sized {
     type Inner: BufRead;
     const MAGIC: &'static [u8];
@@ -516,8 +519,8 @@ impl<R: BufRead> Member for BzDecoder<R> {
     }
 }
 
-/// The members of a packed file, one behind the other. What follows them and is none is left alone,
-/// as gzip does.
+/// The members of a packed file, one after the other. Bytes after them that are not a member are
+/// ignored, as gzip does.
 struct Members<M> {
     member: Option<M>,
     behind: Arc<AtomicBool>,
@@ -531,7 +534,7 @@ impl<M: Member> Read for Members<M> {
                 return Ok(read);
             }
             if let Some(mut rest) = self.member.take().map(M::close) {
-                // At the end of a buffer fewer bytes may be there to see.
+                // At the end of a buffer fewer bytes may be visible.
                 let next = rest.fill_buf()?;
                 match next.len().min(M::MAGIC.len()) {
                     0 => {}
@@ -544,11 +547,10 @@ impl<M: Member> Read for Members<M> {
     }
 }
 
-/// Bytes that are read from the system at a time: little enough not to be asked for as what may be
-/// refused.
+/// Bytes that are read from the system at a time: few enough to be allocated without a check.
 const BUFFER: usize = 1 << 15;
 
-/// Bytes of text that are read at most.
+/// The most bytes of text that are read.
 const MOST_TEXT: u64 = 64 << 20;
 /// What messages call the memory that it takes.
 const TEXT: &str = "a text file";
@@ -557,7 +559,7 @@ const TEXT: &str = "a text file";
 const APART: usize = 16;
 
 /// Reads a text file: UTF-8, with or without a byte order mark. The message says what the file is
-/// where it is no text, and does not name it.
+/// if it is not text, and does not name it.
 pub fn read_text(path: &Path, expected: &str) -> Result<String, String> {
     let mut input = Input::open(path).map_err(|e| e.to_string())?;
     let mut bytes = vec![];

@@ -33,16 +33,16 @@
 //! # }
 //! ```
 //!
-//! These names stand at the root, with their errors; all else is found in its module. Only the
-//! root's names are stable: what a module has beside them may change with any version.
+//! These names are at the root, with their errors; everything else is in its module. Only the
+//! root's names are stable: the other contents of a module may change with any version.
 //!
-//! What a session promises stands in [`session`]. [`volume`] reads scans and writes masks,
-//! [`prompt`] takes what a user says, [`model`] is the network. Below that, [`ops`] holds the fused
+//! [`session`] says what a session promises. [`volume`] reads scans and writes masks, [`prompt`]
+//! takes the user's prompts, [`model`] is the network. Below that, [`ops`] holds the fused
 //! operations, [`autograd`] their gradients, [`tensor`] and [`device`] what they run on. [`train`],
-//! [`eval`] and [`data`] train and evaluate networks, [`verify`] judges an installation against the
+//! [`eval`] and [`data`] train and evaluate networks, [`verify`] checks an installation against the
 //! reference network's outputs, [`mod@bench`] measures, [`challenge`] answers challenges' files,
-//! and `capi` is the same for programs in C (on targets of 64 bits). Which module stands on which
-//! is written, and held, in `tests/house.rs`.
+//! and `capi` is the same for programs in C (on targets of 64 bits). `tests/house.rs` lists, and
+//! checks, which module builds on which.
 //!
 //! # Features
 //!

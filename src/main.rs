@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Where memory runs out the program ends in order, and says so.
+/// When memory runs out the program ends in order, with a message.
 #[global_allocator]
 static ALLOCATOR: prism::memory::LastWords = prism::memory::LastWords;
 
@@ -11,8 +11,8 @@ fn main() -> ExitCode {
     prism::cli::main()
 }
 
-/// Takes what the main thread needs of its stack at once. A stack grows as it is used, and where no
-/// address space is left for that the system ends the program without a word.
+/// Touches the stack that the main thread needs at once. A stack grows as it is used, and if there
+/// is no address space left for that the system ends the program without a message.
 #[inline(never)]
 fn take_stack() {
     let room = [0u8; 512 << 10];

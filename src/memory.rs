@@ -1,13 +1,13 @@
 //! Memory that can be refused.
 //!
-//! Every size that comes from a file, a flag, a caller or a configuration is counted against a
-//! budget first ([`limit`]), then asked of the system in a way that it may refuse. A refusal is an
-//! error of the caller ([`Refused`]), never the end of the process: a scan is not read, a model not
-//! loaded, an interaction not done, and all that was there before still is.
+//! Every size that comes from a file, a flag, a caller or a configuration is first counted against
+//! a budget ([`limit`]), then requested from the system in a way that it may refuse. A refusal is
+//! an error for the caller ([`Refused`]), never the end of the process: a scan is not read, a model
+//! not loaded, an interaction not done, and everything that existed before still does.
 //!
-//! Deep inside an op a refusal unwinds, as cancelling would, without a word from the panic hook, to
-//! where the work began ([`caught`]): sessions, models, files, each call from C. So a program built
-//! with `panic = "abort"` ends where it is refused memory.
+//! Deep inside an op a refusal unwinds, as cancelling would, without a message from the panic hook,
+//! to where the work began ([`caught`]): sessions, models, files, each call from C. So a program
+//! built with `panic = "abort"` ends where it is refused memory.
 //!
 //! What is small whatever the input (names, messages, lists of handles) is allocated as everywhere
 //! in Rust.
@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Refused {
     what: &'static str,
     wanted: u64,
-    /// What of the budget is left, and the budget; none where the system refused.
+    /// What is left of the budget, and the budget; none if the system refused.
     left: Option<[u64; 2]>,
 }
 
@@ -45,7 +45,7 @@ impl Refused {
     }
 }
 
-/// A number of bytes for a person.
+/// A number of bytes, as text for people.
 fn bytes(n: u64) -> String {
     match n {
         0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
@@ -70,7 +70,7 @@ pub(crate) fn is_set() -> bool {
     LIMIT.load(Ordering::Relaxed) != 0
 }
 
-/// How many bytes this process may use: what [`set_limit`] set, else what the machine, or the
+/// How many bytes this process may use: what [`set_limit`] set, otherwise what the machine, or the
 /// control group that the process runs in, has.
 pub fn limit() -> u64 {
     match LIMIT.load(Ordering::Relaxed) {
@@ -84,7 +84,7 @@ pub fn used() -> u64 {
     USED.load(Ordering::Relaxed)
 }
 
-/// What the machine has, or the control group that the process runs in.
+/// The memory of the machine, or of the control group that the process runs in.
 fn machine() -> u64 {
     static MACHINE: OnceLock<u64> = OnceLock::new();
     *MACHINE.get_or_init(|| {
@@ -95,7 +95,7 @@ fn machine() -> u64 {
         let mut system = sysinfo::System::new();
         system.refresh_memory();
         match system.total_memory() {
-            // Where it cannot be told, the system's own refusals are all there is.
+            // If that is unknown, only the system's own refusals remain.
             0 => u64::MAX,
             bytes => bytes.min(system.cgroup_limits().map_or(u64::MAX, |group| group.total_memory)),
         }
@@ -115,14 +115,15 @@ fn size<T>(count: usize) -> u64 {
     (count as u64).saturating_mul(size_of::<T>() as u64)
 }
 
-/// From this size on the machine is asked what is free, where no budget was set: other programs use
-/// memory too.
+/// From this size on, if no budget was set, the machine is asked how much is free: other programs
+/// use memory too.
 const LARGE: u64 = 256 << 20;
 
-/// What gives back memory that is held for later use and that nothing uses now.
+/// The function that gives back memory that is kept for later use and is not in use now.
 static SPARE: OnceLock<fn()> = OnceLock::new();
 
-/// Has `give_back` called where a request does not fit, which is then looked at again.
+/// Registers `give_back` to be called when a request does not fit; the request is then checked
+/// again.
 pub(crate) fn when_short(give_back: fn()) {
     let _ = SPARE.set(give_back);
 }
@@ -152,8 +153,8 @@ pub(crate) fn check<T>(what: &'static str, count: usize) -> Result<(), Refused> 
 
 fn fits<T>(what: &'static str, count: usize) -> Result<(), Refused> {
     let wanted = size::<T>(count);
-    // More than any address reaches is refused whatever the budget: sizes in bytes can be counted
-    // behind this.
+    // More than any address reaches is refused whatever the budget, so that sizes in bytes can be
+    // counted after this.
     if wanted > isize::MAX as u64 {
         return Err(refused::<T>(what, count));
     }
@@ -163,7 +164,7 @@ fn fits<T>(what: &'static str, count: usize) -> Result<(), Refused> {
         let mut system = sysinfo::System::new();
         system.refresh_memory();
         if system.total_memory() > 0 {
-            // What a group's processes hold; what it caches of files is given up for them.
+            // The memory that a group's processes hold; its file caches are given up for them.
             let group = system
                 .cgroup_limits()
                 .map_or(u64::MAX, |group| group.total_memory.saturating_sub(group.rss));
@@ -181,11 +182,11 @@ impl Charge {
     /// Takes `count` values of a type from the budget.
     ///
     /// # Errors
-    /// Not so much is left.
+    /// Less than that is left.
     pub fn of<T>(what: &'static str, count: usize) -> Result<Charge, Refused> {
         check::<T>(what, count)?;
         let (wanted, limit) = (size::<T>(count), limit());
-        // Others may have taken what was left meanwhile.
+        // Other threads may have taken what was left meanwhile.
         let within = |used: u64| used.checked_add(wanted).filter(|sum| *sum <= limit);
         match USED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within) {
             Ok(_) => Ok(Charge(wanted)),
@@ -195,10 +196,10 @@ impl Charge {
         }
     }
 
-    /// Takes so many values more.
+    /// Takes `count` values more.
     ///
     /// # Errors
-    /// Not so much is left: it is what it was.
+    /// Less than that is left: the charge is unchanged.
     pub fn grow<T>(&mut self, what: &'static str, count: usize) -> Result<(), Refused> {
         let mut more = Charge::of::<T>(what, count)?;
         self.0 += std::mem::take(&mut more.0);
@@ -213,13 +214,13 @@ impl Drop for Charge {
 }
 
 thread_local! {
-    /// Whether who asks for memory on this thread right now can do without.
+    /// Whether the code that asks for memory on this thread at present can handle a refusal.
     static REFUSABLE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Asks for memory in a way that can be refused: [`LastWords`] are not said then.
+/// Asks for memory in a way that can be refused: [`LastWords`] does not end the process then.
 pub(crate) fn refusable<T>(ask: impl FnOnce() -> T) -> T {
-    // Put back where the asking panics, too, as decompressors do.
+    // Restored even if the request panics, as decompressors do.
     struct Before(bool);
     impl Drop for Before {
         fn drop(&mut self) {
@@ -230,27 +231,27 @@ pub(crate) fn refusable<T>(ask: impl FnOnce() -> T) -> T {
     ask()
 }
 
-/// What is to be done before the process ends for want of memory.
+/// What is to be done before the process ends for lack of memory.
 static LAST: OnceLock<fn()> = OnceLock::new();
 
-/// Has `last` called before [`LastWords`] are said. It may be called within anything that the
-/// thread was doing.
+/// Registers `last` to be called before [`LastWords`] ends the process. It may be called in the
+/// middle of anything that the thread was doing.
 pub(crate) fn before_last_words(last: fn()) {
     let _ = LAST.set(last);
 }
 
-/// The system's allocator for a program that would rather end in order than abort. What is small,
-/// or a crate's own, is not asked for in a way that can be refused: where the system refuses it
-/// nothing can go on, so temporary files are removed, standard error is told, and the process ends
-/// with status 1.
+/// The system's allocator for a program that should end in order rather than abort. Small
+/// allocations, and those of other crates, are not requested in a way that can be refused: if the
+/// system refuses one, nothing can go on, so temporary files are removed, a message is written to
+/// standard error, and the process ends with status 1.
 ///
-/// The library never puts it in place; the program `prism` does.
+/// The library never installs it; the program `prism` does.
 pub struct LastWords;
 
 impl LastWords {
     fn given(&self, at: *mut u8, bytes: usize) -> *mut u8 {
         if at.is_null() && !REFUSABLE.try_with(Cell::get).unwrap_or(true) {
-            // Nothing below asks for memory but names of files longer than most.
+            // Nothing below allocates except for unusually long names of files.
             REFUSABLE.set(true);
             if let Some(last) = LAST.get() {
                 last();
@@ -265,8 +266,8 @@ impl LastWords {
     }
 }
 
-// SAFETY: all memory is the system allocator's, asked for and given back unchanged; what is done
-// beside it does not unwind.
+// SAFETY: all memory is the system allocator's, requested and given back unchanged; the additional
+// work does not unwind.
 unsafe impl GlobalAlloc for LastWords {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.
@@ -281,12 +282,12 @@ unsafe impl GlobalAlloc for LastWords {
         self.given(unsafe { System.realloc(at, layout, size) }, size)
     }
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise; all memory came from there.
+        // SAFETY: the caller's promise; all memory came from this allocator.
         unsafe { System.dealloc(at, layout) }
     }
 }
 
-/// An error that tells that the system refused `count` values of a type.
+/// An error that says that the system refused `count` values of a type.
 pub(crate) fn refused<T>(what: &'static str, count: usize) -> Refused {
     Refused { what, wanted: size::<T>(count), left: None }
 }
@@ -302,7 +303,7 @@ pub fn room<T>(what: &'static str, count: usize) -> Result<Vec<T>, Refused> {
     Ok(list)
 }
 
-/// An error unless there is room for what is taken without being asked for: packed matrices of a
+/// An error unless there is room for allocations that are made without asking: packed matrices of a
 /// product, tables of a decompressor, lists and messages.
 pub(crate) fn headroom() -> Result<(), Refused> {
     room::<u8>("what work takes beside its results", 8 << 20).map(drop)
@@ -313,19 +314,19 @@ pub(crate) fn refuse(error: Refused) -> ! {
     resume_unwind(Box::new(error))
 }
 
-/// [`room`]; unwinds to [`caught`] where that is refused.
+/// [`room`]; unwinds to [`caught`] if that is refused.
 pub(crate) fn list<T>(what: &'static str, count: usize) -> Vec<T> {
     room(what, count).unwrap_or_else(|e| refuse(e))
 }
 
-/// `count` times a value; unwinds to [`caught`] where that is refused.
+/// `count` times a value; unwinds to [`caught`] if that is refused.
 pub(crate) fn filled<T: Copy>(what: &'static str, value: T, count: usize) -> Vec<T> {
     let mut all = list(what, count);
     all.resize(count, value);
     all
 }
 
-/// `count` zeros, pages of which cost nothing before they are written; as [`filled`].
+/// `count` zeros, whose pages cost nothing until they are written; as [`filled`].
 pub(crate) fn zeroed<T: bytemuck::Zeroable>(what: &'static str, count: usize) -> Vec<T> {
     if let Err(e) = check::<T>(what, count) {
         refuse(e);
@@ -379,7 +380,7 @@ pub(crate) fn reserve<T>(what: &'static str, list: &mut Vec<T>, more: usize) {
     }
 }
 
-/// Reads to the end; as [`filled`] where that is more than there is room for.
+/// Reads to the end; as [`filled`] if that is more than there is room for.
 pub(crate) fn read(
     what: &'static str,
     mut reader: impl Read,
@@ -388,7 +389,7 @@ pub(crate) fn read(
     const FIRST: usize = 64 << 10;
     const MOST: usize = 16 << 20;
     loop {
-        // As much again as there is: a list that grows may be copied, and both are there at once.
+        // A list that grows may be copied, and both copies exist for a moment.
         let piece = into.len().clamp(FIRST, MOST);
         if let Err(e) = check::<u8>(what, into.len() + piece) {
             refuse(e);
@@ -404,20 +405,20 @@ pub(crate) fn read(
     }
 }
 
-/// A file; as [`filled`] where that is more than there is room for.
+/// A file; as [`filled`] if that is more than there is room for.
 pub(crate) fn read_file(what: &'static str, path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
     let mut bytes = list(what, usize::try_from(size).unwrap_or(usize::MAX));
-    // It may have grown meanwhile: that is damage, which its reader tells.
+    // It may have grown meanwhile: that is damage, which its reader reports.
     file.take(size).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// What a panic was for, where it was a refusal.
+/// The refusal that a panic carries, if it does.
 pub(crate) fn of_panic(payload: Box<dyn Any + Send>) -> Result<Refused, Box<dyn Any + Send>> {
-    // The decompressors panic with these words where they are refused their tables: flate2's, and
-    // bzip2's, whose code for it is -3.
+    // The decompressors panic with these words if they are refused their tables: flate2's, and
+    // bzip2's, whose code for that is -3.
     match payload.downcast_ref::<String>() {
         Some(text) if text.contains("MemError") || text.contains("left: -3") => {
             Ok(refused::<u8>("a compressed file's tables", 1 << 18))
@@ -426,7 +427,7 @@ pub(crate) fn of_panic(payload: Box<dyn Any + Send>) -> Result<Refused, Box<dyn 
     }
 }
 
-/// Runs work in which memory may be refused. Other panics go on.
+/// Runs work in which memory may be refused. Other panics continue.
 ///
 /// # Errors
 /// It was refused.
@@ -444,7 +445,7 @@ const LEAST_BARE: f64 = 1e6;
 /// of 1024), with or without a B. Without any it is bytes, a million of them at least.
 ///
 /// # Errors
-/// It is no such size; the message says what was expected.
+/// It is not such a size; the message says what was expected.
 pub fn size_of_text(text: &str) -> Result<u64, String> {
     let fail = || {
         format!(
@@ -525,7 +526,7 @@ mod tests {
         assert!(caught(|| reserve("a test", &mut vec![1u64], absurd)).is_err());
         assert!(caught(|| map::<u64, u64>("a test", absurd)).is_err());
         assert!(caught(|| map::<u64, u64>("a test", 1000)).is_ok_and(|map| map.capacity() >= 1000));
-        // From a thread of a pool too.
+        // From a thread of a pool, too.
         let deep = || rayon::join(|| zeroed::<u8>("a test", usize::MAX / 2), || 1).1;
         assert!(caught(deep).is_err());
         assert_eq!(caught(|| collected("a test", 0..3u8)), Ok(vec![0, 1, 2]));

@@ -3,24 +3,24 @@
 use std::borrow::Cow;
 
 /// A message whose control characters are written out, as `\0`, `\r` or `\u{1b}`. Names and fields
-/// of files stand in messages as they are, and a terminal would obey what is in them. Line feeds
-/// and tabs stay: messages have lines.
+/// of files are copied into messages unchanged, and a terminal would obey control characters in
+/// them. Line feeds and tabs stay: messages have lines.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     written_out(text, |c| c.is_control() && !matches!(c, '\n' | '\t'))
 }
 
-/// Characters of what strangers sent that a message quotes.
+/// The most characters of a client's input that a message quotes.
 #[cfg(feature = "serve")]
 const QUOTED: usize = 40;
 
-/// What a stranger sent, as a message quotes it: its beginning, in one line, control characters
+/// A client's input, as a message quotes it: its beginning, on one line, with control characters
 /// written out.
 #[cfg(feature = "serve")]
 pub(crate) fn quoted(text: &str) -> String {
     written_out(&shortened(text, QUOTED), char::is_control).into_owned()
 }
 
-/// A text, or so many characters of it and dots where it has more.
+/// A text, or its first `most` characters and dots if it has more.
 pub(crate) fn shortened(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((at, _)) => format!("{}...", &text[..at]),

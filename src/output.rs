@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-/// A file in the making, removed again unless committed.
+/// A file that is being written, removed again unless committed.
 pub struct Pending {
     temporary: tempfile::TempPath,
-    /// Locked for as long as somebody is at work with the file.
+    /// Locked for as long as the file is being written.
     _lock: File,
     destination: PathBuf,
     permissions: std::fs::Permissions,
-    /// A file that this one names: it is there before this one is.
+    /// A file that this one refers to: it takes its place before this one does.
     named: Option<Box<Pending>>,
     _listed: Listed,
 }
@@ -43,13 +43,14 @@ impl Drop for Listed {
     }
 }
 
-/// Removes the temporary files of this process, which ends: what was begun will not be.
+/// Removes the temporary files of this process, which is ending: what was begun will not be
+/// finished.
 pub fn abandon() {
     remove(&temporary());
 }
 
-/// [`abandon`] where this very thread may be at the list: then the files stay, for the next run to
-/// remove.
+/// [`abandon`] for the case that this very thread may be using the list: then the files stay, for
+/// the next run to remove.
 fn abandon_if_free() {
     match TEMPORARY.try_lock() {
         Ok(list) => remove(&list),
@@ -62,17 +63,17 @@ fn remove(list: &BTreeSet<PathBuf>) {
     list.iter().for_each(|path| drop(std::fs::remove_file(path)));
 }
 
-/// What names of temporary files begin with; so many letters and digits follow, and an ending.
-/// Nobody calls a file of their own so.
+/// The beginning of names of temporary files; a fixed number of letters and digits follows, then an
+/// ending. Users do not name their own files like this.
 const PREFIX: &str = ".prism-tmp-";
 const RANDOM: usize = 16;
 
-/// After this time a file that nobody has locked is a leftover; before, its writer may just be
-/// about to.
+/// After this time a file that is not locked is a leftover; before, its writer may be just about to
+/// lock it.
 const LEFT_OVER: Duration = Duration::from_secs(60);
 
-/// Removes what processes that were killed left in a folder: they hold what patients' scans show.
-/// What cannot be told to be a leftover stays.
+/// Removes what processes that were killed left in a folder: such files hold data of patients'
+/// scans. Files that are not certainly leftovers stay.
 fn sweep(folder: &Path) {
     static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     if !cfg!(unix) || !SWEPT.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.into()) {
@@ -88,14 +89,14 @@ fn sweep(folder: &Path) {
                     .and_then(|at| at.elapsed().ok())
                     .is_some_and(|age| age > LEFT_OVER)
         });
-        // The lock goes with the process that held it.
+        // The lock ended with the process that held it.
         if is_old && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
             let _ = std::fs::remove_file(&path);
         }
     }
 }
 
-/// Whether a name is one that is given here.
+/// Whether a name is one that this module gives.
 fn is_temporary(path: &Path) -> bool {
     let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX));
     name.is_some_and(|rest| {
@@ -104,8 +105,8 @@ fn is_temporary(path: &Path) -> bool {
     })
 }
 
-/// A file by which two spellings of one path can be told: its folder without links and dots, and
-/// its name.
+/// A form of a path by which different spellings of it can be recognised: its folder without links
+/// and dots, and its name.
 pub fn spelled_out(path: &Path) -> PathBuf {
     let at = path.canonicalize().or_else(|_| destination(path)).unwrap_or_else(|_| path.into());
     match (folder(&at).canonicalize(), at.file_name()) {
@@ -114,13 +115,13 @@ pub fn spelled_out(path: &Path) -> PathBuf {
     }
 }
 
-/// An error where no file could be put at `path`: it is a folder or something else that is no file,
+/// An error if no file could be put at `path`: it is a folder or something else that is not a file,
 /// it is write-protected, or its folder is missing.
 pub fn check(path: &Path) -> io::Result<()> {
     destination(path).map(|_| ())
 }
 
-/// Where a file called `path` lies: behind symbolic links, where it is one.
+/// The actual location of the file called `path`: with symbolic links followed, if it is one.
 fn destination(path: &Path) -> io::Result<PathBuf> {
     let fail = |kind: io::ErrorKind, message: String| Err(io::Error::new(kind, message));
     let mut at = path.to_path_buf();
@@ -154,8 +155,8 @@ fn destination(path: &Path) -> io::Result<PathBuf> {
                     "is write-protected: it is left as it is".into(),
                 );
             }
-            // Where its owner is somebody else, the folder may let it be replaced and its mode may
-            // not let it be written.
+            // If it has another owner, the folder may let it be replaced although its mode does not
+            // let it be written.
             Ok(_) => return std::fs::OpenOptions::new().append(true).open(&at).map(|_| at),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(at),
             Err(e) => return Err(e),
@@ -167,16 +168,16 @@ fn destination(path: &Path) -> io::Result<PathBuf> {
     )
 }
 
-/// Symbolic links that are followed from one to the next.
+/// The most symbolic links that are followed from one to the next.
 const MOST_LINKS: usize = 32;
 
-/// The folder that a path lies in.
+/// The folder that contains a path.
 pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Sees to it that the names in a folder are there after a power cut too. Where folders cannot be
-/// synchronised, as on some network file systems, they are there none the less.
+/// Makes sure that the names in a folder survive a power cut. If folders cannot be synchronised, as
+/// on some network file systems, the names are there all the same.
 pub(crate) fn sync_folder(path: &Path) {
     let _ = std::fs::File::open(path).and_then(|folder| folder.sync_all());
 }
@@ -195,33 +196,33 @@ pub fn make_folder(path: &Path) -> io::Result<()> {
 }
 
 impl Pending {
-    /// A new file in `path`'s folder, with the ending that its writer chooses a format by, or none
-    /// where it knows.
+    /// A new file in `path`'s folder, with the ending by which its writer chooses a format, or none
+    /// if the writer knows it.
     ///
     /// # Errors
-    /// Those of [`check`], and what the system says.
+    /// Those of [`check`], and those of the operating system.
     pub fn new(path: &Path, ending: &str) -> io::Result<Pending> {
         let destination = destination(path)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(PREFIX).rand_bytes(RANDOM).suffix(ending);
         #[cfg(unix)]
         {
-            // Temporary files are private by default; the result should be what the user's umask
-            // says.
+            // Temporary files are private by default; the result should have the mode that the
+            // user's umask gives.
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         sweep(folder(&destination));
         crate::memory::before_last_words(abandon_if_free);
         let file = builder.tempfile_in(folder(&destination))?;
-        // By this another process tells that it is no leftover. Where files cannot be locked, none
-        // is taken for one.
+        // By this another process can tell that it is not a leftover. If files cannot be locked,
+        // none is taken for a leftover.
         let lock = file.as_file().try_clone()?;
-        // On Windows a lock would keep out the writer, who opens the file by its name.
+        // On Windows a lock would keep out the writer, which opens the file by its name.
         if cfg!(unix) {
             let _ = lock.try_lock();
         }
-        // A file that was there keeps its mode.
+        // A file that was there before keeps its mode.
         let there = std::fs::metadata(&destination).ok();
         let permissions = there.map_or_else(|| file.as_file().metadata(), Ok)?.permissions();
         let listed = Listed::new(file.path());
@@ -235,12 +236,12 @@ impl Pending {
         })
     }
 
-    /// This file with another that it names, which takes its place just before.
+    /// This file with another that it refers to, which takes its place just before.
     pub fn naming(self, file: Pending) -> Pending {
         Pending { named: Some(Box::new(file)), ..self }
     }
 
-    /// Where to write.
+    /// The path to write to.
     pub fn path(&self) -> &Path {
         &self.temporary
     }
@@ -250,13 +251,14 @@ impl Pending {
         &self.destination
     }
 
-    /// Puts the finished file in its place, so that it is there, whole, after a power cut too.
+    /// Puts the finished file in its place, so that it is there, whole, even after a power cut.
     ///
     /// # Errors
-    /// What the system says. Then a file that it names is not left behind where none was before.
+    /// Those of the operating system. In that case a file that it refers to is not left behind if
+    /// none was there before.
     pub fn commit(mut self) -> io::Result<()> {
         let named = self.named.take().map(|file| *file);
-        // All that can fail is done before the first takes its place.
+        // Everything that can fail is done before the first file takes its place.
         self.settle()?;
         let Some(named) = named else { return self.put() };
         named.settle()?;
@@ -269,7 +271,7 @@ impl Pending {
         })
     }
 
-    /// Has a file the mode that it will have, and all of it on the disk.
+    /// Gives a file its final mode, and writes all of it to the disk.
     fn settle(&self) -> io::Result<()> {
         // A writer may have replaced the file by one of its own.
         std::fs::set_permissions(&self.temporary, self.permissions.clone())?;
@@ -283,8 +285,8 @@ impl Pending {
     }
 }
 
-/// Keeps other processes from writing to a folder what is locked by a file called `name`, for as
-/// long as what comes back is open; none where another has it.
+/// Locks what a file called `name` stands for in a folder, so that other processes do not write it
+/// for as long as the result is open; none if another process has the lock.
 pub fn lock(folder: &Path, name: &str) -> Result<Option<std::fs::File>, String> {
     let path = folder.join(name);
     let file = std::fs::File::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -305,7 +307,7 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<Pending> {
 
 /// Writes a text file whole or not at all; an error names it.
 pub fn write_text(path: &Path, text: &str) -> Result<(), String> {
-    // What says so already is left, were it an input too.
+    // A file that already has this text is left alone, even if it is an input.
     if std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == text.len() as u64)
         && std::fs::read(path).is_ok_and(|there| there == text.as_bytes())
     {
@@ -334,7 +336,7 @@ mod tests {
         write_text(&at("twice"), "a").unwrap();
         assert!(at("link").is_symlink() && at("twice").is_symlink());
         assert_eq!(std::fs::read_to_string(at("sub/real")).unwrap(), "a");
-        // Its mode stays, whoever may read it.
+        // Its mode stays, whoever can read it.
         mode("sub/real", 0o600);
         write_text(&at("link"), "b").unwrap();
         assert_eq!(std::fs::metadata(at("sub/real")).unwrap().permissions().mode() & 0o777, 0o600);
@@ -351,8 +353,8 @@ mod tests {
         mode("sub/real", 0o644);
         assert_eq!(spelled_out(&at("sub/../link")), spelled_out(&at("sub/real")));
         assert_eq!(spelled_out(&at("sub/../new")), spelled_out(&at("./new")));
-        // What a killed process left goes; what another still writes, what is new and what is
-        // somebody else's stays.
+        // Leftovers of a killed process are removed; files that are still being written, new ones
+        // and other users' files stay.
         let old = std::time::SystemTime::now() - 2 * LEFT_OVER;
         for name in [
             ".prism-tmp-abcdef0123456789.nii",

@@ -1,4 +1,4 @@
-//! RGB pictures, written as PNG: the ground of the program's previews and montages.
+//! RGB pictures, written as PNG: the basis of the program's previews and montages.
 
 use font8x8::UnicodeFonts;
 use std::path::Path;
@@ -25,7 +25,7 @@ impl Picture {
         }
     }
 
-    /// Sets a pixel; nothing outside.
+    /// Sets a pixel; does nothing outside the picture.
     pub fn set(&mut self, x: usize, y: usize, colour: [u8; 3]) {
         if x < self.width && y < self.height {
             self.pixels[(y * self.width + x) * 3..][..3].copy_from_slice(&colour);
@@ -46,7 +46,7 @@ impl Picture {
         }
     }
 
-    /// Mixes `part` (0 to 1) of a colour into a pixel; nothing outside.
+    /// Mixes `part` (0 to 1) of a colour into a pixel; does nothing outside the picture.
     pub fn blend(&mut self, x: usize, y: usize, colour: [u8; 3], part: f32) {
         if x < self.width && y < self.height {
             let at = &mut self.pixels[(y * self.width + x) * 3..][..3];

@@ -1,7 +1,7 @@
-//! A picture of the result: axial, coronal and sagittal planes through what was said last, or one
-//! of them through any slice, the object's contour, the prompts. What is to be read (plane, slice,
-//! directions, scale, window, spacing, colours) stands around the panels, so that nothing covers
-//! the scan.
+//! A picture of the result: axial, coronal and sagittal planes through the last prompt, or one of
+//! them through any slice, with the object's contour and the prompts. Text (plane, slice,
+//! directions, scale, window, spacing, colours) is written around the panels, so that nothing
+//! covers the scan.
 //!
 //! Planes are shown as radiologists look at them: the patient's right on the left of axial and
 //! coronal planes, anterior on the left of the sagittal one.
@@ -15,7 +15,7 @@ use crate::volume::resample::{Interpolation, sample_of};
 use crate::volume::{Affine, Grid, Orientation, Volume};
 use rayon::prelude::*;
 
-/// Edge of a panel in pixels, the margin on both sides of it, in which a letter stands, and the gap
+/// The edge of a panel in pixels, the margin on both sides of it, which holds a letter, and the gap
 /// between panels with their margins.
 const PANEL: usize = 400;
 const MARGIN: usize = 24;
@@ -23,7 +23,7 @@ const GAP: usize = 8;
 /// From the left of one panel to that of the next.
 const STEP: usize = PANEL + 2 * MARGIN + GAP;
 const WIDTH: usize = 3 * STEP - GAP;
-/// Of a picture of one panel.
+/// The width of a picture of one panel.
 const NARROW: usize = STEP - GAP;
 
 /// Text is written at twice the font's size: 16 pixels from one character to the next, and from top
@@ -44,13 +44,14 @@ const HEIGHT: usize = LEGEND + GLYPH + 10;
 
 /// The least and the most that a panel shows, in mm.
 const VIEW: [f64; 2] = [60.0, 400.0];
-/// Lengths that a scale bar may have, in mm: the longest that takes a third of the panel at most.
+/// Lengths that a scale bar may have, in mm: the longest that takes at most a third of the panel is
+/// used.
 const BAR_LENGTHS: [f64; 3] = [50.0, 20.0, 10.0];
-/// More points than these are a stroke: dots, so that they do not hide the image.
+/// More points than these are drawn as a stroke of dots, so that they do not hide the image.
 const CLICKS: usize = 30;
 
 const GROUND: [u8; 3] = [24; 3];
-/// No grey, so that text is told from what the scan shows.
+/// Not a grey, so that text can be told from the scan.
 const INK: [u8; 3] = [225, 230, 240];
 /// The last answer's contour, and those of the answers before it, the latest first.
 const CONTOUR: [u8; 3] = [255, 196, 0];
@@ -68,7 +69,7 @@ pub struct Marks {
 }
 
 impl Marks {
-    /// All prompts of all iterations.
+    /// The marks of all prompts of all iterations.
     pub fn of(iterations: &[Prompts]) -> Marks {
         let points = iterations.iter().flat_map(|p| p.points.iter().copied()).collect();
         let last =
@@ -87,8 +88,8 @@ impl Marks {
         Marks { points, bounds: iterations.iter().rev().find_map(|p| p.bounds), last }
     }
 
-    /// The clicks and strokes that hold in a session, of which the last one is looked at. Where
-    /// memory for them is refused it unwinds to [`memory::caught`].
+    /// The current clicks and strokes of a session; the last one is looked at. If memory for them
+    /// is refused it unwinds to [`memory::caught`].
     pub fn holding(said: &[Said]) -> Marks {
         let each = said.iter().map(|said| (said.voxel, said.positive));
         let points = memory::collected("the marks of a picture", each);
@@ -96,7 +97,7 @@ impl Marks {
     }
 }
 
-/// Of the voxels that `each` visits, twice over, the one nearest to their mean.
+/// The voxel nearest to the mean of those that `each` visits, which it does twice.
 fn middle(each: impl Fn(&mut dyn FnMut([usize; 3]))) -> Option<[usize; 3]> {
     let (mut sum, mut count) = ([0.0f64; 3], 0.0f64);
     each(&mut |v: [usize; 3]| {
@@ -113,8 +114,8 @@ fn middle(each: impl Fn(&mut dyn FnMut([usize; 3]))) -> Option<[usize; 3]> {
     nearest.1
 }
 
-/// A plane: its name, the canonical axes that run across and down the panel, the one through it,
-/// and the letters left, right, top, bottom.
+/// A plane: its name, the canonical axes that run across and down the panel, the one perpendicular
+/// to it, and the letters left, right, top, bottom.
 pub struct Plane {
     name: &'static str,
     across: usize,
@@ -130,7 +131,7 @@ static PLANES: [Plane; 3] = [
 ];
 
 impl Plane {
-    /// The one that is called `axial`, `coronal` or `sagittal`; none for other names.
+    /// The plane called `axial`, `coronal` or `sagittal`; none for other names.
     pub fn named(name: &str) -> Option<&'static Plane> {
         PLANES.iter().find(|plane| plane.name == name)
     }
@@ -141,19 +142,19 @@ impl Plane {
     }
 }
 
-/// Where to look.
+/// The part of the image that is shown.
 struct Look {
     /// The voxel of the image that all three planes go through.
     voxel: [usize; 3],
-    /// The place that all three planes go through, in canonical voxels.
+    /// The position that all three planes go through, in canonical voxels.
     through: [f64; 3],
-    /// What lies in the middle of the panels, in canonical voxels.
+    /// The position in the middle of the panels, in canonical voxels.
     middle: [f64; 3],
     /// The edge of a panel, in mm.
     view: f64,
 }
 
-/// What panels show, and from where.
+/// What panels show, and how they map to the image.
 struct Scene<'a> {
     image: &'a Volume,
     /// The last answer, and up to three before it, the latest first.
@@ -179,14 +180,14 @@ impl<'a> Scene<'a> {
         Scene { image, readers, marks, from_image, to_image, spacing, look }
     }
 
-    /// Draws panels side by side, with what stands right above and below each, and returns the
+    /// Draws panels side by side, with their text right above and below each, and returns the
     /// window that they have in common.
     fn panels(&self, picture: &mut Picture, planes: &[Plane]) -> (f32, f32) {
         let Scene { image, readers, marks, from_image, to_image, spacing, look } = self;
         let mm = look.view / PANEL as f64;
 
-        // Every pixel's value and which answers it is inside of, panel by panel; the last answer is
-        // bit 0.
+        // Every pixel's value and the answers that it is inside of, panel by panel; the last answer
+        // is bit 0.
         let mut grey = vec![f32::NAN; planes.len() * PANEL * PANEL];
         let mut inside = vec![0u8; planes.len() * PANEL * PANEL];
         let place = |plane: &Plane, x: usize, y: usize| -> [f64; 3] {
@@ -266,7 +267,7 @@ impl<'a> Scene<'a> {
 }
 
 /// Draws answers on their image in all three planes: the last one's contour, and faintly those of
-/// up to three before it. Where memory is refused it unwinds to [`memory::caught`].
+/// up to three before it. If memory is refused it unwinds to [`memory::caught`].
 pub fn draw(image: &Volume, answers: &[&Field], marks: &Marks) -> Picture {
     let scene = Scene::new(image, answers, marks);
     let mut picture = Picture::new(WIDTH, HEIGHT, GROUND);
@@ -279,7 +280,7 @@ pub fn draw(image: &Volume, answers: &[&Field], marks: &Marks) -> Picture {
 }
 
 /// Draws an answer on its image in one plane: through a slice, counted as the voxels of the image
-/// are along [`Plane::axis`], or where [`draw`] would. Where memory is refused it unwinds to
+/// are along [`Plane::axis`], or where [`draw`] would. If memory is refused it unwinds to
 /// [`memory::caught`].
 pub fn draw_plane(
     image: &Volume,
@@ -304,8 +305,8 @@ pub fn draw_plane(
     picture
 }
 
-/// Which plane it is, and where: the slice by its index in the file, and by the patient's direction
-/// in mm.
+/// The plane's name and position: the slice by its index in the file, and by the patient's
+/// direction in mm.
 fn title(plane: &Plane, grid: &Grid, voxel: [usize; 3]) -> String {
     let axis = plane.axis(grid);
     let mm = grid.affine.apply(voxel.map(|v| v as f64))[plane.through];
@@ -313,7 +314,7 @@ fn title(plane: &Plane, grid: &Grid, voxel: [usize; 3]) -> String {
     format!("{} {} {}  {letter} {:.1} mm", plane.name, ['i', 'j', 'k'][axis], voxel[axis], mm.abs())
 }
 
-/// The window and the spacing, in words.
+/// The window and the spacing, as text.
 fn values((low, high): (f32, f32), spacing: [f64; 3]) -> [String; 2] {
     let (low, high) = (f64::from(low), f64::from(high));
     let digits = (2.0 - (high - low).log10().floor()).clamp(0.0, 9.0) as usize;
@@ -326,7 +327,7 @@ fn values((low, high): (f32, f32), spacing: [f64; 3]) -> [String; 2] {
     ]
 }
 
-/// A number with so many digits behind the point at most.
+/// A number with at most `digits` digits after the point.
 fn number(value: f64, digits: usize) -> String {
     let text = format!("{value:.digits$}");
     let text = if text.contains('.') {
@@ -337,7 +338,7 @@ fn number(value: f64, digits: usize) -> String {
     if text == "-0" { "0".into() } else { text.into() }
 }
 
-/// The scale bar's length in mm, of a panel that shows so many.
+/// The scale bar's length in mm, for a panel that shows `view` mm.
 fn bar_length(view: f64) -> f64 {
     BAR_LENGTHS
         .into_iter()
@@ -355,11 +356,11 @@ fn draw_bar(picture: &mut Picture, left: usize, view: f64) {
     picture.text(&format!("{length} mm"), left + pixels + GLYPH / 2, BARS, SCALE, INK);
 }
 
-/// What each colour is, of those that were drawn.
+/// The meaning of each colour that was drawn.
 fn draw_legend(picture: &mut Picture, answers: usize, marks: &Marks, scale: usize) {
     let has = |sign: bool| marks.points.iter().any(|(_, positive)| *positive == sign);
     let earlier = &EARLIER[..answers.saturating_sub(1).min(EARLIER.len())];
-    // A sign where it is drawn as one, else a line.
+    // A prompt is shown by its sign, everything else by a line.
     let entries: [(&[[u8; 3]], &str, &str); 5] = [
         (if answers > 0 { &[CONTOUR] } else { &[] }, "", "answer"),
         (earlier, "", "earlier answers"),
@@ -381,8 +382,8 @@ fn draw_legend(picture: &mut Picture, answers: usize, marks: &Marks, scale: usiz
     }
 }
 
-/// The planes go through the last click, else the box's middle, else the object's. The panels show
-/// the box, else the object, and that click.
+/// The planes go through the last click, otherwise the middle of the box, otherwise that of the
+/// object. The panels show the box, or else the object, and that click.
 fn look(
     answer: Option<&Field>,
     marks: &Marks,
@@ -416,7 +417,7 @@ fn look(
         reach = (0..3).map(|a| (p[a] - q[a]).abs() * spacing[a]).fold(reach, f64::max);
     }
     let view = (reach * 1.8).clamp(VIEW[0], VIEW[1]);
-    // The prompts say where the object of interest is; an answer may have strayed.
+    // The prompts say where the object of interest is; an answer may be elsewhere.
     let middle = marks.bounds.or(object).map_or(through, |b| {
         let [p, q] = corners(b);
         [0, 1, 2].map(|a| {
@@ -427,7 +428,7 @@ fn look(
     Look { voxel, through, middle, view }
 }
 
-/// The 1st and 99th percentile of what is shown.
+/// The 1st and 99th percentile of the values shown.
 fn window(grey: &[f32]) -> (f32, f32) {
     let mut shown: Vec<f32> = grey.iter().copied().filter(|v| !v.is_nan()).collect();
     if shown.is_empty() {
@@ -511,7 +512,7 @@ mod tests {
         draw(image, &[&before, &after], &Marks::of(&[prompts]))
     }
 
-    /// How many pixels of a rectangle have a colour.
+    /// The number of pixels of a rectangle that have a colour.
     fn count(
         picture: &Picture,
         left: usize,
@@ -592,14 +593,15 @@ mod tests {
         for (p, plane) in PLANES.iter().enumerate() {
             let one = of(plane, None);
             assert_eq!((one.width, one.height), (NARROW, 568));
-            // The window may differ, which is of what is shown; all else is the same.
+            // The window may differ, because it depends on what is shown; everything else is the
+            // same.
             for (x, y) in (0..TOP + PANEL).flat_map(|y| (0..NARROW).map(move |x| (x, y))) {
                 let is_drawn = |c: &[u8; 3]| [CONTOUR, POSITIVE, INK].contains(c);
                 let [here, there] = [one.get(x, y), all.get(p * STEP + x, y)]
                     .map(|colour| colour.filter(|c| is_drawn(c)));
                 assert_eq!(here, there, "{} at {x}, {y}", plane.name);
             }
-            // Through the click's own slice it is the same picture.
+            // Through the click's own slice the picture is the same.
             let axis = plane.axis(&image.grid);
             let again = of(plane, Some([80, 80, 14][axis]));
             let differs = |(x, y): (usize, usize)| one.get(x, y) != again.get(x, y);
@@ -620,7 +622,7 @@ mod tests {
             count(&one, NARROW - 4, VALUES, 4, HEIGHT - VALUES, GROUND),
             4 * (HEIGHT - VALUES)
         );
-        // Nothing said, nothing answered.
+        // Without prompts and without an answer.
         let empty = draw_plane(&image, None, &Marks::holding(&[]), &PLANES[1], None);
         assert_eq!(count(&empty, 0, 0, NARROW, HEIGHT, CONTOUR), 0);
     }
@@ -629,8 +631,7 @@ mod tests {
     fn the_scale_bar_is_as_long_as_it_says() {
         let image = example();
         let picture = picture(&image);
-        // The box, whose size in mm is known, is the measure: on the axial plane it is as wide as
-        // i.
+        // The box, whose size in mm is known, is the scale: on the axial plane it is as wide as i.
         let mm = (BOUNDS[3] - BOUNDS[0]) as f64 * image.grid.spacing()[0];
         let columns = |x: &usize| count(&picture, *x, TOP, 1, PANEL, BOX) > 0;
         let (first, last) = (

@@ -17,7 +17,7 @@ pub struct Conv {
     packed: PackedConv,
     weight: Param,
     bias: Option<Param>,
-    /// Weights for the way back, laid out when first needed.
+    /// Weights for the backward pass, laid out when first needed.
     mirrored: OnceLock<PackedConv>,
 }
 
@@ -58,12 +58,12 @@ pub struct UpStage {
     mirrored_skip: OnceLock<PackedConv>,
     /// A number that no other stage of this process has.
     number: u64,
-    /// Whether what reads its map is an instance norm alone.
+    /// Whether the only reader of its map is an instance norm.
     norm_behind: bool,
 }
 
 impl UpStage {
-    /// Composes weight and bias of the deconvolution and of the convolution behind it.
+    /// Composes weight and bias of the deconvolution and of the convolution after it.
     pub fn new(device: &Device, deconv: [Param; 2], conv: [Param; 2]) -> Result<UpStage, OpError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let stage = DecoderStage::new(device, &deconv[0], &deconv[1], &conv[0], &conv[1])?;
@@ -78,8 +78,8 @@ impl UpStage {
         })
     }
 
-    /// Makes it a stage whose map has an instance norm for its only reader: the convolution's bias
-    /// goes with the mean that the norm takes away, and has no gradient.
+    /// Makes it a stage whose map has an instance norm for its only reader: the norm subtracts the
+    /// convolution's bias together with the mean, so the bias has no gradient.
     pub fn in_front_of_norm(self) -> UpStage {
         UpStage { norm_behind: true, ..self }
     }
@@ -90,15 +90,15 @@ impl UpStage {
     }
 }
 
-/// A map before its norm, with the instance norm and leaky ReLU that its reader applies. Its place
+/// A map before its norm, with the instance norm and leaky ReLU that its reader applies. Its entry
 /// on the tape is that of the activated map.
 #[derive(Clone)]
 pub struct Normed {
     map: Tensor,
     norm: ChannelNorm,
     id: Option<VarId>,
-    /// Of each 2×2×2 voxels of the map what becomes the largest, where nothing is recorded and the
-    /// convolution found it.
+    /// The map of the voxel of each 2×2×2 that becomes the largest, if nothing is recorded and the
+    /// convolution computed it.
     pooled: Option<Tensor>,
 }
 
@@ -113,12 +113,12 @@ impl Normed {
         &self.norm
     }
 
-    /// The activated map as an op's input, for others to read as well.
+    /// The activated map as an op's input that other ops may read as well.
     pub fn input(&self) -> TapeInput {
         self.reading(&self.map)
     }
 
-    /// The activated map as an op's input, pooled, for others to read as well.
+    /// The activated map as an op's input, pooled, that other ops may read as well.
     pub fn pooled(&self) -> TapeInput {
         match &self.pooled {
             Some(map) => self.reading(map),
@@ -142,17 +142,17 @@ impl Normed {
     }
 }
 
-/// A [`ConvInput`] with the places on the tape of what it is loaded from. A backward function keeps
-/// the same: it holds the map, so a tape that is on leaves the map's memory alone.
+/// A [`ConvInput`] with the tape entries of what it is loaded from. A backward function keeps the
+/// same input: it holds the map, so a tape that is on does not reuse the map's memory.
 #[derive(Clone)]
 pub struct TapeInput {
     input: ConvInput,
-    /// Of the map, activated if it has a norm, and of the map that is added.
+    /// The entry of the map, activated if it has a norm, and that of the map that is added.
     ids: [Option<VarId>; 2],
 }
 
 impl TapeInput {
-    /// A map as it is, for others to read as well.
+    /// A map as it is, which other ops may read as well.
     pub fn shared(map: &Var) -> TapeInput {
         TapeInput { input: ConvInput::shared(map), ids: [map.id, None] }
     }
@@ -187,9 +187,10 @@ impl TapeInput {
 }
 
 impl<'m> Tape<'m> {
-    /// [`conv3d()`]. With the tape on, no map is pooled on the way: its reader's gradient goes to
-    /// all of the map. Where sums are asked for, the map's only reader is the instance norm that
-    /// needs them: the bias goes with the mean that it takes away, and has no gradient.
+    /// [`conv3d()`] on the tape. With the tape on, no map is pooled on the way: its reader's
+    /// gradient goes to all of the map. If sums are asked for, the map's only reader is the
+    /// instance norm that needs them: the norm subtracts the bias together with the mean, so the
+    /// bias has no gradient.
     pub fn conv3d(
         &self,
         x: TapeInput,
@@ -207,8 +208,8 @@ impl<'m> Tape<'m> {
                 back.form(&conv.weight, |device, so_far| {
                     conv3d::grad::weight_onto(device, &saved.input, &dy, so_far)
                 })?;
-                // In front of a norm it is zero, but for what rounding leaves of the sum, of which
-                // the optimiser would make whole steps.
+                // Before a norm it is zero, except for the rounding errors of the sum, which the
+                // optimiser would turn into whole steps.
                 if let Some(bias) = conv.bias.as_ref().filter(|_| !norm_behind) {
                     back.form(bias, |device, so_far| linear::grad::bias_onto(device, &dy, so_far))?;
                 }
@@ -306,7 +307,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`conv_transpose3d()`], followed by a channel LayerNorm (weight, bias, eps) and GELU where
+    /// [`conv_transpose3d()`], followed by a channel LayerNorm (weight, bias, eps) and GELU if
     /// given.
     pub fn conv_transpose3d(
         &self,
@@ -321,7 +322,7 @@ impl<'m> Tape<'m> {
             Box::new(move |mut dy, back| {
                 let device = back.device.clone();
                 if let Some((weight, bias, eps)) = norm {
-                    // Cheaper formed again than kept.
+                    // Cheaper to compute again than to keep.
                     let raw = conv_transpose3d(&device, &x_value, &t.packed, None)?;
                     let (dx, dw, db) =
                         norm::grad::layer_norm(&device, &raw, weight, bias, eps, true, &dy)?;
@@ -338,7 +339,8 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`skip_map()`]: what a decoder stage's output owes to everything but its coarse input.
+    /// [`skip_map()`]: the part of a decoder stage's output that does not depend on its coarse
+    /// input.
     pub fn skip_map(
         &self,
         s: &'m UpStage,
@@ -375,7 +377,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`decoder_stage()`]: the coarse input's part, on top of a [`Tape::skip_map`].
+    /// [`decoder_stage()`]: the coarse input's part, added to a [`Tape::skip_map`].
     pub fn decoder_stage(
         &self,
         s: &'m UpStage,

@@ -1,11 +1,11 @@
-//! The tape: runs the fused ops, and where it is on, records for each how its gradient goes back.
+//! The tape: runs the fused ops and, if it is on, records for each how its gradient is computed.
 //!
 //! The network is written once, against [`Tape`]. With the tape off an op is its forward function
 //! and nothing else. With it on, every op that a wanted gradient passes through leaves a backward
 //! function, holding the values it needs; [`Tape::backward`] consumes them last to first, freeing
 //! each one's values as it goes. Gradients of parameters accumulate in [`ParamGrads`] over as many
 //! tapes as there are. What is not recorded (a [`Var`] made by [`Var::constant`], or anything after
-//! [`Var::detach`]) costs nothing on the way back.
+//! [`Var::detach`]) costs nothing in the backward pass.
 
 mod conv;
 mod transformer;
@@ -29,16 +29,16 @@ pub struct Var {
     id: Option<VarId>,
 }
 
-/// A place on a tape.
+/// An entry of a tape.
 #[derive(Clone, Copy, Debug)]
 struct VarId {
-    /// The tape's number, which no other of this process has.
+    /// The tape's number, which is unique in this process.
     tape: u64,
     at: usize,
 }
 
 impl VarId {
-    /// The place on tape number `tape`; an error where it is another's.
+    /// The entry's index on tape number `tape`; an error if it belongs to another tape.
     fn on(self, tape: u64) -> Result<usize, OpError> {
         match self.tape == tape {
             true => Ok(self.at),
@@ -66,7 +66,7 @@ impl Var {
         &self.value
     }
 
-    /// Gives the value another shape, and the gradient that comes back for it this one's.
+    /// Gives the value another shape; the gradient of the result is given this value's shape.
     ///
     /// # Panics
     /// As [`Tensor::reshape`].
@@ -82,14 +82,14 @@ impl Deref for Var {
     }
 }
 
-/// How an op's gradient goes back: given that of its output, adds those of its inputs.
+/// The backward function of an op: given the gradient of its output, adds those of its inputs.
 type BackwardFn<'m> = Box<dyn FnOnce(Tensor, &mut Backward) -> Result<(), OpError> + 'm>;
 
-/// Runs ops, and records them where it is on. Backward functions may borrow the model's layers for
+/// Runs ops, and records them if it is on. Backward functions may borrow the model's layers for
 /// `'m`.
 pub struct Tape<'m> {
     device: Device,
-    /// 0 where it is off.
+    /// 0 if it is off.
     id: u64,
     nodes: Option<RefCell<Vec<Node<'m>>>>,
 }
@@ -113,7 +113,7 @@ impl<'m> Tape<'m> {
         }
     }
 
-    /// Where the ops run.
+    /// The device that the ops run on.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -136,14 +136,14 @@ impl<'m> Tape<'m> {
         })
     }
 
-    /// Records the backward function of an op that gave `value`, where the tape is on.
+    /// Records the backward function of an op that gave `value`, if the tape is on.
     fn record(&self, value: Tensor, backward: impl FnOnce() -> BackwardFn<'m>) -> Var {
         let id = self.record_id(value.shape(), backward);
         Var { value, id }
     }
 
-    /// Records the backward function of an op that took its input for good: `saved` is what the
-    /// function keeps of that input, there where the tape is on.
+    /// Records the backward function of an op that consumed its input: `saved` is what the function
+    /// keeps of that input, present if the tape is on.
     fn record_saved<S>(
         &self,
         value: Tensor,
@@ -185,8 +185,8 @@ impl<'m> Tape<'m> {
         }
     }
 
-    /// Goes back from the given gradients of recorded values. Gradients of parameters are added to
-    /// `params`; those of leaves are what remains.
+    /// Computes gradients from the given gradients of recorded values. Gradients of parameters are
+    /// added to `params`; those of leaves are returned.
     pub fn backward(
         self,
         seeds: Vec<(&Var, Tensor)>,
@@ -198,8 +198,8 @@ impl<'m> Tape<'m> {
         Ok(leaves)
     }
 
-    /// Goes back as [`Tape::backward`] does, one of several ways back through the same parameters:
-    /// behind the last stands [`ParamGrads::settle`].
+    /// Computes gradients as [`Tape::backward`] does, as one of several backward passes through the
+    /// same parameters: after the last one, [`ParamGrads::settle`] must be called.
     pub(crate) fn backward_unsettled(
         self,
         seeds: Vec<(&Var, Tensor)>,
@@ -208,7 +208,7 @@ impl<'m> Tape<'m> {
         self.backward_watched(seeds, params, |_| Ok(()))
     }
 
-    /// Goes back as [`Tape::backward_unsettled`] does; `reached` is called after each op's
+    /// Computes gradients as [`Tape::backward_unsettled`] does; `reached` is called after each op's
     /// gradient.
     pub(crate) fn backward_watched(
         self,
@@ -224,8 +224,8 @@ impl<'m> Tape<'m> {
         }
         for (at, (shape, backward)) in nodes.into_iter().enumerate().rev() {
             let Some(backward) = backward else { continue };
-            // Readers may have seen the value under another shape. Nobody else holds it then: who
-            // goes back may take its memory.
+            // Readers may have seen the value under another shape. No other code holds it then, so
+            // the backward function may take its memory.
             if let Some(gradient) = back.vars[at].take().map(|g| g.reshape(shape)) {
                 backward(gradient, &mut back)?;
                 reached(back.params)?;
@@ -235,17 +235,17 @@ impl<'m> Tape<'m> {
     }
 }
 
-/// Gradients of leaves after the way back.
+/// Gradients of leaves after the backward pass.
 pub struct LeafGrads {
     tape: u64,
     vars: Vec<Option<Tensor>>,
 }
 
 impl LeafGrads {
-    /// The gradient of a leaf; none where nothing depended on it.
+    /// The gradient of a leaf; none if nothing depended on it.
     ///
     /// # Panics
-    /// When it is another tape's leaf.
+    /// If it is another tape's leaf.
     pub fn take(&mut self, leaf: &Var) -> Option<Tensor> {
         let VarId { tape, at } = leaf.id?;
         assert_eq!(tape, self.tape, "the gradient of another tape's leaf");
@@ -253,7 +253,7 @@ impl LeafGrads {
     }
 }
 
-/// The state of a way back.
+/// The state of a backward pass.
 pub struct Backward<'p> {
     device: Device,
     tape: u64,
@@ -262,7 +262,7 @@ pub struct Backward<'p> {
 }
 
 impl Backward<'_> {
-    /// Adds to the gradient of a value that this tape recorded; nothing where none is wanted.
+    /// Adds to the gradient of a value that this tape recorded; does nothing if none is wanted.
     fn add(&mut self, id: Option<VarId>, gradient: Tensor) -> Result<(), OpError> {
         match id {
             Some(id) => add_to(&self.device, &mut self.vars[id.on(self.tape)?], gradient),
@@ -270,8 +270,9 @@ impl Backward<'_> {
         }
     }
 
-    /// Adds to the gradient of a parameter what `form` adds to the one so far, where it is given
-    /// one, or else forms by itself; nothing where it is not trained.
+    /// Adds to the gradient of a parameter: `form` is given the gradient so far, if there is one,
+    /// and returns the sum, or otherwise a new gradient. Does nothing if the parameter is not
+    /// trained.
     fn form(
         &mut self,
         param: &Param,
@@ -282,8 +283,8 @@ impl Backward<'_> {
         self.params.add(id, form(&self.device, so_far)?)
     }
 
-    /// Adds to the gradient of a parameter, of whatever shape it comes in; nothing where it is not
-    /// trained.
+    /// Adds to the gradient of a parameter a gradient of any shape; does nothing if the parameter
+    /// is not trained.
     fn param(&mut self, param: &Param, gradient: impl Into<Tensor>) -> Result<(), OpError> {
         match param.id() {
             Some(id) => self.params.add(id, gradient.into()),
@@ -292,7 +293,7 @@ impl Backward<'_> {
     }
 }
 
-/// Adds `part` to a sum of gradients, in place where nothing else holds its values.
+/// Adds `part` to a sum of gradients, in place if the sum has no other owner.
 pub(crate) fn add_to(
     device: &Device,
     sum: &mut Option<Tensor>,
@@ -315,19 +316,20 @@ pub(crate) fn add_to(
     Ok(())
 }
 
-/// Gradients of parameters by their number, accumulated in float32, until taken, where they were
-/// formed.
+/// Gradients of parameters by their number, accumulated in float32 on the device where they were
+/// computed, until taken.
 #[derive(Default)]
 pub struct ParamGrads {
     sums: Vec<Option<Tensor>>,
-    /// Whose changed since they were last asked for.
+    /// The parameters whose gradients changed since the last call of `touched`.
     touched: Vec<usize>,
-    /// Sums that wait for the rest of their way back.
+    /// Sums that wait for the rest of their backward pass.
     composed: Vec<Composed>,
 }
 
-/// A sum of gradients of the weights that a decoder stage composed of two parameters. The way back
-/// from there is linear, and costs as much as a whole iteration: it is gone once, by the sum.
+/// A sum of gradients of the weights that a decoder stage composed of two parameters. The backward
+/// pass from there is linear, and costs as much as a whole iteration, so it is done once, with the
+/// sum.
 struct Composed {
     /// The stage's number.
     stage: u64,
@@ -357,16 +359,16 @@ impl ParamGrads {
         Ok(())
     }
 
-    /// Takes parameter `id`'s away where it lies on a device and nothing else holds it: for what
-    /// is added there, and comes back by [`ParamGrads::add`].
+    /// Takes parameter `id`'s gradient away if it is on a device and has no other owner: for code
+    /// that adds to it there, and returns it by [`ParamGrads::add`].
     fn take_own(&mut self, id: usize) -> Option<Tensor> {
         let slot = self.sums.get_mut(id)?;
         if slot.as_mut().is_some_and(is_own) { slot.take() } else { None }
     }
 
     /// Adds to the gradient of what stage number `stage` composed of the weights of a deconvolution
-    /// and of a convolution; theirs follow with [`ParamGrads::settle`]. `form` adds to the one so
-    /// far, where it is given one, or else forms one by itself.
+    /// and of a convolution; theirs follow with [`ParamGrads::settle`]. `form` is given the
+    /// gradient so far, if there is one, and returns the sum, or otherwise a new gradient.
     fn add_composed(
         &mut self,
         stage: u64,
@@ -386,8 +388,8 @@ impl ParamGrads {
         Ok(())
     }
 
-    /// Takes what was left at weights composed of others to those: behind the last of several ways
-    /// back through the same parameters.
+    /// Computes the gradients of weights from those of the weights composed of them: to be called
+    /// after the last of several backward passes through the same parameters.
     pub fn settle(&mut self, device: &Device) -> Result<(), OpError> {
         for Composed { gradient, of: [deconv, conv], .. } in std::mem::take(&mut self.composed) {
             let gradients = decoder_stage::grad::weights(device, &gradient, &deconv, &conv)?;
@@ -413,7 +415,7 @@ impl ParamGrads {
             .try_for_each(|(id, gradient)| gradient.map_or(Ok(()), |g| self.add(id, g)))
     }
 
-    /// The gradient of parameter `id`, in row-major order; none where nothing depended on it.
+    /// The gradient of parameter `id`, in row-major order; none if nothing depended on it.
     ///
     /// # Panics
     /// As [`Tensor::data`].
@@ -421,18 +423,18 @@ impl ParamGrads {
         self.tensor(id).map(Tensor::data)
     }
 
-    /// The gradient of parameter `id` as a tensor, on the device where it was formed; none where
+    /// The gradient of parameter `id` as a tensor, on the device where it was computed; none if
     /// nothing depended on it.
     pub fn tensor(&self, id: usize) -> Option<&Tensor> {
         self.sums.get(id)?.as_ref()
     }
 
-    /// Takes parameter `id`'s away.
+    /// Takes parameter `id`'s gradient away.
     pub(crate) fn take(&mut self, id: usize) -> Option<Tensor> {
         self.sums.get_mut(id)?.take()
     }
 
-    /// Puts another in the place of parameter `id`'s.
+    /// Replaces parameter `id`'s gradient.
     pub(crate) fn put(&mut self, id: usize, gradient: Option<Tensor>) {
         self.sums[id] = gradient;
     }
@@ -448,7 +450,7 @@ impl ParamGrads {
     }
 }
 
-/// Whether it lies on a device, in float32, and nothing else holds it.
+/// Whether it is on a device, in float32, and has no other owner.
 fn is_own(sum: &mut Tensor) -> bool {
     sum.device_type() == Some(DType::F32) && sum.is_unique()
 }
@@ -459,7 +461,7 @@ fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
         let n = sum.len();
         let (so_far, from) =
             (sum.to_device(&cuda, DType::F32)?, part.to_device(&cuda, DType::F32)?);
-        // What others hold, or is of another type, stays as it is.
+        // Memory that has other owners, or is of another type, stays as it is.
         let to = if is_own(&mut sum) { so_far.clone() } else { cuda.allocate(n, DType::F32)? };
         cuda.launch(
             kernels::ADD_F32,
@@ -488,8 +490,8 @@ fn accumulate(mut sum: Tensor, part: Tensor) -> Result<Tensor, OpError> {
 mod tests {
     use super::*;
 
-    /// Several ways back through a stage's composition, of which the last part is gone once, leave
-    /// what they leave one by one.
+    /// Several backward passes through a stage's composition, whose last part is done once, give
+    /// the same as separate passes.
     #[test]
     fn ways_back_through_a_composition_are_gone_together() {
         let device = Device::open("cpu", 2).unwrap();
@@ -534,8 +536,8 @@ mod tests {
         }
     }
 
-    /// Sums are formed where gradients are, in float32, whatever type these come in and whoever
-    /// else holds them.
+    /// Sums are computed where gradients are, in float32, whatever type these come in and whatever
+    /// else owns them.
     #[cfg(feature = "emulator")]
     #[test]
     fn gradients_are_added_up_on_their_device() {

@@ -10,7 +10,7 @@ use crate::ops::linear::{self, Activation, linear};
 use crate::ops::{norm, pointwise, rows, tokens};
 use crate::tensor::{GRADIENT, OpError, Param, Tensor};
 
-/// Rows in front of dense layers: `x`, behind a layer norm where its weight, bias and epsilon are
+/// The input rows of dense layers: `x`, after a layer norm if its weight, bias and epsilon are
 /// given, and for the layers that want it the sum with `add`.
 #[derive(Clone, Copy)]
 pub struct TokenRows<'v, 'm> {
@@ -18,12 +18,12 @@ pub struct TokenRows<'v, 'm> {
     pub x: &'v Var,
     /// The norm's weight, bias and epsilon.
     pub norm: Option<(&'m Param, &'m Param, f32)>,
-    /// What some layers want added.
+    /// What is added for some layers.
     pub add: Option<&'v Var>,
 }
 
 impl<'v> TokenRows<'v, '_> {
-    /// Rows as they are.
+    /// Rows without a norm and without a sum.
     pub fn plain(x: &'v Var) -> Self {
         TokenRows { x, norm: None, add: None }
     }
@@ -36,7 +36,7 @@ pub struct TokenLayer<'m> {
     pub weight: &'m Param,
     /// `[n]`.
     pub bias: &'m Param,
-    /// Whether the sum goes in.
+    /// Whether its input is the sum.
     pub added: bool,
 }
 
@@ -55,7 +55,7 @@ impl<'m> Tape<'m> {
         if !self.is_on() {
             return Ok(Var::constant(linear(device, x, weight, bias.map(|b| &**b), act, given)?));
         }
-        // GELU's gradient needs what went in; a ReLU's output tells enough, before the residual is
+        // GELU's gradient needs its input; for a ReLU its output is enough, before the residual is
         // added.
         let inner = if act == Activation::Gelu { Activation::None } else { act };
         let split = act != Activation::None;
@@ -243,7 +243,7 @@ impl<'m> Tape<'m> {
             let cuda = cuda.clone();
             return Ok(self.record(value, || {
                 Box::new(move |dy, back| {
-                    // Each parameter once, in the order in which they come.
+                    // Each parameter once, in the order in which they appear.
                     let mut params: Vec<&Param> = vec![];
                     let mut places = vec![];
                     for (param, row) in rows {
@@ -279,8 +279,8 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// Dense layers of the same rows, `act(rows wᵀ + b) + residual` of each, and the rows as they
-    /// are in front of the sum: [`tokens::linears`], where it is there.
+    /// Dense layers of the same rows, `act(rows wᵀ + b) + residual` of each, and the rows before
+    /// the sum: [`tokens::linears`], if it exists for them.
     pub fn token_linear<const N: usize>(
         &self,
         rows: TokenRows<'_, 'm>,
@@ -317,8 +317,9 @@ impl<'m> Tape<'m> {
         Ok((each(made.into_iter()), normed))
     }
 
-    /// Attention of projected `q` to keys `k` with values `v`, and the dense layer behind it with
-    /// its residual: [`tokens::attention`], where it is there. With the tape on, all keys count.
+    /// Attention of projected `q` to keys `k` with values `v`, and the dense layer after it with
+    /// its residual: [`tokens::attention`], if it exists for them. With the tape on, all keys
+    /// count.
     pub fn token_attention(
         &self,
         heads: usize,
@@ -356,7 +357,7 @@ impl<'m> Tape<'m> {
     }
 
     /// Attention of `q` `[t, c]` to keys `k` `[m, c]` with values `v` `[m, c]`, with its four
-    /// projections; adds `residual` `[t, c]` where given. With the tape on, all keys count.
+    /// projections; adds `residual` `[t, c]` if given. With the tape on, all keys count.
     pub fn two_way_attention(
         &self,
         w: &'m TwoWayWeights,
@@ -371,7 +372,8 @@ impl<'m> Tape<'m> {
         self.token_attention(w.heads, [&q, &k, &v], valid, (&w.out.0, &w.out.1), residual)
     }
 
-    /// Dense layers of one row each, `act(row wᵀ + b)`: [`tokens::row_linears`], where it is there.
+    /// Dense layers of one row each, `act(row wᵀ + b)`: [`tokens::row_linears`], if it exists for
+    /// them.
     pub fn row_linears(
         &self,
         layers: &[(&Var, &'m Param, &'m Param)],

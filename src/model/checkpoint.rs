@@ -1,9 +1,9 @@
 //! PyTorch checkpoints: zip archives, legacy streams, bare state dictionaries. Nothing in the file
-//! is run.
+//! is executed.
 //!
 //! A pickle is a program. The tensors are read by a library that interprets only what tensors need;
-//! before that, every callable the program names is looked at, and a file that names anything but
-//! PyTorch's own tensor builders and plain containers is refused.
+//! before that, every callable that the program names is checked, and a file that names anything
+//! but PyTorch's own tensor builders and plain containers is refused.
 
 use crate::input::{DEFLATE_LIMIT, HEAD, recognise, remember};
 use crate::memory::{self, Refused};
@@ -22,7 +22,7 @@ pub struct CheckpointError {
     message: String,
 }
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const TENSOR: &str = "a checkpoint's tensor";
 
 /// Tensors by name, the wrapping dictionary and a `module.` prefix removed.
@@ -38,15 +38,15 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The values, widened to float64; none for an element type without an order of its own
-    /// (complex, quantised).
+    /// The values, widened to float64; none for an element type that is not ordered (complex,
+    /// quantised).
     ///
     /// # Errors
     /// They cannot be read, or there is no room for them.
     pub fn values(&self) -> io::Result<Option<Vec<f64>>> {
         let refused = |e: Refused| io::Error::new(io::ErrorKind::OutOfMemory, e);
         let count = extent(&self.shape).unwrap_or(usize::MAX);
-        // As the file has them, which another crate reads, and as they are given.
+        // Both as the file stores them, which another crate reads, and as they are returned.
         memory::check::<[f64; 2]>(TENSOR, count).map_err(refused)?;
         let bytes = self.stored.read()?;
         let mut values: Vec<f64> = memory::room(TENSOR, count).map_err(refused)?;
@@ -99,8 +99,7 @@ fn dtype_name(dtype: DType) -> &'static str {
 /// Dictionaries under which training scripts keep the weights.
 const WRAPPERS: [&str; 5] = ["model_state_dict", "state_dict", "model_dict", "model", "network"];
 
-/// Reads the weights of a checkpoint; what else it holds (optimiser, schedule, epoch) is left
-/// alone.
+/// Reads the weights of a checkpoint; its other contents (optimiser, schedule, epoch) are ignored.
 pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     let fail = |message: String| CheckpointError { path: path.into(), message };
     let mut file = File::open(path).map_err(|e| fail(e.to_string()))?;
@@ -132,7 +131,7 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
         },
     };
     each_pickle(file, harmless).map_err(fail)?;
-    // The library should never panic; a file must not be able to take the program down if it does.
+    // The library should never panic; if it does, a file must not be able to take the program down.
     let reader = std::panic::catch_unwind(|| PytorchReader::new(path));
     let reader =
         reader.map_err(|_| fail("damaged in a way that its reader cannot follow".into()))?;
@@ -153,8 +152,8 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     if named.is_empty() {
         return Err(fail("it holds no tensors".into()));
     }
-    // A view may repeat what its storage holds once, without end: no network's tensors are larger
-    // than their file unpacked.
+    // A view may repeat without end what its storage holds once: no network's tensors are larger
+    // than their unpacked file.
     let most = meta.len().saturating_mul(DEFLATE_LIMIT);
     let bytes = |t: &Stored| extent(t.shape()).and_then(|n| n.checked_mul(t.dtype().size()));
     if let Some((name, _)) = named.iter().find(|(_, t)| bytes(t).is_none_or(|n| n as u64 > most)) {
@@ -219,7 +218,7 @@ fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Re
     let mut magic = [0u8; 4];
     let unreadable = |e: String| format!("not a readable PyTorch checkpoint: {e}");
     file.read_exact(&mut magic).map_err(|_| unreadable("shorter than any checkpoint".into()))?;
-    // What a model needs is a few megabytes: a program that unpacks to more is there to do harm.
+    // What a model needs is a few megabytes: a program that unpacks to more is meant to do harm.
     let too_long = || {
         format!(
             "its pickles are longer than {} MiB: a checkpoint's describe its tensors, and do not hold them",
@@ -267,10 +266,10 @@ fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Re
     Ok(())
 }
 
-/// Bytes of pickle that are looked at, in all.
+/// The most bytes of pickle that are examined, in all.
 const LIMIT: u64 = 64 << 20;
 
-/// Just enough of the pickle format to walk over its instructions.
+/// Just enough of the pickle format to walk through its instructions.
 mod pickle {
     /// One instruction: its code and its argument.
     type Step<'a> = (u8, &'a [u8]);

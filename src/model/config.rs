@@ -1,4 +1,4 @@
-//! What a network looks like: read from the model file, checked before anything is built.
+//! The description of a network: read from the model file, and checked before anything is built.
 
 use crate::volume::Modality;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ pub struct Intensity {
     /// Standard deviation of the clipped foreground.
     pub sd: f32,
     /// Whether these are Hounsfield units and the model takes other scans as well: then a scan that
-    /// is no CT is normalised by its own percentiles.
+    /// is not a CT is normalised by its own percentiles.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hounsfield: bool,
 }
@@ -70,7 +70,7 @@ pub struct Config {
     pub patch: usize,
     /// Spacing the network was trained at, in mm.
     pub spacing: f32,
-    /// How many times the longest side of a given box the patch is long, where it is sized to the
+    /// The patch's length as a multiple of the longest side of a given box, if it is sized to the
     /// object; otherwise the patch has its spacing whatever the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fit: Option<f32>,
@@ -110,12 +110,12 @@ pub struct Config {
     pub corrective: bool,
     /// Width of the refiner.
     pub refine_width: usize,
-    /// Radius in voxels of the ball that a point is in the refiner's maps when a session steers; 0
-    /// for its voxel alone, as in the paper.
+    /// Radius in voxels of the ball that represents a point in the refiner's maps when a session
+    /// steers; 0 for the point's voxel alone, as in the paper.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub click_radius: f32,
-    /// What Dice to expect of a session's answer with a score: the first number, and the second
-    /// times the score. None where nobody compared the two.
+    /// The Dice to expect of a session's answer, from its score: the first number, plus the second
+    /// times the score. None if this was never measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<[f32; 2]>,
     /// Intensity statistics of the data the weights were trained on.
@@ -193,8 +193,7 @@ impl Config {
         }
     }
 
-    /// A network small enough for a test of the library itself: every part is there, nothing is
-    /// wide.
+    /// A network small enough for a test of the library itself: every part exists, nothing is wide.
     #[cfg(test)]
     pub(crate) fn tiny() -> Config {
         Config {
@@ -289,7 +288,7 @@ impl Config {
                 return fail(field, value.to_string(), &format!("at most {most}"));
             }
         }
-        // Of the grid of the largest patch. A window larger than the grid is padded to its size,
+        // For the grid of the largest patch. A window larger than the grid is padded to its size,
         // which costs memory with its sixth power.
         if self.window == 0 || self.window > 32 {
             return fail("window", self.window.to_string(), "1 to 32");

@@ -1,12 +1,11 @@
 //! A session's two programs on a CUDA device, each recorded once and replayed: encode, and interact
-//! for so many tokens.
+//! for a number of tokens.
 //!
-//! Both have static shapes; the number of tokens is rounded up to a bucket, and how many of them
-//! count is read on the device. All recordings share one arena; encode leaves the features where
-//! interactions read them. What goes up in an interaction is one copy (the tokens) beside the
-//! points that are new in the prompt maps; what comes down is one: choice, scores and all masks as
-//! bits. The answer's logits stay on the device, as the next interaction's dense prompt, until they
-//! are asked for.
+//! Both have static shapes; the number of tokens is rounded up to a bucket, and the number of valid
+//! ones is read on the device. All recordings share one arena; encode writes the features where
+//! interactions read them. An interaction uploads one copy (the tokens) besides the points that are
+//! new in the prompt maps, and downloads one: choice, scores and all masks as bits. The answer's
+//! logits stay on the device, as the next interaction's dense prompt, until they are asked for.
 
 use super::prompt_encoder::{TOKENS, scatter};
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
@@ -20,11 +19,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// The smallest number of tokens that a recording is made for; others are its doubles.
+/// The smallest number of tokens that a recording is made for; the others are this number doubled
+/// repeatedly.
 const LEAST_TOKENS: usize = 16;
 /// A number that no features have.
 const NOBODYS: u64 = 0;
-/// Where tokens begin in the buffer that they are sent up in, behind their number.
+/// Where tokens begin in the buffer that they are uploaded in, after their number.
 const TOKENS_AT: usize = 16;
 
 /// The recordings of a model.
@@ -39,7 +39,7 @@ struct State {
     interact: BTreeMap<usize, Interact>,
 }
 
-/// Writes the inputs' features.
+/// The recording that computes the inputs' features.
 struct Encode {
     graph: Graph,
     image: Arc<Memory>,
@@ -48,7 +48,7 @@ struct Encode {
 /// What interactions read: one scan's features, prompt maps, dense prompt.
 struct Inputs {
     features: Features,
-    /// The number of the features that lie here.
+    /// The number of the features that are stored here.
     resident: u64,
     history: Tensor,
     dense: Tensor,
@@ -79,7 +79,7 @@ impl ReadbackLayout {
         self.masks_at() + (1 + self.candidates) * self.mask_bytes
     }
 
-    /// What a report says.
+    /// Decodes a report.
     fn read(self, report: &[u8]) -> Summary {
         let word = |i: usize| {
             let mut bytes = [0; 4];
@@ -111,7 +111,7 @@ fn fixed(cuda: &Cuda, shape: &[usize]) -> Result<Tensor, OpError> {
     Ok(Tensor::from_device(shape, memory, cuda.precision()))
 }
 
-/// Copies values on the device; from the host where they lie there.
+/// Copies values on the device, or from the host if they are there.
 fn assign(cuda: &Cuda, to: &Tensor, from: &Tensor) -> Result<(), CudaError> {
     let dtype = cuda.precision();
     let (to, from) = (to.to_device(cuda, dtype)?, from.to_device(cuda, dtype)?);
@@ -126,7 +126,7 @@ fn duplicate(cuda: &Cuda, from: &Tensor) -> Result<Tensor, OpError> {
 }
 
 impl Features {
-    /// Features with a number, each tensor made of the one of these.
+    /// Features with a number, each tensor made from the corresponding one of these.
     fn each(
         &self,
         id: u64,
@@ -145,7 +145,7 @@ impl Features {
 }
 
 impl Inputs {
-    /// Memory for features like these, nobody's yet.
+    /// Memory for features like these, not holding any yet.
     fn like(model: &Model, cuda: &Cuda, features: &Features) -> Result<Inputs, OpError> {
         let s = model.config.patch;
         let features = features.each(NOBODYS, |own| fixed(cuda, own.shape()))?;
@@ -204,14 +204,14 @@ impl GraphCache {
         let recorded = state.interact(model, cuda, bucket)?;
         let inputs = recorded.1;
         if inputs.resident != features.id {
-            // Should a copy fail, what lies here is nobody's.
+            // If a copy fails, this memory holds no features.
             inputs.resident = NOBODYS;
             for (to, from) in inputs.features.tensors().into_iter().zip(features.tensors()) {
                 assign(cuda, to, from)?;
             }
             inputs.resident = features.id;
         }
-        // Before the first answer there is nothing to start from.
+        // Before the first answer there is no dense prompt.
         if dense.device_type().is_none()
             && dense.data().par_chunks(1 << 16).all(|piece| piece.iter().all(|v| v.to_bits() == 0))
         {
@@ -220,7 +220,8 @@ impl GraphCache {
             assign(cuda, &inputs.dense, dense)?;
         }
         let Interact { graph, staging, answer, report } = recorded.0;
-        // All prompts in one copy: the number of tokens, the tokens, the places of the maps' ones.
+        // All prompts in one copy: the number of tokens, the tokens, the positions of the maps'
+        // ones.
         let told = to_bytes(tokens.try_data()?, dtype);
         let places = match history {
             PromptMaps::Places(_, list) => list.as_slice(),
@@ -268,19 +269,19 @@ impl GraphCache {
         })
     }
 
-    /// Records both programs, for as many tokens as a few clicks and a short scribble have.
+    /// Records both programs, for as many tokens as a few clicks and a short scribble need.
     pub fn warm_up(&self, model: &Model, cuda: &Cuda) -> Result<(), OpError> {
         let mut state = self.state();
         state.encode(model, cuda)?;
         for bucket in [4 * LEAST_TOKENS, LEAST_TOKENS] {
             state.interact(model, cuda, bucket)?;
         }
-        // What was recorded first is recorded again where later recordings took a larger arena.
+        // The first recording is made again if later recordings needed a larger arena.
         state.encode(model, cuda).map(|_| ())
     }
 
-    /// What the two programs launch, `tokens` tokens being rounded up: timed one by one, or without
-    /// anything being computed.
+    /// The launches of the two programs, with `tokens` tokens rounded up: timed one by one, or
+    /// without computing anything.
     pub fn launches(
         &self,
         model: &Model,
@@ -306,8 +307,8 @@ impl GraphCache {
 }
 
 impl State {
-    /// Records, and where the arena had to grow forgets what was recorded in the old one. `place`
-    /// tells what of the result is to lie elsewhere.
+    /// Records, and if the arena had to grow discards the recordings made in the old one. `place`
+    /// says which parts of the result are placed elsewhere.
     fn record<R>(
         &mut self,
         cuda: &Cuda,
@@ -323,8 +324,8 @@ impl State {
         Ok(recorded)
     }
 
-    /// Sees to it that there is memory for features like these. Where it is made anew, as after a
-    /// panic, what was recorded before reads and writes what is gone.
+    /// Makes sure that there is memory for features like these. If it is made again, as after a
+    /// panic, earlier recordings read and write memory that is gone.
     fn make_inputs(&mut self, model: &Model, cuda: &Cuda, like: &Features) -> Result<(), OpError> {
         if self.inputs.is_none() {
             self.encode = None;
@@ -365,7 +366,7 @@ impl State {
         Ok((self.encode.as_ref().expect("just recorded"), inputs))
     }
 
-    /// Inputs were made before.
+    /// The inputs must exist.
     fn interact(
         &mut self,
         model: &Model,
@@ -397,7 +398,7 @@ impl State {
     }
 }
 
-/// What an interaction for so many tokens reads and writes beside its inputs.
+/// The buffers that an interaction for a number of tokens reads and writes besides its inputs.
 struct Buffers {
     bucket: usize,
     layout: ReadbackLayout,
@@ -405,7 +406,7 @@ struct Buffers {
     report: Arc<Memory>,
 }
 
-/// Writes to `report` which of `scores` is the largest, of equal ones the first, and behind that
+/// Writes to `report` the index of the largest of `scores`, the first of equal ones, and after it
 /// the scores in float32.
 pub(super) fn select(cuda: &Cuda, scores: &Tensor, report: &Arc<Memory>) -> Result<(), OpError> {
     let dtype = cuda.precision();
@@ -427,7 +428,7 @@ impl Buffers {
         let candidates = if model.config.confidence { model.config.candidates } else { 1 };
         let layout = ReadbackLayout { candidates, mask_bytes: s * s * s / 8 };
         let staging = cuda.allocate_bytes(TOKENS_AT + bucket * width * cuda.precision().bytes())?;
-        // Rows beyond the tokens are never more than padding, but they are computed with.
+        // Rows beyond the tokens are only padding, but they take part in the computation.
         cuda.clear(&staging)?;
         Ok(Buffers { bucket, layout, staging, report: cuda.allocate_bytes(layout.bytes())? })
     }

@@ -25,7 +25,7 @@ pub struct Feature {
 }
 
 impl Feature {
-    /// As an op's input, for others to read as well; none when neither path feeds this level.
+    /// As an op's input that other ops may read as well; none if neither path feeds this level.
     pub fn input(&self) -> Option<TapeInput> {
         self.input_from(self.cnn.as_ref().map(Normed::input))
     }
@@ -74,8 +74,8 @@ impl ImageEncoder {
         observer: &mut Observer,
         mut feature: impl FnMut(usize, Feature, &mut Observer) -> Result<(), OpError>,
     ) -> Result<Var, OpError> {
-        // Where the work is recorded, the transformer goes on beside the convolutional path, which
-        // needs nothing of it until both are added up.
+        // If the work is recorded, the transformer runs in parallel with the convolutional path,
+        // which does not need it until both are added up.
         let fork = match (tape.device(), &self.vit, &self.cnn) {
             (Device::Cuda(cuda), Some(_), Some(_)) => cuda.fork()?,
             _ => None,

@@ -23,7 +23,7 @@ impl InstanceNorm {
         InstanceNorm(w.get(&format!("{at}.weight")), w.get(&format!("{at}.bias")))
     }
 
-    /// Attaches the norm over a map's sums, and the leaky ReLU behind it.
+    /// Attaches the norm over a map's sums, and the leaky ReLU after it.
     pub fn over<'m>(&'m self, tape: &Tape<'m>, output: ConvOutput<Var>) -> Result<Normed, OpError> {
         tape.instance_norm(output, &self.0, &self.1, EPS, SLOPE)
     }
@@ -128,7 +128,7 @@ impl Mlp {
         Mlp((0..3).map(|i| Linear::load(w, &format!("{at}.layers.{i}"))).collect())
     }
 
-    /// Several of them, each of a row of its own: layer by layer.
+    /// Several such stacks, each applied to a row of its own: layer by layer.
     pub fn run_rows<'m>(
         mlps: &[&'m Mlp],
         tape: &Tape<'m>,
@@ -148,32 +148,32 @@ impl Mlp {
     }
 }
 
-/// What the network is about to do, as who paces it is asked ([`Observer::paced`]).
+/// What the network is about to do, as told to the function that paces it ([`Observer::paced`]).
 #[derive(Clone, Copy)]
 pub enum Part<'a> {
     /// An op of encoding a patch.
     Encoding,
     /// An op of an interaction.
     Answering,
-    /// Nothing: another thread makes what is needed, until this says that it is over.
+    /// Nothing: another thread makes what is needed, until this function says that it has finished.
     Elsewhere(&'a dyn Fn() -> bool),
 }
 
 /// Watches the network at work: its intermediate results by name, for verification and debugging,
-/// or only how far it is; or paces it. Costs nothing when absent.
+/// or only its progress; or paces it. Costs nothing when absent.
 pub struct Observer<'a>(Watch<'a>);
 
-/// What an observer calls.
+/// The function that an observer calls.
 enum Watch<'a> {
     Nobody,
     Results(&'a mut dyn FnMut(&str, &Tensor)),
     Steps(&'a mut dyn FnMut(&str) -> bool),
-    /// With what is done at present.
+    /// With what is being done at present.
     Pace(&'a mut dyn FnMut(Part<'_>) -> bool, Part<'static>),
 }
 
 impl<'a> Observer<'a> {
-    /// Nobody watches.
+    /// An observer that does nothing.
     pub fn none() -> Observer<'a> {
         Observer(Watch::Nobody)
     }
@@ -183,22 +183,22 @@ impl<'a> Observer<'a> {
         Observer(Watch::Results(f))
     }
 
-    /// Calls `f(name)` as each stage is done ([`super::Model::steps`] tells how many there are);
-    /// where it says false, the work ends with [`OpError::Cancelled`]. A CUDA device does all of
+    /// Calls `f(name)` as each stage is done ([`super::Model::steps`] tells how many there are); if
+    /// it returns false, the work ends with [`OpError::Cancelled`]. A CUDA device does all of
     /// encoding, and all of an interaction, as one step.
     pub fn steps(f: &'a mut dyn FnMut(&str) -> bool) -> Observer<'a> {
         Observer(Watch::Steps(f))
     }
 
-    /// Asks `f` before the network's ops, on the thread that has them done. It may wait there while
-    /// other threads use the device: nothing is held but memory. Where it says false, the work ends
+    /// Calls `f` before each of the network's ops, on the thread that runs them. It may wait there
+    /// while other threads use the device: only memory is held. If it returns false, the work ends
     /// with [`OpError::Cancelled`]. On a CUDA device all of encoding, and all of an interaction, is
     /// one op.
     pub fn paced(f: &'a mut dyn FnMut(Part<'_>) -> bool) -> Observer<'a> {
         Observer(Watch::Pace(f, Part::Answering))
     }
 
-    /// What is done from here on.
+    /// Sets what is done from here on.
     pub(crate) fn begin(&mut self, part: Part<'static>) -> Result<(), OpError> {
         if let Watch::Pace(_, now) = &mut self.0 {
             *now = part;
@@ -206,7 +206,7 @@ impl<'a> Observer<'a> {
         self.between()
     }
 
-    /// Between two ops: who paces the network may wait here, or end the work.
+    /// Called between two ops: the pacing function may wait here, or end the work.
     pub(super) fn between(&mut self) -> Result<(), OpError> {
         match &mut self.0 {
             Watch::Pace(f, now) => goes_on(f(*now)),
@@ -214,7 +214,7 @@ impl<'a> Observer<'a> {
         }
     }
 
-    /// Waits for what another thread makes, where who watches can wait; else false.
+    /// Waits for what another thread makes, if the observer can wait; otherwise returns false.
     pub(crate) fn elsewhere(&mut self, is_over: &dyn Fn() -> bool) -> Result<bool, OpError> {
         match &mut self.0 {
             Watch::Pace(f, _) => goes_on(f(Part::Elsewhere(is_over))).map(|()| true),
@@ -222,7 +222,7 @@ impl<'a> Observer<'a> {
         }
     }
 
-    /// Whether anybody wants results.
+    /// Whether the observer wants results.
     pub(super) fn wants_results(&self) -> bool {
         matches!(self.0, Watch::Results(_))
     }
@@ -242,7 +242,7 @@ impl<'a> Observer<'a> {
     }
 }
 
-/// An error unless the work goes on.
+/// An error unless the work is to go on.
 fn goes_on(does: bool) -> Result<(), OpError> {
     if does { Ok(()) } else { Err(OpError::Cancelled) }
 }

@@ -24,7 +24,7 @@ struct Stage {
     second: ConvNorm,
 }
 
-/// What tokens say of the candidates.
+/// What the tokens give for the candidates.
 pub struct Heads {
     /// `[m, 1]`, in 0 to 1.
     scores: Var,
@@ -32,12 +32,12 @@ pub struct Heads {
     weights: Var,
 }
 
-/// What the decoder says of one iteration.
+/// The decoder's result of one iteration.
 pub struct Candidates {
-    /// Logits `[m, s, s, s]`; where `bits` tell of all candidates, `[1, s, s, s]`, those of the
+    /// Logits `[m, s, s, s]`; if there are `bits` of all candidates, `[1, s, s, s]`, those of the
     /// chosen one alone.
     pub masks: Var,
-    /// One bit a voxel of every candidate, set where positive, first voxel in the highest bit.
+    /// One bit per voxel of every candidate, set if positive, first voxel in the highest bit.
     pub bits: Option<Vec<Vec<u8>>>,
     /// `[m, 1]`, in 0 to 1.
     pub scores: Var,
@@ -48,12 +48,12 @@ fn best(scores: &[f32]) -> usize {
 }
 
 impl Candidates {
-    /// Which one is chosen: that with the highest score, of equal ones the first.
+    /// The index of the chosen candidate: the one with the highest score, the first of equal ones.
     pub fn selected(&self) -> Result<usize, OpError> {
         Ok(best(self.scores.try_data()?))
     }
 
-    /// Where the chosen one lies among `masks`.
+    /// The index of the chosen candidate among `masks`.
     pub fn place(&self) -> Result<usize, OpError> {
         if self.bits.is_some() { Ok(0) } else { self.selected() }
     }
@@ -87,8 +87,8 @@ impl MaskDecoder {
         })
     }
 
-    /// What an image feature contributes to its stage, whatever the prompts: level 0 feeds stage 1,
-    /// level 3 stage 4.
+    /// An image feature's contribution to its stage, independent of the prompts: level 0 feeds
+    /// stage 1, level 3 stage 4.
     pub fn skip<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -100,10 +100,10 @@ impl MaskDecoder {
         tape.skip_map(&self.stages[3 - level].first, feature.into_input(), [1, edge, edge, edge])
     }
 
-    /// What the transformer's `tokens` `[t, width]` say of the candidates.
+    /// Computes the heads of the candidates from the transformer's `tokens` `[t, width]`.
     pub fn heads<'m>(&'m self, tape: &Tape<'m>, tokens: &Var) -> Result<Heads, OpError> {
         let wanted = if self.confidence { 1..self.hypernetworks.len() } else { 0..1 };
-        // The score token's, then each mask token's.
+        // The score token's network, then each mask token's.
         let mut mlps = vec![&self.scores];
         mlps.extend(&self.hypernetworks[wanted.clone()]);
         let at = std::iter::once(0).chain(wanted.clone().map(|j| 1 + j));
@@ -115,8 +115,8 @@ impl MaskDecoder {
         Ok(Heads { scores, weights: tape.concat(weights)? })
     }
 
-    /// Candidates from the transformer's `image_tokens` and what its tokens said, and the `skips`
-    /// of levels 0 to 3. Where the tokens' work is in a branch of its own, masks wait for it.
+    /// Candidates from the transformer's `image_tokens` and the heads of its tokens, and the
+    /// `skips` of levels 0 to 3. If the tokens' work is in a branch of its own, masks wait for it.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -142,7 +142,7 @@ impl MaskDecoder {
         if let (false, false, Device::Cpu(cpu)) =
             (tape.is_on(), observer.wants_results(), tape.device())
         {
-            // Whom nobody watches stores one map instead of all.
+            // If no observer wants results, one map is stored instead of all.
             let chosen = best(scores.data());
             let (map, bits) = heads_chosen(cpu, x.map(), x.norm(), &weights, chosen)?;
             return Ok(Candidates { masks: Var::constant(map), scores, bits: Some(bits) });

@@ -1,7 +1,7 @@
 //! The network: configuration, weights, and the two programs that a session runs, encode and
 //! interact.
 //!
-//! One file a part. Everything is written once against the ops; maps are channels last.
+//! There is one file per part. Everything is written once against the ops; maps are channels last.
 
 pub mod checkpoint;
 pub mod config;
@@ -47,15 +47,15 @@ pub struct Model {
     _charge: Arc<Charge>,
 }
 
-/// What encoding an image leaves behind: everything interactions need of it.
+/// The result of encoding an image: everything that interactions need of it.
 pub struct Features {
     /// `[1, g, g, g, width]`.
     embedding: Var,
-    /// What each level contributes to its decoder stage, levels 0 to 3.
+    /// The contribution of each level to its decoder stage, levels 0 to 3.
     skips: [Var; 4],
     /// The image at half resolution, for the refiner.
     half: Tensor,
-    /// A number that no other features of this process have.
+    /// A number that is unique among the features of this process.
     id: u64,
 }
 
@@ -93,15 +93,15 @@ impl Features {
 pub struct Answer {
     /// The candidates and the choice among them.
     pub candidates: Candidates,
-    /// The answer's logits `[1, s, s, s, 1]`: refined where the network has a refiner, else the
-    /// chosen candidate.
+    /// The answer's logits `[1, s, s, s, 1]`: refined if the network has a refiner, otherwise those
+    /// of the chosen candidate.
     pub logits: Var,
     /// Whether a refiner made the answer.
     pub refined: bool,
-    /// Time spent on prompts and tokens, decoder, refiner; where a device does all three at one go,
-    /// it stands in the last.
+    /// Time spent on prompts and tokens, decoder, refiner; if a device does all three in one step,
+    /// it is counted in the last.
     pub seconds: [Duration; 3],
-    /// What a device reported of it already.
+    /// The report of it that a device has already made.
     summary: Option<Arc<Summary>>,
 }
 
@@ -125,7 +125,7 @@ impl Answer {
     }
 }
 
-/// One bit a value, set where positive, first value in the highest bit.
+/// One bit per value, set if positive, first value in the highest bit.
 fn pack(logits: &[f32]) -> Vec<u8> {
     let (whole, rest) = logits.as_chunks::<8>();
     let byte =
@@ -189,7 +189,7 @@ impl Model {
         }
     }
 
-    /// Bytes of weights that were laid out anew, beside the model file's own.
+    /// Bytes of weights that were laid out in memory, in addition to the model file's own.
     pub fn packed_bytes(&self) -> usize {
         self.image_encoder.bytes()
             + self.mask_decoder.bytes()
@@ -197,8 +197,8 @@ impl Model {
     }
 
     /// Prepares for [`Model::encode`] and [`Model::interact`], so that the first of each takes no
-    /// longer than others. On a CUDA device their recordings are made; on the CPU both are done
-    /// once, for an empty image, which leaves memory and transformed weights ready.
+    /// longer than others. On a CUDA device their recordings are made; on the CPU both run once,
+    /// for an empty image, which leaves memory and transformed weights ready.
     pub fn warm_up(&self) -> Result<(), OpError> {
         caught(|| {
             let cpu = match &self.device {
@@ -214,9 +214,9 @@ impl Model {
         })
     }
 
-    /// What encoding and an interaction with so many tokens launch on a CUDA device, for those who
-    /// measure kernels: each timed on its own, or, where nothing waits for results, listed without
-    /// being done. None on the CPU.
+    /// The launches of encoding and of an interaction with a number of tokens on a CUDA device, for
+    /// measuring kernels: each timed separately, or, if no results are needed, listed without
+    /// running. None on the CPU.
     pub fn launches(
         &self,
         tokens: usize,
@@ -228,7 +228,7 @@ impl Model {
         }
     }
 
-    /// Bytes that recorded programs work in on a CUDA device, beside weights and features.
+    /// Bytes that recorded programs work in on a CUDA device, in addition to weights and features.
     pub fn planned_bytes(&self) -> usize {
         self.graphs.bytes()
     }
@@ -296,8 +296,8 @@ impl Model {
         })
     }
 
-    /// The refiner alone, on logits `m` `[s, s, s]` of a mask: what [`Model::interact`] ends with.
-    /// Without a refiner, the logits themselves.
+    /// The refiner alone, on logits `m` `[s, s, s]` of a mask: the last step of
+    /// [`Model::interact`]. Without a refiner, the logits themselves.
     pub fn refine(
         &self,
         features: &Features,
@@ -318,7 +318,7 @@ impl Model {
         })
     }
 
-    /// The refiner on a tape, where there is one.
+    /// The refiner on a tape, if there is one.
     fn refine_on<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -381,7 +381,7 @@ impl Model {
         }
     }
 
-    /// One interaction on a tape, op by op, with `history` `[1, s, s, s, 2]` formed. The mask
+    /// One interaction on a tape, op by op, with `history` `[1, s, s, s, 2]` computed. The mask
     /// reaches the refiner without its gradient.
     pub fn interact_on<'m>(
         &'m self,
@@ -396,8 +396,8 @@ impl Model {
         self.check_dense(dense.value())?;
         history.expect_shape("interact", "prompt maps", &[1, s, s, s, 2])?;
         let first = self.prompt_encoder.tokens(tape, prompts, self.config.patch)?;
-        // Where the refiner reads the chosen mask, a device makes the choice, and nobody waits for
-        // it. Without one the mask's gradient goes back to its place among the candidates.
+        // If the refiner reads the chosen mask, a device makes the choice, and nothing waits for
+        // it. Without a refiner the mask's gradient goes back to its place among the candidates.
         let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
             let (Device::Cuda(cuda), Some(_)) = (&self.device, &self.refiner) else {
                 return Ok(None);
@@ -409,9 +409,8 @@ impl Model {
         self.answer(tape, features, (&first, None), dense, history, choose, observer)
     }
 
-    /// One interaction on a tape from the token sequence, of which those that are valid count.
-    /// `choose` may tell where on a device the choice among the scores stands; else it is made
-    /// here.
+    /// One interaction on a tape from the token sequence, of which the valid ones count. `choose`
+    /// may say where on a device the choice among the scores is; otherwise it is made here.
     #[allow(clippy::too_many_arguments)]
     fn answer<'m>(
         &'m self,
@@ -428,8 +427,8 @@ impl Model {
         let dense = dense.reshape([1, s, s, s, 1]);
         let (last, image_tokens) =
             self.prompt_encoder.run(tape, &features.embedding, &self.grid_code, first, &dense)?;
-        // Where the work is recorded, what tokens have left to do goes on beside the decoder's
-        // stages, which need the image alone.
+        // If the work is recorded, the rest of the tokens' work runs in parallel with the decoder's
+        // stages, which need only the image.
         let branch = match &self.device {
             Device::Cuda(cuda) => cuda.fork()?,
             Device::Cpu(_) => None,

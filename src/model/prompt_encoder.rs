@@ -28,8 +28,8 @@ pub struct PatchPrompts {
 pub enum PromptMaps {
     /// The maps themselves.
     Maps(Tensor),
-    /// For a CUDA device, where the maps are formed: the edge, and the places of ones, which go up
-    /// with the tokens.
+    /// For a CUDA device, on which the maps are made: the edge, and the positions of the ones,
+    /// which are uploaded with the tokens.
     Places(usize, Vec<u32>),
 }
 
@@ -90,7 +90,7 @@ impl PromptMaps {
             (PromptMaps::Places(edge, list), Device::Cuda(cuda)) => {
                 let dtype = cuda.precision();
                 let maps = cuda.allocate(edge * edge * edge * 2, dtype)?;
-                // Not empty: so that there is something to upload.
+                // Not empty, so that there is something to upload.
                 let places = cuda.upload(if list.is_empty() { &[0] } else { list.as_slice() })?;
                 scatter(cuda, &maps, (&places).into(), list.len())?;
                 Ok(Tensor::from_device([1, *edge, *edge, *edge, 2], maps, dtype))
@@ -252,7 +252,7 @@ impl PromptEncoder {
     }
 
     /// Image tokens `[1, g, g, g, width]` after the transformer, from the token sequence `first`,
-    /// of which the `valid` ones count; and what the tokens still have to go through.
+    /// of which the `valid` ones count; and the remaining work of the tokens.
     pub fn run<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -267,7 +267,7 @@ impl PromptEncoder {
         let code = Var::constant(grid_code.reshape(flat));
         let sum = |pair: &'m (Param, Param)| layer(pair, true);
         let own = |pair: &'m (Param, Param)| layer(pair, false);
-        // Norms wait for what reads them: then they cost no step of their own.
+        // Norms are applied by the op that reads them: then they take no launch of their own.
         let (mut queries, mut keys_norm) = (first.clone(), None);
         for (i, l) in self.layers.iter().enumerate() {
             // The first layer's own attention has neither positions nor a residual.
@@ -322,19 +322,19 @@ impl PromptEncoder {
     }
 }
 
-/// The tokens in front of their last attention, and the image's keys and values for it.
+/// The tokens before their last attention, and the image's keys and values for it.
 pub struct LastAttention {
     queries: Var,
     k: Var,
     v: Var,
 }
 
-/// A projection, of the sum with positions or of what is without them.
+/// A projection, of the sum with positions or of the rows without them.
 fn layer((weight, bias): &(Param, Param), added: bool) -> TokenLayer<'_> {
     TokenLayer { weight, bias, added }
 }
 
-/// The projection behind an attention.
+/// The projection after an attention.
 fn ends(w: &TwoWayWeights) -> (&Param, &Param) {
     (&w.out.0, &w.out.1)
 }

@@ -1,35 +1,34 @@
 //! Prompts that are drawn on a slice: a line across the object, an outline around it. Both become
-//! points and, where there is none yet, a box.
+//! points and, if there is none yet, a box.
 
 use super::{Dense, PromptError, Prompts, RawBox, RawOutline, Space, finite, to_voxel};
 use crate::memory::{self, Refused};
 use crate::volume::{Grid, include};
 use std::collections::VecDeque;
 
-/// The part of a line that is taken to lie on the object: its ends lie on the border, about.
+/// The part of a line that is assumed to be on the object: its ends are roughly on the border.
 const WITHIN: f64 = 0.8;
-/// The part of an outline, about its middle, whose voxels are taken to lie on the object.
+/// The part of an outline, about its middle, whose voxels are assumed to be on the object.
 const SHRUNK: f64 = 0.9;
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const POINTS: &str = "points of what was drawn";
 const MASK: &str = "a mask beside what was said";
-/// How wide a lesion is across its longest diameter, in parts of it: the usual ratio of RECIST's
-/// two diameters.
+/// The width of a lesion across its longest diameter, as a part of that diameter: the usual ratio
+/// of RECIST's two diameters.
 const ASPECT: f64 = 0.75;
 
-/// Room in a list for so many more.
+/// Room in a list for `more` further values.
 fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), PromptError> {
     memory::caught(|| memory::reserve(POINTS, list, more)).map_err(PromptError::Memory)
 }
 
 impl Prompts {
     /// Adds a line from one border of the object to the other, such as the longest diameter that
-    /// RECIST asks for: its middle four fifths lie on the object, and its box, which stands in for
-    /// one that was given, holds the line and three quarters of its length across it.
+    /// RECIST asks for: its middle four fifths count as on the object, and its box, which replaces
+    /// a missing box, contains the line and three quarters of its length across it.
     ///
     /// # Errors
-    /// A coordinate is no number, an end lies outside the scan, or both ends are one; memory is
-    /// refused.
+    /// A coordinate is not a number, an end is outside the scan, or both ends are the same.
     pub fn add_line(
         &mut self,
         image: &Grid,
@@ -60,7 +59,7 @@ impl Prompts {
         for n in 0..=count {
             let t = 0.5 + WITHIN * (n as f64 / count as f64 - 0.5);
             let voxel = at(t).map(|v| v.round() as usize);
-            // Along a line, places that fall into the same voxel follow each other.
+            // Along a line, positions that fall into the same voxel are consecutive.
             if self.points.last() != Some(&(voxel, true)) {
                 self.points.push((voxel, true));
             }
@@ -78,8 +77,8 @@ impl Prompts {
     }
 
     /// Adds a closed outline around the object on one slice, of any axis: the voxels well within
-    /// lie on the object, and its box stands in for one that was given. An outline of one slice
-    /// says nothing of the object's depth, as a box one slice thick does not.
+    /// count as on the object, and its box replaces a missing box. An outline of one slice says
+    /// nothing of the object's depth, as a box one slice thick does not.
     pub fn add_lasso(
         &mut self,
         image: &Grid,
@@ -113,7 +112,7 @@ impl Prompts {
             along().fold(f64::INFINITY, f64::min).max(0.0) as usize
                 ..=along().fold(0.0, f64::max) as usize
         };
-        // People draw around things: what lies right at the outline may be either.
+        // People draw around things: voxels right at the outline may be either.
         let middle =
             [u, v].map(|a| corners.iter().map(|c| c[a]).sum::<f64>() / corners.len() as f64);
         let across = span(v);
@@ -140,9 +139,9 @@ impl Prompts {
         Ok(())
     }
 
-    /// Adds an area that was painted around or on the object, filled or as an outline: what lies
-    /// well within lies on the object, or off it, and the box of one on it stands in for a box that
-    /// was given.
+    /// Adds an area that was painted around or on the object, filled or as an outline: the voxels
+    /// well within count as on the object, or off it, and the box of an area on the object replaces
+    /// a missing box.
     ///
     /// # Errors
     /// Nothing is marked, or there are not as many marks as voxels; memory is refused.
@@ -172,7 +171,7 @@ impl Prompts {
                 middle[a] += v[a] as f64 / count as f64;
             }
         }
-        // People draw around things: what lies right at the outline may be either.
+        // People draw around things: voxels right at the outline may be either.
         let within = |v: &[usize; 3]| {
             let outwards: [f64; 3] =
                 std::array::from_fn(|a| middle[a] + (v[a] as f64 - middle[a]) / SHRUNK);
@@ -192,7 +191,7 @@ impl Prompts {
         Ok(())
     }
 
-    /// Adds what was said after this: a later box or mask replaces an earlier one.
+    /// Adds prompts that were given after these: a later box or mask replaces an earlier one.
     ///
     /// # Errors
     /// Memory is refused: nothing was added.
@@ -216,17 +215,17 @@ impl Prompts {
         Ok(())
     }
 
-    /// Widens the box of what was drawn.
+    /// Widens the box of the drawings.
     fn draw(&mut self, b: [usize; 6]) {
         let d = self.drawn.get_or_insert(b);
         *d = std::array::from_fn(|f| if f < 3 { d[f].min(b[f]) } else { d[f].max(b[f]) });
     }
 }
 
-/// Voxels of an area that a drawing becomes, at most: of a larger one, every n-th.
+/// The most voxels of an area that a drawing becomes: of a larger area, every n-th is taken.
 const MOST_DRAWN: usize = 10_000;
 
-/// What messages call the memory that this takes.
+/// How messages name the memory that this takes.
 const AREA: &str = "an area that was drawn";
 
 /// A block of a scan with voxels marked in it.
@@ -235,12 +234,12 @@ pub struct Area {
     pub low: [usize; 3],
     /// Voxels of the block along i, j and k.
     pub size: [usize; 3],
-    /// Not 0 where it is marked, `[i][j][k]`.
+    /// Not 0 for marked voxels, `[i][j][k]`.
     pub marked: Vec<u8>,
 }
 
 impl Area {
-    /// The voxel of the block at a place of its list.
+    /// The voxel of the block at an index of its list.
     fn voxel(&self, at: usize) -> [usize; 3] {
         let [_, nj, nk] = self.size;
         [at / nk / nj, at / nk % nj, at % nk]
@@ -258,7 +257,7 @@ impl Area {
         }
     }
 
-    /// The marks, with what an outline on a single slice encloses.
+    /// The marks, with the voxels that an outline on a single slice encloses.
     fn filled(&self) -> Vec<u8> {
         let mut marked: Vec<u8> =
             memory::collected(AREA, self.marked.iter().map(|m| u8::from(*m != 0)));
@@ -267,11 +266,12 @@ impl Area {
         let (u, v) = [(1, 2), (0, 2), (0, 1)][axis];
         let (nu, nv) = (self.size[u], self.size[v]);
         let place = |p: usize, q: usize| p * strides[u] + q * strides[v] + slice * strides[axis];
-        // What the faces of the block reach without a mark in between lies outside.
+        // Voxels that can be reached from the faces of the block without crossing a mark are
+        // outside.
         const OUTSIDE: u8 = 2;
         let mut next: VecDeque<(usize, usize)> = VecDeque::new();
-        // Marked when it is reached, a voxel waits once; in the order in which they are reached, no
-        // more wait than a front has.
+        // A voxel is marked when it is reached, so it waits only once; in the order in which they
+        // are reached, no more voxels wait than a front has.
         let mut reach = |next: &mut VecDeque<(usize, usize)>, p: usize, q: usize| {
             let here = &mut marked[place(p, q)];
             if *here == 0 {
@@ -308,8 +308,8 @@ impl Area {
         marked
     }
 
-    /// The axis across the single slice that all marks lie on, where there is one, and which slice
-    /// of the block that is.
+    /// The axis across the single slice that contains all marks, if there is one, and the index of
+    /// that slice in the block.
     fn flat(&self) -> Option<(usize, usize)> {
         let mut span: Option<([usize; 3], [usize; 3])> = None;
         for (at, _) in self.marked.iter().enumerate().filter(|(_, m)| **m != 0) {
@@ -339,7 +339,7 @@ fn on_scan(image: &Grid, at: [f64; 3], what: &str, space: Space) -> Result<(), P
     )))
 }
 
-/// Whether a polygon holds a place, by how often a ray crosses it.
+/// Whether a polygon contains a position, by how often a ray crosses it.
 fn encloses(corners: &[[f64; 3]], [u, v]: [usize; 2], [p, q]: [f64; 2]) -> bool {
     let mut inside = false;
     for (a, b) in corners.iter().zip(corners.iter().cycle().skip(1)) {

@@ -39,7 +39,7 @@ pub struct Iteration {
 pub struct PointEntry {
     /// Three coordinates.
     pub position: [f64; 3],
-    /// Whether it lies on the object.
+    /// Whether it is on the object.
     #[serde(default = "yes")]
     pub positive: bool,
 }
@@ -59,7 +59,7 @@ impl Iteration {
         self.line.iter().copied().map(RawBox)
     }
 
-    /// The outline as given on a command line, where there is one.
+    /// The outline as given on a command line, if there is one.
     pub fn raw_outlines(&self) -> impl Iterator<Item = RawOutline> {
         (!self.lasso.is_empty()).then(|| RawOutline(self.lasso.clone())).into_iter()
     }
@@ -70,12 +70,12 @@ impl Iteration {
     }
 }
 
-/// An object of a prompts file, and what is said of it.
+/// An object of a prompts file, and its prompts.
 #[derive(Clone, Debug)]
 pub struct PromptedObject {
-    /// What it is called; none where the file is a list of iterations on one object.
+    /// Its name; none if the file is a list of iterations on one object.
     pub name: Option<String>,
-    /// In which red, green and blue it is shown.
+    /// The red, green and blue in which it is shown.
     pub colour: Option<[u8; 3]>,
     /// At least one.
     pub iterations: Vec<Iteration>,
@@ -108,8 +108,8 @@ struct Entry {
     iterations: Vec<Iteration>,
 }
 
-/// Iterations that a file may hold, of all its objects: one takes a hundred times the memory of
-/// the three letters that it may be.
+/// The most iterations that a file may hold, for all its objects: one takes a hundred times the
+/// memory of the three letters that it may be written in.
 const MOST_ITERATIONS: usize = 100_000;
 
 fn iterations<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Iteration>, D::Error> {
@@ -120,9 +120,9 @@ fn objects<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Entry>, D::Error> {
     from.deserialize_seq(Limited { iterations: |e: &Entry| e.iterations.len(), of: PhantomData })
 }
 
-/// Reads a list up to where it holds too many iterations.
+/// Reads a list up to the point where it holds too many iterations.
 struct Limited<T, F> {
-    /// How many one of the list holds.
+    /// The number of iterations in one entry of the list.
     iterations: F,
     of: PhantomData<T>,
 }
@@ -149,17 +149,17 @@ impl<'de, T: Deserialize<'de>, F: Fn(&T) -> usize> Visitor<'de> for Limited<T, F
     }
 }
 
-/// What a prompts file is, for messages.
+/// A description of a prompts file, for messages.
 const EXPECTED: &str = "a JSON list of iterations, or {\"objects\": [...]}";
 
-/// Objects that a file may name: as many as 16 bits of a label image tell apart.
+/// The most objects that a file may name: as many as 16 bits of a label image can distinguish.
 const MOST_OBJECTS: usize = u16::MAX as usize;
 
 /// Reads a prompts file: the iterations on one object without a name, or objects with different
 /// names in the file's order. There is at least one, and at least one iteration on each.
 ///
 /// # Errors
-/// The file cannot be read or is of another form, or two objects have one name.
+/// The file cannot be read or has another form, or two objects have the same name.
 pub fn read_prompts(path: &Path) -> Result<Vec<PromptedObject>, PromptError> {
     let fail = |m: String| PromptError::Unfit(format!("{}: {m}", path.display()));
     let text = read_text(path, EXPECTED).map_err(fail)?;
@@ -205,7 +205,7 @@ fn objects_of(text: &str) -> Result<Vec<PromptedObject>, String> {
 }
 
 impl Entry {
-    /// The object, where its name is one that a segmentation's header can hold.
+    /// The object, if its name is one that a segmentation's header can hold.
     fn object(self) -> Result<PromptedObject, String> {
         let name = self.name.trim();
         if name.is_empty() || name.chars().any(|c| c.is_control() || c == '\\') {

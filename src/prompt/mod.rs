@@ -1,5 +1,5 @@
-//! What a user says about an object: points, a box, scribbles, a mask. Positions are voxel indices
-//! of the input image.
+//! A user's prompts for an object: points, a box, scribbles, a mask. Positions are voxel indices of
+//! the input image.
 
 mod drawn;
 mod file;
@@ -42,7 +42,7 @@ pub enum PromptError {
 pub struct RawPoint {
     /// Three coordinates.
     pub position: [f64; 3],
-    /// Whether it lies on the object.
+    /// Whether it is on the object.
     pub positive: bool,
 }
 
@@ -115,10 +115,10 @@ pub struct Prompts {
     pub points: Vec<([usize; 3], bool)>,
     /// `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
     pub bounds: Option<[usize; 6]>,
-    /// Whether the box was given beyond the scan's faces, and ends at them now.
+    /// Whether the box was given beyond the scan's faces, and now ends at them.
     pub clipped: bool,
-    /// The box of the lines and outlines that were drawn: it stands in for a box where nothing else
-    /// says how large the object is.
+    /// The box of the lines and outlines that were drawn: it is used as a box if nothing else says
+    /// how large the object is.
     pub drawn: Option<[usize; 6]>,
     /// A mask or logits to start from instead of the previous answer.
     pub dense: Option<Dense>,
@@ -128,7 +128,7 @@ pub struct Prompts {
 }
 
 impl Dense {
-    /// Whether any voxel lies on the object.
+    /// Whether any voxel is on the object.
     pub fn marks_anything(&self) -> bool {
         match self {
             Dense::Mask(m) => m.iter().any(|v| *v != 0),
@@ -138,7 +138,7 @@ impl Dense {
 }
 
 impl Prompts {
-    /// Whether nothing was said.
+    /// Whether there are no prompts.
     pub fn is_empty(&self) -> bool {
         self.points.is_empty()
             && self.bounds.is_none()
@@ -149,8 +149,8 @@ impl Prompts {
     /// Adds a point, rounding millimetres to the nearest voxel.
     ///
     /// # Errors
-    /// A coordinate is no number, a voxel index is no whole number, or the point lies outside the
-    /// scan.
+    /// A coordinate is not a number, a voxel index is not a whole number, or the point is outside
+    /// the scan.
     pub fn add_point(
         &mut self,
         image: &Grid,
@@ -181,11 +181,11 @@ impl Prompts {
         Ok(())
     }
 
-    /// Sets the box; in mm, to the voxels whose centres lie within it. What of it lies beyond the
-    /// scan's faces is cut off, and noted in [`Prompts::clipped`].
+    /// Sets the box; in mm, to the voxels whose centres are within it. Any part beyond the scan's
+    /// faces is cut off, and noted in [`Prompts::clipped`].
     ///
     /// # Errors
-    /// The box is empty, not of whole numbers where those are voxels, or lies outside the scan.
+    /// The box is empty, is not of whole numbers if those are voxels, or is outside the scan.
     pub fn set_box(
         &mut self,
         image: &Grid,
@@ -217,7 +217,7 @@ impl Prompts {
                 )
             }
         };
-        // Of numbers beyond all measure the corners may be none.
+        // For extremely large numbers the corners may not be finite.
         if low.iter().chain(&high).any(|v| !v.is_finite()) {
             return Err(PromptError::Unfit(format!(
                 "box {b:?} lies outside the scan of {:?} voxels",
@@ -269,8 +269,8 @@ impl Prompts {
         Ok(())
     }
 
-    /// What a patch should show of the image: the box, else the positive points, else what a mask
-    /// marks, else all points.
+    /// The part of the image that a patch should show: the box, otherwise the positive points,
+    /// otherwise what a mask marks, otherwise all points.
     pub fn extent(&self, image: &Grid) -> Option<Extent> {
         if let Some(b) = self.bounds.or(self.drawn) {
             return Some(Extent::of_box(b));
@@ -282,7 +282,7 @@ impl Prompts {
             .or_else(|| around(self.points.iter().map(|(p, _)| *p)))
     }
 
-    /// What a mask, or logits, mark.
+    /// The bounds of what a mask, or logits, mark.
     pub(crate) fn marked(&self, image: &Grid) -> Option<Extent> {
         let [_, nj, nk] = image.size;
         let voxel = |at: usize| [at / nk / nj, at / nk % nj, at % nk];
@@ -374,7 +374,7 @@ mod tests {
         assert!(
             prompts.set_box(&grid, RawBox([0.0, 0.0, 0.0, 0.0, 1.0, 1.0]), Space::Ijk).is_err()
         );
-        // Over a face: cut off there, in every space. Beyond it: refused.
+        // Across a face: cut off there, in every space. Entirely beyond it: refused.
         assert!(!prompts.clipped);
         for (b, space) in [
             ([-1.0, 3.0, 5.0, 4.0, 21.0, 6.0], Space::Ijk),

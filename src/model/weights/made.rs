@@ -1,4 +1,4 @@
-//! Weights that no file holds: a function of a salt, and those that training starts from.
+//! Weights that do not come from a file: a function of a salt, and those that training starts from.
 
 use super::Weights;
 use crate::memory;
@@ -39,7 +39,7 @@ impl Weights {
     }
 }
 
-/// Unwinds to [`memory::caught`] where all weights of a network do not fit the memory that is left.
+/// Unwinds to [`memory::caught`] if all weights of a network do not fit the memory that is left.
 fn within_budget(config: &Config) {
     let all =
         config.tensors().iter().try_fold(0usize, |n, (_, shape)| n.checked_add(extent(shape)?));
@@ -125,7 +125,7 @@ pub fn hashed(salt: &str, name: &str, shape: &[usize]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
 
-    // Miri rounds square roots as it likes.
+    // Miri does not round square roots exactly.
     #[cfg_attr(miri, ignore)]
     #[test]
     fn hash_matches_its_published_values() {

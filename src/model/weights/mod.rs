@@ -2,8 +2,7 @@
 //! are needed, and weights computed from a salt.
 //!
 //! A file that prism wrote carries a hash of its configuration and of every tensor
-//! ([`crate::checksum`]). Whoever changes one by other means leaves the `hash` out of its
-//! configuration.
+//! ([`crate::checksum`]). To change one by other means, leave the `hash` out of its configuration.
 
 mod made;
 mod problems;
@@ -24,7 +23,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The key of a model file's metadata under which the configuration stands, as JSON.
+/// The key of a model file's metadata under which the configuration is stored, as JSON.
 const CONFIG_KEY: &str = "prism";
 
 /// Why a model file cannot be used or written.
@@ -54,7 +53,7 @@ pub enum WeightsError {
         /// What it is.
         what: String,
     },
-    /// The file does not say what network it holds.
+    /// The file does not say which network it holds.
     #[error(
         "{path}: {problem} (a model file carries its configuration under the metadata key '{CONFIG_KEY}'; 'prism convert' writes it)"
     )]
@@ -72,7 +71,7 @@ pub enum WeightsError {
         /// Which field.
         source: ConfigError,
     },
-    /// A weight is no number, or the file is not as it was written.
+    /// A weight is not a finite number, or the file is not as it was written.
     #[error("{path}: {problem}")]
     Damaged {
         /// The file.
@@ -100,19 +99,19 @@ pub enum WeightsError {
 
 /// A network's weights.
 pub struct Weights {
-    /// What they are weights of.
+    /// The network that they are weights of.
     pub config: Config,
     tensors: HashMap<String, Tensor>,
-    /// Where each stands in the configuration's list.
+    /// The index of each in the configuration's list.
     places: HashMap<String, usize>,
     /// The element type they are stored in.
     pub dtype: String,
-    /// Whether the file carried the hash of what is in it, which was checked.
+    /// Whether the file carried a hash of its contents, which was checked.
     pub sealed: bool,
     charge: Arc<Charge>,
 }
 
-/// Where each tensor stands in the configuration's list.
+/// The index of each tensor in the configuration's list.
 fn places(config: &Config) -> HashMap<String, usize> {
     config.tensors().into_iter().enumerate().map(|(place, (name, _))| (name, place)).collect()
 }
@@ -130,7 +129,7 @@ pub enum Precision {
 }
 
 impl Weights {
-    /// The memory that they take, for who goes on using them.
+    /// The memory that they take, for code that keeps using them.
     pub(crate) fn charge(&self) -> Arc<Charge> {
         self.charge.clone()
     }
@@ -156,7 +155,7 @@ impl Weights {
         if problems.is_empty() { Ok(Weights::of(config, tensors)) } else { Err(problems) }
     }
 
-    /// Every tensor, to be changed, in the order of [`Config::tensors`].
+    /// Every tensor, mutable, in the order of [`Config::tensors`].
     pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
         let mut list: Vec<(usize, &mut Tensor)> =
             self.tensors.iter_mut().filter_map(|(n, t)| Some((*self.places.get(n)?, t))).collect();
@@ -164,10 +163,10 @@ impl Weights {
         list.into_iter().map(|(_, t)| t).collect()
     }
 
-    /// The tensor called `name`, with its place in [`Config::tensors`].
+    /// The tensor called `name`, with its index in [`Config::tensors`].
     ///
     /// # Panics
-    /// When the configuration does not list it: every constructor has checked that all it lists are
+    /// If the configuration does not list it: every constructor has checked that all it lists are
     /// here.
     pub fn get(&self, name: &str) -> Param {
         match (self.tensors.get(name), self.places.get(name)) {
@@ -176,12 +175,12 @@ impl Weights {
         }
     }
 
-    /// How many parameters there are.
+    /// The number of parameters.
     pub fn parameters(&self) -> usize {
         self.config.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum()
     }
 
-    /// Writes a model file, whole or not at all, with a hash of what is in it.
+    /// Writes a model file, whole or not at all, with a hash of its contents.
     pub fn save(&self, path: &Path, precision: Precision) -> Result<(), WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
         let config = serde_json::to_string(&self.config).map_err(|e| io(e.into()))?;
@@ -192,8 +191,8 @@ impl Weights {
         let views: Vec<(String, Encoded)> = views.collect();
         let hashes =
             views.iter().map(|(name, view)| (name.as_str(), checksum::of_bytes(&view.data())));
-        // One key alone: several would stand in another order each time, and the same model be
-        // another file.
+        // Only one key: several would be in another order each time, and the same model would give
+        // different files.
         let metadata = HashMap::from([(CONFIG_KEY.to_string(), checksum::sealed(&config, hashes))]);
         let pending = crate::output::Pending::new(path, "").map_err(io)?;
         safetensors::serialize_to_file(views, Some(metadata), pending.path()).map_err(
@@ -206,7 +205,7 @@ impl Weights {
     }
 }
 
-/// A tensor on its way into a file, encoded when its turn comes.
+/// A tensor to be written to a file, encoded when its turn comes.
 struct Encoded {
     tensor: Tensor,
     shape: Vec<usize>,

@@ -1,4 +1,4 @@
-//! What of a set of tensors does not fit a network.
+//! How a set of tensors fails to fit a network.
 
 use crate::message::shortened;
 use crate::model::config::Config;
@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 /// How a set of tensors differs from what a network needs.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Problems {
-    /// How many tensors the network has.
+    /// The number of tensors of the network.
     pub needed: usize,
     /// Needed and absent.
     pub missing: Vec<String>,
@@ -19,11 +19,12 @@ pub struct Problems {
     pub mistyped: Vec<(String, String)>,
 }
 
-/// Names of a kind of difference that are told, and characters of each: they come from files.
+/// The most names of a kind of difference that are shown, and the most characters of each: they
+/// come from files.
 const TOLD: usize = 3;
 const LONGEST: usize = 200;
 
-/// A line a kind of difference, with how many there are and the first of them: from another
+/// One line per kind of difference, with the number of them and the first few: against another
 /// network's file hundreds differ. [`Problems::all`] has every one.
 impl std::fmt::Display for Problems {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -40,7 +41,7 @@ impl std::fmt::Display for Problems {
 
 impl Problems {
     /// Compares `present` (name to shape) with what `config` needs. Tensors that released
-    /// checkpoints hold without use are neither.
+    /// checkpoints hold without using them count as neither.
     pub fn of(config: &Config, present: &BTreeMap<String, Vec<usize>>) -> Problems {
         let needed: HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
         let spare: HashMap<String, Vec<usize>> = config.unused().into_iter().collect();
@@ -63,7 +64,7 @@ impl Problems {
         self.kinds().iter().all(|(_, each)| each.is_empty())
     }
 
-    /// Every difference, one a line.
+    /// Every difference, one per line.
     pub fn all(&self) -> String {
         let lines = self.kinds().into_iter().flat_map(|(what, each)| {
             each.into_iter().map(move |text| format!("\n  {what}: {text}"))
@@ -71,7 +72,7 @@ impl Problems {
         lines.collect()
     }
 
-    /// The differences in words, by kind.
+    /// The differences as text, by kind.
     fn kinds(&self) -> [(&'static str, Vec<String>); 4] {
         let misshaped = self
             .misshaped

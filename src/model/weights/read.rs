@@ -1,5 +1,5 @@
 //! Reading a model file: its header, its configuration, and every tensor, which is hashed and
-//! looked through as it comes.
+//! checked as it is read.
 
 use super::{CONFIG_KEY, Problems, Weights, WeightsError, places};
 use crate::checksum::{self, PIECE};
@@ -19,16 +19,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 impl Weights {
-    /// Opens a model file and reads it through once, to hold it against the hash that it carries
-    /// and to see that every weight is a number. Large float32 tensors stay in the file, and are
-    /// read again as they are needed; all others are in memory then.
+    /// Opens a model file and reads it through once, to check it against the hash that it carries
+    /// and to check that every weight is a finite number. Large float32 tensors stay in the file,
+    /// and are read again when they are needed; all others are kept in memory.
     ///
     /// # Errors
-    /// The file is no model, is damaged, has a weight that is no number, or is larger than the
-    /// memory that is left.
+    /// The file is not a model, is damaged, has a weight that is not a finite number, or is larger
+    /// than the memory that is left.
     pub fn open(path: &Path) -> Result<Weights, WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
-        // A pipe that nothing writes to would not even open.
+        // Opening a pipe that nothing writes to would block.
         let meta = std::fs::metadata(path).map_err(io)?;
         if !meta.is_file() {
             return Err(WeightsError::Foreign {
@@ -52,7 +52,7 @@ impl Weights {
         caught(path, || Weights::parse(path, &head, meta.len(), &Place::File(source)))
     }
 
-    /// Reads a model file that lies in memory. Its tensors are copied.
+    /// Reads a model file that is in memory. Its tensors are copied.
     ///
     /// # Errors
     /// As [`Weights::open`].
@@ -72,7 +72,7 @@ impl Weights {
             .ok_or_else(|| format("its header is missing or absurdly long"))?;
         let header =
             head.get(8..8 + length as usize).ok_or_else(|| format("it ends within its header"))?;
-        // What its list becomes is several times as long, and is made by others.
+        // The parsed list is several times as long, and is made by another crate.
         drop(
             memory::room::<u8>(WEIGHTS, 8 * header.len())
                 .map_err(|source| WeightsError::Memory { path: path.into(), source })?,
@@ -152,10 +152,10 @@ impl Weights {
     }
 }
 
-/// Bytes of header that are read at most.
+/// The most bytes of header that are read.
 const MOST_HEADER: u64 = 1 << 20;
 
-/// An error where a file begins as something else does.
+/// An error if a file begins as another kind of file does.
 fn check_kind(path: &Path, head: &[u8]) -> Result<(), WeightsError> {
     match recognise(head) {
         Some(Kind::Safetensors) | None => Ok(()),
@@ -179,7 +179,7 @@ enum Place<'a> {
 }
 
 impl Place<'_> {
-    /// Whether a tensor stays there.
+    /// Whether a tensor stays in the file.
     fn keeps(&self, part: &Part) -> bool {
         matches!(self, Place::File(_)) && part.dtype == Dtype::F32 && part.len() > LARGE
     }
@@ -196,12 +196,12 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// How many values.
+    /// The number of values.
     fn len(&self) -> usize {
         self.bytes / (self.dtype.bitsize() / 8)
     }
 
-    /// The tensor, the hash of its bytes, and the place of its first value that is no finite
+    /// The tensor, the hash of its bytes, and the index of its first value that is not a finite
     /// number.
     fn read(&self, place: &Place) -> Result<Loaded, String> {
         if let (Place::File(source), true) = (place, place.keeps(self)) {
@@ -211,7 +211,7 @@ impl Part<'_> {
         let bytes = &mut bytemuck::cast_slice_mut::<f32, u8>(&mut stored)[..self.bytes];
         match place {
             Place::File(source) => source.read(bytes, self.at).map_err(cut_short)?,
-            // Within the file, as was checked.
+            // Within the file, as checked before.
             Place::Memory(all) => bytes.copy_from_slice(&all[self.at as usize..][..self.bytes]),
         }
         let hash = checksum::of_bytes(bytes);
@@ -236,7 +236,7 @@ impl Part<'_> {
     }
 
     /// Reads through a tensor that stays in its file: the tensor, the hash of its bytes, and the
-    /// place of its first value that is no finite number.
+    /// index of its first value that is not a finite number.
     fn looked_through(&self, source: &Arc<Source>) -> Result<Loaded, String> {
         let mut piece = memory::zeroed::<u8>(WEIGHTS, PIECE);
         let (mut hashes, mut odd) = (vec![], None);
@@ -256,7 +256,7 @@ impl Part<'_> {
     }
 }
 
-/// What is said of a file that cannot be read to its end.
+/// The message for a file that cannot be read to its end.
 fn cut_short(e: std::io::Error) -> String {
     match e.kind() {
         std::io::ErrorKind::UnexpectedEof => "it was cut short while it was read".into(),
@@ -264,7 +264,7 @@ fn cut_short(e: std::io::Error) -> String {
     }
 }
 
-/// A tensor that was read, the hash of its bytes, and the place of its first value that is no
+/// A tensor that was read, the hash of its bytes, and the index of its first value that is not a
 /// finite number.
 type Loaded = (Tensor, Hash, Option<usize>);
 
@@ -281,13 +281,13 @@ fn read_all(place: &Place, parts: &[Part]) -> Result<Vec<Loaded>, String> {
         }
     };
     std::thread::scope(|scope| {
-        // Where the system refuses a thread, there is one less.
+        // If the system refuses a thread, there is one less.
         let spawn = |_| {
             std::thread::Builder::new().name("prism-load".into()).spawn_scoped(scope, work).ok()
         };
         let helpers: Vec<_> = (1..processors().min(4)).filter_map(spawn).collect();
         work();
-        // What a helper was refused is refused here.
+        // If a helper was refused memory, the refusal continues here.
         helpers.into_iter().for_each(|h| h.join().unwrap_or_else(|payload| resume_unwind(payload)));
     });
     read.into_iter().map(|r| r.into_inner().ok_or("not read")?).collect()

@@ -14,8 +14,8 @@ struct Block {
 }
 
 impl Block {
-    /// What holds `voxels`, with a voxel to spare on every side. It may begin at -1: `low` is one
-    /// higher than the first voxel's place.
+    /// The smallest part that contains `voxels`, with one voxel more on every side. It may begin at
+    /// -1: `low` is one higher than the first voxel's index.
     fn around(voxels: &[usize], size: [usize; 3]) -> Block {
         let (mut low, mut high) = ([usize::MAX; 3], [0; 3]);
         for at in voxels {
@@ -34,8 +34,8 @@ impl Block {
     }
 }
 
-/// The largest 26-connected component of the voxels that are wrong, missed or too many alike; none
-/// where nothing is wrong.
+/// The largest 26-connected component of the wrong voxels, whether missed or too many; none if
+/// nothing is wrong.
 pub fn largest_error(errors: &Errors, size: [usize; 3]) -> Option<Vec<usize>> {
     // The first of those of the same size.
     components(&errors.wrong(), size).into_iter().rev().max_by_key(Vec::len)
@@ -51,9 +51,8 @@ pub fn depths(component: &[usize], size: [usize; 3]) -> Vec<f32> {
     component.iter().map(|at| squared[place(*at)].sqrt()).collect()
 }
 
-/// The click that corrects an answer: the voxel of the largest error that lies deepest in it, one
-/// of them at random where several do; positive where the answer missed it. None where nothing is
-/// wrong.
+/// The click that corrects an answer: the voxel deepest inside the largest error, one of them at
+/// random if there are several; positive if the answer missed it. None if nothing is wrong.
 pub fn click(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<([i32; 3], bool)> {
     let component = largest_error(errors, size)?;
     let depths = depths(&component, size);
@@ -88,7 +87,7 @@ pub fn stroke(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Vec<([i3
         (p, positive)
     };
     if drawn.is_empty() {
-        // Too thin for a line: a click.
+        // Too thin for a line: a click instead.
         return click(rng, errors, size).into_iter().collect();
     }
     drawn.into_iter().map(place).collect()

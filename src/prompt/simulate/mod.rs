@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 pub use scribble::Kind;
 use serde::{Deserialize, Serialize};
 
-/// The generator of a place in a seeded process: the same seed and path give the same numbers, on
+/// The generator for a place in a seeded process: the same seed and path give the same numbers, on
 /// every machine.
 pub fn generator(seed: u64, path: &[u64]) -> ChaCha8Rng {
     let mix = |h: u64, v: u64| {
@@ -38,17 +38,17 @@ pub fn normal(rng: &mut impl Rng) -> f32 {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct User {
-    /// Fewest and most points an iteration.
+    /// The fewest and the most points of an iteration.
     pub points: [usize; 2],
     /// Probability of a box.
     pub boxed: f64,
-    /// Most voxels by which each side of the box grows, at random.
+    /// The most voxels by which each side of the box grows, at random.
     pub box_growth: usize,
-    /// Voxels by which every side of the box moves out (in, where negative).
+    /// Voxels by which every side of the box moves out (in, if negative).
     pub box_shift: i32,
     /// Probability of scribbles in an iteration.
     pub scribbles: f64,
-    /// Most voxels of an iteration's scribbles.
+    /// The most voxels of an iteration's scribbles.
     pub scribble_limit: usize,
     /// Whether scribbles follow lines and outlines as well as the centreline.
     pub all_kinds: bool,
@@ -69,7 +69,7 @@ impl User {
         }
     }
 
-    /// `n` points an iteration, and nothing else.
+    /// `n` points per iteration, and nothing else.
     pub fn of_points(n: usize) -> User {
         User {
             points: [n, n],
@@ -83,11 +83,11 @@ impl User {
     }
 }
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const ERRORS: &str = "where an answer is wrong";
 
-/// Where an answer is wrong: voxels it missed, voxels it has too much. At first (no answer) the
-/// whole object is missed.
+/// Where an answer is wrong: voxels it missed, and voxels it has in excess. At first (without an
+/// answer) the whole object is missed.
 pub struct Errors {
     /// 1 where the label has the object and the answer has not.
     pub missed: Vec<u8>,
@@ -119,7 +119,7 @@ impl Errors {
         }
     }
 
-    /// What is wrong, missed or too much alike.
+    /// The wrong voxels, whether missed or too many.
     pub fn wrong(&self) -> Vec<u8> {
         memory::collected(ERRORS, self.missed.iter().zip(&self.excess).map(|(m, e)| m | e))
     }
@@ -135,8 +135,9 @@ pub(crate) fn voxel(at: usize, [_, nj, nk]: [usize; 3]) -> [i32; 3] {
     [at / (nj * nk), at / nk % nj, at % nk].map(|v| v as i32)
 }
 
-/// `n` points drawn without replacement, every wrong voxel alike: positive where the answer missed,
-/// negative where it has too much. All of them, where there are no more than `n`.
+/// `n` points drawn without replacement, every wrong voxel with the same probability: positive
+/// where the answer missed, negative where it has too much. All wrong voxels, if there are no more
+/// than `n`.
 pub fn points(
     rng: &mut impl Rng,
     errors: &Errors,
@@ -154,7 +155,7 @@ pub fn points(
         .collect()
 }
 
-/// The bounding box of a label, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none where it is empty.
+/// The bounding box of a label, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none if it is empty.
 pub fn bounding_box(label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
     let mut bounds = None;
     for at in (0..label.len()).filter(|&v| label[v] != 0) {
@@ -173,7 +174,7 @@ pub fn drawn_box(
     shift: i32,
 ) -> Option<[i32; 6]> {
     let tight = bounding_box(label, size)?;
-    // Beyond any volume it is all the same how far a side goes.
+    // Beyond any volume it makes no difference how far a side goes.
     let growth = i32::try_from(growth).unwrap_or(i32::MAX);
     let mut out = tight;
     for (side, face) in out.iter_mut().enumerate() {
@@ -193,8 +194,8 @@ pub fn drawn_box(
     Some(out)
 }
 
-/// Scribbles of one kind over a region: at most `limit` of their voxels, drawn at random where
-/// there are more.
+/// Scribbles of one kind over a region: at most `limit` of their voxels, drawn at random if there
+/// are more.
 pub fn scribbles(
     rng: &mut impl Rng,
     region: &[u8],
@@ -221,8 +222,8 @@ impl User {
         bounds.filter(|_| given)
     }
 
-    /// One iteration's points and scribble voxels, positive where true; empty where there is
-    /// nothing to correct.
+    /// One iteration's points and scribble voxels, positive where true; empty if there is nothing
+    /// to correct.
     pub fn correct(
         &self,
         rng: &mut impl Rng,

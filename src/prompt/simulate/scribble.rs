@@ -17,7 +17,7 @@ pub enum Kind {
     Contour,
 }
 
-/// How a scribble of a slice came to be, each stage a mask of the slice `[i][j]`.
+/// How a scribble on a slice was made, each stage a mask of the slice `[i][j]`.
 #[derive(Clone, Debug)]
 pub struct Stages {
     /// The slice's index along k.
@@ -30,7 +30,7 @@ pub struct Stages {
     pub warped: Vec<u8>,
 }
 
-/// Numbers that one scribble shares over its slices.
+/// Random numbers that one scribble shares over its slices.
 struct Hand {
     /// Standard deviation of the noise that breaks lines, in voxels.
     gaps: f32,
@@ -75,7 +75,7 @@ fn slice(
     if low[0] == usize::MAX {
         return None;
     }
-    // A voxel of margin, so that clearing a border clears only the slice's own.
+    // One voxel of margin, so that clearing a border clears only the slice's own.
     let start = low.map(|v| v as isize - 1);
     let plane = Plane { rows: high[0] - low[0] + 3, columns: high[1] - low[1] + 3 };
     let place = |p: usize| {
@@ -153,7 +153,7 @@ fn lines(rng: &mut impl Rng, mask: &[u8], plane: &Plane) -> Vec<u8> {
     out
 }
 
-/// The outline of where the blurred mask exceeds a random part of its largest value.
+/// The outline of the part where the blurred mask exceeds a random fraction of its largest value.
 fn contour(rng: &mut impl Rng, mask: &[u8], plane: &Plane) -> Vec<u8> {
     let sigma = rng.random_range(1.0..4.0);
     let blurred = smooth(mask.iter().map(|v| *v as f32).collect(), plane, sigma);
@@ -162,7 +162,7 @@ fn contour(rng: &mut impl Rng, mask: &[u8], plane: &Plane) -> Vec<u8> {
     let level = top * rng.random_range(0.3..0.9);
     let inner: Vec<bool> = blurred.iter().zip(mask).map(|(b, m)| *m != 0 && *b >= level).collect();
     let c = plane.columns;
-    // The mask has a margin of a voxel, so neighbours exist.
+    // The mask has a margin of one voxel, so neighbours exist.
     (0..mask.len())
         .map(|p| u8::from(inner[p] && ![p - c, p + c, p - 1, p + 1].iter().all(|&q| inner[q])))
         .collect()

@@ -29,7 +29,7 @@ pub fn thin(mask: &mut [u8], rows: usize, columns: usize) {
     }
 }
 
-/// Whether a pixel goes in the first or second half of a pass.
+/// Whether a pixel is removed in the first or second half of a pass.
 fn goes(mask: &[u8], p: usize, columns: usize, second: bool) -> bool {
     // Around the pixel from above it, clockwise.
     let (up, down) = (p - columns, p + columns);
