@@ -1,5 +1,5 @@
-//! What this machine's processor and memory can do at most, measured: multiply-adds in registers,
-//! and a sum of two arrays too large for the caches.
+//! The peak rates of this machine's processor and memory, measured: multiply-adds in registers, and
+//! a sum of two arrays too large for the caches.
 
 use crate::device::cuda::{Launch, TypedKernel, kernels};
 use crate::device::simd::{Simd, dispatch};
@@ -11,14 +11,14 @@ use std::time::Instant;
 /// Rates of all threads of a device together.
 #[derive(Clone, Copy, Debug)]
 pub struct Ceilings {
-    /// Floating-point operations in float32 a second, a multiply-add being two.
+    /// Floating-point operations in float32 per second, a multiply-add counting as two.
     pub flops: f64,
-    /// Bytes a second that come from or go to memory, the two reads and the write of `a = b + c`
-    /// counted.
+    /// Bytes per second that come from or go to memory, counting the two reads and the write of
+    /// `a = b + c`.
     pub bytes: f64,
 }
 
-/// Independent sums: more than latency times rate asks for.
+/// Independent sums: more than the product of latency and rate.
 const SUMS: usize = 16;
 /// Multiply-adds of each sum in a unit of work.
 const ROUNDS: usize = 1 << 20;
@@ -49,7 +49,7 @@ unsafe fn multiply_add<S: Simd>(values: &[f32; 64]) -> f32 {
     }
 }
 
-/// One unit of work, and how many operations it does.
+/// One unit of work, and the number of its operations.
 fn unit(isa: Isa) -> (unsafe fn(&[f32; 64]) -> f32, usize) {
     dispatch! { isa, S: Values, {
         /// # Safety
@@ -63,7 +63,7 @@ fn unit(isa: Isa) -> (unsafe fn(&[f32; 64]) -> f32, usize) {
 }
 
 impl Ceilings {
-    /// Measures the ceilings: the best of five tries, about a second.
+    /// Measures the ceilings: the best of five tries, which takes about a second.
     pub fn measure(cpu: &Cpu) -> Ceilings {
         let (work, operations) = unit(cpu.isa());
         let mut values = [0.5f32; 64];
@@ -102,17 +102,17 @@ impl Ceilings {
 /// Rates of a CUDA device.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaCeilings {
-    /// Bytes a second that a copy reads and writes.
+    /// Bytes per second that a copy reads and writes.
     pub bytes: f64,
-    /// Operations a second of matrix instructions.
+    /// Operations per second of matrix instructions.
     pub matrix: f64,
-    /// Operations a second of multiply-adds in float32.
+    /// Operations per second of multiply-adds in float32.
     pub plain: f64,
 }
 
 impl CudaCeilings {
     /// Measures the ceilings: the best of five tries each, with matrix instructions as `precision`
-    /// uses them (those of f16 where it uses none).
+    /// uses them (those of f16 if it uses none).
     pub fn measure(cuda: &Cuda, precision: impl Into<Precision>) -> Result<CudaCeilings, OpError> {
         let (precision, bytes): (Precision, usize) = (precision.into(), 2 << 30);
         let [from, to] = [cuda.allocate_bytes(bytes)?, cuda.allocate_bytes(bytes)?];
@@ -143,7 +143,7 @@ impl CudaCeilings {
             Ok((blocks * rounds) as f64 * per_round / seconds)
         };
         let plain = rate(kernels::CEILING_MULTIPLY_F32, 256.0 * 64.0)?;
-        // Of 8 warps, each 8 products.
+        // For 8 warps, 8 products each.
         let (half, float) = (64.0 * 4096.0, 64.0 * 2048.0);
         let matrix = match precision {
             Precision::F32 => rate(kernels::CEILING_MULTIPLY_TF32, float)? / 3.0,
@@ -154,8 +154,8 @@ impl CudaCeilings {
         Ok(CudaCeilings { bytes: 2.0 * bytes as f64 / copy, matrix, plain })
     }
 
-    /// The two ceilings of a precision: matrix instructions where it uses them, float32
-    /// multiply-adds where it does not.
+    /// The two ceilings of a precision: matrix instructions if it uses them, float32 multiply-adds
+    /// if it does not.
     pub fn of(&self, precision: impl Into<Precision>) -> Ceilings {
         let precision: Precision = precision.into();
         Ceilings {

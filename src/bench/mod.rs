@@ -1,5 +1,5 @@
-//! Measuring: what this machine could do at most, what each op of a network did, how long a user
-//! waits.
+//! Measuring: the peak rates of this machine, the work of each op of a network, the time that a
+//! user waits.
 
 pub mod ceilings;
 mod prepared;
@@ -31,7 +31,7 @@ pub struct Workload<'m> {
     features: Features,
 }
 
-/// How long a user waits.
+/// The time that a user waits.
 pub struct Latency {
     /// Prompt voxels of each click.
     pub points: usize,
@@ -40,7 +40,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// The time that a share of the clicks needed at most.
+    /// The time within which a share of the clicks were answered.
     pub fn percentile(&self, share: f64) -> Duration {
         let mut sorted = self.clicks.clone();
         sorted.sort();
@@ -50,7 +50,7 @@ impl Latency {
 }
 
 impl<'m> Workload<'m> {
-    /// A network that has encoded an image, and how long that took.
+    /// A network that has encoded an image, and the time that it took.
     pub fn new(model: &'m Model) -> Result<(Workload<'m>, Duration), OpError> {
         let s = model.config().patch;
         let mut rng = generator(1, &[]);
@@ -60,7 +60,7 @@ impl<'m> Workload<'m> {
         Ok((Workload { model, image, features }, start.elapsed()))
     }
 
-    /// Encodes `times` times more; how long each took.
+    /// Encodes `times` more times; returns the time of each.
     pub fn encode(&mut self, times: usize) -> Result<Vec<Duration>, OpError> {
         (0..times)
             .map(|_| {
@@ -71,7 +71,7 @@ impl<'m> Workload<'m> {
             .collect()
     }
 
-    /// Does so many clicks of `points` voxels each, every one a correction of the one before.
+    /// Runs a number of clicks of `points` voxels each, each one a correction of the one before.
     pub fn click(&self, points: usize, clicks: usize) -> Result<Latency, OpError> {
         let s = self.model.config().patch;
         let mut dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
@@ -90,13 +90,13 @@ impl<'m> Workload<'m> {
         let history = prompt_maps(model.device(), s, &prompts.points);
         let answer =
             model.interact(&self.features, prompts, dense, &history, &mut Observer::none())?;
-        // What a user sees of it.
+        // The part of it that a user sees.
         std::hint::black_box(answer.summary()?);
         Ok(answer.logits.value().reshape([s; 3]))
     }
 
-    /// What the ops of encoding and of a click did, each the middle of `times` runs by its whole
-    /// time. On the CPU alone.
+    /// The ops of encoding and of a click, each from the run with the median total time of `times`
+    /// runs. Only on the CPU.
     pub fn profile(
         &mut self,
         points: usize,
@@ -131,7 +131,7 @@ fn encode(model: &Model, image: &Tensor) -> Result<Features, OpError> {
     Ok(features)
 }
 
-/// So many different voxels of a patch, two thirds of them positive.
+/// `points` different voxels of a patch, two thirds of them positive.
 fn scribble(edge: usize, points: usize, seed: u64) -> PatchPrompts {
     let mut rng = generator(2, &[seed]);
     let mut seen = HashSet::new();
@@ -146,7 +146,7 @@ fn scribble(edge: usize, points: usize, seed: u64) -> PatchPrompts {
     }
 }
 
-/// The most memory that this process ever held, in bytes, where the system tells.
+/// The most memory that this process ever held, in bytes, if the system reports it.
 pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;

@@ -1,4 +1,4 @@
-//! A problem made ready to run, and judged: what came of it is held beside what should have.
+//! A problem made ready to run, and judged: its result is compared with the expected one.
 
 use super::problem::{Judge, Problem, Run};
 use crate::device::Device;
@@ -13,7 +13,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Makes a problem ready.
+    /// Makes a problem ready to run.
     pub fn new(device: &Device, problem: &Problem) -> Result<Prepared, OpError> {
         let (run, judge) = problem.prepare(device)?;
         let exact = if problem.flops().is_some() { 1e-5 } else { 1e-3 };
@@ -30,8 +30,8 @@ impl Prepared {
         Ok(out)
     }
 
-    /// Runs the problem once and judges the result: its relative error (L2, over the places looked
-    /// at), and the most it may be.
+    /// Runs the problem once and judges the result: its relative error (L2, over the sampled
+    /// places), and the largest allowed one.
     pub fn check(&mut self) -> Result<[f64; 2], OpError> {
         let out = self.run()?;
         let pairs = (self.judge)(&out)?;
@@ -49,12 +49,12 @@ mod tests {
     use super::*;
     use crate::device::{Cpu, Isa};
 
-    /// Every kind, on the kernels of this machine and the portable ones; and an oracle that sees a
-    /// wrong result.
+    /// Every kind, on the kernels of this machine and the portable ones; and an oracle that detects
+    /// a wrong result.
     #[test]
     fn every_kind_agrees_with_its_oracle() {
         let mut problems = suite(include_str!("../../benches/problems/quick.txt")).unwrap();
-        // And sizes that fill no register.
+        // And sizes that do not fill a register.
         let odd = [
             "conv3d:ic3oc5d6",
             "conv3d:n2ic32oc32d16",

@@ -1,4 +1,4 @@
-//! The roofline table: each op's time beside what the machine's ceilings allow.
+//! The roofline table: each op's time compared with what the machine's ceilings allow.
 
 use super::Ceilings;
 use crate::device::profile::OpRecord;
@@ -10,15 +10,15 @@ use std::time::Duration;
 pub struct Row {
     /// The op.
     pub op: &'static str,
-    /// Sizes of what it worked on.
+    /// Its sizes.
     pub problem: String,
-    /// How often it ran.
+    /// The number of times that it ran.
     pub count: usize,
-    /// All times together.
+    /// The total time.
     pub time: Duration,
-    /// All operations together.
+    /// The total operations.
     pub flops: f64,
-    /// All bytes together.
+    /// The total bytes.
     pub bytes: f64,
 }
 
@@ -29,7 +29,7 @@ impl Row {
     }
 }
 
-/// Gathers ops of one kind and size, the longest first.
+/// Groups ops of one kind and size, the longest first.
 fn rows(seen: &[OpRecord]) -> Vec<Row> {
     let mut rows: Vec<Row> = vec![];
     for s in seen {
@@ -55,7 +55,7 @@ fn rows(seen: &[OpRecord]) -> Vec<Row> {
     rows
 }
 
-/// A Markdown table of what was seen in `whole` time; ops below one percent of it are gathered in a
+/// A Markdown table of the ops seen in `whole` time; ops below one percent of it are combined in a
 /// last line.
 pub fn table(seen: &[OpRecord], ceilings: &Ceilings) -> String {
     let rows = rows(seen);

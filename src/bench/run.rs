@@ -1,4 +1,4 @@
-//! Timing problems, and comparing with what was measured before.
+//! Timing problems, and comparing with earlier measurements.
 
 use super::{Ceilings, Prepared, Problem};
 use crate::device::Device;
@@ -9,38 +9,38 @@ use std::time::{Duration, Instant};
 /// How to time.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// How long to go on, at least `fewest` runs.
+    /// The time to spend on a problem, with at least `fewest` runs.
     pub long: Duration,
-    /// Fewest runs.
+    /// The fewest runs.
     pub fewest: usize,
     /// Whether the caches are emptied before each run.
     pub cold: bool,
 }
 
-/// What came of a problem. Seconds, bytes and operations are of one run.
+/// The result of a problem. Seconds, bytes and operations are those of one run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// The problem, as text.
     pub problem: String,
     /// Relative error of the result.
     pub error: f64,
-    /// Largest relative error that is right.
+    /// The largest relative error that counts as right.
     pub tolerance: f64,
-    /// Runs timed; 0 where the device only judges.
+    /// Runs timed; 0 if the device only judges.
     pub runs: usize,
     /// Median time of the runs.
     pub median: f64,
-    /// Time that 99 of 100 runs stay below.
+    /// The time that 99 of 100 runs stay below.
     pub p99: f64,
-    /// Least time of a run.
+    /// The least time of a run.
     pub least: f64,
-    /// Operations of the plain algorithm, or, for a network, those done.
+    /// Operations of the plain algorithm or, for a network, the actual ones.
     pub flops: f64,
-    /// Operations done.
+    /// Actual operations.
     pub done: f64,
     /// Bytes of inputs, weights and outputs.
     pub bytes: f64,
-    /// PyTorch's median time, where it was asked.
+    /// PyTorch's median time, if it was measured.
     #[serde(default)]
     pub peer: Option<f64>,
 }
@@ -51,7 +51,7 @@ impl Outcome {
         self.error <= self.tolerance
     }
 
-    /// Percent of the two ceilings that its work and its bytes reach.
+    /// The percentages of the two ceilings that its work and its bytes reach.
     pub fn shares(&self, ceilings: &Ceilings) -> [f64; 2] {
         [self.done / self.median / ceilings.flops, self.bytes / self.median / ceilings.bytes]
             .map(|s| 100.0 * s)
@@ -63,26 +63,26 @@ impl Outcome {
 pub struct Record {
     /// prism's version.
     pub version: String,
-    /// The device, in words.
+    /// The device, as text.
     pub device: String,
     /// Element type of maps or products.
     pub precision: String,
     /// Whether the caches were emptied before each run.
     pub cold: bool,
-    /// Operations a second that the device can do at most, measured in the same run.
+    /// The peak operations per second of the device, measured in the same run.
     pub flops_per_second: f64,
-    /// Bytes a second, likewise.
+    /// The peak bytes per second, likewise.
     pub bytes_per_second: f64,
-    /// Each problem's.
+    /// The result of each problem.
     pub results: Vec<Outcome>,
 }
 
 /// Larger than the caches between cores and memory.
 const CACHES: usize = 192 << 20;
 
-/// Takes the caches' contents away.
+/// Replaces the contents of the caches.
 fn empty_caches(device: &Device, spare: &mut [u8]) -> Result<(), OpError> {
-    // Every line is written, so that nothing of it can stay shared.
+    // Every line is written, so that none of it can stay shared.
     spare.chunks_mut(64).for_each(|line| line[0] = line[0].wrapping_add(1));
     std::hint::black_box(&spare);
     if let Device::Cuda(cuda) = device {
@@ -93,7 +93,7 @@ fn empty_caches(device: &Device, spare: &mut [u8]) -> Result<(), OpError> {
     Ok(())
 }
 
-/// Judges a problem, then times it; on the emulator it is judged alone.
+/// Judges a problem, then times it; on the emulator it is only judged.
 pub fn measure(device: &Device, problem: &Problem, timing: Timing) -> Result<Outcome, OpError> {
     let mut prepared = Prepared::new(device, problem)?;
     let [error, tolerance] = prepared.check()?;
@@ -101,7 +101,7 @@ pub fn measure(device: &Device, problem: &Problem, timing: Timing) -> Result<Out
     let (nominal, mut bytes) = (problem.flops(), problem.floats() * element as f64);
     let mut done = nominal.unwrap_or(0.0);
     if let Device::Cpu(cpu) = device {
-        // What the kernels really do: exact algebra and Winograd do with less than the plain
+        // The kernels' actual operations: exact algebra and Winograd need fewer than the plain
         // algorithm.
         let (result, seen) = cpu.profiled(|| prepared.run());
         result?;
@@ -146,20 +146,20 @@ pub fn measure(device: &Device, problem: &Problem, timing: Timing) -> Result<Out
     Ok(outcome)
 }
 
-/// A problem that was measured before, too.
+/// A problem that was also measured before.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
     /// The problem.
     pub problem: String,
     /// Median times then and now, in seconds.
     pub medians: [f64; 2],
-    /// By what share it would have to grow to count: the spread of both measurements, at least 5
+    /// The share by which it has to grow to count: the spread of both measurements, at least 5
     /// percent.
     pub spread: f64,
 }
 
 impl Change {
-    /// The middle time now over that of then.
+    /// The median time now divided by that of then.
     pub fn ratio(&self) -> f64 {
         self.medians[1] / self.medians[0]
     }
@@ -170,7 +170,7 @@ impl Change {
     }
 }
 
-/// What became of the problems that both records timed.
+/// The comparison of the problems that both records timed.
 pub fn compare(old: &Record, new: &Record) -> Vec<Change> {
     let found = |o: &Outcome| {
         old.results

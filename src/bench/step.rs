@@ -1,4 +1,5 @@
-//! A training step as it is timed: one item forward and back, the gradients' norm, the optimiser.
+//! A training step as it is timed: one item forward and backward, the gradients' norm, the
+//! optimiser.
 
 use crate::autograd::ParamGrads;
 use crate::device::{DType, Device};
@@ -19,8 +20,8 @@ pub struct TrainingStep {
 
 impl TrainingStep {
     /// A training step on a device made for training ([`Device::for_training`]); gradients in f16
-    /// are multiplied by 65536 on the way. With `recompute`, iterations are done again on the way
-    /// back.
+    /// are multiplied by 65536 on the way. With `recompute`, iterations are run again in the
+    /// backward pass.
     pub fn new(
         device: &Device,
         config: Config,
@@ -47,8 +48,8 @@ impl TrainingStep {
         }
     }
 
-    /// Learns from an image `[s, s, s]`, given the same prompts in every iteration; what it lost
-    /// before.
+    /// Learns from an image `[s, s, s]`, with the same prompts in every iteration; returns the loss
+    /// before the step.
     pub fn run(
         &mut self,
         image: &Tensor,
@@ -81,7 +82,7 @@ impl TrainingStep {
             &norm,
             self.share.scale as f64,
         )?;
-        // All of the step's work is queued: a GPU is waited for here.
+        // All of the step's work is queued: here a GPU is waited for.
         let (mut outcomes, norm) = Lost::read_with(&self.device, &[lost], &norm)?;
         if !norm.is_finite() {
             self.optimizer.take_back();

@@ -2,8 +2,8 @@
 //!
 //! A case is a folder with `images/ct/ID.mha`, `images/pet/ID.mha` and `lesion-clicks.json`; its
 //! answer is `images/tumor-lesion-segmentation/ID.mha`. The network has one channel: it is given
-//! the PET, in which lesions shine, and the CT is not read. All clicks, which are voxels x, y, z of
-//! the PET and pile up from call to call, are given in one interaction.
+//! the PET, in which lesions are bright, and the CT is not read. All clicks, which are voxels x, y,
+//! z of the PET and accumulate from call to call, are given in one interaction.
 
 use super::Outcome;
 use crate::input::read_text;
@@ -17,7 +17,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Where a case has its PET, its clicks and its answer.
+/// The places of a case's PET, its clicks and its answer.
 const PET: &str = "images/pet";
 const CLICKS: &str = "lesion-clicks.json";
 const ANSWER: &str = "images/tumor-lesion-segmentation";
@@ -115,8 +115,8 @@ fn points(text: &str, size: [usize; 3]) -> Result<Vec<([usize; 3], bool)>, Strin
     clicks.points.into_iter().enumerate().map(one).collect()
 }
 
-/// The mask `[i][j][k]` of what the clicks point at, empty where there are none, and what is to be
-/// said of it.
+/// The mask `[i][j][k]` of the object that the clicks point at, empty if there are none, and notes
+/// about it.
 fn segment(
     model: &Arc<Model>,
     volume: &Arc<Volume>,

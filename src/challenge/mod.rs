@@ -1,11 +1,11 @@
 //! Challenges of interactive segmentation: their own input files, answered the way their containers
 //! are run.
 //!
-//! [`cvpr`] is the CVPR 2025 challenge (a NumPy archive with boxes and clicks a class), [`autopet`]
-//! is autoPET V (MetaImage files and a list of clicks). Below them lie the formats: [`npz`] and
-//! [`npy`] for NumPy's files, [`pickle`] for the objects in them; MetaImage is
-//! [`crate::volume::metaimage`]. Nothing in a file is run, and no size that a file states is
-//! believed before it was compared with what is there.
+//! [`cvpr`] is the CVPR 2025 challenge (a NumPy archive with boxes and clicks for each class),
+//! [`autopet`] is autoPET V (MetaImage files and a list of clicks). Below them are the formats:
+//! [`npz`] and [`npy`] for NumPy's files, [`pickle`] for the objects in them; MetaImage is
+//! [`crate::volume::metaimage`]. Nothing in a file is executed, and no size that a file states is
+//! believed before it was compared with the actual data.
 
 pub mod autopet;
 pub mod cvpr;
@@ -15,17 +15,17 @@ pub mod pickle;
 
 use std::path::PathBuf;
 
-/// What came of a case.
+/// The result of a case.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// The file that was written.
     pub output: PathBuf,
-    /// Objects that were asked for.
+    /// The number of objects asked for.
     pub objects: usize,
-    /// Voxels that lie on any of them.
+    /// The number of voxels on any of them.
     pub voxels: usize,
-    /// What the scan was taken for, and how it was normalised.
+    /// What kind of scan it was taken to be, and how it was normalised.
     pub scan: String,
-    /// What was odd about the case and how it was understood.
+    /// What was odd about the case and how it was interpreted.
     pub warnings: Vec<String>,
 }

@@ -5,7 +5,7 @@
 use crate::memory;
 use half::f16;
 
-/// What the items of an array are.
+/// The kind of an array's items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Bool,
@@ -20,7 +20,7 @@ enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DType {
     kind: Kind,
-    /// Bytes an item; 0 for objects.
+    /// Bytes per item; 0 for objects.
     size: usize,
     big: bool,
 }
@@ -34,11 +34,11 @@ pub enum Item {
     Int(i64),
     /// A floating-point number, or a whole one that is too large for [`Item::Int`].
     Float(f64),
-    /// A string, without the zeros that fill it up.
+    /// A string, without its padding zeros.
     Text(String),
 }
 
-/// Characters that a string item may have.
+/// The most characters of a string item.
 const LONGEST_TEXT: usize = 1 << 16;
 
 impl DType {
@@ -69,7 +69,7 @@ impl DType {
         Ok(DType { kind, size, big })
     }
 
-    /// This type with a byte order given apart, as pickles do.
+    /// This type with a separately given byte order, as pickles do it.
     pub fn with_order(self, order: &str) -> DType {
         DType { big: order == ">", ..self }
     }
@@ -79,7 +79,7 @@ impl DType {
         self.kind == Kind::Object
     }
 
-    /// Bytes an item takes; 0 for objects, which lie elsewhere.
+    /// Bytes of an item; 0 for objects, which are stored elsewhere.
     pub fn size(&self) -> usize {
         self.size
     }
@@ -104,7 +104,7 @@ impl DType {
         }
     }
 
-    /// The bytes of a number, little-endian and filled up with zeros.
+    /// The bytes of a number, little-endian and padded with zeros.
     fn word(&self, bytes: &[u8]) -> [u8; 8] {
         let mut word = [0u8; 8];
         let order = |at: usize| if self.big { self.size - 1 - at } else { at };
@@ -115,7 +115,7 @@ impl DType {
         word
     }
 
-    /// A signed number, its sign carried up.
+    /// A signed number, sign-extended.
     fn signed(&self, bytes: &[u8]) -> i64 {
         let unused = 64 - 8 * self.size as u32;
         (i64::from_le_bytes(self.word(bytes)) << unused) >> unused
@@ -130,7 +130,7 @@ impl DType {
         }
     }
 
-    /// The number stored in `bytes`; none where items are no numbers.
+    /// The number stored in `bytes`; none if items are not numbers.
     pub fn number(&self, bytes: &[u8]) -> Option<f64> {
         Some(match self.kind {
             Kind::Bool => f64::from(u8::from(bytes.first().is_some_and(|b| *b != 0))),
@@ -142,7 +142,7 @@ impl DType {
     }
 
     /// The item stored in `bytes`; none for objects, for another number of bytes than an item has,
-    /// and for what is no text.
+    /// and for invalid text.
     pub fn item(&self, bytes: &[u8]) -> Option<Item> {
         if bytes.len() != self.size {
             return None;
@@ -160,7 +160,7 @@ impl DType {
         })
     }
 
-    /// Four bytes a character, zeros at the end left out.
+    /// Four bytes per character, without the zeros at the end.
     fn text(&self, bytes: &[u8]) -> Option<String> {
         let code = |four: &[u8]| {
             let fold = |value: u32, byte: &u8| value << 8 | u32::from(*byte);
@@ -172,8 +172,8 @@ impl DType {
     }
 }
 
-/// Where item `at` of an array, counted with the last axis fastest, lies in memory in which the
-/// first axis is fastest. The shape has no 0.
+/// The index in memory with the first axis fastest of item `at` of an array, counted with the last
+/// axis fastest. The shape has no 0.
 pub fn fortran_place(shape: &[usize], at: usize) -> usize {
     let (mut rest, mut place) = (at, 0);
     let mut stride: usize = shape.iter().product();
@@ -185,22 +185,22 @@ pub fn fortran_place(shape: &[usize], at: usize) -> usize {
     place
 }
 
-/// Axes that NumPy's arrays have at most.
+/// The most axes of NumPy's arrays.
 const MOST_AXES: usize = 64;
 
-/// How many items an array has; none where there are too many to count, or more axes than NumPy
-/// knows.
+/// The number of items of an array; none if there are too many to count, or more axes than NumPy
+/// supports.
 pub fn items_of(shape: &[usize]) -> Option<usize> {
     if shape.len() <= MOST_AXES { memory::extent(shape) } else { None }
 }
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 pub(super) const ARRAY: &str = "an array of a .npz file";
 
-/// An array as its file has it.
+/// An array as its file stores it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
-    /// What its items are.
+    /// The type of its items.
     pub dtype: DType,
     /// Items along each axis; items are in order with the last axis fastest, whatever the file
     /// does.
@@ -246,7 +246,7 @@ impl Array {
         (0..count).map(move |at| &self.data[place(at) * self.dtype.size..][..self.dtype.size])
     }
 
-    /// What `of` makes of every item.
+    /// The results of `of` for every item.
     pub fn numbers<T>(&self, of: impl Fn(f64) -> T) -> Result<Vec<T>, String> {
         if matches!(self.dtype.kind, Kind::Text | Kind::Object) {
             return Err(format!("it holds items of type {}, expected numbers", self.dtype.name()));
@@ -270,7 +270,7 @@ fn little(bytes: &[u8]) -> usize {
     bytes.iter().rev().fold(0, |value, byte| value << 8 | *byte as usize)
 }
 
-/// The text of the header, and where the items begin.
+/// The text of the header, and the position of the items.
 fn header(bytes: &[u8]) -> Result<(String, usize), String> {
     let version = match bytes {
         [0x93, b'N', b'U', b'M', b'P', b'Y', version, ..] => *version,
@@ -287,7 +287,7 @@ fn header(bytes: &[u8]) -> Result<(String, usize), String> {
     Ok((String::from_utf8_lossy(text).into_owned(), end))
 }
 
-/// What follows a key of the header, which is a dictionary in Python's notation.
+/// The text after a key of the header, which is a dictionary in Python's notation.
 fn field<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     let at = ['\'', '"'].into_iter().find_map(|q| text.split_once(&format!("{q}{key}{q}")))?.1;
     Some(at.trim_start().strip_prefix(':')?.trim_start())
@@ -302,7 +302,7 @@ fn quoted(text: &str) -> Option<&str> {
 /// The whole numbers in brackets that `text` begins with.
 fn tuple(text: &str) -> Option<Vec<usize>> {
     let (inner, _) = text.strip_prefix('(')?.split_once(')')?;
-    // Python 2 wrote an L behind long integers.
+    // Python 2 wrote an L after long integers.
     let numbers =
         inner.split(',').map(|n| n.trim().trim_end_matches('L')).filter(|n| !n.is_empty());
     numbers.map(|n| n.parse().ok()).collect()
@@ -310,7 +310,7 @@ fn tuple(text: &str) -> Option<Vec<usize>> {
 
 /// A `.npy` file of bytes, the last axis fastest.
 pub fn of_bytes(shape: &[usize], values: &[u8]) -> Vec<u8> {
-    // One axis has a comma of its own, or it would be a number in brackets.
+    // One axis needs a comma, or it would be a number in brackets.
     let sizes: String = shape.iter().map(|n| format!("{n},")).collect();
     let mut text = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({sizes}), }}");
     // NumPy aligns the items to 64 bytes.

@@ -74,7 +74,7 @@ impl Npz {
     }
 }
 
-/// What a zip archive says of an entry, in front of it and in the directory.
+/// The description of an entry in a zip archive, before it and in the directory.
 struct Entry {
     name: String,
     method: u16,
@@ -87,8 +87,8 @@ struct Entry {
 impl Entry {
     /// The fields that both places share.
     fn fields(&self) -> Vec<u8> {
-        // Version 2.0, no flags; written on the first day that zip knows, so that the same masks
-        // give the same file.
+        // Version 2.0, no flags; dated the first day that zip supports, so that the same masks give
+        // the same file.
         let mut out = vec![20, 0, 0, 0];
         out.extend(self.method.to_le_bytes());
         out.extend([0, 0, 0x21, 0]);
@@ -201,7 +201,7 @@ mod tests {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x55;
             std::fs::write(&path, &bytes).unwrap();
-            // Whatever is damaged, what is read is right or an error.
+            // Whatever is damaged, the result is right or an error.
             if let Ok(mut file) = Npz::open(&path)
                 && let Ok(array) = file.array("segs")
             {

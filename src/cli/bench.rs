@@ -110,7 +110,7 @@ impl Bench {
             ));
         }
         let device = self.device.open()?;
-        // A preset's weights go through a file, to be read from it as anybody's would.
+        // A preset's weights go through a file, so that they are read like any model.
         let folder = tempfile::tempdir()?;
         let preset = Config::preset(&self.model);
         let path = match &preset {
@@ -280,7 +280,7 @@ impl Bench {
         }
     }
 
-    /// PyTorch's times of the problems.
+    /// PyTorch's times for the problems.
     fn peers(&self, problems: &[Problem]) -> Result<HashMap<String, Option<f64>>, Failure> {
         #[derive(serde::Deserialize)]
         struct Said {
@@ -319,7 +319,7 @@ impl Bench {
     }
 }
 
-/// What PyTorch's side consists of.
+/// The files of PyTorch's side.
 const PEER: [(&str, &str); 2] = [
     ("problems.py", include_str!("../../benches/peer/problems.py")),
     ("prism_torch.py", include_str!("../../benches/peer/prism_torch.py")),
@@ -340,7 +340,7 @@ fn read_record(path: &Path) -> Result<Record, Failure> {
     serde_json::from_str(&text).map_err(|e| fail(&format!("not what --save writes: {e}")))
 }
 
-/// Tells what changed; how many problems became slower.
+/// Reports what changed; returns the number of problems that became slower.
 fn report(old: &Record, new: &Record) -> Result<usize, Failure> {
     let changes = compare(old, new);
     print(&format!("\nbeside prism {} on {}\n", old.version, old.device))?;

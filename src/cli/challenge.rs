@@ -46,7 +46,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// Where a container of this challenge finds its input, and where it leaves its answers.
+    /// Where a container of this challenge finds its input, and where it writes its answers.
     fn folders(self) -> [&'static str; 2] {
         match self {
             Kind::Cvpr25 => ["/workspace/inputs", "/workspace/outputs"],

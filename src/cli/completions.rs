@@ -1,4 +1,4 @@
-//! `prism completions`: what a shell needs to complete commands and flags.
+//! `prism completions`: scripts by which a shell completes commands and flags.
 
 use super::{Cli, Failure, print};
 use clap::{Args, CommandFactory};

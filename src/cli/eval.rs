@@ -134,7 +134,7 @@ impl Eval {
             make_folder(folder)
                 .map_err(|e| Failure::Failed(format!("{}: {e}", folder.display())))?;
         }
-        // Before hours of work: none of them is an input of it.
+        // Before hours of work: none of them may be an input of it.
         for name in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.svg"] {
             let path = self.output.join(name);
             check(&path).map_err(|e| Failure::Usage(format!("{}: {e}", path.display())))?;
@@ -241,8 +241,8 @@ impl Eval {
         print(&text)
     }
 
-    /// All that the numbers depend on, by the names of the flags; what the cases' files are is told
-    /// with each result.
+    /// Everything that the numbers depend on, by the names of the flags; the state of the cases'
+    /// files is stored with each result.
     fn settings(
         &self,
         model: &Chosen,
@@ -252,7 +252,7 @@ impl Eval {
         cases: &[Case],
     ) -> Result<Settings, Failure> {
         let device = match device {
-            // The number of threads changes no bit.
+            // The number of threads does not change any bit.
             Device::Cpu(cpu) => format!("cpu, {}, {}", cpu.isa(), cpu.precision()),
             Device::Cuda(cuda) => cuda.describe(),
         };
@@ -275,7 +275,8 @@ impl Eval {
         Ok(settings.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }
 
-    /// Has a signal end the process at once, for what is done is on disk, with a line that says so.
+    /// Makes a signal end the process at once, because finished results are on disk, with a line
+    /// that says so.
     fn tell_when_stopped(&self, done: &Arc<Done>, kept: &Kept) {
         let (done, file) = (done.clone(), kept.path().display().to_string());
         let command =
@@ -286,14 +287,14 @@ impl Eval {
                 "\nstopped: {} done and kept in {file}; {command} goes on from there",
                 done.text(*count)
             ));
-            // Nothing is begun to be written any more.
+            // From now on no further write is begun.
             std::mem::forget(count);
             true
         });
     }
 
-    /// Computes what is to do, each result being kept before the next is begun. Returns the cases
-    /// that could not be read, and why.
+    /// Computes what is to do, storing each result before the next is begun. Returns the cases that
+    /// could not be read, and why.
     fn compute(
         &self,
         model: &Arc<Model>,
@@ -311,7 +312,7 @@ impl Eval {
         let plan = Plan { place: self.on, iterations: self.iterations, seed: self.seed };
         let mut skipped = vec![];
         for (case, protocols) in todo {
-            // Before they are read: files that change from here on are others the next time.
+            // Before they are read: files that change from here on count as changed the next time.
             let source = Source::of(case);
             let (image, label) = match case.read(target) {
                 Ok(Loaded { image, mask, warnings }) => {
@@ -359,7 +360,7 @@ impl Eval {
                     masks: masks.map(Masks::place),
                     results,
                 };
-                // A signal waits for the line to be whole.
+                // A signal waits for the line to be complete.
                 let mut count = done.count();
                 kept.add(record).map_err(Failure::Failed)?;
                 *count += 1;
@@ -413,11 +414,11 @@ fn program() -> String {
     }
 }
 
-/// Names of cases that are listed at most.
+/// The most names of cases that are listed.
 const LISTED: usize = 10;
 
-/// The cases with the protocols that are not done. What was done with files as they were before
-/// they changed, or has lost its masks, is done again, and that is said.
+/// The cases with the protocols that are not done. Results for files that have since changed, or
+/// whose masks are lost, are computed again, with a message.
 fn todo<'a>(
     cases: &'a [Case],
     protocols: &'a [Protocol],
@@ -458,7 +459,7 @@ fn todo<'a>(
     todo
 }
 
-/// How many results there are; held while one is written.
+/// The number of results; locked while one is written.
 struct Done {
     count: Mutex<usize>,
     cases: usize,
@@ -470,7 +471,7 @@ impl Done {
         self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// That many of all, in words.
+    /// A count out of the total, as text.
     fn text(&self, count: usize) -> String {
         match (self.cases, self.protocols) {
             (cases, 1) => format!("{count} of {cases} cases"),
@@ -482,10 +483,10 @@ impl Done {
     }
 }
 
-/// Where the last masks go.
+/// The destination of the last masks.
 struct Masks {
     folder: PathBuf,
-    /// What the files of each case begin with. It depends on the whole data set, not on the cases
+    /// The prefix of the files of each case. It depends on the whole data set, not on the cases
     /// that are chosen.
     names: BTreeMap<String, String>,
 }
@@ -516,7 +517,7 @@ impl Masks {
     }
 }
 
-/// What the folder of a training run says, where the model lies in one.
+/// The information in the folder of a training run, if the model is in one.
 #[derive(Default)]
 struct Run {
     folder: PathBuf,
@@ -540,7 +541,7 @@ impl Run {
         Run { folder, settings, splits }
     }
 
-    /// Says what was taken from the run, and whether cases are judged that the model has learned
+    /// Reports what was taken from the run, and whether cases are judged that the model has learned
     /// from.
     fn say(&self, eval: &Eval, target: &TargetLabel, channel: Option<usize>, cases: &[Case]) {
         let about = |what: String| {
@@ -639,7 +640,7 @@ impl Metrics {
         print(&text)
     }
 
-    /// The object of the truth, or of what is judged. What is odd is said.
+    /// The object of the truth, or of the mask that is judged. Reports what is odd.
     fn mask(&self, path: &Path, labels: Labels, judged: bool) -> Result<Vec<u8>, Failure> {
         let say = |what: &str| warn(&format!("{}: {what}", path.display()));
         labels.warnings.iter().for_each(|w| say(w));
@@ -655,7 +656,7 @@ impl Metrics {
             TargetLabel::Name(_) => judged && !labels.is_named(),
         };
         match values[..] {
-            // A mask that prism or another program has made of that object has a value of its own.
+            // A mask of that object made by prism or another program has a value of its own.
             [only] if judged && self.prediction_target.is_none() && picked(target) => {
                 say(&format!(
                     "its one label, {only}, is taken for the label {target} of the truth"

@@ -37,7 +37,7 @@ pub struct Info {
 
 impl Info {
     pub fn run(&self) -> Result<(), Failure> {
-        // A pipe can be read once.
+        // A pipe can be read only once.
         let is_model = |file: &Path| {
             let by_content =
                 || Input::open(file).is_ok_and(|f| recognise(f.head()) == Some(Kind::Safetensors));
@@ -124,7 +124,7 @@ impl Info {
         Ok(text)
     }
 
-    /// The series of a folder or a zip archive, where none was asked for and there are several.
+    /// The series of a folder or a zip archive, if none was selected and there are several.
     #[cfg(feature = "dicom")]
     fn listed(&self, path: &Path) -> Result<Option<String>, Failure> {
         let is_archive = || {
@@ -148,7 +148,7 @@ impl Info {
         Ok(Some(text))
     }
 
-    /// None is known here.
+    /// This build does not read DICOM.
     #[cfg(not(feature = "dicom"))]
     fn listed(&self, _path: &Path) -> Result<Option<String>, Failure> {
         Ok(None)

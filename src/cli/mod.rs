@@ -85,8 +85,8 @@ struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// These arguments for process `local` of this machine: GPU by that number, unless another was
-    /// asked for.
+    /// These arguments for process `local` of this machine: the GPU with that number, unless
+    /// another was selected.
     fn of(&self, local: usize) -> DeviceArgs {
         let device =
             if self.name() == "cuda" { Some(format!("cuda:{local}")) } else { self.device.clone() };
@@ -101,13 +101,13 @@ impl DeviceArgs {
         self.precision.unwrap_or(Precision::F32)
     }
 
-    /// So many threads, or 0 for as many as there are processors.
+    /// The number of threads, or 0 for as many as there are processors.
     fn threads(&self) -> usize {
         self.threads.unwrap_or(0)
     }
 
     fn open(&self) -> Result<Device, Failure> {
-        // Resampling of volumes, which knows no device, runs on the process's own threads.
+        // Resampling of volumes, which does not use a device, runs on the process's own threads.
         let most = processors();
         let asked = self.threads();
         if asked > most {
@@ -119,16 +119,16 @@ impl DeviceArgs {
     }
 }
 
-/// Reads a number of things within bounds, `least` and `most` among them.
+/// Parses a number between `least` and `most`, both included.
 fn number(least: u64, most: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(least..=most)
 }
 
-/// What ended a command: a failure (exit code 1) or a wrong use of it (2).
+/// Why a command ended: a failure (exit code 1) or wrong usage (2).
 enum Failure {
     Failed(String),
     Usage(String),
-    /// Nobody reads standard output any more.
+    /// Standard output was closed by its reader.
     ClosedOutput,
 }
 
@@ -144,7 +144,7 @@ fn start(threads: usize) -> Result<(), Failure> {
     // Told a number, they ask no variable (RAYON_NUM_THREADS) for one, which has no bounds.
     let threads = if threads == 0 { processors() } else { threads };
     let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    // An error without a source says that they run already.
+    // An error without a source means that they already run.
     match started.as_ref().err().and_then(Error::source) {
         Some(source) => Err(Failure::Failed(format!("cannot start threads: {source}"))),
         None => Ok(()),
@@ -161,8 +161,8 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// A report as JSON, for [`print`]. Control characters that JSON lets stand in texts are written as
-/// JSON has them: a reader of it does not know how [`message::shown`] writes them.
+/// A report as JSON, for [`print`]. Control characters that JSON allows in strings are escaped in
+/// the way of JSON: a JSON reader does not know how [`message::shown`] writes them.
 fn pretty(report: &serde_json::Value) -> String {
     let mut text = String::new();
     for c in format!("{report:#}\n").chars() {
@@ -179,20 +179,19 @@ fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "warning: {}", message::shown(text));
 }
 
-/// A line on standard error that is no warning; not where --quiet was given.
+/// A line on standard error that is not a warning; omitted with --quiet.
 fn note(text: &str) {
     if !quiet() {
         let _ = writeln!(std::io::stderr(), "{}", message::shown(text));
     }
 }
 
-/// A line on standard output on what was done, where the result is elsewhere; not where --quiet was
-/// given.
+/// A line on standard output about what was done, if the result is elsewhere; omitted with --quiet.
 fn say(text: &str) -> Result<(), Failure> {
     if quiet() { Ok(()) } else { print(text) }
 }
 
-/// A bar on standard error; hidden where --quiet was given.
+/// A bar on standard error; hidden with --quiet.
 fn progress(length: u64) -> ProgressBar {
     if quiet() { ProgressBar::hidden() } else { ProgressBar::new(length) }
 }
@@ -213,7 +212,7 @@ pub fn main() -> ExitCode {
     if let Some(bytes) = cli.memory {
         memory::set_limit(bytes);
     }
-    // Where memory is refused, what was begun is given up, and nothing half-written stays.
+    // If memory is refused, the command is given up, and no partial output stays.
     let result = crate::tensor::caught(|| Ok(run(cli.command))).unwrap_or_else(|e| Err(e.into()));
     let (text, code) = match result {
         Ok(()) | Err(Failure::ClosedOutput) => return ExitCode::SUCCESS,
@@ -227,7 +226,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<(), Failure> {
-    // The others start as many as they are told to use.
+    // The other commands start as many as they are told to use.
     use Command::{Convert, Info, Metrics, Simulate, Synth, Weights};
     if let Info(_) | Convert(_) | Weights(_) | Metrics(_) | Simulate(_) | Synth(_) = command {
         start(0)?;
@@ -289,8 +288,8 @@ mod tests {
                 if let Some(short) = short {
                     assert_eq!(meant, Some(short), "prism {name} --{long}");
                 }
-                // A training's model is the name of a network, and a network's configuration is no
-                // file of settings.
+                // A training's model is the name of a network, and a network's configuration is not
+                // a file of settings.
                 if let (Some(meant), false) = (meant, ["config", "model"].contains(&long)) {
                     assert_eq!(short, Some(meant), "prism {name} --{long}");
                 }

@@ -1,4 +1,4 @@
-//! Which model a command takes: the one it was given, or else the first that is found.
+//! The model that a command uses: the one it was given, otherwise the first that is found.
 
 use super::{Failure, note};
 use crate::checksum;
@@ -16,7 +16,7 @@ const BUILT_IN: Option<&[u8]> = None;
 
 /// The variable that names a model.
 const VARIABLE: &str = "PRISM_MODEL";
-/// Where the small model lies in prism's repository, and is looked for.
+/// The path of the small model in prism's repository, where it is also looked for.
 const SMALL: &str = "models/small.safetensors";
 
 #[derive(Args)]
@@ -28,7 +28,7 @@ pub struct ModelArgs {
     model: Option<PathBuf>,
 }
 
-/// A model that a command takes.
+/// A model that a command uses.
 #[derive(Debug, PartialEq)]
 pub enum Chosen {
     File(PathBuf),
@@ -36,7 +36,7 @@ pub enum Chosen {
 }
 
 impl ModelArgs {
-    /// The model; one that was not named is said on standard error.
+    /// The model; if it was not named, a line on standard error says which it is.
     pub fn choose(&self) -> Result<Chosen, Failure> {
         let variable = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
         let beside =
@@ -51,8 +51,8 @@ impl ModelArgs {
     }
 }
 
-/// The model given, else the variable's, else the one built in, else the first of `places` that is
-/// a file.
+/// The given model, otherwise the variable's, otherwise the built-in one, otherwise the first of
+/// `places` that is a file.
 fn choose(
     given: Option<PathBuf>,
     variable: Option<PathBuf>,
@@ -77,7 +77,7 @@ impl Chosen {
         }
     }
 
-    /// Where it lies, if it is a file.
+    /// Its path, if it is a file.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Chosen::File(path) => Some(path),
@@ -85,7 +85,7 @@ impl Chosen {
         }
     }
 
-    /// The hash of its bytes, in digits.
+    /// The hash of its bytes, as hexadecimal text.
     pub fn hash(&self) -> Result<String, Failure> {
         match self {
             Chosen::File(path) => checksum::of_file(path)
@@ -126,7 +126,7 @@ mod tests {
         );
         assert_eq!(choose(None, None, built_in, &places), Ok(Chosen::BuiltIn(b"a model")));
         assert_eq!(choose(None, None, None, &places), Ok(Chosen::File(there.clone())));
-        // The same bytes are the same model to who keeps results by its hash.
+        // For results that are keyed by its hash, the same bytes are the same model.
         assert_eq!(Chosen::File(there).hash().ok(), Chosen::BuiltIn(b"a model").hash().ok());
         let message = choose(None, None, None, &[absent]).unwrap_err();
         assert!(

@@ -1,35 +1,36 @@
-//! Several objects in one label image: which voxels are whose, and what there is to say of each.
+//! Several objects in one label image: which voxels belong to each, and a description of each.
 
 use crate::session::field::Field;
 use crate::volume::{Grid, LabelValues, include};
 use std::collections::BTreeMap;
 
-/// A label image in the making: object n has the value n, and the later one wins.
+/// A label image being built: object n has the value n, and the later one wins.
 pub struct Painted {
     grid: Grid,
     labels: LabelValues,
     objects: usize,
-    /// How many voxels an object took of an earlier one, by the numbers of both, the earlier first.
+    /// The number of voxels that an object took from an earlier one, by the numbers of both, the
+    /// earlier first.
     taken: BTreeMap<[u16; 2], usize>,
 }
 
-/// What is an object's in a label image.
+/// The part of a label image that belongs to an object.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Part {
-    /// How many voxels.
+    /// The number of voxels.
     pub voxels: usize,
     /// Their box `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
     pub bounds: Option<[usize; 6]>,
 }
 
 impl Painted {
-    /// Nothing, with room for so many objects.
+    /// An empty label image, with room for this many objects.
     pub fn new(grid: &Grid, objects: usize) -> Painted {
         let labels = LabelValues::nothing(grid.voxels(), objects);
         Painted { grid: *grid, labels, objects, taken: BTreeMap::new() }
     }
 
-    /// Gives what lies on an object to object `number`, from 1.
+    /// Assigns an object's voxels to object `number`, from 1.
     pub fn add(&mut self, field: &Field, number: u16) {
         field.each(|at, logit| {
             if logit > 0.0 {
@@ -46,12 +47,13 @@ impl Painted {
         &self.labels
     }
 
-    /// How many voxels an object took of an earlier one, by the numbers of both, the earlier first.
+    /// The number of voxels that an object took from an earlier one, by the numbers of both, the
+    /// earlier first.
     pub fn taken(&self) -> &BTreeMap<[u16; 2], usize> {
         &self.taken
     }
 
-    /// What is each object's in the end.
+    /// The final part of each object.
     pub fn parts(&self) -> Vec<Part> {
         let [_, nj, nk] = self.grid.size;
         let mut parts = vec![Part::default(); self.objects];

@@ -98,9 +98,9 @@ impl Serve {
         let chosen = self.model.choose()?;
         let device = self.device.open()?;
         let model = Arc::new(Model::new(&device, &chosen.open()?)?);
-        // Nobody waits for the first click longer than for others.
+        // The first click should not take longer than others.
         model.warm_up()?;
-        // Nothing is written to where a name says.
+        // The server does not write to paths given by clients.
         crate::input::forget_inputs();
         let server = Server::open(settings, model, &name_of(&chosen)).map_err(Failure::Failed)?;
         let restored = server.restored();
@@ -126,7 +126,7 @@ impl Serve {
         served
     }
 
-    /// The token: that of the flag or the file, else the variable's.
+    /// The token: that of the flag or the file, otherwise the variable's.
     fn secret(&self) -> Result<Option<Secret>, String> {
         let (from, text) = match (&self.token, &self.token_file) {
             (Some(text), _) => ("--token".to_string(), text.clone()),
@@ -153,16 +153,16 @@ fn read(path: &Path) -> Result<String, String> {
     }
 }
 
-/// What callers are told of a model: never where it lies.
+/// The name of a model for clients: never its path.
 fn name_of(chosen: &Chosen) -> String {
     let name = chosen.path().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
     name.unwrap_or_else(|| "small".into())
 }
 
-/// What is said when it begins: where to turn to, and by what.
+/// The messages at the start: the addresses, and how to use them.
 fn greeting(address: SocketAddr, dls: Option<SocketAddr>, has_token: bool, device: &str) -> String {
     let host = match address.ip().is_unspecified() {
-        // Every address of this machine: others call it by its name.
+        // Every address of this machine: others reach it by its name.
         true => sysinfo::System::host_name().unwrap_or_else(|| "localhost".into()),
         false if address.is_ipv6() => format!("[{}]", address.ip()),
         false => address.ip().to_string(),
@@ -174,7 +174,7 @@ fn greeting(address: SocketAddr, dls: Option<SocketAddr>, has_token: bool, devic
         }
         false => "no token: whoever uses this machine can call",
     };
-    // ITK-SNAP has no key to give.
+    // ITK-SNAP cannot send a token.
     let snap = match dls {
         Some(own) => format!(
             "ITK-SNAP: host {}, port {}, for whoever uses this machine\n",
@@ -203,7 +203,7 @@ mod tests {
         assert!(of("127.0.0.1:1527").contains("browsers: http://127.0.0.1:1527/\n"));
         assert!(of("[::1]:80").contains("programs: http://[::1]:80/v1,"));
         assert!(!of("0.0.0.0:1527").contains("0.0.0.0"));
-        // ITK-SNAP can call where there is no token.
+        // ITK-SNAP can call if no token is needed.
         let address = "127.0.0.1:1527".parse().unwrap();
         assert!(!of("127.0.0.1:1527").contains("ITK-SNAP"));
         let open = greeting(address, None, false, "cpu");

@@ -1,23 +1,23 @@
-//! Wishes to end: Ctrl-C, and the signals of schedulers, service managers and closed terminals.
+//! Requests to end: Ctrl-C, and the signals of schedulers, service managers and closed terminals.
 
 use super::warn;
 use std::sync::{Mutex, PoisonError};
 
-/// What a command does when it is asked to end, told whether that was by Ctrl-C (SIGINT) once more:
-/// true to end at once.
+/// What a command does when it is asked to end. Its argument says whether that was by another
+/// Ctrl-C (SIGINT); it returns true to end at once.
 type Interrupted = Box<dyn FnMut(bool) -> bool + Send>;
 
 static INTERRUPTED: Mutex<Option<Interrupted>> = Mutex::new(None);
 
-/// Has `f` called when the process is asked to end, instead of ending it at once; it ends where `f`
-/// returns true. It is told whether Ctrl-C, or SIGINT by whoever sends it, comes for the second
-/// time: only then is what has begun to be given up. Schedulers and service managers send one
+/// Has `f` called when the process is asked to end, instead of ending it at once; it ends if `f`
+/// returns true. Its argument says whether Ctrl-C, or SIGINT from any sender, comes for the second
+/// time: only then is work in progress to be given up. Schedulers and service managers send one
 /// SIGTERM or SIGHUP after another, and mean the same by all of them.
 pub(super) fn on_interrupt(f: impl FnMut(bool) -> bool + Send + 'static) {
     *INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(f));
 }
 
-/// Answers a wish to end.
+/// Reacts to a request to end.
 fn answer(again: bool) {
     let ends = INTERRUPTED
         .lock()
@@ -30,13 +30,13 @@ fn answer(again: bool) {
     }
 }
 
-/// Listens for wishes to end. Temporary files, which hold what patients' scans show, go with the
-/// process.
+/// Listens for requests to end. Temporary files, which hold data of patients' scans, are removed
+/// with the process.
 pub(super) fn listen() {
     if let Err(e) = heard() {
         warn(&format!("cannot listen for signals: {e}"));
     }
-    // A file beyond the limit of the shell is then an error of its writer, as a full disk is.
+    // A file beyond the shell's limit is then an error for its writer, as a full disk is.
     #[cfg(unix)]
     // SAFETY: ignoring a signal runs no code.
     unsafe {
@@ -44,7 +44,7 @@ pub(super) fn listen() {
     };
 }
 
-/// Has wishes to end answered, on a thread of their own.
+/// Has requests to end handled on a thread of their own.
 #[cfg(unix)]
 fn heard() -> std::io::Result<()> {
     use std::io::Read;
@@ -57,7 +57,7 @@ fn heard() -> std::io::Result<()> {
         let (mut signal, mut pressed) = ([0u8], false);
         while signals.read_exact(&mut signal).is_ok() {
             let press = libc::c_int::from(signal[0]) == libc::SIGINT;
-            // A panic of what is done has said so; the next signal is heard all the same.
+            // A panic of the handler has been reported; the next signal is still handled.
             drop(catch_unwind(|| answer(press && pressed)));
             pressed |= press;
         }
@@ -86,11 +86,12 @@ mod unix {
         libc::SIGALRM,
     ];
 
-    /// Where the handler of signals writes which one came: nothing else may be done in one.
+    /// The pipe to which the signal handler writes which signal came: nothing else may be done in a
+    /// handler.
     pub(super) static PIPE: AtomicI32 = AtomicI32::new(-1);
 
-    /// Has a signal written to the pipe. What was ignored when the process began stays ignored:
-    /// `nohup` ignores SIGHUP so, and a shell Ctrl-C for what it runs in the background.
+    /// Has a signal written to the pipe. A signal that was ignored when the process began stays
+    /// ignored: `nohup` does that to SIGHUP, and a shell to Ctrl-C for processes in the background.
     pub(super) fn hear(signal: libc::c_int) -> io::Result<()> {
         let done = |result: libc::c_int| match result {
             0 => Ok(()),
@@ -98,20 +99,20 @@ mod unix {
         };
         // SAFETY: zeros are a `sigaction`: no handler, no flags, an empty set.
         let [mut before, mut action]: [libc::sigaction; 2] = unsafe { std::mem::zeroed() };
-        // SAFETY: asks for what stands, and changes nothing.
+        // SAFETY: reads the present action, and changes nothing.
         done(unsafe { libc::sigaction(signal, null(), &mut before) })?;
         if before.sa_sigaction == libc::SIG_IGN {
             return Ok(());
         }
         action.sa_sigaction = write as *const () as libc::sighandler_t;
         action.sa_flags = libc::SA_RESTART;
-        // SAFETY: what the handler does is allowed in one.
+        // SAFETY: the handler does only what is allowed in one.
         done(unsafe { libc::sigaction(signal, &action, null_mut()) })
     }
 
     /// The handler. The pipe holds thousands of signals, and its other end is read for as long as
-    /// the process lives: this waits for nobody and fails never, so that what the interrupted code
-    /// finds as its last error is its own.
+    /// the process lives: so this never blocks and never fails, and the last error of the
+    /// interrupted code stays its own.
     extern "C" fn write(signal: libc::c_int) {
         let byte = signal as u8;
         // SAFETY: the pipe is never closed, and `write` may be called by a handler.
@@ -119,7 +120,7 @@ mod unix {
     }
 }
 
-/// Has wishes to end answered, on a thread of their own. All are taken for Ctrl-C.
+/// Has requests to end handled on a thread of their own. All count as Ctrl-C.
 #[cfg(not(unix))]
 fn heard() -> Result<(), ctrlc::Error> {
     let mut pressed = false;

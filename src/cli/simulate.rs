@@ -52,7 +52,7 @@ pub struct Simulate {
     seed: u64,
 }
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const STAGES: &str = "stages of prompts";
 const MISSED: [u8; 3] = [40, 160, 255];
 const EXCESS: [u8; 3] = [255, 120, 40];
@@ -175,8 +175,8 @@ impl Simulate {
         ))
     }
 
-    /// The slice with most of the error, once a kind of prompt: the error regions as tints, prompts
-    /// as dots.
+    /// The slice with most of the error, once per kind of prompt: the error regions as tints,
+    /// prompts as dots.
     fn draw(
         &self,
         image: &Volume,

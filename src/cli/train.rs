@@ -50,7 +50,7 @@ pub struct Train {
 }
 
 impl DeviceArgs {
-    /// These where given, else those of a file of settings.
+    /// These if given, otherwise those of a file of settings.
     fn over(&self, file: &Given) -> Result<DeviceArgs, String> {
         let named = |name: &String| {
             Precision::from_str(name, true).map_err(|_| {
@@ -67,12 +67,12 @@ impl DeviceArgs {
     }
 }
 
-/// Most warnings of files that are printed.
+/// The most warnings of files that are printed.
 const WARNINGS: usize = 10;
 
 struct Bar {
     bar: ProgressBar,
-    /// Whether standard error is a terminal; elsewhere an epoch gets a line.
+    /// Whether standard error is a terminal; otherwise each epoch is printed on a line.
     live: bool,
     loss: f64,
 }

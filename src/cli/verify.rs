@@ -104,7 +104,7 @@ fn line(case: &CaseReport) -> String {
     let mut text = match (case.worst(), &case.failure) {
         (_, Some(failure)) => format!("{verdict} {:<48} {failure}\n", case.case),
         (Some(c), None) => {
-            // A failed quantity's note stands with it, below.
+            // A failed quantity's note is printed with it, below.
             let notes = case.checks.iter().filter(|c| c.passed()).filter_map(|c| c.note.as_ref());
             let note: String = notes.map(|note| format!(", {note}")).collect();
             let of = format!("{} ({} compared{note})", c.quantity, case.checks.len());

@@ -2,7 +2,7 @@
 //! every time it is drawn from.
 //!
 //! An entry is one safetensors file: the scan on the canonical grid at the model's spacing, its
-//! label on the same grid, and the grid. Its name holds a hash of the case's files (path, size,
+//! label on the same grid, and the grid. Its name contains a hash of the case's files (path, size,
 //! time of change), of the spacing and of the target label: a changed case is another entry.
 
 use super::cases::{Case, DataError, TargetLabel};
@@ -26,10 +26,10 @@ pub struct Cache {
 }
 
 const KEY: &str = "prism.case";
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const ENTRY: &str = "a case in the cache";
 
-/// What an entry says of itself.
+/// The metadata of an entry.
 #[derive(Serialize, Deserialize)]
 struct About {
     affine: [[f64; 4]; 3],
@@ -64,7 +64,7 @@ impl Cache {
         Some(self.folder.join(format!("{plain}-{:016x}.safetensors", hasher.finish())))
     }
 
-    /// The entry of a case, if it is there and whole.
+    /// The entry of a case, if it exists and is intact.
     pub fn get(&self, case: &Case) -> Option<(Volume, Vec<u8>)> {
         let bytes = memory::read_file(ENTRY, &self.entry(case)?).ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;

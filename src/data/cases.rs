@@ -28,7 +28,7 @@ impl DataError {
 /// A scan and its label image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
-    /// What it is called in splits and tables.
+    /// Its name in splits and tables.
     pub name: String,
     /// The scan.
     pub image: PathBuf,
@@ -36,7 +36,7 @@ pub struct Case {
     pub label: PathBuf,
     /// Which volume of a scan that holds several, from 0.
     pub volume: Option<usize>,
-    /// What the scan was made by, where the dataset says so.
+    /// The modality of the scan, if the dataset states it.
     pub modality: Option<Modality>,
 }
 
@@ -46,12 +46,12 @@ pub struct Loaded {
     pub image: Volume,
     /// 1 where the object is, `[i][j][k]` on the scan's grid.
     pub mask: Vec<u8>,
-    /// What was odd about the files and how it was understood.
+    /// What was odd about the files and how it was interpreted.
     pub warnings: Vec<String>,
 }
 
 impl Case {
-    /// Reads scan and label; an error names the file, also where the label image holds nothing of
+    /// Reads scan and label; an error names the file, also if the label image contains nothing of
     /// the object.
     pub fn read(&self, target: &TargetLabel) -> Result<Loaded, DataError> {
         let about = |path: &Path, e: &dyn std::fmt::Display| DataError::new(path, strip(&e, path));
@@ -101,18 +101,18 @@ struct MsdEntry {
     label: PathBuf,
 }
 
-/// Of the Medical Segmentation Decathlon's file; nnU-Net's second version has no list.
+/// The Medical Segmentation Decathlon's file; nnU-Net's second version has no list.
 #[derive(Deserialize)]
 struct Msd {
     training: Option<Vec<MsdEntry>>,
-    /// What each channel is, by its number as text: the decathlon's word for it, and nnU-Net's.
-    /// Anything else that stands there is left alone.
+    /// The modality of each channel, by its number as text: the decathlon's word for it, and
+    /// nnU-Net's. Other values are ignored.
     modality: Option<serde_json::Value>,
     channel_names: Option<serde_json::Value>,
 }
 
 impl Msd {
-    /// What a channel was made by.
+    /// The modality of a channel.
     fn modality(&self, channel: Option<usize>) -> Option<Modality> {
         let number = channel.unwrap_or(0).to_string();
         let name = |of: &Option<serde_json::Value>| {
@@ -139,7 +139,7 @@ struct Row {
     modality: Option<Modality>,
 }
 
-/// How the names of images end.
+/// The endings of image files.
 const ENDINGS: [&str; 8] =
     [".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".nii.bz2"];
 
@@ -150,7 +150,7 @@ fn stem(path: &Path) -> String {
     name[..name.len() - ending].to_string()
 }
 
-/// How an image's name ends, in whatever capitals.
+/// The ending of an image's name, case-insensitively.
 fn ending(name: &str) -> Option<&'static str> {
     let name = name.to_ascii_lowercase();
     ENDINGS.into_iter().find(|e| name.ends_with(e))
@@ -160,9 +160,9 @@ fn ending(name: &str) -> Option<&'static str> {
 /// folder; ct, mr or pet), or a folder laid out as MSD (`dataset.json`, or `imagesTr` and
 /// `labelsTr`), nnU-Net (`imagesTr/CASE_0000.nii.gz` and `labelsTr/CASE.nii.gz`), LiTS
 /// (`volume-N.nii` and `segmentation-N.nii`, at any depth), KiTS (`CASE/imaging.nii.gz` and
-/// `CASE/segmentation.nii.gz`), or one folder a case (`CASE/image.nii.gz` and `CASE/label.nii.gz`).
-/// Sorted by name. `channel` picks one (from 0) of scans that have several: volumes of a file, or
-/// nnU-Net's files.
+/// `CASE/segmentation.nii.gz`), or one folder per case (`CASE/image.nii.gz` and
+/// `CASE/label.nii.gz`). Sorted by name. `channel` picks one (from 0) of scans that have several:
+/// volumes of a file, or nnU-Net's files.
 pub fn list(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataError> {
     let mut cases = if path.is_file() { from_csv(path)? } else { from_folder(path, channel)? };
     cases.iter_mut().for_each(|c| c.volume = c.volume.or(channel));
@@ -297,8 +297,8 @@ fn numbered(stem: &str) -> Option<(&str, usize)> {
     Some((case, number.parse().ok()?))
 }
 
-/// Every file below a folder. A link to a folder that is being looked through, or was, leads
-/// nowhere new.
+/// Every file below a folder. A link to a folder that is being searched, or was, is not followed
+/// again.
 fn below(path: &Path) -> Result<BTreeSet<PathBuf>, DataError> {
     let mut files = BTreeSet::new();
     let mut folders = vec![path.to_path_buf()];
@@ -319,7 +319,7 @@ fn below(path: &Path) -> Result<BTreeSet<PathBuf>, DataError> {
     Ok(files)
 }
 
-/// Names of cases by what they are for.
+/// Names of cases by their purpose.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Split {
@@ -333,7 +333,7 @@ pub struct Split {
 }
 
 impl Split {
-    /// 0.7 / 0.1 / 0.2 of the cases, by seed; at least one for validation where there are two.
+    /// 0.7 / 0.1 / 0.2 of the cases, by seed; at least one for validation if there are two.
     pub fn by_seed(cases: &[Case], seed: u64) -> Split {
         let mut names: Vec<String> = cases.iter().map(|c| c.name.clone()).collect();
         names.sort();
@@ -351,7 +351,7 @@ impl Split {
         Split { train: sorted(&names), validation: sorted(validation), test: sorted(test) }
     }
 
-    /// Reads a JSON file and checks that every name is a case, in one part only.
+    /// Reads a JSON file and checks that every name is a case, in only one part.
     pub fn read(path: &Path, cases: &[Case]) -> Result<Split, DataError> {
         let text = read_text(path, "JSON").map_err(|e| DataError::new(path, e))?;
         let expected = r#"expected {"train": [names], "validation": [names], "test": [names]}"#;

@@ -1,21 +1,21 @@
-//! Masks as they come from somebody or something else: about right.
+//! Masks as a person or another program makes them: roughly right.
 
 use super::noise::field;
 use crate::memory;
 use crate::volume::distance::squared_distance;
 use rand::Rng;
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const MASK: &str = "a coarse mask";
 
-/// How a mask is off, in parts of the object's diameter.
+/// The errors of a mask, as parts of the object's diameter.
 #[derive(Clone, Copy, Debug)]
 pub struct Coarseness {
     /// Amplitude of the bumps and dents of its surface.
     pub rough: f32,
-    /// How many bumps and dents there are along each axis of the volume.
+    /// The number of bumps and dents along each axis of the volume.
     pub cells: usize,
-    /// By how much it is too large all over, or too small where negative.
+    /// By how much it is too large everywhere, or too small if negative.
     pub shift: f32,
 }
 

@@ -1,5 +1,5 @@
-//! Where training and evaluation get their cases from: synthetic scans, folders of scans, and the
-//! patches cut from them.
+//! The cases of training and evaluation: synthetic scans, folders of scans, and the patches cut
+//! from them.
 
 pub mod cache;
 pub mod cases;

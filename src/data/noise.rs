@@ -4,7 +4,7 @@ use crate::memory;
 use crate::prompt::simulate::normal;
 use rand::Rng;
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const FIELD: &str = "a random field";
 
 /// A field of about unit variance over `size` voxels that varies over `cells` cells along each

@@ -1,4 +1,5 @@
-//! From a scan with its label to what the network learns from: an augmented, normalised patch.
+//! From a scan with its label to a sample that the network learns from: an augmented, normalised
+//! patch.
 
 use crate::memory;
 use crate::model::Config;
@@ -11,7 +12,7 @@ use crate::volume::{Grid, Volume};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const LABEL: &str = "a label on another grid";
 
 /// A patch to train or judge on, `[i][j][k]` of the model's edge.
@@ -25,7 +26,7 @@ pub struct Sample {
     pub label: Vec<u8>,
 }
 
-/// Random changes to a training sample: the paper's, and for patches that fit the object how much
+/// Random changes to a training sample: the paper's, and for patches that fit the object, how much
 /// larger than it they are.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -41,14 +42,14 @@ pub struct Augmentation {
     /// Largest size of an intensity shift, in the scan's units (a part of the spread of scans
     /// without units).
     pub shift_range: f64,
-    /// Smallest and largest edge of the patch, in longest sides of the object, where the patch fits
+    /// Smallest and largest edge of the patch, in longest sides of the object, if the patch fits
     /// the object.
     pub fit_range: [f64; 2],
     /// Probability that the patch shows a part of the object, 0.4 to 1.1 of its longest side long,
-    /// where it fits the object: what a first look at a click may see.
+    /// if it fits the object: as a first look at a click may see it.
     pub close: f64,
-    /// Largest displacement of the patch from the object's middle, in parts of its edge, where it
-    /// fits the object.
+    /// Largest displacement of the patch from the object's middle, in parts of its edge, if it fits
+    /// the object.
     pub wander: f64,
     /// Probability that the scan is continued by its border values, as sessions do, and not by
     /// zeros.
@@ -71,7 +72,7 @@ impl Default for Augmentation {
     }
 }
 
-/// The label's extent in voxels of the scan; none where it is empty.
+/// The label's extent in voxels of the scan; none if it is empty.
 pub fn extent(label: &[u8], grid: &Grid) -> Option<Extent> {
     Some(Extent::of_box(bounding_box(label, grid.size)?.map(|v| v as usize)))
 }
@@ -94,8 +95,8 @@ pub fn label_on(to: &Grid, label: &[u8], grid: &Grid) -> Vec<u8> {
     out
 }
 
-/// The patch that evaluation and use place on an object: centred on it, fitted where the model
-/// fits, else at the model's spacing.
+/// The patch that evaluation and use place on an object: centred on it, fitted if the model fits,
+/// otherwise at the model's spacing.
 pub fn place(config: &Config, grid: &Grid, extent: &Extent) -> Patch {
     Patch::place(grid, config.patch, working_spacing(config, grid, Some(extent)), extent)
 }
@@ -113,7 +114,7 @@ pub fn centred(config: &Config, name: &str, image: &Volume, label: &[u8]) -> Opt
 }
 
 /// A random sample of a scan. Without fitting, the patch is centred on a random voxel of the
-/// object, as the paper does. None where the patch shows nothing of the object.
+/// object, as the paper does. None if the patch shows nothing of the object.
 pub fn random(
     rng: &mut impl Rng,
     config: &Config,
@@ -155,14 +156,14 @@ pub fn random(
         .enumerate()
         .for_each(|(d, c)| *c = c.clamp(0.0, image.grid.size[d] as f64 - 1.0));
     let point = Extent { low: centre.map(|c| c - 0.5), high: centre.map(|c| c + 0.5) };
-    // A larger object is a smaller spacing.
+    // A larger object corresponds to a smaller spacing.
     let patch = Patch::place(&image.grid, config.patch, spacing / zoom, &point);
     let Intensities { normalization: mut norm, modality, .. } =
         intensities(image, config.intensity);
     if rng.random_bool(a.shift) {
         let units = config.intensity.is_some_and(|i| i.applies_to(modality));
         let size = if units { a.shift_range } else { 0.2 * norm.sd as f64 };
-        // Shifting the values up is shifting the window down.
+        // Shifting the values up is the same as shifting the window down.
         let by = rng.random_range(-size..=size) as f32;
         norm = Normalization { clip: norm.clip.map(|c| c - by), mean: norm.mean - by, ..norm };
     }

@@ -1,4 +1,4 @@
-//! Where samples are drawn from: synthetic series and lists of cases, mixed by share, every draw a
+//! The sources of samples: synthetic series and lists of cases, mixed by share, each sample a
 //! function of its place in the run.
 
 use super::cache::Cache;
@@ -16,13 +16,13 @@ use std::sync::{Arc, Mutex};
 /// A decoded case.
 type Decoded = Arc<(Volume, Vec<u8>)>;
 
-/// Bytes of decoded cases that are kept; what does not fit is read again.
+/// Bytes of decoded cases that are kept; cases that do not fit are read again.
 const CACHE: usize = 4 << 30;
 
 /// How often a place is drawn from, at most: sums of such numbers are numbers.
 const MOST_SHARE: f64 = 1e6;
 
-/// One place to draw from.
+/// One source of samples.
 enum Source {
     Synth(u64),
     Cases(Vec<Case>),
@@ -39,11 +39,11 @@ pub struct Pool {
     skipped: Mutex<BTreeMap<String, String>>,
     /// What was odd about files.
     warnings: Mutex<BTreeSet<String>>,
-    /// How many cases were taken for what.
+    /// The number of cases taken to be of each modality.
     modalities: Mutex<BTreeMap<&'static str, usize>>,
 }
 
-/// Seeds of validation series lie apart from those of training.
+/// Seeds of validation series are separate from those of training.
 const VALIDATION: u64 = 0x76_61_6c;
 
 /// A pool to train from and one to validate on.
@@ -52,7 +52,7 @@ pub struct Pools {
     pub train: Pool,
     /// To choose the best checkpoint by.
     pub validation: Pool,
-    /// How each list of cases was split, by the name it was given under.
+    /// The split of each list of cases, by the name under which it was given.
     pub splits: Vec<(String, Split)>,
 }
 
@@ -231,7 +231,7 @@ impl Pool {
         let loaded = kept.map_or_else(
             || {
                 let Loaded { mut image, mask: label, warnings } = case.read(&self.target)?;
-                // Decided once a case, not once a sample.
+                // Decided once per case, not once per sample.
                 let modality = image.description.modality.unwrap_or_else(|| Modality::of(&image).0);
                 image.description.modality = Some(modality);
                 *self
@@ -269,12 +269,12 @@ impl Pool {
         }
     }
 
-    /// What was odd about the files read so far, and how it was understood.
+    /// What was odd about the files read so far, and how it was interpreted.
     pub fn warnings(&self) -> Vec<String> {
         self.warnings.lock().unwrap_or_else(|e| e.into_inner()).iter().cloned().collect()
     }
 
-    /// How many of the cases read so far were taken for a CT, an MR or a PET.
+    /// The numbers of cases read so far that were taken to be a CT, an MR or a PET.
     pub fn modalities(&self) -> Vec<(&'static str, usize)> {
         self.modalities.lock().unwrap_or_else(|e| e.into_inner()).clone().into_iter().collect()
     }

@@ -2,9 +2,9 @@
 //!
 //! A scene is a stack of soft shapes (body, organs, vessels, bones, cavities, the tumour), each an
 //! ellipsoid or a tube whose surface a smooth random field perturbs. It is drawn on a fine cubic
-//! grid and averaged to thick slices, so that borders have partial volume; then come texture, the
-//! blur of a scanner, noise, and for MR a bias field. Intensities of a CT are Hounsfield units.
-//! Nothing of it is anatomy: it teaches what a lesion's border looks like.
+//! grid and averaged to thick slices, so that borders have partial volume; then texture, the blur
+//! of a scanner, noise, and for MR a bias field are added. Intensities of a CT are Hounsfield
+//! units. Nothing of it is anatomically accurate: it teaches what a lesion's border looks like.
 
 use super::noise::{blur, field};
 use crate::prompt::simulate::{generator, normal};
@@ -50,14 +50,14 @@ impl Ellipsoid {
         Ellipsoid { centre, rows, radius, reach: radii.into_iter().fold(0.0, f32::max) }
     }
 
-    /// Distance from the surface in voxels, about; negative inside.
+    /// The approximate distance from the surface in voxels; negative inside.
     fn distance(&self, p: [f32; 3]) -> f32 {
         let d = [p[0] - self.centre[0], p[1] - self.centre[1], p[2] - self.centre[2]];
         let u = self.rows.map(|r| r[0] * d[0] + r[1] * d[1] + r[2] * d[2]);
         ((u[0] * u[0] + u[1] * u[1] + u[2] * u[2]).sqrt() - 1.0) * self.radius
     }
 
-    /// Voxels that may lie within `margin` of it.
+    /// Voxels that may be within `margin` of it.
     fn range(&self, axis: usize, margin: f32) -> std::ops::Range<usize> {
         let reach = self.reach + margin;
         let low = (self.centre[axis] - reach).floor().clamp(0.0, FINE as f32) as usize;
@@ -76,7 +76,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Calls `f(voxel, occupancy)` where a perturbed ellipsoid covers a voxel by more than nothing.
+    /// Calls `f(voxel, occupancy)` where a perturbed ellipsoid covers a voxel at least partly.
     /// `rough` is the perturbation in parts of the radius, `soft` half the width of the border in
     /// voxels.
     fn cover(&self, e: &Ellipsoid, rough: [f32; 2], soft: f32, mut f: impl FnMut(usize, f32)) {
@@ -151,7 +151,7 @@ pub fn generate_as(rng: &mut impl Rng, modality: Modality) -> Synthetic {
     let size = [FINE; 3];
     let fields = [field(rng, size, [5; 3]), field(rng, size, [14; 3])];
     let around = |rng: &mut _, value: f32, by: f32| value + by * normal(rng);
-    // What surrounds everything: fat, muscle, or an organ that fills the view.
+    // The background: fat, muscle, or an organ that fills the view.
     let (ground, ground_texture) = match (ct, rng.random_range(0..4)) {
         (true, 0) => (around(rng, -100.0, 10.0), 8.0),
         (true, 1) => (around(rng, -850.0, 40.0), 30.0),
@@ -165,7 +165,7 @@ pub fn generate_as(rng: &mut impl Rng, modality: Modality) -> Synthetic {
         fields,
     };
 
-    // The tumour's size against the view, and its place.
+    // The tumour's size relative to the view, and its place.
     let radius = edge * rng.random_range(0.11..0.24);
     let flat: [f32; 3] = std::array::from_fn(|_| rng.random_range(0.65..1.35));
     let centre: [f32; 3] =
@@ -213,7 +213,7 @@ pub fn generate_as(rng: &mut impl Rng, modality: Modality) -> Synthetic {
     }
 
     let occupancy = tumour(rng, &mut scene, modality, centre, radius, flat);
-    // A vessel that runs past or through it belongs to it where it does.
+    // A vessel that runs past the tumour or through it; the part inside belongs to it.
     if !pet && rng.random_bool(0.2) {
         let value = if ct { rng.random_range(30.0..260.0) } else { rng.random_range(10.0..1300.0) };
         let thick = rng.random_range(0.8..2.0);
@@ -233,7 +233,7 @@ fn tumour(
 ) -> Vec<f32> {
     let ct = modality == Modality::Ct;
     let lobes = [1, 1, 2, 3, 4][rng.random_range(0..5)];
-    // Some lesions are of several parts.
+    // Some lesions have several parts.
     let spread = if rng.random_bool(0.2) { rng.random_range(1.2..2.0) } else { 0.7 };
     let rough = [rng.random_range(0.02..0.22), rng.random_range(0.0..0.10)];
     // A border between sharp and a third of the radius wide.
@@ -252,7 +252,7 @@ fn tumour(
         let e = Ellipsoid::new(rng, place, radii);
         scene.cover(&e, rough, soft, |at, part| occupancy[at] = occupancy[at].max(part));
     }
-    // Its contrast is against what it replaces.
+    // Its contrast is relative to the tissue that it replaces.
     let (mut sum, mut count) = (0.0f64, 0.0f64);
     for (v, o) in scene.values.iter().zip(&occupancy) {
         if *o > 0.0 && *o < 0.5 {
@@ -349,7 +349,7 @@ fn finish(
         *v = match modality {
             Modality::Ct => v.round().clamp(-1024.0, 3071.0),
             Modality::Mr => v.round().max(0.0),
-            // Uptake of a few hundredths to some thirty.
+            // Uptakes from a few hundredths to about thirty.
             Modality::Pet => v.max(0.0) / 200.0,
         };
     }

@@ -1,8 +1,8 @@
-//! Results as they come: a line a case and protocol, on disk before the next is begun, so that an
-//! evaluation that was stopped goes on where it was.
+//! Results stored as they are computed: one line per case and protocol, on disk before the next is
+//! begun, so that a stopped evaluation continues where it was.
 //!
-//! The first line holds all that numbers depend on. Results of other settings are never added to
-//! it.
+//! The first line holds everything that numbers depend on. Results of other settings are never
+//! added to it.
 
 use super::result::CaseResult;
 use crate::data::cases::Case;
@@ -19,7 +19,7 @@ use std::time::UNIX_EPOCH;
 /// The file's name.
 pub const FILE: &str = "cases.jsonl";
 
-/// All that numbers depend on, by name.
+/// Everything that numbers depend on, by name.
 pub type Settings = BTreeMap<String, Value>;
 
 /// The first line.
@@ -37,7 +37,7 @@ pub struct Source {
     modality: Option<Modality>,
 }
 
-/// A file in one state of it.
+/// A file in a given state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Stamp {
     path: String,
@@ -71,20 +71,20 @@ impl Source {
     }
 }
 
-/// What became of a case under a protocol.
+/// The result of a case under a protocol.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// The case's name.
     pub case: String,
-    /// The protocol's.
+    /// The protocol's name.
     pub protocol: String,
     /// The files that the case was read from.
     pub source: Source,
-    /// What its scan was taken for.
+    /// What kind of scan it was taken to be.
     pub scan: String,
     /// The folder that its masks were written to.
     pub masks: Option<String>,
-    /// One; or one for each side where both are judged apart.
+    /// One result, or one for each side if both are judged separately.
     pub results: Vec<CaseResult>,
 }
 
@@ -99,12 +99,12 @@ pub enum KeptError {
     Settings {
         /// The file.
         path: String,
-        /// What differs, in words.
+        /// The differences, as text.
         differences: Vec<String>,
     },
 }
 
-/// The file, and what is in it.
+/// The file, and its contents.
 pub struct Kept {
     path: PathBuf,
     file: File,
@@ -113,7 +113,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Opens the file of a folder to go on with, or begins it: `anew` whatever was there.
+    /// Opens the file of a folder to continue it, or begins it: with `anew`, whatever was there.
     ///
     /// # Errors
     /// It holds results of other settings, is something else, or cannot be read or written.
@@ -130,7 +130,7 @@ impl Kept {
             write_text(&path, &format!("{}\n", json!({ "settings": settings })))
                 .map_err(KeptError::File)?;
         } else {
-            // What a power cut has left of a line ends without a line's end.
+            // A line that a power cut left incomplete has no line end.
             let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
             let mut lines = bytes[..whole].split_inclusive(|b| *b == b'\n');
             let Some(head) =
@@ -161,17 +161,17 @@ impl Kept {
         Ok(Kept { path, file, records, dropped })
     }
 
-    /// Lines that were cut short or damaged. What they held is not done.
+    /// Lines that were truncated or damaged. Their results count as not computed.
     pub fn dropped(&self) -> usize {
         self.dropped
     }
 
-    /// Where the file is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What became of a case under a protocol, where that is known.
+    /// The result of a case under a protocol, if it is known.
     pub fn get(&self, case: &str, protocol: &str) -> Option<&Record> {
         self.records.get(&(case.to_string(), protocol.to_string()))
     }
@@ -189,13 +189,13 @@ impl Kept {
         Ok(())
     }
 
-    /// Leaves a case out of what is known; its lines stay.
+    /// Removes a case from the known results; its lines stay.
     pub fn forget(&mut self, case: &str) {
         self.records.retain(|(name, _), _| name != case);
     }
 }
 
-/// Settings that are not the same, in words.
+/// The settings that differ, as text.
 fn differences(then: &Settings, now: &Settings) -> Vec<String> {
     let names: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
     let both = names.into_iter().map(|name| (name, then.get(name), now.get(name)));
@@ -204,7 +204,7 @@ fn differences(then: &Settings, now: &Settings) -> Vec<String> {
         .collect()
 }
 
-/// Names of cases that are listed at most.
+/// The most names of cases that are listed.
 const LISTED: usize = 5;
 
 fn difference(name: &str, then: Option<&Value>, now: Option<&Value>) -> String {
@@ -214,7 +214,7 @@ fn difference(name: &str, then: Option<&Value>, now: Option<&Value>) -> String {
         Some(other) => other.to_string(),
     };
     match (name, then, now) {
-        // Nobody knows a hash by sight.
+        // A hash means nothing to a reader.
         ("model", ..) => "model (its file holds other bytes now)".into(),
         ("program", ..) => "program (it is another build now)".into(),
         ("cases", Some(Value::Array(then)), Some(Value::Array(now))) => {

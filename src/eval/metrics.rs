@@ -1,4 +1,4 @@
-//! How well a mask agrees with another: overlap and surface distances.
+//! Agreement of a mask with another: overlap and surface distances.
 
 use super::surface::{Distances, distances};
 use crate::volume::Grid;
@@ -28,8 +28,8 @@ impl Surfaces {
         Surfaces { to_prediction, to_truth }
     }
 
-    /// What the numbers are where a mask is empty: (surface Dice, distances). Two empty masks
-    /// agree; an empty one is nowhere near another.
+    /// The values if a mask is empty: (surface Dice, distances). Two empty masks agree; an empty
+    /// one is infinitely far from another.
     fn of_nothing(&self) -> Option<(f64, f64)> {
         match self.areas().map(|a| a == 0.0) {
             [true, true] => Some((1.0, 0.0)),
@@ -38,8 +38,8 @@ impl Surfaces {
         }
     }
 
-    /// The normalised surface Dice: the part of both surfaces' area that lies within `tolerance` mm
-    /// of the other. 1 where both masks are empty, 0 where one is.
+    /// The normalised surface Dice: the part of both surfaces' area that is within `tolerance` mm
+    /// of the other. 1 if both masks are empty, 0 if one is.
     pub fn nsd(&self, tolerance: f64) -> f64 {
         if let Some((nsd, _)) = self.of_nothing() {
             return nsd;
@@ -50,8 +50,8 @@ impl Surfaces {
             / (area(&self.to_prediction) + area(&self.to_truth))
     }
 
-    /// The distance in mm that `percent` of each surface's area lies within, the larger of the two:
-    /// 95 for the robust Hausdorff distance. 0 where both masks are empty, infinite where one is.
+    /// The distance in mm within which `percent` of each surface's area is, the larger of the two:
+    /// 95 for the robust Hausdorff distance. 0 if both masks are empty, infinite if one is.
     pub fn hausdorff(&self, percent: f64) -> f64 {
         if let Some((_, distance)) = self.of_nothing() {
             return distance;
@@ -67,8 +67,8 @@ impl Surfaces {
         one(&self.to_prediction).max(one(&self.to_truth))
     }
 
-    /// Mean distances in mm, weighted by area: from truth to prediction, and back. 0 where both
-    /// masks are empty, infinite where one is.
+    /// Mean distances in mm, weighted by area: from truth to prediction, and back. 0 if both masks
+    /// are empty, infinite if one is.
     pub fn average(&self) -> [f64; 2] {
         if let Some((_, distance)) = self.of_nothing() {
             return [distance; 2];
@@ -95,7 +95,7 @@ pub struct Metrics {
     pub hausdorff_95: f64,
 }
 
-/// JSON knows no infinity, which is null there.
+/// JSON has no infinity; it is null there.
 fn or_infinite<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::INFINITY))
 }

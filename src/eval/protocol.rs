@@ -1,5 +1,5 @@
 //! Simulated users of several kinds, eleven iterations: the paper's, on the scan's own grid or on
-//! the resampled region that the network sees, and those who steer.
+//! the resampled region that the network sees, and users who steer.
 
 use super::region::Region;
 use super::result::{CaseResult, Tally};
@@ -18,19 +18,19 @@ use std::sync::Arc;
 pub struct Protocol {
     /// Name of the protocol.
     pub name: String,
-    /// What the protocol's user does.
+    /// The behaviour of the protocol's user.
     pub way: Way,
 }
 
-/// What a protocol's user does.
+/// The behaviour of a protocol's user.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Way {
-    /// As the paper's: every iteration speaks to the network alone.
+    /// As the paper's: every iteration gives prompts to the network alone.
     Paper(User),
-    /// Says something to begin with, then corrects by one click or one stroke at a time, and sees
-    /// the session's answers.
+    /// Gives a first prompt, then corrects by one click or one stroke at a time, and sees the
+    /// session's answers.
     Steer {
-        /// What comes first.
+        /// The first prompt.
         start: Start,
         /// Whether corrections are strokes.
         strokes: bool,
@@ -56,8 +56,8 @@ pub const NAMES: [&str; 12] = [
 impl Protocol {
     /// `plain`: points alone; `plain-b-1`, `plain-b-50`: a box and 1 or 50 points; `basic`: a box
     /// and 1 to 50 points; `erode`, `dilate`: the same with the box moved in or out by 5 voxels;
-    /// `ultra`: basic with centreline scribbles; `ultra+`: with lines and outlines too. `points`
-    /// replaces the number of points where given. `click`: a box, then a click in the middle of the
+    /// `ultra`: basic with centreline scribbles; `ultra+`: with lines and outlines too. `points`,
+    /// if given, replaces the number of points. `click`: a box, then a click in the middle of the
     /// largest error at a time; `click-point`, `click-mask`: the same after a point or a coarse
     /// mask; `scribble-one`: a box, then a stroke on one slice of the largest error at a time.
     pub fn named(name: &str, points: Option<usize>) -> Option<Protocol> {
@@ -171,7 +171,7 @@ fn on_scan(
         let prompts = Prompts { points, bounds: bounds.filter(|_| first), ..Default::default() };
         match session.interact(&prompts) {
             Ok(_) => tally.add(session.mask()),
-            // All of this iteration's points lay outside the patch.
+            // All of this iteration's points were outside the patch.
             Err(SessionError::NoPrompt) => tally.repeat(),
             Err(e) => return Err(e.to_string()),
         }
@@ -179,7 +179,7 @@ fn on_scan(
     Ok(tally.finish(case, 1))
 }
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const SIDES: &str = "the two sides of a label";
 
 /// The object left and right of the scan's middle plane (in the patient), by name; parts that are

@@ -1,4 +1,4 @@
-//! The resampled surroundings of an object, seen through one patch or, where it is larger, through
+//! The resampled surroundings of an object, seen through one patch or, if it is larger, through
 //! overlapping windows whose logits are averaged.
 
 use super::result::{CaseResult, Tally};
@@ -12,9 +12,9 @@ use crate::volume::patch::{Beyond, Extent, Patch};
 use crate::volume::{Grid, Volume};
 use rand_chacha::ChaCha8Rng;
 
-/// Voxels by which windows overlap at least.
+/// The least overlap of windows, in voxels.
 const OVERLAP: usize = 16;
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const ANSWERS: &str = "answers of windows";
 /// The logit of voxels that no window has answered for yet.
 const UNSEEN: f32 = -8.0;
@@ -49,8 +49,8 @@ impl Region {
         let (config, edge) = (model.config(), model.config().patch);
         let whole = extent(label, &image.grid).ok_or("the label is empty")?;
         let centre: [f64; 3] = std::array::from_fn(|a| (whole.low[a] + whole.high[a]) / 2.0);
-        // A patch about the middle gives the lattice; the object's faces on it say how many windows
-        // are needed.
+        // A patch about the middle gives the lattice; the object's faces on it determine how many
+        // windows are needed.
         let spacing = if config.fit.is_some() {
             place(config, &image.grid, &whole).spacing
         } else {
@@ -127,8 +127,7 @@ impl Region {
         Ok(tally.finish(case, self.windows.len()))
     }
 
-    /// One iteration over all windows. A window that no prompt falls into keeps its previous
-    /// answer.
+    /// One iteration over all windows. A window without prompts keeps its previous answer.
     fn interact(
         &self,
         model: &Model,

@@ -1,4 +1,5 @@
-//! What an evaluation leaves: a table a case, the paper's table, and the curve over iterations.
+//! The reports of an evaluation: a table with a row per case, the paper's table, and the curve over
+//! iterations.
 
 use super::metrics::mean_interval;
 use super::result::{CaseResult, Steered};
@@ -10,16 +11,16 @@ use std::collections::BTreeMap;
 pub struct Results {
     /// The protocol's name.
     pub protocol: String,
-    /// One a case.
+    /// One result per case.
     pub cases: Vec<CaseResult>,
 }
 
-/// How the files of each case are to be called: as the case, without what is awkward in a file's
-/// name. Where several would come out alike (but for capitals, which some file systems do not tell
-/// apart), all but one get a hash of their name added.
+/// The name for the files of each case: that of the case, without characters that are awkward in a
+/// file's name. If several would be the same (ignoring case, which some file systems do not
+/// distinguish), all but one get a hash of their name added.
 ///
 /// # Errors
-/// One that names two cases whose files would still be called alike.
+/// An error that names two cases whose files would still have the same name.
 pub fn file_names<'a>(
     cases: impl IntoIterator<Item = &'a str>,
 ) -> Result<BTreeMap<String, String>, String> {
@@ -30,7 +31,7 @@ pub fn file_names<'a>(
         .for_each(|case| alike.entry(plain(case).to_lowercase()).or_default().push(case));
     let mut files = BTreeMap::new();
     for group in alike.values() {
-        // Who is called so keeps it.
+        // A case that has this very name keeps it.
         let keeps = group.iter().position(|case| group.len() == 1 || plain(case) == **case);
         for (at, case) in group.iter().enumerate() {
             let hash = blake3::hash(case.as_bytes()).to_string();
@@ -78,7 +79,7 @@ impl Results {
     }
 }
 
-/// The paper's table: a row a configuration, Dice and surface Dice in percent with their 95 %
+/// The paper's table: one row per configuration, Dice and surface Dice in percent with their 95 %
 /// intervals, after the first and the last iteration.
 pub fn markdown(results: &[Results], about: &str) -> String {
     let mut text = format!(
@@ -121,7 +122,7 @@ pub fn markdown(results: &[Results], about: &str) -> String {
     text
 }
 
-/// The table of protocols that steer; empty where there are none.
+/// The table of protocols that steer; empty if there are none.
 fn steered(results: &[Results]) -> String {
     let all: Vec<&Results> =
         results.iter().filter(|r| r.cases.iter().any(|c| c.steered.is_some())).collect();
@@ -182,7 +183,7 @@ fn steered(results: &[Results]) -> String {
     text
 }
 
-/// A row a case and protocol, with Dice after every iteration.
+/// One row per case and protocol, with Dice after every iteration.
 pub fn csv(results: &[Results]) -> Result<String, String> {
     let iterations = results.iter().map(Results::iterations).max().unwrap_or(0);
     let mut writer = csv::Writer::from_writer(vec![]);

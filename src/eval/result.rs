@@ -1,13 +1,13 @@
-//! What became of a case, and how it is collected.
+//! The result of a case, and how it is collected.
 
 use super::metrics::{Metrics, dice};
 use crate::volume::Grid;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// What became of one object.
+/// The result for one object.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CaseResult {
-    /// The case, and the side where both are judged apart.
+    /// The case, and the side if both are judged separately.
     pub case: String,
     /// The object's volume in ml.
     pub ml: f64,
@@ -19,7 +19,7 @@ pub struct CaseResult {
     pub last: Metrics,
     /// Windows that the network saw: 1 unless the object is larger than a patch.
     pub windows: usize,
-    /// How well the user could steer, where the protocol is about that.
+    /// How well the user could steer, if the protocol measures that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steered: Option<Steered>,
     /// The last mask, on the grid it was judged on.
@@ -36,31 +36,31 @@ pub struct Steered {
     pub nsd_5: Vec<f64>,
     /// Area under Dice, and under surface Dice at 2 mm, after 1 to 5 corrections.
     pub auc: [f64; 2],
-    /// Corrections to a Dice of 0.80, 0.85 and 0.90; all that there were and one where it was not
+    /// Corrections to a Dice of 0.80, 0.85 and 0.90; one more than their number if it was not
     /// reached.
     pub clicks_to: [usize; 3],
-    /// Voxels that were said: clicks, and those of strokes.
+    /// Voxels given as prompts: clicks, and those of strokes.
     pub said: usize,
-    /// Voxels said that the answer obeyed which they led to.
+    /// Voxels given as prompts that the answer to them obeyed.
     pub obeyed: usize,
-    /// Voxels said that the last answer obeys.
+    /// Voxels given as prompts that the last answer obeys.
     pub held: usize,
     /// Corrections.
     pub steps: usize,
     /// Corrections after which Dice was lower by more than 0.01.
     pub losses: usize,
-    /// The network's score at each answer that it was asked for, and that answer's Dice: what a
-    /// model's calibration is fitted to.
+    /// The network's score at each answer for which it was asked, and that answer's Dice: the data
+    /// that a model's calibration is fitted to.
     #[serde(deserialize_with = "pairs")]
     pub scores: Vec<[f64; 2]>,
-    /// Difference between the Dice to expect and the Dice there was, where the model is calibrated.
+    /// Differences between the expected and the actual Dice, if the model is calibrated.
     #[serde(deserialize_with = "numbers")]
     pub expected_off: Vec<f64>,
     /// Seconds to each answer.
     pub seconds: Vec<f64>,
 }
 
-/// JSON knows no NaN, which is null there: a network of no use may have scored so.
+/// JSON has no NaN; it is null there. A network of no use may have such scores.
 fn numbers<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
     Ok(Vec::<Option<f64>>::deserialize(from)?.into_iter().map(|v| v.unwrap_or(f64::NAN)).collect())
 }
@@ -105,7 +105,7 @@ impl<'a> Tally<'a> {
         self.dice.last().copied().unwrap_or(0.0)
     }
 
-    /// The iteration changed nothing.
+    /// Records that the iteration changed nothing.
     pub fn repeat(&mut self) {
         self.dice.extend(self.dice.last().copied());
     }

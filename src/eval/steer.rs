@@ -1,5 +1,5 @@
-//! Users who steer: something to begin with, then one click or stroke at a time, on the scan's own
-//! grid. The click is the CVPR 2025 challenge's.
+//! Users who steer: a first prompt, then one click or stroke at a time, on the scan's own grid. The
+//! click is the CVPR 2025 challenge's.
 
 use super::metrics::Surfaces;
 use super::result::{CaseResult, Steered, Tally};
@@ -14,22 +14,22 @@ use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What a user gives first.
+/// The first prompt of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// The object's box.
     Box,
-    /// A click in its middle.
+    /// A click in the object's middle.
     Point,
-    /// A mask that is about right.
+    /// A mask that is roughly right.
     Mask,
 }
 
-/// A step down that counts as a loss.
+/// A decrease that counts as a loss.
 const LOSS: f64 = 0.01;
-/// The Dice that clicks are counted to.
+/// The Dice values to which clicks are counted.
 const GOALS: [f64; 3] = [0.80, 0.85, 0.90];
-/// The challenge's rule: no surface Dice where the overlap is no more than this.
+/// The challenge's rule: no surface Dice if the overlap is no more than this.
 const LEAST_DICE: f64 = 0.2;
 /// The coarse mask of `click-mask`.
 const COARSE: Coarseness = Coarseness { rough: 0.12, cells: 5, shift: -0.04 };
@@ -110,14 +110,14 @@ fn voxels(points: impl IntoIterator<Item = ([i32; 3], bool)>) -> Vec<([usize; 3]
     points.into_iter().map(|(p, positive)| (p.map(|c| c as usize), positive)).collect()
 }
 
-/// Nothing was left to correct.
+/// Records that nothing was left to correct.
 fn repeat(s: &mut Steered) {
     for list in [&mut s.nsd_2, &mut s.nsd_5] {
         list.extend(list.last().copied());
     }
 }
 
-/// The area by trapezoids under what followed the first five corrections.
+/// The area by the trapezoidal rule under the values after the first five corrections.
 fn area(values: &[f64]) -> f64 {
     let five = values.get(1..values.len().min(6)).unwrap_or_default();
     five.windows(2).map(|w| (w[0] + w[1]) / 2.0).sum()

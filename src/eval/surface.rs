@@ -1,17 +1,17 @@
-//! The surface between a mask's voxels, as elements with an area and a place, and exact distances
-//! to it.
+//! The surface between a mask's voxels, as elements with an area and a position, and exact
+//! distances to it.
 //!
-//! A surface element sits at a corner of voxels: the eight voxels around it are in or out, 256
-//! cases, and each case has an area by marching cubes with the surface halfway between voxels
-//! (Lorensen and Cline 1987). The areas are those that DeepMind's surface-distance uses (Nikolov et
-//! al. 2021), whose table reduces to fourteen cases by the symmetries of the cube and the exchange
-//! of in and out.
+//! A surface element is at a corner of voxels: the eight voxels around it are in or out, 256 cases,
+//! and each case has an area by marching cubes with the surface halfway between voxels (Lorensen
+//! and Cline 1987). The areas are those that DeepMind's surface-distance uses (Nikolov et al.
+//! 2021), whose table reduces to fourteen cases by the symmetries of the cube and the exchange of
+//! in and out.
 
 use crate::memory;
 use crate::tensor::extent;
 use crate::volume::Grid;
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const SURFACES: &str = "the surfaces of two masks";
 
 /// A corner of the cube of eight voxels, along i, j, k.

@@ -1,9 +1,9 @@
-//! A simulated person who steers: a start of any kind, then a click or a stroke at a time, looking
-//! at the answer that a session makes of the network's.
+//! A simulated user who steers: a start of any kind, then a click or a stroke at a time, in
+//! reaction to the answer that a session makes of the network's.
 //!
-//! The network learns what a [session](crate::session) gives it: every prompt so far, and as dense
-//! prompt the answer in which the clicks hold already. What the person corrects is the session's
-//! answer, not the network's own.
+//! The network learns with the inputs that a [session](crate::session) gives it: every prompt so
+//! far, and as dense prompt the answer in which the clicks already hold. The user corrects the
+//! session's answer, not the network's own.
 
 use super::step::Round;
 use crate::data::coarse::{Coarseness, coarse};
@@ -24,7 +24,7 @@ const SEEN: &str = "what a simulated user sees";
 enum Style {
     /// A click in the middle of the largest error.
     Clicks,
-    /// A click somewhere in an error, mostly away from its border.
+    /// A click somewhere in an error, usually away from its border.
     LooseClicks,
     /// A short stroke on a slice of the largest error.
     Strokes,
@@ -32,30 +32,30 @@ enum Style {
     Points,
 }
 
-/// A person at work on a patch of `[s, s, s]` voxels.
+/// A user at work on a patch of `[s, s, s]` voxels.
 pub struct Clicker<'a> {
     label: &'a [u8],
     size: [usize; 3],
     style: Style,
     bounds: Option<[f32; 6]>,
-    /// The mask that a person began with.
+    /// The mask that the user began with.
     given: Option<Vec<f32>>,
     clicks: Vec<Click>,
     /// Radius of a click in the refiner's maps.
     radius: f32,
-    /// How much the voxels around clicks count.
+    /// The weight of the voxels around clicks.
     weight: f64,
     /// Whether the network may change all of the answer at every click.
     everywhere: bool,
-    /// Whether this person now and then says what the answer knows already.
+    /// Whether this user now and then gives prompts that the answer already obeys.
     wavers: bool,
     how: Steering,
-    /// The dense prompt of the turn at hand, and where the network may change it.
+    /// The dense prompt of the present turn, and where the network may change it.
     dense: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 impl<'a> Clicker<'a> {
-    /// Somebody new: a box, a point or a mask to begin with.
+    /// A new user: a box, a point or a mask to begin with.
     pub fn new(
         rng: &mut impl Rng,
         label: &'a [u8],
@@ -93,7 +93,7 @@ impl<'a> Clicker<'a> {
         }
     }
 
-    /// One who gives the whole box, then a click in the middle of the largest error at a time.
+    /// A user who gives the exact box, then a click in the middle of the largest error at a time.
     pub fn exact(label: &'a [u8], edge: usize, radius: f32) -> Clicker<'a> {
         let size = [edge; 3];
         let tight = bounding_box(label, size).map(|b| b.map(|v| v as f32));
@@ -114,8 +114,8 @@ impl<'a> Clicker<'a> {
         }
     }
 
-    /// The answer that a session makes of the network's, but for what the scan looks like: here
-    /// corrections go by places alone.
+    /// The answer that a session makes of the network's, except for the scan's values: here
+    /// corrections depend on positions alone.
     pub fn settle(&self, proposal: &[f32]) -> Vec<f32> {
         let mut answer = match &self.dense {
             None => memory::copied(SEEN, proposal),
@@ -126,7 +126,7 @@ impl<'a> Clicker<'a> {
         answer
     }
 
-    /// What this person gives in turn `t`, seeing the answer so far.
+    /// The prompts of this user in turn `t`, given the answer so far.
     pub fn give(&mut self, rng: &mut impl Rng, t: usize, answer: Option<&[f32]>) -> Round {
         let settled = answer.map(|a| self.settle(a));
         let before = settled.or_else(|| self.given.take());
@@ -134,7 +134,7 @@ impl<'a> Clicker<'a> {
         let mask: Option<Vec<u8>> = before.as_ref().map(marked);
         let errors = Errors::of(self.label, mask.as_deref());
         let fresh = match (&before, self.bounds) {
-            // A box says enough by itself.
+            // A box is enough by itself.
             (None, Some(_)) if !self.wavers || rng.random_bool(0.8) => vec![],
             _ if !self.wavers && errors.is_empty() => vec![],
             _ if errors.is_empty() || (self.wavers && t > 0 && rng.random_bool(0.05)) => {
@@ -142,7 +142,7 @@ impl<'a> Clicker<'a> {
             }
             _ => self.disagree(rng, &errors),
         };
-        // What was said later holds.
+        // Later prompts hold.
         self.clicks.retain(|old| fresh.iter().all(|new| new.0 != old.0));
         self.clicks.extend(&fresh);
         let mut dense = None;
@@ -187,7 +187,7 @@ impl<'a> Clicker<'a> {
         }
     }
 
-    /// A click where the answer is right: within the object, or off it.
+    /// A click where the answer is right: on the object, or off it.
     fn agree(&self, rng: &mut impl Rng, mask: Option<&[u8]>) -> Vec<Click> {
         let positive = rng.random_bool(0.6);
         let fits = |at: &usize| {
@@ -200,8 +200,8 @@ impl<'a> Clicker<'a> {
     }
 }
 
-/// A click in a component of the error that is drawn by its size, at a voxel that is drawn by its
-/// depth.
+/// A click in a component of the error, chosen with a probability by its size, at a voxel chosen by
+/// its depth.
 fn loose(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<Click> {
     let wrong = errors.wrong();
     let total = wrong.iter().filter(|w| **w != 0).count();
@@ -221,8 +221,8 @@ fn loose(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<Click>
     Some((voxel(at, size), errors.missed[at] != 0))
 }
 
-/// A box as people draw them: about right, shifted, too small, one slice thick (then as a session
-/// understands it), or a line across the largest slice.
+/// A box as people draw them: roughly right, shifted, too small, one slice thick (then as a session
+/// interprets it), or a line across the largest slice.
 fn some_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
     let tight = drawn_box(rng, label, size, 0, 0)?;
     let within = |b: [i32; 6]| -> [i32; 6] {
@@ -238,7 +238,7 @@ fn some_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Option<[i32; 
     match rng.random_range(0..10) {
         0..5 => drawn_box(rng, label, size, 4, 0),
         5 | 6 => {
-            // Shifted by up to a tenth, each side a little off.
+            // Shifted by up to a tenth, each side slightly off.
             let mut b = tight;
             for a in 0..3 {
                 let side = (tight[a + 3] - tight[a]) as f32;
@@ -267,7 +267,7 @@ fn some_box(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Option<[i32; 
     }
 }
 
-/// A mask that somebody or something drew: the object's with its surface moved at random, grown,
+/// A mask drawn by a person or a program: the object's with its surface moved at random, grown,
 /// shrunk, or cut.
 fn some_mask(rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Vec<f32> {
     let how = Coarseness {

@@ -20,7 +20,7 @@ pub fn draw(out: &Path) -> Result<(), String> {
         })
         .collect();
     // Steps differ in difficulty more than the network changes: a mean over neighbours shows the
-    // way, where it is one of as many.
+    // trend, if there are as many.
     let window = (losses.len() / 60).max(1);
     let smooth = |column: usize| -> Vec<[f64; 2]> {
         losses

@@ -1,9 +1,11 @@
-//! The gradients of a step, added up over all processes while they are still being formed.
+//! The exchange of a step's gradients: they are added up over all processes while they are still
+//! being computed.
 //!
-//! Parameters are put into buckets in an order that is the same in every process: first those that
-//! the way back through the encoder leaves alone, then the others from the encoder's end to its
-//! beginning, as that way reaches them. A bucket is sent once all of its gradients are final and
-//! the one before it was; on a GPU its sum runs beside the rest of the way back.
+//! Parameters are grouped into buckets in an order that is the same in every process: first those
+//! that the backward pass through the encoder does not change, then the others from the encoder's
+//! end to its beginning, as that pass reaches them. A bucket is sent once all of its gradients are
+//! final and the one before it was sent; on a GPU its sum runs in parallel with the rest of the
+//! backward pass.
 
 use super::peers::{Peers, op_error};
 use crate::autograd::ParamGrads;
@@ -14,13 +16,13 @@ use crate::model::Config;
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
-/// Values of a bucket, at least: 32 MB.
+/// The fewest values of a bucket: 32 MB.
 const BUCKET: usize = 8 << 20;
 
 /// What a refusal of memory names.
 const GRADIENTS: &str = "gradients that are added up";
 
-/// Which parameters are sent together, and how long each is.
+/// The parameters that are sent together, and the length of each.
 pub struct Buckets {
     lists: Vec<Vec<usize>>,
     shapes: Vec<Vec<usize>>,
@@ -54,9 +56,10 @@ impl Buckets {
     }
 }
 
-/// Whether the way back through the encoder forms this parameter's gradient, or a part of it: the
-/// encoder's own, and of a decoder stage what its skip map is made of. A bias in front of a norm
-/// has none: a bucket that waited for it would wait for the end.
+/// Whether the backward pass through the encoder computes this parameter's gradient, or a part of
+/// it: that of the encoder's own parameters, and of those of a decoder stage from which its skip
+/// map is made. A bias before a norm has no gradient: a bucket that waited for it would wait until
+/// the end.
 fn late(name: &str) -> bool {
     let of_skip_map = [".upsample.deconv.bias", ".convs.conv_0.conv.weight"];
     name.starts_with("image_encoder.") && !name.ends_with(".conv.bias")
@@ -69,12 +72,12 @@ pub struct Exchange<'a> {
     peers: &'a Peers,
     device: &'a Device,
     buckets: &'a Buckets,
-    /// How many buckets were sent.
+    /// The number of buckets that were sent.
     sent: usize,
     last: Vec<bool>,
-    /// Which parameters were in what was sent.
+    /// Which parameters were in the buckets that were sent.
     gone: Vec<bool>,
-    /// Which parameters have a gradient here.
+    /// Which parameters have a gradient in this process.
     here: Vec<f32>,
 }
 
@@ -93,14 +96,15 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// The last iteration of the last item went back: only the encoder's gradients are still open.
+    /// Called when the backward pass of the last item's last iteration is done: only the encoder's
+    /// gradients are still open.
     pub fn interactions_done(&mut self, grads: &mut ParamGrads) -> Result<(), OpError> {
         grads.touched();
         self.send(grads)
     }
 
-    /// The way back through the last item's encoder has come this far: whatever it touched is
-    /// final.
+    /// Called when the backward pass through the last item's encoder has come this far: whatever it
+    /// touched is final.
     pub fn encoder_reached(&mut self, grads: &mut ParamGrads) -> Result<(), OpError> {
         for id in grads.touched() {
             if self.gone[id] {
@@ -120,8 +124,8 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// All gradients are final: sends what was not sent, and waits for the sums. A parameter that
-    /// no process has a gradient for has none.
+    /// Called when all gradients are final: sends the rest, and waits for the sums. A parameter
+    /// that has no gradient in any process has none.
     pub fn finish(mut self, grads: &mut ParamGrads) -> Result<(), String> {
         let fail = |e: OpError| e.to_string();
         while self.sent < self.buckets.lists.len() {
@@ -179,7 +183,7 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// A gradient's values where a sum may be written over them; zeros where there is none.
+/// A gradient's values in memory that a sum may overwrite; zeros if there is none.
 fn own(cuda: &Cuda, gradient: Option<Tensor>, count: usize) -> Result<Arc<Memory>, OpError> {
     let Some(mut gradient) = gradient else {
         let memory = cuda.allocate(count, DType::F32)?;
@@ -208,13 +212,13 @@ mod tests {
         let mut all: Vec<usize> = buckets.lists.iter().flatten().copied().collect();
         all.sort_unstable();
         assert_eq!(all, (0..config.tensors().len()).collect::<Vec<_>>());
-        // The encoder's 95 million values go in several, so that their sums do not wait for the
-        // last.
+        // The encoder's 95 million values are in several buckets, so that their sums do not wait
+        // for the last.
         assert!((8..20).contains(&buckets.lists.len()), "{}", buckets.lists.len());
     }
 
-    /// All buckets are sent on the way back through the encoder, the last by its last step, and
-    /// each with all the gradients that its parameters get.
+    /// All buckets are sent during the backward pass through the encoder, the last by its last
+    /// step, and each with all the gradients that its parameters get.
     #[test]
     fn buckets_are_sent_while_the_encoder_goes_back() {
         let device = Device::open("cpu", 2).unwrap();
@@ -233,7 +237,7 @@ mod tests {
                 recompute: true,
                 scale: 1.0,
             };
-            // A parameter a bucket: none hides behind others.
+            // One parameter per bucket: none is hidden by others.
             let (peers, buckets) = (Peers::alone(), Buckets::of(&config, 1));
             let mut exchange = Exchange::new(&peers, &device, &buckets);
             let mut grads = ParamGrads::new(names.len());

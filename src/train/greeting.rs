@@ -1,12 +1,12 @@
-//! How the processes of a run find each other, and know that they are of one run.
+//! How the processes of a run find each other, and verify that they belong to the same run.
 //!
-//! A process that calls says who it is and gives a random number; process 0 answers with another;
-//! then each proves by a keyed hash over all that was said that it knows the run's token, the
-//! caller first. So the token itself is never sent, and what was once said is worth nothing to who
-//! overheard it. What follows is neither encrypted nor signed.
+//! A process that connects says who it is and sends a random number; process 0 answers with
+//! another; then each proves, by a keyed hash over the whole exchange, that it knows the run's
+//! token, the caller first. So the token itself is never sent, and a recorded exchange is of no use
+//! to an eavesdropper. What follows is neither encrypted nor signed.
 //!
-//! Whoever calls is heard in a thread of its own, for so long and no longer: strangers neither end
-//! the wait for the others nor hold it up.
+//! Each caller is handled in a thread of its own, with a time limit: strangers neither end the wait
+//! for the others nor hold it up.
 
 use super::link::{Wire, bytes_at, lock};
 use rand::TryRng;
@@ -20,11 +20,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-/// What callers are heard at once, at most; others wait.
+/// The most callers handled at once; others wait.
 const MOST_CALLERS: usize = 64;
-/// Strangers that are named, at most.
+/// The most strangers that are named in warnings.
 const MOST_NAMED: usize = 20;
-/// How often a process calls that is hung up on.
+/// How many times a process calls if the connection is dropped.
 const CALLS: usize = 3;
 
 /// The variable with the token.
@@ -33,31 +33,31 @@ const VARIABLE: &str = "PRISM_TOKEN";
 pub(super) const WAYS: &str = "PRISM_TOKEN or --token-file";
 /// The longest token.
 const MOST_TOKEN: u64 = 4096;
-/// What a token's key is for, and for nothing else.
+/// The purpose of a token's key, which is used for nothing else.
 const PURPOSE: &str = "prism training: processes of one run, version 2";
 
-/// The beginning of what a caller says, and of what process 0 does.
+/// The first bytes of what a caller sends, and of what process 0 sends.
 const HELLO: [u8; 8] = *b"prism\0\0\x02";
 const CHALLENGE: [u8; 8] = *b"PRISM\0\0\x02";
 
-/// Who proves something.
+/// The side that proves that it knows the token.
 const CALLER: u8 = 1;
 const HOST: u8 = 2;
 
-/// What process 0 makes of a caller. Only the first is said without a proof: to who does not know
-/// the token.
+/// Process 0's verdict on a caller. Only the first is sent without a proof: to one that does not
+/// know the token.
 const UNKNOWN: u8 = 0;
 const WELCOME: u8 = 1;
 const OTHER_RUN: u8 = 2;
 const OTHER_WORLD: u8 = 3;
 const TAKEN: u8 = 4;
 
-/// What all processes of a run know, and nobody else: only who knows it may take part.
+/// A secret that all processes of a run know: only processes that know it may take part.
 #[derive(Clone)]
 pub struct Token([u8; 32]);
 
 impl Token {
-    /// A token from text; space around it does not count. An error where nothing is left.
+    /// A token from text; surrounding space does not count. An error if nothing is left.
     pub fn new(text: &str) -> Result<Token, String> {
         match text.trim() {
             "" => Err("an empty token: expected text that nobody can guess".into()),
@@ -65,7 +65,7 @@ impl Token {
         }
     }
 
-    /// The one of processes without.
+    /// The token of processes without one.
     pub(super) fn none() -> Token {
         Token::of("")
     }
@@ -74,7 +74,7 @@ impl Token {
         Token(blake3::derive_key(PURPOSE, text.as_bytes()))
     }
 
-    /// A token from a file, or else from the variable PRISM_TOKEN; none without both.
+    /// A token from a file, otherwise from the variable PRISM_TOKEN; none without both.
     pub fn given(
         file: Option<&Path>,
         get: impl Fn(&str) -> Option<String>,
@@ -103,22 +103,22 @@ impl Token {
     }
 }
 
-/// What processes have to agree on to be of one run, and how long they wait for each other.
+/// What processes have to agree on to belong to one run, and how long they wait for each other.
 #[derive(Clone)]
 pub(super) struct Terms {
     pub(super) token: Token,
-    /// Of what they are about to do.
+    /// The digest of what they are about to do.
     pub(super) digest: [u8; 32],
     pub(super) world: usize,
-    /// For all to appear.
+    /// The time for all to appear.
     pub(super) patience: Duration,
-    /// For a caller to say who it is.
+    /// The time for a caller to say who it is.
     pub(super) greeting: Duration,
-    /// For signs of life.
+    /// The time within which signs of life must come.
     pub(super) silence: Duration,
 }
 
-/// What is said in a greeting.
+/// The contents of a greeting.
 struct Claim {
     rank: u64,
     world: u64,
@@ -128,7 +128,7 @@ struct Claim {
 }
 
 impl Claim {
-    /// That one of the two knows the token, and heard all of this.
+    /// The proof that one of the two knows the token, and received all of this.
     fn proof(&self, token: &Token, who: u8, verdict: u8) -> blake3::Hash {
         let (rank, world) = (self.rank.to_le_bytes(), self.world.to_le_bytes());
         let said: Vec<u8> =
@@ -144,7 +144,7 @@ fn nonce() -> io::Result<[u8; 32]> {
     Ok(bytes)
 }
 
-/// Reads all of `bytes` before `until`, however they trickle in.
+/// Reads all of `bytes` before `until`, even if they trickle in.
 fn read_by(mut stream: &TcpStream, bytes: &mut [u8], until: Instant) -> io::Result<()> {
     let mut at = 0;
     while at < bytes.len() {
@@ -167,27 +167,27 @@ fn read_by(mut stream: &TcpStream, bytes: &mut [u8], until: Instant) -> io::Resu
     Ok(())
 }
 
-/// Who called.
+/// The result of a call.
 enum Caller {
     /// A process of this run.
     Process(usize, TcpStream),
-    /// One that knows the token and does not fit: what is wrong with it.
+    /// A process that knows the token but does not fit; with the reason.
     Misfit(String),
-    /// Anybody else: why it is that.
+    /// Any other caller; with the reason.
     Stranger(String),
 }
 
-/// What callers are judged by.
+/// The state by which callers are judged.
 struct Door {
     terms: Terms,
-    /// Which processes came.
+    /// Which processes have come.
     taken: Mutex<Vec<bool>>,
-    /// Callers that are being heard.
+    /// The number of callers that are being handled.
     inside: AtomicUsize,
 }
 
 impl Door {
-    /// Hears a caller, and tells it what it is taken for.
+    /// Handles a caller, and tells it the verdict.
     fn hear(&self, stream: TcpStream) -> Caller {
         match self.examine(&stream) {
             Ok(Ok(rank)) => Caller::Process(rank, stream),
@@ -196,8 +196,8 @@ impl Door {
         }
     }
 
-    /// The rank of a caller, or what is wrong with one that knows the token, or why it is a
-    /// stranger.
+    /// The rank of a caller, or the reason why one that knows the token does not fit, or why it is
+    /// a stranger.
     fn examine(&self, mut stream: &TcpStream) -> Result<Result<usize, String>, String> {
         let terms = &self.terms;
         let until = Instant::now() + terms.greeting;
@@ -248,7 +248,7 @@ impl Door {
         }
     }
 
-    /// What to make of a caller that knows the token, and what is wrong with it. One that is
+    /// The verdict on a caller that knows the token, and the reason if it does not fit. One that is
     /// welcome has its place from here on.
     fn judge(&self, rank: usize, claim: &Claim) -> (u8, Option<String>) {
         let world = self.terms.world;
@@ -275,7 +275,7 @@ impl Door {
     }
 }
 
-/// Process 0 waits for all others. `warn` is told of strangers.
+/// Process 0 waits for all others. `warn` is called with messages about strangers.
 pub(super) fn gather(
     wire: &mut Wire,
     listener: &TcpListener,
@@ -296,7 +296,7 @@ pub(super) fn gather(
             let (stream, from) = match listener.accept() {
                 Ok(accepted) => accepted,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                // That a caller is gone again, or that there are too many open files, passes.
+                // A caller that has already gone, or too many open files, are temporary errors.
                 Err(e) => {
                     trouble = format!("; {e}");
                     break;
@@ -307,7 +307,7 @@ pub(super) fn gather(
             let heard = Builder::new().spawn(move || {
                 let caller = its.hear(stream);
                 its.inside.fetch_sub(1, Ordering::AcqRel);
-                // Nobody listens any more where all have come.
+                // The receiver is gone if all have come.
                 let _ = tell.send((from, caller));
             });
             if let Err(e) = heard {
@@ -351,7 +351,7 @@ pub(super) fn gather(
 
 /// How a call failed.
 enum Failed {
-    /// In a way that another may not.
+    /// In a way that another call may not.
     Broken(io::Error),
     /// For good.
     Refused(String),
@@ -378,7 +378,7 @@ pub(super) fn call(address: &str, rank: usize, terms: &Terms) -> Result<TcpStrea
                 }
             },
             Err(e) => {
-                // Who hung up and is then gone has ended.
+                // A listener that hung up once and is then gone has ended.
                 broken += usize::from(broken > 0);
                 e
             }
@@ -400,7 +400,7 @@ fn reach(address: &str) -> io::Result<TcpStream> {
     let mut error = io::Error::other("no such host");
     for to in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&to, Duration::from_secs(5)) {
-            // Where nobody listens yet, a call within a machine may be answered by its own port.
+            // If nothing listens yet, a call within a machine may be answered by its own port.
             Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
                 error = ErrorKind::ConnectionRefused.into()
             }
@@ -411,7 +411,7 @@ fn reach(address: &str) -> io::Result<TcpStream> {
     Err(error)
 }
 
-/// Says who this is, and has process 0 prove who it is.
+/// Says who this process is, and makes process 0 prove who it is.
 fn introduce(
     mut stream: &TcpStream,
     rank: usize,
@@ -430,7 +430,7 @@ fn introduce(
     stream.write_all(
         &[&HELLO[..], &claim.rank.to_le_bytes(), &claim.world.to_le_bytes(), &mine].concat(),
     )?;
-    // Others may be heard first.
+    // Others may be handled first.
     let mut challenge = [0u8; 40];
     read_by(stream, &mut challenge[..8], until)?;
     if challenge[..8] != CHALLENGE[..] {
@@ -479,7 +479,7 @@ mod tests {
         (listener, address)
     }
 
-    /// How process 0's wait ended, and what it warned of.
+    /// The result of process 0's wait, and its warnings.
     fn waited(listener: &TcpListener, terms: &Terms) -> (Result<(), String>, Vec<String>) {
         let warned = Mutex::new(vec![]);
         let mut wire = Wire::new(0, terms.world, terms.silence);
@@ -488,7 +488,7 @@ mod tests {
         (ended, warned.into_inner().unwrap())
     }
 
-    /// All that a process says to who poses as process 0.
+    /// Everything that a process sends to an impostor of process 0.
     fn recorded(terms: &Terms) -> Vec<u8> {
         let (listener, address) = listening();
         scope(|scope| {
@@ -498,7 +498,7 @@ mod tests {
             stream.read_exact(&mut said[..56]).unwrap();
             stream.write_all(&[CHALLENGE.as_slice(), &[5; 32]].concat()).unwrap();
             stream.read_exact(&mut said[56..]).unwrap();
-            // It cannot prove that it is what it says.
+            // It cannot prove what it claims.
             stream.write_all(&[WELCOME; 33]).unwrap();
             let error = caller.join().unwrap().unwrap_err();
             assert!(error.contains("does not know the token"), "{error}");

@@ -1,4 +1,4 @@
-//! An item as a simulated user works on it, without gradients: what validation and evaluation
+//! An item corrected by a simulated user, without gradients: what validation and evaluation
 //! measure.
 
 use super::clicker::Clicker;
@@ -8,7 +8,7 @@ use crate::prompt::simulate::{Errors, User};
 use crate::tensor::{OpError, Tensor};
 use rand::Rng;
 
-/// Dice of two masks of zeros and ones; 1 where both are empty.
+/// Dice of two masks of zeros and ones; 1 if both are empty.
 pub fn dice(a: &[u8], b: &[u8]) -> f64 {
     let (mut both, mut total) = (0u64, 0u64);
     for (a, b) in a.iter().zip(b) {
@@ -65,8 +65,8 @@ pub fn interact(
 }
 
 /// Lets a user who steers correct an encoded patch: the object's box, then a click in the middle of
-/// the largest error at a time, all kept, answers as a session makes them. Calls `see(iteration,
-/// logits)` after each.
+/// the largest error at a time, all kept, with answers as a session makes them. Calls
+/// `see(iteration, logits)` after each.
 pub fn steer(
     device: &Device,
     model: &Model,

@@ -1,10 +1,10 @@
-//! The connections between the processes of a run: messages, signs of life, and how each hears that
-//! another is lost.
+//! The connections between the processes of a run: messages, signs of life, and how each learns
+//! that another is lost.
 //!
-//! Every connection has two threads. One reads, whatever the process is at, so that a loss is
+//! Every connection has two threads. One reads, whatever the process is doing, so that a loss is
 //! noticed at once; the other writes a sign of life now and then, so that a process that computes
 //! for long is not taken for lost. A process that is stopped, or whose network is, writes none. The
-//! first loss that a process hears of is the one that counts, and it tells all others why.
+//! first loss that a process learns of is the one that counts, and it tells all others the reason.
 
 use crate::memory;
 use std::collections::VecDeque;
@@ -14,18 +14,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Signs of life within the time after which a process without them is lost.
+/// The number of signs of life within the time after which a process without them is lost.
 const SIGNS: u32 = 5;
-/// How long a process that ends tries to tell the others so, and waits for them to have heard it.
+/// How long a process that ends tries to tell the others so, and waits until they have received it.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Kinds of frames. A frame is its kind, the number of its bytes, and those.
+/// Kinds of frames. A frame consists of its kind, the number of its bytes, and those bytes.
 ///
-/// Bytes of a sum, or what process 0 gives to all.
+/// Bytes of a sum, or what process 0 broadcasts.
 const DATA: u8 = 1;
 /// A sign of life.
 const ALIVE: u8 = 2;
-/// The run is lost; why.
+/// The run is lost; with the reason.
 const LOST: u8 = 3;
 /// This process has done its part.
 const DONE: u8 = 4;
@@ -34,21 +34,21 @@ const DONE: u8 = 4;
 const MOST_DATA: u64 = 1 << 36;
 /// The longest reason.
 const MOST_TEXT: usize = 4096;
-/// Bytes for which there is room before they arrive. A length that is not kept costs no more.
+/// Bytes for which there is room before they arrive. A false length costs no more than that.
 const EAGER: u64 = 64 << 20;
 
 /// What a refusal of memory names.
 pub(super) const MESSAGE: &str = "a message of another process";
 
-/// What ends waits of this process that know nothing of connections.
+/// Ends waits of this process that do not depend on connections.
 pub(super) type Rescue = Box<dyn Fn() + Send>;
 
-/// A mutex whose holder panicked holds nothing half done here.
+/// Locks a mutex; a holder that panicked leaves nothing inconsistent here.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// Bytes of a fixed number out of many.
+/// A fixed number of bytes out of many.
 pub(super) fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&bytes[at..at + N]);
@@ -61,7 +61,7 @@ fn gone(rank: usize, why: &str) -> String {
     )
 }
 
-/// What came from a process and was not asked for yet.
+/// What came from a process and was not requested yet.
 #[derive(Default)]
 struct Inbox {
     messages: VecDeque<Vec<u8>>,
@@ -73,22 +73,22 @@ struct Inbox {
 struct State {
     /// Why the run cannot go on.
     lost: Option<String>,
-    /// This process ends its connections.
+    /// This process is closing its connections.
     closing: bool,
-    /// Threads that read.
+    /// The number of threads that read.
     reading: usize,
     /// By rank.
     inboxes: Vec<Inbox>,
 }
 
-/// What all connections of a process know together.
+/// What all connections of a process share.
 pub(super) struct Shared {
-    /// Of this process.
+    /// The rank of this process.
     rank: usize,
-    /// A process that was not heard of for so long is lost.
+    /// A process from which nothing came for this long is lost.
     silence: Duration,
     state: Mutex<State>,
-    /// Told of every change of the state.
+    /// Notified of every change of the state.
     changed: Condvar,
     rescue: Mutex<Option<Rescue>>,
 }
@@ -103,7 +103,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits while `f` holds, but not for ever.
+    /// Waits while `f` holds, with a time limit.
     fn wait_while(
         &self,
         most: Duration,
@@ -116,12 +116,12 @@ impl Shared {
         state
     }
 
-    /// Why the run cannot go on, where it cannot.
+    /// The reason why the run cannot go on, if it cannot.
     pub(super) fn lost(&self) -> Option<String> {
         self.state().lost.clone()
     }
 
-    /// The run cannot go on: all others are told, and no wait of this process lasts.
+    /// Records that the run cannot go on: all others are told, and every wait of this process ends.
     pub(super) fn lose(&self, why: &str) {
         let mut first = false;
         self.change(|state| {
@@ -133,7 +133,7 @@ impl Shared {
         }
     }
 
-    /// Has `rescue` called once the run cannot go on.
+    /// Registers `rescue` to be called when the run cannot go on.
     pub(super) fn rescue_by(&self, rescue: Rescue) {
         let mut held = lock(&self.rescue);
         let rescue = held.insert(rescue);
@@ -142,8 +142,8 @@ impl Shared {
         }
     }
 
-    /// The next message of a process, which has to be as long as `bytes`. It is waited for as long
-    /// as the process gives signs of life.
+    /// The next message of a process, which must be as long as `bytes`. It is waited for as long as
+    /// the process gives signs of life.
     fn receive(&self, rank: usize, bytes: &mut [u8]) -> Result<(), String> {
         let mut state = self.state();
         let next = loop {
@@ -174,7 +174,7 @@ impl Shared {
         Err(why)
     }
 
-    /// What to say of a connection that broke.
+    /// The message for a connection that broke.
     fn broken(&self, rank: usize, e: &io::Error) -> String {
         match e.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
@@ -197,7 +197,7 @@ impl Shared {
 
 /// A connection to another process.
 struct Line {
-    /// Of the other.
+    /// The rank of the other process.
     rank: usize,
     stream: TcpStream,
     /// Held while a frame is written.
@@ -205,7 +205,7 @@ struct Line {
 }
 
 impl Line {
-    /// Writes a frame; the caller has the turn.
+    /// Writes a frame; the caller holds the turn.
     fn write(&self, kind: u8, bytes: &[u8]) -> io::Result<()> {
         let mut stream = &self.stream;
         let mut head = [kind; 9];
@@ -253,9 +253,8 @@ fn frame(mut stream: &TcpStream) -> io::Result<(u8, Vec<u8>)> {
     Ok((kind, bytes))
 }
 
-/// Reads what another process sends until it has nothing more to say. What is read before it is
-/// asked for is at most a message or two: processes send when they have what the others sent
-/// before.
+/// Reads what another process sends until it has finished. At most a message or two are read before
+/// they are requested: processes send only when they have what the others sent before.
 fn listen(shared: &Shared, line: &Line) {
     let rank = line.rank;
     let lost = loop {
@@ -271,14 +270,14 @@ fn listen(shared: &Shared, line: &Line) {
     };
     match lost {
         None => shared.change(|state| state.inboxes[rank].left = true),
-        // Of a process that ends its connections none is lost.
+        // If a process closes its connections, the others are not lost.
         Some(why) if !shared.state().closing => shared.lose(&why),
         Some(_) => {}
     }
     shared.change(|state| state.reading -= 1);
 }
 
-/// Gives signs of life until there is something else to say, and says that.
+/// Gives signs of life until the end has to be announced, and announces it.
 fn live(shared: &Shared, line: &Line) {
     let (kind, text) = loop {
         let state = shared.wait_while(shared.silence / SIGNS, |s| {
@@ -294,11 +293,11 @@ fn live(shared: &Shared, line: &Line) {
             break (DONE, String::new());
         }
         drop(state);
-        // A message on its way is a sign of life too.
+        // A message that is being sent is a sign of life too.
         if let Ok(_turn) = line.turn.try_lock()
             && line.write(ALIVE, &[]).is_err()
         {
-            // Why is for the thread that reads to find out.
+            // The thread that reads finds out why.
             return;
         }
     };
@@ -314,7 +313,7 @@ fn live(shared: &Shared, line: &Line) {
         }
         std::thread::sleep(Duration::from_millis(10));
     };
-    // A message that another process does not take is given up.
+    // A message that another process does not accept is given up.
     let _ = line.stream.shutdown(if said { Shutdown::Write } else { Shutdown::Both });
 }
 
@@ -326,14 +325,14 @@ struct Link {
 /// The connections of a process: those of process 0 to all others, those of the others to process
 /// 0.
 pub(super) struct Wire {
-    /// What they know together.
+    /// What they share.
     pub(super) shared: Arc<Shared>,
     /// By rank.
     links: Vec<Link>,
 }
 
 impl Wire {
-    /// None so far, of process `rank` of `world`.
+    /// No connections yet, for process `rank` of `world`.
     pub(super) fn new(rank: usize, world: usize, silence: Duration) -> Wire {
         let state =
             State { inboxes: (0..world).map(|_| Inbox::default()).collect(), ..State::default() };
@@ -372,7 +371,7 @@ impl Wire {
             let turn = lock(&line.turn);
             let Err(e) = line.write(DATA, bytes) else { continue };
             drop(turn);
-            // The thread that reads is likely to hear why.
+            // The thread that reads will probably learn the reason.
             let state = self
                 .shared
                 .wait_while(FAREWELL, |s| s.lost.is_none() && !s.inboxes[line.rank].left);
@@ -410,8 +409,8 @@ impl Drop for Wire {
                 let _ = living.join();
             }
         }
-        // Others that hear why may have sent something: were it not read, its answer would be a
-        // reset, which may overtake the reason.
+        // Others that learn the reason may have sent something: if it were not read, its answer
+        // would be a reset, which may overtake the reason.
         let lost = self.shared.lost().is_some();
         drop(self.shared.wait_while(FAREWELL, |state| lost && state.reading > 0));
         for link in &self.links {
@@ -443,7 +442,7 @@ mod tests {
             (ALIVE, 1, "a frame of kind 2 and 1 bytes"),
             (LOST, 1 << 20, "a frame of kind 3 and 1048576 bytes"),
             (DATA, u64::MAX, "expected 68719476736 at the most"),
-            // Says 9 bytes and sends 4.
+            // Announces 9 bytes and sends 4.
             (DATA, 9, "its connection ended"),
             (DATA, 4, "it sent 4 bytes where 8 were expected"),
         ] {

@@ -1,9 +1,9 @@
 //! Processes that train one network together, each with its share of every batch.
 //!
-//! They meet over TCP: process 0 listens, the others call it. What they exchange there is added up
-//! by process 0 in the order of their ranks and sent back, so all of them go on with the same bits.
-//! Gradients on GPUs are added by NCCL instead; its group is made known over the same connections,
-//! and left when one of them shows that a process is lost.
+//! They meet over TCP: process 0 listens, the others connect to it. What they exchange there is
+//! added up by process 0 in the order of their ranks and sent back, so all of them continue with
+//! the same bits. Gradients on GPUs are added by NCCL instead; its group is announced over the same
+//! connections, and left when one of them shows that a process is lost.
 
 pub use super::greeting::Token;
 use super::greeting::{Terms, WAYS, call, gather};
@@ -21,19 +21,19 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long process 0 waits for a caller to say who it is.
 const GREETING: Duration = Duration::from_secs(10);
-/// A process that gave no sign of life for so long is lost. It gives them whatever it computes.
+/// A process that gave no sign of life for this long is lost. It gives them whatever it computes.
 const SILENCE: Duration = Duration::from_secs(45);
-/// The port of process 0 where nothing else is said: PyTorch's.
+/// The default port of process 0: PyTorch's.
 const PORT: u16 = 29500;
 
 /// This process's place among those that train together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Which process this is, from 0.
+    /// The number of this process, from 0.
     pub rank: usize,
-    /// How many processes there are.
+    /// The number of processes.
     pub world: usize,
-    /// Which process this is of those on its machine: the number of its GPU.
+    /// The number of this process among those on its machine, which is the number of its GPU.
     pub local: usize,
     /// Where process 0 listens, `host:port`.
     pub address: String,
@@ -72,7 +72,7 @@ impl Place {
         };
         let port = match (port("PRISM_PORT")?, port("MASTER_PORT")?) {
             (Some(own), _) => own,
-            // There torchrun itself listens.
+            // At that port torchrun itself listens.
             (None, Some(master))
                 if get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v == "True") =>
             {
@@ -97,7 +97,7 @@ impl Place {
         }))
     }
 
-    /// An error where processes that meet here need a token and have none: only within a machine do
+    /// An error if processes that meet here need a token and have none: only within a machine may
     /// they meet without.
     pub fn check(&self, token: Option<&Token>) -> Result<(), String> {
         let is_local = || {
@@ -119,7 +119,7 @@ impl Place {
 pub struct Peers {
     rank: usize,
     world: usize,
-    /// How this process reaches the others, where there are any.
+    /// The connections to the other processes, if there are any.
     wire: Option<Mutex<Wire>>,
     /// Whether gradients are added by NCCL.
     grouped: bool,
@@ -132,8 +132,8 @@ impl Peers {
     }
 
     /// Meets the others. All must bring the same `run`, a description of what they are about to do,
-    /// and the same token; see [`Place::check`] for where they need one. Whoever else calls is
-    /// named on standard error. On a GPU they also form an NCCL group, of one process too.
+    /// and the same token; see [`Place::check`] for where they need one. Any other caller is named
+    /// on standard error. On a GPU they also form an NCCL group, even of a single process.
     pub fn meet(
         place: &Place,
         device: &Device,
@@ -184,7 +184,7 @@ impl Peers {
                 }),
             };
             if let Err(why) = met {
-                // Those who came hear it.
+                // Those that came are told.
                 wire.shared.lose(&why);
                 return Err(why);
             }
@@ -213,13 +213,13 @@ impl Peers {
         Ok(())
     }
 
-    /// An error where the run cannot go on, for a process of it is lost.
+    /// An error if the run cannot go on because one of its processes is lost.
     pub fn intact(&self) -> Result<(), String> {
         self.wire.as_ref().and_then(|wire| lock(wire).shared.lost()).map_or(Ok(()), Err)
     }
 
-    /// Tells the others that this process ends, and why. Returns the reason: what was lost before,
-    /// where something was, for then the rest follows from it.
+    /// Tells the others that this process ends, and why. Returns the reason: the earlier loss, if
+    /// there was one, because then the rest follows from it.
     pub fn ended(&self, why: String) -> String {
         let Some(wire) = &self.wire else { return why };
         let wire = lock(wire);
@@ -230,22 +230,22 @@ impl Peers {
         why
     }
 
-    /// Which this process is, from 0. Process 0 writes files.
+    /// The number of this process, from 0. Process 0 writes files.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// How many processes there are.
+    /// The number of processes.
     pub fn world(&self) -> usize {
         self.world
     }
 
-    /// The items of a batch that are this process's.
+    /// The items of a batch that belong to this process.
     pub fn share(&self, batch: usize) -> Range<usize> {
         self.rank * batch / self.world..(self.rank + 1) * batch / self.world
     }
 
-    /// The device that does NCCL's sums, where that is how gradients are added.
+    /// The device that does NCCL's sums, if that is how gradients are added.
     pub fn group<'d>(&self, device: &'d Device) -> Option<&'d Cuda> {
         match device {
             Device::Cuda(cuda) if self.grouped => Some(cuda),
@@ -253,8 +253,8 @@ impl Peers {
         }
     }
 
-    /// Adds up everybody's `values`, which become the sum in every process. Waits for the others as
-    /// long as they live.
+    /// Adds up the `values` of all processes; they become the sum in every process. Waits for the
+    /// others as long as they live.
     pub fn sum<T: bytemuck::Pod + std::ops::AddAssign>(
         &self,
         values: &mut [T],
@@ -273,7 +273,7 @@ impl Peers {
         wire.send(bytemuck::cast_slice(values))
     }
 
-    /// Gives everybody process 0's bytes.
+    /// Gives all processes process 0's bytes.
     fn broadcast(&self, bytes: &mut [u8]) -> Result<(), String> {
         match &self.wire {
             None => Ok(()),
@@ -283,7 +283,7 @@ impl Peers {
     }
 }
 
-/// For hooks of ops.
+/// An error for hooks of ops.
 pub(crate) fn op_error(message: String) -> OpError {
     OpError::Argument { op: "sum of gradients", message }
 }
@@ -347,7 +347,7 @@ mod tests {
         (listener, address)
     }
 
-    /// Patient ones.
+    /// Terms with long time limits.
     fn terms(world: usize, run: &str) -> Terms {
         let minute = Duration::from_secs(60);
         let digest = *blake3::hash(run.as_bytes()).as_bytes();
@@ -499,8 +499,8 @@ mod tests {
         connect().write_all(&hello[..3]).unwrap();
         let mut slow = connect();
         let trickle = std::thread::spawn(move || {
-            // Ends when it is hung up on, and without that long after the others lost their
-            // patience.
+            // Ends when the connection is dropped, and otherwise long after the others have given
+            // up.
             for byte in hello {
                 if slow.write_all(&[byte]).is_err() {
                     break;
@@ -508,7 +508,7 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(50));
             }
         });
-        // Whoever waits for a stranger to be done does not meet the others in time.
+        // A process that waits for a stranger to finish does not meet the others in time.
         let terms = |_| Terms { greeting: Duration::from_secs(600), ..terms(2, "same") };
         let sums = together_at((listener, address.clone()), 2, terms, |peers| {
             let (peers, mut values) = (peers.unwrap(), [1.0f64]);

@@ -1,5 +1,4 @@
-//! A training run: draws samples ahead, steps, validates, saves, and can be stopped and gone on
-//! with.
+//! A training run: draws samples ahead, steps, validates, saves, and can be stopped and resumed.
 
 use super::clicker::Clicker;
 use super::exchange::{Buckets, Exchange};
@@ -41,7 +40,7 @@ pub const SPLIT: &str = "split.json";
 /// Steps whose samples are drawn ahead.
 const AHEAD: usize = 3;
 
-/// What a step reports.
+/// The report of a step.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepReport {
     /// The step, from 1.
@@ -64,12 +63,12 @@ pub struct StepReport {
     pub seconds: f64,
 }
 
-/// What a validation reports.
+/// The report of a validation.
 #[derive(Clone, Debug, Serialize)]
 pub struct ValidationReport {
     /// The epoch, from 1.
     pub epoch: usize,
-    /// The step it stood at.
+    /// The step at which it was made.
     pub step: usize,
     /// Mean Dice of the masks after each iteration.
     pub validation: Vec<f64>,
@@ -86,7 +85,7 @@ pub enum Ended {
     Stopped,
 }
 
-/// What a run calls while it goes.
+/// Called during a run.
 pub trait Watch {
     /// After a step.
     fn step(&mut self, report: &StepReport, total: usize);
@@ -190,11 +189,11 @@ fn all_steps(
             || format!("another training is writing to {}: give another --out", out.display());
         _lock = Some(lock(&out, "run.lock")?.ok_or_else(busy)?);
         log = Some(Log::open(&out.join("log.jsonl"), state.progress.step)?);
-        // What judges the run later takes its target and its channel from here.
+        // A later evaluation of the run takes its target and its channel from here.
         let text = toml::to_string(&settings).map_err(|e| format!("the settings: {e}"))?;
         write_text(&out.join(SETTINGS), &text)?;
-        // What was learned from and what was not belongs to the run: later splits of the same
-        // folder may fall otherwise.
+        // The split into what was learned from and what was not belongs to the run: later splits of
+        // the same folder may be different.
         for (at, (_, split)) in pools.splits.iter().enumerate() {
             let name = if at == 0 { SPLIT.to_string() } else { format!("split-{}.json", at + 1) };
             write_text(&out.join(name), &format!("{:#}\n", json!(split)))?;
@@ -276,8 +275,8 @@ fn all_steps(
                     log.write(&report)?;
                 }
                 watch.step(&report, total);
-                // Alone, a wish that came during the step counts at once; several have to hear of
-                // it in the next.
+                // Alone, a request to stop that came during the step counts at once; several
+                // processes have to learn of it in the next.
                 let mut stopping = stopping || peers.world() == 1 && stop.load(Ordering::Relaxed);
                 let ends_epoch = (step + 1) % settings.steps == 0;
                 let epoch = step / settings.steps + 1;
@@ -298,10 +297,10 @@ fn all_steps(
             }
             Ok(Ended::Finished)
         })();
-        // The reader may be waiting for room: with the receiver gone it ends.
+        // The reader may be waiting for room: when the receiver is dropped it ends.
         abandoned.store(true, Ordering::Relaxed);
         drop(receive);
-        // What it was refused is refused here, in its own words.
+        // If the reader was refused memory, the refusal continues here.
         reader.join().unwrap_or_else(|payload| resume_unwind(payload));
         result
     })
@@ -367,7 +366,7 @@ fn save(state: &State, out: &Path) -> Result<(), String> {
     state.save(&out.join("last.state.safetensors"))
 }
 
-/// The weights that are validated and used: their moving average where there is one.
+/// The weights that are validated and used: their moving average if there is one.
 fn current(state: &State) -> Result<Weights, String> {
     let list = state.progress.config.tensors();
     let named = list.into_iter().enumerate().map(|(id, (name, shape))| {
@@ -382,19 +381,19 @@ fn current(state: &State) -> Result<Weights, String> {
 
 fn save_weights(state: &State, path: &Path) -> Result<(), String> {
     let mut weights = current(state)?;
-    // Copied back first: within the file's writer a failure could not be told.
+    // Copied back first: within the file's writer a failure could not be reported.
     for tensor in weights.tensors_mut() {
         tensor.try_data().map_err(|e| format!("{}: {e}", path.display()))?;
     }
     weights.save(path, Precision::F32).map_err(|e| e.to_string())
 }
 
-/// Devices for items side by side, each with threads of its own: small maps do not keep many
-/// threads busy. Their buffers last the run.
+/// Devices for items in parallel, each with threads of its own: small maps do not keep many threads
+/// busy. Their buffers last for the whole run.
 fn workers(device: &Device, batch: usize) -> Result<Vec<Device>, String> {
     let threads = device.cpu().threads();
     let count = batch.min(threads).max(1);
-    // Items take turns on a GPU, which one keeps busy.
+    // On a GPU, which one item keeps busy, items take turns.
     if count == 1 || matches!(device, Device::Cuda(_)) {
         return Ok(vec![device.clone()]);
     }
@@ -406,12 +405,12 @@ fn workers(device: &Device, batch: usize) -> Result<Vec<Device>, String> {
     (0..count).map(open).collect()
 }
 
-/// Steps without an overflow after which the loss scale doubles, and the largest that it gets.
+/// Steps without an overflow after which the loss scale doubles, and its largest value.
 const SCALE_GROWS: u32 = 500;
 const MOST_SCALE: f32 = 16777216.0;
 
-/// One step: this process's items forward and back, the gradients of all, then the optimiser. Also
-/// returns whether any process was asked to stop.
+/// One step: this process's items forward and backward, the gradients of all, then the optimiser.
+/// Also returns whether any process was asked to stop.
 fn train_step(
     device: &Device,
     workers: &[Device],
@@ -451,8 +450,8 @@ fn train_step(
         };
     let mut exchange = Exchange::new(peers, device, buckets);
     let (lost, mut grads) = if matches!(device, Device::Cuda(_)) {
-        // One after the other into the same sums, so that they are final while the last item still
-        // goes back.
+        // One after the other into the same sums, so that they are final while the backward pass of
+        // the last item is still running.
         let (mut lost, mut grads) = (vec![], ParamGrads::new(count));
         for at in 0..samples.len() {
             let last = at + 1 == samples.len();
@@ -469,22 +468,22 @@ fn train_step(
     };
     drop(model);
     exchange.finish(&mut grads)?;
-    // Sums on a GPU that waited for a process that was lost end with whatever they had: the
-    // optimiser is not to see them. Where it is told only later, nothing is saved any more.
+    // Sums on a GPU that waited for a lost process end with unspecified values: the optimiser must
+    // not use them. If the loss is reported only later, nothing is saved any more.
     peers.intact()?;
     let fail = |e: OpError| e.to_string();
     let gradients: Vec<Option<&Tensor>> = (0..count).map(|id| grads.tensor(id)).collect();
     let scaled_norm = global_norm(device, &gradients).map_err(fail)?;
     let lr = settings.rate(step);
-    // Where the norm is no number, nothing changes: that is seen where the norm is. A GPU has all
-    // of the step's work before anyone waits for it.
+    // If the norm is not finite, nothing changes: that is checked where the norm is. A GPU has all
+    // of the step's work before anything waits for it.
     let mut values = state.weights.tensors_mut();
     state
         .optimizer
         .step(device, lr, &mut values, &gradients, &scaled_norm, scale as f64)
         .map_err(fail)?;
     if let Some(average) = &mut state.average {
-        // Early on the average follows closely: what it started from is not worth remembering.
+        // Early on the average follows closely: its starting point is not worth remembering.
         let decay = settings.ema.min((1.0 + step as f64) / (10.0 + step as f64)) as f32;
         let values: Vec<&Tensor> = values.iter().map(|v| &**v).collect();
         follow(device, average, &values, 1.0 - decay, &scaled_norm).map_err(fail)?;
@@ -543,8 +542,8 @@ fn train_step(
     Ok((report, stopping))
 }
 
-/// `count` items on the workers side by side; their gradients are added in the items' order,
-/// however many workers there are.
+/// `count` items on the workers in parallel; their gradients are added in the items' order, however
+/// many workers there are.
 fn side_by_side(
     workers: &[Device],
     count: usize,
@@ -565,8 +564,8 @@ fn side_by_side(
             };
             running.push(Builder::new().spawn_scoped(scope, work));
         }
-        // What one of them was refused is refused here, in its own words.
-        // All are waited for before any of them is heard.
+        // If one of them was refused memory, the refusal continues here. All are waited for before
+        // any result is examined.
         let ended: Vec<_> = running.into_iter().map(|thread| thread.map(|t| t.join())).collect();
         for thread in ended {
             thread
@@ -589,7 +588,7 @@ fn side_by_side(
 }
 
 /// The outcomes of the whole batch from those of each process's items, and whether any process was
-/// asked to stop: a sum of tables with zeros for what is others'.
+/// asked to stop: a sum of tables with zeros in the places of other processes.
 fn everybodys(
     peers: &Peers,
     mine: Vec<Outcome>,
@@ -624,7 +623,7 @@ fn everybodys(
     Ok((outcomes.collect(), table[0] > 0.0))
 }
 
-/// One item forward and back, its prompts simulated.
+/// One item forward and backward, with simulated prompts.
 fn learn(
     device: &Device,
     model: &Model,
@@ -723,12 +722,12 @@ fn validate(
     Ok(Some(sums.into_iter().map(|v| v / samples.len() as f64).collect()))
 }
 
-/// The run's log, a JSON object a line.
+/// The run's log, one JSON object per line.
 struct Log(std::io::BufWriter<std::fs::File>);
 
 impl Log {
-    /// Opens the log to go on after `step` steps: what was logged beyond them, by a run that did
-    /// not save, is dropped.
+    /// Opens the log to continue after `step` steps: later entries, by a run that did not save, are
+    /// dropped.
     fn open(path: &Path, step: usize) -> Result<Log, String> {
         let fail = |e: std::io::Error| format!("{}: {e}", path.display());
         let kept: Vec<String> = match std::fs::read_to_string(path) {
@@ -787,8 +786,9 @@ mod tests {
         weights.chain(averages).chain(state.optimizer.moments().iter().flatten().map(of)).collect()
     }
 
-    /// Where gradients overflow their 16 bits, a step is as if it had not been, but for the loss
-    /// scale; and what two items give a stage's weights goes back to what they were composed of.
+    /// If gradients overflow their 16 bits, a step changes nothing but the loss scale; and the
+    /// gradients that two items give a stage's weights go back to the weights from which those were
+    /// composed.
     #[test]
     fn a_step_that_overflowed_leaves_nothing_behind() {
         let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);

@@ -1,5 +1,5 @@
-//! Every setting of a training run: from a TOML file, from flags, from defaults, in falling order
-//! of precedence flags first.
+//! Every setting of a training run: from flags, a TOML file and defaults, in this order of
+//! precedence.
 
 use super::step::LossWeights;
 use crate::data::cases::TargetLabel;
@@ -57,7 +57,7 @@ macro_rules! settings {
         }
 
         impl Given {
-            /// These settings where they are given, else `below`'s.
+            /// These settings if they are given, otherwise `below`'s.
             pub fn over(self, below: Given) -> Given {
                 Given {
                     $($name: self.$name.or(below.$name),)*
@@ -206,7 +206,7 @@ impl Settings {
     /// Random changes to samples.
     pub fn augmentation(&self) -> Augmentation {
         let all = Augmentation::default();
-        // People who steer work on scans that go on as they end.
+        // Sessions, in which users steer, continue scans by their border values.
         let all = if self.clicking > 0.0 {
             Augmentation { edge: 0.75, close: 0.25, fit_range: [1.1, 4.5], ..all }
         } else {
@@ -275,7 +275,7 @@ impl Settings {
         if let Some((name, _)) = positive.iter().find(|(_, v)| *v == 0) {
             return Err(format!("{name} is 0, expected at least 1"));
         }
-        // Far beyond what anybody wants, and far below what overflows, fills the memory or never
+        // Far beyond any useful value, and far below what overflows, fills the memory or never
         // ends.
         let most = [
             ("epochs", self.epochs, 1_000_000),
@@ -313,7 +313,7 @@ impl Settings {
                 "ema is 1, expected below 1: at 1 the weights that are kept never change".into()
             );
         }
-        // Far beyond what anybody trains with, and near enough that a step stays a number.
+        // Far beyond any useful value, and small enough that a step stays finite.
         for (name, v, most) in [
             ("weight_decay", self.weight_decay, 10.0),
             ("lr_end", self.lr_end, 1.0),

@@ -1,5 +1,5 @@
-//! What a run needs to go on as if it had never stopped: weights, moments, the moving average, and
-//! where it stood. One file, written whole or not at all.
+//! The state that a run needs to resume as if it had never stopped: weights, moments, the moving
+//! average, and its position. One file, written whole or not at all.
 
 use super::settings::Settings;
 use crate::checksum;
@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// Where a run stood. Everything random is a function of the seed and the step, so the step is the
-/// generator's state.
+/// The position of a run. Everything random is a function of the seed and the step, so the step is
+/// the generator's state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
@@ -24,8 +24,8 @@ pub struct Progress {
     pub best: Option<f64>,
     /// Steps the optimiser took.
     pub optimizer_steps: u64,
-    /// What gradients are multiplied by on a device that keeps them as f16, and the steps since it
-    /// last changed.
+    /// The factor of gradients on a device that keeps them as f16, and the steps since it last
+    /// changed.
     #[serde(default = "scaling")]
     pub scaling: (f32, u32),
     /// Whether the validation that follows these steps was stopped before its end: a run that goes
@@ -38,11 +38,11 @@ pub struct Progress {
     pub config: Config,
 }
 
-/// Steps since the loss scale last changed, at most: it changes far more often.
+/// The most steps since the loss scale last changed: it changes far more often.
 const MOST_UNCHANGED: u32 = 1 << 20;
 
 impl Progress {
-    /// An error naming the first number that no run can have come to.
+    /// An error naming the first number that no run can have reached.
     pub fn check(&self) -> Result<(), String> {
         self.config.check().map_err(|e| e.to_string())?;
         self.settings.check()?;
@@ -73,14 +73,14 @@ impl Progress {
     }
 }
 
-/// Where the loss scale begins: with gradients of f16 as small as they are for a mean over a patch.
+/// The initial loss scale: for gradients of f16 as small as they are for a mean over a patch.
 pub fn scaling() -> (f32, u32) {
     (65536.0, 0)
 }
 
 /// A run's state in memory.
 pub struct State {
-    /// Where the run stands.
+    /// The position of the run.
     pub progress: Progress,
     /// The weights.
     pub weights: Weights,
@@ -91,7 +91,7 @@ pub struct State {
 }
 
 const KEY: &str = "prism.training";
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const STATE: &str = "the state of a training";
 
 impl State {
@@ -147,7 +147,7 @@ impl State {
     /// Reads a state.
     ///
     /// # Errors
-    /// The file cannot be read, or is no state that a run can have left.
+    /// The file cannot be read, or is not a state that a run can have written.
     pub fn open(path: &Path) -> Result<State, String> {
         let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         let bytes = memory::read_file(STATE, path).map_err(|e| fail(&e))?;

@@ -1,10 +1,10 @@
-//! One item's part of a training step: encode once, interact N times, and go back through all of
-//! it.
+//! One item's part of a training step: encode once, interact N times, and compute the gradients
+//! through all of it.
 //!
-//! Each iteration has a tape of its own, whose inputs are the image's features and the previous
-//! answer. With `recompute` only one of these tapes exists at a time: the forward pass keeps
-//! nothing but the answers, and on the way back an iteration is run again to record it. The encoder
-//! and the skip convolutions are on a tape that lasts the step; their gradient is the sum over the
+//! Each iteration has its own tape, whose inputs are the image's features and the previous answer.
+//! With `recompute` only one of these tapes exists at a time: the forward pass keeps only the
+//! answers, and in the backward pass an iteration is run again to record it. The encoder and the
+//! skip convolutions are on a tape that lasts the whole step; their gradient is the sum over the
 //! iterations.
 
 use super::exchange::Exchange;
@@ -20,7 +20,7 @@ use crate::ops::optimizer::Norm;
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
-/// How much the parts of an iteration's loss count.
+/// The weights of the parts of an iteration's loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossWeights {
     /// Weight of the candidates' boundary loss: 10 in the paper.
@@ -40,18 +40,18 @@ impl Default for LossWeights {
 pub struct Share {
     /// Loss weights.
     pub weights: LossWeights,
-    /// Iterations at most.
+    /// The most iterations.
     pub iterations: usize,
     /// Items of the batch: means over the batch are divided by it.
     pub batch: usize,
-    /// Whether iterations are run again on the way back instead of being kept.
+    /// Whether iterations are run again in the backward pass instead of being kept.
     pub recompute: bool,
-    /// What gradients are multiplied by, so that they are not lost in 16 bits; the code that uses
-    /// them divides.
+    /// The factor of gradients, so that they are not lost in 16 bits; the code that uses them
+    /// divides by it.
     pub scale: f32,
 }
 
-/// What an iteration lost.
+/// The loss of an iteration.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct IterationLoss {
     /// Loss of the candidates and their scores, this item's part.
@@ -62,7 +62,7 @@ pub struct IterationLoss {
     pub dice: f64,
 }
 
-/// What an item's pass gave.
+/// The results of an item's pass.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     /// The item's part of the loss: the mean over its iterations.
@@ -71,19 +71,19 @@ pub struct Outcome {
     pub iterations: Vec<IterationLoss>,
 }
 
-/// What a user gives in an iteration, and how the network is told.
+/// The prompts of a user in an iteration, and how they are passed to the network.
 #[derive(Clone, Debug, Default)]
 pub struct Round {
     /// What the prompt encoder sees.
     pub prompts: PatchPrompts,
-    /// What the refiner's maps show; where absent, all points of this iteration and those before
+    /// The points of the refiner's maps; if absent, all points of this iteration and those before
     /// it.
     pub marks: Option<Vec<([i32; 3], bool)>>,
-    /// The dense prompt's logits, where it is not the previous answer as it came. Gradients pass to
-    /// that answer all the same.
+    /// The dense prompt's logits, if it is not the unchanged previous answer. Gradients pass to
+    /// that answer in any case.
     pub dense: Option<Vec<f32>>,
-    /// A weight for every voxel, and how much the mean cross entropy under these weights counts
-    /// beside the iteration's loss.
+    /// A weight for every voxel, and the weight of the mean cross entropy under these weights
+    /// relative to the iteration's loss.
     pub emphasis: Option<Emphasis>,
 }
 
@@ -159,10 +159,10 @@ impl<'m> Pass<'_, 'm> {
     }
 }
 
-/// Runs an item forward and back, adding its gradients to `grads`. `image` `[s, s, s]` is
+/// Runs an item forward and backward, adding its gradients to `grads`. `image` `[s, s, s]` is
 /// normalised; `prompt(t, answer)` gives iteration t's prompts from the previous answer's logits
-/// (none at first), or none when there is nothing to correct, which ends the item. The answer lies
-/// where it was formed: on a GPU it is copied back where its values are asked for.
+/// (none at first), or none when there is nothing to correct, which ends the item. The answer is
+/// where it was computed: on a GPU it is copied back when its values are asked for.
 pub fn run_item(
     device: &Device,
     model: &Model,
@@ -181,10 +181,10 @@ pub fn run_item(
     Ok(outcomes.pop().unwrap_or_default())
 }
 
-/// Runs an item forward and back as [`run_item`] does, by rounds that say more than prompts; of the
-/// last item of a step, gradients go to an exchange as they become final. Without one, what weights
-/// composed of others have been given waits in `grads` for the other items, and at the end for
-/// `ParamGrads::settle`. What the item lost is not read: a GPU may still be at work.
+/// Runs an item forward and backward as [`run_item`] does, with rounds that contain more than
+/// prompts; for the last item of a step, gradients go to an exchange as they become final. Without
+/// one, the gradients of composed weights wait in `grads` for the other items, and at the end for
+/// `ParamGrads::settle`. The item's loss is not read: a GPU may still be at work.
 pub fn run_item_sharing(
     device: &Device,
     model: &Model,
@@ -209,7 +209,7 @@ pub fn run_item_sharing(
             Some(before) => before,
             None => zeros(device, [1, s, s, s, 1])?,
         });
-        // The last iteration is the first on the way back: it is recorded at once.
+        // The last iteration is the first of the backward pass: it is recorded at once.
         if share.recompute && t + 1 < share.iterations {
             previous = Some(pass.answer(t)?);
             kept.push(None);
@@ -254,8 +254,8 @@ pub fn run_item_sharing(
         .filter_map(|(v, g)| Some((v, g?)))
         .collect();
     if let Some(exchange) = &mut exchange {
-        // What all iterations of all items gave the decoder's weights goes back through their
-        // composition at once.
+        // The gradients of the decoder's composed weights from all iterations of all items are
+        // taken back through the composition at once.
         grads.settle(device)?;
         exchange.interactions_done(grads)?;
     }
@@ -265,7 +265,7 @@ pub fn run_item_sharing(
     Ok(Lost { iterations: unread, target: target.size(), share })
 }
 
-/// Zeros where maps lie.
+/// Zeros on the device of the maps.
 fn zeros(device: &Device, shape: [usize; 5]) -> Result<Tensor, OpError> {
     let count = shape.iter().product();
     match device {
@@ -278,27 +278,27 @@ fn zeros(device: &Device, shape: [usize; 5]) -> Result<Tensor, OpError> {
     }
 }
 
-/// Where the way back of an iteration starts.
+/// Where the backward pass of an iteration starts.
 struct Seeds {
     masks: Tensor,
     scores: Tensor,
     logits: Option<Tensor>,
 }
 
-/// What an item lost, where it was formed.
+/// The loss of an item, kept where it was computed.
 pub struct Lost {
     iterations: Vec<Unread>,
     target: TargetSize,
     share: Share,
 }
 
-/// What an iteration lost, where it was formed.
+/// The loss of an iteration, kept where it was computed.
 struct Unread {
     candidates: MaskSums,
     scores: Tensor,
     answer: MaskSums,
     refined: bool,
-    /// What is near clicks, of the candidates and of the refined answer.
+    /// The sums near clicks, of the candidates and of the refined answer.
     near: Vec<MaskSums>,
 }
 
@@ -310,7 +310,7 @@ impl Unread {
 }
 
 impl Lost {
-    /// What items lost, and the norm of their gradients, read at one go.
+    /// The losses of items, and the norm of their gradients, all read at once.
     pub fn read_with(
         device: &Device,
         list: &[Lost],
@@ -322,7 +322,8 @@ impl Lost {
         Ok((outcomes, norm))
     }
 
-    /// What items lost, and numbers in a device's memory, read at one go: a device is waited for.
+    /// The losses of items, and numbers in a device's memory, all read at once: a device is waited
+    /// for.
     fn read(
         device: &Device,
         list: &[Lost],
@@ -346,7 +347,7 @@ impl Lost {
         Ok((outcomes, read.numbers))
     }
 
-    /// What an iteration lost, by the values of its sums and of its scores.
+    /// The loss of an iteration, from the values of its sums and of its scores.
     fn iteration(&self, one: &Unread, sums: &[Vec<[f64; 5]>], scores: &[f32]) -> IterationLoss {
         let (share, n) = (self.share, self.iterations.len());
         let near = |at: usize| {
@@ -364,20 +365,20 @@ impl Lost {
         // There is one answer.
         let answer = self.target.loss(sums[1][0]);
         let weights = terms(share, n, share.weights.corrective_boundary);
-        // Without a refiner the answer is the chosen candidate, whose loss is counted already.
+        // Without a refiner the answer is the chosen candidate, whose loss is already counted.
         let corrective = if one.refined { answer.total(weights) * n as f64 + near(1) } else { 0.0 };
         IterationLoss { confidence, corrective, dice: answer.dice }
     }
 }
 
-/// How much each term counts, divided by the batch and by the number of iterations.
+/// The weight of each term, divided by the batch and by the number of iterations.
 fn terms(share: Share, iterations: usize, boundary: f64) -> Terms {
     let parts = share.batch as f64 * iterations as f64;
     Terms { region: 1.0 / parts, boundary: boundary / parts }
 }
 
-/// An iteration's losses and the gradients of what they were formed of, divided by the batch and by
-/// the number of iterations.
+/// An iteration's losses and the gradients of their inputs, divided by the batch and by the number
+/// of iterations.
 fn losses(
     device: &Device,
     answer: &Answer,

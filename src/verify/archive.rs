@@ -28,14 +28,14 @@ impl Entry {
         Tensor::new(self.shape.clone(), self.values.iter().map(|v| *v as f32).collect())
     }
 
-    /// The values as indices or counts, their fractions cut off.
+    /// The values as indices or counts, truncated.
     pub fn integers(&self) -> Vec<i64> {
         self.values.iter().map(|v| *v as i64).collect()
     }
 }
 
 impl Archive {
-    /// Reads `path` whole.
+    /// Reads all of `path`.
     pub fn open(path: &Path) -> Result<Archive, VerifyError> {
         crate::input::remember(path);
         let bytes = std::fs::read(path).map_err(|e| VerifyError::new(path, e.to_string()))?;

@@ -29,7 +29,7 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
                 name.clone(),
                 entry.shape == want.shape && got.as_ref() == Some(&want.values),
             )),
-            // A file about one feature may hold a tensor of its own: it must at least be whole.
+            // A file about one feature may hold its own tensor: it must at least be intact.
             None if state.len() == 1 => {
                 let whole = got.is_some_and(|v| {
                     extent(&entry.shape) == Some(v.len()) && v.iter().all(|v| v.is_finite())

@@ -15,7 +15,7 @@ const LOSS: f64 = 1e-5;
 /// Largest relative error of a parameter's gradient, or four times the peer's.
 const GRADIENT: f64 = 1e-4;
 
-/// What gradients are multiplied by in 16 bits.
+/// The factor of gradients in 16 bits.
 const SCALE: f32 = 65536.0;
 
 pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
@@ -49,7 +49,7 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
         iterations,
         batch,
         recompute: true,
-        // Of no consequence in float32.
+        // Without effect in float32.
         scale: if device.is_half() { SCALE } else { 1.0 },
     };
     let list = weights.config.tensors();
@@ -74,7 +74,7 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
         outcomes.push(outcome);
     }
 
-    // All copied back first: below they are values.
+    // All are copied back first: below they are values.
     for gradient in (0..list.len()).filter_map(|id| grads.tensor(id)) {
         gradient.try_data().map_err(|e| fail(e.into()))?;
     }
@@ -119,7 +119,7 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
     for name in &sampled {
         let quantity = format!("grad.{name}");
         // A candidate that is not in use depends on its parameters with gradient zero in the
-        // reference, and is not formed here.
+        // reference, and is not computed here.
         let gradient = of(name).unwrap_or(&[]);
         let index = &archive.get(&format!("{quantity}.index"))?.values;
         let want = &archive.get(&format!("{quantity}.value"))?.values;

@@ -1,5 +1,5 @@
-//! What 16 bits are worth: the peer's own error in them, measured by `benches/peer/half.py`, beside
-//! which results in 16 bits are judged.
+//! The tolerance of 16 bits: the peer's own error in them, measured by `benches/peer/half.py`,
+//! relative to which results in 16 bits are judged.
 
 use super::Check;
 use crate::device::DType;
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
-/// The relative error that passes whatever the peer's is.
+/// The relative error that passes whatever the peer's error is.
 const BOUND: f64 = 2e-2;
 
 /// By case, element type and quantity.
@@ -18,16 +18,16 @@ fn measured() -> &'static Measured {
     ALL.get_or_init(|| serde_json::from_str(include_str!("half.json")).unwrap_or_default())
 }
 
-/// The share of a case's gradients that may lie beyond their bounds: where rounding to 16 bits
-/// turns a rectifier's input to the other sign, what the peer's error in that parameter was says
-/// nothing. They are counted, and the median holds them all.
+/// The share of a case's gradients that may exceed their bounds: where rounding to 16 bits changes
+/// the sign of a rectifier's input, the peer's error in that parameter is no guide. They are
+/// counted, and the median bounds all of them.
 const CHANCE: f64 = 0.01;
 
 /// The quantity that stands for all gradients together.
 pub const MEDIAN: &str = "grad.(median)";
 
-/// A parameter's name without its numbers: the peer's largest error among the layers that do the
-/// same stands for each, as one gradient's error is a matter of chance.
+/// A parameter's name without its numbers: the peer's largest error among layers of the same kind
+/// is used for each, because a single gradient's error is random.
 fn kind(quantity: &str) -> String {
     let mut out = String::new();
     for c in quantity.chars() {
@@ -40,8 +40,8 @@ fn kind(quantity: &str) -> String {
     out
 }
 
-/// The peer's error in `quantity` of `case`. Of sessions and gradients that were not measured it is
-/// the least of those that were, and of the stages in front of the masks that of the masks.
+/// The peer's error in `quantity` of `case`. For sessions and gradients that were not measured it
+/// is the least of those that were, and for the stages before the masks that of the masks.
 fn peer(case: &str, dtype: DType, quantity: &str) -> f64 {
     let dtype = dtype.to_string();
     let of = |case: &BTreeMap<String, BTreeMap<String, f64>>| {
@@ -91,7 +91,7 @@ pub fn widen(path: &Path, dtype: DType, checks: &mut Vec<Check>) {
     for check in checks.iter_mut() {
         let bound = if check.relative { BOUND } else { check.tolerance };
         if bound > 0.0 {
-            // Half of all errors being larger is no matter of chance.
+            // That half of all errors are larger is not random.
             let margin = if check.quantity == MEDIAN { 1.5 } else { 4.0 };
             check.tolerance =
                 check.tolerance.max(bound).max(margin * peer(&case, dtype, &check.quantity));

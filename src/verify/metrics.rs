@@ -1,5 +1,5 @@
-//! Metric cases: pairs of masks and what DeepMind's surface-distance and plain Dice say of them;
-//! and thinning cases.
+//! Metric cases: pairs of masks and the results of DeepMind's surface-distance and plain Dice for
+//! them; and thinning cases.
 
 use super::{Archive, Check, VerifyError};
 use crate::eval::metrics::{Surfaces, dice};
@@ -74,7 +74,7 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
     Ok(checks)
 }
 
-/// A number, also where JSON has to spell it.
+/// A number, also if JSON has to spell it as text.
 fn number_of(value: &Value) -> Option<f64> {
     match value {
         Value::String(s) => s.parse().ok(),

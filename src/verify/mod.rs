@@ -1,16 +1,16 @@
-//! Judging an installation: runs every reference case found in a folder and compares with what the
+//! Checking an installation: runs every reference case found in a folder and compares with what the
 //! reference network computed.
 //!
-//! The rule is self-calibrating: a result passes where its relative L2 error is at most the larger
-//! of a fixed bound and four times the error that the peer's own float32 arithmetic makes in that
-//! place. Where a device keeps maps in 16 bits, the bound is 2e-2 or four times the peer's error in
-//! 16 bits (of a network's gradients all but 1 %, and the median within 1.5 times), and a refined
+//! The rule is self-calibrating: a result passes if its relative L2 error is at most the larger of
+//! a fixed bound and four times the error that the peer's own float32 arithmetic makes in that
+//! place. If a device keeps maps in 16 bits, the bound is 2e-2 or four times the peer's error in 16
+//! bits (for a network's gradients all but 1 %, and the median within 1.5 times), and a refined
 //! mask passes with a Dice of at least 0.995 or as near to the reference as four times the peer's.
-//! TF32 is held to what f16 is: it has as many bits of mantissa.
+//! TF32 is held to the same bounds as f16: it has as many bits of mantissa.
 //!
-//! What float32 cannot know is not judged: a voxel of a mask whose logit lies within the peer's
+//! What float32 cannot determine is not judged: a voxel of a mask whose logit is within the peer's
 //! error of 0 is put on the reference's side before the answer that is refined from the mask is
-//! compared. Two voxels may be, or 1 of 100,000; more are a failure.
+//! compared. This may apply to two voxels, or 1 of 100,000; more are a failure.
 
 mod archive;
 mod checkpoint;
@@ -72,7 +72,7 @@ pub struct Check {
     pub error: f64,
     /// The largest error that passes.
     pub tolerance: f64,
-    /// What should be known of this comparison beside.
+    /// A note about this comparison.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
     /// Whether the error is relative to float64's result, so that the arithmetic's precision bounds
@@ -111,7 +111,7 @@ impl Check {
         Check { relative: true, ..Check::within(quantity, error, bound.max(4.0 * peer)) }
     }
 
-    /// An error that was already formed.
+    /// An error that was already computed.
     pub fn within(quantity: impl Into<String>, error: f64, tolerance: f64) -> Check {
         Check { quantity: quantity.into(), error, tolerance, note: None, relative: false }
     }
@@ -122,7 +122,7 @@ impl Check {
     }
 }
 
-/// What became of one file.
+/// The result of one file.
 #[derive(Clone, Debug, Serialize)]
 pub struct CaseReport {
     /// The file, relative to the folder.
@@ -154,7 +154,7 @@ impl CaseReport {
     }
 }
 
-/// A file, and its kind or what it calls itself.
+/// A file, and its kind or the name of an unknown kind.
 type Found = (PathBuf, Result<Kind, String>);
 
 /// Every case below `folder`, sorted by path.

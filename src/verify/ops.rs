@@ -1,5 +1,5 @@
-//! Op cases: inputs in PyTorch's layouts, brought to ours, run on a tape, taken back; outputs and
-//! gradients are compared.
+//! Op cases: inputs in PyTorch's layouts are converted to ours, run on a tape, and converted back;
+//! outputs and gradients are compared.
 
 use super::{Archive, Check, VerifyError};
 use crate::autograd::{Conv, ParamGrads, Tape, TapeInput, Transpose, UpStage, Var};
@@ -21,7 +21,7 @@ struct Case<'a> {
     device: &'a Device,
     archive: &'a Archive,
     attrs: Value,
-    /// The names of the inputs; a parameter's number is its place here.
+    /// The names of the inputs; a parameter's number is its index here.
     names: Vec<&'a str>,
 }
 
@@ -98,7 +98,7 @@ impl Case<'_> {
     }
 }
 
-/// What an op gave: values by name, in the reference's layouts, `out.K` and `grad_in.NAME`.
+/// The results of an op: values by name, in the reference's layouts, `out.K` and `grad_in.NAME`.
 type Given = Vec<(String, Vec<f64>)>;
 
 fn wide(values: &[f32]) -> Vec<f64> {
@@ -168,7 +168,7 @@ fn compare(archive: &Archive, given: Given) -> Result<Vec<Check>, VerifyError> {
     Ok(checks)
 }
 
-/// The layers that an op's parameters make up; rules on the tape borrow them.
+/// The layers that an op's parameters make up; backward functions on the tape borrow them.
 enum Layer {
     None,
     Conv(Box<Conv>),
@@ -225,7 +225,7 @@ fn layer(c: &Case, op: &str) -> Result<Layer, Trouble> {
 /// An op's result on the tape.
 struct Run {
     output: Var,
-    /// Inputs that gradients are wanted for, by name.
+    /// Inputs whose gradients are wanted, by name.
     leaves: Vec<(&'static str, Var)>,
     /// Whether they are maps, channels last here and first in the reference.
     maps: bool,
@@ -407,7 +407,7 @@ fn mask_loss(c: &Case, op: &str) -> Result<Given, Trouble> {
     for (x, g) in logits.data().chunks_exact(voxels).zip(label.data().chunks_exact(voxels)) {
         let target = Target::new(c.device, g.to_vec(), [d, h, w], kernel)?;
         let x = Tensor::new([1, d, h, w], x.to_vec());
-        // What a loss scale is for: a mean's gradient is small.
+        // The purpose of a loss scale: a mean's gradient is small.
         let (loss, slope) = loss::mask_losses_gradient(c.device, &x, &target, terms, 1024.0)?;
         gradient.extend(slope.try_data()?.iter().map(|v| v / 1024.0));
         total += match (op, squared) {

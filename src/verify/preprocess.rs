@@ -2,7 +2,7 @@
 //! by step.
 //!
 //! The reference resamples with ITK. Inside, both interpolate linearly between the same neighbours.
-//! In the outermost layer a sample can lie up to half a voxel beyond the last centre: both repeat
+//! In the outermost layer a sample can be up to half a voxel beyond the last centre: both repeat
 //! the edge there, so that layer is compared as well.
 
 use super::{Archive, Check, VerifyError};
@@ -73,7 +73,7 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
     let extent = bounding(&label_resampled, grid.size, target as f32);
     let extent =
         extent.ok_or_else(|| archive.error(format!("no resampled voxel has label {target}")))?;
-    // The way a session takes: straight from the scan to the patch.
+    // The way a session does it: straight from the scan to the patch.
     let patch = Patch::place(&image.grid, edge, 1.0, &on(&image.grid, &grid, &extent));
     let crop = |data: &[f32]| resample(data, &grid, &patch.grid, Interpolation::Nearest, 0.0);
     values("crop.image", &crop(&image_resampled))?;

@@ -33,17 +33,17 @@ fn is_channels_last(stage: &str) -> bool {
     stage.starts_with("block") || matches!(stage, "patch_embed" | "tokens" | "masks")
 }
 
-/// PyTorch's relative error of the mask logits in float32, where a case does not record it.
+/// PyTorch's relative error of the mask logits in float32, if a case does not record it.
 const PEER_MASKS: f64 = 2.5e-6;
 
 /// The refiner's part of an iteration.
 ///
 /// The refiner sees a mask only through its sign, and an answer changes by more than float32
-/// rounding where one voxel changes side. A voxel whose logit lies within the peer's own float32
-/// error of 0 has no side that float32 could know: the reference took one, this device may take the
+/// rounding if one voxel changes side. A voxel whose logit is within the peer's own float32 error
+/// of 0 has no side that float32 could determine: the reference took one, this device may take the
 /// other, and both are right. Such voxels are put on the reference's side before the refined answer
 /// is compared, and counted: more than a few are a failure. The logits themselves are held to their
-/// own tolerance either way.
+/// own tolerance in any case.
 struct Refined<'a> {
     device: &'a Device,
     archive: &'a Archive,
@@ -55,37 +55,37 @@ struct Refined<'a> {
     selected: usize,
 }
 
-/// How far from 0 float32 cannot tell, in parts of the peer's error: the recorded error is the root
-/// mean square of a whole map's, of which a single voxel's may be several times as large. The
-/// margin is that of every other comparison.
+/// The distance from 0 within which float32 cannot determine the side, as a multiple of the peer's
+/// error: the recorded error is the root mean square of a whole map's, of which a single voxel's
+/// may be several times as large. The margin is that of every other comparison.
 const MARGIN: f64 = 4.0;
 
-/// Voxels of a mask of `voxels` that may be put on the reference's side.
+/// The number of voxels of a mask of `voxels` that may be put on the reference's side.
 fn most_moved(voxels: usize) -> usize {
     (voxels / 100_000).max(2)
 }
 
-/// Most voxels that are tried on the other side: each costs a run of the refiner.
+/// The most voxels that are tried on the other side: each costs a run of the refiner.
 const MOST_TRIED: usize = 64;
 
-/// By how much the sum of squared errors, in parts of their tolerances, falls where a voxel was on
-/// the wrong side. A hundredth of a tolerance is rounding.
+/// By how much the sum of squared errors, relative to their tolerances, falls if a voxel was on the
+/// wrong side. A hundredth of a tolerance is rounding.
 const CLEARLY: f64 = 1e-4;
 
-/// How far results are from the reference, in parts of what passes.
+/// The distance of results from the reference, relative to the tolerance.
 fn strain(checks: &[Check]) -> f64 {
     checks.iter().map(|c| (c.error / c.tolerance).powi(2)).sum()
 }
 
-/// A logit on the other side of 0; 0 itself lies on the negative one.
+/// A logit on the other side of 0; 0 itself counts as negative.
 fn other_side(logit: f32) -> f32 {
     if logit > 0.0 { -logit } else { logit.abs().max(f32::MIN_POSITIVE) }
 }
 
 /// Puts voxels of the mask `m` that are nearer to 0 than `limit` on the reference's side: the one
-/// in `known`, where the case has it, else the one with which what `run` computes from the mask
-/// clearly agrees better. Returns what `run` then says, and the voxels that were moved: one more
-/// than `most` at most, and those that are known.
+/// in `known`, if the case has it, otherwise the one with which what `run` computes from the mask
+/// clearly agrees better. Returns the result of `run` then, and the voxels that were moved: at most
+/// one more than `most`, and those that are known.
 fn decide<E>(
     m: &[f32],
     limit: f64,
@@ -119,7 +119,7 @@ fn decide<E>(
 
 impl Refined<'_> {
     fn judge(&self, m: &[f32]) -> Result<Vec<Check>, VerifyError> {
-        // Of rounding to fewer bits the peer's error says how much it moves.
+        // For rounding to fewer bits the peer's error says how much it moves.
         if self.device.products().rounds() {
             return self.run(m);
         }
@@ -142,14 +142,14 @@ impl Refined<'_> {
             format!("{n} undecided voxel{s} moved in {}, {off:.1} peer's errors off 0", self.prefix)
         });
         checks.push(count);
-        // Arithmetic hardly ever gives 0 itself; memory that was never written does.
+        // Arithmetic hardly ever gives exactly 0; memory that was never written does.
         let zeros = moved.iter().filter(|v| m[**v] == 0.0).count();
         let name = format!("{}.undecided.zero", self.prefix);
         checks.push(Check::within(name, share(zeros), share(1)));
         Ok(checks)
     }
 
-    /// Voxels of the refined candidate whose side in the reference the case tells.
+    /// Voxels of the refined candidate whose side in the reference is recorded in the case.
     fn known(&self, voxels: usize) -> HashMap<usize, bool> {
         let sampled = |what: &str| {
             self.archive.maybe(&format!("{}.masks.{what}", self.prefix)).map(|e| &e.values[..])
@@ -163,7 +163,7 @@ impl Refined<'_> {
         places.iter().zip(logits).filter_map(of_selected).collect()
     }
 
-    /// Runs the refiner on `m` and compares all it gives.
+    /// Runs the refiner on `m` and compares all its results.
     fn run(&self, m: &[f32]) -> Result<Vec<Check>, VerifyError> {
         let (mut checks, mut problem) = (vec![], None);
         let mut see = |stage: &str, value: &Tensor| match compare(
@@ -305,7 +305,7 @@ pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Chec
         let dense = scaled(&format!("in.dense_i8.{t}"), dense_scale)?;
         let maps = Tensor::new([1, size, size, size, 2], history.clone());
         let answer = {
-            // What the refiner gives is judged apart, below.
+            // The refiner's results are judged separately, below.
             let mut see = |stage: &str, value: &Tensor| match stage {
                 "refined" | "error_map" => {}
                 _ => watch(&prefix, &mut checks, stage, value),
@@ -366,8 +366,8 @@ pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Chec
 mod tests {
     use super::*;
 
-    /// What [`decide`] makes of a mask whose reference has other signs at `wrong`: whether all that
-    /// is compared passes, and what was moved. Each voxel that is still wrong costs ten times the
+    /// The result of [`decide`] for a mask whose reference has other signs at `wrong`: whether all
+    /// comparisons pass, and what was moved. Each voxel that is still wrong costs ten times the
     /// tolerance.
     fn decided(m: &[f32], wrong: &[usize], known: &[usize], most: usize) -> (bool, Vec<usize>) {
         let side = |at: usize, logit: f32| (logit > 0.0) != wrong.contains(&at);
@@ -389,12 +389,12 @@ mod tests {
         // Either way, and the side that 0 has.
         assert_eq!(decided(&m, &[1, 2], &[], 2), (true, vec![1, 2]));
         assert_eq!(decided(&m, &[3, 5], &[], 2), (true, vec![3, 5]));
-        // As the case tells, and as the answer does.
+        // As the case says, and as the answer does.
         assert_eq!(decided(&m, &[1, 7], &[1, 2], 2), (true, vec![1, 7]));
-        // Beyond the bound: float32 knows, and was wrong.
+        // Beyond the bound: float32 determines the side, and was wrong.
         assert_eq!(decided(&m, &[4], &[], 2), (false, vec![]));
         assert_eq!(decided(&m, &[0, 1], &[0], 2), (false, vec![1]));
-        // More than may be, however they are found.
+        // More than allowed, however they are found.
         assert!(!decided(&m, &[1, 2, 7], &[], 2).0);
         assert!(!decided(&m, &[1, 2, 7], &[1, 2, 7], 2).0);
         assert_eq!(decided(&m, &[1, 2, 7], &[], 3), (true, vec![1, 2, 7]));
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_difference_within_rounding_moves_nothing() {
-        // Each run is a little better than the one before: that is chance, not a side.
+        // Each run is slightly better than the one before: that is chance, not a side.
         let mut error = 0.05;
         let better = |_: &[f32]| -> Result<Vec<Check>, VerifyError> {
             error *= 0.999;

@@ -47,8 +47,8 @@ impl fmt::Display for Attention {
     }
 }
 
-/// What a ViT block's attention with the released indexing gives for the token in row `row`,
-/// windows filled up with padding.
+/// The result of a ViT block's attention with the released indexing for the token in row `row`,
+/// with windows padded to full size.
 struct Released {
     x: Vec<f64>,
     qkv: (Vec<f64>, Vec<f64>),
@@ -61,8 +61,8 @@ struct Released {
 }
 
 impl Released {
-    /// q (0), k (1) or v (2) of head `h` at a place of the window that begins at `start`: the bias
-    /// where it is padded.
+    /// q (0), k (1) or v (2) of head `h` at a position of the window that begins at `start`: the
+    /// bias where it is padded.
     fn project(&self, start: [usize; 3], place: [usize; 3], which: usize, h: usize) -> Vec<f64> {
         let (dim, all) = (self.dim, self.heads * self.dim);
         let at: [usize; 3] = std::array::from_fn(|a| start[a] + place[a]);
@@ -122,7 +122,7 @@ impl Released {
 impl Task for Attention {
     fn count(&self) -> Option<Count> {
         let Attention { h, d, s, .. } = *self;
-        // As released: windows filled up with padding.
+        // As released: windows padded to full size.
         let edge = self.edge();
         let (dim, windows, tokens) = (h * d, s.div_ceil(edge).pow(3), edge.pow(3));
         Some(Count {

@@ -35,13 +35,13 @@ fn read(sizes: &str) -> Read {
         [one, None, None, None, Some(3), one, None],
     )
     .or_else(|e| {
-        // Padding follows from the kernel where it is not said.
+        // Padding follows from the kernel if it is not given.
         let [n, ic, oc, d, k, s] =
             numbers(sizes, ["n", "ic", "oc", "d", "k", "s"], [one, None, None, None, Some(3), one])
                 .map_err(|_| e)?;
         Ok::<_, String>([n, ic, oc, d, k, s, usize::from(k == 3 && s == 1)])
     })?;
-    // The kernel alone says which of the two it is.
+    // The kernel alone determines which of the two it is.
     let is_read = match k {
         3 => [s, p] == [1, 1],
         _ => [s, p] == [k, 0] && d.checked_rem(k) == Some(0),

@@ -1,4 +1,4 @@
-//! `interact:base,t60`: a click of so many prompt voxels on an encoded patch.
+//! `interact:base,t60`: a click of a number of prompt voxels on an encoded patch.
 
 use super::network::{self, Network, beside_portable};
 use super::{Judge, Kind, Read, Run, Task, positive};

@@ -1,5 +1,5 @@
-//! What the kinds share: inputs of noise, and places of a result, drawn by lot so that the oracle,
-//! one loop a formula, stays quick.
+//! What the kinds share: inputs of noise, and randomly chosen places of a result, so that the
+//! oracle, one loop per formula, stays quick.
 
 use super::Judge;
 use crate::prompt::simulate::generator;
@@ -23,7 +23,7 @@ pub(super) fn weights(shape: &[usize], terms: usize, seed: u64) -> Tensor {
     Tensor::new(shape, values.data().iter().map(|v| v * scale).collect())
 }
 
-/// `count` numbers below `below`, drawn by lot; all of them where there are no more.
+/// `count` random numbers below `below`; all of them if there are no more.
 pub(super) fn places(below: usize, count: usize) -> Vec<usize> {
     if below <= count {
         return (0..below).collect();
@@ -32,7 +32,7 @@ pub(super) fn places(below: usize, count: usize) -> Vec<usize> {
     (0..count).map(|_| rng.random_range(0..below)).collect()
 }
 
-/// Judges `count` places of a result of `len` values, given what each should be.
+/// Judges `count` places of a result of `len` values, given the expected value of each.
 pub(super) fn sampled(
     len: usize,
     count: usize,
@@ -54,7 +54,7 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Sums `term` over the taps of a 3×3×3 neighbourhood that lie within a cube of edge `d`.
+/// Sums `term` over the taps of a 3×3×3 neighbourhood that are within a cube of edge `d`.
 pub(super) fn taps(
     d: usize,
     [i, j, k]: [usize; 3],

@@ -1,5 +1,5 @@
 //! Problems to time, as text: `conv3d:n1ic32oc32d128k3s1p1`. Each kind is a file: how its text is
-//! read, what its work is counted at, how it runs, and what should come of it.
+//! read, how its work is counted, how it runs, and its expected result.
 
 mod attn;
 mod conv3d;
@@ -34,51 +34,51 @@ const KINDS: &[Kind] = &[
 
 /// A kind of problem.
 struct Kind {
-    /// A problem of it, with every letter.
+    /// A problem of this kind, with every letter.
     form: &'static str,
-    /// Reads what stands behind the colon.
+    /// Reads the text after the colon.
     read: fn(&str) -> Read,
 }
 
 impl Kind {
-    /// What stands in front of the colon.
+    /// The name before the colon.
     fn name(&self) -> &'static str {
         self.form.split(':').next().unwrap_or(self.form)
     }
 }
 
-/// A problem that was read, or what is wrong with its text.
+/// A problem that was read, or the error in its text.
 type Read = Result<Arc<dyn Task>, String>;
 
-/// A problem of some kind. Shown it is its text, with the kind's name and every letter.
+/// A problem of some kind. It is displayed as its text, with the kind's name and every letter.
 trait Task: fmt::Debug + fmt::Display + Send + Sync {
-    /// What its work is counted at; none for a network, whose ops are counted as they run.
+    /// The count of its work; none for a network, whose ops are counted as they run.
     fn count(&self) -> Option<Count> {
         None
     }
 
-    /// Makes it ready on a device: what is timed, and who judges what came of it.
+    /// Makes it ready on a device: what is timed, and the judge of its result.
     fn prepare(&self, device: &Device) -> Result<(Run, Judge), OpError>;
 }
 
 /// The work of an op by the plain algorithm.
 struct Count {
-    /// Floating-point operations, a multiply-add being two.
+    /// Floating-point operations, a multiply-add counting as two.
     flops: f64,
     /// Floats of inputs, weights and outputs, each counted once.
     floats: f64,
 }
 
-/// What is timed: one run, its result left on the device.
+/// What is timed: one run, with its result left on the device.
 pub(super) type Run = Box<dyn FnMut() -> Result<Tensor, OpError>>;
-/// Pairs of what came out and what should have, by the plainest formula in float64.
+/// Pairs of actual and expected values, by the plainest formula in float64.
 pub(super) type Judge = Box<dyn Fn(&Tensor) -> Result<Vec<(f64, f64)>, OpError>>;
 
 /// Something to time, such as `lnorm:m512c768`. Maps are cubes; letters are those of the text.
 #[derive(Clone, Debug)]
 pub struct Problem(Arc<dyn Task>);
 
-/// What a text that is no problem lacks.
+/// The error of a text that is not a problem.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("problem '{text}': {why}")]
 pub struct ProblemError {
@@ -86,10 +86,10 @@ pub struct ProblemError {
     why: String,
 }
 
-/// Largest number of a problem.
+/// The largest number of a problem.
 const MOST: usize = 1 << 20;
 
-/// Letters with the numbers behind them, in the order of `letters`.
+/// The numbers after the letters, in the order of `letters`.
 fn numbers<const N: usize>(
     text: &str,
     letters: [&str; N],
@@ -127,7 +127,7 @@ fn positive(sizes: &[usize]) -> Result<(), String> {
     if sizes.contains(&0) { Err("a size is 0".into()) } else { Ok(()) }
 }
 
-/// Operations of so many multiply-adds, a product of sizes.
+/// Operations of multiply-adds, whose number is a product of sizes.
 fn multiply_adds(sizes: &[usize]) -> f64 {
     2.0 * sizes.iter().map(|s| *s as f64).product::<f64>()
 }
@@ -167,7 +167,7 @@ impl fmt::Display for Problem {
 }
 
 impl Problem {
-    /// Floating-point operations of the plain algorithm, a multiply-add being two; none for a
+    /// Floating-point operations of the plain algorithm, a multiply-add counting as two; none for a
     /// network, whose ops are counted as they run.
     pub fn flops(&self) -> Option<f64> {
         self.0.count().map(|count| count.flops)
@@ -184,7 +184,7 @@ impl Problem {
     }
 }
 
-/// The problems of a file: one a line, behind `#` a comment.
+/// The problems of a file: one per line, with comments after `#`.
 pub fn suite(text: &str) -> Result<Vec<Problem>, ProblemError> {
     let lines = text.lines().map(|l| l.split('#').next().unwrap_or("").trim());
     lines.filter(|l| !l.is_empty()).map(str::parse).collect()
@@ -205,7 +205,7 @@ mod tests {
         for text in ["conv3d:n2ic1oc768d128k16s16p0", "encode:small,d32", "train:small,i4"] {
             assert_eq!(read(text), text);
         }
-        // What follows from the rest may be left out.
+        // What follows from the rest may be omitted.
         assert_eq!(read("conv3d:ic8oc8d16"), "conv3d:n1ic8oc8d16k3s1p1");
         assert_eq!(read("train:small,d64"), "train:small,i2");
         let conv: Problem = "conv3d:n1ic32oc32d128k3s1p1".parse().unwrap();
@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(suite("# all\n\nlnorm:m2c3 # one\n").unwrap().len(), 1);
     }
 
-    /// What names the kinds beside [`KINDS`].
+    /// Everything else that lists the kinds agrees with [`KINDS`].
     #[test]
     fn every_kind_has_its_lines() {
         let quick = suite(include_str!("../../../benches/problems/quick.txt")).unwrap();

@@ -1,6 +1,6 @@
 //! What problems of whole networks share: which network, and how it runs and is judged.
 //!
-//! A network has no plain formula: its result at an edge of 32 voxels is held beside that of the
+//! A network has no plain formula: its result at an edge of 32 voxels is compared with that of the
 //! same network on the CPU's portable kernels in float32.
 
 use super::judge::{noise, wide};
@@ -14,7 +14,7 @@ use crate::model::{
 use crate::tensor::{OpError, Tensor};
 use std::fmt;
 
-/// Edge of the patch at which networks are judged.
+/// The edge of the patch at which networks are judged.
 const JUDGED: usize = 32;
 
 /// A network to time: a preset, perhaps at another patch edge.
@@ -47,7 +47,7 @@ impl fmt::Display for Network {
     }
 }
 
-/// A preset and options behind commas.
+/// A preset and options, separated by commas.
 pub(super) fn read(text: &str, letter: &str, usual: usize) -> Result<(Network, usize), String> {
     let (preset, options) = text.split_once(',').unwrap_or((text, ""));
     let config =
@@ -61,7 +61,7 @@ pub(super) fn read(text: &str, letter: &str, usual: usize) -> Result<(Network, u
     Ok((Network { preset: preset.into(), patch }, value))
 }
 
-/// What a click needs.
+/// The inputs of a click.
 struct Click {
     features: Features,
     prompts: PatchPrompts,
@@ -69,7 +69,7 @@ struct Click {
     history: PromptMaps,
 }
 
-/// A network of hashed weights on an image of noise, and one run of it; where it is `judged` an
+/// A network of hashed weights on an image of noise, and one run of it; if it is `judged`, an
 /// interaction gives the chosen mask before refinement.
 pub(super) fn run(
     device: &Device,
@@ -79,7 +79,7 @@ pub(super) fn run(
 ) -> Result<Run, OpError> {
     let s = network.patch;
     let trouble = |message: String| OpError::Argument { op: "bench", message };
-    // Through a file, to be read from it as anybody's would.
+    // Through a file, so that it is read like any model.
     let folder = tempfile::tempdir().map_err(|e| trouble(e.to_string()))?;
     let path = folder.path().join("model.safetensors");
     Weights::hashed(network.config(), "public")
@@ -106,9 +106,9 @@ pub(super) fn run(
         Some(Click { features, prompts, dense, history }) => {
             let answer =
                 model.interact(features, prompts, dense, history, &mut Observer::none())?;
-            // What a user sees of it.
+            // The part of it that a user sees.
             std::hint::black_box(answer.summary()?);
-            // Of the candidates not every device keeps more than the chosen one.
+            // Not every device keeps more of the candidates than the chosen one.
             Ok(match judged {
                 true => Tensor::new([s; 3], answer.candidates.selected_logits()?.to_vec()),
                 false => answer.logits.value().clone(),
@@ -117,7 +117,7 @@ pub(super) fn run(
     }))
 }
 
-/// Holds a network at a small edge beside the portable kernels.
+/// Compares a network at a small edge with the portable kernels.
 pub(super) fn beside_portable(
     device: &Device,
     make: impl Fn(&Device) -> Result<Run, OpError> + 'static,

@@ -1,4 +1,4 @@
-//! `train:small`, with `,i4` for so many iterations: a training step of one item, its optimiser
+//! `train:small`, with `,i4` for a number of iterations: a training step of one item, its optimiser
 //! included.
 
 use super::judge::noise;
@@ -40,7 +40,7 @@ impl Task for Train {
     }
 }
 
-/// A training step; gives its loss.
+/// A training step; returns its loss.
 fn run(device: &Device, network: &Network, iterations: usize) -> Result<Run, OpError> {
     let (config, s, on) = (network.config(), network.patch, device.for_training());
     let image = noise(&[s, s, s], 1);
@@ -58,7 +58,7 @@ fn run(device: &Device, network: &Network, iterations: usize) -> Result<Run, OpE
     let mut first = None;
     Ok(Box::new(move || {
         let loss = step.run(&image, &target, &scribble(s, 5, 1))?.loss as f32;
-        // The first step's loss, of the weights that everybody has.
+        // The first step's loss, whose weights are the same on every device.
         Ok(Tensor::new([1], vec![*first.get_or_insert(loss)]))
     }))
 }

@@ -1,7 +1,7 @@
 //! `upcat:ic32uc32sc32oc32d64`: a decoder stage's transposed convolution (`ic` to `uc` channels,
-//! from edge `d` to twice that), concatenation behind `sc` channels of skip feature and 3×3×3
-//! convolution to `oc` channels. Timed is what an interaction does of it: the skip feature's half
-//! is computed before.
+//! from edge `d` to twice that), concatenation after `sc` channels of skip feature and 3×3×3
+//! convolution to `oc` channels. Only the part that an interaction computes is timed: the skip
+//! feature's half is computed before.
 
 use super::judge::{noise, sampled, split, taps, weights, wide};
 use super::{Count, Judge, Kind, Read, Run, Task, cube, multiply_adds, numbers, positive};
@@ -18,7 +18,7 @@ pub(super) const KIND: Kind = Kind { form: "upcat:ic32uc32sc32oc32d64", read };
 struct UpCat {
     /// Channels of the coarse input.
     ic: usize,
-    /// Channels behind the transposed convolution.
+    /// Channels after the transposed convolution.
     uc: usize,
     /// Channels of the skip feature.
     sc: usize,

@@ -1,4 +1,4 @@
-//! What a case says: boxes, clicks, and the order in which the clicks were made.
+//! The prompts of a case: boxes, clicks, and the order in which the clicks were made.
 
 use crate::challenge::npy::{Array, Item};
 use crate::challenge::npz::Npz;
@@ -7,11 +7,11 @@ use crate::message::shortened;
 use crate::volume::VolumeError;
 
 /// The names of a box's sides, by axes i, j, k (x, y, z). Along x and y it is the box of the
-/// object's middle slice, which the object may leave in others.
+/// object's middle slice; the object may extend beyond it in others.
 const SIDES: [[&str; 2]; 3] =
     [["z_mid_x_min", "z_mid_x_max"], ["z_mid_y_min", "z_mid_y_max"], ["z_min", "z_max"]];
 
-/// The items of an array of objects; none where the file has no such array.
+/// The items of an array of objects; none if the file has no such array.
 pub fn objects(file: &mut Npz, key: &str) -> Result<Vec<Value>, VolumeError> {
     if !file.has(key) {
         return Ok(vec![]);
@@ -27,8 +27,8 @@ pub fn objects(file: &mut Npz, key: &str) -> Result<Vec<Value>, VolumeError> {
     }
 }
 
-/// For each class the kinds of its clicks, none where it was perfect. The array is of strings where
-/// no class ever was, else of objects.
+/// For each class the kinds of its clicks, none where it was perfect. The array is of strings if no
+/// class ever was, otherwise of objects.
 pub fn order(file: &mut Npz) -> Result<Vec<Vec<Option<String>>>, VolumeError> {
     if !file.has("clicks_order") {
         return Ok(vec![]);
@@ -56,7 +56,7 @@ fn kinds(array: &Array) -> Result<Vec<Vec<Option<String>>>, String> {
             )
         }
         Some(bytes) => match pickle::load(bytes)? {
-            // Rows of their own, where they have not the same length.
+            // Separate rows, if they do not have the same length.
             Value::Array { items, .. } | Value::List(items)
                 if items.iter().any(|item| item.items().is_some()) =>
             {
@@ -72,7 +72,7 @@ fn kinds(array: &Array) -> Result<Vec<Vec<Option<String>>>, String> {
     Ok(flat.chunks(length).map(<[_]>::to_vec).collect())
 }
 
-/// A value as Python writes it where it is short, else what it is: for an error.
+/// A value as Python writes it if it is short, otherwise its kind: for an error.
 fn brief(value: &Value) -> String {
     match value {
         Value::List(items) if (1..=4).contains(&items.len()) => {
@@ -116,7 +116,7 @@ fn voxel(click: &Value, size: [usize; 3]) -> Result<[usize; 3], String> {
 }
 
 /// The clicks of a class `{'fg': [...], 'bg': [...]}` in the order in which they were made. Those
-/// that the order leaves out come last.
+/// missing from the order come last.
 pub fn history(
     clicks: &Value,
     order: Option<&[Option<String>]>,
@@ -147,7 +147,7 @@ pub fn history(
     Ok(all)
 }
 
-/// The box of a class, held within the image; none where the class has none.
+/// The box of a class, limited to the image; none if the class has none.
 pub fn bounds(given: &Value, size: [usize; 3]) -> Result<Option<[usize; 6]>, String> {
     if *given == Value::None {
         return Ok(None);

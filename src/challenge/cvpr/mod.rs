@@ -1,5 +1,5 @@
-//! The CVPR 2025 challenge on interactive 3D segmentation: an archive with an image, a box and
-//! clicks for each class, in; labels, out.
+//! The CVPR 2025 challenge on interactive 3D segmentation: the input is an archive with an image
+//! and a box and clicks for each class, the output is labels.
 //!
 //! Arrays run z, y, x, and so do clicks; ends of boxes are inclusive. Every class is a session of
 //! its own on the scan that they share. The whole history is given again at every step (the box,
@@ -21,10 +21,10 @@ use history::{bounds, history, objects, order};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const LABELS: &str = "labels";
 
-/// What was said of one class.
+/// The prompts of one class.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Class {
     /// The box `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
@@ -33,13 +33,13 @@ pub struct Class {
     pub clicks: Vec<([usize; 3], bool)>,
 }
 
-/// A case as its file has it.
+/// A case as its file describes it.
 pub struct Case {
     /// The image, i, j, k being x, y, z.
     pub volume: Arc<Volume>,
-    /// What was said of each class; the first has label 1.
+    /// The prompts of each class; the first has label 1.
     pub classes: Vec<Class>,
-    /// The labels of the step before `[i][j][k]`, where a class has neither box nor clicks to
+    /// The labels of the step before `[i][j][k]`, for a class that has neither box nor clicks to
     /// rebuild them from.
     pub previous: Option<Vec<u8>>,
 }
@@ -122,7 +122,7 @@ impl Case {
         }
     }
 
-    /// What is said to the session of a class, interaction by interaction.
+    /// The prompts for the session of a class, interaction by interaction.
     fn prompts(&self, label: usize) -> Vec<Prompts> {
         let Some(class) = self.classes.get(label - 1) else { return vec![] };
         let mut all = vec![];
@@ -166,15 +166,15 @@ impl Case {
     }
 }
 
-/// What a session came to.
+/// The result of a session.
 struct Answer {
     field: Field,
-    /// Voxels that were said to lie on the object.
+    /// Voxels that were said to be on the object.
     clicked: Vec<[usize; 3]>,
 }
 
-/// The labels of several answers: of classes that claim the same voxel, the one with the highest
-/// logit has it, and of equals the first.
+/// The labels of several answers: if several classes claim a voxel, the one with the highest logit
+/// gets it, and of equals the first.
 fn merge(size: [usize; 3], answers: &[Answer]) -> Vec<u8> {
     let [_, nj, nk] = size;
     let mut labels = memory::zeroed::<u8>(LABELS, size.iter().product());
@@ -189,14 +189,14 @@ fn merge(size: [usize; 3], answers: &[Answer]) -> Vec<u8> {
             }
         });
     }
-    // A click holds, whatever another class makes of its voxel.
+    // A click holds, whatever other classes claim its voxel.
     for (answer, label) in answers.iter().zip(1u8..=255) {
         answer.clicked.iter().for_each(|[i, j, k]| labels[(i * nj + j) * nk + k] = label);
     }
     labels
 }
 
-/// The image, on a grid of which no more is known than its spacing.
+/// The image, on a grid of which only the spacing is known.
 fn image(file: &mut Npz) -> Result<Volume, VolumeError> {
     let array = file.array("imgs")?;
     let &[nk, nj, ni] = &array.shape[..] else {
@@ -205,8 +205,8 @@ fn image(file: &mut Npz) -> Result<Volume, VolumeError> {
     };
     let size = [ni, nj, nk];
     let values = array.numbers(|v| v as f32).map_err(|e| file.fail("imgs", &e))?;
-    // The challenge's images were written with what SimpleITK's GetSpacing says, which is in the
-    // order x, y, z, and not in the array's.
+    // The challenge's images were written with the result of SimpleITK's GetSpacing, which is in
+    // the order x, y, z, and not in the array's.
     let spacing = file.array("spacing")?.numbers(|v| v).map_err(|e| file.fail("spacing", &e))?;
     let affine = match spacing[..] {
         [x, y, z] if x > 0.0 && y > 0.0 && z > 0.0 => {
@@ -226,7 +226,7 @@ fn image(file: &mut Npz) -> Result<Volume, VolumeError> {
     Volume::new(grid, reorder(&values, size), description).map_err(|e| file.fail("imgs", &e))
 }
 
-/// The labels of the step before, where the file has them.
+/// The labels of the step before, if the file has them.
 fn labels(file: &mut Npz, size: [usize; 3]) -> Result<Option<Vec<u8>>, VolumeError> {
     if !file.has("prev_pred") {
         return Ok(None);
@@ -245,7 +245,7 @@ mod tests {
     use super::*;
     use crate::challenge::pickle::Value;
 
-    /// A pickle of plain values, which the archive's arrays of objects may be as well.
+    /// A pickle of plain values, as the archive's arrays of objects may be.
     fn dump(value: &Value, out: &mut Vec<u8>) {
         match value {
             Value::Int(n) => out.extend([&b"J"[..], &(*n as i32).to_le_bytes()].concat()),

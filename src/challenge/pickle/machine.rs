@@ -1,15 +1,15 @@
-//! The machine that a pickle is a program for: a stack, marks in it, a memory, and the instructions
-//! that make numbers, strings, lists and dictionaries.
+//! The machine that executes a pickle: a stack, marks in it, a memory, and the instructions that
+//! make numbers, strings, lists and dictionaries.
 
 use super::names::{Global, global};
 use super::{MOST, MOST_WORK};
 use crate::challenge::npy::{DType, Item};
 use std::collections::HashMap;
 
-/// The place of an object among all objects made.
+/// The index of an object among all objects made.
 pub type Id = usize;
 
-/// An object under construction. Lists and tuples are not told apart.
+/// An object under construction. Lists and tuples are not distinguished.
 pub enum Node {
     None,
     Bool(bool),
@@ -35,15 +35,15 @@ impl From<Item> for Node {
     }
 }
 
-/// The machine that a pickle is a program for.
+/// The machine that executes a pickle.
 pub struct Machine<'a> {
     rest: &'a [u8],
     pub nodes: Vec<Node>,
     stack: Vec<Id>,
-    /// Heights of the stack that were marked.
+    /// Marked heights of the stack.
     marks: Vec<usize>,
     memo: HashMap<usize, Id>,
-    /// Items and bytes that were copied.
+    /// The number of items and bytes that were copied.
     work: usize,
 }
 
@@ -87,7 +87,7 @@ impl<'a> Machine<'a> {
             .fold(if below { -1 } else { 0 }, |value, byte| value << 8 | i64::from(*byte)))
     }
 
-    /// What is preceded by its own length, of that many bytes.
+    /// Bytes that are preceded by their length, which has that many bytes.
     fn sized(&mut self, width: usize) -> Result<&'a [u8], String> {
         let length = self.number(width)?;
         self.take(length)
@@ -171,14 +171,14 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(at))
     }
 
-    /// Does one instruction.
+    /// Executes one instruction.
     pub fn step(&mut self, op: u8) -> Result<(), String> {
         match op {
             0x80 => match self.byte()? {
                 2..=5 => Ok(()),
                 other => Err(format!("its pickle is of protocol {other}, expected 2 to 5")),
             },
-            // The length of a frame, which only matters to who reads piecewise.
+            // The length of a frame, which only matters to readers that read piecewise.
             0x95 => self.take(8).map(|_| ()),
             b'(' => self.mark(),
             b'0' => self.pop().map(|_| ()),
@@ -217,7 +217,7 @@ impl<'a> Machine<'a> {
                     ));
                 }
             },
-            // The one number that is stored from its highest byte on.
+            // The only number that is stored with its highest byte first.
             b'G' => {
                 Node::Float(self.take(8)?.try_into().map(f64::from_be_bytes).unwrap_or_default())
             }
@@ -285,7 +285,7 @@ impl<'a> Machine<'a> {
         self.push(Node::Dict(pairs(&items)?))
     }
 
-    /// Adds to the list or dictionary below what is added.
+    /// Adds items to the list or dictionary below them.
     fn extend(&mut self, op: u8) -> Result<(), String> {
         let items = match op {
             b'a' => self.last(1)?,
@@ -302,7 +302,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Keys and values that take turns.
+/// Alternating keys and values.
 fn pairs(items: &[Id]) -> Result<Vec<(Id, Id)>, String> {
     if items.len() % 2 == 1 {
         return Err("its pickle has a key without a value".into());

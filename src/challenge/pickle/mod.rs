@@ -1,9 +1,9 @@
 //! Just enough of Python's pickles to read the object arrays in NumPy's files, protocols 2 to 5, as
 //! NumPy 1 and 2 write them.
 //!
-//! Nothing is run: the few functions that NumPy's arrays, element types and numbers are made by are
-//! known by name and done here; any other name is an error. So is what nests too deep, what refers
-//! to itself, and what would unfold to more than a stated size.
+//! Nothing is executed: the few functions that make NumPy's arrays, element types and numbers are
+//! recognised by name and implemented here; any other name is an error. So is anything that nests
+//! too deep, refers to itself, or would unfold to more than a stated size.
 
 mod machine;
 mod names;
@@ -11,16 +11,16 @@ mod numpy;
 
 use machine::{Id, Machine, Node};
 
-/// Bytes of a pickle at most.
+/// The most bytes of a pickle.
 const LONGEST: usize = 16 << 20;
-/// Objects that a pickle makes at most, and objects and letters that it unfolds to.
+/// The most objects that a pickle makes, and the most objects and letters that it unfolds to.
 const MOST: usize = 1 << 20;
-/// Items and bytes that are copied while it is read, at most.
+/// The most items and bytes that are copied while it is read.
 const MOST_WORK: usize = 64 << 20;
 /// How deep lists and dictionaries may nest.
 const DEEPEST: usize = 64;
 
-/// What a pickle says.
+/// The value of a pickle.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// `None`.
@@ -39,7 +39,7 @@ pub enum Value {
     List(Vec<Value>),
     /// A dictionary.
     Dict(Vec<(Value, Value)>),
-    /// An array of NumPy's.
+    /// A NumPy array.
     Array {
         /// Items along each axis.
         shape: Vec<usize>,
@@ -49,10 +49,10 @@ pub enum Value {
 }
 
 impl Value {
-    /// What a dictionary has under a key.
+    /// The value of a dictionary's key.
     pub fn get(&self, key: &str) -> Option<&Value> {
         let Value::Dict(pairs) = self else { return None };
-        // Of a key that was set twice, the later counts.
+        // If a key was set twice, the later value counts.
         pairs.iter().rev().find(|(k, _)| k.text() == Some(key)).map(|(_, value)| value)
     }
 
@@ -100,7 +100,8 @@ pub fn load(bytes: &[u8]) -> Result<Value, String> {
 }
 
 impl Machine<'_> {
-    /// An object with all that it holds. What two hold is unfolded twice, hence the budget.
+    /// An object with everything that it contains. What two objects share is unfolded twice, hence
+    /// the budget.
     fn tree(&self, id: Id, depth: usize, budget: &mut usize) -> Result<Value, String> {
         let depth = depth
             .checked_sub(1)
@@ -235,7 +236,7 @@ mod tests {
         let system = b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00ls\x85R.";
         assert!(message(system).contains("posix.system"));
         assert!(message(b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.").contains("builtins.eval"));
-        // An instance of a class, by an instruction of its own.
+        // An instance of a class, by a separate instruction.
         assert!(message(b"\x80\x02(cnumpy\nndarray\no.").contains("0x6f"));
         assert!(message(b"\x80\x02cnumpy\nndarray\n)R.").contains("'ndarray'"));
         assert!(message(b"\x80\x02cnumpy\nndarray\n.").contains("function"));
@@ -262,7 +263,7 @@ mod tests {
         for whole in [CLICKS_1, CLICKS_2, ORDER, PROTOCOL_2, FORTRAN] {
             for at in 0..whole.len() {
                 assert!(load(&whole[..at]).is_err());
-                // Whatever is changed: an answer or an error.
+                // Whatever is changed, the result is an answer or an error.
                 let mut changed = whole.to_vec();
                 changed[at] ^= 0x11;
                 let _ = load(&changed);

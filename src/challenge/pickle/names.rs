@@ -11,7 +11,7 @@ pub enum Global {
 }
 
 impl Global {
-    /// What pickles call it.
+    /// Its name in pickles.
     pub fn name(self) -> &'static str {
         match self {
             Global::Reconstruct => "_reconstruct",
@@ -23,7 +23,7 @@ impl Global {
     }
 }
 
-/// The function or class of that name, if it is one of the few.
+/// The function or class with that name, if it is one of the few.
 pub fn global(module: &str, name: &str) -> Result<Global, String> {
     Ok(match (module, name) {
         ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => Global::Reconstruct,

@@ -1,5 +1,5 @@
-//! What NumPy's pickles name: arrays, element types, numbers. Known by name and done here; nothing
-//! is run.
+//! The names in NumPy's pickles: arrays, element types, numbers. They are recognised by name and
+//! implemented here; nothing is executed.
 
 use super::MOST;
 use super::machine::{Id, Machine, Node};
@@ -17,7 +17,7 @@ impl Machine<'_> {
         Ok(items)
     }
 
-    /// Bytes that a string or bytes have.
+    /// The bytes of a string or of bytes.
     fn bytes_of(&self, id: Id) -> usize {
         match &self.nodes[id] {
             Node::Text(text) => text.len(),
@@ -26,7 +26,7 @@ impl Machine<'_> {
         }
     }
 
-    /// Does what one of the known functions would.
+    /// Does what one of the known functions would do.
     pub fn call(&mut self) -> Result<(), String> {
         let (arguments, function) = (self.pop()?, self.pop()?);
         let arguments = self.members(arguments, "arguments")?;

@@ -1,4 +1,4 @@
-//! What the network is shown of a scan while the rest of it is still read.
+//! What the network is shown of a scan while the rest of it is still being read.
 
 use super::Segment;
 use crate::memory;
@@ -13,20 +13,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-/// Voxels of a part, at most. It takes memory beside the scan, and who reads copies it, and reads
-/// nothing meanwhile: of a fine scan a wide look could be nearly all of it.
+/// The most voxels of a part. It takes memory in addition to the scan, and the reading thread
+/// copies it, and reads nothing meanwhile: for a fine scan a wide look could be nearly all of it.
 const MOST: usize = 1 << 25;
 
-/// Parts of a scan on their way from the thread that reads it to one that works on them.
+/// The channel for parts of a scan from the thread that reads it to one that works on them.
 pub(super) fn parts() -> (Giver, Taker) {
     let ((grid, its_grid), (ask, asked), (given, gifts)) = (channel(), channel(), channel());
     let giver = Giver { grid: Some(grid), asked, given, wanted: None };
     (giver, Taker { grid: its_grid, ask, gifts })
 }
 
-/// Gives parts of what was read. When it is gone nobody waits for more.
+/// Gives parts of what was read. When it is dropped no more parts come.
 pub(super) struct Giver {
-    /// Where the grid is sent, once.
+    /// The channel for the grid, which is sent once.
     grid: Option<Sender<Grid>>,
     asked: Receiver<[Range<usize>; 3]>,
     given: Sender<Option<Part>>,
@@ -34,7 +34,7 @@ pub(super) struct Giver {
 }
 
 impl Giver {
-    /// Looks at what was read so far, and gives the block that was asked for if it is there.
+    /// Examines what has been read so far, and sends the requested block if it is available.
     pub(super) fn see(&mut self, begun: &Begun) {
         if let Some(grid) = self.grid.take() {
             let _ = grid.send(*begun.grid());
@@ -43,14 +43,14 @@ impl Giver {
             self.wanted = self.asked.try_recv().ok();
         }
         if let Some(block) = self.wanted.take_if(|block| begun.holds(block)) {
-            // The reader goes on where there is no memory for this.
+            // The reader continues if there is no memory for this.
             let part = memory::caught(|| begun.part(&block)).ok().flatten();
             let _ = self.given.send(part);
         }
     }
 }
 
-/// Asks for parts of what was read, and waits for them.
+/// Requests parts of what was read, and waits for them.
 pub(super) struct Taker {
     grid: Receiver<Grid>,
     ask: Sender<[Range<usize>; 3]>,
@@ -58,12 +58,13 @@ pub(super) struct Taker {
 }
 
 impl Taker {
-    /// The scan's size and place; none where nothing of it is to be had before all is read.
+    /// The scan's size and place; none if no part of it is available before all is read.
     fn grid(&self) -> Option<Grid> {
         self.grid.recv().ok()
     }
 
-    /// A block, as soon as it was read; none where all was, or it tells too little.
+    /// A block, as soon as it was read; none if everything was read before, or if it says too
+    /// little.
     fn part(&self, block: [Range<usize>; 3]) -> Option<Part> {
         self.ask.send(block).ok()?;
         self.gifts.recv().ok()?
@@ -72,10 +73,11 @@ impl Taker {
 
 impl Segment {
     /// A scan of the parts where the network looks first, encoded as they come, until `ended`. It
-    /// holds for the whole scan if that turns out to be normalised so ([`Scan::showing`]).
+    /// is valid for the whole scan if that turns out to be normalised the same way
+    /// ([`Scan::showing`]).
     ///
-    /// None where prompts in numbers do not tell those places, or the values of the whole scan are
-    /// needed.
+    /// None if prompts in numbers do not determine those places, or if the values of the whole scan
+    /// are needed.
     pub(super) fn look_ahead(
         &self,
         model: &Arc<Model>,
@@ -90,7 +92,7 @@ impl Segment {
         let grid = parts.grid()?;
         let prompts = self.in_numbers(first, &grid).ok()?;
         let on_object = prompts.points.iter().filter(|(_, positive)| *positive).count();
-        // Of several points some may lie on parts of the object that are looked at by themselves.
+        // Of several points, some may be on parts of the object that are looked at separately.
         if prompts.bounds.or(prompts.drawn).is_none() && on_object != 1 {
             return None;
         }
@@ -122,8 +124,8 @@ impl Segment {
         seen
     }
 
-    /// How the scan will be normalised of which this is a part, most likely; none where that rests
-    /// on all of its values.
+    /// How the scan of which this is a part will probably be normalised; none if that depends on
+    /// all of its values.
     fn expected(&self, part: &Part, model: &Model) -> Option<Normalization> {
         let statistics = model.config().intensity;
         let intensities = self.intensities(part, statistics);
@@ -154,7 +156,8 @@ mod tests {
         }
     }
 
-    /// The scan, and what is seen of it before it is read by who is given all the time for it.
+    /// The scan, and the part of it that is seen before the rest is read, by a thread with
+    /// unlimited time.
     fn read(path: &Path, segment: &Segment, model: &Arc<Model>) -> (Volume, Option<Scan>) {
         let (mut giver, taker) = parts();
         thread::scope(|scope| {
@@ -164,7 +167,7 @@ mod tests {
             });
             let volume = Volume::read_watched(path, None, None, &mut |begun| {
                 giver.see(begun);
-                // What is wanted then is yet to be read.
+                // What is requested then has yet to be read.
                 while giver.wanted.is_none() && !looking.is_finished() {
                     thread::yield_now();
                     giver.see(begun);
@@ -220,7 +223,7 @@ mod tests {
             });
             assert!(answers[0] == answers[1], "{flags}");
         }
-        // Of a scan that is normalised otherwise nothing of it holds.
+        // For a scan that is normalised differently nothing of it is valid.
         let model = Model::new(&device, &Weights::hashed(Config::tiny(), "ahead")).unwrap();
         let volume = Arc::new(Volume::read(&path, None).unwrap());
         let [low, high] = [0.0, 1.0].map(|mean| Normalization { clip: [-1.0, 9.0], mean, sd: 1.0 });

@@ -1,4 +1,4 @@
-//! The answers to what is said of an object, iteration by iteration.
+//! The answers to the prompts for an object, iteration by iteration.
 
 use super::Segment;
 use super::asked::Asked;
@@ -10,20 +10,20 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The answers to what was said of an object.
+/// The answers to the prompts for an object.
 pub(super) struct Answered {
     pub(super) last: Arc<Prediction>,
-    /// Those of all iterations.
+    /// The answers of all iterations.
     pub(super) all: Vec<Arc<Prediction>>,
-    /// What there is to report of each.
+    /// The report of each iteration.
     pub(super) steps: Vec<Value>,
-    /// What a person should know, each with its iteration.
+    /// Notes for the user, each with its iteration.
     pub(super) notes: Vec<String>,
     pub(super) seconds: f64,
 }
 
 impl Segment {
-    /// Goes through the iterations on one object.
+    /// Runs the iterations on one object.
     pub(super) fn answer(
         &self,
         scan: &Arc<Scan>,

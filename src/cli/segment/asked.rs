@@ -1,4 +1,4 @@
-//! What is said of each object: flags and files become prompts on the image.
+//! The prompts for each object: flags and files become prompts on the image.
 
 use super::Segment;
 use crate::cli::Failure;
@@ -8,19 +8,19 @@ use crate::volume::labels::{Labels, TargetLabel};
 use crate::volume::{Grid, LabelledObject, Volume};
 use std::path::Path;
 
-/// What an object is called that was given no name.
+/// The name of an object that was given none.
 pub(super) const UNNAMED: &str = "object";
 
-/// An object, and what is said of it on the image.
+/// An object, and its prompts on the image.
 pub(super) struct Asked {
     pub(super) name: Option<String>,
     pub(super) colour: Option<[u8; 3]>,
-    /// Of each iteration.
+    /// The prompts of each iteration.
     pub(super) prompts: Vec<Prompts>,
 }
 
 impl Asked {
-    /// A text about this object, which names it where it has a name.
+    /// A text about this object, which includes its name if it has one.
     pub(super) fn about(&self, text: &str) -> String {
         self.name.as_ref().map_or(text.to_string(), |name| format!("'{name}': {text}"))
     }
@@ -32,7 +32,7 @@ impl Asked {
 }
 
 impl Segment {
-    /// What is said of every object, on the image.
+    /// The prompts for every object, on the image.
     pub(super) fn asked(
         &self,
         objects: Vec<PromptedObject>,
@@ -52,7 +52,7 @@ impl Segment {
         Ok(asked)
     }
 
-    /// What is said in an iteration by numbers, on a scan of that size and place.
+    /// The prompts of an iteration that are given as numbers, on a scan of that size and place.
     pub(super) fn in_numbers(&self, i: &Iteration, grid: &Grid) -> Result<Prompts, PromptError> {
         let mut prompts = Prompts::default();
         for point in self.point.iter().copied().chain(i.raw_points()) {

@@ -1,5 +1,5 @@
-//! `prism segment`: a scan and prompts in, a mask on the scan's own grid out; of several objects a
-//! label image.
+//! `prism segment`: from a scan and prompts to a mask on the scan's own grid, or for several
+//! objects a label image.
 
 mod ahead;
 mod answer;
@@ -179,12 +179,12 @@ fn clip(text: &str) -> Result<[f32; 2], String> {
     }
 }
 
-/// The file of object `at`, from 0, of `all`: the one that was named, or one of its own.
+/// The file of object `at`, from 0, of `all`: the named one, or one for each object.
 fn file_of(path: &Path, at: usize, all: usize) -> PathBuf {
     if all > 1 { numbered(path, at + 1) } else { path.to_path_buf() }
 }
 
-/// An error where a file could not be put at one of these places.
+/// An error if a file could not be put at one of these places.
 fn can_be_written(outputs: &[PathBuf]) -> Result<(), Failure> {
     for path in outputs {
         output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
@@ -215,8 +215,8 @@ impl Segment {
         if self.json { print(&result?) } else { say(&result?) }
     }
 
-    /// What can be found wrong before the scan is opened. Gives what was asked for: a prompts file
-    /// may be a pipe, which is read once.
+    /// Checks what can be found wrong before the scan is opened. Returns the parsed prompts: a
+    /// prompts file may be a pipe, which can be read only once.
     fn check_usage(&self, model: &Chosen) -> Result<Vec<PromptedObject>, Failure> {
         let usage = |m: &str| Err(Failure::Usage(m.to_string()));
         let files = [&self.scribble, &self.mask, &self.prompts].into_iter().any(Option::is_some);
@@ -299,13 +299,13 @@ impl Segment {
         Ok(objects)
     }
 
-    /// All files that are written for so many objects.
+    /// All files that are written for this number of objects.
     fn outputs(&self, objects: usize) -> Vec<PathBuf> {
         let mut outputs = vec![self.output.clone()];
         for path in [&self.probability, &self.preview].into_iter().flatten() {
             outputs.extend((0..objects).map(|at| file_of(path, at, objects)));
         }
-        // Headers of voxels that lie in files of their own.
+        // Headers whose voxels are in separate files.
         let apart: Vec<PathBuf> = outputs.iter().filter_map(|path| data_file(path)).collect();
         outputs.extend(apart);
         outputs
@@ -317,7 +317,7 @@ impl Segment {
         std::iter::once((self.output.as_path(), Element::Uint8)).chain(probability)
     }
 
-    /// The scan, what is asked of it, and what was odd about them.
+    /// The scan, its prompts, and what was odd about them.
     fn read(
         &self,
         objects: Vec<PromptedObject>,
@@ -329,8 +329,8 @@ impl Segment {
         drop(parts);
         let mut image = read?;
         image.description.modality = self.modality.or(image.description.modality);
-        // What only the scan tells of the outputs, before minutes are spent on it: whether a DICOM
-        // segmentation can refer to it, and whether one of its files would be written over.
+        // What only the scan shows about the outputs, before minutes are spent on it: whether a
+        // DICOM segmentation can refer to it, and whether one of its files would be overwritten.
         for (path, element) in self.images() {
             check_output_on(path, element, &image.description)?;
         }
@@ -351,10 +351,10 @@ impl Segment {
     ) -> Result<String, Failure> {
         let about = |path: &Path, verb: &str| format!("{verb} {}", path.display());
         stages.begin(about(&self.image, "reading"));
-        // Reading keeps one core busy, most of the time: the network is loaded on another. Not
-        // where a budget was set, of which what is left would depend on who comes first, nor where
-        // loading takes so long that an error of the scan would wait for it. Once it is there, it
-        // is shown what was read already of the places where it looks first.
+        // Reading keeps one core busy most of the time, so the network is loaded on another. Not if
+        // a budget was set, because what is left of it would then depend on which thread comes
+        // first, nor if loading takes so long that an error of the scan would wait for it. Once it
+        // is loaded, it is shown the parts already read of the places where it looks first.
         let at_once = matches!(device, Device::Cpu(_)) && !memory::is_set();
         let first = objects.first().and_then(|object| object.iterations.first()).cloned();
         let (ended, (giver, taker)) = (AtomicBool::new(false), parts());
@@ -363,11 +363,11 @@ impl Segment {
             let work = move || -> Result<(Arc<Model>, Option<Scan>), Failure> {
                 let model = load(device, chosen)?;
                 let look = |first| self.look_ahead(&model, first, &taker, ended);
-                // What is refused memory here is asked for again when the scan is read.
+                // Memory that is refused here is requested again when the scan is read.
                 let ahead = memory::caught(|| first.as_ref().and_then(look)).ok().flatten();
                 Ok((model, ahead))
             };
-            // Where there can be no other thread it is loaded behind the scan.
+            // If no other thread can be started it is loaded after the scan.
             let beside = || Builder::new().spawn_scoped(scope, work).ok();
             let loading = at_once.then(beside).flatten();
             let read = self.read(objects, giver, stages);
@@ -392,8 +392,8 @@ impl Segment {
         let normalization = intensities.normalization;
         let mut prompts = asked.iter().flat_map(|object| &object.prompts);
         let bounds = prompts.find_map(|p| p.bounds).map(Extent::of_box);
-        // The paper's patch is one for all iterations: centred on the first that marks anything, at
-        // the spacing of the first box.
+        // The paper's patch is the same for all iterations: centred on the first that marks
+        // anything, at the spacing of the first box.
         let spacing = match self.released {
             true => {
                 self.spacing.or(Some(working_spacing(model.config(), &image.grid, bounds.as_ref())))
@@ -444,7 +444,7 @@ impl Segment {
                 outputs.push(pending);
                 stages.end("write");
             }
-            // Answers before the last were for the picture.
+            // Answers before the last were only for the picture.
             answered.push(Answered { all: vec![], ..answer });
         }
         stages.begin(about(&self.output, "writing"));
@@ -520,7 +520,7 @@ impl Segment {
                 "bytes": { "packed_weights": model.packed_bytes(), "encoded_scan": scan.bytes() },
                 "warnings": warnings,
             });
-            // Of a single object, as it was said before there were several.
+            // For a single object, the same messages as before several were supported.
             if let [answer] = &answered[..] {
                 report["iterations"] = json!(answer.steps);
                 report["patch"] = patch(&answer.last);

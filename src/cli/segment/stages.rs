@@ -1,4 +1,4 @@
-//! What is being done, and how long it takes.
+//! Showing what is being done, and how long it takes.
 
 use crate::cli::quiet;
 use crate::message;
@@ -20,7 +20,7 @@ impl Stages {
             ProgressStyle::with_template("{spinner} {msg} {elapsed}")
                 .unwrap_or_else(|_| ProgressStyle::default_spinner()),
         );
-        // It takes a thread, which is for nothing where nobody sees it.
+        // It takes a thread, which would be wasted without a terminal to show it on.
         if std::io::stderr().is_terminal() && !quiet() {
             bar.enable_steady_tick(Duration::from_millis(100));
         }
