@@ -195,7 +195,7 @@ pub enum Packed {
 pub struct Input {
     reader: Box<dyn Read>,
     head: Vec<u8>,
-    /// How it is packed; what is read is unpacked.
+    /// How the file is packed; what is read is unpacked.
     pub packed: Packed,
     length: u64,
     behind: Arc<AtomicBool>,

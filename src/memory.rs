@@ -12,7 +12,7 @@
 //! What is small whatever the input (names, messages, lists of handles) is allocated as everywhere
 //! in Rust.
 //!
-//! Extents that come from outside are multiplied by [`extent`] alone, so that no product wraps.
+//! Sizes that come from outside are multiplied only by [`extent`], so that no product wraps.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::any::Any;
@@ -88,7 +88,7 @@ pub fn used() -> u64 {
 fn machine() -> u64 {
     static MACHINE: OnceLock<u64> = OnceLock::new();
     *MACHINE.get_or_init(|| {
-        // Miri does not know all of the system that is asked here.
+        // Miri does not support all the system calls that are needed here.
         if cfg!(miri) {
             return u64::MAX;
         }
@@ -102,10 +102,10 @@ fn machine() -> u64 {
     })
 }
 
-/// How many values a shape has; none where that is more than can be counted, so that what is read
-/// or written by it cannot lie elsewhere.
+/// The number of values of a shape; none if that is more than can be counted, so that no access by
+/// it can be out of bounds.
 pub fn extent(shape: &[usize]) -> Option<usize> {
-    // An axis of 0 does not excuse others whose product wraps: they are strides.
+    // An axis of 0 does not excuse others whose product wraps, because they are strides.
     let count = shape.iter().try_fold(1usize, |n, s| n.checked_mul((*s).max(1)))?;
     Some(if shape.contains(&0) { 0 } else { count })
 }
@@ -437,12 +437,12 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Refused> {
         .map_err(|payload| of_panic(payload).unwrap_or_else(|other| resume_unwind(other)))
 }
 
-/// The least number of bytes that may stand without a unit. Of fewer the unit was forgotten:
-/// nothing that is given a size can do with so little.
+/// The smallest size that may be given without a unit. In a smaller one the unit was probably
+/// forgotten: nothing that takes a size can work with so little.
 const LEAST_BARE: f64 = 1e6;
 
-/// A size as people write it: a number with K, M, G or T behind it (powers of 1000; Ki, Mi, Gi, Ti
-/// of 1024), with or without a B. Without any it is bytes, a million of them at least.
+/// A size as people write it: a number followed by K, M, G or T (powers of 1000; Ki, Mi, Gi, Ti of
+/// 1024), with or without a B. Without any it is bytes, at least a million of them.
 ///
 /// # Errors
 /// It is not such a size; the message says what was expected.

@@ -182,11 +182,10 @@ pub(crate) fn sync_folder(path: &Path) {
     let _ = std::fs::File::open(path).and_then(|folder| folder.sync_all());
 }
 
-/// Makes a folder where there is none, with those around it, so that it is there after a power cut
-/// too.
+/// Makes a folder if it does not exist, with those above it, so that it survives a power cut.
 ///
 /// # Errors
-/// What the system says.
+/// Those of the operating system.
 pub fn make_folder(path: &Path) -> io::Result<()> {
     let is_missing = |at: &&Path| !at.as_os_str().is_empty() && !at.exists();
     let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
@@ -336,7 +335,7 @@ mod tests {
         write_text(&at("twice"), "a").unwrap();
         assert!(at("link").is_symlink() && at("twice").is_symlink());
         assert_eq!(std::fs::read_to_string(at("sub/real")).unwrap(), "a");
-        // Its mode stays, whoever can read it.
+        // The file's mode stays, no matter who can read it.
         mode("sub/real", 0o600);
         write_text(&at("link"), "b").unwrap();
         assert_eq!(std::fs::metadata(at("sub/real")).unwrap().permissions().mode() & 0o777, 0o600);

@@ -10,7 +10,7 @@ use std::time::Duration;
 pub struct Row {
     /// The op.
     pub op: &'static str,
-    /// Its sizes.
+    /// The sizes of the op's inputs.
     pub problem: String,
     /// The number of times that it ran.
     pub count: usize,

@@ -161,19 +161,19 @@ fn remember(failure: Failure) -> prism_status {
     failure.status
 }
 
-/// Has volumes read and resampled by no more threads than there are processors, whatever the
-/// variables say that these threads are counted by.
+/// Makes sure that volumes are read and resampled by no more threads than there are processors,
+/// whatever the variables say from which the number of these threads is taken.
 fn bound_threads() {
     let most = processors();
     let asked = |name: &str| std::env::var(name).ok()?.parse::<usize>().ok();
     let names = ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"];
     if names.into_iter().filter_map(asked).any(|threads| threads > most) {
-        // An error says that they run already, in a program in Rust that uses them too.
+        // An error means that they already run, in a program in Rust that uses them too.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(most).build_global();
     }
 }
 
-/// What the first call does. Panics within calls are noted, not printed; all others go where they
+/// Prepares the first call. Panics within calls are recorded, not printed; all others go where they
 /// went before.
 fn begin() {
     static ONCE: Once = Once::new();

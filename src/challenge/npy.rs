@@ -84,7 +84,7 @@ impl DType {
         self.size
     }
 
-    /// Its plain name, for example `float32`.
+    /// The type's plain name, for example `float32`.
     pub fn name(&self) -> &'static str {
         match (self.kind, self.size) {
             (Kind::Bool, _) => "bool",

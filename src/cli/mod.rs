@@ -141,7 +141,7 @@ impl<E: std::error::Error> From<E> for Failure {
 /// Starts the process's own threads, on which volumes are read, resampled and compared; 0 for one
 /// per processor.
 fn start(threads: usize) -> Result<(), Failure> {
-    // Told a number, they ask no variable (RAYON_NUM_THREADS) for one, which has no bounds.
+    // Given a number, the pool ignores the variable RAYON_NUM_THREADS, whose value has no bounds.
     let threads = if threads == 0 { processors() } else { threads };
     let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     // An error without a source means that they already run.

@@ -72,9 +72,9 @@ mod unix {
     use std::ptr::{null, null_mut};
     use std::sync::atomic::{AtomicI32, Ordering};
 
-    /// Signals that end a process which does not hear them, with temporary files left behind, and
-    /// from some a core of all that it held. Schedulers send SIGUSR1 or SIGUSR2 where they are told
-    /// to, and SIGXCPU, as the shell's limit does, when a process had its time.
+    /// Signals that end a process which does not handle them, leaving temporary files behind and,
+    /// for some, a core dump of all its memory. Schedulers send SIGUSR1 or SIGUSR2 if they are told
+    /// to, and SIGXCPU, as the shell's limit does, when a process has used its time.
     pub(super) const ENDS: [libc::c_int; 8] = [
         libc::SIGINT,
         libc::SIGTERM,

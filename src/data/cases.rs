@@ -28,7 +28,7 @@ impl DataError {
 /// A scan and its label image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
-    /// Its name in splits and tables.
+    /// The case's name in splits and tables.
     pub name: String,
     /// The scan.
     pub image: PathBuf,

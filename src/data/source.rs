@@ -19,7 +19,7 @@ type Decoded = Arc<(Volume, Vec<u8>)>;
 /// Bytes of decoded cases that are kept; cases that do not fit are read again.
 const CACHE: usize = 4 << 30;
 
-/// How often a place is drawn from, at most: sums of such numbers are numbers.
+/// The largest share of a source: sums of such numbers stay finite.
 const MOST_SHARE: f64 = 1e6;
 
 /// One source of samples.
@@ -193,7 +193,7 @@ impl Pool {
             Source::Synth(_) => &[],
         });
         for case in cases {
-            // No more are read, and held, than are wanted.
+                // No more are read, and held, than are needed.
             if samples.len() == count {
                 break;
             }

@@ -347,10 +347,10 @@ mod tests {
         let (mut one, other) = (workspace.alloc_persistent(100), workspace.alloc_persistent(100));
         assert!(one.is_alone() && other.is_alone() && one.base() != other.base());
         one.fill(1.0);
-        // What lies behind the values is written by way of their address, and then theirs.
+        // The room after the values is written through its address, and then belongs to them.
         assert_eq!(one.headroom(), [0, 12]);
         let behind = one.base().wrapping_add(100);
-        // SAFETY: it lies in the range of the buffer, which nothing else has an address in.
+        // SAFETY: it is in the range of the buffer, to which nothing else has an address.
         unsafe { behind.write(2.0) };
         one.shift_base(1);
         assert_eq!((one[0], one[99]), (1.0, 2.0));

@@ -16,7 +16,7 @@ pub struct OpRecord {
     pub flops: f64,
     /// Bytes of its inputs, weights and outputs, each counted once.
     pub bytes: f64,
-    /// Its time, without that of ops inside it.
+    /// The op's time, without that of ops inside it.
     pub time: Duration,
 }
 

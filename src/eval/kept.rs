@@ -94,7 +94,7 @@ pub enum KeptError {
     /// The file cannot be read or written, or is something else.
     #[error("{0}")]
     File(String),
-    /// It holds results of other settings.
+    /// The file holds results of other settings.
     #[error("{path} holds results of other settings: {}", .differences.join(", "))]
     Settings {
         /// The file.

@@ -113,7 +113,7 @@ pub struct Plan {
     pub seed: u64,
 }
 
-/// One case under one protocol. The same seed and case name give the same prompts.
+/// Runs one case under one protocol. The same seed and case name give the same prompts.
 pub fn run(
     model: &Arc<Model>,
     image: &Arc<Volume>,

@@ -25,12 +25,13 @@ pub struct Feature {
 }
 
 impl Feature {
-    /// As an op's input that other ops may read as well; none if neither path feeds this level.
+    /// This feature as an op's input that other ops may read as well; none if neither path feeds
+    /// this level.
     pub fn input(&self) -> Option<TapeInput> {
         self.input_from(self.cnn.as_ref().map(Normed::input))
     }
 
-    /// As the input of its last reader, which may take its memory.
+    /// This feature as the input of its last reader, which may take its memory.
     pub fn into_input(mut self) -> Option<TapeInput> {
         let cnn = self.cnn.take().map(Normed::into_input);
         self.input_from(cnn)

@@ -113,7 +113,7 @@ impl Linear {
         Linear(w.get(&format!("{at}.weight")), w.get(&format!("{at}.bias")))
     }
 
-    /// As one of several layers of the same rows.
+    /// This layer as one of several layers of the same rows.
     pub fn layer(&self) -> TokenLayer<'_> {
         TokenLayer { weight: &self.0, bias: &self.1, added: false }
     }

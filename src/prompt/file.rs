@@ -73,7 +73,7 @@ impl Iteration {
 /// An object of a prompts file, and its prompts.
 #[derive(Clone, Debug)]
 pub struct PromptedObject {
-    /// Its name; none if the file is a list of iterations on one object.
+    /// The object's name; none if the file is a list of iterations on one object.
     pub name: Option<String>,
     /// The red, green and blue in which it is shown.
     pub colour: Option<[u8; 3]>,

@@ -30,7 +30,7 @@ pub struct Clicks {
     /// Voxels on it, and off it.
     pub on: Vec<[usize; 3]>,
     pub off: Vec<[usize; 3]>,
-    /// Its box, `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
+    /// The object's box, `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
     pub bounds: Option<[usize; 6]>,
 }
 

@@ -34,12 +34,12 @@ impl Failure {
         Failure { status, message: shortened(&message, LONGEST) }
     }
 
-    /// The request is invalid.
+    /// The failure of an invalid request.
     pub fn bad(message: impl Into<String>) -> Failure {
         Failure::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// The request is well formed, but does not fit the present state.
+    /// The failure of a request that is well formed, but does not fit the present state.
     pub fn unfit(message: impl Into<String>) -> Failure {
         Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message)
     }
@@ -52,12 +52,12 @@ impl Failure {
         Failure::new(StatusCode::NOT_FOUND, message)
     }
 
-    /// There is no room at present.
+    /// The failure of a request for which there is no room at present.
     pub fn full(message: impl Into<String>) -> Failure {
         Failure::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
-    /// Its message.
+    /// The failure's message.
     pub fn message(&self) -> &str {
         &self.message
     }

@@ -390,8 +390,8 @@ impl Journal {
         self.goes.store(false, Ordering::Relaxed);
     }
 
-    /// Its object is dropped: it will not be found again, not even after a power cut, and is
-    /// removed when it is no longer in use.
+    /// Lets the journal go with its object: it will not be found again, not even after a power cut,
+    /// and is removed when it is no longer in use.
     pub fn release(&self) {
         self.goes.store(true, Ordering::Relaxed);
         let gone = self.folder.path.join(format!("{GONE}{}", self.name));
@@ -472,7 +472,8 @@ impl Journal {
         }
     }
 
-    /// Its object became smaller: its necessary length is not known any more.
+    /// Records that the object became smaller: the journal's necessary length is not known any
+    /// more.
     pub fn shrank(&self) {
         self.written().least = 0;
     }
@@ -636,11 +637,11 @@ fn record(kind: u8, tell: impl FnOnce(&mut Writer)) -> Writer {
     out
 }
 
-/// A session that goes back to what it was unless what is done with it is kept: where that fails,
-/// where memory is refused, and where it panics.
+/// A session that returns to its earlier state unless the change is kept: on failure, if memory is
+/// refused, and on a panic.
 struct Attempt<'a> {
     session: &'a mut Session,
-    /// None when it is kept.
+    /// None once it is kept.
     before: Option<Saved>,
 }
 
@@ -652,9 +653,10 @@ impl Drop for Attempt<'_> {
     }
 }
 
-/// Has something done with a session, and kept where there is a journal: what `tell` writes of the
-/// session as it is then and as it was. What is to be answered belongs to what is done, for memory
-/// for that may be refused: whatever fails, the session is as it was, and nothing is written.
+/// Changes a session, and keeps the change if there is a journal: what `tell` writes from the
+/// session's new state and its earlier one. The answer to the client is made as part of the change,
+/// because memory for it may be refused: whatever fails, the session is unchanged, and nothing is
+/// written.
 pub fn attempted<T>(
     journal: Option<&Arc<Journal>>,
     session: &mut Session,
@@ -672,7 +674,7 @@ pub fn attempted<T>(
     Ok(done)
 }
 
-/// Has a session do one interaction, and what that changed written behind what `head` writes, where
+/// Runs one interaction of a session, and writes what that changed after what `head` writes, if
 /// there is a journal; as [`attempted`].
 pub fn kept<T>(
     journal: Option<&Arc<Journal>>,

@@ -17,7 +17,7 @@ const MOST_BOUNDARY: usize = 70;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     pub name: String,
-    /// Its name at the sender, if it is a file.
+    /// The part's name at the sender, if it is a file.
     pub file: Option<String>,
     /// The range of its content in the body.
     pub content: Range<usize>,

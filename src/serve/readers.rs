@@ -13,9 +13,9 @@ use std::ops::Range;
 /// A part of a form.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
-    /// Its name.
+    /// The part's name.
     pub name: String,
-    /// Its name at the sender, if it is a file.
+    /// The part's name at the sender, if it is a file.
     pub file: Option<String>,
     /// The range of its content in the body.
     pub content: Range<usize>,

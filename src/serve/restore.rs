@@ -112,8 +112,8 @@ pub fn restore(shared: &Shared, found: Vec<Found>, mut warnings: Vec<String>) {
     ahead.into_iter().for_each(|(key, wishes)| shared.work.ahead(key, wishes));
 }
 
-/// Brings back what was found one by one, and tells where each object will be looked at next, with
-/// what it is worked on by.
+/// Restores what was found one by one, and tells where each object will probably be looked at next,
+/// with the key under which it is worked on.
 fn each(
     shared: &Shared,
     all: Vec<Found>,

@@ -114,7 +114,7 @@ impl Entry {
 
 #[cfg(not(feature = "dicom"))]
 impl Entry {
-    /// There is none to read.
+    /// Reads nothing: there is no such series.
     pub fn read(&self, _: usize) -> Result<Volume, Failure> {
         match self.filed {}
     }

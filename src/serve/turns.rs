@@ -1,11 +1,11 @@
 //! Turns at the network. One computation uses it at a time, with all threads or the GPU; between
-//! two ops it gives way to who has more right, a click to nobody. Clicks whose patch is encoded go
-//! before encodings, and what somebody asked for before what is encoded ahead; of equal right, who
-//! came first. Whoever has encoded a patch and needs another comes anew with it: so one of them
-//! goes before another's, and not all that an interaction looks at. The first encoding goes on as
-//! soon as no click waits, and an op of it is done after every few clicks that went before it.
-//! Those that came later take no working memory until it is done: few have any at a time, however
-//! many wait.
+//! two ops it yields to one with higher priority, a click to none. Clicks whose patch is encoded go
+//! before encodings, and requested encodings before those ahead of a request; with equal priority,
+//! the earliest goes first. A computation that has encoded a patch and needs another counts as new
+//! with it: so one of its patches goes before another computation's, and not all that an
+//! interaction looks at. The first encoding continues as soon as no click waits, and one op of it
+//! runs after every few clicks that went before it. Computations that came later take no working
+//! memory until it is done: only a few have any at a time, however many wait.
 //!
 //! A computation that yields waits on its own thread, within [`Observer::paced`]. It keeps its
 //! working memory, and the session that it works on, of which `work.rs` runs one job at a time; the
@@ -35,7 +35,7 @@ enum Right {
 struct Place {
     /// The order of arrival.
     number: u64,
-    /// In that order, too, the patch that it encodes or encoded last.
+    /// The position in that order of the patch that it encodes or encoded last.
     encoding: u64,
     right: Right,
     waits: bool,
@@ -69,13 +69,13 @@ impl Queue {
         self.places.iter().any(|place| place.begun && place.number != number)
     }
 
-    /// A number for who, or what, comes now.
+    /// The next number in the order of arrival.
     fn numbered(&mut self) -> u64 {
         self.next += 1;
         self.next - 1
     }
 
-    /// Has a place want its turn by a right.
+    /// Makes a place wait for its turn with a priority.
     fn claim(&mut self, number: u64, right: Right) {
         // Between two patches that are encoded there is an answer.
         if right != Right::Click && self.place(number).right == Right::Click {
@@ -85,7 +85,8 @@ impl Queue {
         self.place(number).right = right;
     }
 
-    /// The right by which a place has its turn now, and when it came with what it wants.
+    /// The priority with which a place has its turn now, and the order of arrival of its present
+    /// request.
     fn rank(&self, place: &Place) -> (Right, u64) {
         match place.right {
             Right::Click => (Right::Click, place.number),
@@ -446,8 +447,8 @@ mod tests {
         let (go, goes) = channel();
         let (first, _) = enter(&turns);
         let (second, _) = enter(&turns);
-        // So many patches, each encoded in two ops and then looked at; while the first of all is
-        // encoded somebody else comes.
+        // A number of patches, each encoded in two ops and then looked at; while the first of all
+        // is encoded another computation comes.
         let looks = |turn: &Turn, name: &'static str, patches: usize, during: &dyn Fn()| {
             for patch in 0..patches {
                 for op in 0..2 {

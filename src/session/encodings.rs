@@ -15,7 +15,7 @@ pub struct EncodedPatch {
     /// The network's input.
     pub(super) input: Tensor,
     pub(super) features: Features,
-    /// Of the input: the features are charged where their buffers are made.
+    /// The charge of the input: the features are charged where their buffers are made.
     pub(super) _charge: Charge,
     /// Time spent cutting the patch and encoding it.
     pub seconds: [Duration; 2],

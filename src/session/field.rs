@@ -30,7 +30,7 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Unwinds to [`memory::caught`] where the budget refuses it.
+    /// Unwinds to [`memory::caught`] if the budget refuses it.
     pub(super) fn new(logits: Logits) -> Arc<Tile> {
         Arc::new(Tile::charged(logits))
     }

@@ -37,8 +37,8 @@ pub struct Guess<'a> {
 }
 
 impl Guess<'_> {
-    /// How sure it is: the mean distance of probabilities from one half, scaled to 0 to 1, over the
-    /// object and two voxels around it. 0 if there is no object.
+    /// How sure a guess is: the mean distance of probabilities from one half, scaled to 0 to 1,
+    /// over the object and two voxels around it. 0 if there is no object.
     pub fn sureness(&self) -> f32 {
         let mut near: Vec<u8> =
             memory::collected(ANSWER, self.logits.iter().map(|l| u8::from(*l > 0.0)));

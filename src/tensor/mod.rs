@@ -486,7 +486,7 @@ impl Param {
         Param { value, id: None }
     }
 
-    /// Its place in the list of parameters; none if it is not trained.
+    /// The tensor's place in the list of parameters; none if it is not trained.
     pub fn id(&self) -> Option<usize> {
         self.id
     }

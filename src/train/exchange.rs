@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// The fewest values of a bucket: 32 MB.
 const BUCKET: usize = 8 << 20;
 
-/// What a refusal of memory names.
+/// How a refusal of memory names it.
 const GRADIENTS: &str = "gradients that are added up";
 
 /// The parameters that are sent together, and the length of each.

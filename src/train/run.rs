@@ -89,7 +89,8 @@ pub enum Ended {
 pub trait Watch {
     /// After a step.
     fn step(&mut self, report: &StepReport, total: usize);
-    /// Before a case of a validation is begun: its number, from 1, of so many.
+    /// Called before a case of a validation is begun, with its number, from 1, and the number of
+    /// cases.
     fn case(&mut self, number: usize, of: usize);
     /// After a validation.
     fn validation(&mut self, report: &ValidationReport);
@@ -145,10 +146,9 @@ pub fn network(name: &str) -> Result<Config, String> {
     Ok(config)
 }
 
-/// Runs until all epochs are done or `stop` is set, in any process; then the step at hand, or in
-/// process 0 the case of a validation, is finished and the state saved. A validation that is cut
-/// short so is done from its beginning when the run goes on. Where process 0 is told while it first
-/// reads the cases to validate on, it reads no other, and no step is done. Each process takes its
+/// Runs until all epochs are done or `stop` is set, in any process; then the present step, or in
+/// process 0 the present case of a validation, is finished and the state saved. A validation that
+/// was interrupted is repeated from its beginning when the run is resumed. Each process takes its
 /// share of every batch; process 0 validates and writes. One that fails tells the others why.
 pub fn run(
     device: &Device,
@@ -306,9 +306,9 @@ fn all_steps(
     })
 }
 
-/// Validates after an epoch, in process 0, unless or until it hears that the run is to stop: it
-/// knows that already where `stopping` says so. What was not done to its end, the state tells. All
-/// processes come here; returns whether any of them was asked to stop.
+/// Validates after an epoch, in process 0, unless or until it learns that the run is to stop;
+/// `stopping` says that it already knows. The state records a validation that was not completed.
+/// All processes call this; returns whether any of them was asked to stop.
 fn judge(
     device: &Device,
     state: &mut State,
@@ -351,8 +351,8 @@ fn any(peers: &Peers, here: bool) -> Result<bool, String> {
     Ok(all[0] > 0.0)
 }
 
-/// Puts on disk what the run has come to, in the process that writes. The log first: it may tell of
-/// more than the state, which a run that goes on drops, but not of less.
+/// Writes the run's results to disk, in the process that writes. The log first: it may contain more
+/// than the state, which a resumed run drops, but not less.
 fn keep(state: &State, log: &mut Option<Log>, out: &Path) -> Result<(), String> {
     let Some(log) = log else { return Ok(()) };
     log.sync()?;
@@ -667,9 +667,9 @@ fn learn(
     run_item_sharing(device, model, &image, &target, share, shared, prompt).map_err(fail)
 }
 
-/// Mean Dice after each iteration over fixed samples, by a fixed user: a box, ten points an
-/// iteration; where the run learns from users who steer, a box, then single clicks. None where it
-/// was to stop before the last of them was begun.
+/// Mean Dice after each iteration over fixed samples, by a fixed user: a box, ten points per
+/// iteration; if the run learns from users who steer, a box, then single clicks. None if it was
+/// told to stop before the last of them was begun.
 fn validate(
     device: &Device,
     state: &State,
@@ -747,7 +747,7 @@ impl Log {
         writeln!(self.0, "{}", json!(report)).map_err(|e| format!("the log: {e}"))
     }
 
-    /// Has all that was written on the disk.
+    /// Makes sure that everything written is on the disk.
     fn sync(&mut self) -> Result<(), String> {
         let synced = self.0.flush().and_then(|()| self.0.get_ref().sync_all());
         synced.map_err(|e| format!("the log: {e}"))

@@ -28,8 +28,8 @@ pub struct Progress {
     /// changed.
     #[serde(default = "scaling")]
     pub scaling: (f32, u32),
-    /// Whether the validation that follows these steps was stopped before its end: a run that goes
-    /// on begins with it.
+    /// Whether the validation that follows these steps was interrupted: a resumed run begins with
+    /// it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unvalidated: bool,
     /// The run's settings.

@@ -127,7 +127,7 @@ impl Check {
 pub struct CaseReport {
     /// The file, relative to the folder.
     pub case: String,
-    /// What it holds; none for a kind this program does not know.
+    /// What the file holds; none for a kind that this program does not know.
     pub kind: Option<Kind>,
     /// Everything that was compared.
     pub checks: Vec<Check>,

@@ -66,13 +66,13 @@ impl Element {
         typed!(self, T => size_of::<T>())
     }
 
-    /// Bytes of so many volumes of `size` voxels; none where that is more than can be addressed.
+    /// Bytes of a number of volumes of `size` voxels; none if that is more than can be addressed.
     pub(super) fn bytes_of(self, [i, j, k]: [usize; 3], volumes: usize) -> Option<usize> {
         const MOST: u64 = 1 << 50;
         memory::extent(&[i, j, k, volumes, self.size()]).filter(|bytes| *bytes as u64 <= MOST)
     }
 
-    /// Its name in file formats, such as `int16`.
+    /// The element type's name in file formats, such as `int16`.
     pub fn name(self) -> &'static str {
         match self {
             Element::Int8 => "int8",

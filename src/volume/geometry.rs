@@ -144,7 +144,7 @@ impl Grid {
         self.affine.spacing()
     }
 
-    /// How many voxels; where they cannot be counted, more than there is memory for.
+    /// The number of voxels; if they cannot be counted, more than there is memory for.
     pub fn voxels(&self) -> usize {
         memory::extent(&self.size).unwrap_or(usize::MAX)
     }

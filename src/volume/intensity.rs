@@ -31,7 +31,7 @@ const DIM: f32 = 0.15;
 const LEAST_BRIGHT: f64 = 0.4;
 
 impl Modality {
-    /// Its short name: `CT`, `MR` or `PET`.
+    /// The modality's short name: `CT`, `MR` or `PET`.
     pub fn name(self) -> &'static str {
         match self {
             Modality::Ct => "CT",

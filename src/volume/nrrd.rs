@@ -209,9 +209,9 @@ impl Header {
 pub(super) struct Structure<'a> {
     /// The identifier by which programs distinguish it from others.
     pub id: String,
-    /// Its name: a line without control characters.
+    /// The structure's name: a line without control characters.
     pub name: &'a str,
-    /// Its voxels' value.
+    /// The value of the structure's voxels.
     pub value: usize,
     /// Red, green and blue, from 0 to 1.
     pub colour: [f64; 3],

@@ -148,7 +148,7 @@ impl Zlib {
         Ok(Zlib { blocks: blocks(body)?, sum: adler32(body) })
     }
 
-    /// Its bytes.
+    /// The stream's length in bytes.
     pub fn len(&self) -> usize {
         2 + self.blocks.iter().map(|b| b.bytes.len()).sum::<usize>() + END.len() + 4
     }

@@ -116,7 +116,7 @@ pub fn resample(
         to_index.0.map(|r| r[0] * offset[0] + r[1] * offset[1] + r[2] * offset[2])
     };
     let [ni, nj, nk] = to.size;
-    // Where so many are there, those of a plane can be counted.
+    // Since all of them fit, those of a plane can be counted.
     let mut out = memory::filled("a resampled scan", outside, to.voxels());
     let line = |at: usize| [0.0, ni as f64].map(|i| place([i, (at / nk) as f64, (at % nk) as f64]));
     let lines: Vec<[[f64; 3]; 2]> = memory::collected("a resampled scan", (0..nj * nk).map(line));

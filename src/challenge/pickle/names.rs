@@ -11,7 +11,7 @@ pub enum Global {
 }
 
 impl Global {
-    /// Its name in pickles.
+    /// The name of a function or class in pickles.
     pub fn name(self) -> &'static str {
         match self {
             Global::Reconstruct => "_reconstruct",

@@ -123,7 +123,7 @@ fn kinds(cuda: &Cuda, g: &Tensor) -> Result<Arc<Memory>, OpError> {
     Ok(sums)
 }
 
-/// See [`grad::biases`](super::grad::biases), whose shapes were checked.
+/// [`grad::biases`](super::grad::biases) on a device; shapes were checked.
 pub fn biases_gradient(
     cuda: &Cuda,
     g: &Tensor,
@@ -273,7 +273,7 @@ pub fn compose(
     ])
 }
 
-/// See [`grad::weights`](super::grad::weights), whose shapes were checked.
+/// [`grad::weights`](super::grad::weights) on a device; shapes were checked.
 pub fn weights_gradient(
     cuda: &Cuda,
     composed: &Tensor,

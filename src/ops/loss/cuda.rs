@@ -163,7 +163,7 @@ fn totals(
     Ok(sums)
 }
 
-/// See [`super::score_gradient`].
+/// [`super::score_gradient`] on a device.
 pub fn score_gradient(
     cuda: &Cuda,
     sums: &Arc<Memory>,
@@ -192,7 +192,7 @@ pub fn score_gradient(
     Ok(Tensor::from_device(scores.shape(), out, dtype))
 }
 
-/// See [`super::emphasis`], whose sizes were checked.
+/// [`super::emphasis`] on a device; sizes were checked.
 pub fn emphasis(
     cuda: &Cuda,
     logits: &Tensor,
@@ -230,7 +230,7 @@ pub fn emphasis(
     Ok((sums, Tensor::from_device(logits.shape(), out, dtype)))
 }
 
-/// See [`super::read`]: values on the device are collected there and copied back at once.
+/// [`super::read`] on a device: values are collected there and copied back at once.
 pub fn read(
     cuda: &Cuda,
     sums: &[&MaskSums],

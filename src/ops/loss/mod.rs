@@ -52,7 +52,7 @@ impl Target {
         Ok(Target { label, boundary, volume, size, kernel })
     }
 
-    /// Its size, which remains after the sums of its masks have been computed.
+    /// The target's size, which remains after the sums of its masks have been computed.
     pub fn size(&self) -> TargetSize {
         TargetSize { volume: self.volume, voxels: self.label.len() }
     }

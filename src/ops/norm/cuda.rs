@@ -179,7 +179,7 @@ pub fn totals_of(cuda: &Cuda, x: &Tensor, so_far: Option<Tensor>) -> Result<Tens
     column_sums(cuda, &x.to_device(cuda, dtype)?, dtype, [1, x.len() / c, c], so_far)
 }
 
-/// See [`grad::instance_norm`](super::grad::instance_norm).
+/// [`grad::instance_norm`](super::grad::instance_norm) on a device.
 pub fn instance_norm_gradient(
     cuda: &Cuda,
     x: &Tensor,
@@ -248,7 +248,7 @@ pub fn instance_norm_gradient(
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
 }
 
-/// See [`grad::layer_norm`](super::grad::layer_norm).
+/// [`grad::layer_norm`](super::grad::layer_norm) on a device.
 pub fn layer_norm_gradient(
     cuda: &Cuda,
     x: &Tensor,

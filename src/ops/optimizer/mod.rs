@@ -74,7 +74,7 @@ impl Norm {
         Norm(At::Here(value))
     }
 
-    /// Its value; waits for a device.
+    /// The norm's value; waits for a device.
     pub fn read(&self) -> Result<f64, OpError> {
         match &self.0 {
             At::Here(value) => Ok(*value),

@@ -188,7 +188,7 @@ pub fn heads(
     Ok(Tensor::from_device([m, d, h, w], out, dtype))
 }
 
-/// See [`grad::heads`](super::grad::heads).
+/// [`grad::heads`](super::grad::heads) on a device.
 pub fn heads_gradient(
     cuda: &Cuda,
     x: &Tensor,

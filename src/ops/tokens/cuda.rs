@@ -80,7 +80,7 @@ fn on<'a>(
     tensors.map(|t| t.to_device(cuda, dtype)).collect()
 }
 
-/// See [`super::linears`].
+/// [`super::linears`] on a device.
 pub fn linears(
     cuda: &Cuda,
     rows: Rows,
@@ -171,8 +171,8 @@ pub fn linears(
     Ok(Some((made, normed)))
 }
 
-/// See [`super::attention`]. In float32 there is none: attention in plain arithmetic has a launch
-/// of its own.
+/// [`super::attention`] on a device. In float32 there is none: attention in plain arithmetic has a
+/// launch of its own.
 pub fn attention(
     cuda: &Cuda,
     heads: usize,
@@ -240,7 +240,7 @@ pub fn attention(
     Ok(Some(Tensor::from_device(shape, out, dtype)))
 }
 
-/// See [`super::row_linears`].
+/// [`super::row_linears`] on a device.
 pub fn row_linears(
     cuda: &Cuda,
     layers: &[(&Tensor, &Tensor, &Tensor)],

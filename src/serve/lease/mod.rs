@@ -30,10 +30,10 @@ use told::{BUFFER, INITIAL, QUEUED, SAID, UNDONE, put_prompts};
 
 /// The most interactions that wait for a prediction.
 const MOST_QUEUED: usize = 256;
-/// Sessions that an undo can lead to, at most, the one at work among them.
+/// The most sessions that an undo can lead to, including the one in use.
 const MOST_LAYERS: usize = 8;
 
-/// Why an image has a session.
+/// Why an image always has a session.
 const FIRST: &str = "the first is there from the beginning";
 
 /// The error if there is no image.
@@ -118,7 +118,7 @@ pub struct Update {
     turn: u64,
 }
 
-/// A block of the image, and what a buffer has there, as it is sent.
+/// A block of the image, with the buffer's contents there, as it is sent.
 struct Part {
     region: [usize; 6],
     dtype: Dtype,
@@ -412,7 +412,7 @@ impl State {
         Ok(whole(&image.opened.image.grid, &shown))
     }
 
-    /// The client is shown the answer as it is, of which so much is new to it.
+    /// Shows the client the present answer; `part` is what is new to it.
     fn show(&mut self, part: Option<Part>) -> Option<Update> {
         let image = self.image.as_mut()?;
         image.shown = image.layers.last()?.session.prediction().cloned();
@@ -425,9 +425,9 @@ impl State {
     }
 }
 
-/// What differs between two answers on a scan, and where the client's buffer is in `doubt`, as the
-/// second of them has it; none where nothing does. Memory for it may be refused: who changes an
-/// answer asks for it before that is kept.
+/// The difference between two answers on a scan, and the part where the client's buffer is in
+/// `doubt`, as the second answer has it; none if there is no difference. Memory for it may be
+/// refused, so code that changes an answer must call this before the change is kept.
 fn difference(
     opened: &Opened,
     before: &Shown,
@@ -470,7 +470,7 @@ impl Image {
         self.layers.last_mut().expect(FIRST)
     }
 
-    /// The answer that going back leads to, where nothing waits for a prediction.
+    /// The answer that going back leads to, if nothing waits for a prediction.
     fn shown_before(&mut self) -> Shown {
         let layer = self.layer();
         if layer.steps == 0 {

@@ -91,7 +91,7 @@ fn what_a_lost_answer_held_is_in_the_next() {
     assert!(buffer.contains(&1) && buffer == answer(&lease));
 }
 
-/// Clicks once more on a session that was clicked on once, and fails then.
+/// Clicks once more on a session that was clicked on once, and then fails.
 fn attempt(session: &mut Session, fails: fn() -> Failure) -> Result<(), Failure> {
     let said = Prompts { points: vec![([3, 3, 3], true)], ..Prompts::default() };
     kept(

@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Tag {
     pub group: u16,
     pub element: u16,
-    /// How its value is encoded: if a file does not say, and in what is written.
+    /// How the tag's value is encoded: if a file does not say, and in what is written.
     pub vr: [u8; 2],
     name: &'static str,
 }

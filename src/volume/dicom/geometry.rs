@@ -10,7 +10,7 @@ pub struct Plane {
     /// The image of the series that it is in, and the frame there.
     pub image: usize,
     pub frame: usize,
-    /// Its first voxel's centre, in mm of LPS.
+    /// The centre of the slice's first voxel, in mm of LPS.
     pub position: [f64; 3],
     /// Unit vectors along a row and along a column.
     pub orientation: [[f64; 3]; 2],
@@ -20,7 +20,7 @@ pub struct Plane {
     pub thickness: Option<f64>,
     /// The factor of stored values, and what is then added.
     pub scale: [f64; 2],
-    /// Its rank among those at the same position: by time, acquisition, number, frame.
+    /// The slice's rank among those at the same position: by time, acquisition, number, frame.
     pub order: [i64; 4],
 }
 

@@ -126,7 +126,7 @@ fn scan(
 /// A series of a folder, as described by the tags of its files, to be read when it is asked for.
 #[derive(Debug)]
 pub struct Filed {
-    /// Its description; if it has parts, that of the one with more slices than any other.
+    /// The series' description; if it has parts, that of the one with more slices than any other.
     pub series: Series,
     /// Whether no single part of it has more slices than any other: then none can be selected.
     pub is_tied: bool,

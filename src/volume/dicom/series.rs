@@ -41,11 +41,11 @@ const NO_SCANS: [&str; 4] = [
 /// What a file says of its image.
 #[derive(Debug)]
 pub struct Image {
-    /// Its number in the store.
+    /// The file's number in the store.
     pub file: usize,
-    /// How its voxels are written.
+    /// How the image's voxels are written.
     pub layout: Layout,
-    /// How its values become uptakes, for PET.
+    /// How the image's values become uptakes, for PET.
     pub uptake: Option<Uptake>,
 }
 
@@ -124,7 +124,7 @@ pub struct Found {
 /// Something odd about the files of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Odd {
-    /// As text that names no file: names often contain those of patients.
+    /// The message, as text that names no file: names often contain those of patients.
     pub said: String,
     /// A key that distinguishes it from others for as long as it lasts, names included: not to be
     /// shown.
@@ -200,10 +200,10 @@ pub fn find(store: &mut Store, most: Inflated) -> Result<Found, VolumeError> {
 
 /// Why a file was not read.
 enum Unread {
-    /// It is damaged: the others may be whole.
+    /// The file is damaged: others may be intact.
     Damaged(VolumeError),
-    /// It exceeds a limit, either of memory or of what may still be inflated: no further file is
-    /// examined.
+    /// The file exceeds a limit, either of memory or of what may still be inflated: no further file
+    /// is examined.
     Limit(VolumeError),
 }
 

@@ -29,11 +29,11 @@ const MOST: usize = 1 << 16;
 /// Why bytes are not a data set.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Problem {
-    /// They end too early: with more of them it may be one.
+    /// The bytes end too early: with more of them they may be one.
     Short,
-    /// Inflated, they are more than the limit.
+    /// The inflated bytes are more than the limit.
     Large,
-    /// They are damaged, whatever follows; with the reason.
+    /// The bytes are damaged, whatever follows; with the reason.
     Damaged(String),
 }
 

@@ -41,7 +41,7 @@ pub struct Segment<'a> {
     pub label: &'a str,
     /// Red, green and blue, from 0 to 1.
     pub colour: [f64; 3],
-    /// Its voxels.
+    /// The object's voxels.
     pub marks: SegmentVoxels<'a>,
 }
 

@@ -17,7 +17,7 @@ const LABELS: &str = "a label image";
 /// An object of a label image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledObject {
-    /// Its name, on one line.
+    /// The object's name, on one line.
     pub name: String,
     /// The red, green and blue that were chosen for it.
     pub colour: Option<[u8; 3]>,
