@@ -740,6 +740,30 @@ fn leaning_comments(text: &str) -> Vec<usize> {
     found
 }
 
+/// Words that stay out of comments: a reader has to ask who is meant.
+const VAGUE: [&str; 8] =
+    ["anybody", "everybody", "nobody", "somebody", "thereof", "whereof", "whoever", "whomever"];
+
+/// What of `src` may have [`VAGUE`] words: the program's help, and files that still do.
+const MAY_BE_VAGUE: [&str; 5] = [
+    "src/cli/serve.rs",
+    "src/serve/api/",
+    "src/serve/rounds.rs",
+    "src/serve/store/",
+    "src/serve/work.rs",
+];
+
+/// The lines of comments with [`VAGUE`] words, by number.
+fn vague_comments(text: &str) -> Vec<usize> {
+    let is_vague = |line: &str| {
+        line.trim_start().starts_with("//")
+            && line
+                .split(|c: char| !c.is_alphabetic())
+                .any(|word| VAGUE.contains(&word.to_lowercase().as_str()))
+    };
+    (1..).zip(text.lines()).filter(|(_, line)| is_vague(line)).map(|(n, _)| n).collect()
+}
+
 /// `file:line` of what `of` finds in all files whose comments keep to a rule: those of Rust, of the
 /// kernels and of their emulator.
 fn in_comments(of: fn(&str) -> Vec<usize>) -> Vec<String> {
@@ -771,4 +795,14 @@ fn first_lines_of_doc_comments_stand_alone() {
     let planted = "/// One.\n/// The same line.\nfn f() {}\n    /// The same.\n//! The same.\n";
     assert_eq!(leaning_comments(planted), [4]);
     assert_eq!(leaning_comments("//! The same.\n"), [1]);
+}
+
+#[test]
+fn comments_say_who_is_meant() {
+    let mut vague = in_comments(vague_comments);
+    let may_be = |place: &str| MAY_BE_VAGUE.iter().any(|part| place.starts_with(part));
+    vague.retain(|place| place.starts_with("src/") && !may_be(place));
+    assert!(vague.is_empty(), "comments that do not say who is meant:\n{}", vague.join("\n"));
+    let planted = "// One calls.\n    /// Nobody's.\nlet whoever = 0;\n//! Busybody, or whoever\n";
+    assert_eq!(vague_comments(planted), [2, 4]);
 }
