@@ -1,9 +1,9 @@
-//! Makes the table of kernels of their sources (`kernels/table.rs`), and with the feature
+//! Makes the table of kernels from their sources (`kernels/table.rs`), and with the feature
 //! `emulator` builds the emulator: the kernels, compiled by the host's C++ compiler so that each of
 //! their memory accesses is checked.
 //!
-//! Everything but the emulator needs no compiler but Rust's: on a GPU the kernels are compiled at
-//! run time.
+//! Everything but the emulator needs only Rust's compiler: on a GPU the kernels are compiled at run
+//! time.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -97,7 +97,7 @@ mod emulator {
             .include(kernels)
             .include(kernels.join("host"))
             .define("PRISM_EMULATOR", None);
-        // Neither is a mistake here: unrolling is the device's business, and arrays are filled by
+        // Neither is a mistake here: unrolling only matters on the device, and arrays are filled by
         // loops that the compiler does not follow.
         build
             .flag("-Wno-unknown-pragmas")

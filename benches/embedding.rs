@@ -1,5 +1,5 @@
-//! What the C interface costs: the same clicks through it and through the library, in turn. `cargo
-//! bench --bench embedding`.
+//! The cost of the C interface: the same clicks through it and through the library, alternately.
+//! `cargo bench --bench embedding`.
 
 use prism::capi::*;
 use prism::device::Device;
@@ -63,7 +63,7 @@ fn main() {
         others_strides: [0; 3],
     };
     let fine = |status: prism_status| assert!(status == prism_status::PRISM_OK, "{status:?}");
-    // SAFETY: everything is what it says.
+    // SAFETY: all pointers and sizes are valid.
     unsafe {
         fine(prism_engine_open(c"cpu".as_ptr(), null(), &mut engine));
         fine(prism_model_load(engine, text(model_path).as_ptr(), &mut loaded));

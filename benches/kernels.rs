@@ -1,10 +1,10 @@
-//! Every kernel that the base network launches: what it has to do, the least time that takes, and
-//! on a GPU how long it took.
+//! Every kernel that the base network launches: its work, the least time that takes, and on a GPU
+//! its actual time.
 //!
 //! `cargo bench --bench kernels -- [DEVICE [PRECISION [SIZE]]]`, by default `emulated f16 128`:
-//! there nothing is computed and no time is taken, but the table of work and floors is the same.
+//! there nothing is computed and nothing is timed, but the table of work and floors is the same.
 //! With a GPU the ceilings are measured first, and the last column is the share of them that was
-//! reached. Ends with the same as JSON.
+//! reached. Ends with the same data as JSON.
 //!
 //! `cargo bench --bench kernels -- compile ARCH` compiles every file for an architecture (as
 //! `sm_90a`) into the cache, for a machine whose NVRTC is of the same version.
@@ -22,7 +22,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// The ceilings that floors are counted with where none were measured: an H200's.
+/// The ceilings that floors are computed with if none were measured: an H200's.
 const BYTES_PER_SECOND: f64 = 4.3e12;
 const FLOPS_PER_SECOND: f64 = 790e12;
 const PLAIN_FLOPS_PER_SECOND: f64 = 60e12;
@@ -82,7 +82,8 @@ fn table(title: &str, seen: &[KernelRecord], ceilings: CudaCeilings) -> serde_js
 /// Interactions of a training item.
 const ITERATIONS: usize = 3;
 
-/// The launches of a training step: one item forward and back, the gradients' norm, the optimiser.
+/// The launches of a training step: one item forward and backward, the gradients' norm, the
+/// optimiser.
 fn training(
     device: &Device,
     cuda: &Cuda,
@@ -136,7 +137,7 @@ fn main() {
         true => CudaCeilings::measure(cuda, precision).unwrap_or_else(|e| panic!("{e}")),
         false => CudaCeilings {
             bytes: BYTES_PER_SECOND,
-            // TF32 goes at half the rate, and three passes of it at a third of that.
+            // TF32 runs at half the rate, and three passes of it at a third of that.
             matrix: match precision {
                 Precision::F32 => FLOPS_PER_SECOND / 6.0,
                 Precision::Tf32 => FLOPS_PER_SECOND / 2.0,

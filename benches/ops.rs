@@ -1,5 +1,6 @@
-//! Criterion benches of the base network's ops, `benches/problems/base.txt`: `cargo bench --bench
-//! ops`. What `prism bench` times, with criterion's statistics.
+//! Criterion benches of the base network's ops, `benches/problems/base.txt`:
+//! `cargo bench --bench ops`. The same problems as `prism bench` times, with criterion's
+//! statistics.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use prism::bench::{Prepared, suite};

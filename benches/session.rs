@@ -1,5 +1,5 @@
 //! Times encode and interaction of the base network with hashed weights and prints JSON;
-//! `benches/peer/compare.py` runs it beside the peer.
+//! `benches/peer/compare.py` runs it and the peer.
 //!
 //! `cargo bench --bench session -- IMAGE SIZE REPEATS THREADS POINTS [DEVICE PRECISION]`: IMAGE
 //! holds SIZE³ little-endian floats, POINTS is `i,j,k;i,j,k;…`.
@@ -41,7 +41,7 @@ fn main() {
     let points: Vec<([i32; 3], bool)> = points.split(';').map(point).collect();
     let device =
         Device::open_as(name, number(threads), precision).unwrap_or_else(|e| panic!("{e}"));
-    // Mapped from a file, as anybody's.
+    // Read from a file, like any model.
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("model.safetensors");
     Weights::hashed(Config { patch: s, ..Config::base() }, "public")

@@ -1,5 +1,5 @@
 //! Times a training step with hashed weights and prints JSON; `benches/peer/compare_train.py` runs
-//! it beside the peer.
+//! it and the peer.
 //!
 //! `cargo bench --bench train -- IMAGE LABEL MODEL ITERATIONS REPEATS THREADS POINTS RECOMPUTE
 //! [DEVICE PRECISION]`: IMAGE and LABEL hold little-endian floats, MODEL is small or base, POINTS

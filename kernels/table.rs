@@ -1,25 +1,26 @@
-//! Reads what kernels the sources declare, for `build.rs`, which makes the table of
-//! `src/device/cuda/source.rs` of it, and a struct of their parameters for those who launch them.
+//! Reads which kernels the sources declare, for `build.rs`, which makes the table of
+//! `src/device/cuda/source.rs` from it, and a struct of their parameters for the code that launches
+//! them.
 //!
 //! Kernels are declared by the macro `KERNEL` of `lib/base.cuh`, mostly within macros that expand
-//! to one a type of elements. So this is as much of a C preprocessor as that needs: includes,
-//! macros with parameters and `##`, `#ifdef`. A kernel's product runs on tensor cores where its
-//! body names a function that has the comment [`MARKER`] on the line above it.
+//! to one per type of elements. So this is as much of a C preprocessor as that needs: includes,
+//! macros with parameters and `##`, `#ifdef`. A kernel's product runs on tensor cores if its body
+//! names a function that has the comment [`MARKER`] on the line above it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// Stands above functions whose products run on tensor cores.
+/// The comment above functions whose products run on tensor cores.
 const MARKER: &str = "// tensor cores";
 
-/// What the names of kernels end with that are there for several types of elements, or ways to
+/// The endings of the names of kernels that exist for several types of elements, or ways to
 /// multiply float32.
 const TYPES: [&str; 5] = ["f32", "f16", "bf16", "tf32", "tf32x3"];
 
 /// Declares a kernel: `KERNEL(name, threads, blocks, (parameters), body)`.
 const KERNEL: &str = "KERNEL";
 
-/// Words that Rust has for itself and C++ does not: a field cannot be called so.
+/// Words that are reserved in Rust and not in C++: a field cannot have such a name.
 const RESERVED: [&str; 34] = [
     "abstract", "as", "async", "await", "become", "box", "crate", "dyn", "final", "fn", "gen",
     "impl", "in", "let", "loop", "macro", "match", "mod", "move", "mut", "override", "priv", "pub",
@@ -27,7 +28,7 @@ const RESERVED: [&str; 34] = [
     "yield",
 ];
 
-/// A parameter: its name, and what it is, as `Parameter` in Rust names it.
+/// A parameter: its name, and its kind, as `Parameter` in Rust names it.
 pub type Named = (String, &'static str);
 
 /// A kernel as its source declares it.
@@ -35,7 +36,7 @@ pub type Named = (String, &'static str);
 pub struct Declared {
     /// The file under `kernels/`.
     pub file: String,
-    /// Most threads of a block; none where that is more than a number or a constant.
+    /// The most threads of a block; none if that is more than a number or a constant.
     pub threads: Option<usize>,
     /// Its parameters, in order.
     pub parameters: Vec<Named>,
@@ -46,14 +47,14 @@ pub struct Declared {
 /// Kernels of one name and the same parameters, for several types of elements.
 #[derive(Debug, PartialEq)]
 pub struct Family<'a> {
-    /// For which of [`TYPES`] there is one.
+    /// The entries of [`TYPES`] for which there is one.
     pub types: [bool; 5],
     /// The parameters of each.
     pub parameters: &'a [Named],
 }
 
 impl Family<'_> {
-    /// Whether a kernel is one of those that are called `base`.
+    /// Whether a kernel belongs to the family called `base`.
     fn has(&self, base: &str, kernel: &str) -> bool {
         let of = |(dtype, there): (&str, bool)| there && split(kernel) == Some((base, dtype));
         TYPES.into_iter().zip(self.types).any(of)
@@ -68,14 +69,14 @@ enum Token {
     Mark(char),
     /// `##`.
     Paste,
-    /// A text between quotation marks, whatever it says.
+    /// A text between quotation marks, whatever its contents.
     Text,
     /// [`MARKER`].
     TensorCores,
 }
 
-/// The tokens of a line. Whether a comment goes on from the line before, and to the next, is in
-/// `in_comment`.
+/// The tokens of a line. `in_comment` says whether a comment continues from the line before, and
+/// whether it continues to the next.
 fn tokens(line: &str, in_comment: &mut bool) -> Vec<Token> {
     let of_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let (mut found, mut rest) = (vec![], line);
@@ -119,8 +120,8 @@ fn tokens(line: &str, in_comment: &mut bool) -> Vec<Token> {
     found
 }
 
-/// The arguments in the parentheses that open at `at`, and where it goes on behind them; none where
-/// none open.
+/// The arguments in the parentheses that open at `at`, and the position after them; none if none
+/// open.
 fn arguments(text: &[Token], at: usize) -> Option<(Vec<&[Token]>, usize)> {
     if text.get(at) != Some(&Token::Mark('(')) {
         return None;
@@ -150,7 +151,7 @@ struct Macro {
     body: Vec<Token>,
 }
 
-/// What a macro's body becomes with these arguments.
+/// The result of a macro's body with these arguments.
 fn substituted(parameters: &[String], body: &[Token], given: &[&[Token]]) -> Vec<Token> {
     let argument = |name: &str| -> Option<Vec<Token>> {
         let at = parameters.iter().position(|p| p == name)?;
@@ -168,8 +169,8 @@ fn substituted(parameters: &[String], body: &[Token], given: &[&[Token]]) -> Vec
             Token::Word(name) => argument(name).unwrap_or_else(|| vec![token.clone()]),
             _ => vec![token.clone()],
         };
-        // Nothing is something here: what is pasted to it is not pasted to what stands in front of
-        // it.
+        // An empty argument counts as something here: what is pasted to it is not pasted to what
+        // precedes it.
         if part.is_empty() {
             part.push(Token::Word(String::new()));
         }
@@ -194,7 +195,7 @@ struct Source {
 }
 
 impl Source {
-    /// Takes in a file; `read` gives the text of each.
+    /// Reads a file; `read` gives the text of each.
     fn add(&mut self, file: &str, read: &dyn Fn(&str) -> Option<String>) -> Result<(), String> {
         if !self.included.insert(file.into()) {
             return Ok(());
@@ -257,7 +258,7 @@ impl Source {
         self.macros.insert(name.into(), Macro { parameters, body: tokens(body, &mut false) });
     }
 
-    /// Adds what `text` is once its macros are expanded; `KERNEL` stays.
+    /// Adds the expansion of `text`; `KERNEL` stays.
     fn expand(&self, text: &[Token], depth: usize, to: &mut Vec<Token>) -> Result<(), String> {
         if depth > 32 {
             return Err("a macro expands to itself".into());
@@ -286,7 +287,7 @@ impl Source {
     }
 }
 
-/// The constants outside of all braces that are plain numbers.
+/// The constants outside all braces that are plain numbers.
 fn constants(text: &[Token]) -> BTreeMap<&str, usize> {
     let (mut found, mut depth) = (BTreeMap::new(), 0i64);
     for (at, token) in text.iter().enumerate() {
@@ -298,7 +299,7 @@ fn constants(text: &[Token]) -> BTreeMap<&str, usize> {
                     .iter()
                     .position(|token| *token == Token::Mark(';'))
                     .map_or(text.len(), |length| at + length);
-                // Behind the type: names and values.
+                // After the type: names and values.
                 for constant in text[at..end]
                     .get(2..)
                     .unwrap_or_default()
@@ -317,12 +318,12 @@ fn constants(text: &[Token]) -> BTreeMap<&str, usize> {
     found
 }
 
-/// Where a token stands.
+/// The positions of a token.
 fn places(text: &[Token], wanted: &Token) -> Vec<usize> {
     (0..text.len()).filter(|&at| text[at] == *wanted).collect()
 }
 
-/// What a parameter is.
+/// The kind of a parameter.
 fn kind(parameter: &[Token]) -> Result<&'static str, String> {
     if parameter.contains(&Token::Mark('*')) {
         return Ok("Pointer");
@@ -343,7 +344,7 @@ fn kind(parameter: &[Token]) -> Result<&'static str, String> {
     }
 }
 
-/// What a parameter is called.
+/// The name of a parameter.
 fn name_of(parameter: &[Token]) -> Result<String, String> {
     let Some(Token::Word(name)) = parameter.last() else {
         return Err("a parameter has no name".into());
@@ -358,13 +359,14 @@ fn name_of(parameter: &[Token]) -> Result<String, String> {
     Ok(name.clone())
 }
 
-/// What a kernel's name says in front of its type of elements, and the type.
+/// The part of a kernel's name before its type of elements, and the type.
 fn split(kernel: &str) -> Option<(&str, &str)> {
     kernel.rsplit_once('_').filter(|(_, dtype)| TYPES.contains(dtype))
 }
 
-/// The families of kernels, by what their names begin with. Where a kernel has other parameters
-/// than those of the other types it is in none; where only the names differ, that is an error.
+/// The families of kernels, by the beginnings of their names. If a kernel has other parameters than
+/// those of the other types it is in none; if only the names of parameters differ, that is an
+/// error.
 pub fn families(
     kernels: &BTreeMap<String, Declared>,
 ) -> Result<BTreeMap<&str, Family<'_>>, String> {
@@ -416,7 +418,7 @@ pub fn declared(
 
     let mut marked: BTreeSet<&str> = BTreeSet::new();
     for at in places(&text, &Token::TensorCores) {
-        // A function's name stands before its parameters.
+        // A function's name comes before its parameters.
         let length = text[at..].iter().position(|token| *token == Token::Mark('(')).unwrap_or(0);
         let [.., Token::Word(name)] = &text[at..at + length] else {
             return Err(format!("kernels/{file}: no function is below '{MARKER}'"));
@@ -461,7 +463,7 @@ pub fn declared(
     if found.is_empty() { Err(format!("kernels/{file} declares no kernel")) } else { Ok(found) }
 }
 
-/// The files in a folder whose names end so.
+/// The files in a folder whose names have this ending.
 fn listed(folder: &Path, under: &str, extension: &str) -> Result<Vec<String>, String> {
     let failed = |e: std::io::Error| format!("{}: {e}", folder.join(under).display());
     let mut found = vec![];
@@ -524,7 +526,7 @@ pub fn rust(folder: &Path) -> Result<String, String> {
         all.concat()
     );
     text += "\n/// A constant for each kernel and for each [`Family`], and their arguments.\n";
-    // Where kernels share their parameters, not every name for their arguments is used.
+    // If kernels share their parameters, not every name for their arguments is used.
     text += "#[allow(dead_code)]\npub(crate) mod kernels {\n";
     text += "    use super::{Argument, Arguments, Family, Int, Kernel, Long, Parameter, Pointer, TypedKernel};\n";
     text += "    use std::marker::PhantomData;\n";
@@ -563,7 +565,7 @@ pub fn rust(folder: &Path) -> Result<String, String> {
     Ok(text + &structures(&kernels, &families)? + "}\n")
 }
 
-/// The structs of the kernels' arguments. Kernels of the same parameters share one: it goes by a
+/// The structs of the kernels' arguments. Kernels with the same parameters share one, which has a
 /// name for each.
 fn structures(
     kernels: &BTreeMap<String, Declared>,

@@ -1,10 +1,10 @@
-//! What the kernels ask of memory, counted without a GPU: how often shared memory has to be asked
-//! again, sectors, bytes. `kernels/host/account.h` says how it is counted, `docs/kernels.md` what
-//! the columns of `kernels/account.txt` are.
+//! The kernels' memory requests, counted without a GPU: how often shared memory requests are
+//! repeated, sectors, bytes. `kernels/host/account.h` says how they are counted, `docs/kernels.md`
+//! what the columns of `kernels/account.txt` are.
 //!
-//! Counted are the accesses that the host's compiler leaves of the kernels' text. So the account is
-//! that of a compiler, which it names, and others' counts are not held against it. GCC alone can be
-//! told to leave an access of several words one (`-fno-tree-sra`).
+//! The counted accesses are those that the host's compiler leaves of the kernels' text. So the
+//! account depends on the compiler, which it names, and is not compared with the counts of others.
+//! Only GCC can be told to keep an access of several words as one (`-fno-tree-sra`).
 #![cfg(feature = "emulator")]
 
 #[path = "common/built.rs"]
@@ -35,10 +35,10 @@ const OPS: [&str; 11] = [
     "xattn:h8d24q512k60",
 ];
 
-/// All that a smaller network launches: encoding, a click, learning.
+/// Everything that a smaller network launches: encoding, a click, learning.
 const NETWORKS: [&str; 3] = ["encode:small,d32", "interact:small,t12,d32", "train:small,i1,d32"];
 
-/// The compiler, as the account names it; none, which is said, where it cannot count.
+/// The compiler, as the account names it; none, with a message, if it cannot count.
 fn compiler() -> Option<String> {
     if is_clang() {
         skipped("what kernels ask of memory is counted in a build by GCC");
@@ -49,12 +49,12 @@ fn compiler() -> Option<String> {
     Some(format!("GCC {major}, {}", std::env::consts::ARCH))
 }
 
-/// Kernels built so that what they ask of memory is counted.
+/// Kernels built so that their memory requests are counted.
 struct Counting {
     folder: tempfile::TempDir,
     /// The objects: the kernels' files, and the emulator.
     objects: Vec<String>,
-    /// Where each launch leaves a line.
+    /// The file to which each launch adds a line.
     lines: PathBuf,
 }
 
@@ -73,8 +73,8 @@ impl Counting {
             );
             let unit = counting.at(&format!("{name}.unit.cpp"));
             std::fs::write(&unit, text).unwrap();
-            // What splits requests in a way of its own is left out: structs taken apart, and code
-            // that is there twice.
+            // Transformations that would split requests differently are disabled: structs taken
+            // apart, and duplicated code.
             let counted = ["-O1", "-fsanitize=thread", "-fno-tree-sra", "-fno-thread-jumps"];
             counting.object(&unit, &counted)
         };
@@ -109,7 +109,7 @@ impl Counting {
 
     /// A library whose kernels take the place of the right ones.
     fn library(&self) -> PathBuf {
-        // Its symbols are its own, though the program has others of the same names.
+        // Its symbols are its own, even though the program has others with the same names.
         self.link(&["-shared", "-Wl,-Bsymbolic"], "kernels.so")
     }
 
@@ -122,7 +122,7 @@ impl Counting {
         let what = format!("{problem} in {}", on.precision);
         let ready = Prepared::new(&Device::Cuda(cuda), &problem);
         let mut ready = ready.unwrap_or_else(|e| panic!("{what}: {e}"));
-        // What was launched until now made it ready.
+        // The launches until now prepared it.
         std::fs::write(&self.lines, "").unwrap();
         ready.run().unwrap_or_else(|e| panic!("{what}: {e}"));
         std::fs::read_to_string(&self.lines).unwrap()
@@ -137,8 +137,8 @@ struct On {
     seed: u64,
 }
 
-/// What requests of one way ask for: sectors that they touch, sectors that would hold it, and the
-/// different bytes of a launch.
+/// The requests in one direction: sectors that they touch, sectors that would hold their data, and
+/// the distinct bytes of a launch.
 #[derive(Clone, Copy, Default)]
 struct Way {
     sectors: u64,
@@ -146,7 +146,7 @@ struct Way {
     bytes: u64,
 }
 
-/// What launches ask for.
+/// The requests of launches.
 #[derive(Clone, Copy, Default)]
 struct Counts {
     launches: u64,
@@ -170,7 +170,7 @@ impl AddAssign for Counts {
 }
 
 impl Counts {
-    /// Of a line that a launch left, and the kernel's name.
+    /// Parses a line that a launch wrote, with the kernel's name.
     fn read(line: &str) -> Option<(&str, Counts)> {
         let (kernel, numbers) = line.split_once(' ')?;
         let numbers: Vec<u64> =
@@ -182,7 +182,7 @@ impl Counts {
         Some((kernel, Counts { launches: 1, shared, conflicts, ways: [read, written] }))
     }
 
-    /// The columns behind the kernel's name.
+    /// The columns after the kernel's name.
     fn columns(&self) -> String {
         let ratio = |of: u64, to: u64| match to {
             0 => "-".to_string(),
@@ -208,7 +208,7 @@ fn lines_of(account: &str) -> Vec<&str> {
     account.lines().filter(|line| !line.starts_with('#')).collect()
 }
 
-/// What stands in one of two accounts alone.
+/// The lines that are only in one of two accounts.
 fn only_in<'a>(this: &'a str, other: &str) -> Vec<&'a str> {
     let other = lines_of(other);
     lines_of(this).into_iter().filter(|line| !other.contains(line)).collect()

@@ -1,5 +1,5 @@
-//! After a warm-up, encoding a scan and answering a click ask the system for no memory: what they
-//! work in is kept and used again. Only the masks that the caller gets are new, and bookkeeping
+//! After a warm-up, encoding a scan and answering a click request no memory from the system: their
+//! working memory is kept and reused. Only the masks that the caller gets are new, and bookkeeping
 //! (shapes, lists of tokens) of less than a page or two each.
 
 use prism::device::{Cpu, Device};
@@ -31,25 +31,26 @@ fn note(size: usize) {
     }
 }
 
-// SAFETY: memory comes from the system's allocator alone, which is given what this one is given.
+// SAFETY: all memory comes from the system's allocator, which is given the same arguments.
 unsafe impl GlobalAlloc for Watching {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
-        // SAFETY: the caller gives a layout of some size.
+        // SAFETY: the caller passes a layout of nonzero size.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller gives back what came of `alloc` by this layout, so of the system's.
+        // SAFETY: the caller gives back memory from `alloc` with this layout, which is the
+        // system's.
         unsafe { System.dealloc(at, layout) }
     }
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         note(layout.size());
-        // SAFETY: the caller gives a layout of some size.
+        // SAFETY: the caller passes a layout of nonzero size.
         unsafe { System.alloc_zeroed(layout) }
     }
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         note(size);
-        // SAFETY: the memory is the system's, by this layout, and the caller gives a size that a
+        // SAFETY: the memory is the system's, with this layout, and the caller passes a size that a
         // layout may have.
         unsafe { System.realloc(at, layout, size) }
     }
@@ -72,7 +73,7 @@ fn encode_and_click_ask_for_no_memory_after_a_warm_up() {
             (0..60).map(|n| ([(n * 7 + seed) % 64, n, (n * 13) % 64], n % 3 != 0)).collect();
         PatchPrompts { points, bounds: None }
     };
-    // Once by hand: tokens are more than in the warm-up.
+    // Once by hand: there are more tokens than in the warm-up.
     let run = |seed: i32| {
         let features = model.encode(&image, &mut Observer::none()).unwrap();
         let mut dense = Tensor::from_buffer([s; 3], cpu.zeros(s * s * s));

@@ -1,6 +1,6 @@
 //! Sequences of calls of the C interface from random bytes. The fuzz target
-//! `fuzz/fuzz_targets/calls.rs` runs the same from bytes that a fuzzer chooses. And what a budget,
-//! which is the whole process's, refuses below it.
+//! `fuzz/fuzz_targets/calls.rs` runs the same from bytes that a fuzzer chooses. Also what a budget,
+//! which applies to the whole process, refuses.
 
 mod common;
 #[path = "common/calls.rs"]
@@ -14,7 +14,7 @@ use prism::prompt::{Dense, Prompts};
 use rand::RngExt;
 use std::sync::Mutex;
 
-/// The budget is the process's: whoever changes it, or needs it, is alone.
+/// The budget is the process's: a test that changes it, or needs it, runs alone.
 static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -86,7 +86,7 @@ fn prompts_that_are_joined_are_all_there_or_none_of_them() {
 }
 
 /// Any number may be a handle. Those that sequences guess are of the first objects that the process
-/// made: none of them may be another thread's.
+/// made: none of them may belong to another thread.
 fn use_up_guesses() {
     let voxel = [0u8; 1];
     let array = prism_array {
@@ -101,7 +101,7 @@ fn use_up_guesses() {
     let made: Vec<*mut prism_volume> = (0..256)
         .map(|_| {
             let mut volume = std::ptr::null_mut();
-            // SAFETY: the array holds the voxel that it says.
+            // SAFETY: the array holds the voxel that it describes.
             let status = unsafe { prism_volume_wrap(&array, &mut volume) };
             assert!(status == prism_status::PRISM_OK, "{}", sequences::message());
             volume

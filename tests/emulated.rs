@@ -55,7 +55,7 @@ fn the_network_must_pass(precision: Precision) {
     must_pass(precision, "tests/reference/model", &[Kind::Session, Kind::Gradient], 3);
 }
 
-/// In plain arithmetic, as most of the way back is however float32 is multiplied.
+/// In plain arithmetic, as most of the backward pass is, however float32 is multiplied.
 #[test]
 fn the_network_passes_in_float32() {
     the_network_must_pass(Precision::Ieee);
@@ -81,7 +81,7 @@ fn the_network_passes_in_bfloat16() {
     the_network_must_pass(Precision::Bf16);
 }
 
-/// What a session gave.
+/// The result of a session.
 #[derive(Debug, PartialEq)]
 struct Given {
     /// The first interaction's candidates.
@@ -136,7 +136,7 @@ fn expected(precision: Precision) -> &'static Given {
     GIVEN[at].get_or_init(|| session(&open(precision), tiny()))
 }
 
-/// How far values are from those that were expected, in parts of their length.
+/// The distance of values from the expected ones, relative to their length.
 fn apart(got: &[f32], want: &[f32]) -> f64 {
     let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
     norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied())
@@ -243,9 +243,9 @@ fn a_training_pass_loses_and_learns_as_on_the_cpu() {
     }
 }
 
-/// With its weights on the device, a step of training brings up what is new, and down a few
-/// numbers: what was lost, and the gradients' norm, both behind all of its work. No weight, no
-/// gradient and no map crosses, and nothing else is waited for: no copy to the device either.
+/// With its weights on the device, a training step uploads what is new, and downloads a few
+/// numbers: the losses, and the gradients' norm, both after all of its work. No weight, no gradient
+/// and no map is copied, and nothing else is waited for: no copy to the device either.
 #[test]
 fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
     let Device::Cuda(cuda) = open(DType::F16) else { panic!("no CUDA device") };
@@ -270,21 +270,23 @@ fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
         let crossed = [0, 1].map(|way| (times[way] - before.0[way], bytes[way] - before.1[way]));
         (crossed, cuda.waits() - before.2)
     };
-    // The first brings all weights.
+    // The first uploads all weights.
     crossed();
     let ([up, down], waits) = crossed();
     assert_eq!(waits, 0, "copies to the device waited");
     assert_eq!(crossed(), ([up, down], 0), "steps differ");
     assert_eq!(down.0, 1, "copies back");
     assert!(down.1 < 1024, "{} bytes came back", down.1);
-    // Of the norm and of the optimiser a table each of where tensors lie and which run each block
-    // has; the position code of the token grid; in each iteration tokens, marks and two tables.
+    // For the norm and for the optimiser one table each of the addresses of tensors and the run of
+    // each block; the position code of the token grid; in each iteration tokens, marks and two
+    // tables.
     assert!(up.0 <= 3 + 4 * iterations as u64, "{} copies to the device", up.0);
     let tables: usize = lengths.iter().map(|n| 2 * (40 + 8 * n.div_ceil(1 << 14))).sum();
     assert!(up.1 < tables as u64 + (16 << 10), "{} bytes went up, {tables} of tables", up.1);
 }
 
-/// Gradients that overflowed change nothing, which nobody has to know to take the step.
+/// Gradients that overflowed change nothing, and the host does not have to know it to take the
+/// step.
 #[test]
 fn a_step_of_gradients_that_are_no_numbers_changes_nothing() {
     let config = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.1, max_norm: 1.0 };
@@ -327,7 +329,7 @@ fn losses_are_as_on_the_cpu() {
     let weights: Vec<f32> = noise(voxels, 2).iter().map(|v| v.max(0.0)).collect();
     let run = |device: &Device| {
         let target = Target::new(device, label.clone(), s, KERNEL).unwrap();
-        // Numbers that 16 bits hold.
+        // Numbers that are exact in 16 bits.
         let on = |shape: &[usize], seed: usize| {
             let count: usize = shape.iter().product();
             let values = noise(count, seed).iter().map(|v| (v * 16.0).round() / 16.0).collect();
@@ -363,10 +365,10 @@ fn losses_are_as_on_the_cpu() {
     }
 }
 
-/// The gradients of the input and of every parameter, through windows that lie partly beyond the
+/// The gradients of the input and of every parameter, through windows that are partly beyond the
 /// grid: several of them, in several items; one, of the released network's shape; with lines of
-/// more than 8 tokens beside lines of one; with heads of an odd number of channels, and of so many
-/// that a fragment is half full.
+/// more than 8 tokens and lines of one; with heads of an odd number of channels, and of a number
+/// for which a fragment is half full.
 #[test]
 fn attention_in_windows_goes_back_as_on_the_cpu() {
     for (n, s, edge, heads, width) in
@@ -416,13 +418,14 @@ fn windows_go_back_as_on_the_cpu(n: usize, s: usize, edge: usize, heads: usize, 
     }
 }
 
-/// Small whole numbers, whose sums of products are exact in whatever order they are added up.
+/// Small whole numbers, whose sums of products are exact in any order.
 fn whole(shape: &[usize], seed: usize) -> Tensor {
     let count: usize = shape.iter().product();
     Tensor::new(shape, (0..count).map(|i| ((i * 7919 + seed * 131) % 9) as f32 - 4.0).collect())
 }
 
-/// The way back through a stage's composition, of sizes that fill no block and of several blocks.
+/// The backward pass through a stage's composition, for sizes that fill no block and for several
+/// blocks.
 #[test]
 fn a_composition_goes_back_as_on_the_cpu() {
     for [out, coarse, up, skip] in [[5, 70, 18, 3], [66, 7, 3, 0], [4, 6, 65, 1]] {
@@ -438,7 +441,8 @@ fn a_composition_goes_back_as_on_the_cpu() {
     }
 }
 
-/// A block makes all phases of its tile where there are many tiles, else one: both are the stage.
+/// A block computes all phases of its tile if there are many tiles, otherwise one: both give the
+/// stage.
 #[test]
 fn a_stage_of_few_and_of_many_blocks_is_as_on_the_cpu() {
     for (precision, name) in [
@@ -449,11 +453,12 @@ fn a_stage_of_few_and_of_many_blocks_is_as_on_the_cpu() {
     ] {
         let Device::Cuda(cuda) = open(precision) else { panic!("no CUDA device") };
         let device = Device::Cuda(cuda.clone());
-        // Of 16 channels and of 32.
+        // With 16 channels and with 32.
         for (coarse, chunk) in [(16, 16), (24, 32)] {
             for (items, kernel) in [(1, "decoder_stage_phase"), (81, "decoder_stage")] {
                 let launches = cuda.launches(false, || stage(&device, items, coarse)).unwrap().0;
-                // Of floats a block has 16 channels at a time, and all phases of no more.
+                // With floats a block has 16 channels at a time, and computes all phases of no
+                // more.
                 let kernel = match (precision.maps(), coarse) {
                     (DType::F32, 24) => format!("decoder_stage_phase_16_{name}"),
                     _ => format!("{kernel}_{chunk}_{name}"),
@@ -465,7 +470,7 @@ fn a_stage_of_few_and_of_many_blocks_is_as_on_the_cpu() {
     }
 }
 
-/// The way back of a stage's biases, from maps whose edges are all kinds of voxel or few of them.
+/// The gradients of a stage's biases, from maps whose edges have all kinds of voxel or few of them.
 #[test]
 fn biases_of_a_stage_go_back_as_on_the_cpu() {
     for ([d, h, w], out, up, skip) in [([4, 6, 4], 5, 3, 4), ([2, 2, 6], 20, 9, 0)] {
@@ -481,7 +486,7 @@ fn biases_of_a_stage_go_back_as_on_the_cpu() {
     }
 }
 
-/// Sums over rows, of one tile and of many, of columns that fill groups and that do not.
+/// Sums over rows, in one tile and in many, for columns that fill groups and columns that do not.
 #[test]
 fn sums_over_rows_are_as_on_the_cpu() {
     let cpu = Device::open("cpu", 0).unwrap();
@@ -500,8 +505,8 @@ fn sums_over_rows_are_as_on_the_cpu() {
     }
 }
 
-/// Dense layers' gradients: of inputs by weights as they lie, also where blocks share the product,
-/// or transposed; of weights by one run of rows, a few and many.
+/// Dense layers' gradients: of inputs by weights in their stored order, also if blocks share the
+/// product, or transposed; of weights by one run of rows, a few and many.
 #[test]
 fn dense_layers_go_back_as_on_the_cpu() {
     let cpu = Device::open("cpu", 0).unwrap();
@@ -542,7 +547,7 @@ fn dense_layers_go_back_as_on_the_cpu() {
     }
 }
 
-/// The gradient of a convolution's weights, of few parts and of as many as warps share.
+/// The gradient of a convolution's weights, from few parts and from as many as warps share.
 #[test]
 fn weights_of_a_convolution_go_back_as_on_the_cpu() {
     let cpu = Device::open("cpu", 0).unwrap();
@@ -565,7 +570,7 @@ fn weights_of_a_convolution_go_back_as_on_the_cpu() {
 /// Gradients of norms and of the mask heads, over several tiles of rows, in one item and in two.
 #[test]
 fn norms_and_heads_go_back_as_on_the_cpu() {
-    // Numbers that 16 bits hold.
+    // Numbers that are exact in 16 bits.
     let noise = |shape: &[usize], seed: usize| {
         let count: usize = shape.iter().product();
         Tensor::new(
@@ -607,7 +612,7 @@ fn norms_and_heads_go_back_as_on_the_cpu() {
     }
 }
 
-/// Element-wise kernels take vectors where there are only whole ones, and values elsewhere.
+/// Element-wise kernels use vectors if the size allows it, and single values otherwise.
 #[test]
 fn values_are_taken_in_vectors_or_one_by_one() {
     let cpu = Device::open("cpu", 0).unwrap();
@@ -642,7 +647,8 @@ fn masks_of_what_is_positive_are_as_on_the_cpu() {
     }
 }
 
-/// Rows of parameters that lie on the device are put together, and go back, as on the host.
+/// Rows of parameters that are on the device are assembled, and their gradients distributed, as on
+/// the host.
 #[test]
 fn rows_of_parameters_are_put_together_on_the_device_as_on_the_host() {
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
@@ -697,9 +703,9 @@ fn the_token_path_is_as_on_the_cpu() {
     }
 }
 
-/// What lies between two reads of all of a result is one launch. Of two layers: projections of
-/// tokens and of the image, the layers of the MLP, attention with the layer behind it, which in
-/// float32 are two; each layer of the small networks behind them at once.
+/// Everything between two complete reads of a result is one launch. For two layers: projections of
+/// tokens and of the image, the layers of the MLP, attention with the layer after it, which in
+/// float32 are two; each layer of the small networks after them at once.
 #[test]
 fn the_token_path_is_few_launches() {
     for (dtype, linears, attentions) in [(DType::F32, 21, 0), (DType::F16, 14, 7)] {
@@ -710,7 +716,7 @@ fn the_token_path_is_few_launches() {
         assert_eq!(count("token_attention"), attentions, "{dtype}");
         assert_eq!(count("two_way_attention"), linears - 14, "{dtype}");
         assert_eq!(count("row_linear"), 3, "{dtype}");
-        // Two of the dense prompt, one behind the last attention.
+        // Two of the dense prompt, one after the last attention.
         assert_eq!(count("layer_norm"), 3, "{dtype}");
         assert_eq!(count("add"), 1, "{dtype}: the dense prompt's");
     }
@@ -718,13 +724,13 @@ fn the_token_path_is_few_launches() {
 
 #[test]
 fn an_interaction_moves_prompts_up_and_the_answer_down() {
-    // Up: all prompts in one. Down: choice, scores and masks; and the logits, because the test asks
-    // for them.
+    // Up: all prompts in one copy. Down: choice, scores and masks; and the logits, because the test
+    // asks for them.
     assert_eq!(expected(Precision::F16).transfers, [1, 2]);
 }
 
 /// Programs that are recorded and replayed give the same bits as the same work done op by op, for
-/// any number of tokens, and where scans take turns.
+/// any number of tokens, and if scans alternate.
 #[test]
 fn replayed_programs_equal_their_ops() {
     for config in [
@@ -797,8 +803,8 @@ fn replayed_equals_its_ops(config: Config, precision: Precision) {
     }
 }
 
-/// Where a copy from the device fails, the interaction that asked for it fails, and changes
-/// nothing: no answer of zeros, and no other session that hears of it.
+/// If a copy from the device fails, the interaction that asked for it fails, and changes nothing:
+/// there is no answer of zeros, and no other session is affected.
 #[test]
 fn a_failed_read_is_an_error_of_its_session_alone() {
     let device = open(DType::F16);
@@ -816,7 +822,7 @@ fn a_failed_read_is_an_error_of_its_session_alone() {
         // A session that steers looks often: there it is enough that it fails.
         let expected = released.then(|| answer(&mut Session::new(&scan)).unwrap());
         let mut failing = Session::new(&scan);
-        // Of an interaction's reads the report's, then the logits'.
+        // Of an interaction's reads, the report's and then the logits'.
         for nth in [1, 2] {
             cuda.fail_download(nth);
             let failure = answer(&mut failing).unwrap_err();

@@ -1,15 +1,15 @@
-//! The house stands: floors import only what lies below them, files do not import each other in a
-//! circle, and the inner files of an op are its own.
+//! The structure of the sources: floors import only from lower ones, files do not import each other
+//! in a circle, and the inner files of an op are its own.
 //!
-//! The files under `src` are read as text, without comments, strings and what is compiled for tests
-//! alone. Every path in them counts, in a `use` or elsewhere, that begins at `crate`, `self`,
+//! The files under `src` are read as text, without comments, strings and code that is compiled only
+//! for tests. Every path in them counts, in a `use` or elsewhere, that begins at `crate`, `self`,
 //! `super`, a module of the same folder, or a name that a `use` of the same module brought in. What
-//! a module hands on is followed to the file that defines it.
+//! a module re-exports is followed to the file that defines it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Folders and files of `src`, from the ground up: each imports only what stands in an earlier row.
+/// Folders and files of `src`, from the ground up: each imports only from earlier rows.
 const FLOORS: [&[&str]; 13] = [
     &["checksum", "memory", "message"],
     &["device", "input"],
@@ -26,14 +26,14 @@ const FLOORS: [&[&str]; 13] = [
     &["cli"],
 ];
 
-/// Imports that close a circle of files and may: from, to, and why.
+/// Imports that close a circle of files and are allowed: from, to, and why.
 const CIRCLES: [(&str, &str, &str); 1] = [(
     "device/cuda/memory.rs",
     "device/cuda/record.rs",
     "a recording plans memory, which is given back to its recording",
 )];
 
-/// Inner files of ops that others import and may: who, what (a path below `ops`), and why.
+/// Inner files of ops that others may import: by which op or folder, the path below `ops`, and why.
 const INNER: [(&str, &str, &str); 4] = [
     (
         "decoder_stage",
@@ -58,7 +58,7 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// The row of [`FLOORS`] that a folder or file stands in.
+/// The row of [`FLOORS`] that contains a folder or file.
 fn floor(name: &str) -> Option<usize> {
     FLOORS.iter().position(|row| row.contains(&name))
 }
@@ -85,8 +85,8 @@ fn comment(text: &str) -> usize {
     at
 }
 
-/// The length of the string or character that a text begins with, if it does. What stands in front
-/// of its quotes, but for an `r`, passes for a word.
+/// The length of the string or character that a text begins with, if it does. A prefix of its
+/// quotes other than `r` counts as a word.
 fn literal(text: &str) -> Option<usize> {
     for prefix in ["r", "br", "cr"] {
         let Some(raw) = text.strip_prefix(prefix) else { continue };
@@ -161,7 +161,7 @@ fn closing(tokens: &[Token], at: usize) -> usize {
     panic!("the bracket of line {} does not close", tokens[at].1)
 }
 
-/// Behind the item at `at`: behind its semicolon or its braces.
+/// The position after the item at `at`: after its semicolon or its braces.
 fn behind(tokens: &[Token], mut at: usize) -> usize {
     while at < tokens.len() {
         match tokens[at].0 {
@@ -174,8 +174,8 @@ fn behind(tokens: &[Token], mut at: usize) -> usize {
     at
 }
 
-/// Leaves out what is compiled for tests alone; also the names of modules among it that are files
-/// of their own.
+/// Removes code that is compiled only for tests; also returns the names of such modules that are
+/// separate files.
 fn without_tests<'t>(tokens: &[Token<'t>]) -> (Vec<Token<'t>>, Names<'t>) {
     let (mut kept, mut files, mut at) = (vec![], vec![], 0);
     while at < tokens.len() {
@@ -196,7 +196,7 @@ fn without_tests<'t>(tokens: &[Token<'t>]) -> (Vec<Token<'t>>, Names<'t>) {
     (kept, files)
 }
 
-/// Reads a branch of a `use` from `at` on: the paths, what each is called from there on, the line.
+/// Reads a branch of a `use` from `at` on: the paths, the name of each from there on, the line.
 /// Returns where it ends.
 fn branch<'t>(
     tokens: &[Token<'t>],
@@ -238,14 +238,14 @@ fn branch<'t>(
     }
 }
 
-/// A path as it stands in a file.
+/// A path as it is written in a file.
 struct Mention<'t> {
     file: usize,
     line: usize,
     /// The module around it.
     scope: Names<'t>,
     path: Names<'t>,
-    /// What a `use` calls it, `*` where that is all it holds.
+    /// Its name in a `use`, `*` if that is all.
     name: Option<&'t str>,
 }
 
@@ -257,7 +257,7 @@ struct Import<'t> {
     path: Names<'t>,
 }
 
-/// The files of a crate and what they say of each other.
+/// The files of a crate and their imports.
 #[derive(Default)]
 struct House<'t> {
     /// Names below `src`, and the modules they are.
@@ -266,10 +266,10 @@ struct House<'t> {
     modules: BTreeMap<Names<'t>, usize>,
     /// Modules that are `pub`.
     public: BTreeSet<Names<'t>>,
-    /// What stands in a module itself.
+    /// The items that are defined in a module itself.
     defined: BTreeSet<Names<'t>>,
-    /// What names of a module stand for that a `use` brought in, and the modules all of whose names
-    /// one did.
+    /// The paths that names of a module stand for because of a `use`, and the modules of which one
+    /// imported all names.
     bound: BTreeMap<Names<'t>, Names<'t>>,
     globs: BTreeMap<Names<'t>, BTreeSet<Names<'t>>>,
     imports: Vec<Import<'t>>,
@@ -296,7 +296,7 @@ impl<'t> House<'t> {
             house.files.push((name, module));
             house.walk(&tokens, &mut mentions);
         }
-        // A name may have come in through another: once more.
+        // A name may come from another `use`: once more.
         for _ in 0..2 {
             for mention in &mentions {
                 let (Some(name), Some(path)) = (mention.name, house.absolute(mention)) else {
@@ -326,7 +326,7 @@ impl<'t> House<'t> {
         let text = |at: usize| tokens.get(at).map_or("", |t| t.0);
         let before = |at: usize, by: usize| at.checked_sub(by).map_or("", text);
         let mut scope = self.files[file].1.clone();
-        // How deep in braces the modules around stand that are no files.
+        // The brace depths of the modules around that are not files.
         let (mut around, mut depth, mut at) = (vec![], 0, 0);
         while at < tokens.len() {
             let (word, line) = tokens[at];
@@ -370,8 +370,8 @@ impl<'t> House<'t> {
                 "macro_rules" => {
                     self.defined.insert([&scope[..], &[text(at + 2)]].concat());
                 }
-                // Not the rest of a path or a method's name; behind two dots it may be either end
-                // of a range.
+                // Not the rest of a path or a method's name; after two dots it may be either end of
+                // a range.
                 _ if is_name(word)
                     && text(at + 1) == "::"
                     && before(at, 1) != "::"
@@ -398,13 +398,13 @@ impl<'t> House<'t> {
         }
     }
 
-    /// A path from the crate's root on; none of what lies outside the crate.
+    /// A path from the crate's root on; none for paths outside the crate.
     fn absolute(&self, mention: &Mention<'t>) -> Option<Names<'t>> {
         let (scope, path) = (&mention.scope[..], &mention.path[..]);
         let up = path.iter().take_while(|name| **name == "super").count();
         match path[0] {
             "crate" => {
-                // What the root hands on stands where it was defined.
+                // What the root re-exports is followed to where it was defined.
                 let path = &path[1..];
                 let from = path.get(..1).and_then(|name| self.bound.get(name));
                 Some(from.map_or_else(|| path.to_vec(), |from| [&from[..], &path[1..]].concat()))
@@ -421,8 +421,7 @@ impl<'t> House<'t> {
         }
     }
 
-    /// The file that defines what a path names, found within so many steps from one that hands it
-    /// on to the next.
+    /// The file that defines what a path names, found within `steps` re-exports.
     fn home(&self, path: &[&'t str], steps: usize) -> usize {
         let len = (0..=path.len())
             .rev()
@@ -443,7 +442,7 @@ impl<'t> House<'t> {
             .map_or(file, |from| self.home(from, steps - 1))
     }
 
-    /// A line that tells where an import stands and what it is.
+    /// A line that says where an import is and what it imports.
     fn show(&self, import: &Import) -> String {
         format!(
             "src/{}:{}: imports crate::{}",
@@ -453,7 +452,7 @@ impl<'t> House<'t> {
         )
     }
 
-    /// Imports of what does not lie on a lower floor.
+    /// Imports from floors that are not lower.
     fn upward(&self) -> BTreeSet<String> {
         let strangers = self
             .files
@@ -485,7 +484,8 @@ impl<'t> House<'t> {
         }
     }
 
-    /// Imports that lie on a circle of files, by the files' names, but for those of `excepted`.
+    /// Imports that are part of a circle of files, by the files' names, except for those of
+    /// `excepted`.
     ///
     /// A folder's `mod.rs` has the contract and calls the files below it, which know the contract:
     /// what is imported between them, either way, does not count. All other imports do: between
@@ -529,8 +529,8 @@ impl<'t> House<'t> {
         found
     }
 
-    /// Imports from outside an op that go through a file of its that is not `pub`: who, the path
-    /// below `ops`, and the message.
+    /// Imports from outside an op that go through one of its files that is not `pub`: from where,
+    /// the path below `ops`, and the message.
     fn inner(&self) -> Vec<(&'t str, String, String)> {
         let mut found = vec![];
         for import in &self.imports {
@@ -623,7 +623,7 @@ fn the_inner_files_of_an_op_are_its_own() {
     );
 }
 
-/// An exception that nothing needs any more would let in what it was not made for.
+/// An exception that is no longer needed would allow other violations.
 #[test]
 fn exceptions_go_with_their_reasons() {
     let files = files();
@@ -716,7 +716,7 @@ fn what_is_planted_is_found() {
     );
 }
 
-/// Columns of a line, at most. What rustfmt lays out it holds to that itself.
+/// The most columns of a line. rustfmt checks the code itself.
 const COLUMNS: usize = 100;
 
 /// The lines of comments that are longer than [`COLUMNS`], by number.

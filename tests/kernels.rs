@@ -1,5 +1,5 @@
-//! The kernels as machine code, without a GPU: NVRTC compiles them for every architecture, and what
-//! its assembler makes of each is held to a budget.
+//! The kernels as machine code, without a GPU: NVRTC compiles them for every architecture, and the
+//! assembler's report on each is checked against a budget.
 //!
 //! Needs the library NVRTC in `LD_LIBRARY_PATH`, and for the search for matrix instructions
 //! `nvdisasm` in `PATH`: `eval "$(scripts/nvrtc)"` fetches both. Where they are absent these tests
@@ -32,7 +32,7 @@ fn architectures() -> Vec<&'static str> {
     names.split(',').map(one).collect()
 }
 
-/// What some work gives for each of them, an architecture a thread.
+/// The result of some work for each of them, one thread per architecture.
 fn by_architecture<T: Send>(work: impl Fn(&'static str) -> T + Sync) -> Vec<T> {
     let work = &work;
     std::thread::scope(|scope| {
@@ -42,8 +42,8 @@ fn by_architecture<T: Send>(work: impl Fn(&'static str) -> T + Sync) -> Vec<T> {
     })
 }
 
-/// Most registers that a thread of each kernel may use on any architecture: `name registers` a
-/// line.
+/// The most registers that a thread of each kernel may use on any architecture: one line
+/// `name registers` each.
 const BUDGET: &str = include_str!("../kernels/budget.txt");
 
 /// The lines of [`BUDGET`] as pairs.
@@ -67,7 +67,7 @@ fn required() -> bool {
     std::env::var("PRISM_TEST_NVRTC").is_ok_and(|v| v == "required")
 }
 
-/// What the assembler says of a kernel.
+/// The assembler's report on a kernel.
 #[derive(Clone, Debug, Default)]
 struct Usage {
     registers: usize,
@@ -110,7 +110,7 @@ fn usages(log: &str) -> BTreeMap<String, Usage> {
     all
 }
 
-/// Everything compiled, once; none where there is no NVRTC.
+/// Everything compiled, once; none if there is no NVRTC.
 fn built() -> Option<&'static [Built]> {
     static ALL: OnceLock<Result<Vec<Built>, String>> = OnceLock::new();
     let all = ALL.get_or_init(|| match nvrtc::version() {
@@ -199,7 +199,7 @@ fn the_budget_has_a_line_a_kernel() {
     assert_eq!(named.len(), source::KERNELS.len(), "a kernel has two lines in kernels/budget.txt");
 }
 
-/// What is read of a file and a header.
+/// The declarations in a file and a header.
 fn declared(file: &str, header: &str) -> Result<BTreeMap<String, table::Declared>, String> {
     table::declared("some.cu", &|name| match name {
         "some.cu" => Some(file.into()),
@@ -294,7 +294,7 @@ fn kernels_of_a_family_have_the_same_parameters() {
     let kernel =
         |name: &str, parameters: &str| format!("KERNEL({name}, 32, 1, ({parameters}), {{}})\n");
     let (two, three) = ("float *x, int n", "float *x, int n, int64 m");
-    // One with other parameters is in none; a single one of another name is one by itself.
+    // One with other parameters is in none; a single one with another name is a family by itself.
     let file = [
         kernel("all_f32", two),
         kernel("all_f16", two),
@@ -322,14 +322,14 @@ fn kernels_of_a_family_have_the_same_parameters() {
         ]
     );
     assert_eq!(families["most"].parameters, found["most_f16"].parameters);
-    // The same by other names.
+    // The same with other names.
     let found = declared(&(kernel("add_f32", two) + &kernel("add_f16", "float *x, int count")), "")
         .unwrap();
     assert_eq!(
         table::families(&found).unwrap_err(),
         "add: the parameters are called (x, n) for one type of elements and (x, count) for another"
     );
-    // Beside a kernel with other parameters too.
+    // Together with a kernel that has other parameters.
     let file = [
         kernel("mul_f32", two),
         kernel("mul_f16", three),
@@ -339,7 +339,7 @@ fn kernels_of_a_family_have_the_same_parameters() {
     assert!(table::families(&found).unwrap_err().starts_with("mul: the parameters are called"));
 }
 
-/// The struct that launches of a kernel take has a field a parameter; kernels of the same
+/// The struct that launches of a kernel take has one field per parameter; kernels with the same
 /// parameters share one.
 #[test]
 fn kernels_parameters_become_fields() {
@@ -385,17 +385,17 @@ fn kernels_parameters_become_fields() {
     );
 }
 
-/// What the machine code of a kernel shows. Instructions are counted from the first on.
+/// Facts about the machine code of a kernel. Instructions are counted from the first.
 #[derive(Debug, Default)]
 struct Shown {
     /// Matrix instructions.
     matrix: usize,
     instructions: usize,
-    /// The first that waits for the launch in front.
+    /// The first that waits for the previous launch.
     waits: Option<usize>,
     /// The first that lets the next launch begin.
     lets_begin: Option<usize>,
-    /// The first that reads or writes memory of the device, or goes elsewhere.
+    /// The first that reads or writes device memory, or jumps elsewhere.
     acts: Option<usize>,
 }
 
@@ -448,7 +448,7 @@ fn what_a_kernel_does_is_read_from_a_listing() {
     assert_eq!((shown.waits, shown.acts, shown.lets_begin), (Some(1), Some(2), Some(3)));
 }
 
-/// Everything disassembled, once: architecture, kernel, and what it shows; none where it cannot be.
+/// Everything disassembled, once: architecture, kernel, and the facts; none if it cannot be.
 fn disassembled() -> Option<&'static [(&'static str, String, Shown)]> {
     static ALL: OnceLock<Vec<(&'static str, String, Shown)>> = OnceLock::new();
     let all = built()?;
@@ -503,8 +503,8 @@ fn matrix_kernels_use_tensor_cores() {
     assert!(all.iter().any(|(_, _, shown)| shown.matrix > 0));
 }
 
-/// What early launches rest on: a kernel waits for the launch in front before it does anything, and
-/// lets the next begin only behind that. Older architectures have no early launches.
+/// What early launches depend on: a kernel waits for the previous launch before it does anything,
+/// and lets the next begin only after that. Older architectures have no early launches.
 #[test]
 fn kernels_wait_for_their_turn_before_they_touch_memory() {
     let Some(all) = disassembled() else { return };

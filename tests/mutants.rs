@@ -2,7 +2,7 @@
 //! noticed by the emulator.
 //!
 //! Each mutant is the text of `kernels/` with one thing changed, built as a library whose kernels
-//! take the place of the right ones. The unchanged text, built the same way, must pass.
+//! replace the right ones. The unchanged text, built the same way, must pass.
 #![cfg(feature = "emulator")]
 
 #[path = "common/built.rs"]
@@ -15,19 +15,19 @@ use prism::device::{Cpu, Cuda, Device, Precision};
 use prism::verify::run;
 use std::path::Path;
 
-/// What has to notice.
+/// The check that has to notice.
 enum Check {
     /// A reference case.
     Case(&'static str),
-    /// A decoder stage of so many items from so many channels, beside the CPU's.
+    /// A decoder stage of a number of items and channels, compared with the CPU's.
     Stage(usize, usize),
-    /// Layers and attention of tokens, beside the CPU's.
+    /// Layers and attention of tokens, compared with the CPU's.
     Tokens,
-    /// How float32 is rounded where it is multiplied.
+    /// How float32 is rounded in products.
     Rounding,
 }
 
-/// A change of one kernel, and what has to notice.
+/// A change of one kernel, and the check that has to notice it.
 struct Mutant {
     what: &'static str,
     /// The kernel file to build.
@@ -38,7 +38,7 @@ struct Mutant {
     to: &'static str,
     check: Check,
     precision: Precision,
-    /// Part of the error, where there is one; else the result must be wrong.
+    /// Part of the error, if there is one; otherwise the result must be wrong.
     message: Option<&'static str>,
 }
 
@@ -506,13 +506,13 @@ fn build(folder: &Path, kernels: &Path, kernel: &str) -> std::path::PathBuf {
     compile(&[&common[..], &checked, &parameters, &[&unit, "-o", &object]].concat());
     let source = kernels.join("host/emulator.cpp").display().to_string();
     compile(&[&common[..], &["-O2", &source, "-o", &host]].concat());
-    // Its symbols are its own, though the program has others of the same names.
+    // Its symbols are its own, even though the program has others with the same names.
     compile(&["-shared", "-Wl,-Bsymbolic", &object, &host, "-o", &library]);
     library.into()
 }
 
-/// Whether the check passes on the library's kernels, threads in an order that the seed decides;
-/// what was said if it does not. Reference cases are in the folder `case`.
+/// Whether the check passes on the library's kernels, with threads in an order that the seed
+/// decides; the message if it does not. Reference cases are in the folder `case`.
 fn judge(library: &Path, m: &Mutant, case: &Path, seed: u64) -> Result<(), String> {
     // SAFETY: it was just built from the emulator.
     let cuda =
@@ -564,7 +564,7 @@ fn copy(to: &Path, change: Option<(&str, &str, &str)>) {
     }
 }
 
-/// The kernel's case alone in a folder, where it is checked by one.
+/// The kernel's case alone in a folder, if it is checked by one.
 fn alone(folder: &Path, check: &Check) -> std::path::PathBuf {
     let to = folder.join("case");
     std::fs::create_dir_all(&to).unwrap();

@@ -1,5 +1,5 @@
-//! Turns at the network, and what is encoded before anybody clicks, as clients of a server meet
-//! them. What they look at is counted by the server's metrics.
+//! Turns at the network, and what is encoded ahead of clicks, as clients of a server see them. The
+//! number of looks is read from the server's metrics.
 #![cfg(all(feature = "serve", unix))]
 
 mod common;
@@ -38,7 +38,7 @@ fn encoded(at: SocketAddr) -> u64 {
     count(at, "prism_encodings_total")
 }
 
-/// Comes back when so many patches were encoded.
+/// Returns when this many patches were encoded.
 fn until_encoded(at: SocketAddr, patches: u64) {
     for _ in 0..6000 {
         if encoded(at) == patches {
@@ -66,7 +66,7 @@ fn mask_of(at: SocketAddr, object: &str) -> Vec<u8> {
     values.iter().map(|v| u8::from(*v != 0.0)).collect()
 }
 
-/// A session of the library, and what it has encoded.
+/// A session of the library, and its encodings.
 fn library(image: &Arc<Volume>) -> (Session, Arc<Encodings>) {
     let (model, options) = (model(), Options::default());
     let encodings = Arc::new(Encodings::new(options.memory));
@@ -83,7 +83,7 @@ fn block(image: &Volume, low: [usize; 3]) -> Vec<u8> {
     voxels.map(|[i, j, k]| u8::from(along(0, i, 16) && along(1, j, 16) && along(2, k, 4))).collect()
 }
 
-/// Sends the example; returns when what any first click on it is looked at with is encoded.
+/// Sends the example; returns when the patch of first clicks on it is encoded.
 fn settled(at: SocketAddr) -> String {
     let before = encoded(at);
     let scan = upload(at);
@@ -100,7 +100,7 @@ fn give(at: SocketAddr, object: &str, image: &Volume, low: [usize; 3]) {
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-/// Says that something is over, whatever became of it.
+/// Says that something has ended, however it ended.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -120,7 +120,7 @@ fn clicks_are_answered_between_the_ops_of_anothers_encoding() {
     let overtaken = || count(at, "prism_encodings_overtaken_total");
     let sides = |n: usize| n % 2 == 1;
     let clicks = std::thread::scope(|s| {
-        // One person clicks again and again where all is encoded.
+        // One client clicks again and again where everything is encoded.
         let clicks = s.spawn(|| {
             let mut clicks = 0;
             while !is_over.load(Ordering::Relaxed) {
@@ -167,7 +167,8 @@ fn one_encoding_of_each_goes_before_the_next_of_another() {
     let (mut boxed, encodings) = library(&image);
     boxed.interact(&said(&[(CLICK, true)], Some(http::BOX))).unwrap();
     assert!(encodings.made() < 4);
-    // Who draws the box comes while the other's patches are encoded, unless that was done already.
+    // The client that draws the box comes while the other's patches are encoded, unless that was
+    // done already.
     let comes_between = |_| {
         let scans = [settled(at), settled(at)];
         let [many, one] = [0, 1].map(|n| object_on(at, &scans[n], &json!({})));
@@ -217,13 +218,13 @@ fn where_a_mask_lies_is_encoded_before_the_first_click() {
     assert_eq!(encoded(at), 2);
     assert!(mask_of(at, &object) == own.mask());
 
-    // Who clicks at once waits for it, or does it: once in any case.
+    // A client that clicks at once waits for it, or does it: it is done once in any case.
     let other = object_on(at, &scan, &json!({}));
     give(at, &other, &image, [50, 60, 8]);
     prompt(at, &other, &point([58, 68, 10], false));
     assert_eq!(encoded(at), 3);
 
-    // So it is with what a client of nnInteractive begins with.
+    // The same applies to the beginning of a client of nnInteractive.
     let (size, spacing, values, turned) = array_of_example();
     let mut viewer = Viewer::new(at);
     viewer.open(size, spacing, &values);
@@ -261,7 +262,8 @@ fn where_a_pointer_rests_is_encoded_before_a_first_click() {
         let reply = post(at, &format!("/v1/objects/{object}/prepare"), &json!({ "point": point }));
         reply.json(202)["places"].as_u64().unwrap()
     };
-    // A first click is looked at from six distances, and then where the object may lie by each.
+    // A first click is looked at from six distances, and then where the object may be according to
+    // each.
     let beside = beside_click(&image);
     let (mut own, encodings) = library(&image);
     own.interact(&said(&[(beside, true)], None)).unwrap();
@@ -276,14 +278,14 @@ fn where_a_pointer_rests_is_encoded_before_a_first_click() {
     assert_eq!(prepare(&object, [30, 30, 5]), 0);
     assert_eq!(encoded(at), encodings.made());
 
-    // Of two places the first gives way.
+    // The first of two places gives way.
     let (former, latter) = ([130, 130, 23], [40, 80, 14]);
     let (mut own, encodings) = library(&image);
     own.interact(&said(&[(latter, true)], None)).unwrap();
     let object = object_on(at, &settled(at), &json!({}));
     let before = encoded(at);
     assert_eq!((prepare(&object, former), prepare(&object, latter)), (6, 6));
-    // It is told anew when nothing of it waits any more.
+    // It is returned again when nothing of it waits any more.
     let is_done = |_| {
         std::thread::sleep(Duration::from_millis(20));
         prepare(&object, latter) == 6

@@ -1,4 +1,4 @@
-//! Training end to end: a resumed run, an overfitted case, what stops a run, what a run leaves.
+//! Training end to end: a resumed run, an overfitted case, what stops a run, the files of a run.
 
 mod common;
 
@@ -144,7 +144,7 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
         .collect();
     assert_eq!(logged, [1, 2, 3, 4, 5, 6]);
     assert!(parts.join("loss.svg").exists() && parts.join("validation.svg").exists());
-    // What it leaves is a model.
+    // The result is a model.
     let weights = Weights::open(&parts.join("best.safetensors")).unwrap();
     assert_eq!(weights.config, tiny());
 }
@@ -170,7 +170,7 @@ fn a_run_that_is_stopped_while_it_validates_does_that_when_it_goes_on() {
         let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
         run(&device(), state, &pools, &Peers::alone(), stop, seen)
     };
-    // The case at hand is finished, and the next is not begun. All steps are done by then.
+    // The present case is finished, and the next is not begun. All steps are done by then.
     let stop = AtomicBool::new(false);
     let mut seen = Seen { stop_at_case: Some((2, &stop)), ..Default::default() };
     assert_eq!(go(at("parts"), &mut seen, &stop), Ok(Ended::Stopped));
@@ -240,7 +240,7 @@ fn the_curves_of_the_model_card_are_those_of_its_log() {
     }
 }
 
-/// Steps of a run by `world` processes, here threads that talk over TCP as processes do.
+/// Steps of a run by `world` processes, here threads that communicate over TCP as processes do.
 fn steps_of(world: usize, name: &str, settings: &Settings, ask: Option<usize>) -> Vec<StepReport> {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let process = |rank: usize| {
@@ -305,12 +305,12 @@ fn processes_that_share_batches_learn_as_one_does() {
                 moved += f64::from(a - s).powi(2);
             }
         }
-        // A gradient that is zero but for rounding moves its parameter either way.
+        // A gradient that is zero except for rounding moves its parameter either way.
         assert!(moved > 0.0 && (apart / moved).sqrt() < 0.05, "{name}: {}", (apart / moved).sqrt());
     }
 }
 
-/// A GPU alone in its group sums its gradients by NCCL, where there is NCCL, and learns as without
+/// A GPU alone in its group sums its gradients by NCCL, if NCCL is available, and learns as without
 /// a group.
 #[test]
 fn a_gpu_alone_in_its_group_learns_as_the_cpu() {
@@ -353,7 +353,7 @@ fn a_run_that_loses_a_process_ends_and_names_it() {
         Peers::meet(&place, &device(), "a run", None).unwrap()
     };
     std::thread::scope(|scope| {
-        // It comes, and leaves in the middle of the first step.
+        // It connects, and leaves in the middle of the first step.
         scope.spawn(|| drop(meet(1)));
         let peers = meet(0);
         let pools = Pools::open(
@@ -416,7 +416,7 @@ fn recomputing_iterations_changes_no_gradient() {
             run_item(&device, &model, &image, &target, share, &mut grads, prompt).unwrap();
         (outcome, grads)
     };
-    // Also where the user is content early: then fewer iterations count.
+    // Also if the user is satisfied early: then fewer iterations count.
     for prompts in [3, 1, 0] {
         let ((a, ga), (b, gb)) = (pass(true, prompts), pass(false, prompts));
         assert_eq!((a.iterations.len(), a.loss.to_bits()), (prompts, b.loss.to_bits()));

@@ -1,4 +1,4 @@
-//! What documents and scripts say of the program is so.
+//! What documents and scripts say of the program is true.
 
 use crate::common::here;
 use crate::program::prism;
@@ -6,7 +6,7 @@ use crate::{Place, code, text};
 use std::collections::BTreeMap;
 use std::process::Command;
 
-/// Lines of code blocks, and what stands between backquotes.
+/// Lines of code blocks, and text between backquotes.
 fn code_of(document: &str) -> Vec<&str> {
     let (mut fenced, mut all) = (false, vec![]);
     for line in document.lines() {
@@ -31,7 +31,7 @@ fn commands_in_the_documents_have_flags_that_the_program_knows() {
         for line in code_of(&said) {
             let ends = |w: &&str| w.starts_with('#') || [";", "|", "&&"].contains(w);
             let words: Vec<&str> = line.split_whitespace().take_while(|w| !ends(w)).collect();
-            // `cargo run -- COMMAND` is one too. What is no command has no help.
+            // `cargo run -- COMMAND` is a command too. Other words have no help.
             let Some(at) = words
                 .iter()
                 .position(|w| ["prism", "--"].contains(w))
@@ -63,7 +63,7 @@ fn commands_in_the_documents_have_flags_that_the_program_knows() {
     assert!(checked > 40, "{checked} flags were found");
 }
 
-/// Without it cargo takes newer dependencies than those that CI builds with.
+/// Without it cargo uses newer dependencies than those that CI builds with.
 #[test]
 fn everything_that_is_installed_by_cargo_is_locked() {
     let mut waiting = ["docs", "models", "src", "scripts"].map(here).to_vec();
@@ -74,7 +74,7 @@ fn everything_that_is_installed_by_cargo_is_locked() {
             waiting.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             continue;
         }
-        // Models and pictures are no text.
+        // Models and pictures are not text.
         let Ok(said) = std::fs::read_to_string(&path) else { continue };
         for line in said.lines() {
             for rest in line.split("cargo install").skip(1) {
@@ -116,8 +116,8 @@ fn long_help_says_more_than_the_line_in_the_list_of_commands() {
     assert!(list.contains("  segment      Segment objects of a scan from points"), "{list}");
 }
 
-/// A cargo that builds nothing and names the program that these tests were built with stands in for
-/// one that was told to build elsewhere.
+/// A cargo that builds nothing and prints the path of the program that these tests were built with
+/// replaces one that was told to build elsewhere.
 #[cfg(unix)]
 #[test]
 fn scripts_take_the_program_from_where_cargo_says_that_it_lies() {
@@ -138,7 +138,7 @@ fn scripts_take_the_program_from_where_cargo_says_that_it_lies() {
             && place.at("demo/mask.nii.gz").exists()
             && place.at("demo/preview.png").exists()
     );
-    // What cargo did not make is said to be missing.
+    // Files that cargo did not make are reported as missing.
     let said = code(&script("scripts/built", &["libother.so", "build"]), 1);
     assert!(said.contains("made no libother.so"), "{said}");
 }

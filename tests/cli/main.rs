@@ -1,4 +1,5 @@
-//! The program as its users meet it: results, messages, exit codes, files that are whole or absent.
+//! The program as its users see it: results, messages, exit codes, files that are complete or
+//! absent.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -35,7 +36,7 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// Names in the folder, sorted, beside the model.
+    /// Names in the folder, sorted, without the model.
     fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.folder.path()).unwrap();
         let mut names: Vec<String> =
@@ -55,7 +56,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Asserts the exit code, and that nothing panicked whatever it was.
+/// Asserts the exit code, and that nothing panicked in any case.
 #[track_caller]
 fn code(out: &Output, want: i32) -> String {
     let error = text(&out.stderr);

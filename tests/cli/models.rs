@@ -1,4 +1,4 @@
-//! Model files and what is made of them.
+//! Model files, and commands that make them.
 
 use crate::common::{here, tiny};
 use crate::program::prism;
@@ -32,7 +32,7 @@ fn convert_names_what_does_not_fit_and_refuses_what_could_run() {
         "{error}"
     );
     assert!(error.contains(" 2 mis-shaped: image_encoder.neck.0.weight is [3, 6], expected [384, 768, 1, 1, 1]; image_encoder"), "{error}");
-    // All of them are to be had.
+    // All of them can be listed.
     let error = convert_with("checkpoint_zip.pth.tar", "--verbose");
     assert!(error.contains("missing: prompt_encoder.iou_token.weight"), "{error}");
     assert!(error.contains("unexpected: mask_decoder.scalar"), "{error}");
@@ -102,7 +102,7 @@ fn verify_prints_a_line_a_case_and_says_no() {
     );
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
     assert_eq!(json["cases"][1]["checks"][0]["quantity"], "out.0");
-    // The report itself is a file of no known kind.
+    // The report itself is a file of unknown kind.
     let out = verify("").output();
     code(&out, 1);
     assert!(text(&out.stdout).contains("FAIL report.json"));
@@ -157,7 +157,7 @@ fn a_checkpoint_becomes_the_model_it_was() {
     let again = place.at("again.safetensors");
     code(&convert(&model, &again).with("--dtype bf16").output(), 0);
     assert_eq!(Weights::open(&again).unwrap().config, half.config);
-    // For another network it is named what does not fit, and nothing is written.
+    // For another network the message names what does not fit, and nothing is written.
     std::fs::remove_file(&model).unwrap();
     let error = code(&convert(&checkpoint, &model).output(), 1);
     assert!(

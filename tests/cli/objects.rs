@@ -1,5 +1,5 @@
-//! Several objects in one run of `prism segment`, what it reports of them, and what the program
-//! writes of its own commands.
+//! Several objects in one run of `prism segment`, its report of them, and what the program writes
+//! about its own commands.
 
 use crate::common;
 
@@ -172,10 +172,10 @@ fn the_report_holds_the_numbers_of_the_file() {
     assert_eq!(json["outputs"]["probability"], json!([]));
     let warnings = json["warnings"].as_array().unwrap();
     assert!(warnings.iter().all(|w| error.contains(w.as_str().unwrap())), "{error}");
-    // Where nothing but results was asked for, warnings are in it alone.
+    // If only results were asked for, warnings are only in the report.
     let (quiet, error) = place.report(&prompts, "o.nii.gz", &["--quiet"]);
     assert!(error.is_empty() && quiet["warnings"] == json["warnings"], "{error}");
-    // A list of iterations is one object, reported as one and as before.
+    // A list of iterations is one object, reported as one.
     let (one, _) = place.report(&json!([{ "mask": "a.nii.gz" }]), "o.nii.gz", &[]);
     assert_eq!((&one["voxels"], &one["objects"][0]["name"]), (&json!(1600), &json!("object")));
     assert!(one["iterations"] == one["objects"][0]["iterations"] && one["overlaps"] == json!([]));
@@ -196,7 +196,7 @@ fn objects_answer_as_they_do_alone_and_share_what_was_encoded() {
     let own = place.labels("alone.nii.gz").joined();
     let shared = place.labels("both.nii.gz").joined();
     assert!(own.iter().zip(&shared).all(|(one, both)| (*one == 1) == (*both == 2)));
-    // An object's probability is its own, whoever holds the voxels in the end.
+    // An object's probability is its own, whichever object gets the voxels in the end.
     let files = [place.at("p-1.nii.gz"), place.at("p-2.nii.gz")];
     assert_eq!(both["outputs"]["probability"], json!(files));
     let second = Volume::read(files[1].as_ref(), None).unwrap().values();
@@ -204,7 +204,7 @@ fn objects_answer_as_they_do_alone_and_share_what_was_encoded() {
     assert!(!place.folder.path().join("p.nii.gz").exists());
 }
 
-/// What is given by a pipe can be read but once.
+/// Input from a pipe can be read only once.
 #[cfg(unix)]
 #[test]
 fn prompts_may_come_from_a_pipe() {
@@ -243,7 +243,7 @@ fn pictures_and_probabilities_are_a_file_an_object() {
         let png = std::fs::read(place.at(&format!("p-{number}.png"))).unwrap();
         assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
     }
-    // One object has the file that was named, and its name in the label image.
+    // A single object has the file that was named, and its name in the label image.
     prompts["objects"].as_array_mut().unwrap().truncate(1);
     code(&place.segment(&prompts, "o.seg.nrrd", &more), 0);
     assert!(place.folder.path().join("p.nrrd").exists());

@@ -48,7 +48,7 @@ fn segment_writes_mask_probability_preview_and_json() {
     assert!(first == std::fs::read(place.at("mask.nii.gz")).unwrap());
 }
 
-/// Where a budget was set, the network sees nothing of the scan before all of it was read.
+/// If a budget was set, the network sees nothing of the scan before all of it has been read.
 #[test]
 fn what_is_seen_while_the_scan_is_read_changes_nothing() {
     let place = Place::new();
@@ -56,7 +56,7 @@ fn what_is_seen_while_the_scan_is_read_changes_nothing() {
     let mut bytes = vec![];
     let file = std::fs::File::open(&packed).unwrap();
     flate2::read::MultiGzDecoder::new(file).read_to_end(&mut bytes).unwrap();
-    // Values that are no whole numbers: multiplied by 0.9.
+    // Values that are not whole numbers: multiplied by 0.9.
     let (plain, short) = (place.at("plain.nii"), place.at("short.nii.gz"));
     bytes[112..116].copy_from_slice(&0.9f32.to_le_bytes());
     std::fs::write(&plain, &bytes).unwrap();
@@ -103,7 +103,7 @@ fn quiet_leaves_results_and_warnings() {
         "{error}"
     );
     assert!(error.lines().all(|l| l.starts_with("warning: ")), "{error}");
-    // JSON was asked for; nothing is on standard output beside it.
+    // JSON was asked for; nothing else is on standard output.
     let out = run().with("--quiet --json").output();
     assert!(code(&out, 0).is_empty());
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
@@ -151,7 +151,7 @@ fn prompts_files_and_label_images_are_prompts() {
     code(&out, 0);
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(json["iterations"].as_array().unwrap().len(), 3);
-    // A box larger than the patch of 32 mm is seen coarser, and that is said.
+    // A box larger than the patch of 32 mm is seen more coarsely, with a message.
     let out = place.segment(&image).with("--box 0,0,0,64,48,24 --json").output();
     code(&out, 0);
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
@@ -207,13 +207,13 @@ fn wrong_use_is_exit_code_2_and_failure_1() {
     let out = segment(&model, &model, Path::new("/absent/m.nii.gz")).with("--point 1,1,1").output();
     assert!(code(&out, 1).contains("/absent/m.nii.gz: its folder /absent does not exist"));
     assert!(place.names().is_empty(), "{:?}", place.names());
-    // The scan itself is not written over.
+    // The scan itself is not overwritten.
     let scan = place.at("scan.nii.gz");
     std::fs::copy(&image, &scan).unwrap();
     let out = segment(&model, &scan, &scan).with("--point 1,1,1").output();
     assert!(code(&out, 2).contains("would overwrite it"));
     std::fs::remove_file(&scan).unwrap();
-    // An output that was there stays as it was.
+    // An output that existed before stays as it was.
     std::fs::write(place.at("mask.nii.gz"), "precious").unwrap();
     code(&place.segment(&odd("m01_trunc_gz.nii.gz")).with(point).output(), 1);
     let run = place.segment(&image).with(point);
@@ -295,7 +295,7 @@ fn the_model_that_comes_along_finds_the_example_nodule() {
     let bounds = "--box 69,68,13,93,94,16 --point 80,80,14";
     let out = segment(&path, &image, &mask).with("--json").with(bounds).output();
     code(&out, 0);
-    // The tutorial says so of the same scan and prompts.
+    // The tutorial says the same of the same scan and prompts.
     let (json, tutorial) = (
         serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap(),
         std::fs::read_to_string(here("docs/embedding.md")).unwrap(),
@@ -306,8 +306,8 @@ fn the_model_that_comes_along_finds_the_example_nodule() {
         let figure = format!("{:.0} {words}", json["bytes"][name].as_f64().unwrap() / 1e6);
         assert!(tutorial.contains(&figure), "docs/embedding.md does not say '{figure}'");
     }
-    // Without --model it is the variable's, else the one built in, which answers alike; which one
-    // it is, is said.
+    // Without --model it is the variable's, otherwise the built-in one, which gives the same
+    // answer; a message says which one it is.
     let without = |variable: &str| {
         let other = place.at("other.nii.gz");
         let mut run = prism("segment").file("-i", &image).file("-o", &other).with(bounds);

@@ -56,7 +56,7 @@ fn simulated_prompts_can_be_looked_at() {
         );
     }
     assert!(place.at("sim/stages.png").exists());
-    // An answer that is right leaves nothing to say.
+    // If an answer is right there is nothing to report.
     let out = run().file("-p", &label).output();
     code(&out, 0);
     assert!(
@@ -99,12 +99,12 @@ fn processes_of_a_run_need_the_same_token() {
     let first = start("0", "127.0.0.1", Some("one"), &[]);
     let error = end(start("1", "127.0.0.1", Some("another"), &[]), 1);
     assert!(error.contains("process 0 has another token"), "{error}");
-    // A file wins over the variable.
+    // A file takes precedence over the variable.
     end(start("1", "127.0.0.1", Some("another"), &["--token-file", &at("token")]), 0);
     let said = end(first, 0);
     assert!(said.contains("is not a process of this training run: it says that it is process 1 and has another token"), "{said}");
     assert!(place.at("run/last.safetensors").exists());
-    // Where others than this machine's can call, a token is needed.
+    // If others than this machine's programs can call, a token is needed.
     let error = end(start("0", "0.0.0.0", None, &[]), 2);
     assert!(error.contains("PRISM_TOKEN or --token-file"), "{error}");
 }
@@ -127,7 +127,7 @@ fn a_file_of_settings_may_say_where_to_train_and_flags_win() {
     );
     let elsewhere = "device = \"abacus\"\nprecision = \"f16\"\nthreads = 1\n";
     code(&train(elsewhere, "--device cpu --precision f32"), 0);
-    // They are not kept with the run, which goes on wherever it is told to.
+    // They are not kept with the run, which continues on any device.
     let kept = std::fs::read_to_string(place.at("run/settings.toml")).unwrap();
     assert!(!["device", "precision", "threads"].iter().any(|name| kept.contains(name)), "{kept}");
     code(&train("device = \"cpu\"\nthreads = 2\n", "--resume --epochs 2"), 0);
@@ -154,11 +154,11 @@ fn synthesise_train_and_evaluate() {
     assert_eq!(text(&out.stdout), format!("{}: finished\n", at("run").display()));
     let log = std::fs::read_to_string(place.at("run/log.jsonl")).unwrap();
     assert!(log.lines().count() == 3 && log.contains("\"lr\":0.001"), "{log}");
-    // How the cases were split is kept, in the form that --split reads.
+    // The split of the cases is kept, in the form that --split reads.
     let cases = prism::data::cases::list(&place.at("data"), None).unwrap();
     let split = prism::data::cases::Split::read(&place.at("run/split.json"), &cases).unwrap();
     assert_eq!((split.train.len() + split.test.len(), split.validation.len()), (2, 1));
-    // A run is not overwritten; it goes on with more epochs.
+    // A run is not overwritten; it can be continued with more epochs.
     let error = code(&train("run.toml").output(), 2);
     assert!(error.contains("--resume"), "{error}");
     code(&train("run.toml").with("--resume --epochs 2").output(), 0);
@@ -176,7 +176,7 @@ fn synthesise_train_and_evaluate() {
     for file in ["cases.jsonl", "cases.csv", "results.json", "results.md", "iterations.svg"] {
         assert!(place.at("result").join(file).exists(), "{file}");
     }
-    // The mask it leaves has the Dice it reports.
+    // The mask that it writes has the Dice that it reports.
     let report: serde_json::Value =
         serde_json::from_slice(&std::fs::read(place.at("result/results.json")).unwrap()).unwrap();
     let want = report["results"][1]["cases"][0]["dice"][1].as_f64().unwrap();
@@ -184,7 +184,7 @@ fn synthesise_train_and_evaluate() {
     let out = metrics(&truth, &at("masks/synth_0001_ultra.nii.gz")).with("--json").output();
     let got: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(got["dice"].as_f64(), Some(want));
-    // What is asked for must exist; an unreadable case is named and counted.
+    // Requested cases must exist; an unreadable case is named and counted.
     let error = code(&eval("result").with("--cases nobody").output(), 2);
     assert!(error.contains("nobody") && error.contains("synth_0002"), "{error}");
     std::fs::write(place.at("data/imagesTr/synth_0000.nii.gz"), b"torn").unwrap();

@@ -1,7 +1,6 @@
-//! Files of every kind that prism reads, as they come: what the fuzz targets in `fuzz/fuzz_targets`
-//! and the tests in `tests/files/mutated.rs` run. Whatever the bytes, a reader returns; what it
-//! read is sound, and what it refuses it says in words. Each body returns whether something was
-//! read.
+//! Files of every kind that prism reads: what the fuzz targets in `fuzz/fuzz_targets` and the tests
+//! in `tests/files/mutated.rs` run. Whatever the bytes, a reader returns; its result is valid, and
+//! errors have a message. Each body returns whether something was read.
 #![allow(dead_code)]
 
 use prism::device::Device;
@@ -17,18 +16,16 @@ use prism::volume::{Affine, Grid, Volume, metaimage};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-/// How the files of images end, by their first byte. Those of the last three have their voxels in a
+/// The endings of image files, by their first byte. Those of the last three have their voxels in a
 /// second file.
 const FORMS: [&str; 8] = [".nii", ".nii.gz", ".nrrd", ".seg.nrrd", ".mha", ".hdr", ".nhdr", ".mhd"];
 
 thread_local! {
-    /// Where inputs lie for readers that want a path: a folder of the thread's own, which goes with
-    /// it.
+    /// The folder of inputs for readers that need a path: one per thread, which is removed with it.
     static FOLDER: tempfile::TempDir = tempfile::tempdir().unwrap();
 }
 
-/// A file of these bytes, alone in the folder: what one input left must not change what becomes of
-/// the next.
+/// A file of these bytes, alone in the folder: one input must not influence the result of the next.
 fn written(name: &str, bytes: &[u8]) -> PathBuf {
     FOLDER.with(|folder| {
         for old in std::fs::read_dir(folder.path()).unwrap() {
@@ -40,8 +37,8 @@ fn written(name: &str, bytes: &[u8]) -> PathBuf {
     })
 }
 
-/// The image file that bytes stand for. Where it has a header of its own, two bytes say how long
-/// that is.
+/// The image file that bytes stand for. If it has a separate header, two bytes give the header's
+/// length.
 fn image_file(form: u8, content: &[u8]) -> PathBuf {
     let ending = FORMS[usize::from(form) % FORMS.len()];
     let second = match ending {
@@ -91,7 +88,7 @@ pub fn images(input: &[u8]) -> bool {
     }
     if let Ok(image) = metaimage::read(&path) {
         sound(&image.volume);
-        // Its mask lies where it lies, or a word says why it cannot.
+        // Its mask has the same place, or an error says why it cannot.
         let mask = vec![1u8; image.volume.values().len()];
         if let Err(e) = metaimage::write_mask(&path.with_file_name("mask.mha"), &image, &mask) {
             said(&e);
@@ -119,7 +116,7 @@ pub fn labels(input: &[u8]) -> bool {
         Ok(labels) => placed(labels, scan().voxels(), &target),
         Err(e) => said(e),
     }
-    // Beside a scan with the label's own header.
+    // For a scan with the label's own header.
     if let Ok(volume) = Volume::read(&path, None) {
         match Labels::beside(&path, &volume) {
             Ok(labels) => placed(&labels, volume.values().len(), &target),
@@ -129,7 +126,7 @@ pub fn labels(input: &[u8]) -> bool {
     read.is_ok()
 }
 
-/// What must hold of labels on a scan of so many voxels.
+/// What must hold of labels on a scan with this number of voxels.
 fn placed(labels: &Labels, voxels: usize, target: &TargetLabel) {
     let joined = labels.joined();
     assert_eq!(joined.len(), voxels);
@@ -149,7 +146,7 @@ fn placed(labels: &Labels, voxels: usize, target: &TargetLabel) {
     }
 }
 
-/// Where models are laid out.
+/// The device on which models are laid out.
 fn cpu() -> &'static Device {
     static CPU: OnceLock<Device> = OnceLock::new();
     CPU.get_or_init(|| Device::open("cpu", 1).unwrap())
@@ -180,8 +177,8 @@ pub fn models(input: &[u8]) -> bool {
         parameters += tensor.len();
     }
     assert_eq!(opened.parameters(), parameters);
-    // What was opened is a network that works, or a word says why it is none. Large patches take a
-    // minute and gigabytes, which is no mistake.
+    // An opened file is a network that works, or an error says why it is not. Large patches take a
+    // minute and gigabytes, which is not a mistake.
     let works = Model::new(cpu(), &opened)
         .and_then(|model| if opened.config.patch <= 32 { model.warm_up() } else { Ok(()) });
     if let Err(e) = works {
@@ -196,7 +193,8 @@ fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     for &(name, bytes) in entries {
         let (size, length) =
             ((bytes.len() as u32).to_le_bytes(), (name.len() as u16).to_le_bytes());
-        // Version, flags, method, time, date; the sum, both sizes, the name's length and no more.
+        // Version, flags, method, time, date; the checksum, both sizes, the name's length and
+        // nothing more.
         let fields = [
             &b"\x14\0\0\0\0\0\0\0\x21\0"[..],
             &crc32(bytes).to_le_bytes(),
@@ -224,8 +222,8 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Checkpoints. The first byte says whether the rest is the file, or a pickle behind two bytes of
-/// its length and what the one storage of an archive holds: a sum would keep changed pickles of
+/// Checkpoints. The first byte says whether the rest is the file, or a pickle after two bytes with
+/// its length, followed by the only storage of an archive: a checksum would keep changed pickles of
 /// archives from being read.
 pub fn checkpoints(input: &[u8]) -> bool {
     let Some((form, content)) = input.split_first() else { return false };
@@ -277,7 +275,7 @@ pub fn prompts(input: &[u8]) -> bool {
     };
     assert!(!objects.is_empty() && objects.iter().all(|o| !o.iterations.is_empty()));
     assert!(objects.len() == 1 || objects.iter().all(|o| o.name.is_some()));
-    // Half a millimetre, turned by 45 degrees about k: world coordinates mix, and grow.
+    // Half a millimetre, rotated by 45 degrees about k: world coordinates mix, and grow.
     let turned = [[0.35, -0.35, 0.0, -7.0], [0.35, 0.35, 0.0, 3.0], [0.0, 0.0, -0.5, 1e3]];
     let grids = [scan(), Grid { size: [12, 1, 9], affine: Affine(turned) }];
     for iteration in objects.iter().flat_map(|o| &o.iterations) {
@@ -305,7 +303,7 @@ fn on_the_command_line(text: &str) {
     }
 }
 
-/// What must hold of an iteration's prompts on a scan: each lies on it, or was refused.
+/// What must hold of an iteration's prompts on a scan: each is on it, or was refused.
 fn on_a_scan(iteration: &Iteration, grid: &Grid, space: Space) {
     let mut prompts = Prompts::default();
     let mut results = vec![];
@@ -328,7 +326,7 @@ fn on_a_scan(iteration: &Iteration, grid: &Grid, space: Space) {
     if let Some(extent) = prompts.extent(grid) {
         assert!((0..3).all(|a| extent.low[a] < extent.high[a]));
     }
-    // A box that stands was asked for, in numbers: it is never what overflowed.
+    // A box that was accepted was given, in numbers: it is never the result of an overflow.
     if let (Some(bounds), Some(RawBox(given)), Space::Ijk) =
         (prompts.bounds, iteration.raw_box(), space)
     {

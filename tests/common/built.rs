@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-/// Runs the compiler; what it printed.
+/// Runs the compiler; returns what it printed.
 pub fn compile(arguments: &[&str]) -> String {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let output = Command::new(&compiler)
@@ -17,7 +17,7 @@ pub fn compile(arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Whether it is Clang; else it is GCC.
+/// Whether it is Clang; otherwise it is GCC.
 pub fn is_clang() -> bool {
     compile(&["--version"]).contains("clang")
 }

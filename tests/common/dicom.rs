@@ -1,4 +1,5 @@
-//! Series of DICOM, written by the crate `dicom-object`, with which the reader shares nothing.
+//! Series of DICOM, written by the crate `dicom-object`, with which the reader has no code in
+//! common.
 #![allow(dead_code)]
 
 use dicom_core::{DataElement, PrimitiveValue, VR};
@@ -19,7 +20,7 @@ pub fn value(i: usize, j: usize, k: usize) -> u16 {
     (300 * k + 10 * j + i) as u16
 }
 
-/// A slice's values as a file has them.
+/// A slice's values as a file stores them.
 pub fn slice(k: usize) -> Vec<u16> {
     (0..ROWS * COLUMNS).map(|at| value(at % COLUMNS, at / COLUMNS, k)).collect()
 }
@@ -44,7 +45,7 @@ pub fn numbers(values: &[f64]) -> String {
     values.iter().map(|v| v.to_string()).collect::<Vec<_>>().join("\\")
 }
 
-/// What the files of a series say alike.
+/// What all files of a series have in common.
 #[derive(Clone)]
 pub struct Series {
     pub uid: &'static str,
@@ -109,7 +110,7 @@ impl Series {
         file.with_meta(meta).unwrap().write_to_file(path).unwrap();
     }
 
-    /// A series, slice `k` of which lies at `place(k)`, changed by `change`.
+    /// A series, slice `k` of which is at `place(k)`, changed by `change`.
     pub fn folder(
         &self,
         slices: usize,
@@ -164,7 +165,7 @@ pub fn zipped(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
     out
 }
 
-/// Whose scan it is.
+/// Adds the patient and study of the scan.
 pub fn identified(file: &mut InMemDicomObject) {
     for (tag, vr, value) in [
         (tags::SPECIFIC_CHARACTER_SET, VR::CS, "ISO_IR 100"),

@@ -1,4 +1,4 @@
-//! A server in the process of a test, a client of HTTP, and the library beside them.
+//! A server in the process of a test, an HTTP client, and the library to compare with.
 #![allow(dead_code)]
 
 use super::common::here;
@@ -29,7 +29,7 @@ pub fn model() -> Arc<Model> {
 /// A server in this process, which ends with the test.
 pub struct Running {
     pub address: SocketAddr,
-    /// Where ITK-SNAP's protocol alone is spoken.
+    /// The address at which only ITK-SNAP's protocol is served.
     pub dls: Option<SocketAddr>,
     pub stop: Stop,
     /// What was odd in the state of an earlier server.
@@ -64,7 +64,7 @@ impl Drop for Running {
     }
 }
 
-/// An answer of HTTP.
+/// An HTTP response.
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
@@ -95,7 +95,7 @@ impl Reply {
     }
 }
 
-/// A request by itself, on a connection of its own.
+/// A single request, on a connection of its own.
 pub fn ask(
     at: SocketAddr,
     method: &str,
@@ -117,7 +117,7 @@ pub fn ask(
     let mut stream = TcpStream::connect(at).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
     stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
-    // A server that has answered already may have hung up.
+    // A server that has already answered may have closed the connection.
     let _ = stream.write_all(body);
     let mut answer = vec![];
     let _ = stream.read_to_end(&mut answer);
@@ -134,7 +134,7 @@ pub fn parsed(answer: &[u8], method: &str) -> Reply {
         .map(|(name, value)| (name.to_string(), value.trim().to_string()))
         .collect();
     let reply = Reply { status, headers, body: answer[end + 4..].to_vec() };
-    // Clients join answers in pieces wrongly: there are none.
+    // Clients join chunked answers wrongly: there are none.
     assert!(reply.header("Transfer-Encoding").is_none());
     if method != "HEAD" && status != 204 {
         let length = reply.header("Content-Length").expect("a length").parse();
@@ -144,7 +144,7 @@ pub fn parsed(answer: &[u8], method: &str) -> Reply {
     reply
 }
 
-/// Waits until a server has brought back what an earlier one left.
+/// Waits until a server has restored what an earlier one left.
 pub fn wait_restored(at: SocketAddr) {
     for _ in 0..6000 {
         if get(at, "/healthz").json(200)["restoring"].is_null() {
@@ -167,7 +167,7 @@ pub fn example() -> Volume {
     Volume::read(&here("examples/data/lung1_image.nii.gz"), None).unwrap()
 }
 
-/// A part of a form: its name, the name of the file that it is, what it holds.
+/// A part of a form: its name, the name of its file, its contents.
 pub type Part<'a> = (&'a str, Option<&'a str>, &'a [u8]);
 
 /// A form of several parts.
@@ -194,7 +194,7 @@ pub fn object_on(at: SocketAddr, scan: &str, about: &Value) -> String {
     object["object"].as_str().unwrap().to_string()
 }
 
-/// The box and the click as that interface takes them.
+/// The box and the click in the format of that interface.
 pub fn box_and_click() -> Value {
     let high = [BOX[3] - 1, BOX[4] - 1, BOX[5] - 1];
     json!({ "box": { "from": [BOX[0], BOX[1], BOX[2]], "to": high }, "points": [{ "at": CLICK }] })

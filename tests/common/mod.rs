@@ -14,7 +14,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A folder or file of the repository. An executable that was carried to another machine is told
+/// A folder or file of the repository. An executable that was copied to another machine is told
 /// where that is.
 pub fn here(path: &str) -> PathBuf {
     let root =
@@ -22,15 +22,15 @@ pub fn here(path: &str) -> PathBuf {
     Path::new(&root).join(path)
 }
 
-/// Says that the test at hand, or a part of it, is not run here: on standard error, past what hides
-/// the output of tests that pass, and as a line of `tmp/skipped-tests.txt` in cargo's target
-/// folder, from which `.ci/run` lists at its end what was skipped.
+/// Reports that this test, or a part of it, is not run here: on standard error, bypassing the
+/// capture that hides the output of tests that pass, and as a line of `tmp/skipped-tests.txt` in
+/// cargo's target folder, from which `.ci/run` lists at its end what was skipped.
 pub fn skipped(why: &str) {
     let thread = std::thread::current();
     let line =
         format!("{}: {}: {why}\n", env!("CARGO_CRATE_NAME"), thread.name().unwrap_or("a thread"));
     let _ = std::io::stderr().write_all(format!("skipped: {line}").as_bytes());
-    // An executable that was carried to another machine has no such folder.
+    // An executable that was copied to another machine has no such folder.
     let Some(folder) = option_env!("CARGO_TARGET_TMPDIR") else { return };
     let list = std::fs::OpenOptions::new()
         .create(true)
@@ -39,7 +39,7 @@ pub fn skipped(why: &str) {
     let _ = list.and_then(|mut list| list.write_all(line.as_bytes()));
 }
 
-/// A folder beside the repository that only some machines have; says so where it is missing.
+/// A folder beside the repository that only some machines have; reports if it is missing.
 pub fn shared(path: &str) -> Option<PathBuf> {
     let at = here("../shared").join(path);
     if !at.exists() {
@@ -48,7 +48,7 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     at.exists().then_some(at)
 }
 
-/// Whole numbers from -2 to 2, scattered: sums of their products are exact in whatever order.
+/// Whole numbers from -2 to 2, scattered: sums of their products are exact in any order.
 fn scattered(shape: &[usize], seed: u32) -> Tensor {
     let count: usize = shape.iter().product();
     let value = |i: usize| {
@@ -60,7 +60,7 @@ fn scattered(shape: &[usize], seed: u32) -> Tensor {
     Tensor::new(shape, (0..count).map(value).collect())
 }
 
-/// A decoder stage from `coarse` channels, of `n` items of two tiles each, and the norm behind it.
+/// A decoder stage from `coarse` channels, of `n` items of two tiles each, and the norm after it.
 /// On a CUDA device its weights are composed and laid out there.
 pub fn stage(device: &Device, n: usize, coarse: usize) -> Result<Tensor, OpError> {
     let mut given = [
@@ -80,13 +80,13 @@ pub fn stage(device: &Device, n: usize, coarse: usize) -> Result<Tensor, OpError
     norm::apply(device, &made.map, &sums.instance_norm(&weight, &bias, 1e-5, 0.01)?, None)
 }
 
-/// What is wrong with a decoder stage on a CUDA device, beside the CPU.
+/// What is wrong with a decoder stage on a CUDA device, compared with the CPU.
 pub fn judge_stage(device: &Device, n: usize, coarse: usize) -> Result<(), String> {
     let made = stage(device, n, coarse).map_err(|e| e.to_string())?;
     let expected = stage(&Device::open("cpu", 1).unwrap(), n, coarse).unwrap();
-    // Values of some 600 at the most, whole, exact in f16, with a deviation of some 120; behind the
-    // norm up to 5, rounded once more. In bfloat16 they are rounded both times, by eight bits.
-    // In float32 the norm alone rounds.
+    // Whole values of up to about 600, exact in f16, with a deviation of about 120; after the norm
+    // up to 5, rounded once more. In bfloat16 they are rounded both times, to eight bits. In
+    // float32 only the norm rounds.
     let bound = match device.precision() {
         DType::F32 => 1e-4,
         DType::F16 => 5e-3,
@@ -99,7 +99,7 @@ pub fn judge_stage(device: &Device, n: usize, coarse: usize) -> Result<(), Strin
     }
 }
 
-/// So many tokens behind a norm and a sum in three layers, attention of the first to `live` of
+/// A number of tokens after a norm and a sum in three layers, attention of the first to `live` of
 /// `keys` others with its layer, and one row of that in two layers.
 fn tokens(device: &Device, rows: usize, keys: usize, live: usize) -> Result<Vec<Tensor>, OpError> {
     const C: usize = 56;
@@ -108,7 +108,7 @@ fn tokens(device: &Device, rows: usize, keys: usize, live: usize) -> Result<Vec<
     const HEADS: usize = 4;
     let noise = |shape: &[usize], seed: usize, scale: f32| {
         let count: usize = shape.iter().product();
-        // Numbers that 16 bits hold.
+        // Numbers that are exact in 16 bits.
         let value = |i: usize| ((i * 7919 + seed * 131) % 97) as f32 / 64.0 - 0.75;
         Tensor::new(shape, (0..count).map(|i| scale * value(i)).collect())
     };
@@ -146,8 +146,8 @@ fn tokens(device: &Device, rows: usize, keys: usize, live: usize) -> Result<Vec<
     Ok(made.iter().map(|v| v.value().clone()).collect())
 }
 
-/// What is wrong with the token path on a CUDA device, beside the CPU: few rows and many, as many
-/// as a block has and more.
+/// What is wrong with the token path on a CUDA device, compared with the CPU: few rows and many, as
+/// many as a block has and more.
 pub fn judge_tokens(device: &Device) -> Result<(), String> {
     let bound = match device.products() {
         Precision::F32 | Precision::Ieee => 1e-5,
@@ -170,9 +170,9 @@ pub fn judge_tokens(device: &Device) -> Result<(), String> {
     Ok(())
 }
 
-/// What is wrong with how a CUDA device rounds float32 where it is multiplied. TF32 has 10 bits of
-/// mantissa, and of two numbers as near the one further from zero is taken, on both sides of a
-/// product; three passes leave nothing out of numbers of 22 bits, and plain arithmetic of none.
+/// What is wrong with how a CUDA device rounds float32 in products. TF32 has 10 bits of mantissa,
+/// and ties are rounded away from zero, on both sides of a product; three passes lose nothing of
+/// numbers of 22 bits, and plain arithmetic nothing at all.
 pub fn judge_rounding(device: &Device) -> Result<(), String> {
     let (m, n, k) = (4, 8, 40);
     let bit = |b: i32| 2f32.powi(-b);
@@ -185,7 +185,7 @@ pub fn judge_rounding(device: &Device) -> Result<(), String> {
         _ => values,
     };
     let x: Vec<f32> = (0..m * k).map(|i| values[i / k]).collect();
-    // One product of each row is left.
+    // One product of each row remains.
     let w: Vec<f32> = (0..n * k).map(|i| f32::from(u8::from(i % k == i / k * 3))).collect();
     let (x, w) = (Tensor::new([m, k], x), Tensor::new([n, k], w));
     let product = |left: &Tensor, right: &Tensor| -> Result<Vec<f32>, String> {
@@ -202,7 +202,7 @@ pub fn judge_rounding(device: &Device) -> Result<(), String> {
     }
 }
 
-/// A network small enough for a debug build: every part is there, nothing is wide.
+/// A network small enough for a debug build: every part exists, nothing is wide.
 pub fn tiny() -> Config {
     Config {
         patch: 32,
@@ -233,7 +233,7 @@ pub fn tiny_model(config: Config, threads: usize) -> Arc<Model> {
     Arc::new(Model::new(&device, &Weights::hashed(config, "tiny")).unwrap())
 }
 
-/// The CUDA device that tests run on: the emulator, or what PRISM_TEST_DEVICE names.
+/// The CUDA device that tests run on: the emulator, or the one that PRISM_TEST_DEVICE names.
 pub fn device_name() -> String {
     std::env::var("PRISM_TEST_DEVICE").unwrap_or_else(|_| "emulated".into())
 }

@@ -1,11 +1,11 @@
-//! Runs of the program, in the words that its users type.
+//! Runs of the program, as its users type them.
 #![allow(dead_code)]
 
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-/// What makes a training one short step.
+/// Flags that make a training one short step.
 pub const ONE_STEP: &str = "--epochs 1 --steps 1 --batch 1 --iterations 1 --validation-cases 0";
 
 /// A command of the program with its arguments.
@@ -27,7 +27,7 @@ pub fn eval(model: &Path, data: &Path, out: &Path) -> Run {
     prism("eval").file("-m", model).file("-d", data).file("-o", out)
 }
 
-/// `prism train`: a run in a folder, from a model on.
+/// `prism train`: a run in a folder, starting from a model.
 pub fn train(init: &Path, out: &Path) -> Run {
     prism("train").file("--init", init).file("--out", out)
 }
@@ -43,7 +43,7 @@ pub fn metrics(truth: &Path, prediction: &Path) -> Run {
 }
 
 impl Run {
-    /// With arguments that are divided by blanks.
+    /// With arguments that are separated by blanks.
     pub fn with(mut self, words: &str) -> Run {
         self.0.args(words.split_whitespace());
         self
@@ -65,7 +65,7 @@ impl Run {
         self.0.output().unwrap()
     }
 
-    /// Starts it; what it says is kept.
+    /// Starts it; its output is captured.
     pub fn start(&mut self) -> Child {
         self.0.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }

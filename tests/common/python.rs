@@ -1,4 +1,4 @@
-//! Clients and servers that others wrote, run by Python in the versions that `tests/clients` pins.
+//! Clients and servers written by others, run by Python in the versions that `tests/clients` pins.
 #![allow(dead_code)]
 
 use super::common::{here, skipped};
@@ -12,8 +12,8 @@ pub struct Python {
 }
 
 impl Python {
-    /// Fetches the packages where they are not there, or others are; none, and a word of it, where
-    /// they cannot be had. `import` is what has to work with them.
+    /// Fetches the packages if they are missing or differ; none, with a message, if they cannot be
+    /// fetched. `import` is what must work with them.
     pub fn with(name: &'static str, import: &str) -> Option<Python> {
         let required = std::env::var_os("PRISM_TEST_TOOLS").is_some_and(|v| v == "required");
         let packages = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("client-{name}"));
@@ -35,7 +35,7 @@ impl Python {
         here("tests/clients").join(format!("{}.txt", self.name))
     }
 
-    /// The list that was fetched as a whole, beside what it brought.
+    /// The list that was fetched completely, stored beside its packages.
     fn fetched(&self) -> PathBuf {
         self.packages.join("fetched.txt")
     }
@@ -47,7 +47,7 @@ impl Python {
     }
 
     fn fetch(&self) {
-        // What is there was fetched by another list, by another Python, or in part.
+        // What is there was fetched from another list, by another Python, or only in part.
         let _ = std::fs::remove_dir_all(&self.packages);
         let (list, to) = (self.list(), self.packages.to_str().unwrap());
         let quiet = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
@@ -60,7 +60,7 @@ impl Python {
 
     fn run(&self, args: &[&str]) -> Option<Output> {
         let mut command = Command::new("python3");
-        // The server is here, whatever stands between this machine and others.
+        // The server is local, whatever proxy is between this machine and others.
         command.args(args).env("PYTHONPATH", &self.packages).env("NO_PROXY", "127.0.0.1");
         command.output().ok()
     }

@@ -1,15 +1,15 @@
-//! What callers of a server send, as it comes: what the fuzz targets in `fuzz/fuzz_targets` and
-//! the tests in `tests/files/mutated.rs` run, beside `bodies.rs`. Each body returns whether
-//! something was read.
+//! What clients send to a server: what the fuzz targets in `fuzz/fuzz_targets` and the tests in
+//! `tests/files/mutated.rs` run, in addition to `bodies.rs`. Each body returns whether something
+//! was read.
 #![allow(dead_code)]
 
 use prism::serve::readers::{self, Part};
 use prism::tensor::extent;
 use prism::volume::{Affine, Grid};
 
-/// Bytes of a volume or an array, at most.
+/// The most bytes of a volume or an array.
 const MOST: usize = 1 << 20;
-/// Voxels of the scan that is spoken of, along each axis.
+/// The voxels of the scan along each axis.
 const SIZE: [usize; 3] = [12, 10, 8];
 
 /// What must hold of any message: it is for people. A fuzzer learns any word that is looked for,
@@ -43,8 +43,8 @@ pub fn forms(input: &[u8]) -> bool {
     }
 }
 
-/// What must hold of the parts of a form: they lie one behind the other, and a form that is written
-/// of them has the same ones.
+/// What must hold of the parts of a form: they are one after the other, and a form that is written
+/// from them has the same parts.
 fn apart(parts: &[Part], body: &[u8]) {
     let mut behind = 0;
     for Part { content, .. } in parts {
@@ -81,7 +81,7 @@ fn apart(parts: &[Part], body: &[u8]) {
     }
 }
 
-/// What must hold of what MONAI Label's clients ask.
+/// What must hold of the parameters of MONAI Label's clients.
 fn wished(asked: Result<(&'static str, Option<[usize; 6]>), String>) {
     match asked {
         Ok((format, bounds)) => {
@@ -92,7 +92,7 @@ fn wished(asked: Result<(&'static str, Option<[usize; 6]>), String>) {
     }
 }
 
-/// A box holds something, and lies on the scan.
+/// A box holds something, and is on the scan.
 fn within(bounds: &[usize; 6]) {
     let side = |a: usize| bounds[a] < bounds[a + 3] && bounds[a + 3] <= SIZE[a];
     assert!((0..3).all(side), "{bounds:?}");
@@ -117,10 +117,10 @@ pub fn arrays(input: &[u8]) -> bool {
     true
 }
 
-/// Queries of addresses, and forms that are written as they are.
+/// Query strings, and forms in the same encoding.
 pub fn queries(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
-    // What is written in percent signs is what it was.
+    // Decoding what was percent-encoded gives the original.
     let percent: String = input.iter().map(|b| format!("%{b:02x}")).collect();
     let named = readers::field(&format!("n=1&name={percent}&name=2"), "name");
     assert_eq!(named.as_deref(), Some(&*text));
@@ -139,7 +139,7 @@ pub fn queries(input: &[u8]) -> bool {
     }
 }
 
-/// What is said to prism's own interface: each place lies on the scan, or was refused.
+/// Prompts to prism's own interface: each position is on the scan, or was refused.
 pub fn interactions(input: &[u8]) -> bool {
     let grid = Grid { size: SIZE, affine: Affine::from_spacing([0.7, 0.7, 3.0]) };
     let prompts = match readers::interaction(input, &grid) {

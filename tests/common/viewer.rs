@@ -63,7 +63,7 @@ impl Viewer {
         (self.size, self.buffer) = (size, vec![0; size.iter().product()]);
     }
 
-    /// Writes what changed into the buffer; returns whether there was a prediction, and a change.
+    /// Writes the change into the buffer; returns whether there was a prediction, and a change.
     #[track_caller]
     pub fn take(&mut self, reply: Reply) -> (bool, bool) {
         assert_eq!(reply.status, 200, "{}", reply.text());
@@ -104,7 +104,7 @@ impl Viewer {
         self.take(reply)
     }
 
-    /// Sends what is painted in a crop of the image, `[k][j][i]`, by a request of that path.
+    /// Sends what is painted in a crop of the image, `[k][j][i]`, by a request with that path.
     #[track_caller]
     pub fn painted(
         &mut self,
@@ -124,7 +124,7 @@ impl Viewer {
         self.take(reply)
     }
 
-    /// The buffer as the library orders masks.
+    /// The buffer in the library's order of masks.
     pub fn mask(&self) -> Vec<u8> {
         let [nk, nj, ni] = self.size;
         let place = |at: usize| (at % nk * nj + at / nk % nj) * ni + at / nk / nj;
@@ -132,7 +132,7 @@ impl Viewer {
     }
 }
 
-/// The example as nnInteractive's client has it, and as the library does.
+/// The example as nnInteractive's client sends it, and as the library reads it.
 pub fn array_of_example() -> ([usize; 3], [f64; 3], Vec<i16>, Arc<Volume>) {
     let image = example();
     let [ni, nj, nk] = image.grid.size;

@@ -1,4 +1,4 @@
-//! The C header says what the library does: it is made from `src/capi`, and committed.
+//! The C header agrees with the library: it is made from `src/capi`, and committed.
 //!
 //! `PRISM_UPDATE_HEADER=1 cargo test --test embedding header::` writes it.
 
@@ -69,7 +69,7 @@ fn header() -> String {
     let mut bytes = vec![];
     builder.generate().expect("the sources can be read").write(&mut bytes);
     let text = String::from_utf8(bytes).expect("UTF-8");
-    // What Rust calls safety is what the caller must see to.
+    // What Rust calls safety is what the caller must ensure.
     text.replace(" * # Safety\n * ", " * Required: ")
 }
 

@@ -1,8 +1,8 @@
 //! prism from C, C++ and Python, as a user of the installed library: `scripts/install-c` makes a
-//! prefix of the library that cargo built, and everything here knows that prefix alone, or the
+//! prefix from the library that cargo built, and everything here uses only that prefix, or the
 //! wheel that `scripts/wheel` makes of it.
 //!
-//! Tools that are missing are said to be; with `PRISM_TEST_TOOLS=required` a missing one fails.
+//! Missing tools are reported; with `PRISM_TEST_TOOLS=required` a missing one is a failure.
 
 use crate::common;
 
@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 const BOX: &str = "69,68,13,93,94,16";
 const POINT: &str = "80,80,14";
 
-/// Runs a command to its end; what it printed.
+/// Runs a command to its end; returns what it printed.
 fn run(command: &mut Command) -> String {
     let done = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
@@ -25,7 +25,7 @@ fn run(command: &mut Command) -> String {
     out.into_owned()
 }
 
-/// Whether a tool is there.
+/// Whether a tool is available.
 fn has(tool: &str, arguments: &[&str]) -> bool {
     let there = Command::new(tool).args(arguments).output().is_ok_and(|o| o.status.success());
     if !there {
@@ -38,7 +38,7 @@ fn has(tool: &str, arguments: &[&str]) -> bool {
     there
 }
 
-/// A folder of this test's own.
+/// A folder for this test.
 fn scratch(name: &str) -> PathBuf {
     let at = Path::new(env!("CARGO_TARGET_TMPDIR")).join("embedding").join(name);
     let _ = std::fs::remove_dir_all(&at);
@@ -50,7 +50,7 @@ fn scratch(name: &str) -> PathBuf {
 fn prefix() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
     PREFIX.get_or_init(|| {
-        // Beside this executable lies the library that it was built with.
+        // The library that it was built with is beside this executable.
         let built = std::env::current_exe().unwrap().parent().unwrap().to_path_buf();
         let only = scratch("built");
         std::fs::copy(built.join("libprism.so"), only.join("libprism.so")).unwrap();
@@ -117,7 +117,7 @@ fn programs_in_c_make_the_masks_that_the_command_makes() {
     compile("examples/c/segment.c", &at.join("segment"), &[]);
     let said =
         run(program(at.join("segment")).arg(model()).arg(image()).arg(&mask).args([BOX, POINT]));
-    // The tutorial shows what it prints.
+    // The tutorial shows its output.
     let printed = said
         .split_once(" expected Dice ")
         .and_then(|(_, rest)| Some(format!("expected Dice {}", rest.get(..4)?)))
@@ -133,7 +133,7 @@ fn programs_in_c_make_the_masks_that_the_command_makes() {
     let said = run(program(at.join("interactive")).arg(model()).arg(image()).arg(BOX));
     assert!(said.contains("progress ended at 1.00") && said.contains("undo"), "{said}");
 
-    // What is wrong is said, and is the exit status.
+    // An error is reported, and sets the exit status.
     let missing = program(at.join("segment"))
         .arg("no.safetensors")
         .arg(image())
@@ -158,7 +158,7 @@ fn cmake_finds_the_package() {
     run(Command::new("cmake").arg("-S").arg(here("examples")).arg("-B").arg(&at).arg(prefix_path));
     run(Command::new("cmake").arg("--build").arg(&at));
     let mask = at.join("mask.nii.gz");
-    // CMake leaves the library's place in the program.
+    // CMake stores the library's path in the program.
     let said = run(Command::new(at.join("segment_cpp"))
         .arg(model())
         .arg(image())
@@ -184,8 +184,8 @@ fn pkg_config_knows_the_library() {
     assert_eq!(ask(&["--modversion"]).trim(), env!("CARGO_PKG_VERSION"));
 }
 
-/// The wheel of the Python package, made of the installed library, and the folder that it was
-/// installed to; None where Python cannot have it.
+/// The wheel of the Python package, made from the installed library, and the folder that it was
+/// installed to; None if Python cannot install it.
 fn package() -> Option<&'static [PathBuf; 2]> {
     static PACKAGE: OnceLock<[PathBuf; 2]> = OnceLock::new();
     if !has("python3", &["-c", "import numpy, pip"]) {
@@ -213,7 +213,7 @@ fn package() -> Option<&'static [PathBuf; 2]> {
     }))
 }
 
-/// Python that has the package, and what it has anyway.
+/// Python with the package, and with its other packages.
 fn python(installed: &Path) -> Command {
     let others = std::env::var_os("PYTHONPATH").unwrap_or_default();
     let others = std::env::split_paths(&others).filter(|p| !p.as_os_str().is_empty());
@@ -229,7 +229,7 @@ fn python(installed: &Path) -> Command {
 #[test]
 fn the_python_package_takes_the_images_of_others() {
     let Some([wheel, installed]) = package() else { return };
-    // Where one of these is missing, what needs it is skipped there.
+    // If one of these is missing, what needs it is skipped there.
     for other in ["nibabel", "SimpleITK"] {
         has("python3", &["-c", &format!("import {other}")]);
     }
@@ -293,8 +293,7 @@ fn torture(name: &str, flags: &[&str]) -> [PathBuf; 3] {
     with_model("torture", name, flags)
 }
 
-/// Runs a program under valgrind, which fails where it reads or writes what it should not, or
-/// leaks.
+/// Runs a program under valgrind, which fails on invalid reads or writes, and on leaks.
 fn valgrind() -> Command {
     let mut valgrind = program("valgrind");
     valgrind.args([
@@ -364,8 +363,8 @@ fn threads_are_no_more_than_processors_whatever_the_environment_says() {
     assert_eq!(run(&mut shell), "lifetimes hold\n");
 }
 
-/// Each allocation from a size on is refused in turn: no call but that one is harmed, and nothing
-/// ends the process.
+/// Each allocation from a given size on is refused in turn: only that call fails, and nothing ends
+/// the process.
 #[cfg(target_env = "gnu")]
 #[test]
 fn every_allocation_can_be_refused() {
@@ -382,7 +381,7 @@ fn every_allocation_can_be_refused() {
         .save(&large, Precision::F32)
         .unwrap();
     refuse(&large, &base);
-    // The other ways in which voxels lie in files: 40^3 of two bytes each.
+    // The other ways to store voxels in files: 40^3 of two bytes each.
     let voxels: Vec<u8> =
         (0..40 * 40 * 40u32).flat_map(|v| ((v % 200) as i16).to_le_bytes()).collect();
     std::fs::write(at.join("voxels.raw"), &voxels).unwrap();

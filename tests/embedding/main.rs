@@ -1,4 +1,4 @@
-//! prism in other programs: what the C header says, and the library as it is installed.
+//! prism in other programs: the C header, and the installed library.
 
 #[path = "../common/mod.rs"]
 mod common;

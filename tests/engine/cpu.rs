@@ -1,5 +1,5 @@
-//! The CPU's kernels beside plain sums in float64: every instruction set that this machine has,
-//! every way a convolution is done, in memory of its own and in its input's.
+//! The CPU's kernels compared with plain sums in float64: every instruction set of this machine,
+//! every algorithm for a convolution, in memory of its own and in its input's.
 
 use crate::common;
 
@@ -20,7 +20,7 @@ fn noise(shape: &[usize], mut state: u32) -> Tensor {
     Tensor::new(shape, (0..shape.iter().product()).map(|_| next()).collect())
 }
 
-/// What this machine can compute with, and how far float32 or bfloat16 may be from the truth.
+/// The ways in which this machine can compute, and the allowed error of float32 or bfloat16.
 fn devices() -> Vec<(Device, f64)> {
     let mut all: Vec<_> =
         Isa::available().map(|isa| (Device::Cpu(Cpu::with_isa(2, isa).unwrap()), 1e-6)).collect();
@@ -70,8 +70,8 @@ fn error(x: &Tensor, weights: &Tensor, bias: &Tensor, got: &Tensor) -> f64 {
 #[test]
 fn convolutions_equal_plain_sums_on_every_instruction_set() {
     // By Winograd in broad cells and narrow ones, and directly: wide, channels that fill their
-    // blocks and that do not, narrow, odd, one channel, several blocks each way, many channels of
-    // few voxels, a map deep enough to be convolved in place, one that no cache holds.
+    // blocks and channels that do not, narrow, odd, one channel, several blocks each way, many
+    // channels of few voxels, a map deep enough to be convolved in place, one that no cache holds.
     let problems = [
         ([32, 36, 40], 32, 32),
         ([64, 128, 132], 16, 16),
@@ -104,7 +104,7 @@ fn convolutions_equal_plain_sums_on_every_instruction_set() {
     }
 }
 
-/// Asserts that sums taken on the way normalise a map as its own do.
+/// Asserts that sums computed on the way normalise a map as its own do.
 fn same_norm(device: &Device, map: &Tensor, taken: &Sums) {
     let c = map.channels();
     let (weight, bias) = (noise(&[c], 9), noise(&[c], 10));
@@ -203,7 +203,7 @@ fn a_map_convolved_in_place_gives_the_same_bits_and_its_pooled_map() {
                 [(); 2].map(|()| run(ConvInput::owned(noise(&shape, 4)), &convs[0], None));
             let (mut apart, mut norm_apart) = (start.map, norm(start.sums));
             let (mut inplace, mut norm_inplace) = (again.map, norm(again.sums));
-            // Forward and back through the memory's room, and once more.
+            // Back and forth through the memory's room, and once more.
             for conv in &convs[1..] {
                 let before = apart.data().to_vec();
                 let shared = ConvInput::shared(&apart).normed(&norm_apart);
@@ -215,8 +215,9 @@ fn a_map_convolved_in_place_gives_the_same_bits_and_its_pooled_map() {
                 let was = given.map.data().as_ptr() as usize;
                 let ConvOutput { map, sums, pooled } = run(given, conv, Some(&weight));
                 (inplace, norm_inplace) = (map, norm(sums));
-                // It slid within the room of ten planes: other memory is 64 planes away. Tiles of
-                // the smallest map may be deeper than that room: then it is written apart.
+                // It was shifted within the room of ten planes: other memory is 64 planes away.
+                // Tiles of the smallest map may be deeper than that room: then it is written
+                // separately.
                 let moved = (inplace.data().as_ptr() as usize).abs_diff(was);
                 assert!(
                     moved <= 10 * h * w * channels * 4 || channels == 24,
@@ -246,7 +247,7 @@ fn a_map_convolved_in_place_gives_the_same_bits_and_its_pooled_map() {
                 );
             }
         }
-        // Whichever layers go by minimal filtering: those of even maps and of channels that fill
+        // The layers that go by minimal filtering: those of even maps and of channels that fill
         // registers.
         assert_eq!(pools, 9, "{}", device.describe());
     }
@@ -280,7 +281,7 @@ fn the_chosen_head_and_all_bits_are_those_of_all_maps() {
     }
 }
 
-/// What the standard normal density encloses from 0 to `x`, by Simpson's rule.
+/// The area under the standard normal density from 0 to `x`, by Simpson's rule.
 fn area(x: f64) -> f64 {
     let density = |t: f64| (-0.5 * t * t).exp() / std::f64::consts::TAU.sqrt();
     let step = x / 400.0;

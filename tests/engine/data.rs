@@ -150,7 +150,7 @@ fn unusable_cases_are_named_skipped_and_counted_and_a_cache_gives_the_same_sampl
     let (first, second) = (draw(), draw());
     assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1);
     assert!(first.image == second.image && first.label == second.label);
-    // One that is damaged is made anew.
+    // A damaged one is made again.
     let entry = std::fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
     let mut damaged = std::fs::read(&entry).unwrap();
     let middle = damaged.len() / 2;
@@ -159,7 +159,7 @@ fn unusable_cases_are_named_skipped_and_counted_and_a_cache_gives_the_same_sampl
     let third = draw();
     assert!(first.image == third.image && first.label == third.label);
     assert!(std::fs::read(&entry).unwrap() != damaged);
-    // The same draw is the same sample, another is another.
+    // The same draw gives the same sample, another gives another.
     let again = |step| pools.train.draw(&config, &a, 5, step, 0).unwrap().image;
     assert!(again(1) == again(1) && again(1) != again(2));
     // Shares and names that make no sense.
@@ -188,7 +188,7 @@ fn synthetic_scans_are_a_function_of_the_seed_and_look_like_what_they_imitate() 
             assert!(scan.image.values().iter().all(|v| *v >= low && v.fract() == 0.0));
             let s = scan.image.grid.spacing();
             spacings.insert((s[2] / s[0]).round() as i32);
-            // The object lies inside, with something around it.
+            // The object is inside, with something around it.
             let b = bounding_box(&scan.label, scan.image.grid.size).unwrap();
             assert!((0..2).all(|d| b[d] > 0 && (b[d + 3] as usize) < scan.image.grid.size[d]));
         }
@@ -221,7 +221,7 @@ fn simulated_prompts_in_degenerate_cases() {
     let n = 120;
     let mut rng = generator(4, &[]);
     let user = User { boxed: 1.0, scribbles: 1.0, ..User::training() };
-    // Nothing wrong: nothing to say.
+    // Nothing is wrong: no prompts.
     let label: Vec<u8> = (0..n).map(|v| u8::from(v % 7 == 0)).collect();
     let errors = Errors::of(&label, Some(&label));
     assert!(
@@ -247,18 +247,18 @@ fn simulated_prompts_in_degenerate_cases() {
         assert!(drawn.len() <= 3 && drawn.iter().all(|v| *v < n));
     }
     assert!(drawn_box(&mut rng, &vec![0; n], size, 3, 0).is_none());
-    // However far a side is to go.
+    // However far a side is to be moved.
     assert_eq!(
         drawn_box(&mut rng, &one, size, usize::MAX, i32::MAX),
         Some([0, 0, 0, size[0] as i32, size[1] as i32, size[2] as i32])
     );
     assert_eq!(drawn_box(&mut rng, &one, size, 0, i32::MIN), Some([2, 3, 1, 3, 4, 2]));
     assert!(scribbles(&mut rng, &vec![0; n], size, Kind::Centreline, 9).is_empty());
-    // Too much is answered with negative points.
+    // Excess is answered with negative points.
     let errors = Errors::of(&one, Some(&whole));
     let given = points(&mut rng, &errors, size, 40);
     assert!(given.len() == 40 && given.iter().all(|(_, positive)| !positive));
-    // The same seed says the same things; scribbles lie in their region.
+    // The same seed gives the same prompts; scribbles are in their region.
     let say = |seed| user.correct(&mut generator(seed, &[]), &Errors::of(&label, None), size);
     assert!(say(1) == say(1) && say(1) != say(2));
     assert!(

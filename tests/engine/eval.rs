@@ -25,7 +25,7 @@ fn close(what: &str, got: f64, want: &Value) {
     assert!(same, "{what}: {got}, expected {want}");
 }
 
-/// Compares everything that a case of `expected.json` says of two masks.
+/// Compares everything that a case of `expected.json` records for two masks.
 fn compare(name: &str, case: &Value, truth: &[u8], prediction: &[u8], grid: &Grid) {
     let surfaces = Surfaces::of(truth, prediction, grid);
     for (key, want) in case.as_object().unwrap() {
@@ -129,7 +129,7 @@ fn every_protocol_runs_and_the_same_seed_gives_the_same_numbers() {
             assert_eq!(a.dice, b.dice, "{name}");
             assert!(a.dice.len() == 3 && a.windows == 1 && a.mask == b.mask);
             assert_eq!(a.steered.is_some(), steers);
-            // Even a network that knows nothing is steered.
+            // Even an untrained network is steered.
             for s in a.steered.iter() {
                 assert!(
                     s.obeyed == s.said
@@ -240,7 +240,7 @@ impl Bench {
         self.0.path().join(name)
     }
 
-    /// Runs `prism eval`. Its exit code is `want`; what it says on standard error comes back.
+    /// Runs `prism eval`. Its exit code is `want`; returns its standard error.
     #[track_caller]
     fn eval(&self, out: &str, want: i32, more: &[&str]) -> String {
         let [model, data, out] = ["m.safetensors", "data.csv", out].map(|n| self.at(n));
@@ -271,14 +271,14 @@ impl Bench {
         said
     }
 
-    /// What an evaluation has left at its end.
+    /// The reports of a finished evaluation.
     fn reports(&self, out: &str) -> Vec<Vec<u8>> {
         ["cases.csv", "results.json", "results.md", "iterations.svg"]
             .map(|n| std::fs::read(self.at(out).join(n)).unwrap())
             .to_vec()
     }
 
-    /// The file of results as they came.
+    /// The file of results in their order.
     fn kept(&self, out: &str) -> Vec<u8> {
         std::fs::read(self.at(out).join(FILE)).unwrap()
     }
@@ -295,7 +295,7 @@ fn an_evaluation_goes_on_to_the_reports_of_one_that_was_not_stopped() {
     let said = bench.eval("whole", 0, &args);
     assert!(!said.contains("taken over"), "{said}");
     let whole = bench.reports("whole");
-    // A case that cannot be read is not done.
+    // A case that cannot be read counts as not done.
     let scan = std::fs::read(bench.at("1_image.nii.gz")).unwrap();
     std::fs::write(bench.at("1_image.nii.gz"), b"torn").unwrap();
     let said = bench.eval("out", 0, &args);
@@ -357,7 +357,7 @@ fn results_of_other_settings_are_never_mixed() {
     );
     let said = bench.eval("out", 0, &[&usual[..], &["--fresh"]].concat());
     assert!(!said.contains("taken over") && lines(&bench.kept("out")) == 3, "{said}");
-    // A file of that name that is something else.
+    // A file of that name with other contents.
     std::fs::write(bench.at("out").join(FILE), "a poem\n").unwrap();
     let said = bench.eval("out", 1, &usual);
     assert!(
@@ -400,7 +400,7 @@ fn masks_of_cases_whose_names_are_alike_are_files_of_their_own() {
         names.sort();
         names
     };
-    // Results without masks are no reason not to write any.
+    // Results without masks are no reason not to write masks.
     bench.eval("out", 0, &args[..4]);
     bench.eval("out", 0, &args);
     let written = names();
@@ -448,7 +448,7 @@ fn numbers_that_are_kept_are_those_that_were_measured() {
     let settings = Settings::from([("seed".to_string(), Value::from(u64::MAX))]);
     let dice: Vec<f64> = (0..5000).map(|n| (f64::from(n) + 0.1).sqrt() / 77.0).collect();
     let metrics = Metrics { dice: 0.1 + 0.2, nsd: 1.0 / 3.0, hausdorff_95: f64::INFINITY };
-    // A network whose weights are no numbers has scores that are none.
+    // A network whose weights are NaN has scores that are NaN.
     let steered = Steered {
         scores: vec![[f64::NAN, 0.7]],
         expected_off: vec![f64::NAN],
@@ -496,7 +496,7 @@ fn numbers_that_are_kept_are_those_that_were_measured() {
         )
     };
     assert_eq!(reports(got), reports(want));
-    // A damaged line within is dropped; other settings are an error that names them.
+    // A damaged line inside is dropped; other settings are an error that names them.
     let path = folder.path().join(FILE);
     let text = std::fs::read_to_string(&path).unwrap();
     let (head, line) = text.split_once('\n').unwrap();

@@ -253,7 +253,7 @@ fn normed<'m>(tape: &Tape<'m>, x: &Var, weight: &'m Param, bias: &'m Param) -> N
 
 #[test]
 fn convolution_with_everything_on_load() {
-    // Instance norm, leaky ReLU, an added map and pooling in front of a convolution; odd sizes and
+    // Instance norm, leaky ReLU, an added map and pooling before a convolution; odd sizes and
     // channels.
     let (device, s, c, out) = (device(), [4, 6, 2], 5, 7);
     let list =
@@ -287,7 +287,7 @@ fn convolution_with_everything_on_load() {
     });
 }
 
-/// A norm takes its map's mean away, and the bias with it: nothing depends on that.
+/// A norm subtracts its map's mean, and with it the bias: nothing depends on the bias.
 #[test]
 fn convolution_in_front_of_a_norm_leaves_its_bias_alone() {
     let (device, s, c, out) = (device(), [3, 4, 5], 3, 4);
@@ -747,7 +747,7 @@ fn detached_values_and_tapes_that_are_off_leave_no_gradient() {
     assert!(leaves.take(&x).is_none() && none.get(0).is_none());
 }
 
-/// Without checks, kernels would read and write beyond what does not fit together.
+/// Without checks, kernels would read and write out of bounds if shapes do not match.
 #[test]
 fn gradients_refuse_what_does_not_fit() {
     use prism::device::{Cpu, Isa};
@@ -853,7 +853,7 @@ fn gradients_that_belong_to_nobody_here_are_errors() {
     let unknown = go_back(Param::new(values(), 1)).unwrap_err().to_string();
     assert_eq!(unknown, "backward: a gradient of parameter 1, and the list ends before 1");
 
-    // A value of one tape in an op of another; and as the place where another's way back begins.
+    // A value of one tape in an op of another; and as the start of another's backward pass.
     let mut none = ParamGrads::new(0);
     let (one, other) = (Tape::on(&device), Tape::on(&device));
     let x = one.leaf(tensor(&[2, 3], &noise(2, 6)));

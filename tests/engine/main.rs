@@ -1,5 +1,5 @@
-//! What is computed: ops and their gradients, the network beside its reference, sessions and what
-//! they promise, data, metrics. In this process: nothing here changes what holds for all of it.
+//! What is computed: ops and their gradients, the network compared with its reference, sessions and
+//! their promises, data, metrics. All in this process: no test here changes process-wide state.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,5 +1,4 @@
-//! The reference cases, on every instruction set that this machine has; and that the judge can say
-//! no.
+//! The reference cases, on every instruction set of this machine; and that the judge can reject.
 
 use crate::common;
 
@@ -114,8 +113,8 @@ fn a_wrong_result_fails() {
     }
 }
 
-/// A case in which the reference took one voxel of the first mask for the other side: what the
-/// refiner makes of that mask is recorded in it. Float32 knows that voxel's side.
+/// A case in which the reference put one voxel of the first mask on the other side; the refiner's
+/// result for that mask is recorded in it. Float32 determines that voxel's side.
 #[test]
 fn a_voxel_that_float32_can_decide_fails_on_the_wrong_side() {
     const CASE: &str = "model/session_32.safetensors";
@@ -154,7 +153,7 @@ fn a_voxel_that_float32_can_decide_fails_on_the_wrong_side() {
     let mask = answer.candidates.selected_logits().unwrap();
     let rms = (mask.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / mask.len() as f64).sqrt();
     let error = archive.get("iter0.masks.peer_f32").unwrap().values[0] * rms;
-    // The voxel nearest to 0 of those that float32 knows, by far.
+    // The voxel nearest to 0 among those whose side float32 clearly determines.
     let clear = (0..mask.len()).filter(|i| f64::from(mask[*i].abs()) > 20.0 * error);
     let voxel = clear.min_by(|a, b| mask[*a].abs().total_cmp(&mask[*b].abs())).unwrap();
     for (flipped, passes) in [(false, true), (true, false)] {

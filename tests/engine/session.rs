@@ -100,7 +100,7 @@ fn undone(scan: &Arc<Scan>, steps: &[Prompts], rng: &mut StdRng) {
     assert_eq!(bits(&s), bits(&run(&steps[..3])));
     assert!(s.redo() && s.redo() && !s.redo());
     assert_eq!(bits(&s), bits(&all));
-    // Another way from the middle forgets what was undone.
+    // A different interaction after an undo forgets what was undone.
     assert!(s.undo() && s.undo());
     let other = points(rng, 4);
     s.interact(&other).unwrap();

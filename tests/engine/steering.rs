@@ -95,7 +95,7 @@ fn every_click_holds_until_it_is_contradicted() {
                 _ => {}
             }
             for turn in 0..6 {
-                // Some clicks contradict what was said before.
+                // Some clicks contradict earlier ones.
                 let mut fresh = vec![some_click(&mut rng)];
                 if turn == 3 && !said.is_empty() {
                     let (voxel, positive) = said[0];
@@ -167,7 +167,7 @@ fn clicks_that_only_deny_give_an_empty_answer_and_say_so() {
             (0, &[Note::OnlyDenied][..], None),
             "{name}"
         );
-        // What comes after is an answer as any.
+        // A later answer is like any other.
         s.interact(&points(&[(ON, true)])).unwrap();
         let mask = s.mask();
         assert!(mask[place(ON)] == 1 && mask[place([30, 30, 10])] == 0, "{name}");
@@ -243,7 +243,7 @@ fn the_order_of_a_click_and_a_box_does_not_matter() {
         let mut after = open(&model);
         after.interact(&points(&[(ON, true)])).unwrap();
         after.interact(&boxed()).unwrap();
-        // The answer to the click alone may fill the box already: then that is the answer.
+        // The answer to the click alone may already fill the box: then that is the answer.
         let fills = after.prediction().unwrap().notes.contains(&Note::Agreed)
             || after.prediction().unwrap().looks == 0;
         assert!(fills || together.mask() == after.mask(), "{name}");
@@ -373,7 +373,7 @@ fn a_flat_box_a_line_and_an_outline_find_the_object() {
     assert!(outline > 0.6, "outline {outline}");
 }
 
-/// Released answers are, bit for bit, what comes of calling the network as the paper does: one
+/// Released answers are, bit for bit, the result of calling the network as the paper does: one
 /// patch, zeros beyond the scan, the prompts of an iteration, the answer before it as the dense
 /// prompt, and all points so far for the refiner.
 #[test]
@@ -451,7 +451,7 @@ fn released_sessions_are_the_network_alone() {
     }
 }
 
-/// A session in which nothing was said, and what is encoded for it.
+/// A session without prompts, and what is encoded for it.
 fn unsaid(options: Options) -> (Session, Arc<Encodings>) {
     let (image, model) = (image(), small());
     let n = normalization(&*image, model.config().intensity);
@@ -483,7 +483,7 @@ fn what_is_encoded_ahead_is_found_and_changes_no_answer() {
     let former = s.ahead().unwrap();
     let ahead = s.ahead().unwrap();
     assert!(!former.serves() && !former.encode(&mut Observer::none()).unwrap());
-    // Who ends it loses nothing.
+    // Ending it loses nothing.
     let mut ops = 0;
     let mut ends = |_: Part<'_>| {
         ops += 1;
@@ -500,13 +500,13 @@ fn what_is_encoded_ahead_is_found_and_changes_no_answer() {
     drop(s);
     assert!(!next.serves() && !next.encode(&mut Observer::none()).unwrap());
 
-    // A click that comes meanwhile waits, where its observer can.
+    // A click that comes meanwhile waits, if its observer can.
     let (mut s, encodings) = masked();
     let ahead = s.ahead().unwrap();
     let (begun, begins) = channel();
     let (go, goes) = channel();
     std::thread::scope(|scope| {
-        // What is told to go on is not left waiting by a failure.
+        // A thread that is told to go on is not left waiting by a failure.
         let (encoding, go) = (&ahead, go);
         scope.spawn(move || {
             let mut ops = 0;
@@ -559,7 +559,8 @@ fn where_a_pointer_rests_is_encoded_for_a_click_beside_it() {
     let former = s.ahead_of(&elsewhere).unwrap();
     let ahead = s.ahead_of(&rests).unwrap();
     assert_eq!((former.len(), ahead.len()), (6, 6));
-    // The place that was told last counts; what is on its way to it is not told twice.
+    // The place that was given last counts; what is already being encoded for it is not returned
+    // twice.
     assert!(!former.iter().any(Ahead::serves));
     assert!(s.ahead_of(&click).unwrap().is_empty());
     let outside = s.ahead_of(&points(&[([9999, 0, 0], true)]));
@@ -568,7 +569,7 @@ fn where_a_pointer_rests_is_encoded_for_a_click_beside_it() {
     assert!(ahead.iter().all(|a| a.serves() && a.encode(&mut Observer::none()).unwrap()));
     assert_eq!(encodings.made(), 6);
     s.interact(&click).unwrap();
-    // What is left is where the object may lie by each of them.
+    // What remains is where the object may be according to each of them.
     assert!(encodings.made() == all && bits(&s) == bits(&plain));
     assert!(!ahead.iter().any(Ahead::serves));
     // An answer is corrected where it was looked at.
@@ -627,15 +628,15 @@ fn what_nobody_asked_for_makes_room_first() {
     };
     scan.encoded(first, none).unwrap();
     assert_eq!((rest(here), scan.bytes()), (6, 7 * one));
-    // There is room for no more: what was encoded for nothing goes, and what is worked with stays.
-    // What shows all of the scan serves here and there.
+    // There is no more room: unused encodings are dropped, and used ones stay. The patch that shows
+    // all of the scan serves here and there.
     assert_eq!((rest(there), scan.bytes()), (5, 7 * one));
     assert!(!scan.encoded(first, none).unwrap().1);
     assert_eq!((encodings.made(), encodings.dropped()), (12, 0));
     for patch in &looks(there) {
         assert!(!scan.encoded(patch, none).unwrap().1);
     }
-    // All is worked with now: nothing of it goes before somebody needs another place.
+    // Everything is in use now: nothing of it is dropped before another place is needed.
     assert_eq!((rest(here), encodings.dropped()), (0, 0));
     assert!(scan.encoded(&looks(here)[0], none).unwrap().1);
     assert_eq!((encodings.made(), encodings.dropped()), (13, 1));
@@ -647,13 +648,13 @@ fn what_shows_all_of_a_scan_is_encoded_before_anything_is_said() {
     let (ahead, interest) = s.scan().ahead().unwrap();
     assert!(ahead.serves() && ahead.encode(&mut Observer::none()).unwrap());
     assert_eq!(encodings.made(), 1);
-    // Wherever one then clicks it is there.
+    // Wherever the click then is, its patch is available.
     for at in [ON, [140, 140, 25]] {
         let places = s.ahead_of(&points(&[(at, true)])).unwrap();
         let left = places.iter().filter(|a| a.encode(&mut Observer::none()).unwrap());
         assert_eq!((places.len(), left.count()), (6, 5));
     }
-    // Nobody is interested any more.
+    // The interest is gone.
     drop(interest);
     assert!(!ahead.serves());
     // The network alone looks where it is told to.
@@ -701,7 +702,7 @@ fn a_program_in_c_gets_the_same_answers() {
         ..unsafe { std::mem::zeroed() }
     };
     let mut mask = vec![0u8; image().grid.voxels()];
-    // SAFETY: everything is what it says.
+    // SAFETY: all pointers and sizes are valid.
     unsafe {
         fine(prism_engine_open(c"cpu".as_ptr(), null(), &mut engine));
         fine(prism_model_load(engine, text("models/small.safetensors").as_ptr(), &mut model));

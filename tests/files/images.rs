@@ -1,4 +1,4 @@
-//! Scans, whatever way they are stored.
+//! Scans, in every form in which they are stored.
 
 use crate::common::here;
 use crate::program::{self, metrics, prism};
@@ -11,12 +11,12 @@ use prism::volume::{Affine, Modality, Volume};
 use std::path::Path;
 use std::process::Command;
 
-/// What a program in C is told of a scan that it reads.
+/// The information that a program in C gets about a scan that it reads.
 fn from_c(path: &Path) -> Result<prism::capi::prism_volume_info, prism::capi::prism_status> {
     use prism::capi::*;
     let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
     let mut volume = std::ptr::null_mut();
-    // SAFETY: everything is what it says; the structure is numbers.
+    // SAFETY: all pointers are valid; the structure consists of numbers.
     unsafe {
         match prism_volume_read(path.as_ptr(), -1, &mut volume) {
             prism_status::PRISM_OK => {}
@@ -51,7 +51,7 @@ fn every_way_of_storing_a_scan_is_the_same_scan() {
         let steps = [scan.grid.spacing(), base.grid.spacing()];
         assert!((0..3).all(|a| (steps[0][a] - steps[1][a]).abs() < 1e-4), "{name}: {steps:?}");
         assert!((scan.grid.voxel_ml() - base.grid.voxel_ml()).abs() < 1e-6, "{name}");
-        // Only the file whose sform was spoilt lies elsewhere.
+        // Only the file whose sform was damaged has another place.
         assert!(
             name.starts_with("sform")
                 || scan.grid.affine.distance(&base.grid.affine, base.grid.size) < 1e-2,
@@ -108,7 +108,7 @@ fn gzip_with_bytes_behind_it_and_pipes_are_read() {
         "{:?}",
         scan.warnings
     );
-    // Runs of zeros shrink further by bzip2 than by anything.
+    // Runs of zeros shrink further by bzip2 than by anything else.
     let header = "NRRD0004\ntype: uchar\ndimension: 3\nspace: LPS\nsizes: 256 256 400\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\n\n";
     let mut bzip2 = bzip2::write::BzEncoder::new(vec![], bzip2::Compression::best());
     std::io::Write::write_all(&mut bzip2, &[header.as_bytes(), &vec![0; 256 * 256 * 400]].concat())
@@ -317,7 +317,7 @@ fn what_is_no_image_is_named_with_a_way_out_on_every_input() {
             let about = format!("{run:?}");
             assert!(refused(run).contains(words), "{about}");
         }
-        // A model or a prompts file is something else again.
+        // A model or a prompts file is recognised as something else.
         if file != model {
             assert!(refused(segment(&file, &scan).file("--box", BOX)).contains(name));
         }
@@ -343,7 +343,7 @@ fn one_voxel_does_not_decide_what_a_scan_is() {
         (Modality::Mr, Modality::Mr, Modality::Ct)
     );
     assert!((mr.normalization.mean / odd.normalization.mean - 1.0).abs() < 1e-3);
-    // What was said counts.
+    // The stated modality counts.
     let mut said = base();
     said.description.modality = Some(Modality::Mr);
     assert!(
@@ -368,7 +368,7 @@ fn one_voxel_does_not_decide_what_a_scan_is() {
             "{intensity}"
         );
     }
-    // Nothing to see is said.
+    // An image without contrast is reported.
     let n = base().grid.voxels();
     let of_values = |value: &dyn Fn(usize) -> f32| {
         Volume::new(base().grid, (0..n).map(value).collect(), base().description).unwrap()

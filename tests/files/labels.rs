@@ -16,11 +16,11 @@ fn labels_are_not_read_as_scans() {
     let read = |name: &str| Labels::read(&case(name), &grid).unwrap();
     let any = |labels: &Labels| labels.mask(&TargetLabel::Any).unwrap();
     let named = |name: &str| TargetLabel::Name(name.into());
-    // NaN is nothing.
+    // NaN means nothing.
     let nan = read("mask-with-nan/nan.nii.gz");
     assert!(any(&nan) == object && nan.warnings[0].contains("hold no number"));
     assert_eq!(count(&any(&read("mask-with-nan/nans.nii.gz"))), 7);
-    // Of several labels one is picked, and that there are several is said.
+    // One of several labels is picked, with a message that there are several.
     let several = read("mask-of-several-labels/organ_tumour.nii.gz");
     assert!(
         several.mask(&TargetLabel::Value(2)).unwrap() == object
@@ -30,10 +30,10 @@ fn labels_are_not_read_as_scans() {
     assert!(
         several.mask(&named("tumour")).unwrap_err().to_string().contains("names no structures")
     );
-    // A segment is cropped to its extent, and lies where it was.
+    // A segment is cropped to its extent, and stays in its place.
     let cropped = read("cropped.seg.nrrd");
     assert!(any(&cropped) == object && cropped.mask(&named("tumour")).unwrap() == object);
-    // Segments that overlap lie in layers, and have names.
+    // Segments that overlap are in layers, and have names.
     let layers = read("two_layers.seg.nrrd");
     assert!(
         layers.mask(&named("tumour")).unwrap() == object
@@ -46,10 +46,10 @@ fn labels_are_not_read_as_scans() {
         );
     }
     assert_eq!(count(&any(&read("mask-empty-with-a-point/empty.nii.gz"))), 0);
-    // Several volumes without names are no label image, and --volume is not for labels.
+    // Several volumes without names are not a label image, and --volume is not for labels.
     let error = Labels::read(&case("nrrd-4d-of-itk/sitk4d.nrrd"), &grid).err().unwrap().to_string();
     assert!(error.contains("a label image holds one") && !error.contains("--volume"), "{error}");
-    // A label that copied the sform which the scan itself is not placed by.
+    // A label with a copy of the scan's sform, by which the scan itself is not placed.
     let scan = Volume::read(&case("sform_without_scale.nii.gz"), None).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("label.nrrd");
@@ -66,8 +66,8 @@ fn labels_are_not_read_as_scans() {
     assert!(counts[&1] == 1 && warnings[0].contains("the scan's sform says"), "{warnings:?}");
 }
 
-/// Writes a segmentation of bytes whose layers lie as `sizes` and `directions` say; a segment a
-/// layer that is named.
+/// Writes a segmentation of bytes with layers as `sizes` and `directions` say; one segment per
+/// named layer.
 fn layered(path: &Path, sizes: &str, directions: &str, named: &[usize], voxels: &[u8]) {
     let dimension = sizes.split(' ').count();
     let segments: String =
@@ -85,7 +85,7 @@ fn layers_in_front_of_voxels_and_behind_them_are_taken_apart_however_many() {
     let read = || Labels::read(&path, &grid_of(&path).unwrap().unwrap()).unwrap();
     let mask =
         |labels: &Labels, n: usize| labels.mask(&TargetLabel::Name(format!("s{n}"))).unwrap();
-    // Two in front, three behind: layer n has voxel n of three.
+    // Two before, three after: layer n has voxel n of three.
     let mut voxels = vec![];
     for (behind, v, front) in (0..18).map(|at| (at / 6, at / 2 % 3, at % 2)) {
         voxels.push(u8::from((2 * behind + front) % 3 == v));
@@ -96,7 +96,7 @@ fn layers_in_front_of_voxels_and_behind_them_are_taken_apart_however_many() {
     for n in 0..6 {
         assert_eq!(mask(&labels, n), [0, 1, 2].map(|v| u8::from(n % 3 == v)), "layer {n}");
     }
-    // So many that nobody can look through all of them for each.
+    // So many that it would take too long to go through all of them for each.
     const MANY: usize = 100_000;
     let mut voxels = vec![0; MANY];
     voxels[MANY - 2] = 1;
@@ -172,7 +172,7 @@ fn data_sets_of_nnunet_and_of_several_channels_are_found() {
         cases[0].image.ends_with("imagesTr/case_001_0000.nii.gz")
             && cases[0].label.ends_with("labelsTr/case_001.nii.gz")
     );
-    // Train and judge, through the command; what the run was trained for is what it is judged on.
+    // Train and judge, through the commands; a run's model is judged on what it was trained for.
     let (model, run) = (at("m.safetensors"), at("run"));
     Weights::hashed(tiny(), "cases").save(&model, Precision::F32).unwrap();
     let trained = train(&model, &run).file("--data", &nnunet).with(ONE_STEP);
@@ -204,7 +204,7 @@ fn data_sets_of_nnunet_and_of_several_channels_are_found() {
     );
     assert!(list(&at("two"), Some(1)).unwrap()[0].image.ends_with("case_001_0001.nii.gz"));
     assert!(list(&at("two"), Some(2)).unwrap_err().to_string().contains("no channel 2"));
-    // One file of several volumes, as the decathlon has them, and what its JSON says they are.
+    // One file of several volumes, as the decathlon has them, and their description in its JSON.
     std::fs::create_dir_all(at("msd")).unwrap();
     std::fs::copy(case("nrrd-4d-of-itk/sitk4d.nrrd"), at("msd/a.nrrd")).unwrap();
     std::fs::copy(case("base/label.nii.gz"), at("msd/a_label.nii.gz")).unwrap();
@@ -286,7 +286,7 @@ fn metrics_say_what_was_compared() {
     );
     let (json, _) = run(&label, &case("two_layers.seg.nrrd"), "--prediction-target tumour");
     assert_eq!(json["dice"], 1.0);
-    // A file is read once: what comes through a pipe is there no second time.
+    // A file is read once: input from a pipe cannot be read again.
     #[cfg(unix)]
     {
         let folder = tempfile::tempdir().unwrap();
@@ -307,7 +307,7 @@ fn layers_are_taken_apart_whether_their_axis_stands_first_or_last() {
     let path = folder.path().join("layers.seg.nrrd");
     let size = [40usize, 30, 20];
     let voxels: usize = size.iter().product();
-    // What tells voxel and layer.
+    // A value that identifies voxel and layer.
     let value = |voxel: usize, layer: usize| ((7 * voxel + 1000 * layer) % 60_000) as u16;
     let space = "(1,0,0) (0,1,0) (0,0,1)";
     let pairs: String = (0..3)

@@ -1,5 +1,5 @@
-//! Files as people have them, and damaged: whatever way a scan or a label is stored, it is the same
-//! scan and the same label, or an error that names what it is.
+//! Files as users have them, and damaged ones: in whatever form a scan or a label is stored, it is
+//! the same scan and the same label, or an error that names what it is.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -41,7 +41,7 @@ fn small_model() -> PathBuf {
     here("models/small.safetensors")
 }
 
-/// Runs `prism segment` with the small model; what it said on standard error, and the mask.
+/// Runs `prism segment` with the small model; returns its standard error, and the mask.
 fn segment(image: &Path, folder: &Path, more: &[&str]) -> (String, Vec<u8>) {
     let mask = folder.join("mask.nii.gz");
     let mut run = program::segment(&small_model(), image, &mask);
@@ -52,7 +52,7 @@ fn segment(image: &Path, folder: &Path, more: &[&str]) -> (String, Vec<u8>) {
     (said, Volume::read(&mask, None).unwrap().values().iter().map(|v| *v as u8).collect())
 }
 
-/// Runs `prism` to a failure; what it said.
+/// Runs `prism` to a failure; returns its message.
 #[track_caller]
 fn refused(mut run: Run) -> String {
     let out = run.output();

@@ -1,7 +1,8 @@
 //! Damaged files of every kind: the seeds of the fuzz targets, changed some hundreds of times each,
 //! through the bodies that the targets run.
 //!
-//! What a body trips over is kept under `target/tmp`; `cargo fuzz run KIND FILE` runs it again.
+//! An input on which a body fails is kept under `target/tmp`; `cargo fuzz run KIND FILE` runs it
+//! again.
 
 #[path = "../common/bodies.rs"]
 mod bodies;
@@ -18,10 +19,11 @@ use prism::train::run::network;
 use rand::{Rng, RngExt};
 use std::path::{Path, PathBuf};
 
-/// Bytes at the beginning that are changed as often as all others together: headers are there.
+/// Bytes at the beginning that are changed as often as all others together, because headers are
+/// there.
 const HEAD: usize = 600;
 
-/// Whole numbers at which something overflows, wraps or turns.
+/// Whole numbers at which something overflows, wraps or changes sign.
 const WHOLE: [u64; 20] = [
     0,
     1,
@@ -62,7 +64,7 @@ const REAL: [f64; 14] = [
     -352.0,
 ];
 
-/// What may stand where a text has a number.
+/// Text that may replace a number in a text.
 const TOKENS: [&str; 24] = [
     "0",
     "1",
@@ -94,13 +96,13 @@ fn pick<'a, T>(rng: &mut impl Rng, list: &'a [T]) -> &'a T {
     &list[rng.random_range(0..list.len())]
 }
 
-/// A place in so many bytes, the end among them.
+/// A position in this many bytes, the end included.
 fn place(rng: &mut impl Rng, length: usize) -> usize {
     let most = if rng.random_bool(0.5) { length.min(HEAD) } else { length };
     rng.random_range(0..=most)
 }
 
-/// A place and what follows it, up to `most` bytes.
+/// A position and what follows it, up to `most` bytes.
 fn range(rng: &mut impl Rng, length: usize, most: usize) -> std::ops::Range<usize> {
     let from = place(rng, length);
     from..length.min(from + rng.random_range(1..=most))
@@ -110,12 +112,12 @@ fn noise(rng: &mut impl Rng, most: usize) -> Vec<u8> {
     (0..rng.random_range(1..=most)).map(|_| rng.random()).collect()
 }
 
-/// Writes over what is there, as far as it reaches.
+/// Overwrites what is there, as far as there is room.
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes.iter_mut().skip(at).zip(value).for_each(|(b, v)| *b = *v);
 }
 
-/// A change that knows nothing of formats.
+/// A change that is independent of formats.
 fn change(rng: &mut impl Rng, bytes: &mut Vec<u8>, other: &[u8]) {
     let length = bytes.len();
     match rng.random_range(0..9) {
@@ -169,7 +171,7 @@ fn change(rng: &mut impl Rng, bytes: &mut Vec<u8>, other: &[u8]) {
     }
 }
 
-/// Where numbers stand in a text.
+/// The positions of numbers in a text.
 fn numbers(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
     let mut all: Vec<std::ops::Range<usize>> = vec![];
     let mut at = 0;
@@ -184,7 +186,7 @@ fn numbers(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
     all
 }
 
-/// A change of a text, and of the text that a header is.
+/// A change of a text, or of a header that is text.
 fn rewrite(rng: &mut impl Rng, bytes: &mut Vec<u8>) {
     let kind = rng.random_range(0..5);
     let found = if kind < 3 { numbers(bytes) } else { vec![] };
@@ -206,7 +208,7 @@ fn rewrite(rng: &mut impl Rng, bytes: &mut Vec<u8>) {
     *bytes = lines.join(&b'\n');
 }
 
-/// A change of the JSON that a safetensors file begins with, whose length stays right.
+/// A change of the JSON at the beginning of a safetensors file, with its length kept right.
 fn reword(rng: &mut impl Rng, bytes: &mut Vec<u8>) {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return };
     let (header, tensors) = rest.split_at(rest.len().min(u64::from_le_bytes(*length) as usize));
@@ -243,15 +245,15 @@ fn reword(rng: &mut impl Rng, bytes: &mut Vec<u8>) {
     *bytes = [&(header.len() as u64).to_le_bytes()[..], &header[..], tensors].concat();
 }
 
-/// Where a kind's seeds lie.
+/// The folder of a kind's seeds.
 fn seeds(kind: &str) -> PathBuf {
     common::here("fuzz/seeds").join(kind)
 }
 
-/// What a kind's files are, beside bytes.
+/// The structure of a kind's files, apart from bytes.
 #[derive(Clone, Copy)]
 enum Form {
-    /// Text, or a header that is text, behind so many bytes that choose.
+    /// Text, or a header that is text, after this many bytes that choose.
     Text(usize),
     /// Safetensors.
     Tensors,
@@ -348,7 +350,7 @@ fn states() {
     attack("states", bodies::states, Form::Tensors, 200, vec![]);
 }
 
-/// What callers of a server send.
+/// What clients send to a server.
 #[cfg(feature = "serve")]
 mod serve {
     use super::*;

@@ -1,4 +1,4 @@
-//! What is written is whole, or nothing changed.
+//! What is written is complete, or nothing changed.
 
 use crate::common::{skipped, tiny};
 use crate::program;
@@ -20,8 +20,8 @@ fn a_model_is_the_same_file_each_time() {
     assert!((1..12).all(|n| write(&n.to_string()) == first));
 }
 
-/// Every writer, on names and places of all kinds: the file is whole and alone, or nothing changed
-/// and an error says so.
+/// Every writer, on names and places of all kinds: the file is complete and alone, or nothing
+/// changed and an error says so.
 #[test]
 fn every_writer_is_whole_or_changes_nothing() {
     use prism::challenge::{npy::of_bytes, npz};
@@ -117,7 +117,7 @@ fn every_writer_is_whole_or_changes_nothing() {
                     }
                     (Err(_), _) => assert!(there == 1 && path.is_dir(), "{about}"),
                 }
-                // An image that was written is an image, of the size it should have.
+                // A written image is readable, and has the size it should have.
                 let images = ["mask", "probability", "scan", "MetaImage"].contains(what);
                 if images && result.is_ok() {
                     assert_eq!(
@@ -131,8 +131,8 @@ fn every_writer_is_whole_or_changes_nothing() {
     }
 }
 
-/// Whatever name and place an output has: the file is whole, or nothing changed and the exit code
-/// says so.
+/// Whatever name and place an output has: the file is complete, or nothing changed and the exit
+/// code says so.
 #[test]
 fn an_output_is_whole_or_nothing_changed() {
     let folder = tempfile::tempdir().unwrap();
@@ -192,10 +192,10 @@ fn an_output_is_whole_or_nothing_changed() {
             }
         }
     }
-    // A map of probabilities is no segmentation.
+    // A map of probabilities is not a segmentation.
     assert_eq!(whole.len(), (2 * 9 + 1) * 5, "{whole:?}");
-    // Another reader, where it can be had, agrees. Capitals in both parts of an ending are beyond
-    // it.
+    // Another reader, if it is available, agrees. It does not support capitals in both parts of an
+    // ending.
     let names: Vec<&str> = whole
         .iter()
         .map(|p| p.to_str().unwrap())
@@ -215,7 +215,7 @@ fn an_output_is_whole_or_nothing_changed() {
         assert!(!required, "nibabel: {}", String::from_utf8_lossy(&judged.stderr));
         skipped("nibabel is not on this machine: no other reader judges what was written");
     }
-    // Behind a link; a protected file stays.
+    // Through a link; a protected file stays.
     #[cfg(unix)]
     {
         use std::os::unix::fs::{PermissionsExt, symlink};
@@ -235,7 +235,7 @@ fn an_output_is_whole_or_nothing_changed() {
 }
 
 /// A mask and a map whose headers name the files of their voxels: the same as in one file, for
-/// SimpleITK too, and no input is written over.
+/// SimpleITK too, and no input is overwritten.
 #[test]
 fn a_header_and_the_file_of_its_voxels_are_written() {
     let folder = tempfile::tempdir().unwrap();
@@ -276,7 +276,7 @@ for p in sys.argv[1:]:
             "SimpleITK is not on this machine: no other reader judges headers with voxels apart",
         );
     }
-    // A scan's voxels lie where those of the mask would: only its header tells.
+    // A scan's voxels are where those of the mask would be: only its header shows that.
     let text = std::fs::read_to_string(case("scan.mhd")).unwrap();
     let scan = at("scan.mhd");
     std::fs::write(&scan, text.replace("scan.raw", "other.zraw")).unwrap();
@@ -286,7 +286,7 @@ for p in sys.argv[1:]:
     assert!(said.contains("other.zraw: is an input"), "{said}");
     assert!(!at("other.mhd").exists());
     assert_eq!(std::fs::read(at("other.zraw")).unwrap(), std::fs::read(case("scan.raw")).unwrap());
-    // A prompt that lies there is named before anything is read.
+    // A prompt file in that place is reported before anything is read.
     std::fs::copy(case("base/label.nii.gz"), at("label.zraw")).unwrap();
     let run = program::segment(&model, &scan, &at("label.mhd")).file("--mask", at("label.zraw"));
     let said = refused(run);

@@ -1,4 +1,4 @@
-//! Prompts on scans as people have them.
+//! Prompts on scans as users have them.
 
 use crate::common::shared;
 use crate::program;
@@ -45,7 +45,7 @@ fn masks_and_scribbles_are_understood_by_the_command() {
         error.contains("iteration 2: ") && error.contains("no voxel has label 7: it holds [1, 2]"),
         "{error}"
     );
-    // An empty mask says nothing.
+    // An empty mask is no prompt.
     for prompt in [["--point", "17,19,5"], ["--box", BOX]] {
         let alone = given(&prompt).1;
         let (said, with) = given(

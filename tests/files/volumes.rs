@@ -1,5 +1,5 @@
-//! Geometry: whatever the affine, a voxel returns to where it was; odd files give the right volume
-//! or a clear error.
+//! Geometry: whatever the affine, a voxel is mapped back to its place; odd files give the right
+//! volume or a clear error.
 
 use crate::common;
 
@@ -12,7 +12,7 @@ use prism::volume::{Affine, Grid, Orientation, Volume, Voxels};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use std::io::{Read, Write};
 
-/// A random affine: axes permuted and flipped, spacings from 0.4 to 6 mm, turned by up to 25
+/// A random affine: axes permuted and flipped, spacings from 0.4 to 6 mm, rotated by up to 25
 /// degrees about a random axis.
 fn affine(rng: &mut StdRng) -> Affine {
     let mut axes = [0, 1, 2];
@@ -104,7 +104,7 @@ fn a_box_too_large_for_the_patch_is_seen_coarser() {
     );
 }
 
-/// What a file must do: how its values sum, or that it is refused with these words.
+/// The expected result for a file: the sum of its values, or an error with these words.
 enum Expect {
     Sum(f64),
     Refused(&'static str),
@@ -198,8 +198,8 @@ fn shared_odd_files_behave() {
             .map_or(1, |s| s.iter().skip(3).map(|v| v.as_u64().unwrap()).product());
         let result = Volume::read(&path, None);
         match case["expect"].as_str().unwrap() {
-            // A shifted label is a good file by itself: it is refused beside its image, in the test
-            // above.
+            // A shifted label is a valid file by itself: it is refused together with its image, in
+            // the test above.
             "error" if name.starts_with("m26") => assert!(result.is_ok()),
             "error" => assert!(result.is_err(), "{name} was read"),
             _ if volumes > 1 => {
@@ -294,12 +294,12 @@ fn nrrd_files_are_read() {
     assert!(Volume::read(&path, None).unwrap_err().to_string().contains("type is 'block'"));
 }
 
-/// Voxels of scans that are watched while they are read: more than a piece of every type.
+/// Voxels of scans that are watched while they are being read: more than a piece of every type.
 const WATCHED: [usize; 3] = [96, 80, 160];
 
-/// A NIfTI file of such a scan, in place like the example but for thinner slices, `turned` with i
-/// towards the head: its type's code, what values are multiplied by, the voxels with the lowest
-/// byte first; the file has the highest first if it is `big`.
+/// A NIfTI file of such a scan, in the place of the example but with thinner slices, `turned` with
+/// i towards the head: its type's code, the factor of its values, the voxels with the lowest byte
+/// first; the file has the highest first if it is `big`.
 fn nifti(code: i16, slope: f32, [turned, big]: [bool; 2], voxels: &[u8]) -> Vec<u8> {
     let example = std::fs::File::open(here("examples/data/lung1_image.nii.gz")).unwrap();
     let mut bytes = vec![0; 352];
@@ -403,7 +403,7 @@ fn what_is_wrong_with_the_rest_of_a_scan_is_said_whatever_was_seen_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.nii.gz");
     let mut floats: Vec<u8> = scattered().flat_map(|v| f32::from(v).to_le_bytes()).collect();
-    // Voxel [40, 37, 50] is no number: what it is read as, the whole scan tells.
+    // Voxel [40, 37, 50] is NaN: as what it is read depends on the whole scan.
     let odd = ((50 * WATCHED[1] + 37) * WATCHED[0] + 40) * 4;
     floats[odd..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     let file = gzip(&nifti(16, 1.0, [false; 2], &floats));

@@ -1,4 +1,4 @@
-//! Clients and servers that others wrote.
+//! Clients and servers written by others.
 
 use crate::common::here;
 use crate::http::{CLICK, started};
@@ -7,7 +7,7 @@ use crate::python::Python;
 use crate::series;
 use prism::serve::{Secret, Settings};
 
-/// MONAI Label's own client, which 3D Slicer's extension brings along, where Python can have it.
+/// MONAI Label's own client, which 3D Slicer's extension includes, if Python can install it.
 #[test]
 fn monai_labels_own_client_works() {
     let import = "import numpy, monailabel.client.client";
@@ -26,8 +26,8 @@ fn monai_labels_own_client_works() {
     drop(folder);
 }
 
-/// ITK-SNAP's own server beside this one: to the same requests answers of the same form, where
-/// Python can have it.
+/// ITK-SNAP's own server, which gives answers of the same form to the same requests, if Python can
+/// install it.
 #[test]
 fn itk_snaps_own_server_answers_in_the_same_form() {
     let import =

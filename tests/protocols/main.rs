@@ -1,6 +1,6 @@
-//! ITK-SNAP's and MONAI Label's protocols as their clients meet them: by a client of HTTP of the
-//! test's own, the answers held against the library's; by MONAI Label's own client; beside
-//! ITK-SNAP's own server. What holds for both protocols is tested here; how scans lie, and what is
+//! ITK-SNAP's and MONAI Label's protocols as their clients use them: by an HTTP client of the test,
+//! with answers compared with the library's; by MONAI Label's own client; together with ITK-SNAP's
+//! own server. What holds for both protocols is tested here; the placement of scans, and what is
 //! drawn on them, for all protocols.
 #![cfg(feature = "serve")]
 
@@ -64,7 +64,7 @@ fn gunzip(bytes: &[u8]) -> Vec<u8> {
     data
 }
 
-/// What base64 stands for (RFC 4648).
+/// The bytes that base64 stands for (RFC 4648).
 fn from_base64(text: &str) -> Vec<u8> {
     let letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     assert_eq!(text.len() % 4, 0);
@@ -80,7 +80,7 @@ fn from_base64(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// A volume as ITK-SNAP sends it: what is said of it, and its voxels, x fastest.
+/// A volume as ITK-SNAP sends it: its metadata, and its voxels, x fastest.
 struct Sent {
     size: [usize; 3],
     metadata: Value,
@@ -116,7 +116,7 @@ fn voxels([ni, nj, nk]: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
     (0..ni * nj * nk).map(move |at| [at % ni, at / ni % nj, at / ni / nj])
 }
 
-/// The mask of an answer, as the library orders masks.
+/// The mask of an answer, in the library's order of masks.
 #[track_caller]
 fn mask_of(reply: &Reply, size: [usize; 3]) -> Vec<u8> {
     let answer = reply.json(200);
@@ -140,7 +140,7 @@ fn counted(at: SocketAddr, line: &str) -> bool {
     get(at, "/metrics").text().lines().any(|l| l == line)
 }
 
-/// Tries again until something is so, or it takes too long.
+/// Tries again until something holds, or it takes too long.
 #[track_caller]
 fn soon(mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(60);
@@ -180,7 +180,7 @@ fn sessions_that_nobody_uses_are_let_go_and_make_room() {
     start(at, "/start_session");
 }
 
-/// The parts of an answer: what is said, the file's name, the file.
+/// The parts of an answer: the parameters, the file's name, the file.
 #[track_caller]
 fn parts_of(reply: &Reply) -> (Value, String, Vec<u8>) {
     assert_eq!(reply.status, 200, "{}", reply.text());
@@ -259,10 +259,10 @@ fn whatever_is_sent_is_answered() {
         }
         let reply = send_form(at, method, path, &body);
         *statuses.entry(reply.status).or_default() += 1;
-        // A fault of the server's own would be 500.
+        // A fault of the server itself would be 500.
         let known = [200, 400, 413, 415, 422, 503].contains(&reply.status);
         assert!(known, "{path} in round {round}: {} {}", reply.status, reply.text());
-        // What was taken is let go, so that there is room for more.
+        // What was accepted is released, so that there is room for more.
         if reply.status == 200 && *method == "PUT" {
             let made = reply.json(200)["session_id"].as_str().unwrap().to_string();
             ask(at, "DELETE", &format!("/session/{made}"), &[], b"");

@@ -1,4 +1,4 @@
-//! MONAI Label, by scans that its clients send.
+//! MONAI Label, with scans that its clients send.
 
 use crate::common::here;
 use crate::http::{BOX, CLICK, Part, ask, example, get, said, session, started};
@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Asks for the mask of clicks, and holds its file against the library's.
+/// Asks for the mask of clicks, and compares its file with the library's.
 #[track_caller]
 fn clicked(at: SocketAddr, name: &str, mut params: Value, image: &Volume, expected: &[u8]) {
     params["label"] = "tumour".into();
@@ -60,22 +60,22 @@ fn monai_label_is_spoken_to_by_all_clicks_each_time() {
     let image = Arc::new(example());
     let mut library = session(&image);
     let (off, other) = ([72, 71, 14], [84, 82, 14]);
-    // Nothing said yet is nothing found.
+    // Without prompts nothing is found.
     clicked(at, name, json!({}), &image, &library.mask());
     library.interact(&said(&[(CLICK, true)], None)).unwrap();
     let one = library.mask();
     let first = json!({ "foreground": [CLICK], "background": [] });
     clicked(at, name, first.clone(), &image, &one);
-    // What is said again is not said twice; what is new goes on from there.
+    // Repeated clicks are not given twice; new ones continue from there.
     clicked(at, name, first.clone(), &image, &one);
     library.interact(&said(&[(other, true), (off, false)], None)).unwrap();
     let two = library.mask();
     let both = json!({ "foreground": [CLICK, other], "background": [off] });
     clicked(at, name, both.clone(), &image, &two);
-    // What is taken back brings the answer before back, to the bit.
+    // Clicks that are taken back give the answer before them, to the bit.
     clicked(at, name, first.clone(), &image, &one);
     clicked(at, name, both, &image, &two);
-    // Other clicks are another object's, and so are those of another label.
+    // Other clicks belong to another object, and so do those of another label.
     let mut anew = session(&image);
     anew.interact(&said(&[(other, true)], None)).unwrap();
     clicked(at, name, json!({ "foreground": [other] }), &image, &anew.mask());
@@ -85,7 +85,7 @@ fn monai_label_is_spoken_to_by_all_clicks_each_time() {
     let (told, file, _) = parts_of(&told);
     assert_eq!(told["voxels"], json!(fresh.prediction().unwrap().field.voxels()));
     assert_eq!(file, "mask.nii.gz");
-    // From the beginning where that is asked for; a box, with both its ends; a click elsewhere.
+    // From the beginning if that is requested; a box, with both its ends; a click elsewhere.
     let reset = json!({ "foreground": [CLICK], "reset_state": true });
     clicked(at, name, reset, &image, &one);
     let [i0, j0, k0, i1, j1, k1] = BOX;
@@ -97,7 +97,7 @@ fn monai_label_is_spoken_to_by_all_clicks_each_time() {
     let far = json!({ "roi": roi, "foreground": [CLICK, [9999, 0, 0]] });
     clicked(at, name, far, &image, &boxed.mask());
 
-    // The same as a file alone, as words alone, packed or not; in a form of one line.
+    // The same as a file alone, as parameters alone, packed or not; in a form of one line.
     let path = |output: &str| format!("/infer/prism?image=x&session_id={name}&output={output}");
     let params =
         json!({ "foreground": [CLICK], "result_extension": ".nrrd", "result_compress": false });

@@ -24,8 +24,8 @@ pub fn file_example(folder: &Path) -> PathBuf {
     file_scan(folder, &example())
 }
 
-/// Writes a scan as a series: the same voxels at the same places, in two folders, in files
-/// whose names say nothing, the last slice first. Its axes run at right angles.
+/// Writes a scan as a series: the same voxels at the same places, in two folders, in files with
+/// meaningless names, the last slice first. Its axes are perpendicular.
 pub fn file_scan(folder: &Path, image: &Volume) -> PathBuf {
     let [ni, nj, nk] = image.grid.size;
     let rows = image.grid.affine.0;
@@ -61,12 +61,12 @@ pub fn file_scan(folder: &Path, image: &Volume) -> PathBuf {
     folder.into()
 }
 
-/// A number to nine places behind the point, and no less than nothing where it is nothing.
+/// A number with nine places after the point, and 0 instead of -0.
 fn short_number(v: f64) -> f64 {
     (v * 1e9).round() / 1e9 + 0.0
 }
 
-/// Writes a small series of slices that lie where `place` says.
+/// Writes a small series of slices at the positions that `place` gives.
 fn file_small(folder: &Path, slices: usize, place: impl Fn(usize) -> [f64; 3]) {
     let series = Series { uid: SMALL, number: "7", description: "Bone", ..Series::new("CT") };
     std::fs::create_dir_all(folder).unwrap();
@@ -108,7 +108,7 @@ fn series_of_a_folder_are_worked_on_as_scans_that_are_sent() {
     let dicom = Some(folder.path().into());
     let server = started(Settings { dicom, ..Settings::default() });
     let there = server.address;
-    // What is damaged is told, not by its name, and ends nothing.
+    // A damaged file is reported, not by its name, and ends nothing.
     let told = |text: &String| text.contains("left out, file ") && text.contains("truncated");
     assert!(!server.warnings.iter().any(|text| text.contains("damaged.dcm")));
     assert!(server.warnings.iter().any(told), "{:?}", server.warnings);
@@ -137,7 +137,7 @@ fn series_of_a_folder_are_worked_on_as_scans_that_are_sent() {
     let small = &objects[SMALL]["image"]["info"];
     assert_eq!(small["SeriesDescription"], "Bone");
     assert_eq!(small["shape"], json!([COLUMNS, ROWS, SLICES]));
-    // Nothing of whose it is, and not where it lies.
+    // Nothing about the patient, and no path.
     for text in [listed.text(), about.text()] {
         let secrets = ["Sample", "P-17", "19600102", folder.path().to_str().unwrap()];
         assert!(secrets.iter().all(|secret| !text.contains(secret)), "{text}");
@@ -147,7 +147,7 @@ fn series_of_a_folder_are_worked_on_as_scans_that_are_sent() {
     assert!(objects.contains_key(id) && sample["SeriesInstanceUID"] == json!(id));
     assert!(counted(there, "prism_sessions 0"));
 
-    // A series is the same scan as the file that it was made of: so are its masks.
+    // A series is the same scan as the file that it was made from, and so are its masks.
     let path = format!("/datastore/image?image={EXAMPLE}");
     assert_eq!(ask(there, "HEAD", &path, &[], b"").status, 200);
     let given = Volume::of_file(get(there, &path).body, None).unwrap();
@@ -169,7 +169,7 @@ fn series_of_a_folder_are_worked_on_as_scans_that_are_sent() {
     }
     assert!(infer(there, EXAMPLE, "image", &asked(&[CLICK])).body == masks[0]);
     assert!(counted(there, "prism_sessions 2"));
-    // Where a session is named it counts, as 3D Slicer names both.
+    // If a session is named it counts; 3D Slicer names both.
     let gone = format!("/infer/prism?image={EXAMPLE}&session_id=lost");
     let reply = send(there, "POST", &gone, &[("params", None, b"{}")]);
     assert!(reply.error(404, "detail").contains("no such session"));
@@ -212,14 +212,15 @@ fn what_is_no_series_is_never_looked_for_on_disk() {
     let path = format!("/datastore/image?image={SMALL}");
     assert_eq!(ask(there, "HEAD", &path, &[], b"").status, 422);
     assert_eq!(post(there, "/activelearning/first", &json!({})).status, 404);
-    // What cannot be one scan is not offered; asked for, it says why, and not where it lies.
+    // Files that cannot be one scan are not offered; if they are asked for, the error says why,
+    // without a path.
     assert_eq!(get(there, "/info/").json(200)["datastore"]["total"], json!(0));
     assert_eq!(post(there, "/activelearning/random", &json!({})).json(200), json!({}));
     let error = infer(there, SMALL, "image", &asked(&[])).error(422, "detail");
     let place = folder.path().to_str().unwrap();
     assert!(error.contains("a slice is missing") && !error.contains(place), "{error}");
     assert!(counted(there, "prism_sessions 0"));
-    // Who may not call may not here either.
+    // A caller without permission has none here either.
     let token = started(Settings { token, dicom, dls: Some(0), ..Settings::default() });
     for path in ["/datastore/", "/datastore/image/info?image=1.2.9"] {
         assert_eq!(get(token.address, path).status, 401, "{path}");
@@ -228,7 +229,7 @@ fn what_is_no_series_is_never_looked_for_on_disk() {
         assert_eq!(ask(token.address, "GET", path, &evil, b"").status, 403, "{path}");
     }
     assert_eq!(infer(token.address, SMALL, "image", &asked(&[])).status, 401);
-    // Where there is no folder.
+    // If there is no folder.
     let none = started(Settings::default());
     for path in ["/datastore/", "/datastore/image?image=1.2.9"] {
         assert!(get(none.address, path).error(404, "detail").contains("--dicom"), "{path}");
@@ -243,7 +244,7 @@ fn what_is_no_series_is_never_looked_for_on_disk() {
     };
     let error = refused("no such folder".into(), None);
     assert!(error.starts_with("no such folder: "), "{error}");
-    // What is sent would be a series for all.
+    // What is sent would be a series for all clients.
     let error = refused(folder.path().into(), Some(Keep::at(folder.path().join("state"))));
     assert!(error.contains("would be served to others"), "{error}");
     assert!(!folder.path().join("state").exists());
@@ -267,7 +268,8 @@ fn series_that_come_later_are_found_and_those_that_grow_are_read_anew() {
     assert_eq!(get(there, "/info/").json(200)["datastore"]["total"], json!(2));
 }
 
-/// How many slices a server finds of the small series; none where it says to ask again later.
+/// The number of slices that a server finds of the small series; none if it says to ask again
+/// later.
 fn slices_of_small(there: SocketAddr) -> Option<usize> {
     let reply = get(there, &format!("/datastore/image?image={SMALL}"));
     if reply.status == 503 {
@@ -293,13 +295,13 @@ fn a_series_that_is_held_is_read_anew_when_its_files_are_others() {
     let server = started(Settings { dicom, ..Settings::default() });
     let there = server.address;
     assert_eq!(slices_of_small(there), Some(3));
-    // Who asks all the time does not keep it as it was: neither where slices come...
+    // A client that asks all the time does not keep it as it was: neither when slices are added...
     come(3);
     soon(|| slices_of_small(there) == Some(4));
-    // ... nor where one that was read is written over...
+    // ... nor when one that was read is overwritten...
     std::fs::copy(at(&all, 0), at(&small, 3)).unwrap();
     soon(|| slices_of_small(there) == Some(3));
-    // ... nor where they go.
+    // ... nor when they are removed.
     std::fs::remove_dir_all(&small).unwrap();
     soon(|| get(there, &format!("/datastore/image?image={SMALL}")).status == 404);
     assert!(counted(there, "prism_sessions 0"));
@@ -314,7 +316,7 @@ fn clients_who_ask_at_once_have_one_scan_and_their_own_masks() {
     let server = started(Settings {
         dicom: Some(folder.path().join("series")),
         keep: Some(Keep::at(&state)),
-        // Were it read twice there would be no place for it.
+        // If it were read twice there would be no place for it.
         max_sessions: 1,
         ..Settings::default()
     });
@@ -338,13 +340,13 @@ fn clients_who_ask_at_once_have_one_scan_and_their_own_masks() {
         }
     }
     assert!(counted(there, "prism_sessions 1"));
-    // A series that nobody uses gives way, to another one and to what is sent.
+    // A series that is not in use gives way, to another one and to what is sent.
     assert_eq!(slices_of_small(there), Some(SLICES));
     assert!(counted(there, "prism_sessions 1"));
     let sent = created(there);
     let full = infer(there, SMALL, "image", &asked(&[]));
     assert!(full.error(503, "detail").contains("capacity (1 sessions)"));
     assert_eq!(ask(there, "DELETE", &format!("/session/{sent}"), &[], b"").status, 200);
-    // Nothing of a series is kept: it is there, and its clients say all clicks each time.
+    // Nothing of a series is kept: its files are there, and its clients send all clicks each time.
     assert_eq!(std::fs::read_dir(&state).unwrap().count(), 1);
 }

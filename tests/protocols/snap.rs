@@ -7,7 +7,7 @@ use prism::volume::{Affine, Description, Element, Grid, Volume};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// The example as ITK-SNAP sends it, and as the library has it.
+/// The example as ITK-SNAP sends it, and as the library reads it.
 fn example_of_snap() -> (Sent, Arc<Volume>) {
     let image = example();
     let size = image.grid.size;
@@ -54,13 +54,13 @@ fn itk_snap_is_spoken_to_by_both_generations_of_its_paths() {
         let less = get(at, &format!("{points}/{name}?x={x}&y={y}&z={z}&foreground=false"));
         library.interact(&said(&[(off, false)], None)).unwrap();
         assert!(mask_of(&less, size) == library.mask());
-        // Beyond the image a click counts for nothing.
+        // A click beyond the image is ignored.
         let far = get(at, &format!("{points}/{name}?point=-90&point=2&point=3&foreground=true"));
         assert!(mask_of(&far, size) == library.mask());
         for query in ["", "point=1&point=2", "x=1&y=2", "x=a&y=1&z=1", "x=1&y=1&z=1&foreground=x"] {
             assert_eq!(get(at, &format!("{points}/{name}?{query}")).status, 422, "{query}");
         }
-        // What was painted holds; of an outline what lies within is taken away.
+        // Painted voxels hold; the inside of an outline is removed.
         let at_voxel = |v: [usize; 3]| (v[0] * size[1] + v[1]) * size[2] + v[2];
         let painted = |v: [usize; 3]| (76..86).contains(&v[0]) && v[1] == 75 && v[2] == 14;
         let path = format!("/process_scribble_interaction/{name}?foreground=true");
@@ -90,7 +90,7 @@ fn itk_snap_is_spoken_to_by_both_generations_of_its_paths() {
         ] {
             assert!(get(at, &path).error(404, "detail").contains("no such session"), "{path}");
         }
-        // Who sends much before it listens hears of it too.
+        // A client that sends much before it reads learns of it too.
         let late = send_form(at, "POST", &format!("{upload}/{name}"), &sent.form());
         assert!(late.error(404, "detail").contains("no such session"));
     }
@@ -135,7 +135,7 @@ fn what_is_wrong_with_a_volume_is_told() {
     assert!(plain.error(415, "detail").contains("multipart/form-data"));
     let huge = [("Content-Length", "99999999999999")];
     assert_eq!(ask(at, "POST", &path, &huge, b"").status, 413);
-    // A third dimension that is none, and geometry that nobody gave.
+    // A third dimension that is missing, and geometry that was not given.
     let flat = Sent::new([4, 5, 1], [1.0; 3], &[1.0; 20]);
     let metadata = b"{\"dimensions\":[4,5,1]}";
     let parts: [Part; 2] = [("metadata", None, metadata), ("file", None, &flat.packed)];
@@ -156,7 +156,7 @@ fn where_a_token_is_needed_itk_snap_has_a_door_of_its_own() {
     }
     let bearer = [("Authorization", "Bearer a secret")];
     assert_eq!(ask(at, "GET", "/status", &bearer, b"").status, 200);
-    // Nothing else is to be had there, and no page that is open in a browser gets in.
+    // Nothing else is served there, and no page that is open in a browser gets in.
     for path in ["/", "/v1", "/claim", "/metrics", "/info/", "/openapi.json"] {
         assert_eq!(get(own, path).status, 404, "{path}");
     }
@@ -164,7 +164,7 @@ fn where_a_token_is_needed_itk_snap_has_a_door_of_its_own() {
     for header in [
         ("Host", "evil.example:8911"),
         ("Origin", "https://evil.example"),
-        // What may call where a token is asked for may not where none is.
+        // What may call where a token is needed may not where none is.
         ("Origin", page),
         ("Sec-Fetch-Site", "cross-site"),
         ("Sec-Fetch-Site", "same-site"),
@@ -179,13 +179,13 @@ fn where_a_token_is_needed_itk_snap_has_a_door_of_its_own() {
     let point = format!("/process_point_interaction/{name}?x={i}&y={j}&z={k}&foreground=true");
     let reply = get(own, &point);
     assert!(mask_of(&reply, sent.size).contains(&1));
-    // One session, whichever door it is asked for at.
+    // One session, at whichever address it is requested.
     assert_eq!(get(at, &point).status, 401);
     let same = ask(at, "GET", &point, &bearer, b"");
     assert!(mask_of(&same, sent.size) == mask_of(&reply, sent.size));
     server.end();
     assert!(std::net::TcpStream::connect(own).is_err());
-    // Where there is no token the first door is for all, and there is no other.
+    // If there is no token the first address is for all, and there is no other.
     let open = started(Settings::default());
     assert!(open.dls.is_none());
     let page = [("Sec-Fetch-Site", "cross-site")];

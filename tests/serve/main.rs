@@ -1,5 +1,5 @@
-//! The server as its clients meet it: both interfaces by a client of HTTP of the test's own, the
-//! answers held against the library's, errors by their status, and nnInteractive's own client.
+//! The server as its clients use it: both interfaces by an HTTP client of the test, with answers
+//! compared with the library's, errors by their status, and nnInteractive's own client.
 #![cfg(feature = "serve")]
 
 #[path = "../common/mod.rs"]
@@ -37,7 +37,7 @@ impl Mask {
         Mask { size, voxels: vec![0; size.iter().product()] }
     }
 
-    /// Writes an answer into it, and returns what was said of that.
+    /// Writes an answer into it, and returns its metadata.
     #[track_caller]
     fn take(&mut self, reply: &Reply) -> Value {
         assert_eq!(reply.status, 200, "{}", reply.text());

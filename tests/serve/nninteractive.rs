@@ -1,4 +1,4 @@
-//! nnInteractive's protocol, by a client of the test's own and by nnInteractive's.
+//! nnInteractive's protocol, by a client of the test and by nnInteractive's.
 
 use crate::http::{BOX, CLICK, ask, get, said, session, started};
 use crate::python::Python;
@@ -44,13 +44,13 @@ fn nninteractive_is_spoken() {
     library.interact(&said(&[], Some(BOX))).unwrap();
     assert!(viewer.mask() == library.mask());
     let first = viewer.buffer.clone();
-    // Places are rounded, halves to even voxels.
+    // Positions are rounded, halves to even voxels.
     let off = [72, 72, 14];
     assert!(viewer.point(json!([14.0, 72.5, 71.5]), false, true).0);
     library.interact(&said(&[(off, false)], None)).unwrap();
     assert!(viewer.mask() == library.mask());
     let second = viewer.buffer.clone();
-    // Beyond the image a point counts for nothing.
+    // A point beyond the image is ignored.
     assert_eq!(viewer.point(json!([-100, 3, 3]), true, true), (true, false));
     let beyond = json!([[-9, -3], [BOX[1], BOX[4]], [BOX[0], BOX[3]]]);
     assert_eq!(viewer.bounds(beyond, true), (true, false));
@@ -64,7 +64,7 @@ fn nninteractive_is_spoken() {
     assert_eq!(viewer.take(reply), (false, false));
     assert_eq!(viewer.point(json!([14, 81, 81]), true, false), (false, false));
     assert_eq!(viewer.undo(), (true, false));
-    // As far back as there is history, to the bit.
+    // As far back as the history goes, to the bit.
     viewer.undo();
     assert!(viewer.buffer == second);
     viewer.undo();
@@ -73,7 +73,7 @@ fn nninteractive_is_spoken() {
     assert!(viewer.buffer.iter().all(|v| *v == 0));
     assert_eq!(viewer.undo(), (false, false));
 
-    // Painted: a crop of a stroke, then an outline that takes some away again.
+    // Painted: a crop of a stroke, then an outline that removes some again.
     let place = [[14, 15], [78, 83], [76, 86]];
     let told = viewer.painted("/add_scribble_interaction", place, &[1; 50], true);
     assert_eq!(told, (true, true));
@@ -113,7 +113,8 @@ fn nninteractive_is_spoken() {
     assert_eq!(viewer.point(json!([14, 60, 60]), false, true), (true, false));
     viewer.undo();
     assert!(viewer.buffer == initial);
-    // A client empties its buffer before it asks for that: where it is refused, all comes again.
+    // A client empties its buffer before it asks for that: if the request is refused, everything is
+    // sent again.
     viewer.buffer.fill(0);
     let headers = [("X-Lease-Token", viewer.lease.as_str()), ("Content-Length", "99999999")];
     assert_eq!(ask(at, "POST", "/reset_interactions", &headers, b"").status, 413);
@@ -149,13 +150,13 @@ fn nninteractive_is_spoken() {
     let large = json!({ "shape": [1 << 20, 1 << 20, 1 << 20], "dtype": "uint8" });
     assert_eq!(viewer.post("/set_target_buffer", &large).status, 413);
 
-    // What is a word or two is not read where it is long.
+    // A body that should be short is not read if it is long.
     for path in ["/predict", "/set_target_buffer", "/set_do_autozoom"] {
         let headers = [("X-Lease-Token", viewer.lease.as_str()), ("Content-Length", "100000")];
         assert_eq!(ask(at, "POST", path, &headers, b"").status, 413, "{path}");
     }
 
-    // Whoever hangs up before the answer finds what it missed in the next.
+    // A client that disconnects before the answer finds what it missed in the next.
     let mut gone = Viewer::new(at);
     gone.open(size, spacing, &values);
     let body = json!({ "coordinates": [14, 80, 80], "include_interaction": true }).to_string();
@@ -164,7 +165,7 @@ fn nninteractive_is_spoken() {
         gone.lease,
         body.len()
     );
-    // It hangs up while it waits for its turn, or is worked for.
+    // It disconnects while it waits for its turn, or while its request runs.
     let mut other = Viewer::new(at);
     other.open(size, spacing, &values);
     let busy = std::thread::spawn(move || other.point(json!([14, 80, 80]), true, true));
@@ -179,7 +180,7 @@ fn nninteractive_is_spoken() {
     library.interact(&said(&[(CLICK, true)], None)).unwrap();
     assert!(gone.mask() == library.mask());
 
-    // Nothing to see is told when somebody points at it.
+    // An image without contrast is reported when a point is given.
     let mut blank = Viewer::new(at);
     blank.open([4, 5, 6], [1.0; 3], &[0; 120]);
     let error = blank.post("/add_point_interaction", &point).error(400, "detail");
@@ -196,7 +197,7 @@ fn a_client_that_lives_is_answered_while_another_is_worked_for() {
     viewer.open(size, spacing, &values);
     let lease = viewer.lease.clone();
     let busy = std::thread::spawn(move || {
-        // A first point has its scale found, which takes the longest.
+        // For a first point the scale has to be found, which takes the longest.
         viewer.point(json!([14, 80, 80]), true, true);
         (viewer, Instant::now())
     });
@@ -210,7 +211,7 @@ fn a_client_that_lives_is_answered_while_another_is_worked_for() {
     let (viewer, answered) = busy.join().unwrap();
     let during = beats.iter().filter(|(start, took)| *start + *took < answered).count();
     assert!(during >= 2, "{during} heartbeats were answered during a prediction");
-    // Signs of life do not stand for work: the lease goes all the same.
+    // Signs of life are not work: the lease is dropped all the same.
     let end = Instant::now() + Duration::from_secs(20);
     let header = [("X-Lease-Token", viewer.lease.as_str())];
     loop {
@@ -222,7 +223,7 @@ fn a_client_that_lives_is_answered_while_another_is_worked_for() {
         assert!(Instant::now() < end, "the lease does not end");
         std::thread::sleep(Duration::from_millis(100));
     }
-    // Who sends much before it listens hears of it too.
+    // A client that sends much before it reads learns of it too.
     let image = nnia("uint8", 1, &[1, 100, 200, 300], &vec![1; 6_000_000]);
     assert_eq!(viewer.send("/set_image", &json!({}), &image).status, 410);
     let none = ask(at, "POST", "/heartbeat", &[], b"{}");
@@ -230,7 +231,7 @@ fn a_client_that_lives_is_answered_while_another_is_worked_for() {
     assert_eq!(ask(at, "GET", "/lease_status", &header, b"").status, 410);
 }
 
-/// nnInteractive's own client, which 3D Slicer's and napari's extensions use, where Python can have
+/// nnInteractive's own client, which 3D Slicer's and napari's extensions use, if Python can install
 /// it.
 #[test]
 fn nninteractives_own_client_works() {

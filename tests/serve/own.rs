@@ -1,4 +1,4 @@
-//! Prism's own interface: what is answered is what the library does.
+//! prism's own interface: its answers are those of the library.
 
 use crate::http::{
     BOX, CLICK, ask, box_and_click, example, get, object_on, parsed, post, said, session, started,
@@ -34,7 +34,7 @@ fn a_scan_is_worked_on_as_the_library_does() {
     let mut mask = Mask::new(image.grid.size);
     let mut library = session(&image);
 
-    // A box and a click, then a click that takes something away.
+    // A box and a click, then a click that removes something.
     let first = mask.take(&post(at, &path("prompts"), &box_and_click()));
     library.interact(&said(&[(CLICK, true)], Some(BOX))).unwrap();
     assert!(mask.voxels == library.mask() && first["voxels"].as_u64() > Some(100));
@@ -81,7 +81,7 @@ fn a_scan_is_worked_on_as_the_library_does() {
     anew.take(&get(at, &path("answer")));
     assert!(anew.voxels == after_one && mask.voxels == after_one);
 
-    // A mask that is given is the answer; a second object lies over the first in the label image.
+    // A mask that is given is the answer; a second object covers the first in the label image.
     let other = object_on(at, &scan, &json!({}));
     let block: Vec<u8> = (0..image.grid.voxels())
         .map(|at| {
@@ -107,12 +107,12 @@ fn a_scan_is_worked_on_as_the_library_does() {
     assert_eq!(about["objects"][0]["name"], "tumour");
     assert_eq!(about["objects"][0]["colour"], json!([1, 2, 3]));
     assert_eq!(about["objects"][1]["voxels"], json!(400));
-    // It was given no colour: it is the second of those that the server names.
+    // It was given no colour: it has the second of the server's default colours.
     assert_eq!(about["objects"][1]["colour"], json!(PALETTE[1]));
     let reset = mask.take(&post(at, &path("reset"), &json!({})));
     assert!(reset["step"] == 0 && mask.voxels.iter().all(|v| *v == 0));
 
-    // What was let go is gone, once and for all.
+    // What was released is gone for good.
     let objects = format!("/v1/objects/{other}");
     for _ in 0..2 {
         assert_eq!(ask(at, "DELETE", &objects, &[], b"").json(200), json!({ "released": true }));
@@ -196,7 +196,7 @@ fn two_work_at_once_and_what_runs_is_finished() {
             body.len()
         );
         stream.write_all(head.as_bytes()).unwrap();
-        // Once it asks for the rest it has begun with the request.
+        // When it asks for the rest it has begun to handle the request.
         const GO_ON: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
         let mut asked = [0; GO_ON.len()];
         stream.read_exact(&mut asked).unwrap();
@@ -216,7 +216,7 @@ fn two_work_at_once_and_what_runs_is_finished() {
 
 #[test]
 fn a_mask_that_is_given_is_understood_as_the_program_does() {
-    // What the interface promises of a mask holds through its session too.
+    // The interface's promises about a mask also hold in its session.
     let image = Arc::new(example());
     let mut library = session(&image);
     let mask: Vec<u8> = (0..image.grid.voxels()).map(|at| u8::from(at % 1000 == 0)).collect();
@@ -246,7 +246,7 @@ fn objects_are_renamed_and_recoloured() {
     let head = String::from_utf8_lossy(&segmentation.body).into_owned();
     assert!(head.contains("Segment0_Name:=Knötchen 2\n"));
     assert!(head.contains("Segment0_Color:=1 0.50"), "the colour is the one that was chosen");
-    // What cannot be changes nothing.
+    // Invalid values change nothing.
     for (about, status) in [
         (json!({ "name": "a".repeat(201) }), 422),
         (json!({ "name": "two\nlines" }), 422),
@@ -339,7 +339,7 @@ fn what_the_network_is_unsure_of_is_told() {
     assert!(voxels > 0 && about["voxels"] == json!(voxels), "{about}");
     let bounds: [[usize; 2]; 3] = std::array::from_fn(|a| [low[a], high[a]]);
     assert_eq!(region, bounds);
-    // Of a mask that was given there is no doubt.
+    // A mask that was given is nowhere in doubt.
     let (grid, description) = (&image.grid, &image.description);
     let file = mask_file(Path::new("m.nii"), grid, description, &library.mask()).unwrap();
     assert_eq!(ask(at, "PUT", &path("mask"), &[], &file).status, 200);

@@ -1,4 +1,4 @@
-//! The program as a process: how it begins and ends, and its budget of memory.
+//! The program as a process: how it begins and ends, and its memory budget.
 
 use crate::common::here;
 #[cfg(unix)]
@@ -20,11 +20,11 @@ fn program(more: &[&str]) -> Command {
     command
 }
 
-/// The program, started at a port that is free; its address is what it says first.
+/// The program, started at a free port; it prints its address first.
 struct Process {
     child: Child,
     at: SocketAddr,
-    // What it says is not refused.
+    // Its output is not refused.
     _said: Lines<BufReader<ChildStdout>>,
 }
 
@@ -66,14 +66,14 @@ fn the_program_serves_and_ends_in_order() {
     assert_eq!(get(at, "/healthz").status, 200);
     assert_eq!(get(at, "/v1").status, 401);
     let about = ask(at, "GET", "/v1", &[("Authorization", "Bearer a secret")], b"").json(200);
-    // What a model is called, and never where it lies.
+    // The name of a model, never its path.
     assert_eq!(about["model"], "small.safetensors");
     // SAFETY: a signal to a process that this test started and has not waited for.
     unsafe { libc::kill(server.child.id() as i32, libc::SIGTERM) };
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
 }
 
-/// A number that a server tells of itself.
+/// A number from the server's metrics.
 fn count(at: SocketAddr, name: &str) -> u64 {
     let text = get(at, "/metrics").text();
     let told = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -103,7 +103,7 @@ fn what_the_budget_has_no_room_for_is_encoded_again() {
             objects.push((first, paths, [Mask::new(size), Mask::new(size)]));
         }
     }
-    // All in turn, again and again, each time against what there is.
+    // All in turn, again and again, each compared with the state at that time.
     for round in 0..3 {
         for (first, paths, masks) in &mut objects {
             let click = json!({ "points": [{ "at": CLICK, "on": round == 2 }] });
@@ -119,7 +119,7 @@ fn what_the_budget_has_no_room_for_is_encoded_again() {
     let [(made, dropped), (once, none)] = servers
         .map(|at| (count(at, "prism_encodings_total"), count(at, "prism_encodings_dropped_total")));
     assert!(none == 0 && once >= 4, "{once} encoded, {none} dropped");
-    // It has fewer than there are, and made those that it looked at again.
+    // It keeps fewer than there are, and encoded again those that it looked at again.
     assert!(made - dropped < once && made > once, "{made} encoded, {dropped} dropped of {once}");
     // Answers and history have lost nothing.
     for (_, paths, masks) in &mut objects {

@@ -13,7 +13,7 @@ use serde_json::json;
 use std::net::SocketAddr;
 use std::path::Path;
 
-/// The files of a series, under names that lead out of any folder.
+/// The files of a series, with names that lead out of any folder.
 fn files(series: &Series) -> Vec<(String, Vec<u8>)> {
     let folder = series.folder(SLICES, straight, |_, file| identified(file));
     let read = |k: usize| std::fs::read(at(folder.path(), k)).unwrap();
@@ -44,7 +44,7 @@ fn a_series_is_a_scan_as_any_other() {
     assert_eq!(told["shape"], json!([COLUMNS, ROWS, SLICES]));
     assert_eq!((&told["format"], &told["modality"]), (&json!("DICOM"), &json!("ct")));
     let scan = told["scan"].as_str().unwrap();
-    // What a viewer gets has the same voxels at the same places.
+    // A viewer gets the same voxels at the same places.
     for format in ["nii", "nii.gz"] {
         let image = get(there, &format!("/v1/scans/{scan}/image?format={format}"));
         assert_eq!(image.status, 200, "{}", image.text());
@@ -82,7 +82,7 @@ fn a_series_is_a_scan_as_any_other() {
         let named = file.body.windows(10).any(|w| w == b"Herd links");
         assert_eq!(named, path.ends_with("labels"), "{path}");
     }
-    // Of another scan there is none.
+    // There is none for another scan.
     let (plain, _) = upload(there);
     let object = object_on(there, &plain, &json!({}));
     let refused = get(there, &format!("/v1/objects/{object}/mask?format=dcm"));
@@ -112,7 +112,7 @@ fn of_several_series_one_is_asked_for() {
     }
     let refused = send(there, "name=study.zip&series=Leber", &study);
     assert!(refused.error(422, "error").contains("no series 'Leber'"));
-    // Nothing was taken but what was asked for.
+    // Only what was requested was read.
     assert!(get(there, "/metrics").text().contains("prism_scans 3\n"));
     let plain = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
     assert!(send(there, "series=7", &plain).error(422, "error").contains("no DICOM"));
@@ -132,7 +132,7 @@ fn archives_that_are_none_or_too_large_are_refused() {
         let refused = send(there, "name=study.zip", &bytes);
         assert_eq!(refused.status, 422, "{}", refused.text());
     }
-    // What says that it is larger than any scan, unpacked: nothing of it is unpacked.
+    // An archive that states a size larger than any scan: nothing of it is unpacked.
     let files: Vec<_> = (0..32).map(|n| (n.to_string(), vec![7; 100])).collect();
     let files: Vec<_> = files.iter().map(|(n, bytes)| (n.as_str(), bytes.clone())).collect();
     let mut bomb = zipped(&files);
@@ -144,7 +144,7 @@ fn archives_that_are_none_or_too_large_are_refused() {
     }
     let refused = send(there, "name=study.zip", &bomb);
     assert!(refused.error(413, "error").contains("when unpacked"), "{}", refused.text());
-    // Names say what may come.
+    // Names determine what may be sent.
     assert_eq!(send(there, "name=study.rar", &study).status, 415);
     assert!(get(there, "/metrics").text().contains("prism_scans 0\n"));
 }
@@ -156,7 +156,7 @@ fn a_series_is_kept() {
     let state = folder.path().join("state");
     let keeping = || Settings { keep: Some(Keep::at(&state)), ..Settings::default() };
     let study = archive(&[Series::new("CT"), other()]);
-    // Before it is known which is meant there is nothing to be kept.
+    // Before it is known which series is selected there is nothing to be kept.
     let keep = Keep { bytes: study.len() as u64 / 2, ..Keep::at(&state) };
     let mut server = started(Settings { keep: Some(keep), ..Settings::default() });
     assert_eq!(send(server.address, "name=study.zip", &study).status, 409);

@@ -1,4 +1,4 @@
-//! What is wrong, too much or hostile, and who may not call.
+//! Invalid, excessive or hostile requests, and callers without permission.
 
 use crate::http::{ask, get, object_on, post, started};
 use crate::upload;
@@ -48,7 +48,7 @@ fn what_is_wrong_is_told_by_its_status() {
         let error = reply.error(status, "error");
         assert!(error.contains(says), "{error}");
     }
-    // Of what is sent a message says no more than tells what it is.
+    // A message quotes only as much of the input as identifies it.
     let long = "\u{1b}".repeat(4000);
     let colour = json!({ "colour": "x".repeat(1 << 20) }).to_string();
     let query = format!("/v1/scans?modality={}", "%1b".repeat(4000));
@@ -77,7 +77,7 @@ fn what_is_wrong_is_told_by_its_status() {
         let error = ask(at, "POST", "/v1/scans", &[], bytes).error(422, "error");
         assert!(error.contains("lie in another file"), "{error}");
     }
-    // More than there can be, or without a length: refused before it is read.
+    // More than is possible, or without a length: refused before it is read.
     let huge = [("Content-Length", "99999999999999")];
     assert_eq!(ask(at, "POST", "/v1/scans", &huge, b"").status, 413);
     assert_eq!(ask(at, "POST", &prompts, &[("Content-Length", "20000000")], b"").status, 413);
@@ -117,7 +117,7 @@ fn strangers_are_kept_out() {
     assert_eq!(get(at, "/metrics").status, 401);
     assert_eq!(get(at, "/nowhere").status, 401);
     assert_eq!(get(at, "/healthz").json(200), json!({ "ok": true }));
-    // The page asks for the token itself; it may do nothing but what comes from here.
+    // The page itself asks for the token; it may use only what comes from here.
     let page = get(at, "/");
     assert_eq!(page.status, 200);
     assert!(page.header("Content-Security-Policy").unwrap().starts_with("default-src 'self'"));
@@ -137,7 +137,7 @@ fn strangers_are_kept_out() {
         assert!(reply.error(403, "error").contains("another origin"), "{origin}");
         assert!(reply.header("Access-Control-Allow-Origin").is_none());
     }
-    // One is allowed, and asks whether it may without the token.
+    // One is allowed, and asks for permission without the token.
     let friend = ("Origin", "https://viewer.example.org");
     let reply = with(&[bearer, friend]);
     assert_eq!(reply.status, 200);
@@ -165,7 +165,7 @@ fn a_connection_goes_on_when_a_body_comes_behind_its_head() {
         assert_eq!(answers.matches("HTTP/1.1 ").count(), 2, "{path}: {answers}");
         assert!(answers.ends_with("{\"ok\":true}"), "{path}: {answers}");
     }
-    // To delete or to ask takes no body, also where one is announced: nobody waits for it.
+    // DELETE and GET have no body, even if one is announced: it is not waited for.
     for (method, path, status) in [("DELETE", "/v1/objects/x", 200), ("GET", "/healthz", 200)] {
         assert_eq!(ask(at, method, path, &[("Content-Length", "20")], b"").status, status);
     }
@@ -189,14 +189,15 @@ fn who_announces_much_and_sends_nothing_takes_no_memory() {
         stream
     };
     let silent = [silent(), silent()];
-    // Nothing else is asked for before both have their places, or it could take one.
+    // No other request is made before both have their places, or it could take one.
     let end = Instant::now() + Duration::from_secs(20);
     while gauge("prism_arriving") < 2 {
         assert!(Instant::now() < end, "nobody waits for them");
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(ask(at, "POST", "/v1/scans", &[], b"").status, 503);
-    // What they announced would be as much by itself; other tests take some, and let it go again.
+    // What they announced would be as much by itself; other tests take some memory, and release it
+    // again.
     let end = Instant::now() + Duration::from_secs(15);
     while gauge("prism_memory_used_bytes") >= 2 * length {
         assert!(Instant::now() < end, "{length} bytes were announced twice, and are all taken");
@@ -275,10 +276,10 @@ fn whatever_is_sent_is_answered() {
         let headers = [("X-Lease-Token", viewer.lease.as_str()), ("X-Meta", beside.as_str())];
         let reply = ask(at, "POST", path, &headers, &body);
         *statuses.entry(reply.status).or_default() += 1;
-        // A fault of the server's own would be 500.
+        // A fault of the server itself would be 500.
         let known = [200, 201, 400, 413, 422, 503].contains(&reply.status);
         assert!(known, "{path} in round {round}: {} {}", reply.status, reply.text());
-        // What was taken is let go, so that there is room for more.
+        // What was accepted is released, so that there is room for more.
         if reply.status == 201 {
             let scan = reply.json(201)["scan"].as_str().unwrap().to_string();
             ask(at, "DELETE", &format!("/v1/scans/{scan}"), &[], b"");
@@ -286,7 +287,7 @@ fn whatever_is_sent_is_answered() {
     }
     assert!(statuses[&400] > 200 && statuses.contains_key(&200), "{statuses:?}");
     assert_eq!(get(at, "/healthz").status, 200);
-    // Lines that are no HTTP end their own connection alone.
+    // Lines that are not HTTP end only their own connection.
     for line in ["", "\r\n\r\n", "GET\r\n\r\n", "\x16\x03\x01\x02", "GET / HTTP/9.9\r\n\r\n"] {
         let mut stream = TcpStream::connect(at).unwrap();
         stream.write_all(line.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! Whoever comes back after a crash or a restart finds what there was, and is answered meanwhile.
+//! A client that comes back after a crash or a restart finds its state, and is answered meanwhile.
 
 use crate::common::here;
 use crate::http::{
@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A request that nobody waits for: it is under way when this returns.
+/// A request whose answer is not waited for: it is in progress when this returns.
 fn sent(at: SocketAddr, path: &str, lease: Option<&str>, body: &Value) -> TcpStream {
     let body = body.to_string();
     let lease = lease.map_or_else(String::new, |lease| format!("X-Lease-Token: {lease}\r\n"));
@@ -67,7 +67,7 @@ fn who_comes_back_after_a_crash_finds_scan_objects_and_history() {
     let at = server.at;
     assert!(!server.errors().contains("damaged"), "{}", server.errors());
     let mut now = get(at, &format!("/v1/scans/{scan}")).json(200);
-    // The click that was under way is there as a whole or not at all.
+    // The click that was in progress is there completely or not at all.
     let voxels = now["objects"][1]["voxels"].as_u64().unwrap();
     let (told, mask) = answer(at, &other);
     assert_eq!(told["step"], json!(u8::from(voxels > 0)));
@@ -85,17 +85,17 @@ fn who_comes_back_after_a_crash_finds_scan_objects_and_history() {
     let (told, mask) = answer(at, &object);
     assert!(mask.iter().all(|v| *v == 0) && told["undo"] == false, "{told}");
     act(at, &object, "redo", &json!({}));
-    // What is said now goes on from there as if nothing had happened.
+    // New prompts continue from there as if nothing had happened.
     act(at, &object, "prompts", &point(MORE, false));
     library.undo();
     library.interact(&said(&[(MORE, false)], None)).unwrap();
     assert!(answer(at, &object).1 == library.mask());
-    // Once more, from a state that was brought back itself.
+    // Once more, from a state that was itself restored.
     server.kill();
     let server = Process::begin(folder.path());
     let (told, mask) = answer(server.at, &object);
     assert!(mask == library.mask() && told["step"] == 2 && told["redo"] == false, "{told}");
-    // A new object is another than any before.
+    // A new object differs from all before.
     let new = object_on(server.at, &scan, &json!({}));
     assert!(![&object, &gone, &other].contains(&&new));
     server.kill();
@@ -108,11 +108,11 @@ fn a_lease_survives_a_crash_with_all_that_was_said() {
     let mut library = session(&image);
     let server = Process::begin(folder.path());
     let mut viewer = Viewer::new(server.at);
-    // An image that came before is gone with what was said of it.
+    // An earlier image is gone with its prompts.
     viewer.open([4, 5, 6], [1.0; 3], &(0..120).collect::<Vec<i16>>());
     viewer.open(size, spacing, &values);
     let bounds = json!([[BOX[2], BOX[5]], [BOX[1], BOX[4]], [BOX[0], BOX[3]]]);
-    // What is forgotten leaves nothing.
+    // A reset leaves nothing.
     assert_eq!(viewer.bounds(bounds.clone(), true), (true, true));
     assert_eq!(viewer.post("/reset_interactions", &json!({})).json(200), json!({}));
     viewer.buffer.fill(0);
@@ -122,7 +122,7 @@ fn a_lease_survives_a_crash_with_all_that_was_said() {
     assert!(viewer.point(json!([OFF[2], OFF[1], OFF[0]]), false, true).0);
     library.interact(&said(&[(OFF, false)], None)).unwrap();
     let two = library.mask();
-    // Something is said and waits for its prediction; then one is under way.
+    // A prompt waits for its prediction; then one is in progress.
     assert!(!viewer.point(json!([MORE[2], MORE[1], MORE[0]]), false, false).0);
     let empty = Viewer::new(server.at);
     server.kill();
@@ -135,7 +135,7 @@ fn a_lease_survives_a_crash_with_all_that_was_said() {
     assert!(beat["remaining_seconds"].as_f64() > Some(1.0));
     let early = ask(server.at, "POST", "/predict", &[("X-Lease-Token", &empty.lease)], b"{}");
     assert!(early.error(400, "detail").contains("set_image"));
-    // Nobody knows what of the last answers came: all is in the next.
+    // It is unknown which of the last answers arrived: everything is in the next.
     viewer.buffer.fill(7);
     let reply = viewer.post("/predict", &json!({}));
     assert_eq!(viewer.take(reply), (true, true));
@@ -148,7 +148,7 @@ fn a_lease_survives_a_crash_with_all_that_was_said() {
 
     let server = Process::begin(folder.path());
     viewer.at = server.at;
-    // Whether or not the last click came to its end, undo goes back step by step.
+    // Whether or not the last click was completed, undo goes back step by step.
     let mut steps = vec![];
     while viewer.undo().0 {
         steps.push(viewer.mask());
@@ -174,7 +174,7 @@ fn a_lease_survives_a_crash_with_all_that_was_said() {
     assert!(viewer.undo().0 && viewer.undo().0 && viewer.buffer == marks);
     assert!(viewer.undo().0 && viewer.buffer.iter().all(|v| *v == 0));
     assert!(!viewer.undo().0);
-    // Nobody who was let go comes back.
+    // A client that was dropped does not come back.
     let token = [("X-Lease-Token", viewer.lease.as_str())];
     assert_eq!(ask(server.at, "POST", "/release", &token, b"").status, 200);
     server.kill();
@@ -289,7 +289,7 @@ fn a_server_answers_while_it_brings_back_what_there_was() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
     let (scan, object, mask) = clicked(&state);
-    // Many more, whose identifiers nobody knows.
+    // Many more, whose identifiers are unknown.
     let journal = the(&state, "journal");
     let first = journal.parent().unwrap();
     const MORE: usize = 60;
@@ -314,13 +314,13 @@ fn a_server_answers_while_it_brings_back_what_there_was() {
             assert!(reply.header("Retry-After").is_some());
             refused += 1;
         }
-        // The page says so to people.
+        // The page tells users so.
         assert_eq!(get(at, "/").status, 200);
         let claim = ask(at, "POST", "/claim", &[], b"{}");
         assert_eq!(claim.status, 503, "{}", claim.text());
     }
     assert!(refused > 0 && told.is_sorted(), "{refused} {told:?}");
-    // All are served, and no more are taken.
+    // All are served, and no more are accepted.
     assert!(answer(at, &object).1 == mask);
     let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
     let full = ask(at, "POST", "/v1/scans?name=lung.nii.gz", &[], &file);
@@ -328,7 +328,7 @@ fn a_server_answers_while_it_brings_back_what_there_was() {
     assert!(get(at, "/metrics").text().contains(&format!("prism_scans {}\n", MORE + 1)));
     let warnings = end();
     assert!(warnings.iter().any(|w| w.contains("--max-sessions")), "{warnings:?}");
-    // Who ends it early loses nothing.
+    // Ending it early loses nothing.
     let (_, end) = beginning(keeping(&state));
     end();
     let left = std::fs::read_dir(&state).unwrap().count();

@@ -1,4 +1,4 @@
-//! What broke off, was damaged or has no room on disk; whose the folder is, and what does not stay.
+//! Incomplete or damaged records, a full disk; the owner of the folder, and what does not stay.
 
 use crate::common::here;
 use crate::http::{ask, box_and_click, get, model, object_on, post, started};
@@ -31,7 +31,7 @@ fn what_breaks_off_is_dropped_and_what_is_damaged_is_told() {
     let places = records(&whole);
     assert_eq!((places.len(), places[5]), (6, whole.len()));
 
-    // Wherever the last record breaks off, all before it is there, and goes on.
+    // Wherever the last record is cut off, all before it is there, and can be continued.
     for cut in [whole.len() - 1, whole.len() - 40, places[4] + 16, places[4] + 7] {
         std::fs::write(&path, &whole[..cut]).unwrap();
         let mut server = started(keeping(&state));
@@ -48,7 +48,7 @@ fn what_breaks_off_is_dropped_and_what_is_damaged_is_told() {
         assert!(answer(server.address, &object).1 == two);
         server.end();
     }
-    // A file that became longer in a power cut, of nothing.
+    // A file that became longer in a power cut, by zeros.
     std::fs::write(&path, [&whole[..], &[0; 5000]].concat()).unwrap();
     let mut server = started(keeping(&state));
     assert!(server.warnings[0].contains("breaks off"), "{:?}", server.warnings);
@@ -56,7 +56,7 @@ fn what_breaks_off_is_dropped_and_what_is_damaged_is_told() {
     server.end();
     assert!(std::fs::read(&path).unwrap() == whole);
 
-    // A record before the last: what came before it is there, and a copy of all.
+    // A record before the last: what came before it is there, and a copy of everything.
     for place in [places[3] + 100, places[3] + 3, places[4] - 5] {
         let mut damaged = whole.clone();
         damaged[place] ^= 1;
@@ -71,7 +71,8 @@ fn what_breaks_off_is_dropped_and_what_is_damaged_is_told() {
         assert!(std::fs::read(&copy).unwrap() == damaged);
         std::fs::remove_file(copy).unwrap();
     }
-    // The last one, which is as long as it should be and may have been answered: a copy of it, too.
+    // The last one, which has its full length and may have been acknowledged: there is a copy of
+    // it, too.
     let mut damaged = whole.clone();
     damaged[places[4] + 100] ^= 1;
     std::fs::write(&path, &damaged).unwrap();
@@ -84,7 +85,7 @@ fn what_breaks_off_is_dropped_and_what_is_damaged_is_told() {
     let copy = path.with_file_name("journal.damaged");
     assert!(std::fs::read(&copy).unwrap() == damaged);
     std::fs::remove_file(copy).unwrap();
-    // A scan that is not what was sent is not worked on; it is left for a person to look at.
+    // A scan that differs from what was sent is not worked on; it is left for inspection.
     std::fs::write(&path, &whole).unwrap();
     let file = the(&state, "scan-0");
     let bytes = std::fs::read(&file).unwrap();
@@ -110,7 +111,7 @@ fn a_full_disk_changes_nothing() {
         let keep = Keep { bytes: bytes as u64, ..Keep::at(&state) };
         Settings { keep: Some(keep), ..Settings::default() }
     };
-    // No room for the scan: it is not taken, and nothing of it stays.
+    // No room for the scan: it is not accepted, and nothing of it stays.
     let mut server = started(of(file.len() - 1));
     let at = server.address;
     let refused = ask(at, "POST", "/v1/scans?name=lung.nii.gz", &[], &file);
@@ -130,7 +131,7 @@ fn a_full_disk_changes_nothing() {
         let (told, mask) = answer(at, &object);
         assert!(told["step"] == 0 && mask.iter().all(|v| *v == 0), "{told}");
     }
-    // What makes room goes on.
+    // Requests that make room succeed.
     act(at, &object, "reset", &json!({}));
     server.end();
     // With room it does.
@@ -148,7 +149,7 @@ fn a_full_disk_changes_nothing() {
     let reply = viewer.send("/add_initial_seg_interaction", &json!({}), &mask);
     assert!(reply.error(507, "detail").contains("--state-bytes"));
     assert!(!viewer.undo().0);
-    // Another image, which is not taken, leaves the one that was there.
+    // Another image, which is not accepted, leaves the earlier one.
     let image = nnia("int16", 2, &[1, size[0], size[1], size[2]], &vec![1; 2 * values.len()]);
     assert_eq!(viewer.send("/set_image", &json!({}), &image).status, 507);
     assert!(!viewer.point(json!([14, 80, 80]), true, false).0);
@@ -161,7 +162,7 @@ fn the_folder_is_one_servers_and_its_owners_alone() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
     let settings = || Settings { bind: "127.0.0.1:0".into(), ..keeping(&state) };
-    // What others have there stays, whatever it is called.
+    // Other programs' files there stay, whatever their names.
     let others = state.join("gone-fishing");
     let mut server = started(settings());
     std::fs::create_dir(&others).unwrap();
@@ -179,7 +180,7 @@ fn the_folder_is_one_servers_and_its_owners_alone() {
     viewer.point(json!([1, 2, 3]), true, false);
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&state), 0o700);
-    // What is in it is no key to anything: identifiers and tokens stand nowhere.
+    // Its contents are no key to anything: identifiers and tokens are not stored.
     let names: Vec<u128> =
         [&scan, &object, &viewer.lease].map(|id| u128::from_str_radix(id, 16).unwrap()).to_vec();
     let holds = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).any(|w| w == what);
@@ -197,7 +198,7 @@ fn the_folder_is_one_servers_and_its_owners_alone() {
             }
         }
     }
-    // What is released goes at once, what nobody uses in time.
+    // What is released is removed at once, what is not in use in time.
     assert_eq!(ask(at, "DELETE", &format!("/v1/scans/{scan}"), &[], b"").status, 200);
     ask(at, "POST", "/release", &[("X-Lease-Token", &viewer.lease)], b"");
     assert_eq!(below(&state), [state.join("lock")]);
@@ -211,7 +212,7 @@ fn the_folder_is_one_servers_and_its_owners_alone() {
         std::thread::sleep(Duration::from_millis(100));
     }
     server.end();
-    // Where others may look, nothing is kept.
+    // If other users may read it, nothing is kept.
     std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o755)).unwrap();
     let open = Server::open(settings(), model(), "small").err().unwrap();
     assert!(open.contains("chmod 700"), "{open}");
@@ -228,7 +229,7 @@ fn what_nobody_worked_on_for_long_is_deleted() {
         let keep = Keep { age: Duration::from_secs(age), ..Keep::at(&state) };
         Settings { keep: Some(keep), ..Settings::default() }
     };
-    // The one that was worked on less lately, as if it had been hours ago.
+    // The one that was used less recently, as if that had been hours ago.
     let mut journals = below(&state);
     journals.retain(|path| path.ends_with("journal"));
     assert_eq!(journals.len(), 2);

@@ -1,4 +1,4 @@
-//! Journals are no longer than what they tell of needs.
+//! Journals are no longer than their state needs.
 
 use crate::common::here;
 use crate::http::{CLICK, ask, example, get, object_on, started};
@@ -30,7 +30,7 @@ fn names_alone_do_not_make_a_journal_long() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
     let (scan, object, mask) = clicked(&state);
-    // As if it had been called otherwise again and again: the object's number, name and colour.
+    // As if it had been renamed again and again: the object's number, name and colour.
     let path = the(&state, "journal");
     let mut journal = std::fs::read(&path).unwrap();
     let short = journal.len();
@@ -49,7 +49,7 @@ fn names_alone_do_not_make_a_journal_long() {
     let at = server.address;
     let about = get(at, &format!("/v1/scans/{scan}")).json(200);
     assert_eq!(about["objects"][0]["name"], format!("{:020000}", 299));
-    // Another name has it written anew, and nothing else has to be done.
+    // Another name causes it to be rewritten, and nothing else has to be done.
     let named = ask(at, "PATCH", &format!("/v1/objects/{object}"), &[], b"{\"name\":\"Herd\"}");
     assert_eq!(named.json(200)["name"], "Herd");
     let end = Instant::now() + Duration::from_secs(60);
@@ -76,7 +76,7 @@ fn buffers_alone_do_not_make_a_journal_long() {
     let buffer = json!({ "shape": [4, 5, 6], "dtype": "uint8" });
     assert_eq!(viewer.post("/set_target_buffer", &buffer).json(200), json!({}));
     server.end();
-    // As if it had been said again and again, before there is an image.
+    // As if prompts had been given again and again, before there is an image.
     let path = the(&state, "journal");
     let mut journal = std::fs::read(&path).unwrap();
     let (short, places) = (journal.len(), records(&journal));
@@ -132,7 +132,7 @@ fn a_journal_is_no_longer_than_what_it_tells_of_needs() {
     };
     let length = |path: &Path| path.metadata().unwrap().len();
     let path = the(&state, "journal");
-    // What one answer takes, and how long all that are given would be.
+    // The size of one answer, and the size of all that are given.
     let before = length(&path);
     give(at, &object, 0);
     let each = length(&path) - before;
@@ -145,7 +145,7 @@ fn a_journal_is_no_longer_than_what_it_tells_of_needs() {
     let (one, two) = (give(at, &object, 1000), give(at, &object, 1001));
     act(at, &object, "undo", &json!({}));
     assert_eq!(ask(at, "DELETE", &format!("/v1/objects/{gone}"), &[], b"").status, 200);
-    // It is written anew behind the answers.
+    // It is rewritten after the answers.
     let live = 5 * each;
     let end = Instant::now() + Duration::from_secs(60);
     while length(&path) > 2 * live + (5 << 20) || path.with_file_name("journal.new").exists() {
@@ -160,7 +160,7 @@ fn a_journal_is_no_longer_than_what_it_tells_of_needs() {
     assert!(server.warnings.is_empty(), "{:?}", server.warnings);
     assert_eq!(get(at, &format!("/v1/scans/{scan}")).json(200), about);
     let (told, mask) = answer(at, &object);
-    // The first answer is there still, the next ones took each other's place.
+    // The first answer is still there, the next ones replaced each other.
     assert!(mask == one && told["step"] == 2 && told["redo"] == true, "{told}");
     act(at, &object, "redo", &json!({}));
     assert!(answer(at, &object).1 == two);
@@ -169,7 +169,7 @@ fn a_journal_is_no_longer_than_what_it_tells_of_needs() {
     assert!(answer(at, &object).1 == noise(&image, 0).0);
     act(at, &object, "undo", &json!({}));
     assert!(answer(at, &object).1.iter().all(|v| *v == 0));
-    // No two objects have one identifier, those that were let go before included.
+    // No two objects have the same identifier, including those that were released before.
     let new = object_on(at, &scan, &json!({}));
     assert!(new != gone && new != object);
     server.end();
@@ -186,8 +186,8 @@ fn a_journal_that_is_written_anew_is_the_old_or_the_new_one_after_a_crash() {
     let journal = the(&folder.path().join("state"), "journal");
     let (first, file) = noise(&image, 0);
     assert_eq!(ask(server.at, "PUT", &path, &[], &file).status, 200);
-    // Answers that are taken back make it long. Behind the one that makes it too long it is written
-    // anew, and the server is killed at another point of that each time.
+    // Answers that are taken back make it long. After the one that makes it too long it is
+    // rewritten, and the server is killed at another point of that each time.
     for pause in [0, 2, 8, 30, 120, 2000] {
         let mut seed = 1;
         let second = loop {
@@ -209,7 +209,7 @@ fn a_journal_that_is_written_anew_is_the_old_or_the_new_one_after_a_crash() {
         act(server.at, &object, "undo", &json!({}));
         assert!(answer(server.at, &object).1 == first);
     }
-    // Left alone it is written anew again and again: it becomes shorter before it is very long.
+    // Left alone it is rewritten again and again: it becomes shorter before it is very long.
     let (mut longest, mut more) = (0, 0);
     loop {
         let length = journal.metadata().unwrap().len();
@@ -225,7 +225,7 @@ fn a_journal_that_is_written_anew_is_the_old_or_the_new_one_after_a_crash() {
     server.kill();
 }
 
-/// The journal of the one thing of a kind.
+/// The journal of the only object of a kind.
 fn journal_of(state: &Path, kind: &str) -> PathBuf {
     let is_of = |path: &PathBuf| {
         let folder = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
@@ -234,7 +234,7 @@ fn journal_of(state: &Path, kind: &str) -> PathBuf {
     below(state).into_iter().find(is_of).unwrap()
 }
 
-/// Does something again and again until a journal is shorter than before.
+/// Repeats something until a journal is shorter than before.
 #[track_caller]
 fn until_shorter(journal: &Path, mut again: impl FnMut(usize)) {
     let mut longest = 0;
@@ -253,7 +253,7 @@ fn until_shorter(journal: &Path, mut again: impl FnMut(usize)) {
 fn journals_of_viewers_are_written_anew_too() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
-    // Nobody shows a sign of life in between.
+    // No sign of life comes in between.
     let settings = || Settings { liveness: Duration::from_secs(600), ..keeping(&state) };
     let mut server = started(settings());
     let at = server.address;
@@ -276,9 +276,9 @@ fn journals_of_viewers_are_written_anew_too() {
     assert!(viewer.buffer == clicked);
     give(&mut viewer, 1000);
     let marks = viewer.buffer.clone();
-    // Something waits for its prediction.
+    // A prompt waits for its prediction.
     viewer.point(json!([MORE[2], MORE[1], MORE[0]]), false, false);
-    // MONAI Label's clients begin anew again and again.
+    // MONAI Label's clients begin afresh again and again.
     let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
     let created = form(at, "PUT", "/session/", &[("files", Some("lung.nii.gz"), &file)]).json(200);
     let label = created["session_id"].as_str().unwrap().to_string();

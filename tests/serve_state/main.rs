@@ -1,6 +1,6 @@
-//! What a server keeps on disk: whoever comes back after a crash (a process that is killed) or a
-//! restart finds scan, objects and history, to the bit; what broke off or was damaged is told; a
-//! full disk changes nothing; nothing stays that was released.
+//! What a server keeps on disk: a client that comes back after a crash (a process that is killed)
+//! or a restart finds scan, objects and history, to the bit; incomplete or damaged records are
+//! reported; a full disk changes nothing; nothing stays that was released.
 #![cfg(all(feature = "serve", unix))]
 
 #[path = "../common/mod.rs"]
@@ -34,7 +34,7 @@ struct Process {
     child: Child,
     at: SocketAddr,
     folder: PathBuf,
-    // What it says is not refused.
+    // Its output is not refused.
     _out: BufReader<ChildStdout>,
 }
 
@@ -58,7 +58,7 @@ impl Process {
         Process { child, at, folder, _out: out }
     }
 
-    /// What it complained of.
+    /// Its error messages.
     fn errors(&self) -> String {
         std::fs::read_to_string(self.folder.join("errors")).unwrap()
     }
@@ -84,14 +84,14 @@ fn point(at: [usize; 3], on: bool) -> Value {
     json!({ "points": [{ "at": at, "on": on }] })
 }
 
-/// Does something to an object.
+/// Sends a request about an object.
 #[track_caller]
 fn act(at: SocketAddr, object: &str, what: &str, body: &Value) {
     let reply = post(at, &format!("/v1/objects/{object}/{what}"), body);
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-/// What is said of an object's answer, and its mask, `[i][j][k]`.
+/// The description of an object's answer, and its mask, `[i][j][k]`.
 fn answer(at: SocketAddr, object: &str) -> (Value, Vec<u8>) {
     let reply = get(at, &format!("/v1/objects/{object}/answer"));
     assert_eq!(reply.status, 200, "{}", reply.text());
@@ -107,7 +107,7 @@ fn keeping(folder: &Path) -> Settings {
     Settings { keep: Some(keep), ..Settings::default() }
 }
 
-/// What a server that ended has left in a folder: a scan and an object, and the object's mask after
+/// The state of a server that ended, in a folder: a scan and an object, and the object's mask after
 /// a click.
 fn clicked(state: &Path) -> (String, String, Vec<u8>) {
     let mut server = started(keeping(state));
@@ -122,7 +122,7 @@ fn clicked(state: &Path) -> (String, String, Vec<u8>) {
 /// All files below a folder, and the folders.
 fn below(folder: &Path) -> Vec<PathBuf> {
     let mut found = vec![];
-    // Some of it may just be going.
+    // Some of it may be being removed.
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
@@ -133,7 +133,7 @@ fn below(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The one file of a name.
+/// The only file with a name.
 fn the(folder: &Path, name: &str) -> PathBuf {
     let mut found = below(folder);
     found.retain(|path| path.file_name().unwrap() == name);
@@ -141,7 +141,7 @@ fn the(folder: &Path, name: &str) -> PathBuf {
     found.remove(0)
 }
 
-/// Where the records of a journal begin, and where the last ends.
+/// The positions of the records of a journal, and its end.
 fn records(journal: &[u8]) -> Vec<usize> {
     let mut places = vec![8];
     while let Some(head) = journal.get(places[places.len() - 1]..).filter(|rest| rest.len() > 16) {

@@ -1,4 +1,4 @@
-//! Files: what is damaged, changed by others, or given twice, and settings in them.
+//! Files: damaged, changed by others, or given twice, and settings in them.
 
 use crate::common::{here, tiny};
 use crate::program::{ONE_STEP, eval, prism, segment, simulate, train};
@@ -36,14 +36,14 @@ fn settings_have_bounds_in_files_and_on_resume() {
             text(&said)
         );
     }
-    // Sums of shares that are no numbers.
+    // Sums of shares that are not finite.
     for shares in ["inf,1", "1e308,1e308", "-1,2", "nan,1", "0,0"] {
         let said = run(&format!("--data synth:1,synth:2 --shares={shares} {ONE_STEP}"));
         assert_eq!(said.status.code(), Some(1), "{shares}: {}", text(&said));
         assert!(text(&said).contains("error: "), "{shares}: {}", text(&said));
     }
     assert!(run(ONE_STEP).status.success());
-    // A state whose settings somebody has changed.
+    // A state whose settings were changed.
     let state = out.join("last.state.safetensors");
     let bytes = std::fs::read(&state).unwrap();
     for (from, to, words) in [
@@ -181,8 +181,8 @@ fn every_bit_counts(file: &Path, reads: impl Fn(&Path) -> Result<(), String>) {
     reads(file).unwrap();
     let bytes = std::fs::read(file).unwrap();
     let changed = file.with_file_name("changed.safetensors");
-    // Through the header, where names, shapes, settings and the hash itself stand, and the values
-    // behind it.
+    // Through the header, which contains names, shapes, settings and the hash itself, and through
+    // the values after it.
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let mark = bytes.windows(8).position(|w| w == b"hash\\\":\\").expect("it carries a hash");
     let places = (mark..mark + 80)
@@ -193,7 +193,7 @@ fn every_bit_counts(file: &Path, reads: impl Fn(&Path) -> Result<(), String>) {
         let mut other = bytes.clone();
         other[at] ^= 1 << (n % 8);
         std::fs::write(&changed, &other).unwrap();
-        // Blanks between the parts of a header, and what pads it, are nobody's.
+        // Blanks between the parts of a header, and its padding, do not count.
         let is_blank =
             at < header && (bytes[at].is_ascii_whitespace() && other[at].is_ascii_whitespace());
         // A digit of the hash in capitals is the same digit.
@@ -286,7 +286,7 @@ fn a_model_file_that_others_change_is_an_error_and_one_that_is_replaced_is_none(
         expected
     );
 
-    // Replaced, as prism and others write files: the model goes on with what it was loaded from.
+    // Replaced, as prism and others write files: the model continues with what it was loaded from.
     let model = open();
     std::fs::rename(&other, &path).unwrap();
     assert_eq!(encode(&model).unwrap(), expected);
@@ -301,11 +301,11 @@ fn a_model_file_that_others_change_is_an_error_and_one_that_is_replaced_is_none(
         let said = encode(&model).unwrap_err().to_string();
         assert!(said.contains("m.safetensors") && said.contains("has changed"), "{said}");
         save("one", &other);
-        // What it was comes back.
+        // The original is restored.
         std::fs::copy(&other, &path).unwrap();
         assert_eq!(encode(&model).unwrap(), expected);
     }
-    // Cut short.
+    // Truncated.
     for used in [false, true] {
         let model = open();
         if used {

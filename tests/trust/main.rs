@@ -1,5 +1,5 @@
-//! What a user's data and time are safe from: signals, settings without bounds, folders without
-//! end, files given twice.
+//! What a user's data and time are protected from: signals, settings without bounds, folders
+//! without end, files given twice.
 #![cfg(unix)]
 
 #[path = "../common/mod.rs"]

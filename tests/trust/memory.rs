@@ -1,4 +1,4 @@
-//! Memory and threads: what does not fit is refused in words.
+//! Memory and threads: what does not fit is refused with a message.
 
 use crate::common::{here, tiny};
 use crate::program::{ONE_STEP, Run, eval, metrics, prism, segment, simulate, train};
@@ -55,8 +55,8 @@ fn sizes_are_held_against_a_budget() {
         text(&said)
     );
     assert!(segment(&scan).with("--memory 1G").output().status.success());
-    // Networks that nobody could run are no networks; those that this machine cannot are refused
-    // when they are laid out.
+    // Networks that no machine could run are refused as networks; those that this machine cannot
+    // run are refused when they are laid out.
     for (change, part) in [
         (Config { window: 65_536, ..tiny() }, "window is 65536, expected 1 to 32"),
         (Config { prompt_heads: (1 << 63) + 1, ..tiny() }, "prompt_heads is 9223372036854775809"),
@@ -218,8 +218,8 @@ fn challenge(folder: &Path) {
     npz::write(&folder.join("case.npz"), &arrays, true).unwrap().commit().unwrap();
 }
 
-/// Every command, with less address space than it needs and then more and more: it does its work,
-/// or says that memory was short, and leaves nothing behind.
+/// Every command, with less address space than it needs and then more and more: it succeeds, or
+/// says that memory was short, and leaves nothing behind.
 #[cfg(target_os = "linux")]
 #[test]
 fn no_command_aborts_where_the_system_refuses_memory() {
@@ -288,7 +288,7 @@ fn no_command_aborts_where_the_system_refuses_memory() {
     }
 }
 
-/// What a command makes itself is held against the budget too.
+/// What a command makes itself counts against the budget too.
 #[test]
 fn commands_keep_to_their_budget() {
     let folder = tempfile::tempdir().unwrap();

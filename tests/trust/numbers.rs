@@ -1,4 +1,4 @@
-//! Numbers that are none, and what a session does where one is met.
+//! Numbers that are not finite, and what a session does when it meets one.
 
 use crate::common::{here, tiny, tiny_model};
 use prism::device::Device;
@@ -25,7 +25,7 @@ fn a_shape_whose_product_wraps_is_no_shape() {
         );
     }
     assert_eq!(Tensor::new([0, 5], vec![]).len(), 0);
-    // As a scan whose header has millimetres where metres were meant asks to be resampled.
+    // As a scan whose header states millimetres where metres were meant asks to be resampled.
     let grid = |size| Grid { size, affine: Affine::from_spacing([1.0; 3]) };
     let to = grid([2, 1 << 32, 1 << 32]);
     let refused = prism::memory::caught(|| {
@@ -66,7 +66,7 @@ fn numbers_that_are_none_are_refused_by_name() {
             assert!(said.ends_with(&format!("value {at} of {name} is no finite number")), "{said}");
         }
     }
-    // Numbers that the network makes none of.
+    // Numbers from which the network makes NaN.
     let model = std::sync::Arc::new(
         Model::new(&Device::open("cpu", 1).unwrap(), &with(bias, 0, 3e38)).unwrap(),
     );

@@ -41,7 +41,7 @@ const ENDS: [libc::c_int; 8] = [
     libc::SIGALRM,
 ];
 
-/// A run that is born with what a signal does, whatever these tests run under.
+/// A run that starts with the given handling of signals, whatever these tests run under.
 fn born(mut run: Run, signals: &'static [libc::c_int], does: libc::sighandler_t) -> Run {
     let set = move || {
         for signal in signals {
@@ -50,12 +50,12 @@ fn born(mut run: Run, signals: &'static [libc::c_int], does: libc::sighandler_t)
         }
         Ok(())
     };
-    // SAFETY: between fork and exec a process may say what signals do.
+    // SAFETY: between fork and exec a process may change its handling of signals.
     unsafe { run.0.pre_exec(set) };
     run
 }
 
-/// A run that signals end, as where a shell starts it in the foreground.
+/// A run that signals end, as when a shell starts it in the foreground.
 fn ending(run: Run) -> Run {
     born(run, &ENDS, libc::SIG_DFL)
 }
@@ -111,7 +111,7 @@ fn a_second_interrupt_gives_up_what_a_training_finishes() {
     let mut child = ending(run).start();
     let lock = folder.path().join("run/run.lock");
     until(&mut child, || lock.exists());
-    // Those that come while one waits to be heard are one with it.
+    // Those that come while one waits to be handled are merged with it.
     signal(&child, "TERM");
     while child.try_wait().unwrap().is_none() {
         signal(&child, "INT");
@@ -247,7 +247,7 @@ fn a_signal_leaves_no_temporary_file() {
         until(&mut child, || names().iter().any(|n| n.starts_with(".prism-")));
         signal(&child, name);
         let ended = child.wait_with_output().unwrap();
-        // Where the signal came too late the files are whole; never is anything left beside them.
+        // If the signal came too late the files are complete; nothing is ever left beside them.
         assert!(!names().iter().any(|n| n.starts_with(".prism-")), "{name}: {:?}", names());
         assert!(ended.status.code() == Some(130) || mask.exists(), "{name}: {}", text(&ended));
     }

@@ -14,8 +14,8 @@ use prism::volume::{Volume, write_mask, write_probability};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A mask on [`Series::folder`]'s voxels that no flip and no swap leaves as it is; slices 0 and 3
-/// are empty.
+/// A mask on [`Series::folder`]'s voxels that every flip and swap changes; slices 0 and 3 are
+/// empty.
 fn mask() -> Vec<u8> {
     let mut mask = vec![0; COLUMNS * ROWS * SLICES];
     for [i, j, k] in [[0, 0, 1], [1, 0, 1], [3, 2, 1], [2, 1, 2], [2, 2, 2], [3, 1, 2]] {
@@ -74,9 +74,9 @@ fn a_mask_goes_into_a_segmentation_and_comes_back() {
         let path = folder.path().join("mask.dcm");
         write_mask(&path, &scan, &mask()).unwrap().commit().unwrap();
         assert!(object(&path, &scan) == mask(), "{name}");
-        // Beside the scan it is no scan.
+        // Beside the scan it is not a scan.
         assert_eq!(read(folder.path()).grid, scan.grid, "{name}");
-        // By its number or name, and on the grid alone where slices are even.
+        // By its number or name, and on the grid alone if slices are even.
         let labels = Labels::beside(&path, &scan).unwrap();
         assert!(labels.is_named() && labels.warnings.is_empty(), "{name}: {:?}", labels.warnings);
         for target in ["1", "object"] {
@@ -159,7 +159,7 @@ fn frames_of_a_segmentation_refer_to_the_slices_that_they_lie_on() {
             let number = image.get(tags::REFERENCED_FRAME_NUMBER);
             let number = number.map(|e| e.to_str().unwrap().trim().to_string());
             assert_eq!((uid, number), expected, "{name}");
-            // It lies where that slice does.
+            // It is where that slice is.
             let place = &inner(frame, tags::PLANE_POSITION_SEQUENCE)[0];
             let place = place.element(tags::IMAGE_POSITION_PATIENT).unwrap();
             let [x, y, z]: [f64; 3] = place.to_multi_float64().unwrap().try_into().unwrap();
@@ -184,7 +184,7 @@ fn frames_of_a_segmentation_refer_to_the_slices_that_they_lie_on() {
     }
 }
 
-/// A program that is not here; whether it must be.
+/// Reports a program that is not available; or fails if it must be.
 fn is_missing(what: &str) {
     let required = std::env::var_os("PRISM_TEST_TOOLS").is_some_and(|v| v == "required");
     assert!(!required, "{what} is not on this machine");
@@ -200,7 +200,7 @@ fn other_readers_see_the_same_mask() {
     }
     let mut args = vec![common::here("tests/judges/dicom_seg.py")];
     let beside = tempfile::tempdir().unwrap();
-    // An image of theirs has upright axes and even steps.
+    // An image of theirs has perpendicular axes and even steps.
     let scans: Vec<_> =
         scans().into_iter().filter(|(name, _)| !["uneven", "tilted"].contains(name)).collect();
     for (name, folder) in &scans {
@@ -259,12 +259,12 @@ fn what_cannot_be_a_segmentation_is_told_with_a_way_out() {
     assert!(!path.exists());
     let scan_as = prism::volume::write_scan(&path, &scan).err().unwrap().to_string();
     assert!(scan_as.contains("a mask or probabilities"), "{scan_as}");
-    // Files that do not say whose they are.
+    // Files that do not say which patient they belong to.
     let bare = series.folder(SLICES, straight, |_, _| ());
     let error = refused(&read(bare.path()));
     assert!(error.contains("StudyInstanceUID (0020,000d) is missing"), "{error}");
 
-    // Of two objects each has a file of its own: that of the second is a slice of the scan.
+    // Each of two objects has a file of its own: that of the second would be a slice of the scan.
     let slices = series.folder(SLICES, straight, |_, file| identified(file));
     std::fs::rename(at(slices.path(), 1), slices.path().join("p-2.dcm")).unwrap();
     let prompts = folder.path().join("prompts.json");
@@ -280,13 +280,13 @@ fn what_cannot_be_a_segmentation_is_told_with_a_way_out() {
     let out = Command::new(env!("CARGO_BIN_EXE_prism")).args(&args).output().unwrap();
     let error = String::from_utf8_lossy(&out.stderr).to_string();
     assert!(out.status.code() == Some(1) && error.contains("p-2.dcm: is an input"), "{error}");
-    // A slice that has the name without a number is not written to.
+    // A slice that has the name without a number is not overwritten.
     std::fs::rename(slices.path().join("p-2.dcm"), slices.path().join("p.dcm")).unwrap();
     let out = Command::new(env!("CARGO_BIN_EXE_prism")).args(&args).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     assert!(slices.path().join("p-1.dcm").exists() && slices.path().join("p-2.dcm").exists());
 
-    // What the program writes is read by it.
+    // The program can read what it writes.
     let odds = folder.path().join("odds.dcm");
     let out = run(folder.path(), &["--probability", odds.to_str().unwrap(), "--modality", "ct"]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -433,7 +433,7 @@ fn contours_of_a_structure_set_are_filled_on_the_slices_that_they_lie_on() {
     }
     let error = labels.mask(&TargetLabel::Any).unwrap_err().to_string();
     assert!(error.contains("4 structures, pick one: 'GTV', 'node', 'couch', 'none'"), "{error}");
-    // It has no voxels of its own, and lies on those of what it is compared with.
+    // It has no voxels of its own, and is placed on those of the mask that it is compared with.
     assert!(Volume::grid_of(&path).unwrap_err().to_string().contains("contours and no voxels"));
     let mask = folder.path().join("mask.nii");
     let one = labels.mask(&TargetLabel::Value(1)).unwrap();
@@ -447,13 +447,13 @@ fn contours_of_a_structure_set_are_filled_on_the_slices_that_they_lie_on() {
     let told: serde_json::Value = serde_json::from_slice(&out.stdout)
         .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out.stderr)));
     assert_eq!(told["dice"], 1.0, "{told}");
-    // Of another frame of reference: a warning.
+    // With another frame of reference: a warning.
     let mut file = dicom_object::open_file(&path).unwrap();
     file.put(text(tags::FRAME_OF_REFERENCE_UID, VR::UI, "1.2.99"));
     file.write_to_file(&path).unwrap();
     let labels = Labels::beside(&path, &scan).unwrap();
     assert!(labels.warnings.iter().any(|w| w.contains("FrameOfReferenceUID")));
-    // What marks nothing is named.
+    // A structure that marks nothing is named.
     let error = Labels::beside(&at(folder.path(), 0), &scan).err().unwrap().to_string();
     assert!(error.contains("marks no voxels") && error.contains("RTSTRUCT"), "{error}");
 }

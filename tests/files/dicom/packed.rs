@@ -19,7 +19,7 @@ fn foreign(name: &str) -> Vec<u8> {
 }
 
 /// A folder with a slice of `[columns, rows]` values that is packed in two fragments. Its values
-/// have a sign where `signed` is 1.
+/// are signed if `signed` is 1.
 fn of_fragment(
     syntax: &'static str,
     [columns, rows]: [u16; 2],
@@ -43,7 +43,7 @@ fn of_fragment(
     })
 }
 
-/// Where the data set of a file begins, behind the elements that tell how it is written.
+/// The position of the data set of a file, after the elements that describe its encoding.
 fn data_set(file: &[u8]) -> usize {
     144 + u32::from_le_bytes(file[140..144].try_into().unwrap()) as usize
 }
@@ -93,12 +93,12 @@ fn what_a_folder_holds_deflated_is_limited_file_by_file() {
     let (all, warnings) = filed(folder.path(), most).unwrap();
     assert!(all.len() == 1 && all[0].series.size[2] == SLICES);
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    // Whoever looks through a folder for others is not told its files' names.
+    // A program that examines a folder for others is not told its files' names.
     let odd = &warnings[0];
     assert!(odd.said.contains("is larger") && odd.key.contains("bomb"), "{odd:?}");
     assert!(odd.said.contains(&format!(" of {}", SLICES + 1)), "{odd:?}");
     assert!(!odd.said.contains("bomb"), "{odd:?}");
-    // To be read they count together.
+    // When they are read, they count together.
     let Ok(Sent::Scan(image)) = all[0].read(most * SLICES as u64) else { panic!("is read") };
     assert_voxels(&image, plain);
 }
@@ -109,7 +109,7 @@ fn a_damaged_file_is_left_out_of_an_archive_that_is_as_large_as_may_be() {
     let names = ["1.dcm", "2.dcm", "3.dcm", "4.dcm"];
     let files: Vec<_> = names.into_iter().zip(slices.iter().cloned()).collect();
     let sum = |files: &[(&str, Vec<u8>)]| files.iter().map(|(_, file)| file.len()).sum::<usize>();
-    // Cut within its tags, as it came and deflated: what is inflated of it is all that was left.
+    // Cut within its tags, plain and deflated: the inflated part is all that was left.
     let cut = slices[0][..data_set(&slices[0]) + 20].to_vec();
     for (damaged, inflated) in [(cut.clone(), 0), (deflated(&cut), 20)] {
         let files = [&[("0.dcm", damaged)][..], &files[..]].concat();
@@ -121,7 +121,7 @@ fn a_damaged_file_is_left_out_of_an_archive_that_is_as_large_as_may_be() {
         let said = image.warnings.join("\n");
         assert!(said.contains("left out") && said.contains("0.dcm: truncated"), "{said}");
     }
-    // One byte less is an error for all: as the archive says it, or as a file inflates.
+    // One byte less is an error for all: as the archive states it, or as a file inflates.
     let files = [&[("0.dcm", cut.clone())][..], &files[..]].concat();
     let most = sum(&files) as u64;
     let Ok(Sent::TooLarge(unpacked)) = of_bytes(&zipped(&files), None, most - 1) else {
@@ -145,7 +145,7 @@ fn noise_that_is_packed_as_jpeg_2000_or_jpeg_ls_comes_back_exactly() {
     let whole: fn(u16) -> f32 = |v| f32::from(v);
     let with_sign: fn(u16) -> f32 = |v| f32::from(v as i16);
     let of_12_bits: fn(u16) -> f32 = |v| f32::from(v >> 4);
-    // Where the file alone says that there is a sign, the highest bit is it.
+    // If only the file says that values are signed, the highest bit is the sign.
     for (syntax, name, kind, of) in [
         (JPEG_2000, "noise-u16.j2k", [16, 0], whole),
         (JPEG_2000, "noise-i16.j2k", [16, 1], with_sign),
@@ -161,7 +161,7 @@ fn noise_that_is_packed_as_jpeg_2000_or_jpeg_ls_comes_back_exactly() {
         }
         let kinds = [Element::Uint16, Element::Int16];
         assert_eq!(volume.array().element(), kinds[usize::from(kind[1])]);
-        // What is cut short, or of another size, is no slice.
+        // A truncated codestream, or one of another size, is not a slice.
         for end in (packed.len() / 2..packed.len() - 2).step_by(packed.len() / 9) {
             let error = refused(of_fragment(syntax, size, kind, &packed[..end]).path());
             assert!(error.contains("JPEG"), "{name} cut at {end}: {error}");
@@ -185,7 +185,7 @@ fn slices_that_other_programs_packed_as_jpeg_2000_or_jpeg_ls_are_read() {
         assert!(volume.grid == plain.grid && volume.values() == plain.values(), "{name}");
         assert_eq!(volume.array().element(), Element::Int16);
     }
-    // With losses and a sign: as OpenJPEG decodes it, but for how it rounds.
+    // With losses and a sign: as OpenJPEG decodes it, except for its rounding.
     let ct = alone("ct-jpeg-2000-lossy.dcm");
     let row = [649.0, 644.0, 640.0, 635.0, 631.0, 627.0, 623.0, 642.0, 661.0, 680.0];
     for (n, stored) in row.into_iter().enumerate() {
@@ -196,7 +196,7 @@ fn slices_that_other_programs_packed_as_jpeg_2000_or_jpeg_ls_are_read() {
     assert!((low + 3995.0).abs() <= 2.0 && (high - 1812.0).abs() <= 2.0, "{low} to {high}");
     let mean = ct.values().iter().map(|v| f64::from(*v)).sum::<f64>() / (512.0 * 512.0);
     assert!((mean + 1032.323).abs() < 0.05, "{mean}");
-    // Nearly without: ten steps of five rows, of values that were moved by two at most.
+    // Nearly lossless: ten steps of five rows, of values that were changed by two at most.
     let bytes = foreign("near-jpeg-ls.dcm");
     let start = bytes.windows(2).position(|w| w == [0xff, 0xd8]).unwrap();
     let end = bytes.windows(2).rposition(|w| w == [0xff, 0xd9]).unwrap() + 2;

@@ -1,5 +1,5 @@
-//! Series: whatever the order and the slant of their slices, voxels and affine are what the files
-//! say; what cannot be one volume is an error, what is odd a warning.
+//! Series: whatever the order and the slant of their slices, voxels and affine are those that the
+//! files state; files that cannot be one volume are an error, odd ones a warning.
 
 use super::{
     COLUMNS, EXPLICIT_VR_BIG_ENDIAN, ROWS, SLICES, STRAIGHT, Series, assert_affine, assert_voxels,
@@ -22,7 +22,7 @@ fn slices_are_placed_by_their_positions_in_either_order_of_files() {
     assert_affine(&up, STRAIGHT);
     assert_eq!(up.description.modality, Some(Modality::Ct));
     assert_eq!((up.array().element(), up.warnings.len()), (Element::Uint16, 0));
-    // The first file lies on top: the same place, its values now the last.
+    // The first file is on top: the same place, its values now the last.
     let down = read(series.folder(SLICES, |k| straight(SLICES - 1 - k), |_, _| ()).path());
     assert_voxels(&down, |[i, j, k]| value(i, j, SLICES - 1 - k).into());
     assert_affine(&down, STRAIGHT);
@@ -32,7 +32,7 @@ fn slices_are_placed_by_their_positions_in_either_order_of_files() {
 fn oblique_slices_lie_where_they_say() {
     let (s, c) = 0.3f64.sin_cos();
     let series = Series { orientation: [c, s, 0.0, 0.0, 0.0, -1.0], ..Series::new("MR") };
-    // Rows along x turned by 0.3, columns downwards: the normal is their cross product.
+    // Rows along x rotated by 0.3, columns downwards: the normal is their cross product.
     let normal = [-s, c, 0.0];
     let folder = series.folder(SLICES, |k| normal.map(|n| 3.0 * n * k as f64), |_, _| ());
     let volume = read(folder.path());
@@ -145,7 +145,8 @@ fn frames_of_an_enhanced_file_are_slices() {
     }
 }
 
-/// A grey JPEG of 16 bits, lossless, each value told by the one before it (ISO 10918-1, annex H).
+/// A grey JPEG of 16 bits, lossless, each value predicted from the one before it (ISO 10918-1,
+/// annex H).
 fn lossless(values: &[u16]) -> Vec<u8> {
     let mut out = vec![0xff, 0xd8, 0xff, 0xc3, 0, 11, 16, 0, ROWS as u8, 0, COLUMNS as u8];
     out.extend([1, 1, 0x11, 0]);
@@ -304,14 +305,14 @@ fn series_of_a_folder_are_filed_and_read_one_by_one() {
         assert!(matches!(filed.read(bytes - 1), Ok(Sent::TooLarge(n)) if n == bytes));
         assert!(!filed.has_changed() && !filed.is_rewritten() && !filed.is_tied);
     }
-    // What is gone is told, and not where it was. Times of files may be as coarse as this.
+    // A missing file is reported, without its path. Times of files may be as coarse as this.
     std::thread::sleep(std::time::Duration::from_millis(50));
     std::fs::remove_file(folder.path().join("a/1.2.9-0")).unwrap();
     let error = all[1].read(1 << 20).err().unwrap();
     assert!(error.message.starts_with("a file of it cannot be read"), "{error}");
     assert!(!error.to_string().contains(folder.path().to_str().unwrap()), "{error}");
     assert!(all[1].is_rewritten());
-    // What lies beside the other went, too.
+    // The file beside the other is gone, too.
     assert!(all[0].has_changed() && !all[0].is_rewritten());
     assert!(all[0].read(1 << 20).is_ok());
     let (again, _) = filed(folder.path(), 1 << 20).unwrap();
@@ -329,7 +330,7 @@ fn a_series_is_not_read_of_other_files_than_the_look_found() {
     let filed = || filed(folder.path(), 1 << 20).unwrap().0.remove(0);
     let looked = filed();
     assert!(looked.read(1 << 20).is_ok());
-    // One that is empty while it is written anew; one that belongs to another series.
+    // One that is empty while it is being rewritten; one that belongs to another series.
     let other = Series { uid: "1.2.9", number: "5", ..series.clone() };
     let mut file = other.file(0, straight(0));
     file.put(words(slice(0)));
@@ -341,7 +342,7 @@ fn a_series_is_not_read_of_other_files_than_the_look_found() {
         assert!(error.message.starts_with("its files are others than"), "{error}");
         assert!(looked.has_changed() && looked.is_rewritten());
     }
-    // One that was empty when the folder was looked through, and is filled without a word to it.
+    // One that was empty when the folder was examined, and is filled without notice.
     std::fs::write(&first, b"").unwrap();
     let shorter = filed();
     assert_eq!(shorter.series.size[2], SLICES - 1);
@@ -349,7 +350,7 @@ fn a_series_is_not_read_of_other_files_than_the_look_found() {
     std::fs::write(&first, &whole).unwrap();
     assert!(shorter.has_changed() && !shorter.is_rewritten());
     assert_eq!(filed().series.size[2], SLICES);
-    // Where all of them are gone to another series nothing else is read in their place.
+    // If all of them belong to another series now, nothing else is read in their place.
     (0..SLICES).for_each(|k| std::fs::write(at(folder.path(), k), &of_other).unwrap());
     let error = looked.read(1 << 20).err().unwrap();
     assert!(error.message.starts_with("its files are others than"), "{error}");
@@ -371,7 +372,7 @@ fn of_a_series_with_two_parts_alike_none_is_meant() {
     assert!(error.message.contains("pick one"), "{error}");
 }
 
-/// What links lead to may lie outside of a folder that is served.
+/// The targets of links may be outside a folder that is served.
 #[cfg(unix)]
 #[test]
 fn links_are_not_followed_out_of_a_folder_that_is_filed() {
@@ -382,7 +383,7 @@ fn links_are_not_followed_out_of_a_folder_that_is_filed() {
     }
     std::os::unix::fs::symlink(beyond.path(), folder.path().join("all")).unwrap();
     assert!(filed(folder.path(), 1 << 20).unwrap().0.is_empty());
-    // Who names a folder by its path has what is linked there.
+    // For a folder that is named by its path, links in it are followed.
     assert_voxels(&read(folder.path()), plain);
 }
 
@@ -407,7 +408,7 @@ fn localizers_beside_a_scan_are_left_out_and_parts_are_told_apart() {
     file.put(words(slice(0)));
     scout.write(file, &at(folder.path(), 10));
     assert_voxels(&read(folder.path()), plain);
-    // And a page of a report, which lies nowhere.
+    // And a page of a report, which has no position.
     let page = Series { uid: "1.2.7", number: "99", ..series.clone() };
     let mut file = page.bare(0);
     file.put(words(slice(0)));
@@ -429,7 +430,7 @@ fn mosaics_are_refused_with_a_way_out() {
 #[test]
 fn several_volumes_in_a_series_are_picked_by_number() {
     let series = Series::new("MR");
-    // The second lies five centimetres beside the first.
+    // The second is five centimetres beside the first.
     let place = |k: usize| {
         let [x, y, z] = straight(k % 2);
         [if k < 2 { x } else { x + 50.0 }, y, z]
@@ -443,7 +444,7 @@ fn several_volumes_in_a_series_are_picked_by_number() {
     beside[0][3] -= 50.0;
     assert_affine(&second, beside);
     assert_affine(&Volume::read(folder.path(), Some(0)).unwrap(), STRAIGHT);
-    // Steps are looked at in each: here one of the second.
+    // Steps are checked in each: here one of the second.
     let shifted = |k: usize| if k == 4 { [10.0, 25.0, -97.5] } else { straight(k % 3) };
     let folder = series.folder(6, shifted, |_, _| ());
     assert_affine(&Volume::read(folder.path(), Some(0)).unwrap(), STRAIGHT);
@@ -496,7 +497,7 @@ fn activities_become_uptakes_where_the_tags_allow() {
     let class = uids::POSITRON_EMISSION_TOMOGRAPHY_IMAGE_STORAGE;
     let series = Series { class, ..Series::new("PT") };
     let volume = read(series.folder(SLICES, straight, |_, f| traced(f, Some("80"))).path());
-    // Grams by what is left of the dose.
+    // Grams divided by what is left of the dose.
     assert_voxels(&volume, |v| (f64::from(plain(v)) * (10.0 * (80_000.0 / 2e8))) as f32);
     assert_eq!((volume.description.modality, volume.warnings.len()), (Some(Modality::Pet), 0));
     let volume = read(series.folder(SLICES, straight, |_, f| traced(f, None)).path());
@@ -551,7 +552,7 @@ fn damaged_files_are_errors_wherever_they_end_and_whatever_is_changed() {
                 let mut bytes = whole.clone();
                 bytes[at] = change;
                 std::fs::write(&path, &bytes).unwrap();
-                // Whatever it is now: no panic.
+                // Whatever it is now, it does not panic.
                 let _ = Volume::read(&path, None);
             }
         }
