@@ -3,7 +3,6 @@
 use super::VOXELS;
 use crate::input::Input;
 use crate::memory;
-use crate::output::folder;
 use std::path::{Component, Path, PathBuf};
 
 /// The most files that one image is spread over.
@@ -13,13 +12,12 @@ const MOST: i64 = 1 << 16;
 /// the same number each: `part` reads that many from one.
 pub fn voxels<'a>(
     header: &Path,
-    field: &str,
     named: &str,
     list: impl Iterator<Item = &'a str>,
     bytes: usize,
     part: impl Fn(Input, usize) -> Result<Vec<u8>, String>,
 ) -> Result<Vec<u8>, String> {
-    let files = files(header, field, named, list)?;
+    let files = files(header, named, list)?;
     if !bytes.is_multiple_of(files.len()) {
         return Err(format!(
             "{bytes} bytes of voxels do not spread evenly over {} files",
@@ -27,10 +25,9 @@ pub fn voxels<'a>(
         ));
     }
     let mut all = if files.len() > 1 { memory::list(VOXELS, bytes) } else { vec![] };
-    let homes = homes(header);
     for file in &files {
-        let one = behind_links(file, field, &homes)
-            .and_then(|at| Input::plain(&at).map_err(|e| e.to_string()))
+        let one = Input::plain(file)
+            .map_err(|e| e.to_string())
             .and_then(|opened| part(opened, bytes / files.len()));
         let one = one.map_err(|e| format!("its voxels are in {}: {e}", file.display()))?;
         if files.len() == 1 {
@@ -41,30 +38,10 @@ pub fn voxels<'a>(
     Ok(all)
 }
 
-/// Where the files of a header may lie, behind all links: its folder, and that of what it leads to
-/// where it is a link itself.
-fn homes(header: &Path) -> Vec<PathBuf> {
-    let spelled = folder(header).canonicalize();
-    let behind = header.canonicalize().map(|at| folder(&at).to_path_buf());
-    [spelled, behind].into_iter().flatten().collect()
-}
-
-/// A file where it lies behind all links, which is in one of those folders or below it.
-fn behind_links(file: &Path, field: &str, homes: &[PathBuf]) -> Result<PathBuf, String> {
-    let at = file.canonicalize().map_err(|e| e.to_string())?;
-    match homes.iter().any(|home| at.starts_with(home)) {
-        true => Ok(at),
-        false => Err(format!(
-            "a link there leads out of the header's own folder, where '{field}' may not lead: copy the voxels themselves beside the header"
-        )),
-    }
-}
-
 /// The files that a header names: `file`, `pattern first last step` with one `%d` in the pattern,
 /// or `LIST`, then `list` line by line. All must be in the header's folder or below it.
 fn files<'a>(
     header: &Path,
-    field: &str,
     named: &str,
     list: impl Iterator<Item = &'a str>,
 ) -> Result<Vec<PathBuf>, String> {
@@ -94,7 +71,7 @@ fn files<'a>(
     };
     if let Some(name) = names.iter().find(|n| !inside(n)) {
         return Err(format!(
-            "its '{field}' leads to '{name}': only files in its own folder or below it are read"
+            "its voxels are said to be in '{name}': only files in its own folder or below it are read"
         ));
     }
     Ok(names.iter().map(|n| header.with_file_name(n)).collect())
@@ -128,7 +105,7 @@ mod tests {
         let header = Path::new("/data/a.nhdr");
         let names = |named: &str| -> Result<Vec<String>, String> {
             let list = ["b_2.raw", "", "b_1.raw"];
-            files(header, "data file", named, list.into_iter())
+            files(header, named, list.into_iter())
                 .map(|f| f.iter().map(|p| p.display().to_string()).collect())
         };
         assert_eq!(names("a b.raw").unwrap(), ["/data/a b.raw"]);

@@ -186,8 +186,7 @@ impl Header {
     /// The bytes of the voxels: `rest`, which follows the header, or those in the files that it
     /// names.
     fn voxels(&self, path: &Path, mut rest: &[u8], needed: usize) -> Result<Vec<u8>, String> {
-        const FIELD: &str = "ElementDataFile";
-        let named = self.need(FIELD)?;
+        let named = self.need("ElementDataFile")?;
         if named == "LOCAL" {
             return self.unpacked(self.after_skip(rest, needed)?, needed);
         }
@@ -203,7 +202,6 @@ impl Header {
         }
         detached::voxels(
             path,
-            FIELD,
             named,
             list.iter().map(String::as_str),
             needed,

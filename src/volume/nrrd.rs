@@ -479,15 +479,13 @@ fn stored(
     how: Stored,
     bytes: usize,
 ) -> Result<Vec<u8>, String> {
-    const FIELD: &str = "data file";
-    let Some(named) = header.get(FIELD) else {
+    let Some(named) = header.get("data file") else {
         return part(header, attached, most, how, bytes);
     };
     if attached.get_ref().is_alone() {
         return Err(VOXELS_ELSEWHERE.into());
     }
-    let list = header.list.iter().map(String::as_str);
-    detached::voxels(path, FIELD, named, list, bytes, |file, bytes| {
+    detached::voxels(path, named, header.list.iter().map(String::as_str), bytes, |file, bytes| {
         let most = file.most();
         part(header, BufReader::new(file), most, how, bytes)
     })

@@ -208,59 +208,6 @@ fn a_field_that_is_not_understood_is_named() {
     assert!(plain.values() == ascii.values() && plain.values() == packed.values());
 }
 
-/// What lies beside a header may be a link, as long as it does not lead out of its folder.
-#[cfg(unix)]
-#[test]
-fn links_lead_no_header_out_of_its_folder() {
-    use std::os::unix::fs::symlink;
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
-    for name in ["data/below", "away", "elsewhere"] {
-        std::fs::create_dir_all(at(name)).unwrap();
-    }
-    let secret: Vec<u8> = (0..24).collect();
-    std::fs::write(at("away/secret"), &secret).unwrap();
-    std::fs::write(at("data/below/voxels"), &secret).unwrap();
-    symlink("../away/secret", at("data/out.raw")).unwrap();
-    symlink("../away", at("data/folder")).unwrap();
-    symlink("below/voxels", at("data/in.raw")).unwrap();
-    let nrrd = "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: 2 3 4\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\ndata file: ";
-    let meta = "ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\nElementType = MET_UCHAR\nElementSpacing = 1 1 1\nElementDataFile = ";
-    for (name, field, header) in
-        [("a.nhdr", "'data file'", nrrd), ("a.mhd", "'ElementDataFile'", meta)]
-    {
-        let path = at("data").join(name);
-        let read = |data: &str, header_at: &Path| {
-            std::fs::write(&path, format!("{header}{data}\n")).unwrap();
-            Volume::read(header_at, None)
-        };
-        for data in ["out.raw", "folder/secret", "LIST\nout.raw"] {
-            let error = read(data, &path).unwrap_err().to_string();
-            let file = data.trim_start_matches("LIST\n");
-            assert!(
-                error.contains(field)
-                    && error.contains("own folder")
-                    && error.contains(at("data").join(file).to_str().unwrap()),
-                "{error}"
-            );
-        }
-        assert_eq!(read("in.raw", &path).unwrap().at([1, 2, 3]), 23.0);
-        // A header that is a link itself: beside the link, what lies beside that or the header.
-        let link = at("elsewhere").join(name);
-        symlink(&path, &link).unwrap();
-        for (data, is_read) in [("beside.raw", true), ("own.raw", true), ("foreign.raw", false)] {
-            let there = at("elsewhere").join(data);
-            let _ = std::fs::remove_file(&there);
-            match data {
-                "beside.raw" => symlink("../data/below/voxels", there).unwrap(),
-                "own.raw" => std::fs::write(there, &secret).unwrap(),
-                _ => symlink("../away/secret", there).unwrap(),
-            }
-            assert_eq!(read(data, &link).is_ok(), is_read, "{data}");
-        }
-    }
-}
-
 #[test]
 fn a_metaimage_of_more_voxels_than_can_be_counted_is_refused() {
     let folder = tempfile::tempdir().unwrap();
