@@ -76,7 +76,7 @@ pub(super) fn say(message: &str) {
     let Log(Some(callback), user) = now.log else { return };
     let run = (now.set, this);
     now.running.push(run);
-    // Whoever is told may call the library.
+    // The callback may call the library.
     drop(now);
     // SAFETY: only `prism_set_log` sets it, whose caller vouches for `user`; the text outlives the
     // call.

@@ -37,7 +37,7 @@ pub struct Serve {
     #[arg(long, value_name = "HOST:PORT", default_value = BIND)]
     bind: String,
     /// Port, of this machine alone, where ITK-SNAP's protocol is spoken too [8911 where none is
-    /// given]. It knows no token: whoever uses this machine can call there
+    /// given]. It asks for no token: every user of this machine can call there
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = DLS)]
     dls: Option<u16>,
     /// Secret that callers have to know; others on this machine may see it in the list of
@@ -63,12 +63,12 @@ pub struct Serve {
     /// Bytes that this folder may take, such as 8G [default: 32Gi]
     #[arg(long, value_name = "SIZE", value_parser = size_of_text, requires = "state")]
     state_bytes: Option<u64>,
-    /// Days after which what nobody worked on is deleted from it when a server starts [default: 30]
+    /// Days without work after which a scan is deleted from it when a server starts [default: 30]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=36500))]
     #[arg(requires = "state")]
     state_days: Option<u64>,
     /// Folder of DICOM series, with those below it, which MONAI Label's clients (OHIF's extension,
-    /// 3D Slicer) ask for by their SeriesInstanceUID; whoever may call may ask for all of them
+    /// 3D Slicer) ask for by their SeriesInstanceUID; every caller may ask for all of them
     #[arg(long, value_name = "DIR")]
     dicom: Option<PathBuf>,
     #[command(flatten)]

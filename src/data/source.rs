@@ -193,7 +193,7 @@ impl Pool {
             Source::Synth(_) => &[],
         });
         for case in cases {
-                // No more are read, and held, than are needed.
+            // No more are read, and held, than are needed.
             if samples.len() == count {
                 break;
             }

@@ -1,6 +1,6 @@
-//! What waits, of several who take turns: one thing of each in a round, those of one in the order
-//! in which they came. So nobody waits for more than one thing of each other, however many somebody
-//! has.
+//! A queue in which several keys take turns: one item of each in a round, those of one key in the
+//! order in which they came. So an item waits for at most one item of each other key between two of
+//! its own, however many another key has.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -26,7 +26,7 @@ impl<K: Copy + Eq + Hash, T> Rounds<K, T> {
         self.waiting.values().map(VecDeque::len).sum()
     }
 
-    /// One more of somebody. Where `most` wait already the last of who has most of them gives way,
+    /// Adds an item of a key. Where `most` wait already the last item of the key with most gives way,
     /// unless that left them with fewer than this one has then: it is not taken itself.
     pub fn add(&mut self, key: K, item: T, most: usize) {
         let own = self.waiting.get(&key).map_or(0, VecDeque::len);
@@ -84,7 +84,7 @@ impl<K: Copy + Eq + Hash, T> Rounds<K, T> {
         self.turns.clear();
     }
 
-    /// Somebody has something waiting.
+    /// Gives a key that has an item waiting its place in the round.
     fn line_up(&mut self, key: K) {
         if self.under_way != Some(key) && !self.turns.contains(&key) {
             self.turns.push_back(key);

@@ -1,10 +1,10 @@
-//! Work that takes processors: predictions, uploads, files. Threads of its own do it, so that
-//! whoever asks a small question is answered at once.
+//! Work that takes processors: predictions, uploads, files. Threads of its own do it, so
+//! that small questions are answered at once meanwhile.
 //!
 //! Those who wait take turns by what they work on: one job of each at a time, in the order in which
 //! they came. Of predictions, each of which takes all processors or the GPU, one runs at a time:
-//! those that are under way have turns, between the network's ops (`turns.rs`). A job that nobody
-//! waits for any more is not begun, and told where it has begun. Where nobody waits for anything,
+//! those that are under way have turns, between the network's ops (`turns.rs`). A job without a
+//! caller that still waits is not begun, and is told to end where it has begun. While no request waits,
 //! patches are encoded ahead, of one scan, lease or session after the other (`rounds.rs`).
 
 use super::failure::Failure;
@@ -234,8 +234,8 @@ impl Work {
         Counts { waiting: jobs + counts.waiting, ..counts }
     }
 
-    /// Has patches encoded, in this order, when nobody waits for the network, between those that
-    /// others than `key` have told of. Where very many are to be, some are not.
+    /// Queues patches to be encoded ahead, in this order, while no request waits for the network; they
+    /// take turns with those of other keys. Beyond [`MOST_AHEAD`] some are dropped.
     pub fn ahead(&self, key: Key, wishes: impl IntoIterator<Item = Ahead>) {
         let mut queue = self.desk.queue();
         // Those of an object that others took the place of, among them.
@@ -433,7 +433,7 @@ mod tests {
             object.ahead_of(&prompts).unwrap()
         };
         let (mut one, mut other) = (Session::new(&scan), Session::new(&scan));
-        // Nobody takes anything away.
+        // No thread takes work out of the queue.
         let work = Work { desk: Arc::default(), threads: Mutex::default() };
         let (there, elsewhere) = ([80, 80, 14], [40, 80, 14]);
         work.ahead(1, told(&mut one, there));
@@ -446,7 +446,7 @@ mod tests {
         assert_eq!(waiting(), 12);
         work.desk.queue().ahead.retain(Ahead::serves);
         assert_eq!(waiting(), 12);
-        // What nobody is interested in any more goes with the next that is told.
+        // A wish whose object is gone or reset goes with the next that is told.
         other.reset();
         work.ahead(1, None::<Ahead>);
         assert_eq!(waiting(), 6);
@@ -454,7 +454,7 @@ mod tests {
         let mut many: Vec<Session> = (0..MOST_AHEAD).map(|_| Session::new(&scan)).collect();
         many.iter_mut().for_each(|object| work.ahead(1, told(object, there)));
         assert_eq!(waiting(), MOST_AHEAD);
-        // What somebody else has waits for the one under way, and for none of the rest.
+        // Another key's wish waits for the one under way, and for none of the rest.
         let (wish, _interest) = scan.ahead().unwrap();
         let next = || work.desk.queue().take_ahead().map(|(key, _)| key);
         assert_eq!(next(), Some(1));

@@ -65,7 +65,7 @@ struct Lasso {
 }
 
 impl Said {
-    /// An error where lines and lassos are larger than anybody draws: what they cost is known
+    /// An error where lines and lassos are larger than any person draws: what they cost is known
     /// before they are followed.
     fn drawable(&self) -> Result<(), Failure> {
         for Ends { from, to } in &self.lines {
@@ -200,7 +200,7 @@ mod tests {
         }
         let line = of("{\"lines\":[{\"from\":[5,5,5],\"to\":[15,5,5]}]}").unwrap();
         assert!(line.drawn.is_some() && line.points.contains(&([10, 5, 5], true)));
-        // What costs more than anybody draws.
+        // What costs more than any person draws.
         let list = |one: &str, count: usize| vec![one; count].join(",");
         let many_corners = format!(
             "{{\"lassos\":[{{\"axis\":0,\"slice\":7,\"outline\":[{}]}}]}}",

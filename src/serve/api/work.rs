@@ -185,8 +185,8 @@ struct Expected {
     point: Option<[f64; 3]>,
 }
 
-/// Has the places encoded where a first click at a point is looked at, when nobody waits for the
-/// network. Nothing is said by that, and nothing kept.
+/// Queues the patches that a first click at a point is looked at with, to be encoded while no
+/// request waits for the network. The object does not change.
 pub(super) async fn prepare(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
@@ -199,7 +199,7 @@ pub(super) async fn prepare(
     let mut prompts = Prompts::default();
     let point = RawPoint { position, positive: true };
     prompts.add_point(&study.opened.image.grid, point, Space::Ijk)?;
-    // While something is done with the object, nobody knows whether a click will be a first one.
+    // While something is done with the object, it is unknown whether a click will be a first one.
     let session = object.idle_session();
     let places = session.map_or_else(|| Ok(vec![]), |mut session| session.ahead_of(&prompts))?;
     let count = places.len();

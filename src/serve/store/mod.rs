@@ -1,6 +1,6 @@
 //! What a server holds for its callers: leases of nnInteractive's protocol, sessions of ITK-SNAP's
 //! and MONAI Label's, scans of prism's own interface with the objects on them. Who knows an
-//! identifier, 128 bits of chance, may use what it names; what nobody uses is let go.
+//! identifier, 128 bits of chance, may use what it names; what no caller uses is let go.
 
 mod ids;
 mod study;
@@ -97,7 +97,7 @@ impl Store {
     }
 
     /// An error unless there is room for one more. Series of the server's folder give way: the one
-    /// that nobody uses, and was used least recently, is returned, to be let go.
+    /// that no caller uses, and was used least recently, is returned, to be let go.
     fn room(&self, all: &mut All) -> Result<Option<Held<Clicked>>, Failure> {
         let sessions = all.snaps.len() + all.labels.len();
         if all.leases.len() + sessions + all.scans.len() + all.kept < self.most {
@@ -343,7 +343,7 @@ impl Store {
         scans.values_mut().for_each(|held| touched(held, Touch::Active));
     }
 
-    /// Lets go what nobody uses. Their memory is given back outside, where nobody waits for it.
+    /// Lets go what no caller uses. Its memory is freed outside of the lock.
     pub fn sweep(&self) {
         let mut all = self.all();
         let All { leases, snaps, labels, scans, objects, .. } = &mut *all;
@@ -406,8 +406,8 @@ fn named<T>(
     Some((id, key, held.value.clone()))
 }
 
-/// Takes out what is old by the times of its last work and its last sign of life. What somebody
-/// works on, or waits to work on, is used.
+/// Takes out what is old by the times of its last work and its last sign of life. What a request
+/// works on, or waits for, is in use.
 fn unused<T>(
     all: &mut HashMap<Key, Held<T>>,
     is_old: impl Fn(Instant, Instant) -> bool,
@@ -488,7 +488,7 @@ mod tests {
         back(&mut idle.all().leases, 15, 15);
         idle.sweep();
         assert_eq!(idle.counts(), (1, 0, 0));
-        // What somebody works on is used, however long that takes.
+        // What a request works on is in use, however long that takes.
         let (_, held) = idle.lease(Some(&name), Touch::Seen).unwrap();
         back(&mut idle.all().leases, 15, 15);
         idle.sweep();
@@ -504,7 +504,7 @@ mod tests {
         idle.sweep();
         assert!(idle.lease(Some(&name), Touch::Look).is_err());
         assert_eq!(idle.counts(), (0, 1, 0));
-        // What was brought back long ago, while nobody could call, has its time from then on.
+        // What was brought back long ago, while no call was answered, has its time from then on.
         back(&mut idle.all().snaps, 25, 25);
         idle.touch_all();
         idle.sweep();

@@ -85,7 +85,7 @@ pub struct Study {
     pub opened: Opened,
     objects: Mutex<Vec<Arc<Object>>>,
     /// Held while an object comes or goes, so that the journal tells of them in the same order.
-    /// Whoever looks at the objects does not wait for the disk.
+    /// Reading the objects does not wait for the disk.
     changing: Mutex<()>,
     /// The number of the next object.
     next: AtomicU64,
