@@ -19,7 +19,7 @@ __device__ __forceinline__ void two_way(const T *q, const T *k, const T *v, T *y
     if (live) keys = min(keys, *live);
     Tiles tiles(shared, dim);
     int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim, query = q0 + threadIdx.x / 4;
-    bring<T>(tiles.q, tiles.row, queries - q0, dim, [&](int r) { return q + (int64)(q0 + r) * width + c0; });
+    load_tile<T>(tiles.q, tiles.row, queries - q0, dim, [&](int r) { return q + (int64)(q0 + r) * width + c0; });
     Row state = {MINUS_INFINITY, 0.0f, {}};
     attend<T>(
         tiles, state, keys, dim, rsqrtf((float)dim), [&](int r) { return k + (int64)r * width + c0; }, [&](int r) { return v + (int64)r * width + c0; },
@@ -38,7 +38,7 @@ template <class T> __device__ __forceinline__ void vit(const T *qkv, T *y, float
     int line0 = blockIdx.x * v.lines, lines = min(v.lines, window.ed * window.eh - line0);
     if (lines <= 0) return;
     int queries = lines * window.ew, first = line0 * window.ew, query = threadIdx.x / 4;
-    bring<T>(tiles.q, tiles.row, queries, v.dim, [&](int r) { return qkv + window.row(first + r) * 3 * v.width + window.c0; });
+    load_tile<T>(tiles.q, tiles.row, queries, v.dim, [&](int r) { return qkv + window.row(first + r) * 3 * v.width + window.c0; });
     __syncthreads();
     Positions positions(tiles.end(), v);
     positions.form(v, window, tiles.q, tiles.row, line0, lines);
@@ -56,10 +56,10 @@ __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *
     if (live) keys = min(keys, *live);
     MatrixTiles<T> tiles(shared, dim);
     int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim;
-    auto bring_step = [&](int step) {
+    auto load_step_async = [&](int step) {
         int first = step * STEP;
         if (first < keys) {
-            tiles.bring(tiles.buffer(tiles.k, step), tiles.buffer(tiles.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+            tiles.load_tile_async(tiles.buffer(tiles.k, step), tiles.buffer(tiles.v, step), STEP, [&](int r, const T *&a, const T *&b) {
                 int64 at = (int64)min(first + r, keys - 1) * width + c0;
                 a = k + at, b = v + at;
                 return first + r < keys;
@@ -67,16 +67,16 @@ __device__ __forceinline__ void two_way_matrix(const T *q, const T *k, const T *
         }
         copy_commit();
     };
-    tiles.bring(tiles.q, (T *)nullptr, QUERIES, [&](int r, const T *&a, const T *&b) {
+    tiles.load_tile_async(tiles.q, (T *)nullptr, QUERIES, [&](int r, const T *&a, const T *&b) {
         a = b = q + (int64)min(q0 + r, queries - 1) * width + c0;
         return q0 + r < queries;
     });
-    bring_step(0);
+    load_step_async(0);
     copy_wait<0>();
     __syncthreads();
     MatrixRows rows = {{MINUS_INFINITY, MINUS_INFINITY}, {}, {}};
     float scale = LOG2_E * rsqrtf((float)dim);
-    attend<P>(tiles, rows, keys, bring_step, [&](int step, int j, float (&s)[4]) {
+    attend<P>(tiles, rows, keys, load_step_async, [&](int step, int j, float (&s)[4]) {
         int count = keys - step * STEP - half_of_step() * 32 - j * 8;
 #pragma unroll
         for (int e = 0; e < 4; e++) s[e] = column_of_element(e) < count ? scale * s[e] : MINUS_INFINITY;
@@ -99,9 +99,9 @@ template <class P, class T = typename Products<P>::Element> __device__ __forcein
     int64 origin = w.origin();
     qkv += origin * wide + w.c0, y += origin * v.width + w.c0;
     if (log_sums) log_sums += origin * gridDim.y + blockIdx.y, values += origin * v.width + w.c0;
-    auto bring_step = [&](int step) {
+    auto load_step_async = [&](int step) {
         if (step * STEP < keys) {
-            tiles.bring(tiles.buffer(tiles.k, step), tiles.buffer(tiles.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+            tiles.load_tile_async(tiles.buffer(tiles.k, step), tiles.buffer(tiles.v, step), STEP, [&](int r, const T *&a, const T *&b) {
                 int at;
                 bool is_there = slots.row(w, step * STEP + r, at);
                 a = qkv + (int64)at * wide + v.width, b = a + v.width;
@@ -110,14 +110,14 @@ template <class P, class T = typename Products<P>::Element> __device__ __forcein
         }
         copy_commit();
     };
-    tiles.bring(tiles.q, (T *)nullptr, QUERIES, [&](int r, const T *&a, const T *&b) {
+    tiles.load_tile_async(tiles.q, (T *)nullptr, QUERIES, [&](int r, const T *&a, const T *&b) {
         int at;
         bool is_there = slots.row(w, slot0 + r, at);
         a = b = qkv + (int64)at * wide;
         return is_there;
     });
     copy_commit();
-    bring_step(0);
+    load_step_async(0);
     copy_wait<1>();
     __syncthreads();
     SlotPositions p(tiles.end(), v, slots);
@@ -168,7 +168,7 @@ template <class P, class T = typename Products<P>::Element> __device__ __forcein
     const float *b_terms = p.b + line_of[0] * edge * stride, *c_terms = p.c + line_of[0] * edge * stride;
     int to_second = (line_of[1] - line_of[0]) * edge * stride;
     scale *= LOG2_E;
-    attend<P>(tiles, rows, keys, bring_step, [&](int step, int j, float (&s)[4]) {
+    attend<P>(tiles, rows, keys, load_step_async, [&](int step, int j, float (&s)[4]) {
         int fragment = step * 8 + half * 4 + j, key_line = fragment >> parts, kw = (fragment & ((1 << parts) - 1)) * 8 + column_of_element(0);
         bool is_line = key_line < key_lines;
         key_line = min(key_line, key_lines - 1);

@@ -43,8 +43,8 @@ __device__ __forceinline__ void query_gradients(const Tiles &t, const float *g, 
     for (int k0 = 0; k0 < keys; k0 += KEYS) {
         int count = min(KEYS, keys - k0);
         __syncthreads();
-        bring<T>(t.k, t.row, count, dim, [&](int r) { return key_row(k0 + r); });
-        bring<T>(t.v, t.row, count, dim, [&](int r) { return value_row(k0 + r); });
+        load_tile<T>(t.k, t.row, count, dim, [&](int r) { return key_row(k0 + r); });
+        load_tile<T>(t.v, t.row, count, dim, [&](int r) { return value_row(k0 + r); });
         __syncthreads();
         float s[8] = {}, dp[8] = {};
         for (int c = 0; c < dim; c++) {
@@ -106,8 +106,8 @@ __device__ __forceinline__ void two_way_queries(const T *q, const T *k, const T 
     Tiles t(shared, dim);
     float *g = t.end(), scale = rsqrtf((float)dim), acc[MOST_DIM / 4] = {};
     int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim, query = q0 + threadIdx.x / 4;
-    bring<T>(t.q, t.row, queries - q0, dim, [&](int r) { return q + (int64)(q0 + r) * width + c0; });
-    bring<T>(g, t.row, queries - q0, dim, [&](int r) { return dy + (int64)(q0 + r) * width + c0; });
+    load_tile<T>(t.q, t.row, queries - q0, dim, [&](int r) { return q + (int64)(q0 + r) * width + c0; });
+    load_tile<T>(g, t.row, queries - q0, dim, [&](int r) { return dy + (int64)(q0 + r) * width + c0; });
     auto key_row = [&](int r) { return k + (int64)r * width + c0; };
     auto value_row = [&](int r) { return v + (int64)r * width + c0; };
     auto none = [](int, int) { return 0.0f; };
@@ -128,14 +128,14 @@ __device__ __forceinline__ void two_way_keys(const T *q, const T *k, const T *v,
     Tiles t(shared, dim);
     float *g = t.end(), *second = g + QUERIES * t.row, scale = rsqrtf((float)dim), k_acc[MOST_DIM / 4] = {}, v_acc[MOST_DIM / 4] = {};
     int k0 = blockIdx.x * KEYS, c0 = blockIdx.y * dim, key = k0 + threadIdx.x / 4, tiles = (queries + QUERIES - 1) / QUERIES;
-    bring<T>(t.k, t.row, keys - k0, dim, [&](int r) { return k + (int64)(k0 + r) * width + c0; });
-    bring<T>(t.v, t.row, keys - k0, dim, [&](int r) { return v + (int64)(k0 + r) * width + c0; });
+    load_tile<T>(t.k, t.row, keys - k0, dim, [&](int r) { return k + (int64)(k0 + r) * width + c0; });
+    load_tile<T>(t.v, t.row, keys - k0, dim, [&](int r) { return v + (int64)(k0 + r) * width + c0; });
     sums += (int64)blockIdx.y * tiles * 2 * QUERIES;
     for (int tile = 0; tile < tiles; tile++, sums += 2 * QUERIES) {
         int q0 = tile * QUERIES;
         __syncthreads();
-        bring<T>(t.q, t.row, queries - q0, dim, [&](int r) { return q + (int64)(q0 + r) * width + c0; });
-        bring<T>(g, t.row, queries - q0, dim, [&](int r) { return dy + (int64)(q0 + r) * width + c0; });
+        load_tile<T>(t.q, t.row, queries - q0, dim, [&](int r) { return q + (int64)(q0 + r) * width + c0; });
+        load_tile<T>(g, t.row, queries - q0, dim, [&](int r) { return dy + (int64)(q0 + r) * width + c0; });
         __syncthreads();
         key_gradients(t, g, second, sums, sums + QUERIES, queries - q0, dim, scale, k_acc, v_acc, [](int) { return 0.0f; });
     }
@@ -187,8 +187,8 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
     float *g = tile.end(), scale = rsqrtf((float)dim), acc[MOST_DIM / 4] = {};
     Positions p(g + QUERIES * tile.row, v), d(p.end(v.lines), v);
     float *weights = d.end(v.lines), *slopes = weights + QUERIES;
-    bring<T>(tile.q, tile.row, queries, dim, [&](int r) { return qkv + w.row(first + r) * 3 * v.width + w.c0; });
-    bring<T>(g, tile.row, queries, dim, [&](int r) { return dy + w.row(first + r) * v.width + w.c0; });
+    load_tile<T>(tile.q, tile.row, queries, dim, [&](int r) { return qkv + w.row(first + r) * 3 * v.width + w.c0; });
+    load_tile<T>(g, tile.row, queries, dim, [&](int r) { return dy + w.row(first + r) * v.width + w.c0; });
     __syncthreads();
     p.form(v, w, tile.q, tile.row, line0, lines);
     __syncthreads();
@@ -315,15 +315,15 @@ template <class T> __device__ __forceinline__ void vit_keys(const T *qkv, const 
     if (k0 >= keys) return;
     float *g = tile.end(), *second = g + QUERIES * tile.row, scale = rsqrtf((float)dim), k_acc[MOST_DIM / 4] = {}, v_acc[MOST_DIM / 4] = {};
     Positions p(second + KEYS * (QUERIES + 1), v);
-    bring<T>(tile.k, tile.row, keys - k0, dim, [&](int r) { return qkv + w.row(k0 + r) * 3 * v.width + v.width + w.c0; });
-    bring<T>(tile.v, tile.row, keys - k0, dim, [&](int r) { return qkv + w.row(k0 + r) * 3 * v.width + 2 * v.width + w.c0; });
+    load_tile<T>(tile.k, tile.row, keys - k0, dim, [&](int r) { return qkv + w.row(k0 + r) * 3 * v.width + v.width + w.c0; });
+    load_tile<T>(tile.v, tile.row, keys - k0, dim, [&](int r) { return qkv + w.row(k0 + r) * 3 * v.width + 2 * v.width + w.c0; });
     int kw = key % w.ew, kh = key / w.ew % w.eh, kd = key / w.ew / w.eh, terms = kept_size(v) - 2 * QUERIES;
     for (int at = 0; at * v.lines < w.ed * w.eh; at++) {
         int lines = min(v.lines, w.ed * w.eh - at * v.lines), queries = lines * w.ew, first = at * v.lines * w.ew;
         const float *keep = kept_of(v, kept, tiles, at);
         __syncthreads();
-        bring<T>(tile.q, tile.row, queries, dim, [&](int r) { return qkv + w.row(first + r) * 3 * v.width + w.c0; });
-        bring<T>(g, tile.row, queries, dim, [&](int r) { return dy + w.row(first + r) * v.width + w.c0; });
+        load_tile<T>(tile.q, tile.row, queries, dim, [&](int r) { return qkv + w.row(first + r) * 3 * v.width + w.c0; });
+        load_tile<T>(g, tile.row, queries, dim, [&](int r) { return dy + w.row(first + r) * v.width + w.c0; });
         for (int i = t; i < terms; i += THREADS) {
             bool formed = i < QUERIES * edge ? i < queries * edge : (i - QUERIES * edge) % (v.lines * edge * edge) < lines * edge * edge;
             if (formed) p.a[i] = keep[i];

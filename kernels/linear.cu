@@ -33,20 +33,20 @@ template <class T, class L> constexpr int STEP_STRIDE = STEP_DEPTH<T, L> + PIECE
 // Loads ROWS rows of a matrix into shared memory, DEPTH elements per step; a thread keeps its
 // positions, of 16 bytes each. Rows after the last are copies of the last, and their results are
 // never written.
-template <class T, class L, int ROWS> struct Bringer {
+template <class T, class L, int ROWS> struct TileLoader {
     static constexpr int PIECES = L::BYTES / 16, APART = L::THREADS / PIECES, EACH = ROWS / APART;
     const T *from;
     T *to;
     int column, k, further[EACH];
 
-    __device__ __forceinline__ Bringer(const T *matrix, T *shared, int row0, int rows, int k0, int k) : column(k0 + threadIdx.x % PIECES * PIECE<T>), k(k) {
+    __device__ __forceinline__ TileLoader(const T *matrix, T *shared, int row0, int rows, int k0, int k) : column(k0 + threadIdx.x % PIECES * PIECE<T>), k(k) {
         int row = threadIdx.x / PIECES, first = min(row0 + row, rows - 1);
         from = matrix + (int64)first * k + column, to = shared + row * STEP_STRIDE<T, L> + threadIdx.x % PIECES * PIECE<T>;
 #pragma unroll
         for (int i = 0; i < EACH; i++) further[i] = (min(row0 + row + i * APART, rows - 1) - first) * k;
     }
     // Starts the next step, into its buffer. Beyond k is zero.
-    __device__ __forceinline__ void bring(int buffer) {
+    __device__ __forceinline__ void load_tile_async(int buffer) {
         T *cell = to + buffer * ROWS * STEP_STRIDE<T, L>;
 #pragma unroll
         for (int i = 0; i < EACH; i++) copy_async(cell + i * APART * STEP_STRIDE<T, L>, from + further[i], column < k);
@@ -56,7 +56,7 @@ template <class T, class L, int ROWS> struct Bringer {
 
 // Loads columns of a matrix [k, n] into shared memory: DEPTH rows per step, COLUMNS elements of
 // each. Rows of n values are whole pieces of 16 bytes; beyond k and n there are zeros.
-template <class T, class L> struct RowBringer {
+template <class T, class L> struct RowTileLoader {
     // Eight elements more than a row has: rows of floats that are 72 elements apart fall on
     // different banks.
     static constexpr int PIECES = L::COLUMNS / PIECE<T>, APART = L::THREADS / PIECES, EACH = STEP_DEPTH<T, L> / APART, ROW = L::COLUMNS + 8;
@@ -66,12 +66,12 @@ template <class T, class L> struct RowBringer {
     int row, k, n;
     bool within;
 
-    __device__ __forceinline__ RowBringer(const T *matrix, T *shared, int n0, int n, int k0, int k) : k(k), n(n) {
+    __device__ __forceinline__ RowTileLoader(const T *matrix, T *shared, int n0, int n, int k0, int k) : k(k), n(n) {
         int r = threadIdx.x / PIECES, column = threadIdx.x % PIECES * PIECE<T>;
         row = k0 + r, within = n0 + column < n;
         from = matrix + (int64)row * n + n0 + column, to = shared + r * ROW + column;
     }
-    __device__ __forceinline__ void bring(int buffer) {
+    __device__ __forceinline__ void load_tile_async(int buffer) {
         T *cell = to + buffer * STEP_DEPTH<T, L> * ROW;
 #pragma unroll
         for (int i = 0; i < EACH; i++) copy_async(cell + i * APART * ROW, from + (int64)i * APART * n, within && row + i * APART < k);
@@ -99,10 +99,10 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
     int wm = warp / L::ACROSS * (M * 16), wn = warp % L::ACROSS * (N * 8);
     float acc[M][N][4] = {};
     int all = (s.k + DEPTH - 1) / DEPTH, first = blockIdx.z * all / gridDim.z, steps = (blockIdx.z + 1) * all / gridDim.z - first;
-    Bringer<T, L, ROWS> rows(x, left, m0, s.m, first * DEPTH, s.k);
-    typename Either<LIES, RowBringer<T, L>, Bringer<T, L, COLUMNS>>::Type columns(w, right, n0, s.n, first * DEPTH, s.k);
+    TileLoader<T, L, ROWS> rows(x, left, m0, s.m, first * DEPTH, s.k);
+    typename Either<LIES, RowTileLoader<T, L>, TileLoader<T, L, COLUMNS>>::Type columns(w, right, n0, s.n, first * DEPTH, s.k);
     auto start = [&](int step, int buffer) {
-        if (step < steps) rows.bring(buffer), columns.bring(buffer);
+        if (step < steps) rows.load_tile_async(buffer), columns.load_tile_async(buffer);
         copy_commit();
     };
     for (int i = 0; i < STAGES - 1; i++) start(i, i);
@@ -202,7 +202,7 @@ __device__ __forceinline__ void linear_splitk_reduce(const float *shares, const 
 }
 
 // The plain kernel's step: 64 rows of 16 values, four per thread, stored with k slowest.
-template <class T> __device__ __forceinline__ void bring(float *to, const T *from, int row0, int rows, int k0, int k) {
+template <class T> __device__ __forceinline__ void load_tile(float *to, const T *from, int row0, int rows, int k0, int k) {
     int row = threadIdx.x / 4, column = threadIdx.x % 4 * 4;
     const T *at = from + (int64)(row0 + row) * k + k0 + column;
     float v[4] = {};
@@ -226,8 +226,8 @@ template <class T> __device__ __forceinline__ void linear_plain(const T *x, cons
     float total[4][4] = {};
     for (int k0 = 0; k0 < s.k; k0 += K) {
         __syncthreads();
-        bring(left, x, m0, s.m, k0, s.k);
-        bring(right, w, n0, s.n, k0, s.k);
+        load_tile(left, x, m0, s.m, k0, s.k);
+        load_tile(right, w, n0, s.n, k0, s.k);
         __syncthreads();
         if (m0 + t / 16 * 4 >= s.m) continue;
         float acc[4][4] = {};

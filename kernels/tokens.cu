@@ -176,7 +176,7 @@ template <class T> struct Input {
 
 // Loads a block's rows into shared memory, two per warp at a time: both are in flight before either
 // is needed. Rows after the last are copies of the last.
-template <class T, class L> __device__ __forceinline__ void bring(T *to, const Input<T> &in, int row0, int stride) {
+template <class T, class L> __device__ __forceinline__ void load_tile(T *to, const Input<T> &in, int row0, int stride) {
     constexpr int V = 4, MOST = MOST_COLUMNS / 32 / V;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -261,7 +261,7 @@ __device__ __forceinline__ void token_layers(Input<T> in, const T *const (&w)[3]
     int stride = stride_of<T>(in.k);
     float *parts = reinterpret_cast<float *>(shared);
     if (staged) {
-        bring<T, L>(tile, in, row0, stride);
+        load_tile<T, L>(tile, in, row0, stride);
         parts = reinterpret_cast<float *>(tile + L::ROWS * stride);
         __syncthreads();
     }

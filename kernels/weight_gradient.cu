@@ -110,7 +110,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
         int plane = first - 1 + (EDGE == 2 ? phase >> 2 : 0), dy_plane = first - (EDGE - 1);
         // The first 256 threads load 8 channels of a voxel of x each, all threads load those of dy.
         // They compute the addresses each time, which costs less than keeping them.
-        auto brings_x = [&](int step, int thread) {
+        auto loads_x = [&](int step, int thread) {
             return thread < 256 && b.h0 + thread / 32 < s.h && b.w0 + thread / 4 % 8 < s.w && c0 + thread % 4 * 8 < s.c && (unsigned)(plane + step) < (unsigned)s.d;
         };
         // Starts a step's copies.
@@ -121,7 +121,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
                 if (thread < 256) {
                     T *own = to + thread / 4 * ROW + thread % 4 * 8;
                     int channel = c0 + thread % 4 * 8, voxel = (((plane + step) * fine * s.h + b.h0 + thread / 32) * fine * s.w + b.w0 + thread / 4 % 8) * fine;
-                    bool inside = brings_x(step, thread);
+                    bool inside = loads_x(step, thread);
                     int64 from = inside ? ((int64)item * (s.d * s.h * s.w * fine * fine * fine) + voxel) * s.c + channel : 0;
                     if constexpr (!GATHERS) {
                         copy_async(own, x + from, inside);
@@ -168,7 +168,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
         // Computes the prologue of the values that the thread loaded, in place.
         auto prepare = [&](int step, int slot) {
             int thread = own_thread();
-            if (!GATHERS && (norm || adds) && brings_x(step, thread)) {
+            if (!GATHERS && (norm || adds) && loads_x(step, thread)) {
                 Prologue<T> prologue = prologue_of<8, T>(s, norm, adds, item, c0 + thread % 4 * 8);
                 T *own = ring + slot * stage + thread / 4 * ROW + thread % 4 * 8;
                 Raw<T, 8> value = load_raw<8>(own), more = value;
@@ -303,19 +303,19 @@ CONV_WEIGHT_MATRIX(bf16)
 
 // Loads COLUMNS columns of a matrix's rows into shared memory, ROWS rows per step, zeros beyond
 // `rows` and `columns`; a thread keeps its positions, of 16 bytes each.
-template <class T, int COLUMNS> struct DenseBringer {
+template <class T, int COLUMNS> struct DenseTileLoader {
     static constexpr int THREADS = 128, ROWS = 32, APART = THREADS / (COLUMNS / 8), EACH = ROWS / APART, STRIDE = COLUMNS + 8;
     const T *from;
     T *to;
     int row, rows, columns, left;
 
-    __device__ __forceinline__ DenseBringer(const T *matrix, T *shared, int row0, int rows, int column0, int columns) : rows(rows), columns(columns) {
+    __device__ __forceinline__ DenseTileLoader(const T *matrix, T *shared, int row0, int rows, int column0, int columns) : rows(rows), columns(columns) {
         int r = threadIdx.x / (COLUMNS / 8), column = column0 + threadIdx.x % (COLUMNS / 8) * 8;
         row = row0 + r, left = columns - column;
         from = matrix + (int64)row * columns + column, to = shared + r * STRIDE + threadIdx.x % (COLUMNS / 8) * 8;
     }
     // Starts the next step, into its buffer.
-    __device__ __forceinline__ void bring(int buffer) {
+    __device__ __forceinline__ void load_tile_async(int buffer) {
         T *cell = to + buffer * ROWS * STRIDE;
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
@@ -338,8 +338,8 @@ template <class T, int COLUMNS> struct DenseBringer {
 // tensor cores
 template <class T, int N>
 __device__ __forceinline__ void dense_weight_matrix(const T *x, const T *dy, float *partial, int m, int n, int k, int run, int more) {
-    typedef DenseBringer<T, N> Left;
-    typedef DenseBringer<T, SPAN> Right;
+    typedef DenseTileLoader<T, N> Left;
+    typedef DenseTileLoader<T, SPAN> Right;
     constexpr int ROWS = Left::ROWS, STAGES = 4, M = N / 32;
     SHARED_MEMORY(shared);
     T *left = reinterpret_cast<T *>(shared), *right = left + STAGES * ROWS * Left::STRIDE;
@@ -348,7 +348,7 @@ __device__ __forceinline__ void dense_weight_matrix(const T *x, const T *dy, flo
     Left gradients(dy, left, first, end, n0, n);
     Right inputs(x, right, first, end, k0, k);
     auto start = [&](int step, int buffer) {
-        if (step < steps) gradients.bring(buffer), inputs.bring(buffer);
+        if (step < steps) gradients.load_tile_async(buffer), inputs.load_tile_async(buffer);
         copy_commit();
     };
     for (int i = 0; i < STAGES - 1; i++) start(i, i);

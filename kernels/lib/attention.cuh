@@ -30,7 +30,7 @@ struct Row {
 };
 
 // Loads `count` rows of a tile: `row_of(i)` is the address of row i's `dim` values.
-template <class T, class F> __device__ __forceinline__ void bring(float *to, int row, int count, int dim, F row_of) {
+template <class T, class F> __device__ __forceinline__ void load_tile(float *to, int row, int count, int dim, F row_of) {
     for (int i = threadIdx.x; i < 32 * dim; i += THREADS) {
         int r = i / dim, c = i % dim;
         const T *from = r < count ? row_of(r) : nullptr;
@@ -46,8 +46,8 @@ __device__ __forceinline__ void attend(const Tiles &t, Row &state, int keys, int
     for (int k0 = 0; k0 < keys; k0 += KEYS) {
         int count = min(KEYS, keys - k0);
         __syncthreads();
-        bring<T>(t.k, t.row, count, dim, [&](int r) { return key_row(k0 + r); });
-        bring<T>(t.v, t.row, count, dim, [&](int r) { return value_row(k0 + r); });
+        load_tile<T>(t.k, t.row, count, dim, [&](int r) { return key_row(k0 + r); });
+        load_tile<T>(t.v, t.row, count, dim, [&](int r) { return value_row(k0 + r); });
         __syncthreads();
         float s[8], top = state.top;
 #pragma unroll

@@ -131,10 +131,10 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
     GradientTiles<T> t(shared, dim);
     float *statistics = t.end(), scale = rsqrtf((float)dim), acc[MOST_DIM / 8][4] = {};
     int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim, half = half_of_step(), steps = (keys + STEP - 1) / STEP;
-    auto bring_step = [&](int step) {
+    auto load_step_async = [&](int step) {
         if (step < 2 * steps) {
             int first = step % steps * STEP;
-            t.bring(t.buffer(t.k, step), t.buffer(t.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+            t.load_tile_async(t.buffer(t.k, step), t.buffer(t.v, step), STEP, [&](int r, const T *&a, const T *&b) {
                 int64 at = (int64)min(first + r, keys - 1) * width + c0;
                 a = k + at, b = v + at;
                 return first + r < keys;
@@ -142,17 +142,17 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
         }
         copy_commit();
     };
-    t.bring(t.q, t.g, QUERIES, [&](int r, const T *&a, const T *&b) {
+    t.load_tile_async(t.q, t.g, QUERIES, [&](int r, const T *&a, const T *&b) {
         int64 at = (int64)min(q0 + r, queries - 1) * width + c0;
         a = q + at, b = dy + at;
         return q0 + r < queries;
     });
-    bring_step(0);
+    load_step_async(0);
     float top[2] = {MINUS_INFINITY, MINUS_INFINITY}, sum[2] = {}, mean[2] = {};
     for (int step = 0; step < 2 * steps; step++) {
         copy_wait<0>();
         __syncthreads();
-        bring_step(step + 1);
+        load_step_async(step + 1);
         if (step == steps) {
             // Combines the two halves of a row.
 #pragma unroll
@@ -237,10 +237,10 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
     GradientTiles<T> t(shared, dim);
     float scale = rsqrtf((float)dim), k_acc[MOST_DIM / 8][4] = {}, v_acc[MOST_DIM / 8][4] = {};
     int k0 = blockIdx.x * KEYS, c0 = blockIdx.y * dim, half = half_of_step(), steps = (queries + STEP - 1) / STEP, tiles = (queries + QUERIES - 1) / QUERIES;
-    auto bring_step = [&](int step) {
+    auto load_step_async = [&](int step) {
         if (step < steps) {
             int first = step * STEP;
-            t.bring(t.buffer(t.k, step), t.buffer(t.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+            t.load_tile_async(t.buffer(t.k, step), t.buffer(t.v, step), STEP, [&](int r, const T *&a, const T *&b) {
                 int64 at = (int64)min(first + r, queries - 1) * width + c0;
                 a = q + at, b = dy + at;
                 return first + r < queries;
@@ -248,17 +248,17 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
         }
         copy_commit();
     };
-    t.bring(t.q, t.g, KEYS, [&](int r, const T *&a, const T *&b) {
+    t.load_tile_async(t.q, t.g, KEYS, [&](int r, const T *&a, const T *&b) {
         int64 at = (int64)min(k0 + r, keys - 1) * width + c0;
         a = k + at, b = v + at;
         return k0 + r < keys;
     });
-    bring_step(0);
+    load_step_async(0);
     sums += (int64)blockIdx.y * tiles * 2 * QUERIES;
     for (int step = 0; step < steps; step++) {
         copy_wait<0>();
         __syncthreads();
-        bring_step(step + 1);
+        load_step_async(step + 1);
         int tile = step * 2 + half;
         if (tile >= tiles) continue;
         const float *of_tile = sums + tile * 2 * QUERIES + column_of_element(0);
@@ -367,9 +367,9 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
     qkv += origin * wide + w.c0, dqkv += origin * wide + w.c0, values += origin * v.width + w.c0, dy += origin * v.width + w.c0, log_sums += origin * gridDim.y + blockIdx.y;
     float scale = rsqrtf((float)dim);
     int steps = ((w.ed * w.eh << slots.shift) + STEP - 1) / STEP;
-    auto bring_step = [&](int step) {
+    auto load_step_async = [&](int step) {
         if (step < steps) {
-            tile.bring(tile.buffer(tile.k, step), tile.buffer(tile.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+            tile.load_tile_async(tile.buffer(tile.k, step), tile.buffer(tile.v, step), STEP, [&](int r, const T *&a, const T *&b) {
                 int at;
                 bool is_there = slots.row(w, step * STEP + r, at);
                 a = qkv + (int64)at * wide + v.width, b = a + v.width;
@@ -379,14 +379,14 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
         copy_commit();
     };
     // Tiles end at the end of a line, so a slot of a later tile does not belong to this one.
-    tile.bring(tile.q, tile.g, QUERIES, [&](int r, const T *&a, const T *&b) {
+    tile.load_tile_async(tile.q, tile.g, QUERIES, [&](int r, const T *&a, const T *&b) {
         int at;
         bool is_there = slots.row(w, slot0 + r, at);
         a = qkv + (int64)at * wide, b = dy + (int64)at * v.width;
         return is_there;
     });
     copy_commit();
-    bring_step(0);
+    load_step_async(0);
     copy_wait<1>();
     __syncthreads();
     form_slots<T>(p, v, w, slots, tile, d.a, line0, lines);
@@ -482,7 +482,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
     for (int step = 0; step < steps; step++) {
         copy_wait<0>();
         __syncthreads();
-        bring_step(step + 1);
+        load_step_async(step + 1);
         float s[4][4], dp[4][4];
         score_products(tile, step, s, dp);
 #pragma unroll
@@ -669,9 +669,9 @@ template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv,
     qkv += origin * wide + w.c0, dqkv += origin * wide + w.c0, dy += origin * v.width + w.c0;
     int used = (w.ed * w.eh + v.lines - 1) / v.lines, steps = (used + 1) / 2, half = half_of_step(), across = kept_tile.across, size = kept_tile.size;
     const float *keep = kept_tile.of(kept, tiles, 0);
-    auto bring_step = [&](int step) {
+    auto load_step_async = [&](int step) {
         if (step < steps) {
-            tile.bring(tile.buffer(tile.k, step), tile.buffer(tile.v, step), STEP, [&](int r, const T *&a, const T *&b) {
+            tile.load_tile_async(tile.buffer(tile.k, step), tile.buffer(tile.v, step), STEP, [&](int r, const T *&a, const T *&b) {
                 int at;
                 bool is_there = slots.row(w, step * STEP + r, at);
                 a = qkv + (int64)at * wide, b = dy + (int64)at * v.width;
@@ -682,13 +682,13 @@ template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv,
         }
         copy_commit();
     };
-    tile.bring(tile.q, tile.g, KEYS, [&](int r, const T *&a, const T *&b) {
+    tile.load_tile_async(tile.q, tile.g, KEYS, [&](int r, const T *&a, const T *&b) {
         int at;
         bool is_there = slots.row(w, k0 + r, at);
         a = qkv + (int64)at * wide + v.width, b = a + v.width;
         return is_there;
     });
-    bring_step(0);
+    load_step_async(0);
     // The offsets of the terms of this thread's two keys.
     int parts = slots.parts(), at_a[2], at_b[2], at_c[2];
 #pragma unroll
@@ -699,7 +699,7 @@ template <class T> __device__ __forceinline__ void vit_keys_matrix(const T *qkv,
     for (int step = 0; step < steps; step++) {
         copy_wait<0>();
         __syncthreads();
-        bring_step(step + 1);
+        load_step_async(step + 1);
         if (step * 2 + half >= used) continue;
         const float *of_tile = terms + (step % 2 * 2 + half) * size;
         float s[4][4], dp[4][4];

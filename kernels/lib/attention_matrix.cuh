@@ -40,7 +40,7 @@ template <class T> struct MatrixTiles {
     // `row_at(r, a, b)` gives the address of row r's values in each, aligned to 16 bytes if the
     // size of a head's channels is a multiple of that, and returns whether the row exists;
     // otherwise it is filled with zeros.
-    template <class F> __device__ __forceinline__ void bring(T *to, T *also, int rows, F row_at) const {
+    template <class F> __device__ __forceinline__ void load_tile_async(T *to, T *also, int rows, F row_at) const {
         int chunks = (row - PIECE<T>) / PIECE<T>;
         for (int r = first_row, chunk = first_chunk; r < rows; r += rows_on, chunk += chunks_on) {
             if (chunk >= chunks) {
@@ -209,8 +209,8 @@ template <class T, class W, class S> __device__ __forceinline__ void join(const 
 }
 
 // Goes over all keys, the first step of which is already being loaded, with the queries in shared
-// memory: `bring_step(step)` starts loading a step. `rows` is the initial state.
-template <class P, class T, class B, class S> __device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys, B bring_step, S score) {
+// memory: `load_step_async(step)` starts loading a step. `rows` is the initial state.
+template <class P, class T, class B, class S> __device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys, B load_step_async, S score) {
     int lane = threadIdx.x % 32;
     FragmentA q[MOST_DIM / ALONG<T>];
 #pragma unroll
@@ -219,7 +219,7 @@ template <class P, class T, class B, class S> __device__ __forceinline__ void at
     for (int step = 0; step * STEP < keys; step++) {
         copy_wait<0>();
         __syncthreads();
-        bring_step(step + 1);
+        load_step_async(step + 1);
         attend_step<P>(t, q, rows, step, keys, score);
     }
 }
