@@ -15,7 +15,7 @@ use prism::ops::decoder_stage;
 use prism::ops::linear;
 use prism::ops::loss::{self, KERNEL, Target, Terms};
 use prism::ops::norm;
-use prism::ops::optimizer::{AdamW, AdamWConfig, bring, follow, global_norm};
+use prism::ops::optimizer::{AdamW, AdamWConfig, follow, global_norm, upload_parameters};
 use prism::ops::pointwise;
 use prism::prompt::Prompts;
 use prism::session::{Options, Scan, Session, SessionError};
@@ -194,7 +194,7 @@ fn learn(device: &Device, scale: f32) -> (f64, Vec<f64>) {
     let count = config.tensors().len();
     let mut weights = Weights::hashed(config, "learn");
     // As in training: on a GPU they are composed and laid out there.
-    bring(device, &mut weights.tensors_mut()).unwrap();
+    upload_parameters(device, &mut weights.tensors_mut()).unwrap();
     let model = Model::new(device, &weights).unwrap();
     let image = Tensor::new(
         [s; 3],

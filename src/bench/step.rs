@@ -5,7 +5,7 @@ use crate::autograd::ParamGrads;
 use crate::device::{DType, Device};
 use crate::model::{Config, Model, PatchPrompts, Weights};
 use crate::ops::loss::Target;
-use crate::ops::optimizer::{AdamW, AdamWConfig, bring, global_norm};
+use crate::ops::optimizer::{AdamW, AdamWConfig, global_norm, upload_parameters};
 use crate::tensor::{OpError, Tensor};
 use crate::train::step::{LossWeights, Lost, Outcome, Share, run_item_sharing};
 
@@ -57,7 +57,7 @@ impl TrainingStep {
         prompts: &PatchPrompts,
     ) -> Result<Outcome, OpError> {
         let mut grads = ParamGrads::new(self.lengths.len());
-        bring(&self.device, &mut self.weights.tensors_mut())?;
+        upload_parameters(&self.device, &mut self.weights.tensors_mut())?;
         let model = Model::new(&self.device, &self.weights)?;
         let lost = run_item_sharing(
             &self.device,

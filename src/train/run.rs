@@ -15,7 +15,7 @@ use crate::input::read_text;
 use crate::model::weights::Precision;
 use crate::model::{Config, Model, Observer, PatchPrompts, Weights};
 use crate::ops::loss::{KERNEL, Target};
-use crate::ops::optimizer::{AdamW, bring, follow, global_norm};
+use crate::ops::optimizer::{AdamW, follow, global_norm, upload_parameters};
 use crate::ops::pointwise::positive;
 use crate::output::{lock, make_folder, write_text};
 use crate::prompt::simulate::{Errors, User, generator};
@@ -421,7 +421,7 @@ fn train_step(
     stop: &AtomicBool,
 ) -> Result<(StepReport, bool), String> {
     let settings = state.progress.settings.clone();
-    bring(device, &mut state.weights.tensors_mut()).map_err(|e| e.to_string())?;
+    upload_parameters(device, &mut state.weights.tensors_mut()).map_err(|e| e.to_string())?;
     let model = Model::new(device, &state.weights).map_err(|e| e.to_string())?;
     // Gradients below 6e-8 are zero in f16; bf16 has the range of f32.
     let scales = matches!(device, Device::Cuda(cuda) if cuda.precision() == DType::F16);

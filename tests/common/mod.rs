@@ -8,7 +8,7 @@ use prism::ops::conv3d::ConvInput;
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
 use prism::ops::linear::{self, Activation};
 use prism::ops::norm;
-use prism::ops::optimizer::bring;
+use prism::ops::optimizer::upload_parameters;
 use prism::tensor::{OpError, Param, Tensor};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -69,7 +69,7 @@ pub fn stage(device: &Device, n: usize, coarse: usize) -> Result<Tensor, OpError
         scattered(&[8, 4, 3, 3, 3], 3),
         scattered(&[8], 4),
     ];
-    bring(device, &mut given.iter_mut().collect::<Vec<_>>())?;
+    upload_parameters(device, &mut given.iter_mut().collect::<Vec<_>>())?;
     let [deconv, deconv_bias, conv, conv_bias] = &given;
     let stage = DecoderStage::new(device, deconv, deconv_bias, conv, conv_bias)?;
     let fine = skip_map(device, &stage, None, [n, 10, 4, 16])?;

@@ -152,7 +152,7 @@ pub fn follow(
 
 /// Moves parameters that are on the host to where the optimiser changes them: on a CUDA device, in
 /// float32. So the first step of a run, also of a resumed one, is like all others.
-pub fn bring(device: &Device, parameters: &mut [&mut Tensor]) -> Result<(), OpError> {
+pub fn upload_parameters(device: &Device, parameters: &mut [&mut Tensor]) -> Result<(), OpError> {
     let Device::Cuda(cuda) = device else { return Ok(()) };
     let mut here = parameters.iter_mut().filter(|parameter| parameter.device_type().is_none());
     here.try_for_each(|parameter| cuda::resident(cuda, parameter).map(drop))
