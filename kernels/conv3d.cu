@@ -21,8 +21,8 @@ MATRIX(bf16)
 // For tiles that several blocks shared.
 #define SPLITK_REDUCE(T)                                                                                                                          \
     KERNEL(conv3d_splitk_reduce_##T, 256, 3,                                                                                                      \
-           (const float *shares, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int splits),                 \
-           conv_splitk_reduce(shares, bias, start, out, partial, voxels, outs, splits))
+           (const float *splitk_workspace, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int split_k),      \
+           conv_splitk_reduce(splitk_workspace, bias, start, out, partial, voxels, outs, split_k))
 SPLITK_REDUCE(f32)
 SPLITK_REDUCE(f16)
 SPLITK_REDUCE(bf16)

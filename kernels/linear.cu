@@ -86,11 +86,11 @@ template <class A, class B> struct Either<false, A, B> {
     typedef B Type;
 };
 
-// For k in whole pieces of 16 bytes. Grid (m / rows, n / columns, splits). With LIES the weight is
+// For k in whole pieces of 16 bytes. Grid (m / rows, n / columns, split_k). With LIES the weight is
 // [k, n], with n in whole pieces too, and is transposed on its way out of shared memory.
 // tensor cores
 template <class P, class L, bool LIES, class T = typename Products<P>::Element>
-__device__ __forceinline__ void linear_matrix(const T *x, const T *w, const float *bias, const T *residual, T *y, float *shares, const Dense &s) {
+__device__ __forceinline__ void linear_matrix(const T *x, const T *w, const float *bias, const T *residual, T *y, float *splitk_workspace, const Dense &s) {
     constexpr int ROWS = L::ROWS, COLUMNS = L::COLUMNS, STRIDE = STEP_STRIDE<T, L>, DEPTH = STEP_DEPTH<T, L>, STAGES = L::STAGES, STAGE = COLUMNS + 8;
     constexpr int M = ROWS / L::DOWN / 16, N = COLUMNS / L::ACROSS / 8;
     SHARED_MEMORY(shared);
@@ -163,7 +163,7 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
         }
     }
     __syncthreads();
-    float *share = gridDim.z > 1 ? shares + (int64)blockIdx.z * s.m * s.n : nullptr;
+    float *share = gridDim.z > 1 ? splitk_workspace + (int64)blockIdx.z * s.m * s.n : nullptr;
 #pragma unroll 1
     for (int i = threadIdx.x; i < ROWS * COLUMNS / 8; i += L::THREADS) {
         int row = i / (COLUMNS / 8), column = i % (COLUMNS / 8) * 8;
@@ -185,16 +185,16 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
     }
 }
 
-// Adds up partial sums [splits][m][n], V values per thread.
+// Adds up partial sums [split_k][m][n], V values per thread.
 template <int V, class T>
-__device__ __forceinline__ void linear_splitk_reduce(const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits) {
+__device__ __forceinline__ void linear_splitk_reduce(const float *splitk_workspace, const float *bias, const T *residual, T *y, int64 count, int n, int act, int split_k) {
     int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= count) return;
     float v[V] = {};
 #pragma unroll 8
-    for (int i = 0; i < splits; i++) {
+    for (int i = 0; i < split_k; i++) {
         float more[V];
-        load(more, shares + i * count + at);
+        load(more, splitk_workspace + i * count + at);
 #pragma unroll
         for (int j = 0; j < V; j++) v[j] += more[j];
     }
@@ -268,11 +268,11 @@ PLAIN(linear_odd_bf16, bf16)
 
 #define LINEAR_MATRIX(NAME, P, T, LAYOUT, LIES)                                                                                                      \
     KERNEL(NAME, LAYOUT::THREADS, 4,                                                                                                                 \
-           (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act, float *shares),                        \
-           linear_matrix<P, LAYOUT, LIES>(x, w, bias, residual, y, shares, Dense{m, n, k, act}))
+           (const T *x, const T *w, const float *bias, const T *residual, T *y, int m, int n, int k, int act, float *splitk_workspace),              \
+           linear_matrix<P, LAYOUT, LIES>(x, w, bias, residual, y, splitk_workspace, Dense{m, n, k, act}))
 #define SPLITK_REDUCE(NAME, T, V)                                                                                                                    \
-    KERNEL(NAME, 256, 4, (const float *shares, const float *bias, const T *residual, T *y, int64 count, int n, int act, int splits),                 \
-           linear_splitk_reduce<V>(shares, bias, residual, y, count, n, act, splits))
+    KERNEL(NAME, 256, 4, (const float *splitk_workspace, const float *bias, const T *residual, T *y, int64 count, int n, int act, int split_k),      \
+           linear_splitk_reduce<V>(splitk_workspace, bias, residual, y, count, n, act, split_k))
 #define LINEAR(P, T)                                                                                                                                 \
     LINEAR_MATRIX(linear_##P, P, T, Many, false)                                                                                                     \
     LINEAR_MATRIX(linear_few_##P, P, T, Few, false)                                                                                                  \

@@ -51,9 +51,9 @@ struct ConvShape {
     // Negative slope of the activation after the norm.
     float slope;
     // The number of blocks that share a tile's chunks, and where they write their sums:
-    // [splits][as the output], in float.
-    int splits;
-    float *shares;
+    // [split_k][as the output], in float.
+    int split_k;
+    float *splitk_workspace;
 };
 
 // The voxels and channels that this block computes.
@@ -66,8 +66,8 @@ struct ConvBlock {
         int tile = blockIdx.x;
         w0 = tile % tw * TILE_W, h0 = tile / tw % th * TILE_H, d0 = tile / tw / th * TILE_D;
         n0 = blockIdx.y * OUT;
-        split = blockIdx.z % s.splits;
-        int rest = blockIdx.z / s.splits;
+        split = blockIdx.z % s.split_k;
+        int rest = blockIdx.z / s.split_k;
         item = stage ? rest / s.phases : rest, phase = stage ? rest % s.phases : 0;
     }
 
@@ -474,8 +474,8 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
     // All lanes go on, because they exchange registers.
     bool within = d < s.d && w < s.w;
     int64 row = (int64)up * up * s.w * s.outs, plane = row * up * s.h, origin = b.voxel(s, up, d, b.h0, w) * s.outs + b.n0;
-    if (s.splits > 1) {
-        float *share = s.shares + b.split * (gridDim.z / ((PHASED ? 8 : 1) * s.splits)) * plane * s.d + origin + column;
+    if (s.split_k > 1) {
+        float *share = s.splitk_workspace + b.split * (gridDim.z / ((PHASED ? 8 : 1) * s.split_k)) * plane * s.d + origin + column;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int h = i / 2 + i % 2 * 4;
@@ -667,7 +667,7 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     float acc[4][4][4] = {};
     int chunks = (s.c + CH - 1) / CH, pairs = (s.outs + OUT - 1) / OUT * 2;
     // This block's share of the chunks, and with GATHER of the phases.
-    int all = GATHER ? 8 * chunks : chunks, turn = b.split * all / s.splits, turns = (b.split + 1) * all / s.splits;
+    int all = GATHER ? 8 * chunks : chunks, turn = b.split * all / s.split_k, turns = (b.split + 1) * all / s.split_k;
     const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * PIECE<T>;
     // A warp beyond the map's edge only loads.
     bool idle = b.d0 + warp >= s.d;
@@ -683,7 +683,7 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     if (GATHER) b.phase = 0;
     float sum[8] = {}, squares[8] = {};
     write_fragments<PHASED>(acc, s, b, bias, start, out, sum, squares);
-    if (!partial || s.splits > 1) return;
+    if (!partial || s.split_k > 1) return;
     int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * (PHASED ? s.phases : 1) + b.phase;
     leave_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
@@ -718,11 +718,11 @@ __device__ __forceinline__ void stage_matrix(unsigned char *shared, const ConvSh
     leave_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
-// Adds up partial sums [splits][n][voxels][outs], and the bias or the initial map; writes sums of
+// Adds up partial sums [split_k][n][voxels][outs], and the bias or the initial map; writes sums of
 // the result by tiles of 64 voxels, as conv_matrix does for its own tiles. Grid (tiles, outs / 32,
 // n), 256 threads of 4 channels.
 template <class T>
-__device__ __forceinline__ void conv_splitk_reduce(const float *shares, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int splits) {
+__device__ __forceinline__ void conv_splitk_reduce(const float *splitk_workspace, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int split_k) {
     SHARED_MEMORY(shared);
     int n0 = blockIdx.y * OUT, channel = n0 + threadIdx.x % 8 * 4;
     int64 all = gridDim.z * voxels * outs;
@@ -734,9 +734,9 @@ __device__ __forceinline__ void conv_splitk_reduce(const float *shares, const fl
         float y[4] = {};
         if (outs % 4 == 0) {
 #pragma unroll 4
-            for (int i = 0; i < splits; i++) {
+            for (int i = 0; i < split_k; i++) {
                 float more[4];
-                load(more, shares + i * all + at);
+                load(more, splitk_workspace + i * all + at);
 #pragma unroll
                 for (int j = 0; j < 4; j++) y[j] += more[j];
             }
@@ -747,7 +747,7 @@ __device__ __forceinline__ void conv_splitk_reduce(const float *shares, const fl
             store(out + at, y);
         } else {
             for (int j = 0; j < 4 && channel + j < outs; j++) {
-                for (int i = 0; i < splits; i++) y[j] += shares[i * all + at + j];
+                for (int i = 0; i < split_k; i++) y[j] += splitk_workspace[i * all + at + j];
                 y[j] = to_float(from_float<T>(y[j] + (bias ? bias[channel + j] : 0.0f) + (start ? to_float(start[at + j]) : 0.0f)));
                 out[at + j] = from_float<T>(y[j]);
             }
@@ -859,8 +859,8 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
 
 #define CONV_PARAMETERS(T, W)                                                                                                                  \
     (const T *x, const float *norm, const T *add, const W *weights, const float *bias, const T *start, T *out, double *partial, int d, int h,  \
-     int w, int c, int outs, int phases, int pool, float slope, int splits, float *shares)
+     int w, int c, int outs, int phases, int pool, float slope, int split_k, float *splitk_workspace)
 #define CONV_BODY(TAPS, ...)                                                                                                  \
     SHARED_MEMORY(shared);                                                                                                    \
-    ConvShape s{d, h, w, c, outs, phases, pool, slope, splits, shares};                                                                       \
+    ConvShape s{d, h, w, c, outs, phases, pool, slope, split_k, splitk_workspace};                                                            \
     __VA_ARGS__(shared, s, x, norm, add, weights, bias, start, out, partial)

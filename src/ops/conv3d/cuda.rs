@@ -374,8 +374,8 @@ impl Packed {
                 phases: phases.into(),
                 pool: x.prologue.max_pool.into(),
                 slope: x.prologue.slope(),
-                splits: split_k.into(),
-                shares: (&splitk_workspace).into(),
+                split_k: split_k.into(),
+                splitk_workspace: (&splitk_workspace).into(),
             },
         )?;
         if let Some(splitk_workspace) = splitk_workspace {
@@ -387,14 +387,14 @@ impl Packed {
                 kernels::CONV3D_SPLITK_REDUCE.of(dtype)?,
                 launch,
                 kernels::Conv3dSplitkReduceArgs {
-                    shares: (&splitk_workspace).into(),
+                    splitk_workspace: (&splitk_workspace).into(),
                     bias,
                     start: (&from).into(),
                     out: (&out).into(),
                     partial: (&partial).into(),
                     voxels: fine.into(),
                     outs: self.outputs.into(),
-                    splits: split_k.into(),
+                    split_k: split_k.into(),
                 },
             )?;
         }

@@ -149,7 +149,7 @@ fn product(
                 n: n.into(),
                 k: k.into(),
                 act: act.into(),
-                shares: (&splitk_workspace).into(),
+                splitk_workspace: (&splitk_workspace).into(),
             },
         )?,
     }
@@ -166,14 +166,14 @@ fn product(
             family.of(dtype)?,
             launch,
             kernels::LinearSplitkReduceArgs {
-                shares: (&splitk_workspace).into(),
+                splitk_workspace: (&splitk_workspace).into(),
                 bias: (&bias).into(),
                 residual: (&residual).into(),
                 y: (&out).into(),
                 count: (m * n).into(),
                 n: n.into(),
                 act: act.into(),
-                splits: split_k.into(),
+                split_k: split_k.into(),
             },
         )?;
     }
