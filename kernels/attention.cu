@@ -148,13 +148,13 @@ template <class P, class T = typename Products<P>::Element> __device__ __forcein
         // All padded keys count as one, which starts the row. Lines after the last have none.
         if (!padded || half || line_of[i] >= lines) continue;
         const float *a = p.a + slot * stride, *column = columns + line_of[i] * edge;
-        float top = MINUS_INFINITY, sum = 0.0f, score = 0.0f;
-        for (int kw = threadIdx.x % 4; kw < edge; kw += 4) top = fmaxf(top, column[kw] + a[kw]);
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-        for (int kw = threadIdx.x % 4; kw < edge; kw += 4) sum += expf(column[kw] + a[kw] - top);
+        float row_max = MINUS_INFINITY, sum = 0.0f, score = 0.0f;
+        for (int kw = threadIdx.x % 4; kw < edge; kw += 4) row_max = fmaxf(row_max, column[kw] + a[kw]);
+        row_max = fmaxf(row_max, __shfl_xor_sync(0xffffffffu, row_max, 1));
+        row_max = fmaxf(row_max, __shfl_xor_sync(0xffffffffu, row_max, 2));
+        for (int kw = threadIdx.x % 4; kw < edge; kw += 4) sum += expf(column[kw] + a[kw] - row_max);
         for (int channel = threadIdx.x % 4; channel < dim; channel += 4) score += to_float(tiles.q[slot * tiles.row + channel]) * v.bias[v.width + w.c0 + channel];
-        rows.top[i] = LOG2_E * (scale * row_sum(score) + top + logf(row_sum(sum)));
+        rows.row_max[i] = LOG2_E * (scale * row_sum(score) + row_max + logf(row_sum(sum)));
         rows.sum[i] = threadIdx.x % 4 == 0 ? 1.0f : 0.0f;
 #pragma unroll
         for (int e = 0; e < 2; e++) {

@@ -113,7 +113,7 @@ __device__ __forceinline__ void two_way_queries(const T *q, const T *k, const T 
     auto none = [](int, int) { return 0.0f; };
     Row state = {MINUS_INFINITY, 0.0f, {}};
     attend<T>(t, state, keys, dim, scale, key_row, value_row, none);
-    float log_sum = state.top + logf(state.sum), mean = output_dot(state, g + threadIdx.x / 4 * t.row, dim);
+    float log_sum = state.row_max + logf(state.sum), mean = output_dot(state, g + threadIdx.x / 4 * t.row, dim);
     query_gradients<T>(t, g, log_sum, mean, acc, keys, dim, scale, key_row, value_row, none, [](int, int) {});
     if (query < queries) write_row(dq + (int64)query * width + c0, acc, scale, dim);
     sums += ((int64)blockIdx.y * gridDim.x + blockIdx.x) * 2 * QUERIES;
@@ -195,7 +195,7 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
 
     Row state;
     float padded = vit_attend(v, w, tile, p, qkv, queries, state);
-    float log_sum = state.top + logf(state.sum), mean = output_dot(state, g + query * tile.row, dim);
+    float log_sum = state.row_max + logf(state.sum), mean = output_dot(state, g + query * tile.row, dim);
     // The padded keys' common weight and the gradient of its score, which the first thread of each
     // query writes for all four.
     if (t % 4 == 0) {

@@ -304,25 +304,25 @@ template <class T> __device__ __forceinline__ void attend(T *tile, const T *k, c
             multiply<T>(s[j], q, FragmentB{{two_of(key, c + two, dim), two_of(key, c + two + 8, dim)}});
         }
     }
-    float scale = LOG2_E * rsqrtf((float)dim), top[2] = {MINUS_INFINITY, MINUS_INFINITY}, sum[2] = {};
+    float scale = LOG2_E * rsqrtf((float)dim), row_max[2] = {MINUS_INFINITY, MINUS_INFINITY}, sum[2] = {};
 #pragma unroll
     for (int j = 0; j < MOST_KEYS / 8; j++) {
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             s[j][e] = j * 8 + two + e % 2 < keys ? scale * s[j][e] : MINUS_INFINITY;
-            top[e / 2] = fmaxf(top[e / 2], s[j][e]);
+            row_max[e / 2] = fmaxf(row_max[e / 2], s[j][e]);
         }
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffffu, top[i], 1));
-        top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffffu, top[i], 2));
+        row_max[i] = fmaxf(row_max[i], __shfl_xor_sync(0xffffffffu, row_max[i], 1));
+        row_max[i] = fmaxf(row_max[i], __shfl_xor_sync(0xffffffffu, row_max[i], 2));
     }
     FragmentA p[MOST_KEYS / 16];
 #pragma unroll
     for (int j = 0; j < MOST_KEYS / 8; j++) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) s[j][e] = exp2f(s[j][e] - top[e / 2]), sum[e / 2] += s[j][e];
+        for (int e = 0; e < 4; e++) s[j][e] = exp2f(s[j][e] - row_max[e / 2]), sum[e / 2] += s[j][e];
         p[j / 2].r[j % 2 * 2] = pair<T>(s[j][0], s[j][1]), p[j / 2].r[j % 2 * 2 + 1] = pair<T>(s[j][2], s[j][3]);
     }
 #pragma unroll

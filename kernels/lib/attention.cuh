@@ -26,7 +26,7 @@ struct Tiles {
 
 // A query's state, with its share of the result in `acc`.
 struct Row {
-    float top, sum, acc[MOST_DIM / 4];
+    float row_max, sum, acc[MOST_DIM / 4];
 };
 
 // Loads `count` rows of a tile: `row_of(i)` is the address of row i's `dim` values.
@@ -49,7 +49,7 @@ __device__ __forceinline__ void attend(const Tiles &t, Row &state, int keys, int
         load_tile<T>(t.k, t.row, count, dim, [&](int r) { return key_row(k0 + r); });
         load_tile<T>(t.v, t.row, count, dim, [&](int r) { return value_row(k0 + r); });
         __syncthreads();
-        float s[8], top = state.top;
+        float s[8], row_max = state.row_max;
 #pragma unroll
         for (int j = 0; j < 8; j++) s[j] = 0.0f;
         for (int c = 0; c < dim; c++) {
@@ -61,21 +61,21 @@ __device__ __forceinline__ void attend(const Tiles &t, Row &state, int keys, int
         for (int j = 0; j < 8; j++) {
             int key = part + 4 * j;
             s[j] = key < count ? scale * s[j] + bias(query, k0 + key) : MINUS_INFINITY;
-            top = fmaxf(top, s[j]);
+            row_max = fmaxf(row_max, s[j]);
         }
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-        float fade = expf(state.top - top), sum = 0.0f;
+        row_max = fmaxf(row_max, __shfl_xor_sync(0xffffffffu, row_max, 1));
+        row_max = fmaxf(row_max, __shfl_xor_sync(0xffffffffu, row_max, 2));
+        float rescale = expf(state.row_max - row_max), sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            float e = expf(s[j] - top);
+            float e = expf(s[j] - row_max);
             scores[part + 4 * j] = e;
             sum += e;
         }
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        state.sum = state.sum * fade + sum;
-        state.top = top;
+        state.sum = state.sum * rescale + sum;
+        state.row_max = row_max;
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < MOST_DIM / 4; i++) {
@@ -83,7 +83,7 @@ __device__ __forceinline__ void attend(const Tiles &t, Row &state, int keys, int
             if (c >= dim) break;
             float more = 0.0f;
             for (int k = 0; k < KEYS; k++) more += scores[k] * t.v[k * t.row + c];
-            state.acc[i] = state.acc[i] * fade + more;
+            state.acc[i] = state.acc[i] * rescale + more;
         }
     }
 }
@@ -218,12 +218,12 @@ struct PaddedColumn {
 // kw, first the largest logarithm, then the sum relative to it.
 __device__ __forceinline__ float padded_positions(const VitWindow &w, const Positions &p, int query) {
     int edge = p.edge, line = query / w.ew * edge * edge;
-    float top = MINUS_INFINITY, sum = 0.0f;
+    float row_max = MINUS_INFINITY, sum = 0.0f;
     for (int kw = 0; kw < edge; kw++) {
-        float weight = PaddedColumn(w, p.b + line, p.c + line, edge, kw, edge).log_weight(kw < w.ew) + p.a[query * edge + kw], higher = fmaxf(top, weight);
-        if (weight > MINUS_INFINITY) sum = sum * expf(top - higher) + expf(weight - higher), top = higher;
+        float weight = PaddedColumn(w, p.b + line, p.c + line, edge, kw, edge).log_weight(kw < w.ew) + p.a[query * edge + kw], higher = fmaxf(row_max, weight);
+        if (weight > MINUS_INFINITY) sum = sum * expf(row_max - higher) + expf(weight - higher), row_max = higher;
     }
-    return top + logf(sum);
+    return row_max + logf(sum);
 }
 
 // A query's attention to the whole window: its state, and the padded keys' score, minus infinity if
@@ -234,7 +234,7 @@ __device__ __forceinline__ float vit_attend(const VitShape &v, const VitWindow &
     float scale = rsqrtf((float)dim);
     state = {MINUS_INFINITY, 0.0f, {}};
     if (w.is_padded(v.edge) && query < queries) {
-        state.top = scale * dot(t.q + query * t.row, v.bias + v.width + w.c0, dim) + padded_positions(w, p, query);
+        state.row_max = scale * dot(t.q + query * t.row, v.bias + v.width + w.c0, dim) + padded_positions(w, p, query);
         state.sum = 1.0f;
 #pragma unroll
         for (int i = 0; i < MOST_DIM / 4; i++) {
@@ -242,7 +242,7 @@ __device__ __forceinline__ float vit_attend(const VitShape &v, const VitWindow &
             if (channel < dim) state.acc[i] = v.bias[2 * v.width + w.c0 + channel];
         }
     }
-    float padded = state.top;
+    float padded = state.row_max;
     auto bias = [&](int q, int key) { return q < queries ? p.of(w, q, key / w.ew / w.eh, key / w.ew % w.eh, key % w.ew) : 0.0f; };
     attend<T>(
         t, state, w.tokens(), dim, scale, [&](int r) { return qkv + w.row(r) * 3 * v.width + v.width + w.c0; },

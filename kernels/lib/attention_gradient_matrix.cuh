@@ -148,23 +148,23 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
         return q0 + r < queries;
     });
     load_step_async(0);
-    float top[2] = {MINUS_INFINITY, MINUS_INFINITY}, sum[2] = {}, mean[2] = {};
+    float row_max[2] = {MINUS_INFINITY, MINUS_INFINITY}, sum[2] = {}, mean[2] = {};
     for (int step = 0; step < 2 * steps; step++) {
         copy_wait<0>();
         __syncthreads();
         load_step_async(step + 1);
         if (step == steps) {
-            // Combines the two halves of a row.
+            // Combines the two halves of a row. From here on `row_max` is L and `mean` is D.
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 int query = own_rows() + row_of_element(2 * i);
                 const float *own = statistics + (half * QUERIES + query) * 3, *other = statistics + ((1 - half) * QUERIES + query) * 3;
-                float higher = fmaxf(own[0], other[0]), fade = faded(own[0], higher), fade_other = faded(other[0], higher);
+                float higher = fmaxf(own[0], other[0]), rescale = rescale_factor(own[0], higher), rescale_other = rescale_factor(other[0], higher);
                 // Both halves add in the same order.
-                float first = half ? other[1] * fade_other : own[1] * fade, second = half ? own[1] * fade : other[1] * fade_other;
-                float first_mean = half ? other[2] * fade_other : own[2] * fade, second_mean = half ? own[2] * fade : other[2] * fade_other;
+                float first = half ? other[1] * rescale_other : own[1] * rescale, second = half ? own[1] * rescale : other[1] * rescale_other;
+                float first_mean = half ? other[2] * rescale_other : own[2] * rescale, second_mean = half ? own[2] * rescale : other[2] * rescale_other;
                 bool is_there = q0 + query < queries;
-                top[i] = is_there ? higher + log2f(first + second) : -MINUS_INFINITY;
+                row_max[i] = is_there ? higher + log2f(first + second) : -MINUS_INFINITY;
                 mean[i] = is_there ? (first_mean + second_mean) / (first + second) : 0.0f;
             }
         }
@@ -174,7 +174,7 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
         if (step < steps) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                float higher = top[i];
+                float higher = row_max[i];
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
 #pragma unroll
@@ -183,13 +183,13 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
                         higher = fmaxf(higher, s[j][e]);
                     }
                 }
-                float fade = faded(top[i], higher);
-                top[i] = higher, sum[i] *= fade, mean[i] *= fade;
+                float rescale = rescale_factor(row_max[i], higher);
+                row_max[i] = higher, sum[i] *= rescale, mean[i] *= rescale;
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
 #pragma unroll
                     for (int e = 2 * i; e < 2 * i + 2; e++) {
-                        float weight = faded(s[j][e], higher);
+                        float weight = rescale_factor(s[j][e], higher);
                         sum[i] += weight, mean[i] += weight * dp[j][e];
                     }
                 }
@@ -198,9 +198,9 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
             // Combines a row's four threads, each with its own maximum.
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                float higher = fmaxf(top[i], __shfl_xor_sync(0xffffffffu, top[i], 1));
+                float higher = fmaxf(row_max[i], __shfl_xor_sync(0xffffffffu, row_max[i], 1));
                 higher = fmaxf(higher, __shfl_xor_sync(0xffffffffu, higher, 2));
-                float fade = faded(top[i], higher), whole = row_sum(sum[i] * fade), whole_mean = row_sum(mean[i] * fade);
+                float rescale = rescale_factor(row_max[i], higher), whole = row_sum(sum[i] * rescale), whole_mean = row_sum(mean[i] * rescale);
                 float *to = statistics + (half * QUERIES + own_rows() + row_of_element(2 * i)) * 3;
                 if (threadIdx.x % 4 == 0) to[0] = higher, to[1] = whole, to[2] = whole_mean;
             }
@@ -210,7 +210,7 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
         for (int j = 0; j < 4; j++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                float weight = power_of_two(LOG2_E * scale * s[j][e] - top[e / 2]);
+                float weight = power_of_two(LOG2_E * scale * s[j][e] - row_max[e / 2]);
                 s[j][e] = j * 8 + column_of_element(e) < count ? weight * (dp[j][e] - mean[e / 2]) : 0.0f;
             }
         }
@@ -221,7 +221,7 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             int query = own_rows() + row_of_element(2 * i);
-            sums[query] = top[i], sums[QUERIES + query] = mean[i];
+            sums[query] = row_max[i], sums[QUERIES + query] = mean[i];
         }
     }
     join_halves(t, reinterpret_cast<float *>(t.k), acc);
@@ -429,13 +429,13 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
         if (padded) {
             const float *a = p.a + query * stride, *column = columns + (query >> slots.shift) * edge;
             bool any = is_there;
-            float top = MINUS_INFINITY, sum = 0.0f;
+            float row_max = MINUS_INFINITY, sum = 0.0f;
             with_key = row_sum(with_key), with_value = row_sum(with_value);
-            for (int kw = t % 4; any && kw < edge; kw += 4) top = fmaxf(top, column[kw] + a[kw]);
-            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-            for (int kw = t % 4; any && kw < edge; kw += 4) sum += expf(column[kw] + a[kw] - top);
-            float all = top + logf(row_sum(sum));
+            for (int kw = t % 4; any && kw < edge; kw += 4) row_max = fmaxf(row_max, column[kw] + a[kw]);
+            row_max = fmaxf(row_max, __shfl_xor_sync(0xffffffffu, row_max, 1));
+            row_max = fmaxf(row_max, __shfl_xor_sync(0xffffffffu, row_max, 2));
+            for (int kw = t % 4; any && kw < edge; kw += 4) sum += expf(column[kw] + a[kw] - row_max);
+            float all = row_max + logf(row_sum(sum));
             weight = any ? power_of_two(LOG2_E * (scale * with_key + all) - l) : 0.0f, slope = weight * (with_value - m);
             for (int kw = t % 4; any && kw < edge; kw += 4) d.a[query * stride + kw] = slope * expf(column[kw] + a[kw] - all);
         }

@@ -69,7 +69,7 @@ template <class T> struct MatrixTiles {
 // The state of this thread's two queries: the running maximum, the sum of the weights of its own
 // scores, and its channels of the result.
 struct MatrixRows {
-    float top[2], sum[2], acc[MOST_DIM / 8][4];
+    float row_max[2], sum[2], acc[MOST_DIM / 8][4];
 };
 
 // This warp's half of a step, and its rows of the block's own.
@@ -92,9 +92,9 @@ __device__ __forceinline__ float power_of_two(float x) {
 #endif
 }
 
-// The factor that turns weights relative to `top` into weights relative to `higher`; zero if there
-// was no weight yet.
-__device__ __forceinline__ float faded(float top, float higher) { return top == MINUS_INFINITY ? 0.0f : power_of_two(top - higher); }
+// The factor that turns weights relative to `row_max` into weights relative to `higher`; zero if
+// there was no weight yet.
+__device__ __forceinline__ float rescale_factor(float row_max, float higher) { return row_max == MINUS_INFINITY ? 0.0f : power_of_two(row_max - higher); }
 
 // One step's scores, weights and sums of this warp. `score(step, j, s)` turns the products of 8
 // keys, the half's fragment j, into base-2 scores: minus infinity where there is no key. Of each 32
@@ -116,26 +116,26 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
             Products<P>::add(s + 2 * j, q[c], right);
         }
     }
-    float top[2] = {rows.top[0], rows.top[1]};
+    float row_max[2] = {rows.row_max[0], rows.row_max[1]};
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         score(step, j, s[j]);
 #pragma unroll
-        for (int e = 0; e < 4; e++) top[e / 2] = fmaxf(top[e / 2], s[j][e]);
+        for (int e = 0; e < 4; e++) row_max[e / 2] = fmaxf(row_max[e / 2], s[j][e]);
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffffu, top[i], 1));
-        top[i] = fmaxf(top[i], __shfl_xor_sync(0xffffffffu, top[i], 2));
-        float fade = faded(rows.top[i], top[i]);
-        rows.top[i] = top[i], rows.sum[i] *= fade;
+        row_max[i] = fmaxf(row_max[i], __shfl_xor_sync(0xffffffffu, row_max[i], 1));
+        row_max[i] = fmaxf(row_max[i], __shfl_xor_sync(0xffffffffu, row_max[i], 2));
+        float rescale = rescale_factor(rows.row_max[i], row_max[i]);
+        rows.row_max[i] = row_max[i], rows.sum[i] *= rescale;
 #pragma unroll
-        for (int c = 0; c < MOST_DIM / 8; c++) rows.acc[c][2 * i] *= fade, rows.acc[c][2 * i + 1] *= fade;
+        for (int c = 0; c < MOST_DIM / 8; c++) rows.acc[c][2 * i] *= rescale, rows.acc[c][2 * i + 1] *= rescale;
     }
 #pragma unroll
     for (int j = 0; j < 4; j++) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) s[j][e] = power_of_two(s[j][e] - top[e / 2]), rows.sum[e / 2] += s[j][e];
+        for (int e = 0; e < 4; e++) s[j][e] = power_of_two(s[j][e] - row_max[e / 2]), rows.sum[e / 2] += s[j][e];
     }
 #pragma unroll
     for (int j = 0; j < 32 / ALONG<T>; j++) {
@@ -183,7 +183,7 @@ template <class T, class W, class S> __device__ __forceinline__ void join(const 
 #pragma unroll
             for (int c = 0; c < MOST_DIM / 8; c++)
                 if (c * 8 < t.dim) to[c * 8 + column_of_element(e)] = rows.acc[c][e];
-            if (threadIdx.x % 4 == 0 && e % 2 == 0) to[width - 2] = rows.top[e / 2], to[width - 1] = rows.sum[e / 2];
+            if (threadIdx.x % 4 == 0 && e % 2 == 0) to[width - 2] = rows.row_max[e / 2], to[width - 1] = rows.sum[e / 2];
         }
     }
     __syncthreads();
@@ -194,14 +194,14 @@ template <class T, class W, class S> __device__ __forceinline__ void join(const 
         const float *other = others + query * width;
         T *to = write_row(query);
         if (!to) continue;
-        float top = fmaxf(rows.top[e / 2], other[width - 2]), fade = faded(rows.top[e / 2], top), fade_other = faded(other[width - 2], top);
-        float sum = rows.sum[e / 2] * fade + other[width - 1] * fade_other, scale = 1.0f / sum;
-        float *values = keep(query, top + log2f(sum));
+        float row_max = fmaxf(rows.row_max[e / 2], other[width - 2]), rescale = rescale_factor(rows.row_max[e / 2], row_max), rescale_other = rescale_factor(other[width - 2], row_max);
+        float sum = rows.sum[e / 2] * rescale + other[width - 1] * rescale_other, scale = 1.0f / sum;
+        float *values = keep(query, row_max + log2f(sum));
 #pragma unroll
         for (int c = 0; c < MOST_DIM / 8; c++) {
             int channel = c * 8 + column_of_element(e);
             if (channel >= t.dim) continue;
-            float value = (rows.acc[c][e] * fade + other[channel] * fade_other) * scale;
+            float value = (rows.acc[c][e] * rescale + other[channel] * rescale_other) * scale;
             to[channel] = from_float<T>(value);
             if (values) values[channel] = value;
         }
