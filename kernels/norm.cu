@@ -50,7 +50,7 @@ __device__ __forceinline__ void total(const double *partial, int tiles, int c, d
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int at = tile + i * blockDim.x;
-            p[i] = at < tiles ? whole(from + (int64)at * c) : Pack<double, 2>{{0.0, 0.0}};
+            p[i] = at < tiles ? load_vector(from + (int64)at * c) : Pack<double, 2>{{0.0, 0.0}};
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) first += p[i].v[0], second += p[i].v[1];

@@ -71,7 +71,7 @@ unsigned float_to_tf32(float value);
 
 // A load that remains one access.
 typedef unsigned Vector4 __attribute__((vector_size(16)));
-template <class P> inline P whole(const P *from) {
+template <class P> inline P load_vector(const P *from) {
     P p;
     if constexpr (sizeof(P) == 16) {
         Vector4 bits = *(const Vector4 *)from;

@@ -167,9 +167,9 @@ template <class T, int N> struct alignas(sizeof(T) * N) Pack {
 
 // Loads them by one instruction in the emulator too, where a compiler would otherwise split the
 // load.
-template <class P> __device__ __forceinline__ P whole(const P *from) {
+template <class P> __device__ __forceinline__ P load_vector(const P *from) {
 #ifdef PRISM_EMULATOR
-    return emulator::whole(from);
+    return emulator::load_vector(from);
 #else
     return *from;
 #endif
@@ -190,7 +190,7 @@ template <> struct Raw<f32, 1> {
     f32 value;
 };
 
-template <int N, class T> __device__ __forceinline__ Raw<T, N> load_raw(const T *from) { return whole(reinterpret_cast<const Raw<T, N> *>(from)); }
+template <int N, class T> __device__ __forceinline__ Raw<T, N> load_raw(const T *from) { return load_vector(reinterpret_cast<const Raw<T, N> *>(from)); }
 
 template <class T, int N> __device__ __forceinline__ float element(const Raw<T, N> &raw, int i) {
     if constexpr (N == 1) {
@@ -208,7 +208,7 @@ template <int N, class T> __device__ __forceinline__ void load(float (&to)[N], c
     constexpr int step = N * (int)sizeof(T) > 16 ? 16 / (int)sizeof(T) : N;
 #pragma unroll
     for (int i = 0; i < N; i += step) {
-        Pack<T, step> p = whole(reinterpret_cast<const Pack<T, step> *>(from + i));
+        Pack<T, step> p = load_vector(reinterpret_cast<const Pack<T, step> *>(from + i));
 #pragma unroll
         for (int j = 0; j < step; j++) to[i + j] = to_float(p.v[j]);
     }

@@ -621,7 +621,7 @@ __device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *min
     // products take longer than loading the rows.
     constexpr bool WHOLE = Products<P>::PASSES == 1;
     constexpr int STEPS = !WHOLE ? 1 : sizeof(T) == 4 ? EDGE : DEEP * EDGE, ROWS = WHOLE ? EDGE + 3 : 4, PARTS = DEEP * EDGE / STEPS, TURNS = EDGE * EDGE * PARTS;
-    uint4 next[2] = {whole(w), whole(w + 32)};
+    uint4 next[2] = {load_vector(w), load_vector(w + 32)};
 #pragma unroll 1
     for (int turn = idle ? TURNS : 0; turn < TURNS; turn++) {
         int column = turn / PARTS, part = turn % PARTS;
@@ -641,7 +641,7 @@ __device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *min
             // The next step's weights are being loaded while this one multiplies.
             if (step + 1 < STEPS || turn + 1 < TURNS) {
                 w += pairs * 32;
-                next[0] = whole(w), next[1] = whole(w + 32);
+                next[0] = load_vector(w), next[1] = load_vector(w + 32);
             }
 #pragma unroll
             for (int m = 0; m < 4; m++) Products<P>::add(acc[m], rows[m + kh], right);
@@ -782,7 +782,7 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     [[maybe_unused]] constexpr int UNROLL = Products<P>::PASSES == 1 ? 2 : 1;
 #pragma unroll UNROLL
     for (int k = 0; k < 32 / ALONG<T>; k++) {
-        uint4 w0 = whole(w), w1 = whole(w + 32);
+        uint4 w0 = load_vector(w), w1 = load_vector(w + 32);
         w += pairs * 32;
         typename Products<P>::Right right[4] = {Products<P>::right(w0.x, w0.y), Products<P>::right(w0.z, w0.w), Products<P>::right(w1.x, w1.y), Products<P>::right(w1.z, w1.w)};
         // Taps after the last are multiplied by zero, so any voxel will do. A register has two taps
