@@ -42,15 +42,15 @@ __device__ __forceinline__ void total(const double *partial, int tiles, int c, d
     SHARED_MEMORY(shared);
     double *bins = reinterpret_cast<double *>(shared);
     int channel = blockIdx.x % c, item = blockIdx.x / c, warp = threadIdx.x / 32;
-    const Pack<double, 2> *from = reinterpret_cast<const Pack<double, 2> *>(partial) + (int64)item * tiles * c + channel;
+    const AlignedVector<double, 2> *from = reinterpret_cast<const AlignedVector<double, 2> *>(partial) + (int64)item * tiles * c + channel;
     first = 0, second = 0;
     // Eight loads in flight at a time.
     for (int tile = threadIdx.x; tile < tiles; tile += 8 * blockDim.x) {
-        Pack<double, 2> p[8];
+        AlignedVector<double, 2> p[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int at = tile + i * blockDim.x;
-            p[i] = at < tiles ? load_vector(from + (int64)at * c) : Pack<double, 2>{{0.0, 0.0}};
+            p[i] = at < tiles ? load_vector(from + (int64)at * c) : AlignedVector<double, 2>{{0.0, 0.0}};
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) first += p[i].v[0], second += p[i].v[1];

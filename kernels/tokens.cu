@@ -38,7 +38,7 @@ template <class T> __device__ __forceinline__ int stride_of(int k) {
 template <class T, class L> struct Product {
     const T *w;
     int k, step, chunk;
-    Raw<T, 8> weights[L::DEPTH];
+    RawVector<T, 8> weights[L::DEPTH];
 
     __device__ __forceinline__ Product(const T *matrix, int column, int n, int k, int first, int step) : k(k), step(step * CHUNK), chunk(first * CHUNK) {
         w = matrix + (int64)min(column + (int)threadIdx.x % 32 / 4, n - 1) * k + threadIdx.x % 4 * 8;
@@ -50,7 +50,7 @@ template <class T, class L> struct Product {
 #pragma unroll
         for (int i = 0; i < L::DEPTH; i++) {
             int at = chunk + i * step;
-            weights[i] = at + own < k ? load_raw<8>(w + at) : Raw<T, 8>{};
+            weights[i] = at + own < k ? load_raw<8>(w + at) : RawVector<T, 8>{};
         }
     }
     // `rows` are this lane's rows, of M times 16.
@@ -58,7 +58,7 @@ template <class T, class L> struct Product {
         int own = threadIdx.x % 4 * 8;
 #pragma unroll 1
         while (chunk < k) {
-            Raw<T, 8> now[L::DEPTH];
+            RawVector<T, 8> now[L::DEPTH];
 #pragma unroll
             for (int i = 0; i < L::DEPTH; i++) now[i] = weights[i];
             int from = chunk;
@@ -71,7 +71,7 @@ template <class T, class L> struct Product {
                 const unsigned *b = now[i].words.v;
 #pragma unroll
                 for (int m = 0; m < L::M; m++) {
-                    Raw<T, 8> low = at < k ? load_raw<8>(rows[m][0] + at) : Raw<T, 8>{}, high = at < k ? load_raw<8>(rows[m][1] + at) : Raw<T, 8>{};
+                    RawVector<T, 8> low = at < k ? load_raw<8>(rows[m][0] + at) : RawVector<T, 8>{}, high = at < k ? load_raw<8>(rows[m][1] + at) : RawVector<T, 8>{};
                     const unsigned *l = low.words.v, *h = high.words.v;
                     multiply<T>(acc[m], FragmentA{{l[0], h[0], l[1], h[1]}}, FragmentB{{b[0], b[1]}});
                     multiply<T>(acc[m], FragmentA{{l[2], h[2], l[3], h[3]}}, FragmentB{{b[2], b[3]}});

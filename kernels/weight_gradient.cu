@@ -49,11 +49,11 @@ template <int EDGE> struct Ring {
 };
 
 // Eight channels of a voxel, or if V is 1 the `left` that remain, and zeros.
-template <int V, class T> __device__ __forceinline__ Raw<T, 8> load_channels(const T *from, int left) {
+template <int V, class T> __device__ __forceinline__ RawVector<T, 8> load_channels(const T *from, int left) {
     if constexpr (V == 8) {
         return load_raw<8>(from);
     } else {
-        Raw<T, 8> raw = {};
+        RawVector<T, 8> raw = {};
 #pragma unroll
         for (int i = 0; i < 8; i++)
             if (i < left) raw.words.v[i / 2] |= (unsigned)from[i].bits << i % 2 * 16;
@@ -127,20 +127,20 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
                         copy_async(own, x + from, inside);
                         if (adds) copy_async(own + R::X, add + from, inside);
                     } else {
-                        Raw<T, 8> most = {};
+                        RawVector<T, 8> most = {};
                         if (inside) {
                             Prologue<T> prologue = prologue_of<V, T>(s, norm, adds, item, channel);
 #pragma unroll 1
                             for (int p = 0; p < (s.pool ? 8 : 1); p++) {
                                 int64 at = from + (int64)(((p >> 2) * 2 * s.h + (p >> 1 & 1)) * 2 * s.w + (p & 1)) * s.c;
-                                Raw<T, 8> value = load_channels<V>(x + at, s.c - channel), more = value;
+                                RawVector<T, 8> value = load_channels<V>(x + at, s.c - channel), more = value;
                                 if (adds) more = load_channels<V>(add + at, s.c - channel);
                                 value = prologue.of(value, more);
 #pragma unroll
                                 for (int j = 0; j < 4; j++) most.words.v[j] = p ? pair_max<T>(most.words.v[j], value.words.v[j]) : value.words.v[j];
                             }
                         }
-                        *reinterpret_cast<Raw<T, 8> *>(own) = most;
+                        *reinterpret_cast<RawVector<T, 8> *>(own) = most;
                     }
                 }
                 if (step >= EDGE - 1) {
@@ -156,9 +156,9 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
                         if constexpr (V == 8) {
                             copy_async(there, from, inside);
                         } else {
-                            Raw<T, 8> value = {};
+                            RawVector<T, 8> value = {};
                             if (inside) value = load_channels<V>(from, s.outs - o);
-                            *reinterpret_cast<Raw<T, 8> *>(there) = value;
+                            *reinterpret_cast<RawVector<T, 8> *>(there) = value;
                         }
                     }
                 }
@@ -171,9 +171,9 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
             if (!GATHERS && (norm || adds) && loads_x(step, thread)) {
                 Prologue<T> prologue = prologue_of<8, T>(s, norm, adds, item, c0 + thread % 4 * 8);
                 T *own = ring + slot * stage + thread / 4 * ROW + thread % 4 * 8;
-                Raw<T, 8> value = load_raw<8>(own), more = value;
+                RawVector<T, 8> value = load_raw<8>(own), more = value;
                 if (adds) more = load_raw<8>(own + R::X);
-                *reinterpret_cast<Raw<T, 8> *>(own) = prologue.of(value, more);
+                *reinterpret_cast<RawVector<T, 8> *>(own) = prologue.of(value, more);
             }
         };
         FragmentA a[EDGE][4];
@@ -324,9 +324,9 @@ template <class T, int COLUMNS> struct DenseTileLoader {
             if (columns % 8 == 0) {
                 copy_async(cell + i * APART * STRIDE, at, within);
             } else {
-                Raw<T, 8> value = {};
+                RawVector<T, 8> value = {};
                 if (within) value = load_channels<1>(at, left);
-                *reinterpret_cast<Raw<T, 8> *>(cell + i * APART * STRIDE) = value;
+                *reinterpret_cast<RawVector<T, 8> *>(cell + i * APART * STRIDE) = value;
             }
         }
         row += ROWS, from += (int64)ROWS * columns;

@@ -161,7 +161,7 @@ template <class T> __device__ __forceinline__ unsigned pair_max(unsigned a, unsi
 #endif
 
 // N elements, loaded and stored by one instruction.
-template <class T, int N> struct alignas(sizeof(T) * N) Pack {
+template <class T, int N> struct alignas(sizeof(T) * N) AlignedVector {
     T v[N];
 };
 
@@ -177,22 +177,22 @@ template <class P> __device__ __forceinline__ P load_vector(const P *from) {
 
 // N elements as stored in memory, so that they take no more registers than that while they are
 // being loaded.
-template <class T, int N> struct Raw {
-    Pack<unsigned, N / 2> words;
+template <class T, int N> struct RawVector {
+    AlignedVector<unsigned, N / 2> words;
 };
-template <class T> struct Raw<T, 1> {
+template <class T> struct RawVector<T, 1> {
     T value;
 };
-template <int N> struct Raw<f32, N> {
-    Pack<f32, N> values;
+template <int N> struct RawVector<f32, N> {
+    AlignedVector<f32, N> values;
 };
-template <> struct Raw<f32, 1> {
+template <> struct RawVector<f32, 1> {
     f32 value;
 };
 
-template <int N, class T> __device__ __forceinline__ Raw<T, N> load_raw(const T *from) { return load_vector(reinterpret_cast<const Raw<T, N> *>(from)); }
+template <int N, class T> __device__ __forceinline__ RawVector<T, N> load_raw(const T *from) { return load_vector(reinterpret_cast<const RawVector<T, N> *>(from)); }
 
-template <class T, int N> __device__ __forceinline__ float element(const Raw<T, N> &raw, int i) {
+template <class T, int N> __device__ __forceinline__ float element(const RawVector<T, N> &raw, int i) {
     if constexpr (N == 1) {
         return to_float(raw.value);
     } else if constexpr (sizeof(T) == 4) {
@@ -208,15 +208,15 @@ template <int N, class T> __device__ __forceinline__ void load(float (&to)[N], c
     constexpr int step = N * (int)sizeof(T) > 16 ? 16 / (int)sizeof(T) : N;
 #pragma unroll
     for (int i = 0; i < N; i += step) {
-        Pack<T, step> p = load_vector(reinterpret_cast<const Pack<T, step> *>(from + i));
+        AlignedVector<T, step> p = load_vector(reinterpret_cast<const AlignedVector<T, step> *>(from + i));
 #pragma unroll
         for (int j = 0; j < step; j++) to[i + j] = to_float(p.v[j]);
     }
 }
 
 // Values rounded to elements.
-template <class T, int N> __device__ __forceinline__ Raw<T, N> to_raw(const float *from) {
-    Raw<T, N> raw;
+template <class T, int N> __device__ __forceinline__ RawVector<T, N> to_raw(const float *from) {
+    RawVector<T, N> raw;
     if constexpr (N == 1) {
         raw.value = from_float<T>(from[0]);
     } else if constexpr (sizeof(T) == 4) {
@@ -232,7 +232,7 @@ template <class T, int N> __device__ __forceinline__ Raw<T, N> to_raw(const floa
 template <int N, class T> __device__ __forceinline__ void store(T *to, const float (&from)[N]) {
     constexpr int step = N * (int)sizeof(T) > 16 ? 16 / (int)sizeof(T) : N;
 #pragma unroll
-    for (int i = 0; i < N; i += step) *reinterpret_cast<Raw<T, step> *>(to + i) = to_raw<T, step>(from + i);
+    for (int i = 0; i < N; i += step) *reinterpret_cast<RawVector<T, step> *>(to + i) = to_raw<T, step>(from + i);
 }
 
 #define MINUS_INFINITY __uint_as_float(0xff800000u)

@@ -111,7 +111,7 @@ template <int TAPS> struct Halo {
 // The convolution's prologue (norm, activation, addition) for one voxel's V channels:
 // `norm_of(first, to)` gives the coefficients of a few channels from `first` on.
 template <class T, int V, class N>
-__device__ __forceinline__ void prepare(float (&v)[V], const Raw<T, V> &x, const Raw<T, V> &more, bool adds, bool norms, N norm_of, float slope) {
+__device__ __forceinline__ void prepare(float (&v)[V], const RawVector<T, V> &x, const RawVector<T, V> &more, bool adds, bool norms, N norm_of, float slope) {
     constexpr int FEW = V < 4 ? V : 4;
 #pragma unroll
     for (int first = 0; first < V; first += FEW) {
@@ -178,7 +178,7 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
                 int voxel = (2 * d * 2 * s.h + 2 * h) * 2 * s.w + 2 * w;
 #pragma unroll 1
                 for (int p = 0; p < 8; p += voxels) {
-                    Raw<T, V> values[LOADS];
+                    RawVector<T, V> values[LOADS];
 #pragma unroll
                     for (int a = 0; a < LOADS; a++) {
                         int q = p + (adds ? a / 2 : a);
@@ -206,7 +206,7 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
 #pragma unroll
         for (int i = 0; i < V; i++) v[i] = 0.0f;
         if (within(d, h, w)) {
-            Raw<T, V> value = load_at(0, voxel), more = value;
+            RawVector<T, V> value = load_at(0, voxel), more = value;
             if (adds) more = load_at(1, voxel);
             prepare(v, value, more, adds, norms, norm_of, s.slope);
         }
@@ -235,8 +235,8 @@ template <class T> struct Prologue {
         }
     }
 
-    __device__ __forceinline__ Raw<T, V> of(const Raw<T, V> &x, const Raw<T, V> &more) const {
-        Raw<T, V> y = x;
+    __device__ __forceinline__ RawVector<T, V> of(const RawVector<T, V> &x, const RawVector<T, V> &more) const {
+        RawVector<T, V> y = x;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             if constexpr (sizeof(T) == 4) {
@@ -257,8 +257,8 @@ template <class T> struct Prologue {
 };
 
 // The larger of each pair of elements of two pieces of 16 bytes.
-template <class T> __device__ __forceinline__ Raw<T, PIECE<T>> larger(const Raw<T, PIECE<T>> &a, const Raw<T, PIECE<T>> &b) {
-    Raw<T, PIECE<T>> y;
+template <class T> __device__ __forceinline__ RawVector<T, PIECE<T>> larger(const RawVector<T, PIECE<T>> &a, const RawVector<T, PIECE<T>> &b) {
+    RawVector<T, PIECE<T>> y;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         if constexpr (sizeof(T) == 4) y.values.v[i] = fmaxf(a.values.v[i], b.values.v[i]);
@@ -302,23 +302,23 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
         Prologue<T> prologue(coefficients, adds, s.slope);
 #pragma unroll 1
         for (int i = row; i < ALL; i += ROWS, cell += NEXT, step()) {
-            Raw<T, V> most = {};
+            RawVector<T, V> most = {};
             if (within()) {
 #pragma unroll 1
                 for (int p = 0; p < 8; p += 4) {
                     int from = at + p * s.h * s.w;
                     auto place = [&](int a) { return origin + (int64)(from + a / 2 * 2 * s.w + a % 2) * s.c; };
-                    Raw<T, V> values[4];
+                    RawVector<T, V> values[4];
 #pragma unroll
                     for (int a = 0; a < 4; a++) values[a] = load_raw<V>(x + place(a));
 #pragma unroll
                     for (int a = 0; a < 4; a++) {
-                        Raw<T, V> value = prologue.of(values[a], adds ? load_raw<V>(add + place(a)) : values[a]);
+                        RawVector<T, V> value = prologue.of(values[a], adds ? load_raw<V>(add + place(a)) : values[a]);
                         most = p || a ? larger<T>(most, value) : value;
                     }
                 }
             }
-            *reinterpret_cast<Raw<T, V> *>(cell) = most;
+            *reinterpret_cast<RawVector<T, V> *>(cell) = most;
         }
         return;
     }
@@ -339,7 +339,7 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
     at = first_at, h = first_h;
 #pragma unroll 1
     for (int first = 0; first < COUNT; first += 2) {
-        Raw<T, V> more[2];
+        RawVector<T, V> more[2];
         if (adds) {
 #pragma unroll
             for (int a = 0; a < 2; a++) {
@@ -350,7 +350,7 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
 #pragma unroll
         for (int a = 0; a < 2; a++) {
             T *here = cell + (first + a) * NEXT;
-            if (there_now >> (first + a) & 1) *reinterpret_cast<Raw<T, V> *>(here) = prologue.of(load_raw<V>(here), more[a]);
+            if (there_now >> (first + a) & 1) *reinterpret_cast<RawVector<T, V> *>(here) = prologue.of(load_raw<V>(here), more[a]);
         }
     }
 }
@@ -404,12 +404,12 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
         float y[V];
         load(y, stage + (v0 + r * 8) * STAGE + column);
         if (vector) {
-            Raw<T, V> more = {};
+            RawVector<T, V> more = {};
             if (start) more = load_raw<V>(start + at);
 #pragma unroll
             for (int j = 0; j < V; j++) y[j] += offset[j] + (start ? element(more, j) : 0.0f);
-            Raw<T, V> rounded = to_raw<T, V>(y);
-            *reinterpret_cast<Raw<T, V> *>(out + at) = rounded;
+            RawVector<T, V> rounded = to_raw<T, V>(y);
+            *reinterpret_cast<RawVector<T, V> *>(out + at) = rounded;
 #pragma unroll
             for (int j = 0; j < V; j++) y[j] = element(rounded, j);
         } else {
@@ -557,7 +557,7 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
         origin += lane % 4 * 8;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            Raw<T, 8> starts[4] = {};
+            RawVector<T, 8> starts[4] = {};
             if (start) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
@@ -574,14 +574,14 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
                 float v[8];
 #pragma unroll
                 for (int j = 0; j < 8; j++) v[j] = acc[m][j / 2][i % 2 * 2 + j % 2] + (offset[j] + element(starts[i], j));
-                Raw<T, 8> y = to_raw<T, 8>(v);
+                RawVector<T, 8> y = to_raw<T, 8>(v);
 #pragma unroll
                 for (int j = 0; j < 8; j++) {
                     float rounded = inside ? element(y, j) : 0.0f;
                     sum[j] += rounded, squares[j] += rounded * rounded;
                 }
                 turn(y.words.v);
-                if (mine && inside) *reinterpret_cast<Raw<T, 8> *>(out + origin + h * row) = y;
+                if (mine && inside) *reinterpret_cast<RawVector<T, 8> *>(out + origin + h * row) = y;
             }
         }
     }

@@ -7,8 +7,8 @@
         SHARED_MEMORY(shared);                                      \
         reinterpret_cast<T *>(shared)[threadIdx.x * stride] = T{};  \
     })
-typedef Pack<float, 2> Pair;
-typedef Pack<float, 4> Four;
+typedef AlignedVector<float, 2> Pair;
+typedef AlignedVector<float, 4> Four;
 OF_SHARED(shared_2, f16)
 OF_SHARED(shared_4, float)
 OF_SHARED(shared_8, Pair)
