@@ -166,7 +166,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
             copy_commit();
         };
         // Computes the prologue of the values that the thread loaded, in place.
-        auto prepare = [&](int step, int slot) {
+        auto apply_prologue = [&](int step, int slot) {
             int thread = own_thread();
             if (!GATHERS && (norm || adds) && loads_x(step, thread)) {
                 Prologue<T> prologue = prologue_of<8, T>(s, norm, adds, item, c0 + thread % 4 * 8);
@@ -186,7 +186,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
         for (int i = 0; i < STAGES - 1; i++) start(i, i);
         copy_wait<STAGES - EDGE>();
 #pragma unroll 1
-        for (int i = 0; i < EDGE - 1; i++) prepare(i, i);
+        for (int i = 0; i < EDGE - 1; i++) apply_prologue(i, i);
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < EDGE - 1; k++) load_x(a[k], k);
@@ -196,7 +196,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
 #pragma unroll 1
         for (int step = EDGE - 1, slot = EDGE - 1; step < steps; step++, slot = slot + 1 == STAGES ? 0 : slot + 1) {
             copy_wait<STAGES - 2>();
-            prepare(step, slot);
+            apply_prologue(step, slot);
             __syncthreads();
             start(step + STAGES - 1, slot ? slot - 1 : STAGES - 1);
             load_x(a[EDGE - 1], slot);

@@ -111,7 +111,7 @@ template <int TAPS> struct Halo {
 // The convolution's prologue (norm, activation, addition) for one voxel's V channels:
 // `norm_of(first, to)` gives the coefficients of a few channels from `first` on.
 template <class T, int V, class N>
-__device__ __forceinline__ void prepare(float (&v)[V], const RawVector<T, V> &x, const RawVector<T, V> &more, bool adds, bool norms, N norm_of, float slope) {
+__device__ __forceinline__ void apply_prologue(float (&v)[V], const RawVector<T, V> &x, const RawVector<T, V> &more, bool adds, bool norms, N norm_of, float slope) {
     constexpr int FEW = V < 4 ? V : 4;
 #pragma unroll
     for (int first = 0; first < V; first += FEW) {
@@ -188,7 +188,7 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
                     for (int a = 0; a < LOADS; a++) {
                         if (adds && a % 2) continue;
                         float u[V];
-                        prepare(u, values[a], values[a / 2 * 2 + 1], adds, norms, norm_of, s.slope);
+                        apply_prologue(u, values[a], values[a / 2 * 2 + 1], adds, norms, norm_of, s.slope);
 #pragma unroll
                         for (int i = 0; i < V; i++) v[i] = p || a ? fmaxf(v[i], u[i]) : u[i];
                     }
@@ -208,7 +208,7 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
         if (within(d, h, w)) {
             RawVector<T, V> value = load_at(0, voxel), more = value;
             if (adds) more = load_at(1, voxel);
-            prepare(v, value, more, adds, norms, norm_of, s.slope);
+            apply_prologue(v, value, more, adds, norms, norm_of, s.slope);
         }
         put(at, v);
     }
@@ -358,7 +358,7 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
 // Adds up the sums of THREADS threads, of V channels each (OUT / V threads have all 32), and writes
 // them to `to`, [outs][2]. `bins` holds THREADS / 32 * 2 * OUT floats.
 template <int THREADS, int V>
-__device__ __forceinline__ void leave_sums(float *bins, float (&sum)[V], float (&squares)[V], int channels, double *to) {
+__device__ __forceinline__ void store_partial_sums(float *bins, float (&sum)[V], float (&squares)[V], int channels, double *to) {
     constexpr int ACROSS = OUT / V;
 #pragma unroll
     for (int i = 0; i < V; i++) {
@@ -381,10 +381,10 @@ __device__ __forceinline__ void leave_sums(float *bins, float (&sum)[V], float (
 }
 
 // Adds the bias or the initial map to the block's staged result [256][STAGE], writes it, and writes
-// the sums. A thread writes 16 bytes of a voxel. `bins`: see leave_sums.
+// the sums. A thread writes 16 bytes of a voxel. `bins`: see store_partial_sums.
 template <bool PHASED, int THREADS, class T>
-__device__ __forceinline__ void finish(const float *stage, float *bins, const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
-                                       double *partial) {
+__device__ __forceinline__ void write_staged(const float *stage, float *bins, const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
+                                             double *partial) {
     // ROWS is the number of rows of 8 voxels that the block's threads write in one pass.
     constexpr int V = 16 / (int)sizeof(T), ROWS = THREADS / (OUT / V) / 8;
     int column = threadIdx.x % (OUT / V) * V, channel = b.n0 + column, v0 = threadIdx.x / (OUT / V);
@@ -425,7 +425,7 @@ __device__ __forceinline__ void finish(const float *stage, float *bins, const Co
     }
     if (!partial) return;
     int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * phases + b.phase;
-    leave_sums<THREADS>(bins, sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
+    store_partial_sums<THREADS>(bins, sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
 // Writes a warp's sums of 32 voxels, four rows of 8, and 32 outputs to the staged result, and waits
@@ -589,7 +589,7 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
 
 // Adds up the sums of 32 channels over the four warps of a block and writes them to `to`,
 // [outs][2]. `bins` holds 4 * 2 * OUT floats.
-__device__ __forceinline__ void leave_fragment_sums(float *bins, float (&sum)[8], float (&squares)[8], int channels, double *to) {
+__device__ __forceinline__ void store_fragment_sums(float *bins, float (&sum)[8], float (&squares)[8], int channels, double *to) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -685,7 +685,7 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     write_fragments<PHASED>(acc, s, b, bias, start, out, sum, squares);
     if (!partial || s.split_k > 1) return;
     int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * (PHASED ? s.phases : 1) + b.phase;
-    leave_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
+    store_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
 // A decoder stage of at most CH input channels: a block computes all 8 phases of its tile, one
@@ -715,7 +715,7 @@ __device__ __forceinline__ void stage_matrix(unsigned char *shared, const ConvSh
     if (!partial) return;
     __syncthreads();
     int64 tile = (int64)b.item * gridDim.x + blockIdx.x;
-    leave_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
+    store_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
 }
 
 // Adds up partial sums [split_k][n][voxels][outs], and the bias or the initial map; writes sums of
@@ -757,7 +757,7 @@ __device__ __forceinline__ void conv_splitk_reduce(const float *splitk_workspace
     }
     if (!partial) return;
     int64 tile = (int64)blockIdx.z * gridDim.x + blockIdx.x;
-    leave_sums<256>(reinterpret_cast<float *>(shared), sum, squares, outs - n0, partial + (tile * outs + n0) * 2);
+    store_partial_sums<256>(reinterpret_cast<float *>(shared), sum, squares, outs - n0, partial + (tile * outs + n0) * 2);
 }
 
 // One input channel on tensor cores: the 27 taps, padded to 32, take the place of the channels.
@@ -809,7 +809,7 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     __syncthreads();
     float *stage = reinterpret_cast<float *>(shared);
     stage_fragments(stage, acc);
-    finish<false, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+    write_staged<false, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 
 // Plain float arithmetic, one voxel per thread: the oracle, and the kernel for maps of few
@@ -854,7 +854,7 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
     float *stage = reinterpret_cast<float *>(shared);
     store(stage + t * STAGE, total);
     __syncthreads();
-    finish<TAPS == 8 && !GATHER, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+    write_staged<TAPS == 8 && !GATHER, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
 }
 
 #define CONV_PARAMETERS(T, W)                                                                                                                  \
