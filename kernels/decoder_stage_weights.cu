@@ -18,7 +18,7 @@ constexpr int PAIRS = 8 * 27;
 
 // Weights [row][tap] with their taps first, [tap][row], or the reverse. A block has 256 rows: both
 // sides are read and written in the order of memory.
-template <bool FORWARD> __device__ __forceinline__ void turn(const float *x, float *y, int64 rows, int taps) {
+template <bool FORWARD> __device__ __forceinline__ void transpose(const float *x, float *y, int64 rows, int taps) {
     SHARED_MEMORY(shared);
     float *tile = reinterpret_cast<float *>(shared);
     // An odd number of floats from one row to the next.
@@ -35,8 +35,8 @@ template <bool FORWARD> __device__ __forceinline__ void turn(const float *x, flo
     }
 }
 
-KERNEL(stage_taps_first, 256, 4, (const float *x, float *y, int64 rows, int taps), turn<true>(x, y, rows, taps))
-KERNEL(stage_taps_last, 256, 4, (const float *x, float *y, int64 rows, int taps), turn<false>(x, y, rows, taps))
+KERNEL(stage_taps_first, 256, 4, (const float *x, float *y, int64 rows, int taps), transpose<true>(x, y, rows, taps))
+KERNEL(stage_taps_last, 256, 4, (const float *x, float *y, int64 rows, int taps), transpose<false>(x, y, rows, taps))
 
 // The coarse tap and the deconvolution's phase that belong to phase p and tap t of the convolution
 // along an axis. Each is appended to those of the axes before.

@@ -135,7 +135,7 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
                 if constexpr (!LIES) {
                     load_matrices(two, r_step, (j * 8 * STRIDE + k) * (int)sizeof(T));
                 } else if constexpr (sizeof(T) == 2) {
-                    load_matrices_turned(two, r_step, (k * ROW + j * 8) * 2);
+                    load_matrices_transposed(two, r_step, (k * ROW + j * 8) * 2);
                 } else {
 #pragma unroll
                     for (int i = 0; i < 4; i++) two[i] = __float_as_uint(r_step[(k + i % 2 * 4) * ROW + (j + i / 2) * 8]);

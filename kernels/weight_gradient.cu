@@ -179,7 +179,7 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
         FragmentA a[EDGE][4];
         auto load_x = [&](FragmentA (&to)[4], int slot) {
 #pragma unroll
-            for (int h = 0; h < 4; h++) load_matrices_turned(to[h].r, left + slot * stage, h * 8 * ROW * 2);
+            for (int h = 0; h < 4; h++) load_matrices_transposed(to[h].r, left + slot * stage, h * 8 * ROW * 2);
         };
         __syncthreads();
 #pragma unroll 1
@@ -202,10 +202,10 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
             load_x(a[EDGE - 1], slot);
             if (active) {
                 unsigned b[2][4];
-                load_matrices_turned(b[0], right + slot * stage);
+                load_matrices_transposed(b[0], right + slot * stage);
 #pragma unroll
                 for (int r = 0; r < 3 + EDGE; r++) {
-                    if (r + 1 < 3 + EDGE) load_matrices_turned(b[(r + 1) % 2], right + slot * stage, (r + 1) * AROUND * ROW * 2);
+                    if (r + 1 < 3 + EDGE) load_matrices_transposed(b[(r + 1) % 2], right + slot * stage, (r + 1) * AROUND * ROW * 2);
 #pragma unroll
                     for (int kh = 0; kh < EDGE; kh++) {
                         int h = r + kh - (EDGE - 1);
@@ -367,9 +367,9 @@ __device__ __forceinline__ void dense_weight_matrix(const T *x, const T *dy, flo
             FragmentA a[M];
             unsigned b[2][4];
 #pragma unroll
-            for (int j = 0; j < 2; j++) load_matrices_turned(b[j], r_step, (row * Right::STRIDE + j * 16) * 2);
+            for (int j = 0; j < 2; j++) load_matrices_transposed(b[j], r_step, (row * Right::STRIDE + j * 16) * 2);
 #pragma unroll
-            for (int i = 0; i < M; i++) load_matrices_turned(a[i].r, l_step, (row * Left::STRIDE + i * 16) * 2);
+            for (int i = 0; i < M; i++) load_matrices_transposed(a[i].r, l_step, (row * Left::STRIDE + i * 16) * 2);
 #pragma unroll
             for (int i = 0; i < M; i++) {
 #pragma unroll

@@ -556,7 +556,7 @@ static Slot *matrix_rows(const void *row) {
     return exchange([&](Slot &s) { memcpy(s.row, row, 16); }, [](Slot *) {});
 }
 
-void load_matrices_turned(unsigned (&r)[4], const void *row) {
+void load_matrices_transposed(unsigned (&r)[4], const void *row) {
     ACCOUNT(note(__builtin_return_address(0), 0, row, 16, false);)
     Slot *slots = matrix_rows(row);
     int l = lane();

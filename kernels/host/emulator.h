@@ -59,7 +59,7 @@ unsigned vote(unsigned mask, bool value);
 void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool bfloat);
 void multiply_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
 void load_matrices(unsigned (&r)[4], const void *row);
-void load_matrices_turned(unsigned (&r)[4], const void *row);
+void load_matrices_transposed(unsigned (&r)[4], const void *row);
 void copy_async(void *shared, const void *global, bool present);
 void copy_commit();
 void copy_wait(int pending);

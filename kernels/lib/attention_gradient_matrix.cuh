@@ -67,7 +67,7 @@ template <class T> __device__ __forceinline__ void add_rows(const GradientTiles<
         for (int c = 0; c < MOST_DIM / 16; c++) {
             if (c * 16 >= t.dim) break;
             unsigned b[4];
-            load_matrices_turned(b, from + j * 16 * t.row + c * 16);
+            load_matrices_transposed(b, from + j * 16 * t.row + c * 16);
             multiply<T>(acc[2 * c], a, FragmentB{{b[0], b[1]}});
             multiply<T>(acc[2 * c + 1], a, FragmentB{{b[2], b[3]}});
         }
@@ -589,7 +589,7 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
                 for (int c = 0; c < MOST_DIM / 16; c++) {
                     if (c * 16 >= dim) break;
                     unsigned b[4];
-                    load_matrices_turned(b, table16 + (n0 + lane % 16) * tile.row + c * 16 + lane / 16 * 8);
+                    load_matrices_transposed(b, table16 + (n0 + lane % 16) * tile.row + c * 16 + lane / 16 * 8);
                     multiply<T>(acc[2 * c], a, FragmentB{{b[0], b[1]}});
                     multiply<T>(acc[2 * c + 1], a, FragmentB{{b[2], b[3]}});
                 }
@@ -601,12 +601,12 @@ __device__ __forceinline__ void vit_queries_matrix(const T *qkv, const float *va
 #pragma unroll
                 for (int m = 0; m < QUERIES / 16; m++) {
                     FragmentA a;
-                    load_matrices_turned(a.r, spread + (m * 16 + lane / 16 * 8 + lane % 8) * spread_row + n0 + lane / 8 % 2 * 8);
+                    load_matrices_transposed(a.r, spread + (m * 16 + lane / 16 * 8 + lane % 8) * spread_row + n0 + lane / 8 % 2 * 8);
 #pragma unroll
                     for (int c = 0; c < MOST_DIM / 16; c++) {
                         if (c * 16 >= dim) break;
                         unsigned b[4];
-                        load_matrices_turned(b, tile.q + (m * 16 + lane % 16) * tile.row + c * 16 + lane / 16 * 8);
+                        load_matrices_transposed(b, tile.q + (m * 16 + lane % 16) * tile.row + c * 16 + lane / 16 * 8);
                         multiply<T>(sums[2 * c], a, FragmentB{{b[0], b[1]}});
                         multiply<T>(sums[2 * c + 1], a, FragmentB{{b[2], b[3]}});
                     }

@@ -157,7 +157,7 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
 #pragma unroll
                 for (int i = 0; i < 4; i++) b[i] = __float_as_uint(from[i % 2 * t.row + i / 2 * 8]);
             } else {
-                load_matrices_turned(b, v + (j * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
+                load_matrices_transposed(b, v + (j * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
             }
             typename Products<P>::Right right[2] = {Products<P>::right(b[0], b[1]), Products<P>::right(b[2], b[3])};
             Products<P>::add(rows.acc + 2 * c, p, right);

@@ -448,7 +448,7 @@ __device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)
 
 // Transposes four registers across four consecutive lanes: register i of lane t becomes register t
 // of lane i.
-__device__ __forceinline__ void turn(unsigned (&r)[4]) {
+__device__ __forceinline__ void transpose_lanes(unsigned (&r)[4]) {
     bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
@@ -565,7 +565,7 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
                     if (mine && b.h0 + h < s.h) starts[i] = load_raw<8>(start + origin + h * row);
                 }
 #pragma unroll
-                for (int i = 0; i < 4; i++) turn(starts[i].words.v);
+                for (int i = 0; i < 4; i++) transpose_lanes(starts[i].words.v);
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -580,7 +580,7 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
                     float rounded = inside ? element(y, j) : 0.0f;
                     sum[j] += rounded, squares[j] += rounded * rounded;
                 }
-                turn(y.words.v);
+                transpose_lanes(y.words.v);
                 if (mine && inside) *reinterpret_cast<RawVector<T, 8> *>(out + origin + h * row) = y;
             }
         }

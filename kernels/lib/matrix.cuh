@@ -159,9 +159,9 @@ __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void *row,
 
 // Loads four 8 x 8 matrices as load_matrices does, each transposed on the way: lane i receives
 // elements i / 4 of rows 2 (i % 4) and + 1.
-__device__ __forceinline__ void load_matrices_turned(unsigned (&r)[4], const void *row, int offset = 0) {
+__device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], const void *row, int offset = 0) {
 #ifdef PRISM_EMULATOR
-    emulator::load_matrices_turned(r, reinterpret_cast<const char *>(row) + offset);
+    emulator::load_matrices_transposed(r, reinterpret_cast<const char *>(row) + offset);
 #else
     unsigned at = (unsigned)__cvta_generic_to_shared(row) + offset;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"

@@ -20,7 +20,7 @@ KERNEL(matrices, 32, 1, (int stride), {
     unsigned r[4];
     const f16 *row = reinterpret_cast<f16 *>(shared) + threadIdx.x * stride;
     load_matrices(r, row);
-    load_matrices_turned(r, row);
+    load_matrices_transposed(r, row);
 })
 
 // 16 bytes for each of `there` lanes, and zeros for the others.

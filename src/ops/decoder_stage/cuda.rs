@@ -9,7 +9,7 @@ use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
 /// Rows that a block of `stage_taps_first` transposes.
-const TURNED: usize = 256;
+const TRANSPOSED: usize = 256;
 /// The edge of the part that a block of a product of weights computes, and the floats of its tiles
 /// of both sides.
 const SPAN: usize = 64;
@@ -188,7 +188,7 @@ pub fn biases_gradient(
 }
 
 /// Weights `[row][tap]` with their taps first, `[tap][row]`, or the reverse.
-fn turned(
+fn transposed(
     cuda: &Cuda,
     x: &Arc<Memory>,
     [rows, taps]: [usize; 2],
@@ -197,8 +197,8 @@ fn turned(
     let y = cuda.allocate(rows * taps, DType::F32)?;
     let kernel = if first { kernels::STAGE_TAPS_FIRST } else { kernels::STAGE_TAPS_LAST };
     let launch = Launch {
-        grid: [rows.div_ceil(TURNED), 1, 1],
-        shared: TURNED * (taps | 1) * 4,
+        grid: [rows.div_ceil(TRANSPOSED), 1, 1],
+        shared: TRANSPOSED * (taps | 1) * 4,
         ..Launch::per_element(0)
     }
     .with_cost(0, 2 * rows * taps * 4);
@@ -225,8 +225,8 @@ pub fn compose(
     let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
     let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
     let (deconv, conv) = (deconv.to_device(cuda, DType::F32)?, conv.to_device(cuda, DType::F32)?);
-    let deconv_taps = turned(cuda, &deconv, [coarse * up, 8], true)?;
-    let conv_taps = turned(cuda, &conv, [out * inputs, 27], true)?;
+    let deconv_taps = transposed(cuda, &deconv, [coarse * up, 8], true)?;
+    let conv_taps = transposed(cuda, &conv, [out * inputs, 27], true)?;
     let composed = cuda.allocate(64 * out * coarse, DType::F32)?;
     let launch = Launch {
         grid: [coarse.div_ceil(SPAN), out.div_ceil(SPAN), 64],
@@ -283,7 +283,7 @@ pub fn weights_gradient(
     let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
     let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
     let by_tap = |t: &Tensor, taps: usize| {
-        turned(cuda, &t.to_device(cuda, DType::F32)?, [t.len() / taps, taps], true)
+        transposed(cuda, &t.to_device(cuda, DType::F32)?, [t.len() / taps, taps], true)
     };
     let gradient = by_tap(composed, 8)?;
     let (deconv_taps, conv_taps) = (by_tap(deconv, 8)?, by_tap(conv, 27)?);
@@ -315,7 +315,7 @@ pub fn weights_gradient(
         cuda.launch(kernel, launch, arguments)?;
     }
     let back = |values: &Arc<Memory>, like: &Tensor, taps: usize| -> Result<Tensor, OpError> {
-        let values = turned(cuda, values, [like.len() / taps, taps], false)?;
+        let values = transposed(cuda, values, [like.len() / taps, taps], false)?;
         Ok(Tensor::from_device(like.shape(), values, DType::F32))
     };
     Ok([back(&d_deconv, deconv, 8)?, back(&d_conv, conv, 27)?])
