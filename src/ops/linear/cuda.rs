@@ -40,9 +40,9 @@ fn piece(dtype: DType) -> usize {
 /// The kernel for a product.
 enum Kernel {
     /// In plain float arithmetic.
-    Plain(TypedKernel<LinearOddArgs<'static>>),
+    Simt(TypedKernel<LinearOddArgs<'static>>),
     /// On tensor cores, where blocks may share k.
-    Matrix(TypedKernel<LinearArgs<'static>>),
+    Mma(TypedKernel<LinearArgs<'static>>),
 }
 
 impl Kernel {
@@ -58,7 +58,7 @@ impl Kernel {
                 DType::F32 => kernels::LINEAR_F32,
                 dtype => kernels::LINEAR_ODD.of(dtype)?,
             };
-            return Ok((Kernel::Plain(plain), PLAIN, 1));
+            return Ok((Kernel::Simt(plain), PLAIN, 1));
         }
         let blocks = |block: &Block| m.div_ceil(block.rows) * n.div_ceil(EDGE);
         let (family, block) = match (blocks(&MANY) * 10 > BLOCKS, lies) {
@@ -68,7 +68,7 @@ impl Kernel {
             (false, true) => (kernels::LINEAR_BACK_FEW, FEW),
         };
         let split_k = (BLOCKS / blocks(&block)).min(k / LEAST).max(1);
-        Ok((Kernel::Matrix(family.multiplying(precision)?), block, split_k))
+        Ok((Kernel::Mma(family.multiplying(precision)?), block, split_k))
     }
 }
 
@@ -121,7 +121,7 @@ fn product(
         (m * k + n * k + m * n * (1 + usize::from(residual.is_some()))) * dtype.bytes(),
     );
     match kernel {
-        Kernel::Plain(kernel) => cuda.launch(
+        Kernel::Simt(kernel) => cuda.launch(
             kernel,
             launch,
             LinearOddArgs {
@@ -136,7 +136,7 @@ fn product(
                 act: act.into(),
             },
         )?,
-        Kernel::Matrix(kernel) => cuda.launch(
+        Kernel::Mma(kernel) => cuda.launch(
             kernel,
             launch,
             LinearArgs {
