@@ -83,12 +83,12 @@ template <int V, class T> __device__ __forceinline__ void multiply_add(const T *
     store(y + at, v);
 }
 
-// Linear heads over every voxel of x [voxels, c], after its norm and an added map: weights [m, c],
-// bias [m] or none, m at most 4, y [m, voxels]. Reads the map once and writes m values a voxel:
-// traffic is all there is.
+// Logits of masks, or other maps that are linear in each voxel's channels, of x [voxels, c], after
+// its norm and an added map: weights [m, c], bias [m] or none, m at most 4, y [m, voxels]. Reads
+// the map once and writes m values a voxel: traffic is all there is.
 template <class T>
-__device__ __forceinline__ void heads(const T *x, const float *norm, const T *add, const T *weights, const T *bias, T *y, int64 voxels, int c, int m,
-                                      float slope) {
+__device__ __forceinline__ void mask_logits(const T *x, const float *norm, const T *add, const T *weights, const T *bias, T *y, int64 voxels, int c, int m,
+                                            float slope) {
     SHARED_MEMORY(shared);
     float *w = reinterpret_cast<float *>(shared), *n = w + m * c;
     for (int i = threadIdx.x; i < m * c; i += blockDim.x) w[i] = to_float(weights[i]);
@@ -118,8 +118,8 @@ __device__ __forceinline__ void heads(const T *x, const float *norm, const T *ad
         if (j < m) y[j * voxels + at] = from_float<T>(acc[j] + (bias ? to_float(bias[j]) : 0.0f));
 }
 
-// The heads' gradient of the activated map: dx [voxels, c] from dy [m, voxels].
-template <int V, class T> __device__ __forceinline__ void heads_gradient(const T *weights, const T *dy, T *dx, int64 voxels, int c, int m) {
+// Their gradient of the activated map: dx [voxels, c] from dy [m, voxels].
+template <int V, class T> __device__ __forceinline__ void mask_logits_gradient(const T *weights, const T *dy, T *dx, int64 voxels, int c, int m) {
     EACH(V, voxels * c);
     int64 voxel = at / c;
     weights += at - voxel * c;
@@ -133,11 +133,11 @@ template <int V, class T> __device__ __forceinline__ void heads_gradient(const T
     store(dx + at, g);
 }
 
-// Sums over voxels for the gradients of the heads' weights and bias, [m][c + 1]: a thread has V
+// Sums over voxels for the gradients of their weights and bias, [m][c + 1]: a thread has V
 // channels of all maps, and the column of the bias after them.
 template <int V, class T>
-__device__ __forceinline__ void heads_sums(const T *x, const float *norm, const T *add, const T *dy, const Totals &to, int voxels, int c, int m, int run, int lanes,
-                                           float slope) {
+__device__ __forceinline__ void mask_logits_sums(const T *x, const float *norm, const T *add, const T *dy, const Totals &to, int voxels, int c, int m, int run, int lanes,
+                                                 float slope) {
     constexpr int MAPS = 4;
     int column = own_group(lanes) * V;
     x += column, add = add ? add + column : add;
@@ -182,17 +182,17 @@ __device__ __forceinline__ void heads_sums(const T *x, const float *norm, const 
     KERNEL(slope_##T, 256, 4, (const T *x, const T *dy, T *dx, int64 count, int which),                                                    \
            BY_VECTORS(WIDE<T>, count, count, slope, x, dy, dx, count, which))                                                              \
     KERNEL(times_##T, 256, 4, (const T *a, const T *b, T *y, int64 count), BY_VECTORS(WIDE<T>, count, count, times, a, b, y, count))       \
-    KERNEL(heads_gradient_##T, 256, 4, (const T *weights, const T *dy, T *dx, int64 voxels, int c, int m),                                 \
-           BY_VECTORS(WIDE<T>, c, c, heads_gradient, weights, dy, dx, voxels, c, m))                                                       \
-    KERNEL(heads_sums_##T, 256, 2,                                                                                                         \
+    KERNEL(mask_logits_gradient_##T, 256, 4, (const T *weights, const T *dy, T *dx, int64 voxels, int c, int m),                           \
+           BY_VECTORS(WIDE<T>, c, c, mask_logits_gradient, weights, dy, dx, voxels, c, m))                                                 \
+    KERNEL(mask_logits_sums_##T, 256, 2,                                                                                                   \
            (const T *x, const float *norm, const T *add, const T *dy, double *partial, float *first, int voxels, int c, int m, int run,    \
             int lanes, float slope),                                                                                                       \
            Totals to{partial, first, nullptr, 0};                                                                                          \
-           if (c % COLUMNS_EACH == 0) heads_sums<COLUMNS_EACH>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope);                     \
-           else heads_sums<1>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope))                                                      \
-    KERNEL(heads_##T, 256, 4,                                                                                                             \
+           if (c % COLUMNS_EACH == 0) mask_logits_sums<COLUMNS_EACH>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope);               \
+           else mask_logits_sums<1>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope))                                                \
+    KERNEL(mask_logits_##T, 256, 4,                                                                                                       \
            (const T *x, const float *norm, const T *add, const T *weights, const T *bias, T *y, int64 voxels, int c, int m, float slope), \
-           heads(x, norm, add, weights, bias, y, voxels, c, m, slope))
+           mask_logits(x, norm, add, weights, bias, y, voxels, c, m, slope))
 POINTWISE(f32)
 POINTWISE(f16)
 POINTWISE(bf16)

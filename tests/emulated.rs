@@ -569,7 +569,7 @@ fn weights_of_a_convolution_go_back_as_on_the_cpu() {
 
 /// Gradients of norms and of the mask heads, over several tiles of rows, in one item and in two.
 #[test]
-fn norms_and_heads_go_back_as_on_the_cpu() {
+fn norms_and_mask_logits_go_back_as_on_the_cpu() {
     // Numbers that are exact in 16 bits.
     let noise = |shape: &[usize], seed: usize| {
         let count: usize = shape.iter().product();
@@ -594,7 +594,8 @@ fn norms_and_heads_go_back_as_on_the_cpu() {
                 let (weights, dy) = (noise(&[3, c], 6), noise(&[3, d, 10, 9], 7));
                 let add = Some(&add);
                 all.push(
-                    pointwise::grad::heads(device, &x, &instance, add, &weights, &dy).unwrap(),
+                    pointwise::grad::mask_logits(device, &x, &instance, add, &weights, &dy)
+                        .unwrap(),
                 );
             }
             all.into_iter().flat_map(|(a, b, c)| [a, b, c]).map(|t| t.data().to_vec()).collect()

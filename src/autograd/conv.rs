@@ -406,16 +406,21 @@ impl<'m> Tape<'m> {
         Ok(ConvOutput { map, sums, pooled })
     }
 
-    /// [`pointwise::heads`] with weights that are themselves computed: the mask head. `x` has a
-    /// norm.
-    pub fn heads(&self, x: TapeInput, weights: &Var, bias: Option<&Var>) -> Result<Var, OpError> {
+    /// [`pointwise::mask_logits`] with weights that are themselves computed: the mask head. `x` has
+    /// a norm.
+    pub fn mask_logits(
+        &self,
+        x: TapeInput,
+        weights: &Var,
+        bias: Option<&Var>,
+    ) -> Result<Var, OpError> {
         let ConvInput { map, prologue: Prologue { norm: Some(norm), add, .. } } = &x.input else {
             return Err(OpError::Argument {
-                op: "heads",
+                op: "mask_logits",
                 message: "its map comes with a norm".into(),
             });
         };
-        let value = pointwise::heads(
+        let value = pointwise::mask_logits(
             self.device(),
             map,
             norm,
@@ -431,7 +436,7 @@ impl<'m> Tape<'m> {
                 let ConvInput { map, prologue: Prologue { norm, add, .. } } = &x.input;
                 let norm = norm.as_ref().expect("checked on the way forward");
                 let (dx, dw, db) =
-                    pointwise::grad::heads(&device, map, norm, add.as_ref(), &w, &dy)?;
+                    pointwise::grad::mask_logits(&device, map, norm, add.as_ref(), &w, &dy)?;
                 back.add(w_id, dw.reshape(w.shape()))?;
                 if let Some((id, shape)) = b {
                     back.add(id, db.reshape(shape))?;

@@ -6,7 +6,7 @@ use super::weights::Weights;
 use crate::autograd::{Normed, Tape, TapeInput, UpStage, Var};
 use crate::device::Device;
 use crate::device::cuda::Fork;
-use crate::ops::pointwise::heads_chosen;
+use crate::ops::pointwise::chosen_mask_logits;
 use crate::tensor::OpError;
 
 /// The decoder's stages and heads.
@@ -144,10 +144,10 @@ impl MaskDecoder {
         {
             // If no observer wants results, one map is stored instead of all.
             let chosen = best(scores.data());
-            let (map, bits) = heads_chosen(cpu, x.map(), x.norm(), &weights, chosen)?;
+            let (map, bits) = chosen_mask_logits(cpu, x.map(), x.norm(), &weights, chosen)?;
             return Ok(Candidates { masks: Var::constant(map), scores, bits: Some(bits) });
         }
-        let masks = tape.heads(x.input(), &weights, None)?;
+        let masks = tape.mask_logits(x.input(), &weights, None)?;
         Ok(Candidates { masks, scores, bits: None })
     }
 

@@ -77,7 +77,7 @@ impl Refiner {
             }
             false => self.stacked.clone().map(Var::constant),
         };
-        let maps = tape.heads(b.input().plus(Some(&x)), &weights, Some(&bias))?;
+        let maps = tape.mask_logits(b.input().plus(Some(&x)), &weights, Some(&bias))?;
 
         let maps = maps.reshape([2, e * e * e]);
         let (error, correction) = (tape.rows(&maps, 0, 1)?, tape.rows(&maps, 1, 1)?);

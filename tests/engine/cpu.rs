@@ -8,7 +8,7 @@ use prism::ops::conv3d::{ConvInput, ConvOutput, Epilogue, PackedConv, conv3d};
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
 use prism::ops::linear::{Activation, linear, mlp};
 use prism::ops::norm::{ChannelNorm, Sums, apply, layer_norm, sums};
-use prism::ops::pointwise::{heads, heads_chosen, max_pool3d};
+use prism::ops::pointwise::{chosen_mask_logits, mask_logits, max_pool3d};
 use prism::tensor::Tensor;
 
 /// Uniform numbers in [-1, 1).
@@ -263,10 +263,11 @@ fn the_chosen_head_and_all_bits_are_those_of_all_maps() {
             .instance_norm(&noise(&[c], 2), &noise(&[c], 3), 1e-5, 0.01)
             .unwrap();
         let weights = noise(&[m, c], 4);
-        let all = heads(&device, &x, &norm, None, &weights, None).unwrap();
+        let all = mask_logits(&device, &x, &norm, None, &weights, None).unwrap();
         let voxels = x.rows();
         for chosen in 0..m {
-            let (map, bits) = heads_chosen(device.cpu(), &x, &norm, &weights, chosen).unwrap();
+            let (map, bits) =
+                chosen_mask_logits(device.cpu(), &x, &norm, &weights, chosen).unwrap();
             assert!(map.data() == &all.data()[chosen * voxels..][..voxels]);
             for (j, bits) in bits.iter().enumerate() {
                 let all = &all.data()[j * voxels..][..voxels];

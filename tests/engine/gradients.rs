@@ -519,7 +519,7 @@ fn pointwise_ops_and_rearrangements() {
 }
 
 #[test]
-fn heads_with_weights_that_are_computed() {
+fn mask_logits_with_weights_that_are_computed() {
     let (device, c) = (device(), 6);
     let list = inputs(&[&[1, 3, 2, 4, c], &[c], &[c], &[1, 3, 2, 4, c], &[3, c], &[3]]);
     let naive = |v: &[Values]| {
@@ -538,12 +538,12 @@ fn heads_with_weights_that_are_computed() {
             })
             .collect()
     };
-    check("heads", &list, &naive, &|seed| {
+    check("mask_logits", &list, &naive, &|seed| {
         let p = params(&list);
         let tape = Tape::on(&device);
         let [x, add, w, b] = [0, 3, 4, 5].map(|i| tape.leaf((*p[i]).clone()));
         let input = normed(&tape, &x, &p[1], &p[2]).input().plus(Some(&add));
-        let y = tape.heads(input, &w, Some(&b)).unwrap();
+        let y = tape.mask_logits(input, &w, Some(&b)).unwrap();
         record(tape, y, &[(0, x), (3, add), (4, w), (5, b)], 6, seed)
     });
 }

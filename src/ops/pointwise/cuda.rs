@@ -141,14 +141,14 @@ fn few_maps(weights: &Tensor, m: usize) -> Result<(), OpError> {
     match m <= MAPS {
         true => Ok(()),
         false => Err(weights.shape_error(
-            "heads",
+            "mask_logits",
             "weights",
             format!("at most {MAPS} maps on a CUDA device"),
         )),
     }
 }
 
-pub fn heads(
+pub fn mask_logits(
     cuda: &Cuda,
     x: &Tensor,
     [d, h, w, c]: [usize; 4],
@@ -170,9 +170,9 @@ pub fn heads(
         voxels * (c * (1 + usize::from(add.is_some())) + m) * dtype.bytes(),
     );
     cuda.launch(
-        kernels::HEADS.of(dtype)?,
+        kernels::MASK_LOGITS.of(dtype)?,
         launch,
-        kernels::HeadsArgs {
+        kernels::MaskLogitsArgs {
             x: (&values).into(),
             norm: (&channels).into(),
             add: (&add).into(),
@@ -188,8 +188,8 @@ pub fn heads(
     Ok(Tensor::from_device([m, d, h, w], out, dtype))
 }
 
-/// [`grad::heads`](super::grad::heads) on a device.
-pub fn heads_gradient(
+/// [`grad::mask_logits`](super::grad::mask_logits) on a device.
+pub fn mask_logits_gradient(
     cuda: &Cuda,
     x: &Tensor,
     norm: &ChannelNorm,
@@ -211,9 +211,9 @@ pub fn heads_gradient(
     let launch = Launch::per_vector(dtype.bytes(), x.len(), c)
         .with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes());
     cuda.launch(
-        kernels::HEADS_GRADIENT.of(dtype)?,
+        kernels::MASK_LOGITS_GRADIENT.of(dtype)?,
         launch,
-        kernels::HeadsGradientArgs {
+        kernels::MaskLogitsGradientArgs {
             weights: (&weights).into(),
             dy: (&gradient).into(),
             dx: (&out).into(),
@@ -225,9 +225,9 @@ pub fn heads_gradient(
     let columns = Columns::new(1, [voxels, c], [MAPS, 1]);
     let [sums, _] = columns.sums(cuda, m * (c + 1), |partial, [first, _]| {
         Ok(cuda.launch(
-            kernels::HEADS_SUMS.of(dtype)?,
+            kernels::MASK_LOGITS_SUMS.of(dtype)?,
             columns.launch().with_cost(2 * x.len() * m, (x.len() + m * voxels) * dtype.bytes()),
-            kernels::HeadsSumsArgs {
+            kernels::MaskLogitsSumsArgs {
                 x: (&values).into(),
                 norm: (&channels).into(),
                 add: (&add).into(),

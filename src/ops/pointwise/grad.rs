@@ -52,7 +52,7 @@ pub fn softmax(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
 multiversion! {
     /// The gradient of the activated values of a run of voxels, and what it adds to `sums`
     /// `[m][c]`, the weights' gradient, and `[m]`, the bias's.
-    fn heads_run(x: &[f32], add: Option<&[f32]>, norm: &ItemNorm, c: usize, weights: &[f32], dy: &[&[f32]], dx: &mut [f32], sums: &mut [f32]) {
+    fn mask_logits_run(x: &[f32], add: Option<&[f32]>, norm: &ItemNorm, c: usize, weights: &[f32], dy: &[&[f32]], dx: &mut [f32], sums: &mut [f32]) {
         let mut value = vec![0.0f32; c];
         let m = dy.len();
         for (v, x) in x.chunks_exact(c).enumerate() {
@@ -85,9 +85,9 @@ multiversion! {
     }
 }
 
-/// Gradients of [`heads`](super::heads): of the activated (and added) map, of the weights `[m, c]`
-/// and of the bias `[m]`.
-pub fn heads(
+/// Gradients of [`mask_logits`](super::mask_logits): of the activated (and added) map, of the
+/// weights `[m, c]` and of the bias `[m]`.
+pub fn mask_logits(
     device: &Device,
     x: &Tensor,
     norm: &ChannelNorm,
@@ -95,7 +95,7 @@ pub fn heads(
     weights: &Tensor,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
-    const OP: &str = "heads gradient";
+    const OP: &str = "mask_logits gradient";
     let (c, voxels) = (x.channels(), x.rows());
     if x.is_empty() {
         return Err(x.shape_error(OP, "x", "[1, d, h, w, c], no empty axis"));
@@ -111,7 +111,9 @@ pub fn heads(
     }
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
-        Device::Cuda(cuda) => return super::cuda::heads_gradient(cuda, x, norm, add, weights, dy),
+        Device::Cuda(cuda) => {
+            return super::cuda::mask_logits_gradient(cuda, x, norm, add, weights, dy);
+        }
     };
     let item = norm.item(0, c);
     let mut dx = cpu.alloc(x.len());
@@ -125,7 +127,7 @@ pub fn heads(
         // SAFETY: units own disjoint voxels.
         let dx = unsafe { to.slice(part.start, part.len()) };
         let add = add.map(|a| &a.data()[part.clone()]);
-        heads_run(cpu.isa(), &x.data()[part], add, &item, c, weights.data(), &dy, dx, sums);
+        mask_logits_run(cpu.isa(), &x.data()[part], add, &item, c, weights.data(), &dy, dx, sums);
     });
     let total =
         |i: usize| partial.iter().skip(i).step_by(each).map(|v| *v as f64).sum::<f64>() as f32;

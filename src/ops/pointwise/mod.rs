@@ -3,9 +3,9 @@
 
 pub(crate) mod cuda;
 pub mod grad;
-mod heads;
+mod mask_logits;
 
-use self::heads::Heads;
+use self::mask_logits::MaskLogits;
 use super::conv3d::{ConvInput, pooled};
 use super::norm::ChannelNorm;
 use super::resample;
@@ -145,10 +145,11 @@ pub fn max_pool3d(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     Ok(pooled(device.cpu(), &input, [n, d, h, w, c]))
 }
 
-/// Linear heads over every voxel, the map's norm (and an added map) applied on the way in: `x` `[1,
-/// d, h, w, c]`, `weights` `[m, c]`, `bias` `[m]` give `m` maps `[m, d, h, w]`. The mask head is
-/// this with the hypernetworks' outputs as weights.
-pub fn heads(
+/// Logits of masks, or other maps that are linear in each voxel's channels, the map's norm (and an
+/// added map) applied on the way in: `x` `[1, d, h, w, c]`, `weights` `[m, c]`, `bias` `[m]` give
+/// `m` maps `[m, d, h, w]`. The mask head is this with the hypernetworks' outputs as weights, the
+/// refiner's error map and correction with weights of its own.
+pub fn mask_logits(
     device: &Device,
     x: &Tensor,
     norm: &ChannelNorm,
@@ -156,60 +157,60 @@ pub fn heads(
     weights: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor, OpError> {
-    let (heads, [d, h, w, c]) = check_heads(x, norm, add, weights, bias)?;
+    let (mask_logits, [d, h, w, c]) = check_mask_logits(x, norm, add, weights, bias)?;
     match device {
         Device::Cpu(cpu) => {
             let m = weights.len() / c;
-            let _op = cpu.op("heads", || heads_work(&heads, m, [d, h, w, c]));
-            Ok(Tensor::from_buffer([m, d, h, w], heads.maps(cpu)))
+            let _op = cpu.op("mask_logits", || mask_logits_work(&mask_logits, m, [d, h, w, c]));
+            Ok(Tensor::from_buffer([m, d, h, w], mask_logits.maps(cpu)))
         }
-        Device::Cuda(cuda) => cuda::heads(cuda, x, [d, h, w, c], norm, add, weights, bias),
+        Device::Cuda(cuda) => cuda::mask_logits(cuda, x, [d, h, w, c], norm, add, weights, bias),
     }
 }
 
-/// One map of [`heads()`], on the CPU, without storing all: map `chosen` `[1, d, h, w]`, and one
-/// bit per voxel of every map, set if positive, first voxel in the highest bit.
-pub fn heads_chosen(
+/// One map of [`mask_logits()`], on the CPU, without storing all: map `chosen` `[1, d, h, w]`, and
+/// one bit per voxel of every map, set if positive, first voxel in the highest bit.
+pub fn chosen_mask_logits(
     cpu: &Cpu,
     x: &Tensor,
     norm: &ChannelNorm,
     weights: &Tensor,
     chosen: usize,
 ) -> Result<(Tensor, Vec<Vec<u8>>), OpError> {
-    let (heads, [d, h, w, c]) = check_heads(x, norm, None, weights, None)?;
+    let (mask_logits, [d, h, w, c]) = check_mask_logits(x, norm, None, weights, None)?;
     if chosen >= weights.len() / c {
         let message = format!("map {chosen} of {} was chosen", weights.len() / c);
-        return Err(OpError::Argument { op: HEADS, message });
+        return Err(OpError::Argument { op: MASK_LOGITS, message });
     }
-    let _op = cpu.op("heads", || heads_work(&heads, 1, [d, h, w, c]));
-    let (map, bits) = heads.chosen(cpu, chosen);
+    let _op = cpu.op("mask_logits", || mask_logits_work(&mask_logits, 1, [d, h, w, c]));
+    let (map, bits) = mask_logits.chosen(cpu, chosen);
     Ok((Tensor::from_buffer([1, d, h, w], map), bits))
 }
 
-const HEADS: &str = "heads";
+const MASK_LOGITS: &str = "mask_logits";
 
-fn check_heads<'a>(
+fn check_mask_logits<'a>(
     x: &'a Tensor,
     norm: &'a ChannelNorm,
     add: Option<&'a Tensor>,
     weights: &'a Tensor,
     bias: Option<&'a Tensor>,
-) -> Result<(Heads<'a>, [usize; 4]), OpError> {
-    let [n, d, h, w, c] = ConvInput::shared(x).normed(norm).plus(add).extent(HEADS)?;
+) -> Result<(MaskLogits<'a>, [usize; 4]), OpError> {
+    let [n, d, h, w, c] = ConvInput::shared(x).normed(norm).plus(add).extent(MASK_LOGITS)?;
     if n != 1 {
-        return Err(x.shape_error(HEADS, "x", "[1, d, h, w, c]"));
+        return Err(x.shape_error(MASK_LOGITS, "x", "[1, d, h, w, c]"));
     }
     let m = weights.len() / c;
-    weights.expect_shape(HEADS, "weights", &[m, c])?;
+    weights.expect_shape(MASK_LOGITS, "weights", &[m, c])?;
     if let Some(bias) = bias {
-        bias.expect_shape(HEADS, "bias", &[m])?;
+        bias.expect_shape(MASK_LOGITS, "bias", &[m])?;
     }
-    Ok((Heads { x, norm, add, weights, bias }, [d, h, w, c]))
+    Ok((MaskLogits { x, norm, add, weights, bias }, [d, h, w, c]))
 }
 
-fn heads_work(heads: &Heads, stored: usize, [d, h, w, c]: [usize; 4]) -> OpCost {
-    let (voxels, m) = (d * h * w, heads.weights.len() / c);
-    let floats = voxels * (c * (1 + usize::from(heads.add.is_some())) + stored);
+fn mask_logits_work(mask_logits: &MaskLogits, stored: usize, [d, h, w, c]: [usize; 4]) -> OpCost {
+    let (voxels, m) = (d * h * w, mask_logits.weights.len() / c);
+    let floats = voxels * (c * (1 + usize::from(mask_logits.add.is_some())) + stored);
     OpCost {
         problem: format!("{c} channels to {m} maps, {d}x{h}x{w}"),
         flops: (voxels * c * (4 + 2 * m)) as f64,

@@ -1,4 +1,4 @@
-//! The heads on the CPU: a dense layer of few outputs over every voxel, on the convolutions'
+//! Mask logits on the CPU: a dense layer of few outputs over every voxel, on the convolutions'
 //! strips, the norm applied as a run of voxels is loaded.
 
 use crate::device::{Buffer, Cpu, DisjointWriter};
@@ -14,8 +14,8 @@ const RUN: usize = 2048;
 /// Voxels that are loaded and multiplied at a time.
 const GROUP: usize = 128;
 
-/// A map with its norm, the map that is added to it, and the heads.
-pub(super) struct Heads<'a> {
+/// A map with its norm, the map that is added to it, and the layer.
+pub(super) struct MaskLogits<'a> {
     pub x: &'a Tensor,
     pub norm: &'a ChannelNorm,
     pub add: Option<&'a Tensor>,
@@ -25,9 +25,9 @@ pub(super) struct Heads<'a> {
     pub bias: Option<&'a Tensor>,
 }
 
-impl Heads<'_> {
+impl MaskLogits<'_> {
     /// Calls `sink(first voxel, values)` for runs of voxels that are multiples of 8 apart; values
-    /// are `[voxel][stride]`, the first `m` of each voxel's being the heads'.
+    /// are `[voxel][stride]`, the first `m` of each voxel's being the layer's.
     fn run(&self, cpu: &Cpu, sink: impl Fn(usize, &[f32], usize) + Sync + Send) {
         let c = self.x.channels();
         let (voxels, m) = (self.x.rows(), self.weights.len() / c);
