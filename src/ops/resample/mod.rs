@@ -23,7 +23,7 @@ pub fn downsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpEr
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::HALVE, x, [n, d, h, w, c]);
     }
-    let _op = device.cpu().op("halve", || OpCost {
+    let _op = device.cpu().op("downsample2_trilinear", || OpCost {
         problem: format!("{:?}", x.shape()),
         flops: x.len() as f64,
         floats: x.len() * 9 / 8,
@@ -65,7 +65,7 @@ pub fn upsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpErro
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::DOUBLE, x, [n, 2 * d, 2 * h, 2 * w, c]);
     }
-    let _op = device.cpu().op("double", || OpCost {
+    let _op = device.cpu().op("upsample2_trilinear", || OpCost {
         problem: format!("{:?}", x.shape()),
         flops: (32 * x.len()) as f64,
         floats: x.len() * 9,
@@ -102,7 +102,7 @@ pub fn downsample4_nearest(device: &Device, x: &Tensor) -> Result<Tensor, OpErro
     if let Device::Cuda(cuda) = device {
         return cuda::run(cuda, kernels::QUARTER, x, [n, d, h, w, c]);
     }
-    let _op = device.cpu().op("quarter", || OpCost {
+    let _op = device.cpu().op("downsample4_nearest", || OpCost {
         problem: format!("{:?}", x.shape()),
         flops: 0.0,
         floats: x.len() / 32,
