@@ -23,7 +23,7 @@ pub(crate) use cpu::Rows;
 pub(crate) use pool::pooled;
 pub(crate) use sums::{Target, groups};
 pub use weights::PackedConv;
-pub(crate) use weights::{Given, Packed, Packer};
+pub(crate) use weights::{Packed, Packer, RawWeights};
 
 use super::norm::{ChannelNorm, Sums};
 use crate::device::{Cpu, Device};

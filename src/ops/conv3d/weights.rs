@@ -19,7 +19,7 @@ const WEIGHT_BUDGET: usize = 64 << 10;
 /// Weights and bias, laid out for the kernels of one instruction set when those first need them.
 pub struct PackedConv {
     /// None for weights that were laid out at once.
-    given: Option<Given>,
+    given: Option<RawWeights>,
     /// For the strips: `[out block][in block][tap][in channel][out channel]`.
     direct: OnceLock<Buffer>,
     given_bias: Option<Tensor>,
@@ -41,7 +41,7 @@ pub struct PackedConv {
 
 /// Weights as they were given: `[row][input][tap]`.
 #[derive(Clone)]
-pub(crate) struct Given {
+pub(crate) struct RawWeights {
     pub values: Tensor,
     /// Where the first weight is.
     pub start: usize,
@@ -52,7 +52,7 @@ pub(crate) struct Given {
     pub mirrored: bool,
 }
 
-impl Given {
+impl RawWeights {
     /// The position of the weight from input `i` to output `o` at one of `taps`.
     fn at(&self, taps: usize, o: usize, i: usize, tap: usize) -> usize {
         let (line, place, tap) = if self.mirrored { (i, o, taps - 1 - tap) } else { (o, i, tap) };
@@ -60,18 +60,18 @@ impl Given {
     }
 
     /// These weights in the form that turns an output's gradient into the input's.
-    pub fn mirror(&self) -> Given {
-        Given { mirrored: !self.mirrored, ..self.clone() }
+    pub fn mirror(&self) -> RawWeights {
+        RawWeights { mirrored: !self.mirrored, ..self.clone() }
     }
 }
 
 /// Weights before they are laid out, in memory.
-pub(crate) struct Raw<'a> {
+pub(crate) struct RawOnHost<'a> {
     conv: &'a PackedConv,
     given: Option<Tensor>,
 }
 
-impl Raw<'_> {
+impl RawOnHost<'_> {
     /// The weight from input `i` to output `o` at `tap`.
     pub fn weight(&self, o: usize, i: usize, tap: usize) -> f32 {
         self.conv.weight_of(self.given.as_ref(), o, i, tap)
@@ -109,7 +109,7 @@ impl Packer {
         cpu: &Cpu,
         bias: Option<&Tensor>,
         shape: [usize; 5],
-        given: Option<Given>,
+        given: Option<RawWeights>,
     ) -> PackedConv {
         let ic_block = strip::ic_block(self.inputs);
         let oc_block = strip::kernels(cpu.isa(), ic_block, self.outputs).oc_block;
@@ -156,7 +156,7 @@ impl PackedConv {
             }
         }
         let packer = Packer { outputs: shape[0], inputs: inputs.len(), taps: 27 };
-        let given = Given {
+        let given = RawWeights {
             values: weight.clone(),
             start: inputs.start * 27,
             row: shape[1],
@@ -192,21 +192,21 @@ impl PackedConv {
 
     /// The weights as they were given; if they stay in a file, they are read, and kept as long as
     /// the result lives.
-    pub(crate) fn raw(&self, cpu: &Cpu) -> Raw<'_> {
+    pub(crate) fn raw(&self, cpu: &Cpu) -> RawOnHost<'_> {
         let given = self
             .given
             .as_ref()
             .map(|given| given.values.at_hand(cpu).unwrap_or_else(|e| resume_unwind(Box::new(e))));
-        Raw { conv: self, given }
+        RawOnHost { conv: self, given }
     }
 
     /// The weights as they were given, if their home is this device.
-    pub(crate) fn given_on(&self, cuda: &Cuda) -> Option<&Given> {
+    pub(crate) fn given_on(&self, cuda: &Cuda) -> Option<&RawWeights> {
         self.given.as_ref().filter(|given| given.values.is_f32_on(cuda))
     }
 
     /// The weights as they were given, if their home is some device.
-    pub(crate) fn given_on_device(&self) -> Option<&Given> {
+    pub(crate) fn given_on_device(&self) -> Option<&RawWeights> {
         self.given.as_ref().filter(|given| given.values.device_type() == Some(DType::F32))
     }
 

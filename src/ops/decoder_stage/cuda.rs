@@ -212,15 +212,12 @@ fn transposed(
     Ok(y)
 }
 
-/// The weights that a stage is composed of: a deconvolution's weight and bias, and a convolution's.
-pub type Given<'a> = [&'a Tensor; 4];
-
 /// Composed weights `[phase][out][coarse][coarse tap]`, the bias of a voxel far from the border
 /// `[out]`, and the part of it that is lost there `[27][out]`; shapes were checked. The products'
 /// sums are floats, of 64 terms each and then of these: the weights are exact to about 1e-7.
 pub fn compose(
     cuda: &Cuda,
-    [deconv, deconv_bias, conv, conv_bias]: Given,
+    [deconv, deconv_bias, conv, conv_bias]: [&Tensor; 4],
 ) -> Result<[Tensor; 3], OpError> {
     let [out, inputs, ..] = conv.map5(OP, "conv weight")?;
     let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;

@@ -10,7 +10,9 @@ mod cpu;
 mod cuda;
 pub mod grad;
 
-use super::conv3d::{ConvInput, ConvOutput, Epilogue, Given, Packed, PackedConv, Packer, conv3d};
+use super::conv3d::{
+    ConvInput, ConvOutput, Epilogue, Packed, PackedConv, Packer, RawWeights, conv3d,
+};
 use crate::device::cuda::DeviceCache;
 use crate::device::{Cuda, Device};
 use crate::memory;
@@ -167,7 +169,7 @@ impl DecoderStage {
     }
 
     /// A stage whose weights' home is a device: composed there. Their shapes were checked.
-    fn on(cuda: &Cuda, given: cuda::Given) -> Result<DecoderStage, OpError> {
+    fn on(cuda: &Cuda, given: [&Tensor; 4]) -> Result<DecoderStage, OpError> {
         let [deconv, _, conv, _] = given;
         let [outputs, inputs, ..] = conv.map5(OP, "conv weight")?;
         let [coarse, up, ..] = deconv.map5(OP, "deconv weight")?;
@@ -175,7 +177,8 @@ impl DecoderStage {
         let pack = Packer { outputs, inputs: coarse, taps: 8 };
         let phase = |p: usize| {
             let start = p * outputs * coarse * 8;
-            let given = Given { values: composed.clone(), start, row: coarse, mirrored: false };
+            let given =
+                RawWeights { values: composed.clone(), start, row: coarse, mirrored: false };
             pack.conv(cuda.cpu(), None, [outputs, coarse, 2, 2, 2], Some(given))
         };
         let skip = match inputs - up {
