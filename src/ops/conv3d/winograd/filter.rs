@@ -222,7 +222,7 @@ type FilterTransform = fn(&[f64], &mut [f64; MOST]);
 
 /// [`Filters`] as values.
 #[derive(Clone, Copy)]
-pub struct Form {
+pub struct Algorithm {
     /// Outputs of a cell along d, h and w.
     pub out: [usize; 3],
     /// Points along each.
@@ -230,9 +230,9 @@ pub struct Form {
     filter_transform: [FilterTransform; 3],
 }
 
-impl Form {
-    pub fn of<F: Filters>() -> Form {
-        Form {
+impl Algorithm {
+    pub fn of<F: Filters>() -> Algorithm {
+        Algorithm {
             out: [F::D::OUT, F::H::OUT, F::W::OUT],
             points: [F::D::POINTS, F::H::POINTS, F::W::POINTS],
             filter_transform: [

@@ -1,6 +1,6 @@
 //! The kernels: input transform, products and output transform.
 
-use super::filter::{Axis, F2x2, F2x3, F2x3F4x3, Filters, Form, Kind, MOST, MOST_OUT};
+use super::filter::{Algorithm, Axis, F2x2, F2x3, F2x3F4x3, Filters, Kind, MOST, MOST_OUT};
 use crate::device::Isa;
 use crate::device::simd::{Simd, Values, dispatch, opaque, table};
 use crate::microkernel::strip::add_tile;
@@ -43,7 +43,8 @@ type Gather = unsafe fn(&Cells, *const f32, *mut f32, usize);
 type Product = unsafe fn(&Cells, *const f32, *const f32, *mut f32, usize);
 type Scatter = unsafe fn(&Cells, usize, *const f32, *const f32, *mut f32, *mut f32);
 
-/// Kernels of one instruction set and form. A point is one of `[h][w]`: all of d's belong to it.
+/// Kernels of one instruction set and algorithm. A point is one of `[h][w]`: all of d's belong to
+/// it.
 ///
 /// # Safety
 /// For each kernel: the processor has the instruction set that [`of`] chose it for, as an [`Isa`]
@@ -51,7 +52,7 @@ type Scatter = unsafe fn(&Cells, usize, *const f32, *const f32, *mut f32, *mut f
 /// apart as [`Cells`] says, and nothing else touches what it writes.
 #[derive(Clone, Copy)]
 pub struct Kernels {
-    pub form: Form,
+    pub algorithm: Algorithm,
     /// Writes `Bᵀ` of the voxels of a number of cells, neighbours along w, from `from` on, for all
     /// channels of a block, to `to`: `[point of d][channel]` per cell and point.
     pub gather: Gather,
@@ -336,7 +337,7 @@ unsafe fn scatter<S: Simd, F: Filters, const POOL: bool>(
 macro_rules! kernels_of {
     ($filters:ident, $tile:ident) => {
         Kernels {
-            form: Form::of::<$filters>(),
+            algorithm: Algorithm::of::<$filters>(),
             gather: gather_::<$filters>,
             products: table!(
                 Product,

@@ -77,7 +77,8 @@ impl Transformed {
     pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind) -> Transformed {
         let (c, outs) = (conv.in_channels(), conv.out_channels());
         let kernels = kernels::of(cpu.isa(), outs, kind);
-        let (pairs, oc_block, points) = (cpu.bf16_pairs(c), kernels.oc_block, kernels.form.count());
+        let (pairs, oc_block, points) =
+            (cpu.bf16_pairs(c), kernels.oc_block, kernels.algorithm.count());
         let edge = if conv.taps == 8 { 2 } else { 3 };
         let size = points * c * outs;
         let raw = conv.raw(cpu);
@@ -89,7 +90,7 @@ impl Transformed {
             let mut transformed = vec![0.0; points * oc_block];
             for o in 0..oc_block {
                 let all = kernels
-                    .form
+                    .algorithm
                     .filter_transform(edge, |tap| raw.weight(block * oc_block + o, i, tap) as f64);
                 all[..points]
                     .iter()
@@ -97,7 +98,7 @@ impl Transformed {
                     .for_each(|(p, v)| transformed[p * oc_block + o] = *v as f32);
             }
             for (p, from) in transformed.chunks_exact(oc_block).enumerate() {
-                let [depth, plane] = [kernels.form.points[0], kernels.form.plane()];
+                let [depth, plane] = [kernels.algorithm.points[0], kernels.algorithm.plane()];
                 let at = ((p % plane * outs + block * oc_block) * depth + p / plane * oc_block) * c
                     + i * oc_block;
                 // SAFETY: each unit writes places of its own.
@@ -188,15 +189,15 @@ impl<'a> Plan<'a> {
         };
         let [cell, out_cell] = plan.widths();
         plan.in_place = outputs == kernels.oc_block && out_cell <= cell;
-        let floats = kernels.form.plane() * (cell + if plan.in_place { 0 } else { out_cell });
+        let floats = kernels.algorithm.plane() * (cell + if plan.in_place { 0 } else { out_cell });
         plan.group = (VALUES / floats).max(longest) / longest * longest;
         plan
     }
 
     /// Floats that hold a cell's values of a point, and its products.
     fn widths(&self) -> [usize; 2] {
-        let form = self.kernels.form;
-        [form.points[0] * self.factors, form.out[0] * self.outputs]
+        let algorithm = self.kernels.algorithm;
+        [algorithm.points[0] * self.factors, algorithm.out[0] * self.outputs]
     }
 
     /// Computes a tile of `part` voxels from scratch, whose first input voxel is `shift` voxels
@@ -215,7 +216,7 @@ impl<'a> Plan<'a> {
         destination: Destination,
     ) {
         let Plan { kernels, outputs, group, in_place, .. } = *self;
-        let (points, longest) = (kernels.form.plane(), kernels.products.len());
+        let (points, longest) = (kernels.algorithm.plane(), kernels.products.len());
         let [width, out_width] = self.widths();
         // From a point's values to the next point's: one cache line more than they take, so that
         // they do not fall into the same few sets of the cache.
@@ -294,12 +295,12 @@ impl<'a> Plan<'a> {
 
     /// Cells of a tile of `part` voxels.
     fn count(&self, part: [usize; 3]) -> usize {
-        part.iter().zip(self.kernels.form.out).map(|(side, out)| side / out).product()
+        part.iter().zip(self.kernels.algorithm.out).map(|(side, out)| side / out).product()
     }
 
     /// The first voxel of a cell of a tile.
     fn place(&self, cell: usize, part: [usize; 3]) -> [usize; 3] {
-        let out = self.kernels.form.out;
+        let out = self.kernels.algorithm.out;
         let across = [part[1] / out[1], part[2] / out[2]];
         [
             cell / across[1] / across[0] * out[0],
@@ -327,11 +328,11 @@ impl<'a> Plan<'a> {
         which: Range<usize>,
         x: *mut f32,
     ) {
-        let (tiling, across) = (self.tiling, part[2] / self.kernels.form.out[2]);
+        let (tiling, across) = (self.tiling, part[2] / self.kernels.algorithm.out[2]);
         let mut i = which.start;
         while i < which.end {
             let [a, b, k] = self.place(i, part);
-            let run = (across - k / self.kernels.form.out[2]).min(which.end - i);
+            let run = (across - k / self.kernels.algorithm.out[2]).min(which.end - i);
             let at = a * cells.plane + b * cells.row + k * cells.ic_block;
             for block in 0..tiling.blocks {
                 // SAFETY: guaranteed by the caller.
@@ -437,11 +438,12 @@ pub fn conv3d(
 ) -> ConvOutput {
     let ConvInput { map, prologue } = x;
     let [n, d, h, w, c] = extent;
-    let form = kernels::of(cpu.isa(), conv.out_channels(), kind).form;
-    let _op = cpu
-        .op("conv3d winograd", || work(extent, conv, form.count() as f64 / form.voxels() as f64));
+    let algorithm = kernels::of(cpu.isa(), conv.out_channels(), kind).algorithm;
+    let _op = cpu.op("conv3d winograd", || {
+        work(extent, conv, algorithm.count() as f64 / algorithm.voxels() as f64)
+    });
     let weights = conv.transformed(cpu, kind);
-    let tiling = Tiling::in_cells([d, h, w], form.out, c, conv.ic_block, SLAB);
+    let tiling = Tiling::in_cells([d, h, w], algorithm.out, c, conv.ic_block, SLAB);
     let plan = Plan::new(cpu, conv, kind, &tiling, n * d * h * w);
     let outputs = conv.out_channels();
     let wide = is_wide(conv, [d, h, w]);

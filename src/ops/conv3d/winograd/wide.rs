@@ -23,7 +23,7 @@ pub fn run<'d>(
 ) {
     let [n, d, h, w, _] = extent;
     let Plan { tiling, kernels, outputs, .. } = *plan;
-    let (points, units) = (kernels.form.plane(), n * tiling.tiles());
+    let (points, units) = (kernels.algorithm.plane(), n * tiling.tiles());
     let [width, out_width] = plan.widths();
     // Tiles are as large as the first, or smaller.
     let most = plan.count(tiling.tile);
