@@ -53,7 +53,7 @@ impl Cpu {
     /// This CPU with products in bfloat16: dense layers and direct convolutions use it, and sum in
     /// float32. None if the processor, or the instruction set in use, has no such products.
     pub fn in_bf16(self) -> Option<Cpu> {
-        self.isa.with_pairs().map(|products| Cpu { products, ..self })
+        self.isa.with_bf16_pairs().map(|products| Cpu { products, ..self })
     }
 
     /// This CPU with products in float32.
@@ -63,7 +63,7 @@ impl Cpu {
 
     /// Whether products are taken in bfloat16, of blocks of `ic_block` input channels.
     pub(crate) fn bf16_pairs(&self, ic_block: usize) -> bool {
-        self.products.pairs() && ic_block >= 16
+        self.products.bf16_pairs() && ic_block >= 16
     }
 
     /// The instruction set for products of blocks of `ic_block` input channels: with pairs of
@@ -74,7 +74,7 @@ impl Cpu {
 
     /// The type in which products are taken.
     pub fn precision(&self) -> DType {
-        if self.products.pairs() { DType::Bf16 } else { DType::F32 }
+        if self.products.bf16_pairs() { DType::Bf16 } else { DType::F32 }
     }
 
     /// The number of worker threads.

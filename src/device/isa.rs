@@ -8,12 +8,12 @@ use super::DeviceError;
 use std::fmt;
 
 /// Hands the list of instruction sets to a macro: `levels! { [macro] arguments }` calls
-/// `macro! { arguments floats [..] pairs [..] }`.
+/// `macro! { arguments floats [..] bf16_pairs [..] }`.
 ///
 /// `floats` has a line for each [`Level`] beyond the portable one, lesser ones first: its
 /// architecture, the name of the level and of its registers in `simd`, its name for users, and its
-/// features with all that they imply. `pairs` has an extension that a level may have, products of
-/// pairs of bfloat16: architecture, level, the name of the registers, features.
+/// features with all that they imply. `bf16_pairs` has an extension that a level may have, products
+/// of pairs of bfloat16: architecture, level, the name of the registers, features.
 macro_rules! levels {
     ([$($then:tt)*] $($arguments:tt)*) => {
         $($then)*! {
@@ -31,7 +31,7 @@ macro_rules! levels {
                     "avx512f" "avx512vl" "avx512dq" "avx512bw"
                 ])
             ]
-            pairs [
+            bf16_pairs [
                 ("x86_64", Avx512, Avx512Bf16, [
                     "sse3" "ssse3" "sse4.1" "sse4.2" "avx" "avx2" "fma" "f16c"
                     "avx512f" "avx512vl" "avx512dq" "avx512bw" "avx512bf16"
@@ -61,7 +61,7 @@ macro_rules! detected {
 macro_rules! define_level {
     (
         floats [$($(#[$doc:meta])* ($arch:tt, $level:ident, $name:tt, $features:tt))*]
-        pairs [$(($pair_arch:tt, $pair_level:ident, $pair_simd:ident, $pair_features:tt))*]
+        bf16_pairs [$(($pair_arch:tt, $pair_level:ident, $pair_simd:ident, $pair_features:tt))*]
     ) => {
         /// Instruction sets with kernels of their own, the best of each architecture last. This is
         /// only a name: an [`Isa`] says that the processor has it.
@@ -96,7 +96,7 @@ macro_rules! define_level {
 
             /// Whether this processor, which has the level, also has products of pairs of bfloat16.
             #[allow(clippy::match_single_binding)]
-            fn has_pairs(self) -> bool {
+            fn has_bf16_pairs(self) -> bool {
                 match self {
                     $(
                         #[cfg(target_arch = $pair_arch)]
@@ -124,7 +124,7 @@ impl fmt::Display for Level {
 pub struct Isa {
     level: Level,
     /// Whether products are of pairs of bfloat16, if there is a choice.
-    pairs: bool,
+    bf16_pairs: bool,
 }
 
 impl fmt::Display for Isa {
@@ -135,11 +135,11 @@ impl fmt::Display for Isa {
 
 impl Isa {
     /// What every processor has.
-    pub const PORTABLE: Isa = Isa { level: Level::Portable, pairs: false };
+    pub const PORTABLE: Isa = Isa { level: Level::Portable, bf16_pairs: false };
 
     /// The instruction set of a level, if this processor has it.
     pub fn new(level: Level) -> Option<Isa> {
-        level.is_here().then_some(Isa { level, pairs: false })
+        level.is_here().then_some(Isa { level, bf16_pairs: false })
     }
 
     /// All instruction sets that this processor has, the best last.
@@ -191,17 +191,17 @@ impl Isa {
 
     /// Whether the processor also has products of pairs of bfloat16.
     pub fn has_bf16(self) -> bool {
-        self.level.has_pairs()
+        self.level.has_bf16_pairs()
     }
 
     /// This instruction set with products of pairs of bfloat16, if the processor has them.
-    pub(crate) fn with_pairs(self) -> Option<Isa> {
-        self.has_bf16().then_some(Isa { pairs: true, ..self })
+    pub(crate) fn with_bf16_pairs(self) -> Option<Isa> {
+        self.has_bf16().then_some(Isa { bf16_pairs: true, ..self })
     }
 
-    /// Whether products are of pairs of bfloat16: true only if made by [`Isa::with_pairs`].
-    pub(crate) fn pairs(self) -> bool {
-        self.pairs
+    /// Whether products are of pairs of bfloat16: true only if made by [`Isa::with_bf16_pairs`].
+    pub(crate) fn bf16_pairs(self) -> bool {
+        self.bf16_pairs
     }
 }
 
@@ -262,7 +262,7 @@ mod tests {
         macro_rules! lists {
             (
                 floats [$($(#[$doc:meta])* ($a:tt, $level:ident, $name:tt, [$($float:tt)*]))*]
-                pairs [$(($b:tt, $of:ident, $simd:ident, [$($pair:tt)*]))*]
+                bf16_pairs [$(($b:tt, $of:ident, $simd:ident, [$($pair:tt)*]))*]
             ) => {
                 [$(&[$($float),*][..],)* $(&[$($pair),*][..]),*]
             };
@@ -296,10 +296,13 @@ mod tests {
             assert_eq!(Isa::named(&level.to_string()).ok(), isa, "{level}");
         }
         assert!(Isa::named("sse2").is_err());
-        assert!(!Isa::PORTABLE.has_bf16() && Isa::PORTABLE.with_pairs().is_none());
+        assert!(!Isa::PORTABLE.has_bf16() && Isa::PORTABLE.with_bf16_pairs().is_none());
         for isa in all {
-            assert_eq!(isa.with_pairs().map(Isa::level), isa.has_bf16().then_some(isa.level()));
-            assert!(!isa.pairs() && isa.with_pairs().is_none_or(Isa::pairs));
+            assert_eq!(
+                isa.with_bf16_pairs().map(Isa::level),
+                isa.has_bf16().then_some(isa.level())
+            );
+            assert!(!isa.bf16_pairs() && isa.with_bf16_pairs().is_none_or(Isa::bf16_pairs));
         }
     }
 }

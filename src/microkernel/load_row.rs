@@ -286,7 +286,7 @@ multiversion! {
 multiversion! {
     /// Writes a row `[w][c]` into the blocks of scratch in pairs of channels, normalised, with
     /// zeros where there is padding and after the last channel.
-    pub(crate) fn scatter_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: ScratchRow, scratch: &mut [f32]) {
+    pub(crate) fn scatter_bf16_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: ScratchRow, scratch: &mut [f32]) {
         for (b, c0) in (0..c).step_by(2 * place.ic_block).enumerate() {
             let n = (2 * place.ic_block).min(c - c0);
             let [before, behind] = place.padding;

@@ -60,7 +60,7 @@ impl Layout {
 
     /// Lays the rows of a strip out.
     pub fn pack(&self, cpu: &Cpu, rows: &[f32], to: &mut [f32]) {
-        let pack_rows = if self.bf16_pairs() { pack_row_pairs } else { pack_rows };
+        let pack_rows = if self.bf16_pairs() { pack_row_bf16_pairs } else { pack_rows };
         pack_rows(cpu.isa(), rows, self.k, self.wide, rows.len() / self.k * self.wide, to);
     }
 }
@@ -87,7 +87,7 @@ multiversion! {
 multiversion! {
     /// Lays rows of `k` values out in blocks of `x` pairs of columns, blocks `stride` apart, zeros
     /// after the last column.
-    fn pack_row_pairs(from: &[f32], k: usize, x: usize, stride: usize, to: &mut [f32]) {
+    fn pack_row_bf16_pairs(from: &[f32], k: usize, x: usize, stride: usize, to: &mut [f32]) {
         for (r, row) in from.chunks_exact(k).enumerate() {
             for (b, part) in row.chunks(2 * x).enumerate() {
                 let mut value = [0.0f32; 32];

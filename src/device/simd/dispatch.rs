@@ -18,13 +18,13 @@
 ///
 /// `S` is the type of the registers. It is one of plain floats where `S: Values` is asked for; with
 /// `S: Simd` it is one whose factors are pairs of bfloat16 where the `Isa` says so
-/// (`Isa::with_pairs`). The functions are `unsafe`, and pass on to generic ones that are
+/// (`Isa::with_bf16_pairs`). The functions are `unsafe`, and pass on to generic ones that are
 /// `#[inline(always)]`. Each is compiled for the features that the processor was asked for before
 /// there was such an `Isa`: the list is `levels!`, in `device/isa.rs`.
 macro_rules! dispatch {
     (@values ($isa:expr) $simd:ident $functions:tt $value:tt
         floats [$($(#[$doc:meta])* ($arch:tt, $level:ident, $name:tt, $features:tt))*]
-        pairs $pairs:tt
+        bf16_pairs $bf16_pairs:tt
     ) => {
         match $crate::device::Isa::level($isa) {
             $(
@@ -39,19 +39,19 @@ macro_rules! dispatch {
     };
     (@simd ($isa:expr) $simd:ident $functions:tt $value:tt
         floats $floats:tt
-        pairs [$(($arch:tt, $level:ident, $registers:ident, $features:tt))*]
+        bf16_pairs [$(($arch:tt, $level:ident, $registers:ident, $features:tt))*]
     ) => {
         match $isa {
             $(
                 #[cfg(target_arch = $arch)]
-                isa if isa.pairs() && isa.level() == $crate::device::Level::$level => {
+                isa if isa.bf16_pairs() && isa.level() == $crate::device::Level::$level => {
                     $crate::device::simd::dispatch! {
                         @one $registers $features $simd $functions $value
                     }
                 }
             )*
             isa => $crate::device::simd::dispatch! {
-                @values (isa) $simd $functions $value floats $floats pairs []
+                @values (isa) $simd $functions $value floats $floats bf16_pairs []
             },
         }
     };

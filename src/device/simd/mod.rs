@@ -206,8 +206,12 @@ mod tests {
             // Pairs are chosen only if they are asked for.
             let factors = |isa: Isa| dispatch! { isa, S: Simd, {} => S::FACTORS };
             assert_eq!(factors(isa), expected, "{isa}");
-            if let Some(pairs) = isa.with_pairs() {
-                assert_eq!((lanes(pairs), factors(pairs)), (expected, expected / 2), "{isa}");
+            if let Some(bf16_pairs) = isa.with_bf16_pairs() {
+                assert_eq!(
+                    (lanes(bf16_pairs), factors(bf16_pairs)),
+                    (expected, expected / 2),
+                    "{isa}"
+                );
             }
         }
     }

@@ -8,7 +8,7 @@
 use super::{ConvInput, Prologue};
 use crate::device::simd::{self, Access};
 use crate::device::{Isa, ReadOnly};
-use crate::microkernel::load_row::{ScratchRow, scatter_pairs, scatter_row};
+use crate::microkernel::load_row::{ScratchRow, scatter_bf16_pairs, scatter_row};
 use crate::ops::norm::ChannelNorm;
 
 /// Scratch floats that a tile may take: half a megabyte, so that it and a block of weights share
@@ -70,7 +70,7 @@ pub struct Tiling {
     /// Floats of an input block: its channels, or its pairs of channels.
     pub ic_block: usize,
     /// Whether a float holds two channels in bfloat16.
-    pub pairs: bool,
+    pub bf16_pairs: bool,
     /// Blocks of input channels.
     pub blocks: usize,
 }
@@ -82,7 +82,7 @@ impl Tiling {
     }
 
     /// Cuts `[d, h, w]` along d and h, with `channels` in blocks of `ic_block`, two in a float.
-    pub fn in_pairs(size: [usize; 3], channels: usize, ic_block: usize) -> Tiling {
+    pub fn in_bf16_pairs(size: [usize; 3], channels: usize, ic_block: usize) -> Tiling {
         Tiling::in_rows(size, channels, ic_block, true)
     }
 
@@ -116,20 +116,25 @@ impl Tiling {
         size: [usize; 3],
         channels: usize,
         ic_block: usize,
-        pairs: bool,
+        bf16_pairs: bool,
     ) -> Tiling {
         let count = std::array::from_fn(|axis| size[axis].div_ceil(tile[axis]));
         Tiling {
             tile,
             count,
-            ic_block: if pairs { ic_block / 2 } else { ic_block },
-            pairs,
+            ic_block: if bf16_pairs { ic_block / 2 } else { ic_block },
+            bf16_pairs,
             blocks: channels.div_ceil(ic_block),
         }
     }
 
-    fn in_rows([d, h, w]: [usize; 3], channels: usize, ic_block: usize, pairs: bool) -> Tiling {
-        let row = (w + 2) * ic_block * channels.div_ceil(ic_block) / if pairs { 2 } else { 1 };
+    fn in_rows(
+        [d, h, w]: [usize; 3],
+        channels: usize,
+        ic_block: usize,
+        bf16_pairs: bool,
+    ) -> Tiling {
+        let row = (w + 2) * ic_block * channels.div_ceil(ic_block) / if bf16_pairs { 2 } else { 1 };
         let fits = |ti: usize, tj: usize| (ti + 2) * (tj + 2) * row <= BUDGET;
         let mut tile = [1, 1];
         // Enlarge the sides in turn; the halo is smallest when they are equal.
@@ -145,7 +150,7 @@ impl Tiling {
         // Make the tiles equal, so that the last is not a sliver.
         let count = [d.div_ceil(tile[0]), h.div_ceil(tile[1])];
         let tile = [d.div_ceil(count[0]), h.div_ceil(count[1]), w];
-        Tiling::of(tile, [d, h, w], channels, ic_block, pairs)
+        Tiling::of(tile, [d, h, w], channels, ic_block, bf16_pairs)
     }
 
     /// Tiles of one item.
@@ -247,7 +252,7 @@ impl Tiling {
                     ic_block: self.ic_block,
                     padding,
                 };
-                let scatter_row = if self.pairs { scatter_pairs } else { scatter_row };
+                let scatter_row = if self.bf16_pairs { scatter_bf16_pairs } else { scatter_row };
                 scatter_row(isa, row, add, norm.as_ref(), c, place, scratch);
             }
         }

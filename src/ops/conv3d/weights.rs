@@ -34,7 +34,7 @@ pub struct PackedConv {
     /// first needed.
     pub(super) winograd: [OnceLock<Transformed>; 4],
     /// The weights of the strips in pairs of input channels, laid out when first needed.
-    pairs: OnceLock<Buffer>,
+    bf16_pairs: OnceLock<Buffer>,
     /// Weights and bias laid out for CUDA devices.
     pub(crate) on_cuda: DeviceCache<Packed>,
 }
@@ -124,7 +124,7 @@ impl Packer {
             oc_block,
             taps: self.taps,
             winograd: Default::default(),
-            pairs: OnceLock::new(),
+            bf16_pairs: OnceLock::new(),
             on_cuda: DeviceCache::default(),
         };
         if bias.is_none_or(|bias| bias.device_type().is_none()) {
@@ -277,7 +277,7 @@ impl PackedConv {
 
     /// Bytes of the packed weights.
     pub fn bytes(&self) -> usize {
-        4 * [&self.direct, &self.pairs]
+        4 * [&self.direct, &self.bf16_pairs]
             .into_iter()
             .filter_map(OnceLock::get)
             .map(|b| b.len())
@@ -305,20 +305,20 @@ impl PackedConv {
                 strip::kernels(cpu.isa(), self.ic_block, self.shape[0]),
             );
         }
-        self.pairs
+        self.bf16_pairs
             .get_or_init(|| cpu.persistent_copy(&packed_bf16_pairs(cpu, direct, self.oc_block)));
         (
-            Tiling::in_pairs(size, self.inputs, self.ic_block),
+            Tiling::in_bf16_pairs(size, self.inputs, self.ic_block),
             strip::kernels(cpu.products(self.ic_block), self.ic_block / 2, self.shape[0]),
         )
     }
 
     /// [`PackedConv::weights`] in the form that a tiling of this layer uses.
     pub(super) fn weights_for(&self, tiling: &Tiling, ob: usize, ib: usize) -> &[f32] {
-        match self.pairs.get() {
-            Some(pairs) if tiling.pairs => {
+        match self.bf16_pairs.get() {
+            Some(bf16_pairs) if tiling.bf16_pairs => {
                 let ic_blocks = self.inputs.div_ceil(self.ic_block);
-                &pairs[(ob * ic_blocks + ib) * self.taps * tiling.ic_block * self.oc_block..]
+                &bf16_pairs[(ob * ic_blocks + ib) * self.taps * tiling.ic_block * self.oc_block..]
             }
             _ => self.weights(ob, ib),
         }

@@ -120,7 +120,7 @@ multiversion! {
 
 multiversion! {
     /// [`finish`] for pairs, without a residual.
-    fn finish_pairs(sums: &mut [f32], block: usize, how: &Finish) {
+    fn finish_bf16_pairs(sums: &mut [f32], block: usize, how: &Finish) {
         activate::<FUSED>(sums, how);
         for (r, row) in sums.chunks_exact(block).enumerate() {
             // SAFETY: strips and blocks cover disjoint parts of the output.
@@ -289,7 +289,7 @@ impl<'a> Product<'a> {
                                 stride,
                                 residual,
                             };
-                            let finish = if paired { finish_pairs } else { finish };
+                            let finish = if paired { finish_bf16_pairs } else { finish };
                             finish(cpu.isa(), sums, oc_block, &how);
                         }
                     }

@@ -77,12 +77,12 @@ impl Transformed {
     pub fn new(cpu: &Cpu, conv: &PackedConv, kind: Kind) -> Transformed {
         let (c, outs) = (conv.in_channels(), conv.out_channels());
         let kernels = kernels::of(cpu.isa(), outs, kind);
-        let (pairs, oc_block, points) =
+        let (bf16_pairs, oc_block, points) =
             (cpu.bf16_pairs(c), kernels.oc_block, kernels.algorithm.count());
         let edge = if conv.taps == 8 { 2 } else { 3 };
         let size = points * c * outs;
         let raw = conv.raw(cpu);
-        let mut values = if pairs { cpu.alloc(size) } else { cpu.alloc_persistent(size) };
+        let mut values = if bf16_pairs { cpu.alloc(size) } else { cpu.alloc_persistent(size) };
         let to = DisjointWriter::new(&mut values);
         // One input of a block of outputs at a time: `[point][out of the block]`.
         cpu.for_each(outs / oc_block * c, |unit| {
@@ -106,7 +106,7 @@ impl Transformed {
             }
         });
         Transformed {
-            values: if pairs {
+            values: if bf16_pairs {
                 cpu.persistent_copy(&packed_bf16_pairs(cpu, &values, oc_block))
             } else {
                 values
@@ -173,9 +173,9 @@ impl<'a> Plan<'a> {
         voxels: usize,
     ) -> Plan<'a> {
         let (channels, outputs) = (conv.in_channels(), conv.out_channels());
-        let pairs = cpu.bf16_pairs(channels);
+        let bf16_pairs = cpu.bf16_pairs(channels);
         let kernels = kernels::of(cpu.products(channels), outputs, kind);
-        let factors = if pairs { channels / 2 } else { channels };
+        let factors = if bf16_pairs { channels / 2 } else { channels };
         let longest = kernels.products.len();
         let mut plan = Plan {
             tiling,
