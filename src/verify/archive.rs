@@ -15,6 +15,7 @@ pub struct Archive {
 }
 
 /// One tensor, its values widened.
+#[derive(Clone, PartialEq)]
 pub struct Entry {
     /// The shape.
     pub shape: Vec<usize>,

@@ -1,10 +1,11 @@
 //! Gradient cases: the whole training loss of a batch over several iterations, and every
 //! parameter's gradient.
 
+use super::session::Models;
 use super::{Archive, Check, VerifyError};
 use crate::autograd::ParamGrads;
 use crate::device::Device;
-use crate::model::{Config, Model, PatchPrompts, Weights};
+use crate::model::PatchPrompts;
 use crate::ops::loss::{KERNEL, Target};
 use crate::tensor::{OpError, Tensor};
 use crate::train::step::{LossWeights, Outcome, Share, run_item};
@@ -18,7 +19,7 @@ const GRADIENT: f64 = 1e-4;
 /// The factor of gradients in 16 bits.
 const SCALE: f32 = 65536.0;
 
-pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
+pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Check>, VerifyError> {
     let archive = Archive::open(path)?;
     let fail = |e: OpError| archive.error(e.to_string());
     let size = archive.number("image_size")? as usize;
@@ -37,8 +38,7 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
             images.shape, labels.shape
         )));
     }
-    let weights = Weights::hashed(Config { patch: size, ..Config::base() }, archive.text("salt")?);
-    let model = Model::new(device, &weights).map_err(fail)?;
+    let (model, _) = models.get(device, archive.text("salt")?, size).map_err(fail)?;
     let scale = archive.number("image_scale")? as f32;
     let iterations = archive.number("iterations")? as usize;
     let share = Share {
@@ -52,7 +52,7 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
         // Without effect in float32.
         scale: if device.is_half() { SCALE } else { 1.0 },
     };
-    let list = weights.config.tensors();
+    let list = model.config().tensors();
     let mut grads = ParamGrads::new(list.len());
     let mut outcomes: Vec<Outcome> = vec![];
     for item in 0..batch {
@@ -67,7 +67,7 @@ pub fn run(device: &Device, path: &Path) -> Result<Vec<Check>, VerifyError> {
         for t in 0..iterations {
             prompts.push(self::prompts(&archive, item, t, size)?);
         }
-        let outcome = run_item(device, &model, &image, &target, share, &mut grads, |t, _| {
+        let outcome = run_item(device, model, &image, &target, share, &mut grads, |t, _| {
             Some(prompts[t].clone())
         })
         .map_err(fail)?;

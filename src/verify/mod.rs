@@ -224,7 +224,7 @@ pub fn run(
             Ok(Kind::Session) => session::run(device, &path, &mut models),
             Ok(Kind::Preprocess) => preprocess::run(&path),
             Ok(Kind::Checkpoint) => checkpoint::run(&path),
-            Ok(Kind::Gradient) => gradient::run(&device.for_training(), &path),
+            Ok(Kind::Gradient) => gradient::run(&device.for_training(), &path, &mut models),
             Ok(Kind::Metrics) => metrics::run(&path),
             Ok(Kind::Thinning) => metrics::thinning(&path),
             Err(name) => Err(VerifyError::new(&path, format!("unknown kind '{name}'"))),

@@ -1,31 +1,92 @@
 //! Session cases: the whole network with hashed weights, stage by stage.
 
-use super::{Archive, Check, VerifyError};
-use crate::device::Device;
+use super::{Archive, Check, Entry, VerifyError};
+use crate::device::{DType, Device};
 use crate::model::{Config, Features, Model, Observer, PatchPrompts, PromptMaps, Weights};
 use crate::tensor::{Tensor, extent};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// The model of the last case, kept while cases ask for the same one.
+/// The model of the last case, kept while cases ask for the same one, and the image that it last
+/// encoded.
 #[derive(Default)]
-pub struct Models(Option<((String, usize), Model)>);
+pub struct Models(Option<Kept>);
+
+struct Kept {
+    /// The weights' salt, the patch's edge, and what the device computes in: on a CPU that may be
+    /// another type where it learns.
+    key: (String, usize, DType),
+    model: Model,
+    encoded: Option<Encoded>,
+}
 
 impl Models {
-    fn get(
+    /// The network of the base configuration, at this patch's edge, with weights hashed from
+    /// `salt`; and the place of what it encoded.
+    pub(super) fn get(
         &mut self,
         device: &Device,
         salt: &str,
         patch: usize,
-    ) -> Result<&Model, crate::tensor::OpError> {
-        let key = (salt.to_string(), patch);
-        if self.0.as_ref().is_none_or(|(k, _)| *k != key) {
+    ) -> Result<(&Model, &mut Option<Encoded>), crate::tensor::OpError> {
+        let key = (salt.to_string(), patch, device.precision());
+        if self.0.as_ref().is_none_or(|kept| kept.key != key) {
             self.0 = None;
             let config = Config { patch, ..Config::base() };
-            self.0 = Some((key, Model::new(device, &Weights::hashed(config, salt))?));
+            let model = Model::new(device, &Weights::hashed(config, salt))?;
+            self.0 = Some(Kept { key, model, encoded: None });
         }
-        Ok(&self.0.as_ref().expect("just filled").1)
+        let kept = self.0.as_mut().expect("just filled");
+        Ok((&kept.model, &mut kept.encoded))
     }
+}
+
+/// An image that was encoded and compared, stage by stage, with a case's samples.
+pub(super) struct Encoded {
+    image: Tensor,
+    /// What the stages were compared with.
+    samples: Vec<(String, Entry)>,
+    features: Features,
+    checks: Vec<Check>,
+}
+
+impl Encoded {
+    fn new(
+        device: &Device,
+        model: &Model,
+        image: Tensor,
+        archive: &Archive,
+    ) -> Result<Encoded, VerifyError> {
+        let (mut checks, mut problem) = (vec![], None);
+        let mut see =
+            |stage: &str, value: &Tensor| match compare(device, archive, "encode", stage, value) {
+                Ok(more) => checks.extend(more),
+                Err(e) => problem = Some(e),
+            };
+        let features = model.encode(&image, &mut Observer::new(&mut see));
+        let features = features.map_err(|e| archive.error(e.to_string()))?;
+        match problem {
+            Some(problem) => Err(problem),
+            None => {
+                let samples = samples(archive).map(|(name, e)| (name.to_string(), e.clone()));
+                Ok(Encoded { image, samples: samples.collect(), features, checks })
+            }
+        }
+    }
+
+    /// Whether this is what a case asks for: the same image, bit for bit, and for each stage the
+    /// same samples. Then encoding it anew would be the same work with the same outcome.
+    fn is_of(&self, image: &Tensor, archive: &Archive) -> bool {
+        let bits = |t: &Tensor| t.data().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        bits(&self.image) == bits(image)
+            && self.samples.iter().map(|(name, e)| (name.as_str(), e)).eq(samples(archive))
+    }
+}
+
+/// What a case has of encoding's stages, by name.
+fn samples(archive: &Archive) -> impl Iterator<Item = (&str, &Entry)> {
+    let stages = archive.names().filter(|name| name.starts_with("encode."));
+    stages.filter_map(move |name| Some((name, archive.maybe(name)?)))
 }
 
 /// Whether the reference keeps this stage channels last.
@@ -257,7 +318,7 @@ pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Chec
     }
     let scale = archive.number("image_scale")? as f32;
     let dense_scale = archive.number("dense_scale")? as f32;
-    let model = models.get(device, archive.text("salt")?, size).map_err(fail)?;
+    let (model, encoded) = models.get(device, archive.text("salt")?, size).map_err(fail)?;
     let scaled = |name: &str, scale: f32| -> Result<Tensor, VerifyError> {
         let entry = archive.get(name)?;
         if entry.shape != [size; 3] {
@@ -268,18 +329,20 @@ pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Chec
         Ok(Tensor::new([size; 3], entry.values.iter().map(|v| *v as f32 * scale).collect()))
     };
 
-    let mut checks = vec![];
+    let image = scaled("in.image_i8", scale)?;
+    if !encoded.as_ref().is_some_and(|e| e.is_of(&image, &archive)) {
+        // First the memory of the last.
+        *encoded = None;
+        *encoded = Some(Encoded::new(device, model, image, &archive)?);
+    }
+    let Encoded { features, checks: of_encoding, .. } = encoded.as_ref().expect("just filled");
+    let mut checks = of_encoding.clone();
     let mut problem = None;
     let mut watch = |prefix: &str, checks: &mut Vec<Check>, stage: &str, value: &Tensor| {
         match compare(device, &archive, prefix, stage, value) {
             Ok(more) => checks.extend(more),
             Err(e) => problem = Some(e),
         };
-    };
-    let image = scaled("in.image_i8", scale)?;
-    let features = {
-        let mut see = |stage: &str, value: &Tensor| watch("encode", &mut checks, stage, value);
-        model.encode(&image, &mut Observer::new(&mut see)).map_err(fail)?
     };
     let bounds = archive
         .maybe("in.box")
@@ -312,7 +375,7 @@ pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Chec
             };
             model
                 .interact(
-                    &features,
+                    features,
                     &prompts,
                     &dense,
                     &PromptMaps::Maps(maps.clone()),
@@ -346,7 +409,7 @@ pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Chec
             archive: &archive,
             prefix: &prefix,
             model,
-            features: &features,
+            features,
             maps: &maps,
             selected: chosen,
         };
