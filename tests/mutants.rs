@@ -13,9 +13,12 @@ use built::{compile, is_clang};
 use common::{here, judge_rounding, judge_stage, judge_tokens};
 use prism::device::{Cpu, Cuda, Device, Precision};
 use prism::verify::run;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The check that has to notice.
+/// What has to notice.
+#[derive(Clone, Copy, PartialEq)]
 enum Check {
     /// A reference case.
     Case(&'static str),
@@ -487,46 +490,73 @@ const MUTANTS: [Mutant; 44] = [
     },
 ];
 
-/// Builds a kernel file of the tree `kernels` as a library, as build.rs builds them all.
-fn build(folder: &Path, kernels: &Path, kernel: &str) -> std::path::PathBuf {
+/// What each library is compiled with, beside its file.
+fn flags(kernels: &Path) -> Vec<String> {
+    let include = format!("-I{}", kernels.display());
+    let given = ["-c", "-std=c++17", "-fPIC", "-DPRISM_EMULATOR", "-w", include.as_str()];
+    given.map(String::from).into()
+}
+
+/// Compiles the emulator itself, which no mutant changes and every library has in it.
+fn build_host(folder: &Path) -> PathBuf {
+    let object = folder.join("host.o");
+    let source = here("kernels/host/emulator.cpp").display().to_string();
+    let to = object.display().to_string();
+    let flags = flags(&here("kernels"));
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    compile(&[&flags[..], &["-O2", &source, "-o", &to]].concat());
+    object
+}
+
+/// Builds a kernel file of the tree `kernels` as a library, as build.rs builds them all, with the
+/// emulator's object `host`.
+fn build(folder: &Path, kernels: &Path, kernel: &str, host: &Path) -> PathBuf {
     let at = |name: &str| folder.join(name).display().to_string();
-    let [unit, object, host, library] = ["unit.cpp", "unit.o", "host.o", "kernels.so"].map(at);
+    let [unit, object, library] = ["unit.cpp", "unit.o", "kernels.so"].map(at);
     std::fs::write(&unit, format!("#include \"host/emulator.h\"\n#include \"{kernel}.cu\"\n"))
         .unwrap();
-    let include = format!("-I{}", kernels.display());
-    let common = ["-c", "-std=c++17", "-fPIC", "-DPRISM_EMULATOR", "-w", include.as_str()];
-    let checked = ["-O1", "-fsanitize=kernel-address"];
+    let checked = ["-O1", "-fsanitize=kernel-address"].map(String::from);
     let (prefix, dash) = if is_clang() { ("-mllvm", "-") } else { ("--param", "") };
-    let parameters: Vec<String> =
+    let parameters =
         ["asan-instrumentation-with-call-threshold=0", "asan-stack=0", "asan-globals=0"]
-            .iter()
-            .flat_map(|p| [prefix.to_string(), format!("{dash}{p}")])
-            .collect();
-    let parameters: Vec<&str> = parameters.iter().map(String::as_str).collect();
-    compile(&[&common[..], &checked, &parameters, &[&unit, "-o", &object]].concat());
-    let source = kernels.join("host/emulator.cpp").display().to_string();
-    compile(&[&common[..], &["-O2", &source, "-o", &host]].concat());
-    // Its symbols are its own, even though the program has others with the same names.
+            .into_iter()
+            .flat_map(|p| [prefix.to_string(), format!("{dash}{p}")]);
+    let flags: Vec<String> = flags(kernels).into_iter().chain(checked).chain(parameters).collect();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    compile(&[&flags[..], &[&unit, "-o", &object]].concat());
+    // Its symbols are its own, though the program has others of the same names.
+    let host = host.display().to_string();
     compile(&["-shared", "-Wl,-Bsymbolic", &object, &host, "-o", &library]);
     library.into()
 }
 
-/// Whether the check passes on the library's kernels, with threads in an order that the seed
-/// decides; the message if it does not. Reference cases are in the folder `case`.
-fn judge(library: &Path, m: &Mutant, case: &Path, seed: u64) -> Result<(), String> {
-    // SAFETY: it was just built from the emulator.
-    let cuda =
-        unsafe { Cuda::emulated_over(Cpu::new(1).unwrap(), m.precision, seed, library) }.unwrap();
-    match m.check {
-        Check::Stage(items, channels) => {
-            return judge_stage(&Device::Cuda(cuda), items, channels);
-        }
-        Check::Tokens => return judge_tokens(&Device::Cuda(cuda)),
-        Check::Rounding => return judge_rounding(&Device::Cuda(cuda)),
-        Check::Case(_) => {}
-    }
+/// The seeds that decide an order of threads each.
+const SEEDS: [u64; 3] = [0, 1, 2];
+
+/// For each seed, whether the check passes on the library's kernels, or what was said if it does
+/// not. A reference case is copied to a folder of `folder`, where it is alone.
+fn judge(library: &Path, m: &Mutant, folder: &Path) -> [Result<(), String>; 3] {
+    // All are open before the first is judged, so that the library is loaded once. Its variables of
+    // a thread lie where glibc has room for those of a hundred such libraries, and comes by the room
+    // again only where no other was loaded since.
+    let devices = SEEDS.map(|seed| {
+        let cpu = Cpu::new(1).unwrap();
+        // SAFETY: it was just built from the emulator.
+        let cuda = unsafe { Cuda::emulated_over(cpu, m.precision, seed, library) };
+        Device::Cuda(cuda.unwrap())
+    });
+    devices.map(|device| match m.check {
+        Check::Stage(items, channels) => judge_stage(&device, items, channels),
+        Check::Tokens => judge_tokens(&device),
+        Check::Rounding => judge_rounding(&device),
+        Check::Case(case) => judge_case(&device, &alone(folder, case)),
+    })
+}
+
+/// Whether the reference case in a folder passes on a device; what was said if it does not.
+fn judge_case(device: &Device, folder: &Path) -> Result<(), String> {
     let mut said = String::new();
-    let passed = run(&Device::Cuda(cuda), case, &[], |r| {
+    let passed = run(device, folder, &[], |r| {
         let wrong = || {
             r.checks
                 .iter()
@@ -538,8 +568,10 @@ fn judge(library: &Path, m: &Mutant, case: &Path, seed: u64) -> Result<(), Strin
     if passed.unwrap() { Ok(()) } else { Err(said) }
 }
 
-/// A copy of `kernels/`, with a change.
-fn copy(to: &Path, change: Option<(&str, &str, &str)>) {
+/// A copy of `kernels/`, with a change of a file.
+fn copy(to: &Path, (file, from, with): (&str, &str, &str)) {
+    assert!(!file.starts_with("host/"), "{file} is compiled once, for all");
+    let mut changed = false;
     for part in ["", "lib", "host"] {
         std::fs::create_dir_all(to.join(part)).unwrap();
         for entry in std::fs::read_dir(here("kernels").join(part)).unwrap() {
@@ -551,59 +583,85 @@ fn copy(to: &Path, change: Option<(&str, &str, &str)>) {
                 .trim_start_matches('/')
                 .to_string();
             let mut text = std::fs::read_to_string(&path).unwrap();
-            if let Some((file, from, with)) = change.filter(|(file, ..)| *file == name) {
+            if name == file {
                 assert_eq!(
                     text.matches(from).count(),
                     1,
                     "{file}: what is to be changed stands there once"
                 );
                 text = text.replace(from, with);
+                changed = true;
             }
             std::fs::write(to.join(name), text).unwrap();
         }
     }
+    assert!(changed, "there is no {file}");
 }
 
-/// The kernel's case alone in a folder, if it is checked by one.
-fn alone(folder: &Path, check: &Check) -> std::path::PathBuf {
+/// A reference case alone in a folder.
+fn alone(folder: &Path, case: &str) -> PathBuf {
     let to = folder.join("case");
     std::fs::create_dir_all(&to).unwrap();
-    if let Check::Case(case) = check {
-        let file = here("tests/reference").join(format!("{case}.safetensors"));
-        std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
-    }
+    let file = here("tests/reference").join(format!("{case}.safetensors"));
+    std::fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
     to
+}
+
+/// Does a piece of work on each item, as many at a time as the machine has cores; what came of
+/// them, in no order.
+fn on_all_cores<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let (next, made) = (AtomicUsize::new(0), Mutex::new(vec![]));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let one = work(item);
+                    made.lock().unwrap().push(one);
+                }
+            });
+        }
+    });
+    made.into_inner().unwrap()
 }
 
 #[test]
 fn broken_kernels_are_noticed() {
-    let mut survivors = vec![];
-    let mut sound: Vec<(&str, tempfile::TempDir)> = vec![];
+    let shared = tempfile::tempdir().unwrap();
+    let host = build_host(shared.path());
+
+    // The right text passes, in any order of threads.
+    let mut kernels: Vec<&str> = MUTANTS.iter().map(|m| m.kernel).collect();
+    kernels.sort();
+    kernels.dedup();
+    on_all_cores(&kernels, |kernel| {
+        let folder = shared.path().join(kernel);
+        std::fs::create_dir(&folder).unwrap();
+        build(&folder, &here("kernels"), kernel, &host);
+    });
+    let mut different: Vec<&Mutant> = vec![];
     for m in &MUTANTS {
-        // The right text passes, in any order of threads.
-        if !sound.iter().any(|(kernel, _)| *kernel == m.kernel) {
-            let folder = tempfile::tempdir().unwrap();
-            build(folder.path(), &here("kernels"), m.kernel);
-            sound.push((m.kernel, folder));
+        let same =
+            |d: &&Mutant| (d.kernel, d.check, d.precision) == (m.kernel, m.check, m.precision);
+        if !different.iter().any(same) {
+            different.push(m);
         }
-        let right = sound
-            .iter()
-            .find(|(kernel, _)| *kernel == m.kernel)
-            .unwrap()
-            .1
-            .path()
-            .join("kernels.so");
+    }
+    on_all_cores(&different, |m| {
         let folder = tempfile::tempdir().unwrap();
-        let case = alone(folder.path(), &m.check);
-        for seed in [0, 1, 2] {
-            judge(&right, m, &case, seed)
-                .unwrap_or_else(|e| panic!("{} as it is, seed {seed}: {e}", m.kernel));
+        let right = shared.path().join(m.kernel).join("kernels.so");
+        for (seed, said) in SEEDS.iter().zip(judge(&right, m, folder.path())) {
+            said.unwrap_or_else(|e| panic!("{} as it is, seed {seed}: {e}", m.kernel));
         }
+    });
+
+    let survivors = on_all_cores(&MUTANTS, |m| {
+        let folder = tempfile::tempdir().unwrap();
         let kernels = folder.path().join("kernels");
-        copy(&kernels, Some((m.file, m.from, m.to)));
-        let library = build(folder.path(), &kernels, m.kernel);
+        copy(&kernels, (m.file, m.from, m.to));
+        let library = build(folder.path(), &kernels, m.kernel, &host);
         let said: Vec<String> =
-            [0, 1, 2].iter().filter_map(|seed| judge(&library, m, &case, *seed).err()).collect();
+            judge(&library, m, folder.path()).into_iter().filter_map(Result::err).collect();
         eprintln!("{}: {:?}", m.what, said.first());
         let noticed = match m.message {
             Some(message) => said.iter().any(|s| {
@@ -614,9 +672,8 @@ fn broken_kernels_are_noticed() {
             }),
             None => !said.is_empty(),
         };
-        if !noticed {
-            survivors.push((m.what, said));
-        }
-    }
+        (!noticed).then_some((m.what, said))
+    });
+    let survivors: Vec<_> = survivors.into_iter().flatten().collect();
     assert!(survivors.is_empty(), "not noticed: {survivors:#?}");
 }
