@@ -413,7 +413,10 @@ static int32_t meddle(void *user, double done, const char *stage) {
 static void *click(void *user) {
     struct caller *c = user;
     for (int i = 0; i < 5; i++) {
+        /* Now on the object, now off it: a click that the answer obeys already is no work. */
+        uint8_t label = i % 2 == 0;
         prism_prompts p = prompts();
+        p.point_labels = &label;
         prism_prediction *prediction = NULL;
         prism_status status = prism_session_interact(c->session, &p, &prediction);
         if (status == PRISM_BUSY) c->busy++;
@@ -425,9 +428,10 @@ static void *click(void *user) {
 }
 
 static void threads(prism_session *session) {
-    /* A callback that meddles, and cancels at its third call. */
+    /* A callback that meddles, and cancels at its third call. Nothing is answered yet that the click could find to be right already. */
     struct caller one = {session, 0, 0, 0}, two = one;
     prism_prompts p = prompts();
+    OK(prism_session_reset(session));
     OK(prism_session_set_progress(session, meddle, &one));
     EXPECT(PRISM_CANCELLED, "cancelled", prism_session_interact(session, &p, NULL));
     TRUE(one.calls == 3);
