@@ -332,20 +332,7 @@ void whole(unsigned mask) {
     if (mask != ALL) fail("a warp operation of some lanes only, which the emulator does not have");
 }
 
-// Also right for subnormal numbers, whose exponent the multiplication corrects.
-inline float widened(unsigned short bits) {
-    unsigned v = (bits & 0x7fffu) << 13;
-    float f;
-    memcpy(&f, &v, 4);
-    f *= 0x1p112f;
-    memcpy(&v, &f, 4);
-    v |= (bits & 0x8000u) << 16 | ((bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u);
-    memcpy(&f, &v, 4);
-    return f;
-}
-
-// The instructions that this machine has are chosen when the program is loaded. Products of 16-bit
-// numbers are exact in float, so the choice does not change the result.
+// The compiler chooses at load what this machine has. Products of 16-bit numbers are exact in float, so it makes no difference to the result.
 #if defined(__x86_64__) && defined(__GLIBC__)
 #define FOR_THIS_MACHINE __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -376,7 +363,7 @@ FOR_THIS_MACHINE void product(Slot *slots, bool bfloat) {
                 memcpy(&to[i], &v, 4);
             }
         } else {
-            for (int i = 0; i < count; i++) to[i] = widened(from[i]);
+            for (int i = 0; i < count; i++) to[i] = half_to_float(from[i]);
         }
     };
     widen(left[0], left_bits[0], 256), widen(right_turned[0], right_bits[0], 128);
@@ -602,42 +589,6 @@ float atomic_add(float *to, float value) {
         memcpy(&next, &after, 4);
         if (__atomic_compare_exchange_n(bits, &old, next, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return before;
     }
-}
-
-float half_to_float(unsigned short bits) { return widened(bits); }
-
-unsigned short float_to_half(float value) {
-    unsigned v;
-    memcpy(&v, &value, 4);
-    unsigned sign = v >> 16 & 0x8000, magnitude = v & 0x7fffffff;
-    if (magnitude > 0x7f800000) return sign | 0x7e00;
-    if (magnitude >= 0x47800000 - 0x1000) return sign | 0x7c00;
-    if (magnitude < 0x38800000) {
-        // Subnormal: multiples of 2^-24, to which adding 0.5 rounds.
-        float m;
-        memcpy(&m, &magnitude, 4);
-        m += 0.5f;
-        memcpy(&magnitude, &m, 4);
-        return sign | (unsigned short)(magnitude - 0x3f000000);
-    }
-    magnitude += 0xfff + (magnitude >> 13 & 1);
-    return sign | (unsigned short)((magnitude - 0x38000000) >> 13);
-}
-
-unsigned short float_to_bfloat(float value) {
-    unsigned v;
-    memcpy(&v, &value, 4);
-    if ((v & 0x7fffffff) > 0x7f800000) return v >> 16 | 0x40;
-    return (v + 0x7fff + (v >> 16 & 1)) >> 16;
-}
-
-// cvt.rna.tf32.f32: to nearest, ties away from zero.
-unsigned float_to_tf32(float value) {
-    unsigned v;
-    memcpy(&v, &value, 4);
-    if ((v & 0x7fffffff) > 0x7f800000) return 0x7fffffff;
-    if ((v & 0x7f800000) != 0x7f800000) v += 0x1000;
-    return v & 0xffffe000u;
 }
 
 void add(Kernel *kernel) {

@@ -1,8 +1,8 @@
 // The CUDA built-ins on host threads: what kernels see of the emulator.
 //
-// A host thread runs one block at a time, with a fibre for each of its threads. Everything here is
-// out of line: the kernels are compiled so that each of their memory accesses is checked, and the
-// emulator's own must not be.
+// A block runs at a time on one host thread, each of its threads a fibre. What has memory of its own is out of line: the kernels are compiled so that
+// each of their memory accesses is checked, and the emulator's own must not be. What works in registers alone is in line: values of 16 bits are
+// converted one at a time.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -64,10 +64,52 @@ void copy_async(void *shared, const void *global, bool present);
 void copy_commit();
 void copy_wait(int pending);
 float atomic_add(float *to, float value);
-float half_to_float(unsigned short bits);
-unsigned short float_to_half(float value);
-unsigned short float_to_bfloat(float value);
-unsigned float_to_tf32(float value);
+
+// Also of subnormal numbers, whose exponent the multiplication mends.
+inline float half_to_float(unsigned short bits) {
+    unsigned v = (bits & 0x7fffu) << 13;
+    float f;
+    memcpy(&f, &v, 4);
+    f *= 0x1p112f;
+    memcpy(&v, &f, 4);
+    v |= (bits & 0x8000u) << 16 | ((bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u);
+    memcpy(&f, &v, 4);
+    return f;
+}
+
+inline unsigned short float_to_half(float value) {
+    unsigned v;
+    memcpy(&v, &value, 4);
+    unsigned sign = v >> 16 & 0x8000, magnitude = v & 0x7fffffff;
+    if (magnitude > 0x7f800000) return sign | 0x7e00;
+    if (magnitude >= 0x47800000 - 0x1000) return sign | 0x7c00;
+    if (magnitude < 0x38800000) {
+        // Subnormal: multiples of 2^-24, to which adding 0.5 rounds.
+        float m;
+        memcpy(&m, &magnitude, 4);
+        m += 0.5f;
+        memcpy(&magnitude, &m, 4);
+        return sign | (unsigned short)(magnitude - 0x3f000000);
+    }
+    magnitude += 0xfff + (magnitude >> 13 & 1);
+    return sign | (unsigned short)((magnitude - 0x38000000) >> 13);
+}
+
+inline unsigned short float_to_bfloat(float value) {
+    unsigned v;
+    memcpy(&v, &value, 4);
+    if ((v & 0x7fffffff) > 0x7f800000) return v >> 16 | 0x40;
+    return (v + 0x7fff + (v >> 16 & 1)) >> 16;
+}
+
+// cvt.rna.tf32.f32: to nearest, ties away from zero.
+inline unsigned float_to_tf32(float value) {
+    unsigned v;
+    memcpy(&v, &value, 4);
+    if ((v & 0x7fffffff) > 0x7f800000) return 0x7fffffff;
+    if ((v & 0x7f800000) != 0x7f800000) v += 0x1000;
+    return v & 0xffffe000u;
+}
 
 // A load that remains one access.
 typedef unsigned Vector4 __attribute__((vector_size(16)));
