@@ -206,15 +206,13 @@ __device__ __forceinline__ void conv_weight_matrix(unsigned char *shared, const 
 #pragma unroll
                 for (int r = 0; r < 3 + EDGE; r++) {
                     if (r + 1 < 3 + EDGE) load_matrices_transposed(b[(r + 1) % 2], right + slot * stage, (r + 1) * AROUND * ROW * 2);
+                    FragmentB halves[2] = {{{b[r % 2][0], b[r % 2][1]}}, {{b[r % 2][2], b[r % 2][3]}}};
 #pragma unroll
                     for (int kh = 0; kh < EDGE; kh++) {
                         int h = r + kh - (EDGE - 1);
                         if (h < 0 || h > 3) continue;
 #pragma unroll
-                        for (int kd = 0; kd < EDGE; kd++) {
-#pragma unroll
-                            for (int n = 0; n < 2; n++) multiply<T>(acc[kd][kh][n], a[kd][h], FragmentB{{b[r % 2][n * 2], b[r % 2][n * 2 + 1]}});
-                        }
+                        for (int kd = 0; kd < EDGE; kd++) multiply_each<T>(acc[kd][kh], a[kd][h], halves);
                     }
                 }
             }

@@ -69,9 +69,10 @@ struct alignas(64) Fibre {
 // The value that a lane passes to the others of its warp. There are two sets, used alternately: a
 // lane can be at most one exchange ahead.
 struct alignas(64) Slot {
-    unsigned a[4];
-    unsigned b[2];
-    float d[4];
+    // Of products: where the lane has its fragments and its sums.
+    const unsigned *a;
+    const unsigned *b;
+    float (*d)[4];
     uint64_t bits;
     unsigned char row[16];
 };
@@ -339,8 +340,8 @@ void whole(unsigned mask) {
 #define FOR_THIS_MACHINE
 #endif
 
-// Computes the matrix product of 32 lanes' fragments.
-FOR_THIS_MACHINE void product(Slot *slots, bool bfloat) {
+// What 32 lanes' fragments of matrix products make. They lie on the lanes' stacks, which all wait meanwhile.
+FOR_THIS_MACHINE void products(Slot *slots, int stride, int count, bool bfloat) {
     unsigned short left_bits[16][16], right_bits[8][16];
     typedef float Row __attribute__((vector_size(32)));
     float left[16][16], right_turned[8][16];
@@ -348,14 +349,6 @@ FOR_THIS_MACHINE void product(Slot *slots, bool bfloat) {
         Row rows[16];
         float at[16][8];
     } right, sum;
-    for (int l = 0; l < 32; l++) {
-        int g = l / 4, t = l % 4 * 2;
-        const Slot &s = slots[l];
-        memcpy(&left_bits[g][t], &s.a[0], 4), memcpy(&left_bits[g + 8][t], &s.a[1], 4);
-        memcpy(&left_bits[g][t + 8], &s.a[2], 4), memcpy(&left_bits[g + 8][t + 8], &s.a[3], 4);
-        memcpy(&right_bits[g][t], &s.b[0], 4), memcpy(&right_bits[g][t + 8], &s.b[1], 4);
-        memcpy(&sum.at[g][t], &s.d[0], 8), memcpy(&sum.at[g + 8][t], &s.d[2], 8);
-    }
     auto widen = [bfloat](float *to, const unsigned short *from, int count) {
         if (bfloat) {
             for (int i = 0; i < count; i++) {
@@ -366,23 +359,39 @@ FOR_THIS_MACHINE void product(Slot *slots, bool bfloat) {
             for (int i = 0; i < count; i++) to[i] = half_to_float(from[i]);
         }
     };
-    widen(left[0], left_bits[0], 256), widen(right_turned[0], right_bits[0], 128);
-    for (int k = 0; k < 16; k++)
-        for (int c = 0; c < 8; c++) right.at[k][c] = right_turned[c][k];
-    for (int r = 0; r < 16; r++) {
-        Row row = sum.rows[r];
-        for (int k = 0; k < 16; k++) row += left[r][k] * right.rows[k];
-        sum.rows[r] = row;
-    }
     for (int l = 0; l < 32; l++) {
         int g = l / 4, t = l % 4 * 2;
-        memcpy(&slots[l].d[0], &sum.at[g][t], 8), memcpy(&slots[l].d[2], &sum.at[g + 8][t], 8);
+        const unsigned *a = slots[l].a;
+        memcpy(&left_bits[g][t], &a[0], 4), memcpy(&left_bits[g + 8][t], &a[1], 4);
+        memcpy(&left_bits[g][t + 8], &a[2], 4), memcpy(&left_bits[g + 8][t + 8], &a[3], 4);
+    }
+    widen(left[0], left_bits[0], 256);
+    for (int n = 0; n < count; n++) {
+        for (int l = 0; l < 32; l++) {
+            int g = l / 4, t = l % 4 * 2;
+            const unsigned *b = slots[l].b + n * stride;
+            const float *d = slots[l].d[n];
+            memcpy(&right_bits[g][t], &b[0], 4), memcpy(&right_bits[g][t + 8], &b[1], 4);
+            memcpy(&sum.at[g][t], &d[0], 8), memcpy(&sum.at[g + 8][t], &d[2], 8);
+        }
+        widen(right_turned[0], right_bits[0], 128);
+        for (int k = 0; k < 16; k++)
+            for (int c = 0; c < 8; c++) right.at[k][c] = right_turned[c][k];
+        for (int r = 0; r < 16; r++) {
+            Row row = sum.rows[r];
+            for (int k = 0; k < 16; k++) row += left[r][k] * right.rows[k];
+            sum.rows[r] = row;
+        }
+        for (int l = 0; l < 32; l++) {
+            int g = l / 4, t = l % 4 * 2;
+            float *d = slots[l].d[n];
+            memcpy(&d[0], &sum.at[g][t], 8), memcpy(&d[2], &sum.at[g + 8][t], 8);
+        }
     }
 }
 
-// Computes the matrix product of TF32 fragments: the sign, the exponent and 10 bits of mantissa of
-// each register count. Their products are exact in float, too.
-FOR_THIS_MACHINE void product_tf32(Slot *slots) {
+// The same of TF32: of each register the sign, the exponent and 10 bits of mantissa count. Their products are exact in float, too.
+FOR_THIS_MACHINE void products_tf32(Slot *slots, int stride, int count) {
     typedef float Row __attribute__((vector_size(32)));
     float left[16][8];
     union {
@@ -397,19 +406,27 @@ FOR_THIS_MACHINE void product_tf32(Slot *slots) {
     };
     for (int l = 0; l < 32; l++) {
         int g = l / 4, t = l % 4;
-        const Slot &s = slots[l];
-        left[g][t] = seen(s.a[0]), left[g + 8][t] = seen(s.a[1]), left[g][t + 4] = seen(s.a[2]), left[g + 8][t + 4] = seen(s.a[3]);
-        right.at[t][g] = seen(s.b[0]), right.at[t + 4][g] = seen(s.b[1]);
-        memcpy(&sum.at[g][2 * t], &s.d[0], 8), memcpy(&sum.at[g + 8][2 * t], &s.d[2], 8);
+        const unsigned *a = slots[l].a;
+        left[g][t] = seen(a[0]), left[g + 8][t] = seen(a[1]), left[g][t + 4] = seen(a[2]), left[g + 8][t + 4] = seen(a[3]);
     }
-    for (int r = 0; r < 16; r++) {
-        Row row = sum.rows[r];
-        for (int k = 0; k < 8; k++) row += left[r][k] * right.rows[k];
-        sum.rows[r] = row;
-    }
-    for (int l = 0; l < 32; l++) {
-        int g = l / 4, t = l % 4 * 2;
-        memcpy(&slots[l].d[0], &sum.at[g][t], 8), memcpy(&slots[l].d[2], &sum.at[g + 8][t], 8);
+    for (int n = 0; n < count; n++) {
+        for (int l = 0; l < 32; l++) {
+            int g = l / 4, t = l % 4;
+            const unsigned *b = slots[l].b + n * stride;
+            const float *d = slots[l].d[n];
+            right.at[t][g] = seen(b[0]), right.at[t + 4][g] = seen(b[1]);
+            memcpy(&sum.at[g][2 * t], &d[0], 8), memcpy(&sum.at[g + 8][2 * t], &d[2], 8);
+        }
+        for (int r = 0; r < 16; r++) {
+            Row row = sum.rows[r];
+            for (int k = 0; k < 8; k++) row += left[r][k] * right.rows[k];
+            sum.rows[r] = row;
+        }
+        for (int l = 0; l < 32; l++) {
+            int g = l / 4, t = l % 4 * 2;
+            float *d = slots[l].d[n];
+            memcpy(&d[0], &sum.at[g][t], 8), memcpy(&d[2], &sum.at[g + 8][t], 8);
+        }
     }
 }
 
@@ -524,16 +541,12 @@ unsigned vote(unsigned mask, bool value) {
     return votes;
 }
 
-void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool bfloat) {
-    auto give = [&](Slot &s) { memcpy(s.a, a, sizeof s.a), memcpy(s.b, b, sizeof s.b), memcpy(s.d, d, sizeof s.d); };
-    const Slot &mine = exchange(give, [bfloat](Slot *slots) { product(slots, bfloat); })[lane()];
-    memcpy(d, mine.d, sizeof mine.d);
+void multiply(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count, bool bfloat) {
+    exchange([&](Slot &s) { s.a = a, s.b = b, s.d = d; }, [=](Slot *slots) { products(slots, stride, count, bfloat); });
 }
 
-void multiply_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-    auto give = [&](Slot &s) { memcpy(s.a, a, sizeof s.a), memcpy(s.b, b, sizeof s.b), memcpy(s.d, d, sizeof s.d); };
-    const Slot &mine = exchange(give, [](Slot *slots) { product_tf32(slots); })[lane()];
-    memcpy(d, mine.d, sizeof mine.d);
+void multiply_tf32(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count) {
+    exchange([&](Slot &s) { s.a = a, s.b = b, s.d = d; }, [=](Slot *slots) { products_tf32(slots, stride, count); });
 }
 
 // The rows that a warp's lanes point to.

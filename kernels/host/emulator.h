@@ -56,8 +56,9 @@ void barrier();
 // Each lane passes up to 8 bytes; returns those of lane `from`.
 uint64_t shuffle(unsigned mask, uint64_t value, int from);
 unsigned vote(unsigned mask, bool value);
-void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bool bfloat);
-void multiply_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+// So many products of one left side: D[n] += A B[n], each B `stride` registers behind the one before.
+void multiply(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count, bool bfloat);
+void multiply_tf32(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count);
 void load_matrices(unsigned (&r)[4], const void *row);
 void load_matrices_transposed(unsigned (&r)[4], const void *row);
 void copy_async(void *shared, const void *global, bool present);

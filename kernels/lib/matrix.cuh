@@ -19,7 +19,7 @@ template <class T> __device__ __forceinline__ void multiply(float (&d)[4], const
 
 template <> __device__ __forceinline__ void multiply<f16>(float (&d)[4], const FragmentA &a, const FragmentB &b) {
 #ifdef PRISM_EMULATOR
-    emulator::multiply(d, a.r, b.r, false);
+    emulator::multiply(&d, a.r, b.r, 2, 1, false);
 #else
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -29,7 +29,7 @@ template <> __device__ __forceinline__ void multiply<f16>(float (&d)[4], const F
 
 template <> __device__ __forceinline__ void multiply<bf16>(float (&d)[4], const FragmentA &a, const FragmentB &b) {
 #ifdef PRISM_EMULATOR
-    emulator::multiply(d, a.r, b.r, true);
+    emulator::multiply(&d, a.r, b.r, 2, 1, true);
 #else
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -41,7 +41,7 @@ template <> __device__ __forceinline__ void multiply<bf16>(float (&d)[4], const 
 // are ignored.
 __device__ __forceinline__ void multiply_tf32(float (&d)[4], const FragmentA &a, const FragmentB &b) {
 #ifdef PRISM_EMULATOR
-    emulator::multiply_tf32(d, a.r, b.r);
+    emulator::multiply_tf32(&d, a.r, b.r, 2, 1);
 #else
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -49,7 +49,28 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const FragmentA &a,
 #endif
 }
 
-// The TF32 nearest to a float; ties are rounded away from zero.
+// D[n] += A B[n] of some columns. For the emulator they are one: lanes of a warp wait for each other once.
+template <class T, int N> __device__ __forceinline__ void multiply_each(float (*d)[4], const FragmentA &a, const FragmentB (&b)[N]) {
+#ifdef PRISM_EMULATOR
+    emulator::multiply(d, a.r, b[0].r, 2, N, !T::HALF);
+#else
+#pragma unroll
+    for (int n = 0; n < N; n++) multiply<T>(d[n], a, b[n]);
+#endif
+}
+
+// The same of TF32, of each right side the fragment that is its `part`.
+template <int N, class Right>
+__device__ __forceinline__ void multiply_each_tf32(float (*d)[4], const FragmentA &a, const Right (&b)[N], FragmentB Right::*part) {
+#ifdef PRISM_EMULATOR
+    emulator::multiply_tf32(d, a.r, (b[0].*part).r, sizeof(Right) / sizeof(unsigned), N);
+#else
+#pragma unroll
+    for (int n = 0; n < N; n++) multiply_tf32(d[n], a, b[n].*part);
+#endif
+}
+
+// The nearest TF32 to a float, of two that are as near the one further from zero.
 __device__ __forceinline__ unsigned rounded_to_tf32(float v) {
 #ifdef PRISM_EMULATOR
     return emulator::float_to_tf32(v);
@@ -84,25 +105,25 @@ template <class P> struct Products {
 
     static __device__ __forceinline__ Right right(unsigned first, unsigned second) { return {{first, second}}; }
     template <int N> static __device__ __forceinline__ void add(float (*d)[4], const FragmentA &a, const Right (&b)[N]) {
-#pragma unroll
-        for (int n = 0; n < N; n++) multiply<P>(d[n], a, b[n]);
+        multiply_each<P>(d, a, b);
     }
 };
 
 template <> struct Products<tf32> {
     static constexpr int PASSES = 1;
     typedef f32 Element;
-    typedef FragmentB Right;
+    struct Right {
+        FragmentB rounded;
+    };
 
     static __device__ __forceinline__ Right right(unsigned first, unsigned second) {
-        return {{rounded_to_tf32(__uint_as_float(first)), rounded_to_tf32(__uint_as_float(second))}};
+        return {{{rounded_to_tf32(__uint_as_float(first)), rounded_to_tf32(__uint_as_float(second))}}};
     }
     template <int N> static __device__ __forceinline__ void add(float (*d)[4], const FragmentA &a, const Right (&b)[N]) {
         FragmentA rounded;
 #pragma unroll
         for (int i = 0; i < 4; i++) rounded.r[i] = rounded_to_tf32(__uint_as_float(a.r[i]));
-#pragma unroll
-        for (int n = 0; n < N; n++) multiply_tf32(d[n], rounded, b[n]);
+        multiply_each_tf32(d, rounded, b, &Right::rounded);
     }
 };
 
@@ -124,12 +145,9 @@ template <> struct Products<tf32x3> {
         for (int i = 0; i < 4; i++) split_to_tf32(a.r[i], high.r[i], low.r[i]);
         // The small products first.
         float sums[N][4] = {};
-#pragma unroll
-        for (int n = 0; n < N; n++) multiply_tf32(sums[n], low, b[n].high);
-#pragma unroll
-        for (int n = 0; n < N; n++) multiply_tf32(sums[n], high, b[n].low);
-#pragma unroll
-        for (int n = 0; n < N; n++) multiply_tf32(sums[n], high, b[n].high);
+        multiply_each_tf32(sums, low, b, &Right::high);
+        multiply_each_tf32(sums, high, b, &Right::low);
+        multiply_each_tf32(sums, high, b, &Right::high);
 #pragma unroll
         for (int n = 0; n < N; n++) {
 #pragma unroll
