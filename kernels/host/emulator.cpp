@@ -333,14 +333,16 @@ void whole(unsigned mask) {
     if (mask != ALL) fail("a warp operation of some lanes only, which the emulator does not have");
 }
 
-// The compiler chooses at load what this machine has. Products of 16-bit numbers are exact in float, so it makes no difference to the result.
+// The instructions that this machine has are chosen when the program is loaded. Products of 16-bit
+// numbers are exact in float, so the choice does not change the result.
 #if defined(__x86_64__) && defined(__GLIBC__)
 #define FOR_THIS_MACHINE __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FOR_THIS_MACHINE
 #endif
 
-// What 32 lanes' fragments of matrix products make. They lie on the lanes' stacks, which all wait meanwhile.
+// Computes the matrix products of 32 lanes' fragments, which are on the stacks of the lanes, all of
+// them waiting meanwhile.
 FOR_THIS_MACHINE void products(Slot *slots, int stride, int count, bool bfloat) {
     unsigned short left_bits[16][16], right_bits[8][16];
     typedef float Row __attribute__((vector_size(32)));
@@ -390,7 +392,8 @@ FOR_THIS_MACHINE void products(Slot *slots, int stride, int count, bool bfloat) 
     }
 }
 
-// The same of TF32: of each register the sign, the exponent and 10 bits of mantissa count. Their products are exact in float, too.
+// Computes the matrix products of TF32 fragments: the sign, the exponent and 10 bits of mantissa of
+// each register count. Their products are exact in float, too.
 FOR_THIS_MACHINE void products_tf32(Slot *slots, int stride, int count) {
     typedef float Row __attribute__((vector_size(32)));
     float left[16][8];

@@ -1,8 +1,9 @@
 // The CUDA built-ins on host threads: what kernels see of the emulator.
 //
-// A block runs at a time on one host thread, each of its threads a fibre. What has memory of its own is out of line: the kernels are compiled so that
-// each of their memory accesses is checked, and the emulator's own must not be. What works in registers alone is in line: values of 16 bits are
-// converted one at a time.
+// A host thread runs one block at a time, with a fibre for each of its threads. What accesses memory
+// of its own is out of line: the kernels are compiled so that each of their memory accesses is
+// checked, and the emulator's own must not be. What works in registers alone is inline: 16-bit values
+// are converted one at a time.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -56,7 +57,7 @@ void barrier();
 // Each lane passes up to 8 bytes; returns those of lane `from`.
 uint64_t shuffle(unsigned mask, uint64_t value, int from);
 unsigned vote(unsigned mask, bool value);
-// So many products of one left side: D[n] += A B[n], each B `stride` registers behind the one before.
+// D[n] += A B[n] for `count` right sides, each `stride` registers behind the one before.
 void multiply(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count, bool bfloat);
 void multiply_tf32(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count);
 void load_matrices(unsigned (&r)[4], const void *row);

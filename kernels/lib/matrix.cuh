@@ -49,7 +49,8 @@ __device__ __forceinline__ void multiply_tf32(float (&d)[4], const FragmentA &a,
 #endif
 }
 
-// D[n] += A B[n] of some columns. For the emulator they are one: lanes of a warp wait for each other once.
+// D[n] += A B[n] for N right sides. In the emulator this is one exchange: the lanes of a warp wait
+// for each other once.
 template <class T, int N> __device__ __forceinline__ void multiply_each(float (*d)[4], const FragmentA &a, const FragmentB (&b)[N]) {
 #ifdef PRISM_EMULATOR
     emulator::multiply(d, a.r, b[0].r, 2, N, !T::HALF);
@@ -59,7 +60,7 @@ template <class T, int N> __device__ __forceinline__ void multiply_each(float (*
 #endif
 }
 
-// The same of TF32, of each right side the fragment that is its `part`.
+// D[n] += A B[n] in TF32, where B[n] is the member `part` of each right side.
 template <int N, class Right>
 __device__ __forceinline__ void multiply_each_tf32(float (*d)[4], const FragmentA &a, const Right (&b)[N], FragmentB Right::*part) {
 #ifdef PRISM_EMULATOR
@@ -70,7 +71,7 @@ __device__ __forceinline__ void multiply_each_tf32(float (*d)[4], const Fragment
 #endif
 }
 
-// The nearest TF32 to a float, of two that are as near the one further from zero.
+// The TF32 nearest to a float; ties are rounded away from zero.
 __device__ __forceinline__ unsigned rounded_to_tf32(float v) {
 #ifdef PRISM_EMULATOR
     return emulator::float_to_tf32(v);
