@@ -536,9 +536,9 @@ const SEEDS: [u64; 3] = [0, 1, 2];
 /// For each seed, whether the check passes on the library's kernels, or what was said if it does
 /// not. A reference case is copied to a folder of `folder`, where it is alone.
 fn judge(library: &Path, m: &Mutant, folder: &Path) -> [Result<(), String>; 3] {
-    // All are open before the first is judged, so that the library is loaded once. Its variables of
-    // a thread lie where glibc has room for those of a hundred such libraries, and comes by the room
-    // again only where no other was loaded since.
+    // All are open before the first is judged, so that the library is loaded once. Its thread-local
+    // variables take room of which glibc has enough for a hundred such libraries, and which it gets
+    // back only if no other library was loaded since.
     let devices = SEEDS.map(|seed| {
         let cpu = Cpu::new(1).unwrap();
         // SAFETY: it was just built from the emulator.

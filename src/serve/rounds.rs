@@ -26,7 +26,7 @@ impl<K: Copy + Eq + Hash, T> Rounds<K, T> {
         self.waiting.values().map(VecDeque::len).sum()
     }
 
-    /// Adds an item of a key. Where `most` wait already the last item of the key with most gives way,
+    /// Adds an item of a key. Where `most` wait already the last of the key with most gives way,
     /// unless that left them with fewer than this one has then: it is not taken itself.
     pub fn add(&mut self, key: K, item: T, most: usize) {
         let own = self.waiting.get(&key).map_or(0, VecDeque::len);

@@ -4,8 +4,8 @@
 //! Those who wait take turns by what they work on: one job of each at a time, in the order in which
 //! they came. Of predictions, each of which takes all processors or the GPU, one runs at a time:
 //! those that are under way have turns, between the network's ops (`turns.rs`). A job without a
-//! caller that still waits is not begun, and is told to end where it has begun. While no request waits,
-//! patches are encoded ahead, of one scan, lease or session after the other (`rounds.rs`).
+//! caller that still waits is not begun, and is told to end where it has begun. While no request
+//! waits, patches are encoded ahead, of one scan, lease or session after the other (`rounds.rs`).
 
 use super::failure::Failure;
 use super::rounds::Rounds;
@@ -234,8 +234,8 @@ impl Work {
         Counts { waiting: jobs + counts.waiting, ..counts }
     }
 
-    /// Queues patches to be encoded ahead, in this order, while no request waits for the network; they
-    /// take turns with those of other keys. Beyond [`MOST_AHEAD`] some are dropped.
+    /// Queues patches to be encoded ahead, in this order, while no request waits for the network;
+    /// they take turns with those of other keys. Beyond [`MOST_AHEAD`] some are dropped.
     pub fn ahead(&self, key: Key, wishes: impl IntoIterator<Item = Ahead>) {
         let mut queue = self.desk.queue();
         // Those of an object that others took the place of, among them.
