@@ -28,7 +28,8 @@ impl Prompts {
     /// a missing box, contains the line and three quarters of its length across it.
     ///
     /// # Errors
-    /// A coordinate is not a number, an end is outside the scan, or both ends are the same.
+    /// A coordinate is not a number, an end is outside the scan, or both ends are the same; memory
+    /// is refused.
     pub fn add_line(
         &mut self,
         image: &Grid,
@@ -79,6 +80,10 @@ impl Prompts {
     /// Adds a closed outline around the object on one slice, of any axis: the voxels well within
     /// count as on the object, and its box replaces a missing box. An outline of one slice says
     /// nothing of the object's depth, as a box one slice thick does not.
+    ///
+    /// # Errors
+    /// A coordinate is not a number, a corner is outside the scan, there are fewer than three, they
+    /// are on no single slice or around no voxel; memory is refused.
     pub fn add_lasso(
         &mut self,
         image: &Grid,
@@ -116,23 +121,24 @@ impl Prompts {
         let middle =
             [u, v].map(|a| corners.iter().map(|c| c[a]).sum::<f64>() / corners.len() as f64);
         let across = span(v);
-        for p in span(u) {
-            room(&mut self.points, across.clone().count())?;
-            for q in across.clone() {
-                let outwards = |x: usize, m: f64| m + (x as f64 - m) / SHRUNK;
-                if !encloses(&corners, [u, v], [p as f64, q as f64]) {
-                    continue;
-                }
-                let within =
-                    encloses(&corners, [u, v], [outwards(p, middle[0]), outwards(q, middle[1])]);
-                let mut voxel = [slice; 3];
-                (voxel[u], voxel[v]) = (p, q);
-                include(&mut bounds, voxel);
-                if within {
-                    self.points.push((voxel, true));
+        memory::caught(|| {
+            for p in span(u) {
+                memory::reserve(POINTS, &mut self.points, across.clone().count());
+                for q in across.clone() {
+                    let outwards = |x: usize, m: f64| m + (x as f64 - m) / SHRUNK;
+                    if !encloses(&corners, [u, v], [p as f64, q as f64]) {
+                        continue;
+                    }
+                    let shrunk = [outwards(p, middle[0]), outwards(q, middle[1])];
+                    let mut voxel = [slice; 3];
+                    (voxel[u], voxel[v]) = (p, q);
+                    include(&mut bounds, voxel);
+                    if encloses(&corners, [u, v], shrunk) {
+                        self.points.push((voxel, true));
+                    }
                 }
             }
-        }
+        })?;
         let bounds = bounds
             .ok_or_else(|| PromptError::Unfit("the outline holds no voxel's centre".into()))?;
         self.draw(bounds);

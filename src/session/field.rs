@@ -109,11 +109,12 @@ impl Field {
         }
         let tiles = |a: usize| block[a].start / EDGE..(block[a].end - 1) / EDGE + 1;
         let rows = tiles(0).flat_map(|a| tiles(1).map(move |b| (a, b)));
-        let all: Vec<[usize; 3]> =
-            rows.flat_map(|(a, b)| tiles(2).map(move |c| [a, b, c])).collect();
-        let edited: Vec<_> =
-            all.into_par_iter().filter_map(|tile| self.edited(tile, block, &change)).collect();
-        for (key, tile) in edited {
+        let all = rows.flat_map(|(a, b)| tiles(2).map(move |c| [a, b, c]));
+        let all: Vec<[usize; 3]> = memory::counted(ANSWER, all);
+        let mut edited = memory::list(ANSWER, all.len());
+        let each = all.into_par_iter().map(|tile| self.edited(tile, block, &change));
+        each.collect_into_vec(&mut edited);
+        for (key, tile) in edited.into_iter().flatten() {
             match tile {
                 Some(tile) => self.tiles.insert(key, tile),
                 None => self.tiles.remove(&key),
