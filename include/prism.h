@@ -80,7 +80,8 @@ typedef enum {
    */
   PRISM_NOTHING = 8,
   /**
-   * The prompts cannot be used with this volume: nothing was said, or something lies outside.
+   * The prompts cannot be used with this volume: nothing was said, something lies outside, or a
+   * place or a logit is NaN or infinite.
    */
   PRISM_PROMPT = 9,
   /**
@@ -213,7 +214,7 @@ typedef enum {
    */
   PRISM_DENSE_MASK = 1,
   /**
-   * float32, positive on the object.
+   * float32, positive on the object. One that is NaN or infinite is refused: PRISM_PROMPT.
    */
   PRISM_DENSE_LOGITS = 2,
 } prism_dense;

@@ -354,7 +354,7 @@ class Session(Handle):
         - `box`: two corners, as `box` takes them
         - `lines` (n, 6) and `lasso` (n, 3)
         - `scribble` with `scribble_labels`: as points, or a mask
-        - `mask` or `logits`: what to start from in place of the last answer
+        - `mask` or `logits` (finite): what to start from in place of the last answer
         - `others`: a mask of other objects, which the answer never enters, now and later
         - `space`: "index", "ras" or "lps", for points, box, lines and lasso
         """

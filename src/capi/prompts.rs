@@ -29,7 +29,7 @@ pub enum prism_dense {
     PRISM_DENSE_NONE = 0,
     /// uint8, not 0 on the object.
     PRISM_DENSE_MASK = 1,
-    /// float32, positive on the object.
+    /// float32, positive on the object. One that is NaN or infinite is refused: PRISM_PROMPT.
     PRISM_DENSE_LOGITS = 2,
 }
 
@@ -93,9 +93,9 @@ const POINTS: &str = "so many points";
 /// The size of a point with everything that is passed to the network for it.
 type Told = [u64; 16];
 
-/// Voxels in a caller's array, `[i][j][k]`.
+/// Voxels in a caller's array, `[i][j][k]`, as they are.
 fn gathered<T: bytemuck::Zeroable + Send>(view: &View, value: impl Fn(f32) -> T + Sync) -> Vec<T> {
-    view.array().collected("a prompt", value)
+    view.array().laid_out("a prompt", value)
 }
 
 /// A caller's prompts.
@@ -225,7 +225,7 @@ pub(super) unsafe fn prompts_of(
     let strides =
         if p.dense_strides == [0; 3] { View::dense(element, grid.size) } else { p.dense_strides };
     // SAFETY: not NULL, so it is such values on the grid; the view ends before the call does.
-    let view = unsafe { View::new(p.dense.cast(), element, grid.size, strides, grid.affine)? };
+    let view = unsafe { View::of_any(p.dense.cast(), element, grid.size, strides, grid.affine)? };
     prompts.dense = Some(match element {
         Element::Uint8 => Dense::Mask(gathered(&view, |v| u8::from(v != 0.0))),
         _ => Dense::Logits(gathered(&view, |v| v)),

@@ -42,7 +42,8 @@ pub enum prism_status {
     PRISM_CANCELLED = 7,
     /// There is nothing to undo, to redo or to read yet.
     PRISM_NOTHING = 8,
-    /// The prompts cannot be used with this volume: nothing was said, or something lies outside.
+    /// The prompts cannot be used with this volume: nothing was said, something lies outside, or a
+    /// place or a logit is NaN or infinite.
     PRISM_PROMPT = 9,
     /// A mistake of the library's. The handle stays usable; please report the message.
     PRISM_INTERNAL = 10,

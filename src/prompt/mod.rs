@@ -104,7 +104,7 @@ impl FromStr for RawBox {
 pub enum Dense {
     /// Which voxels belong to the object.
     Mask(Vec<u8>),
-    /// Logits, positive on the object.
+    /// Logits, finite, positive on the object.
     Logits(Vec<f32>),
 }
 

@@ -151,6 +151,14 @@ pub enum SessionError {
         /// The number of voxels of the scan.
         expected: usize,
     },
+    /// A logit of the dense prompt is not finite.
+    #[error("the logits are {value} at voxel {voxel:?}, expected finite numbers")]
+    Logit {
+        /// The first such voxel.
+        voxel: [usize; 3],
+        /// What it holds.
+        value: f32,
+    },
 }
 
 impl From<CudaError> for SessionError {
@@ -520,7 +528,8 @@ impl Session {
     /// returned before useless, as an interaction, an undo, a redo or a reset does to this.
     ///
     /// # Errors
-    /// A prompt is outside the scan or has the wrong size, or nothing says where the object is.
+    /// A prompt is outside the scan, has the wrong size or is not finite, or nothing says where the
+    /// object is.
     pub fn ahead_of(&mut self, prompts: &Prompts) -> Result<Vec<Ahead>, SessionError> {
         self.check(prompts)?;
         if self.prediction().is_some() {
@@ -545,9 +554,9 @@ impl Session {
     /// another replaces it; a mask replaces the answer.
     ///
     /// # Errors
-    /// A prompt is outside the scan or has the wrong size, nothing says where the object is, memory
-    /// is refused, the device fails, or the network's answer is not finite. The session then stays
-    /// as it was.
+    /// A prompt is outside the scan, has the wrong size or is not finite, nothing says where the
+    /// object is, memory is refused, the device fails, or the network's answer is not finite. The
+    /// session then stays as it was.
     pub fn interact(&mut self, prompts: &Prompts) -> Result<&Arc<Prediction>, SessionError> {
         self.interact_observed(prompts, &mut Observer::none())
     }
@@ -614,8 +623,16 @@ impl Session {
         };
         let others = prompts.others.as_ref().map_or(expected, Vec::len);
         let lengths = [("the dense prompt", dense), ("the mask of other objects", others)];
-        match lengths.into_iter().find(|(_, got)| *got != expected) {
-            Some((what, got)) => Err(SessionError::Dense { what, got, expected }),
+        if let Some((what, got)) = lengths.into_iter().find(|(_, got)| *got != expected) {
+            return Err(SessionError::Dense { what, got, expected });
+        }
+        let Some(Dense::Logits(logits)) = &prompts.dense else { return Ok(()) };
+        match logits.iter().position(|v| !v.is_finite()) {
+            Some(at) => {
+                let [_, nj, nk] = size;
+                let voxel = [at / nk / nj, at / nk % nj, at % nk];
+                Err(SessionError::Logit { voxel, value: logits[at] })
+            }
             None => Ok(()),
         }
     }

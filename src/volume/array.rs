@@ -442,7 +442,7 @@ impl Array {
 
     /// The results of `of` for all values, `[i][j][k]`, k fastest; `what` names them if memory is
     /// refused.
-    pub(crate) fn collected<T: bytemuck::Zeroable + Send>(
+    pub(super) fn collected<T: bytemuck::Zeroable + Send>(
         &self,
         what: &'static str,
         of: impl Fn(f32) -> T + Sync,
@@ -450,7 +450,8 @@ impl Array {
         self.laid_out(what, |v| of(self.finite(v)))
     }
 
-    fn laid_out<T: bytemuck::Zeroable + Send>(
+    /// As [`Array::collected`], of values with what is not finite as it is.
+    pub(crate) fn laid_out<T: bytemuck::Zeroable + Send>(
         &self,
         what: &'static str,
         of: impl Fn(f32) -> T + Sync,
@@ -500,6 +501,28 @@ impl View {
         strides: [isize; 3],
         affine: Affine,
     ) -> Result<View, ArrayError> {
+        // SAFETY: the caller's promise.
+        let view = unsafe { View::of_any(data, element, size, strides, affine)? };
+        match view.array.range() {
+            Some(_) => Ok(view),
+            None => Err(ArrayError("no voxel is a finite number".into())),
+        }
+    }
+
+    /// As [`View::new`], of values none of which need be finite.
+    ///
+    /// # Errors
+    /// As [`View::new`], but for the values.
+    ///
+    /// # Safety
+    /// As [`View::new`].
+    pub(crate) unsafe fn of_any(
+        data: *const u8,
+        element: Element,
+        size: [usize; 3],
+        strides: [isize; 3],
+        affine: Affine,
+    ) -> Result<View, ArrayError> {
         let fail = |message: String| Err(ArrayError(message));
         if data.is_null() {
             return fail("the array is null".into());
@@ -518,10 +541,7 @@ impl View {
         span(element.size(), size, strides)?;
         // SAFETY: the caller's promise.
         let array = unsafe { Array::new(data, element, size, strides, None, None) };
-        match array.range() {
-            Some(_) => Ok(View { array, grid: Grid { size, affine } }),
-            None => fail("no voxel is a finite number".into()),
-        }
+        Ok(View { array, grid: Grid { size, affine } })
     }
 
     /// Strides of a dense array whose first axis is the fastest, as in files.

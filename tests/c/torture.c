@@ -326,16 +326,27 @@ static void predictions(prism_session *session, const char *folder) {
     snprintf(path, sizeof path, "%s/mask.nii.gz", folder);
     OK(prism_prediction_save_mask(prediction, path));
 
-    /* The mask, and logits with rubbish among them, as prompts; a box in millimetres; a scribble off the object. */
+    /* The mask, and logits, as prompts; a box in millimetres; a scribble off the object. */
     int32_t scribble[6] = {13, 13, 13, 14, 13, 13};
     uint8_t off[2] = {0, 0};
     double corners[6] = {-8, -8, -8, 8, 8, 8};
     p = prompts(), p.points = NULL, p.point_count = 0, p.dense = mask, p.dense_kind = PRISM_DENSE_MASK, p.bounds = corners, p.space = PRISM_RAS;
     OK(prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, mask, ALL, NULL, NULL));
     OK(prism_session_interact(session, &p, NULL));
-    logits[0] = NAN, logits[1] = INFINITY, logits[2] = -INFINITY;
     p = prompts(), p.dense = logits, p.dense_kind = PRISM_DENSE_LOGITS, p.scribble = scribble, p.scribble_labels = off, p.scribble_count = 2;
+    /* One that is no number is named, alone or among many. */
+    const float rubbish[3] = {NAN, INFINITY, -INFINITY};
+    const char *const named[3] = {"NaN at voxel [1, 2, 3]", "are inf at voxel [1, 2, 3]", "-inf at voxel [1, 2, 3]"};
+    float *one = logits + (3 * EDGE + 2) * EDGE + 1, was = *one;
+    for (int n = 0; n < 3; n++) {
+        *one = rubbish[n];
+        EXPECT(PRISM_PROMPT, named[n], prism_session_interact(session, &p, NULL));
+        EXPECT(PRISM_PROMPT, named[n], prism_session_encode(session, &p));
+    }
+    *one = was;
     OK(prism_session_interact(session, &p, NULL));
+    for (int i = 0; i < ALL; i++) logits[i] = NAN;
+    EXPECT(PRISM_PROMPT, "NaN at voxel [0, 0, 0]", prism_session_interact(session, &p, NULL));
     size_t undo = 0, redo = 0;
     OK(prism_session_undo(session));
     OK(prism_session_get_depth(session, &undo, &redo));

@@ -139,6 +139,9 @@ class Interactions(unittest.TestCase):
         session.reset()
         logits = np.where(ball, 3.0, -3.0)
         np.testing.assert_array_equal(session.interact(logits=logits).mask, ball)
+        logits[POINT] = np.nan
+        with self.assertRaisesRegex(prism_seg.PrismError, "logits are NaN"):
+            session.interact(logits=logits)
         session.reset()
         others = np.zeros(VOXELS.shape, np.uint8)
         others[:80] = 1

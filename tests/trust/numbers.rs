@@ -3,7 +3,7 @@
 use crate::common::{here, tiny, tiny_model};
 use prism::device::Device;
 use prism::model::{Model, Observer, Weights, weights::Precision};
-use prism::prompt::{Prompts, RawBox, RawPoint, Space};
+use prism::prompt::{Dense, Prompts, RawBox, RawPoint, Space};
 use prism::session::{Options, Scan, Session};
 use prism::tensor::Tensor;
 use prism::volume::intensity::Normalization;
@@ -89,6 +89,25 @@ fn numbers_that_are_none_are_refused_by_name() {
         };
         let said = session.interact(&prompts).err().expect("no number").to_string();
         assert!(said.contains("is not finite") && session.prediction().is_none(), "{said}");
+    }
+    // A session takes no such logits, released or not.
+    let model = tiny_model(tiny(), 1);
+    let normalization = Normalization { clip: [-1000.0, 400.0], mean: 0.0, sd: 350.0 };
+    for (released, value) in [(false, f32::NAN), (true, f32::NAN), (false, f32::INFINITY)] {
+        let options = Options { released, ..Options::default() };
+        let scan = Scan::new(&model, image.clone(), normalization, options);
+        let mut session = Session::new(&std::sync::Arc::new(scan));
+        let mut logits = vec![1.0; image.grid.voxels()];
+        let [_, nj, nk] = image.grid.size;
+        logits[(2 * nj + 1) * nk + 3] = value;
+        let prompts = Prompts {
+            points: vec![([3, 3, 3], true)],
+            dense: Some(Dense::Logits(logits)),
+            ..Prompts::default()
+        };
+        let said = session.interact(&prompts).err().expect("no number").to_string();
+        assert!(said.contains(&format!("{value} at voxel [2, 1, 3]")), "{said}");
+        assert!(session.prediction().is_none());
     }
     let mut prompts = Prompts::default();
     for position in [[f64::NAN, 1.0, 1.0], [1.0, f64::INFINITY, 1.0]] {

@@ -35,7 +35,6 @@ pub(super) fn given(dense: &Dense, size: [usize; 3]) -> Result<Field, Refused> {
     let value = |voxel| match dense {
         Dense::Mask(m) if m[at(voxel)] != 0 => MASK_LOGIT,
         Dense::Mask(_) => -MASK_LOGIT,
-        Dense::Logits(l) if l[at(voxel)].is_nan() => -MASK_LOGIT,
         Dense::Logits(l) => l[at(voxel)].clamp(-100.0, 100.0),
     };
     Field::has_room(size, value)?;
