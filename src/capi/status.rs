@@ -385,6 +385,42 @@ pub(super) unsafe fn write_struct<T: VersionedStruct>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Cpu;
+
+    fn last() -> String {
+        // SAFETY: the library's text, until this thread's next call that fails.
+        unsafe { CStr::from_ptr(prism_last_error()) }.to_string_lossy().into_owned()
+    }
+
+    #[test]
+    fn a_panic_on_a_thread_of_the_pool_is_told_by_the_call_that_it_worked_for() {
+        let cpu = Cpu::new(2).unwrap();
+        let on_the_pool = |work: fn(usize)| {
+            call(|| {
+                cpu.for_each(16, |unit| {
+                    if unit == 11 {
+                        assert!(is_of_the_library(std::thread::current().name()));
+                        work(unit);
+                    }
+                });
+                Ok(())
+            })
+        };
+        assert_eq!(on_the_pool(|unit| panic!("unit {unit} has a fault")), PRISM_INTERNAL);
+        assert_eq!(last(), "internal error: unit 11 has a fault");
+        assert_eq!(on_the_pool(|_| panic!("a fault")), PRISM_INTERNAL);
+        assert_eq!(last(), "internal error: a fault");
+        // One on the caller's own thread comes with its location, and without what panicked before.
+        assert_eq!(call(|| panic!("at home")), PRISM_INTERNAL);
+        let said = last();
+        assert!(said.contains("status.rs:") && said.ends_with("at home"), "{said}");
+        // Memory that is refused to a thread is no fault.
+        let refused = |_: usize| drop(memory::zeroed::<u8>("a test", usize::MAX / 2));
+        assert_eq!(on_the_pool(refused), PRISM_OUT_OF_MEMORY);
+        assert!(last().starts_with("out of memory: a test"), "{}", last());
+        // Work goes on, on the same threads.
+        assert_eq!(on_the_pool(|_| {}), PRISM_OK);
+    }
 
     #[test]
     fn memory_that_is_refused_to_prompts_is_told_apart() {
