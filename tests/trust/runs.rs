@@ -1,7 +1,7 @@
 //! Runs that are told to end.
 
 use crate::common::here;
-use crate::program::{Run, eval, segment, train};
+use crate::program::{ONE_STEP, Run, eval, prism, segment, train};
 use crate::{model, text};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -203,23 +203,83 @@ fn an_evaluation_that_is_told_to_end_goes_on_and_a_folder_has_one_evaluation() {
     }
 }
 
+/// A run that may write no file longer than so many bytes, as after `ulimit -f`. The signal that
+/// reports a longer one ends it unless the program prevents that.
+fn limited(run: Run, bytes: libc::rlim_t) -> Run {
+    let mut run = born(run, &[libc::SIGXFSZ], libc::SIG_DFL);
+    let set = move || {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+        // SAFETY: the limit is only read.
+        match unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &limit) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: between fork and exec a process may limit itself.
+    unsafe { run.0.pre_exec(set) };
+    run
+}
+
 #[test]
-fn a_file_beyond_the_limit_of_the_shell_is_an_error_and_leaves_nothing() {
+fn a_file_beyond_the_limit_of_the_shell_is_an_error_that_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let (model, out) = (model(folder.path()), folder.path().join("out"));
-    std::fs::create_dir(&out).unwrap();
-    let run = segment(&model, &here("tests/data/odd/m00_base.nii.gz"), &out.join("m.nii"));
-    let run = run.with("--point 5,5,5");
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "ulimit -f 4; exec \"$@\"", "sh"]);
-    let said = shell.arg(run.0.get_program()).args(run.0.get_args()).output().unwrap();
-    assert!(
-        said.status.code() == Some(1) && text(&said).contains("m.nii: "),
-        "{}: {}",
-        said.status,
-        text(&said)
-    );
-    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
+    let at = |name: &str| folder.path().join(name);
+    let model = model(folder.path());
+    let scan = here("tests/data/odd/m00_base.nii.gz");
+    let to = |mask: &str| segment(&model, &scan, &at(mask)).with("--point 10,8,7");
+    let convert = prism("convert").arg(here("tests/data/checkpoint.pth.tar"));
+    let convert = convert.file("--config", here("tests/data/checkpoint.json"));
+    // A map of numbers is longer than the mask that fits, a picture than a packed mask, and a model
+    // than everything that a training writes before it.
+    let runs = [
+        (64, "m.nii.gz", to("m.nii.gz")),
+        (64, "m.nii", to("m.nii")),
+        (64, "m.nrrd", to("m.nrrd")),
+        (64, "m.seg.nrrd", to("m.seg.nrrd")),
+        (64, "m.mha", to("m.mha")),
+        (64, "m.zraw", to("m.mhd")),
+        (100_000, "p.nii", to("m.nii").file("--probability", at("p.nii"))),
+        (20_000, "p.png", to("m.nii.gz").file("--preview", at("p.png"))),
+        (64, "c.safetensors", convert.arg(at("c.safetensors"))),
+        (5000, "last.safetensors", train(&model, &at("run")).with(ONE_STEP)),
+    ];
+    let written = [
+        "m.nii.gz",
+        "m.nii",
+        "m.nrrd",
+        "m.seg.nrrd",
+        "m.mha",
+        "m.mhd",
+        "p.nii",
+        "p.png",
+        "c.safetensors",
+    ];
+    for name in written {
+        std::fs::write(at(name), "what was there before").unwrap();
+    }
+    let temporary = |folder: &Path| -> Vec<String> {
+        let names = std::fs::read_dir(folder).into_iter().flatten();
+        let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with(".prism-")).collect()
+    };
+    for (bytes, name, run) in runs {
+        let mut run = limited(run, bytes);
+        let said = run.output();
+        assert!(
+            said.status.code() == Some(1)
+                && text(&said).contains(name)
+                && text(&said).contains("File too large"),
+            "{run:?}: {}, {}",
+            said.status,
+            text(&said)
+        );
+        let left = [temporary(folder.path()), temporary(&at("run"))].concat();
+        assert!(left.is_empty(), "{run:?}: {left:?}");
+    }
+    for name in written {
+        assert_eq!(std::fs::read_to_string(at(name)).unwrap(), "what was there before", "{name}");
+    }
+    assert!(!at("m.zraw").exists() && !at("run/last.safetensors").exists());
 }
 
 #[test]
