@@ -21,13 +21,15 @@ static ALONE: Mutex<()> = Mutex::new(());
 fn no_sequence_of_calls_is_an_internal_error() {
     let _alone = ALONE.lock().unwrap();
     let model = sequences::model(&Weights::hashed(tiny(), "tiny"));
-    let (mut statuses, mut answers) = ([0; 14], 0);
+    let (mut statuses, mut answers, mut freed, mut forks) = ([0; 14], 0, 0, 0);
     for seed in 0..300 {
         let mut rng = generator(seed, &[]);
         let bytes: Vec<u8> = (0..600).map(|_| rng.random()).collect();
         let tally = sequences::run(&bytes, model, true);
         statuses.iter_mut().zip(tally.statuses).for_each(|(sum, n)| *sum += n);
         answers += tally.answers;
+        freed += tally.freed_at_work;
+        forks += tally.forks;
     }
     // Sequences that all failed at once would prove nothing.
     let [
@@ -43,9 +45,11 @@ fn no_sequence_of_calls_is_an_internal_error() {
         prompt,
         internal,
         refused,
-        ..,
+        forked,
+        _,
     ] = statuses;
-    assert_eq!(internal, 0);
+    // Only the forks get PRISM_FORKED.
+    assert_eq!((internal, forked), (0, 0));
     for (what, count) in [
         ("ok", ok),
         ("argument", argument),
@@ -55,10 +59,12 @@ fn no_sequence_of_calls_is_an_internal_error() {
         ("prompt", prompt),
         ("refused", refused),
         ("answers", answers),
+        ("sessions freed at work", freed),
     ] {
         assert!(count > 10, "only {count} {what}: {statuses:?}");
     }
     assert!(cancelled + file > 0, "{statuses:?}");
+    assert!(forks > 10 || cfg!(not(unix)), "only {forks} forks");
 }
 
 #[test]

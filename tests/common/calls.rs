@@ -1,13 +1,20 @@
 //! Any sequence of calls of the C interface, made from bytes: what a fuzzer, or a test with random
 //! bytes, runs. Whatever the sequence, every call must return, with anything but `PRISM_INTERNAL`,
-//! and touch no memory but what it was given.
+//! and touch no memory but what it was given; also where a session is freed while another thread
+//! works with it, where the process forks, and where memory is refused, by a budget or by the
+//! system.
 
 use prism::capi::*;
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::{CString, c_void};
-use std::ptr::{null, null_mut};
+use std::ptr::{null, null_mut, without_provenance_mut};
+use std::sync::atomic::{AtomicIsize, Ordering};
+use std::time::Duration;
 
 /// Calls of one sequence, at most.
 const MOST: usize = 40;
+/// Forks of one sequence, at most.
+const MOST_FORKS: usize = 1;
 /// Largest edge of a wrapped array.
 const EDGE: usize = 12;
 
@@ -18,7 +25,61 @@ pub struct Tally {
     pub statuses: [usize; 14],
     /// Interactions that gave an answer.
     pub answers: usize,
+    /// Sessions that were freed while another thread worked with them.
+    pub freed_at_work: usize,
+    /// Forks in which a call was made.
+    pub forks: usize,
 }
+
+/// The smallest allocation, in bytes, that may be refused: smaller ones, among them the packed
+/// blocks of a matrix product, are requested in a way that ends the process.
+const LARGE: usize = 1 << 20;
+/// How many large allocations succeed before one is refused; below 0 all do.
+static GIVEN: AtomicIsize = AtomicIsize::new(-1);
+
+/// The system's allocator, which refuses a large allocation as [`GIVEN`] says.
+struct Refusing;
+
+impl Refusing {
+    fn refuses(&self, bytes: usize) -> bool {
+        bytes >= LARGE
+            && GIVEN.load(Ordering::Relaxed) >= 0
+            && GIVEN.fetch_sub(1, Ordering::Relaxed) == 0
+    }
+}
+
+// SAFETY: all memory is the system allocator's, requested and given back unchanged, or NULL, which
+// means a refusal.
+unsafe impl GlobalAlloc for Refusing {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if self.refuses(layout.size()) {
+            return null_mut();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if self.refuses(layout.size()) {
+            return null_mut();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if self.refuses(size) {
+            return null_mut();
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(at, layout, size) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise; all memory came from the system's allocator.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Refusing = Refusing;
 
 struct Bytes<'a>(&'a [u8]);
 
@@ -56,8 +117,8 @@ impl Held {
             b if b < 248 && !self.0.is_empty() => self.0[b as usize % self.0.len()].cast(),
             b => [
                 null_mut(),
-                std::ptr::without_provenance_mut(b as usize),
-                std::ptr::without_provenance_mut(usize::MAX - b as usize),
+                without_provenance_mut(b as usize),
+                without_provenance_mut(usize::MAX - b as usize),
             ][b as usize % 3],
         }
     }
@@ -76,8 +137,132 @@ unsafe extern "C" fn progress(
     }
 }
 
+/// The values of a wrapped array: noise.
+fn noise() -> Vec<i16> {
+    (0..EDGE * EDGE * EDGE).map(|v| (v * 7919 % 400) as i16 - 200).collect()
+}
+
+/// An array of all of [`noise`].
+fn array_of(voxels: &[i16]) -> prism_array {
+    prism_array {
+        struct_size: size_of::<prism_array>(),
+        data: voxels.as_ptr().cast(),
+        element: prism_element::PRISM_INT16 as i32,
+        size: [EDGE; 3],
+        strides: [0; 3],
+        affine: null(),
+        spacing: null(),
+    }
+}
+
+/// Prompts of one click.
+fn click(point: &[f64; 3]) -> prism_prompts {
+    // SAFETY: all fields are numbers or pointers, and zeros are values of these.
+    let nothing: prism_prompts = unsafe { std::mem::zeroed() };
+    prism_prompts {
+        struct_size: size_of::<prism_prompts>(),
+        points: point.as_ptr(),
+        point_count: 1,
+        ..nothing
+    }
+}
+
+/// Opens a session and frees it, with its volume, while another thread works with it; the voxels go
+/// at once. Returns the status of the other thread's call, or of what failed before it.
+fn free_at_work(bytes: &mut Bytes, model: *mut prism_model) -> prism_status {
+    let voxels = noise();
+    let (mut volume, mut session) = (null_mut(), null_mut());
+    // SAFETY: the array is as large as it says, until both are freed.
+    unsafe {
+        let made = prism_volume_wrap(&array_of(&voxels), &mut volume);
+        if made != prism_status::PRISM_OK {
+            return made;
+        }
+        let made = prism_session_open(model, volume, null(), &mut session);
+        if made != prism_status::PRISM_OK {
+            assert!(prism_volume_free(volume) == prism_status::PRISM_OK, "{}", message());
+            return made;
+        }
+    }
+    let (wait, how) = (u64::from(bytes.byte()), bytes.byte());
+    // A handle is a number.
+    let number = session.addr();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(move || {
+            let session: *mut prism_session = without_provenance_mut(number);
+            let point = [6.0; 3];
+            let prompts = click(&point);
+            // SAFETY: the prompts hold what they say; the handle may be freed.
+            unsafe {
+                match how & 1 {
+                    0 => prism_session_encode(session, &prompts),
+                    _ => prism_session_interact(session, &prompts, null_mut()),
+                }
+            }
+        });
+        // Before the other thread's call, in the middle of it, or after it.
+        std::thread::sleep(Duration::from_micros(64 * wait));
+        if how & 2 != 0 {
+            assert!(prism_session_cancel(session) == prism_status::PRISM_OK, "{}", message());
+        }
+        let volume_first = how & 4 != 0;
+        if volume_first {
+            assert!(prism_volume_free(volume) == prism_status::PRISM_OK, "{}", message());
+        }
+        assert!(prism_session_free(session) == prism_status::PRISM_OK, "{}", message());
+        if !volume_first {
+            assert!(prism_volume_free(volume) == prism_status::PRISM_OK, "{}", message());
+        }
+        drop(voxels);
+        worker.join().unwrap()
+    })
+}
+
+/// Makes a call in a fork of this process: it must return PRISM_FORKED, and not hang. False if the
+/// system makes no fork.
+#[cfg(unix)]
+fn fork_calls(which: u8, session: *mut prism_session, prediction: *mut prism_prediction) -> bool {
+    // SAFETY: the child does only what is allowed without the other threads of the process, and one
+    // call, of which the library promises the same. It ends without handlers of an exit.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            // A limit on this process's time does not end the child.
+            libc::signal(libc::SIGALRM, libc::SIG_DFL);
+            libc::alarm(20);
+            let (point, mut needed) = ([6.0; 3], 0);
+            let told = match which % 6 {
+                0 => prism_session_interact(session, &click(&point), null_mut()),
+                1 => prism_session_undo(session),
+                2 => prism_session_free(session),
+                3 => prism_prediction_get_mask(prediction, 0, null_mut(), 0, null(), &mut needed),
+                4 => prism_volume_free(null_mut()),
+                _ => prism_engine_open(c"cpu".as_ptr(), null(), &mut null_mut()),
+            };
+            libc::_exit((told != prism_status::PRISM_FORKED).into());
+        }
+        if child < 0 {
+            return false;
+        }
+        let mut status = 0;
+        while libc::waitpid(child, &mut status, 0) < 0 {
+            // A signal to this process came first.
+            let error = std::io::Error::last_os_error();
+            assert!(error.kind() == std::io::ErrorKind::Interrupted, "{error}");
+        }
+        let told = libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0;
+        assert!(told, "call {} of a fork ended with {status:#x}", which % 6);
+        true
+    }
+}
+
+#[cfg(not(unix))]
+fn fork_calls(_: u8, _: *mut prism_session, _: *mut prism_prediction) -> bool {
+    false
+}
+
 /// Runs the calls that `bytes` stand for, on a model; some under a `budget` that is soon used up,
-/// where nobody else in the process needs it.
+/// or with a large allocation refused, if nothing else in the process needs it.
 pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
     let mut bytes = Bytes(bytes);
     let mut tally = Tally::default();
@@ -87,24 +272,19 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
         *mut prism_session,
         *mut prism_prediction,
     ) = (null_mut(), null_mut(), null_mut());
-    let voxels: Vec<i16> = (0..EDGE * EDGE * EDGE).map(|v| (v * 7919 % 400) as i16 - 200).collect();
+    let voxels = noise();
     // Stages until a callback cancels, where the library can still reach it.
     let counter = std::cell::Cell::new(0i32);
     let mut buffer = vec![0u8; EDGE * EDGE * EDGE * 8];
 
     // A session to work on, so that most sequences get somewhere.
-    let array = prism_array {
-        struct_size: size_of::<prism_array>(),
-        data: voxels.as_ptr().cast(),
-        element: prism_element::PRISM_INT16 as i32,
-        size: [EDGE; 3],
-        strides: [0; 3],
-        affine: null(),
-        spacing: null(),
-    };
     // SAFETY: the array is as large as it says.
     unsafe {
-        assert!(prism_volume_wrap(&array, &mut volume) == prism_status::PRISM_OK, "{}", message());
+        assert!(
+            prism_volume_wrap(&array_of(&voxels), &mut volume) == prism_status::PRISM_OK,
+            "{}",
+            message()
+        );
         assert!(
             prism_session_open(model, volume, null(), &mut session) == prism_status::PRISM_OK,
             "{}",
@@ -117,9 +297,13 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
         if bytes.0.is_empty() {
             break;
         }
-        let call = bytes.below(16);
-        if budget && bytes.byte() > 150 {
-            prism::memory::set_limit(prism::memory::used() + ((bytes.byte() as u64) << 15));
+        let call = bytes.below(18);
+        match bytes.byte() {
+            151..=229 if budget => {
+                prism::memory::set_limit(prism::memory::used() + ((bytes.byte() as u64) << 15))
+            }
+            230.. if budget => GIVEN.store((bytes.byte() % 16).into(), Ordering::Relaxed),
+            _ => {}
         }
         // SAFETY: pointers are NULL or lead to what the structures say; handles may be anything.
         let status = unsafe {
@@ -142,6 +326,7 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
                     let affine: [f64; 16] = std::array::from_fn(|i| {
                         if i % 5 == 0 { bytes.odd(1.0, &[-2.0, 0.0, f64::NAN, 1e300]) } else { 0.0 }
                     });
+                    let spacing = [1.0, bytes.odd(1.0, &[f64::NAN, 0.0, -1.0, 1e-300]), 2.0];
                     let array = prism_array {
                         struct_size: bytes.odd(size_of::<prism_array>(), &[0, 8, usize::MAX]),
                         data: if bytes.byte() > 250 { null() } else { voxels.as_ptr().cast() },
@@ -149,7 +334,7 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
                         size,
                         strides,
                         affine: if bytes.byte() > 127 { affine.as_ptr() } else { null() },
-                        spacing: null(),
+                        spacing: if bytes.byte() > 200 { spacing.as_ptr() } else { null() },
                     };
                     let status = prism_volume_wrap(&array, &mut volume);
                     held.0.push(volume.cast());
@@ -161,8 +346,8 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
                         spacing: bytes.odd(0.0, &[1.0, -1.0, f64::NAN, 1e9, 1e-9]),
                         intensity: bytes.below(7) as i32,
                         clip: [-100.0, bytes.odd(100.0, &[f32::NAN, -100.0])],
-                        mean: 0.0,
-                        sd: bytes.odd(50.0, &[0.0, -1.0, f32::INFINITY]),
+                        mean: bytes.odd(0.0, &[f32::NAN, f32::INFINITY]),
+                        sd: bytes.odd(50.0, &[0.0, -1.0, f32::INFINITY, f32::NAN]),
                         reserved: 0,
                         released: bytes.odd(0, &[1, 1, 2, -1]),
                         memory: bytes.odd(0, &[1, usize::MAX]),
@@ -194,10 +379,11 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
                         );
                     let scribble = [1, 1, 1, 2, bytes.odd(1, &[-5, i32::MAX, i32::MIN]), 1];
                     let labels = [1, 0, bytes.odd(1, &[2, 255])];
-                    let dense = vec![
+                    let mut dense = vec![
                         bytes.odd(0.5f32, &[f32::NAN, f32::INFINITY, -3.0]);
                         EDGE * EDGE * EDGE
                     ];
+                    dense[EDGE] = bytes.odd(-1.0, &[f32::NAN, f32::NEG_INFINITY, 1e38]);
                     let kind = bytes.odd(0, &[1, 2, 3, -1]);
                     let line: [f64; 6] = std::array::from_fn(|_| coordinate(&mut bytes));
                     let lasso: [f64; 12] =
@@ -321,15 +507,57 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
                     let mut none = null_mut();
                     prism_model_load(held.pick(&mut bytes, model).cast(), text.as_ptr(), &mut none)
                 }
-                _ => match bytes.below(3) {
+                15 => match bytes.below(3) {
                     0 => prism_volume_free(held.pick(&mut bytes, volume)),
                     1 => prism_session_free(held.pick(&mut bytes, session)),
                     _ => prism_prediction_free(held.pick(&mut bytes, prediction)),
+                },
+                16 => match bytes.below(4) {
+                    0 => {
+                        let mut info = prism_model_info {
+                            struct_size: bytes.odd(size_of::<prism_model_info>(), &[0]),
+                            ..std::mem::zeroed()
+                        };
+                        prism_model_get_info(held.pick(&mut bytes, model), &mut info)
+                    }
+                    1 => {
+                        let mut info = prism_volume_info {
+                            struct_size: bytes.odd(size_of::<prism_volume_info>(), &[0]),
+                            ..std::mem::zeroed()
+                        };
+                        prism_volume_get_info(held.pick(&mut bytes, volume), &mut info)
+                    }
+                    2 => {
+                        let mut info = prism_patch_info {
+                            struct_size: bytes.odd(size_of::<prism_patch_info>(), &[0]),
+                            ..std::mem::zeroed()
+                        };
+                        prism_session_get_patch(held.pick(&mut bytes, session), &mut info)
+                    }
+                    _ => {
+                        let (mut undo, mut redo) = (0, 0);
+                        let session = held.pick(&mut bytes, session);
+                        prism_session_get_depth(session, &mut undo, &mut redo)
+                    }
+                },
+                // Threads and forks take long.
+                _ => match bytes.below(4) {
+                    0 => {
+                        tally.freed_at_work += 1;
+                        free_at_work(&mut bytes, model)
+                    }
+                    1 if tally.forks < MOST_FORKS => {
+                        let forked = fork_calls(bytes.byte(), session, prediction);
+                        tally.forks += usize::from(forked);
+                        prism_session_cancel(session)
+                    }
+                    _ => prism_session_cancel(held.pick(&mut bytes, session)),
                 },
             }
         };
         if budget {
             prism::memory::set_limit(0);
+            GIVEN.store(-1, Ordering::Relaxed);
         }
         assert!(status != prism_status::PRISM_INTERNAL, "call {call}: {}", message());
         tally.statuses[status as usize] += 1;
