@@ -112,8 +112,8 @@ impl Answer {
             return Ok(summary.clone());
         }
         let Candidates { masks, bits, scores } = &self.candidates;
-        let mut bits = match bits {
-            Some(bits) => bits.clone(),
+        let mut bits: Vec<Vec<u8>> = match bits {
+            Some(bits) => bits.iter().map(|mask| memory::copied("masks", mask)).collect(),
             None => masks.try_data()?.chunks_exact(masks.len() / scores.len()).map(pack).collect(),
         };
         bits.insert(0, pack(self.logits.try_data()?));

@@ -219,7 +219,7 @@ pub struct Candidate {
     /// The network's estimate of its Dice, 0 to 1.
     pub score: f32,
     /// One bit per patch voxel, first voxel in the highest bit.
-    pub bits: Vec<u8>,
+    pub bits: Arc<Vec<u8>>,
 }
 
 /// The answer of an interaction.
@@ -277,10 +277,12 @@ impl Prediction {
     ) -> Result<Prediction, OpError> {
         let summary = answer.summary()?;
         let each = summary.scores.iter().zip(&summary.bits[1..]);
+        let candidate = |(score, bits): (&f32, &Vec<u8>)| Candidate {
+            score: *score,
+            bits: Arc::new(memory::copied(ANSWER, bits)),
+        };
         Ok(Prediction {
-            candidates: each
-                .map(|(score, bits)| Candidate { score: *score, bits: bits.clone() })
-                .collect(),
+            candidates: each.map(candidate).collect(),
             selected: summary.selected,
             seconds: answer.seconds,
             ..Prediction::unasked(field, logits, encoded.patch().clone())
