@@ -104,6 +104,15 @@ fn exported() -> Vec<String> {
         .collect()
 }
 
+/// So that a new function is not forgotten.
+#[test]
+fn memory_is_refused_to_every_function() {
+    let program = std::fs::read_to_string(root().join("tests/c/memory.c")).expect("a program");
+    let mut names = exported();
+    names.retain(|name| !program.contains(&format!("{name}(")));
+    assert!(names.is_empty(), "tests/c/memory.c does not call {names:?}");
+}
+
 #[test]
 fn every_function_is_declared_and_described() {
     let (text, names) = (header(), exported());

@@ -375,24 +375,55 @@ fn threads_are_no_more_than_processors_whatever_the_environment_says() {
     assert_eq!(run(&mut shell), "lifetimes hold\n");
 }
 
-/// Each allocation from a given size on is refused in turn: only that call fails, and nothing ends
-/// the process.
+/// The program that refuses memory, the tiny model and a folder.
+#[cfg(target_env = "gnu")]
+fn refusing(at: &str) -> [PathBuf; 3] {
+    with_model("memory", at, &["-ldl", "-U_FORTIFY_SOURCE"])
+}
+
+/// Some of the refusals, without those within the network, which would take too long: `cargo fuzz
+/// run calls` has these, with AddressSanitizer.
+#[cfg(target_env = "gnu")]
+#[test]
+fn refused_memory_is_survived_under_valgrind() {
+    if !has("valgrind", &["--version"]) {
+        return;
+    }
+    let [memory, model, at] = refusing("memory-valgrind");
+    let base = here("tests/data/odd/m00_base.nii.gz");
+    // The program's own functions refuse, and call valgrind's.
+    let mut valgrind = valgrind();
+    valgrind.arg("--soname-synonyms=somalloc=nouserintercepts").arg(memory);
+    valgrind.arg(model).arg(base).arg(at);
+    let said = run(valgrind.args(["5", "reading", "scanning"]));
+    assert!(said.ends_with(" 0 failures\n"), "{said}");
+}
+
+/// Each allocation from a given size on is refused in turn, and so is what is beyond budgets: only
+/// that call fails, nothing ends the process, and nothing is held longer than without refusals.
 #[cfg(target_env = "gnu")]
 #[test]
 fn every_allocation_can_be_refused() {
-    let [memory, model, at] = with_model("memory", "memory", &["-ldl", "-U_FORTIFY_SOURCE"]);
-    let refuse = |model: &Path, image: &Path| {
-        let said = run(program(&memory).arg(model).arg(image).arg(&at));
+    let [memory, model, at] = refusing("memory");
+    // Every STEPth allocation of the named parts; without a name, of all parts.
+    let refuse_every = |step: &str, model: &Path, image: &Path, parts: &[&str]| {
+        let said = run(program(&memory).arg(model).arg(image).arg(&at).arg(step).args(parts));
         assert!(said.ends_with(" 0 failures\n"), "{said}");
     };
+    let refuse =
+        |model: &Path, image: &Path, parts: &[&str]| refuse_every("1", model, image, parts);
     let base = here("tests/data/odd/m00_base.nii.gz");
-    refuse(&model, &base);
+    refuse(&model, &base, &[]);
     // A network with a matrix that stays in its file.
     let large = at.join("large.safetensors");
     Weights::hashed(Config { vit_width: 264, ..tiny() }, "tiny")
         .save(&large, Precision::F32)
         .unwrap();
-    refuse(&large, &base);
+    refuse_every("2", &large, &base, &["opening", "clicking"]);
+    // One with a patch so large that the mask of a candidate can be refused.
+    let wide = at.join("wide.safetensors");
+    Weights::hashed(Config { patch: 80, ..tiny() }, "tiny").save(&wide, Precision::F32).unwrap();
+    refuse_every("2", &wide, &base, &["masking"]);
     // The other ways to store voxels in files: 40^3 of two bytes each.
     let voxels: Vec<u8> =
         (0..40 * 40 * 40u32).flat_map(|v| ((v % 200) as i16).to_le_bytes()).collect();
@@ -418,7 +449,20 @@ fn every_allocation_can_be_refused() {
         ("local.mha", [format!("{meta}ElementDataFile = LOCAL\n").as_bytes(), &voxels].concat()),
     ] {
         std::fs::write(at.join(name), bytes).unwrap();
-        refuse(Path::new("read"), &at.join(name));
+        refuse(&model, &at.join(name), &["reading"]);
+    }
+    #[cfg(feature = "dicom")]
+    {
+        use crate::dicom::{Series, identified, short, straight, words};
+        use dicom_dictionary_std::tags;
+        let slice: Vec<u16> = (0..64 * 64).map(|v| v % 200).collect();
+        let series = Series::new("CT").folder(24, straight, |_, file| {
+            identified(file);
+            file.put(short(tags::ROWS, 64));
+            file.put(short(tags::COLUMNS, 64));
+            file.put(words(slice.clone()));
+        });
+        refuse(&model, series.path(), &["reading", "saving"]);
     }
 }
 
