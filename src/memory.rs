@@ -389,11 +389,10 @@ pub(crate) fn read(
     const FIRST: usize = 64 << 10;
     const MOST: usize = 16 << 20;
     loop {
-        // A list that grows may be copied, and both copies exist for a moment.
+        // Room for the whole piece: a list that is full is not grown by the reading itself, which
+        // then asks for memory in a way that ends the process.
         let piece = into.len().clamp(FIRST, MOST);
-        if let Err(e) = check::<u8>(what, into.len() + piece) {
-            refuse(e);
-        }
+        reserve(what, into, piece);
         match refusable(|| reader.by_ref().take(piece as u64).read_to_end(into)) {
             Ok(read) if read == piece => {}
             Ok(_) => return Ok(()),
