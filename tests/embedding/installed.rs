@@ -375,27 +375,26 @@ fn threads_are_no_more_than_processors_whatever_the_environment_says() {
     assert_eq!(run(&mut shell), "lifetimes hold\n");
 }
 
-/// The program that refuses memory, the tiny model and a folder.
+/// The program that refuses memory, a model of this network and a folder.
 #[cfg(target_env = "gnu")]
-fn refusing(at: &str) -> [PathBuf; 3] {
-    with_model("memory", at, &["-ldl", "-U_FORTIFY_SOURCE"])
+fn refusing(at: &str, config: Config) -> [PathBuf; 3] {
+    with_network("memory", at, &["-ldl", "-U_FORTIFY_SOURCE"], config)
 }
 
-/// Some of the refusals, without those within the network, which would take too long: `cargo fuzz
-/// run calls` has these, with AddressSanitizer.
+/// The first refusals of some parts; `cargo fuzz run calls` has more, with AddressSanitizer.
 #[cfg(target_env = "gnu")]
 #[test]
 fn refused_memory_is_survived_under_valgrind() {
     if !has("valgrind", &["--version"]) {
         return;
     }
-    let [memory, model, at] = refusing("memory-valgrind");
+    let [memory, model, at] = refusing("memory-valgrind", coarse());
     let base = here("tests/data/odd/m00_base.nii.gz");
     // The program's own functions refuse, and call valgrind's.
     let mut valgrind = valgrind();
     valgrind.arg("--soname-synonyms=somalloc=nouserintercepts").arg(memory);
     valgrind.arg(model).arg(base).arg(at);
-    let said = run(valgrind.args(["5", "reading", "scanning"]));
+    let said = run(valgrind.args(["100", "reading", "scanning", "clicking"]));
     assert!(said.ends_with(" 0 failures\n"), "{said}");
 }
 
@@ -404,7 +403,7 @@ fn refused_memory_is_survived_under_valgrind() {
 #[cfg(target_env = "gnu")]
 #[test]
 fn every_allocation_can_be_refused() {
-    let [memory, model, at] = refusing("memory");
+    let [memory, model, at] = refusing("memory", tiny());
     // Every STEPth allocation of the named parts; without a name, of all parts.
     let refuse_every = |step: &str, model: &Path, image: &Path, parts: &[&str]| {
         let said = run(program(&memory).arg(model).arg(image).arg(&at).arg(step).args(parts));
