@@ -108,6 +108,7 @@ struct Arena {
     size_t allocation_count = 0, shared_bytes = 0;
     // Allocations found recently, by a few bits of the address.
     Allocation recent[64];
+    bool running = false;
     bool failed = false;
     char message[512];
     ACCOUNT(account::Log log;)
@@ -116,8 +117,9 @@ struct Arena {
 ACCOUNT(account::Launch launch;)
 
 thread_local Arena *arena __attribute__((tls_model("initial-exec")));
-// Equal to `arena` while blocks run on this host thread: any access then is a kernel's.
-thread_local Arena *checked __attribute__((tls_model("initial-exec")));
+// Its shared memory, and the bytes of it that the launch has: none while no block runs on this host thread.
+thread_local uint64_t shared_start __attribute__((tls_model("initial-exec")));
+thread_local uint64_t shared_size __attribute__((tls_model("initial-exec")));
 
 Arena &get_arena() {
     if (!arena) {
@@ -135,6 +137,9 @@ Arena &get_arena() {
     }
     return *arena;
 }
+
+// While blocks run on this host thread, what they run in: what is accessed then, a kernel accesses.
+inline Arena *running() { return arena && arena->running ? arena : nullptr; }
 
 #ifdef __x86_64__
 // Continues on another stack, and returns when another switch continues on this one. It is inlined
@@ -444,11 +449,13 @@ inline Allocation &recent(Arena &a, uint64_t at) { return a.recent[(at >> 12 ^ a
 
 // An access of `bytes` bytes by the running thread.
 inline __attribute__((always_inline)) void check(uint64_t at, size_t bytes, bool aligned, const char *what) {
-    Arena *a = checked;
-    if (__builtin_expect(!a, 0)) return; // static constructors
     bool misaligned = aligned && (at & (bytes - 1));
-    uint64_t offset = at - (uint64_t)a->shared;
-    // Stacks come after all the shared memory that a block can have.
+    uint64_t offset = at - shared_start;
+    // Most of them. Shared memory begins at a page, so what is aligned and begins before it does not reach into it.
+    if (aligned && offset + (bytes - 1) < shared_size && !misaligned) return;
+    Arena *a = running();
+    if (__builtin_expect(!a, 0)) return; // static constructors
+    // Stacks lie behind all that a block can have of shared memory.
     if (offset < MOST_SHARED + MOST_THREADS * STACK) {
         if (offset >= MOST_SHARED) return;
         if (offset + bytes <= a->shared_bytes && !misaligned) return;
@@ -502,7 +509,7 @@ __attribute__((noinline)) void check_slowly(Arena &a, uint64_t at, size_t bytes,
 #ifdef PRISM_ACCOUNT
 // Counts an access of the running thread, which is at `from`.
 void note(const void *from, unsigned part, const void *address, unsigned bytes, bool written) {
-    Arena *a = checked;
+    Arena *a = running();
     if (!a) return; // static constructors
     uint64_t at = (uint64_t)address, offset = at - (uint64_t)a->shared;
     if (offset < MOST_SHARED) {
@@ -645,13 +652,13 @@ extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, u
     bool good = true;
     ACCOUNT(launch.begin(allocations, allocation_count, (uint64_t)grid[0] * grid[1] * grid[2]);)
     ACCOUNT(a.log.begin(kernel);)
-    checked = &a;
+    a.running = true, shared_start = (uint64_t)a.shared, shared_size = shared;
     for (uint64_t b = from; b < to && good; b++) {
         uint3 block{(unsigned)(b % grid[0]), (unsigned)(b / grid[0] % grid[1]), (unsigned)(b / grid[0] / grid[1])};
         uint64_t order = seed ? seed + b * 0x9E3779B97F4A7C15ull : 0;
         good = run_block(a, block, dim3{grid[0], grid[1], grid[2]}, order);
     }
-    checked = nullptr;
+    a.running = false, shared_size = 0;
     ACCOUNT(launch.end(kernel->name, a.log.counts, to - from);)
     if (!good) snprintf(message, length, "%s", a.message);
     return good;
