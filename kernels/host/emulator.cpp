@@ -117,7 +117,8 @@ struct Arena {
 ACCOUNT(account::Launch launch;)
 
 thread_local Arena *arena __attribute__((tls_model("initial-exec")));
-// Its shared memory, and the bytes of it that the launch has: none while no block runs on this host thread.
+// The arena's shared memory, and the bytes of it that the launch has: none while no block runs on
+// this host thread.
 thread_local uint64_t shared_start __attribute__((tls_model("initial-exec")));
 thread_local uint64_t shared_size __attribute__((tls_model("initial-exec")));
 
@@ -451,7 +452,8 @@ inline Allocation &recent(Arena &a, uint64_t at) { return a.recent[(at >> 12 ^ a
 inline __attribute__((always_inline)) void check(uint64_t at, size_t bytes, bool aligned, const char *what) {
     bool misaligned = aligned && (at & (bytes - 1));
     uint64_t offset = at - shared_start;
-    // Most of them. Shared memory begins at a page, so what is aligned and begins before it does not reach into it.
+    // Most accesses are to shared memory. It begins at a page, so an aligned access that begins before
+    // it does not reach into it.
     if (aligned && offset + (bytes - 1) < shared_size && !misaligned) return;
     Arena *a = running();
     if (__builtin_expect(!a, 0)) return; // static constructors
