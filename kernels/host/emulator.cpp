@@ -452,8 +452,8 @@ inline Allocation &recent(Arena &a, uint64_t at) { return a.recent[(at >> 12 ^ a
 inline __attribute__((always_inline)) void check(uint64_t at, size_t bytes, bool aligned, const char *what) {
     bool misaligned = aligned && (at & (bytes - 1));
     uint64_t offset = at - shared_start;
-    // Most accesses are to shared memory. It begins at a page, so an aligned access that begins before
-    // it does not reach into it.
+    // Most accesses are to shared memory. It begins at a page, so an aligned access that begins
+    // before it does not reach into it.
     if (aligned && offset + (bytes - 1) < shared_size && !misaligned) return;
     Arena *a = running();
     if (__builtin_expect(!a, 0)) return; // static constructors

@@ -1,8 +1,8 @@
 // The CUDA built-ins on host threads: what kernels see of the emulator.
 //
 // A host thread runs one block at a time, with a fibre for each of its threads. What accesses
-// memory of its own is out of line: the kernels are compiled so that each of their memory accesses is
-// checked, and the emulator's own must not be. What works in registers alone is inline: 16-bit
+// memory of its own is out of line: the kernels are compiled so that each of their memory accesses
+// is checked, and the emulator's own must not be. What works in registers alone is inline: 16-bit
 // values are converted one at a time.
 #pragma once
 #include <cmath>
