@@ -37,6 +37,11 @@ pub struct Refused {
 }
 
 impl Refused {
+    /// Whether the budget refused it, and not the system.
+    pub(crate) fn is_of_budget(&self) -> bool {
+        self.left.is_some()
+    }
+
     fn reason(&self) -> String {
         match self.left {
             Some([left, limit]) => format!("{} of {} are left", bytes(left), bytes(limit)),

@@ -11,7 +11,7 @@ use prism::input::read_text;
 use prism::memory::{set_limit, used};
 use prism::model::{Observer, prompt_maps};
 use prism::ops::rows::narrow_gradient;
-use prism::prompt::{PromptError, Prompts, RawOutline, Space};
+use prism::prompt::{Dense, PromptError, Prompts, RawOutline, Space};
 use prism::session::{Options, Scan, Session};
 use prism::tensor::{OpError, Param, Tensor, caught};
 use prism::volume::intensity::Normalization;
@@ -48,6 +48,7 @@ fn what_grows_with_what_is_given_is_held_against_the_budget() {
     texts();
     outlines();
     clicks();
+    answers();
     gradients();
 }
 
@@ -107,6 +108,51 @@ fn clicks() {
     let said = refused(refine);
     assert!(said.starts_with("out of memory: a mask would take 131.1 kB"), "{said}");
     refine().unwrap();
+}
+
+/// Tiles of answers and of their history are charged while they are held, and encoded patches go
+/// before one is refused.
+fn answers() {
+    const TILE: u64 = 16 << 10;
+    let model = tiny_model(tiny(), 1);
+    let image = Volume::read(&common::here("tests/data/odd/m17_oblique.nii.gz"), None).unwrap();
+    let size = image.grid.size;
+    let normalization = Normalization { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0 };
+    let options = Options { spacing: Some(1.0), ..Default::default() };
+    let scan = Arc::new(Scan::new(&model, Arc::new(image), normalization, options));
+    let mut session = Session::new(&scan);
+    let whole =
+        Prompts { dense: Some(Dense::Mask(vec![1; size.iter().product()])), ..Default::default() };
+    let click = Prompts { points: vec![([20, 18, 12], false)], ..Default::default() };
+    let both = |session: &mut Session| {
+        session.interact(&whole).unwrap();
+        session.interact(&click).unwrap();
+    };
+    // What the network works with is there afterwards.
+    both(&mut session);
+    session.reset();
+    let before = used();
+    both(&mut session);
+    let tiles: usize = size.iter().map(|n| n.div_ceil(16)).product();
+    let held = used() - before;
+    assert!(held >= tiles as u64 * TILE && held % TILE == 0, "{held} bytes for {tiles} tiles");
+    let depth = session.depth();
+    let (mask, patches) = (session.mask(), scan.bytes());
+    session.undo();
+    session.reset();
+    assert_eq!(used(), before);
+    // Less than a tile is left.
+    assert!(patches > 0);
+    within(TILE / 2, || session.interact(&whole).map(|_| ())).unwrap();
+    assert_eq!(scan.bytes(), 0);
+    session.interact(&click).unwrap();
+    assert_eq!((session.depth(), session.mask()), (depth, mask));
+    // Where nothing can go, the session stays as it was.
+    set_limit(1);
+    let error = session.interact(&whole).map(|_| ()).unwrap_err().to_string();
+    set_limit(0);
+    assert!(error.starts_with("out of memory"), "{error}");
+    assert_eq!(session.depth(), depth);
 }
 
 fn gradients() {

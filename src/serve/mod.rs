@@ -365,26 +365,30 @@ where
 /// Drops unused objects. If nothing was held for [`REST`], memory that is kept for later use goes
 /// back to the system.
 async fn sweep(shared: Arc<Shared>) {
-    let mut empty_since = None;
+    // While nothing is held: since when, what tells of callers in between, whether memory went.
+    let mut rest: Option<(Instant, u64, bool)> = None;
     loop {
         tokio::time::sleep(SWEEP).await;
-        // Before the restoration has finished no client can show a sign of life.
+        // Until everything is restored no caller can show a sign of life.
         if shared.progress.now().is_some() {
             continue;
         }
         let swept = |store: &Store| {
             store.sweep();
-            store.counts() == (0, 0, 0) && store.arriving() == 0
+            store.empty()
         };
-        let is_empty = aside(&shared, swept).await.unwrap_or(false);
-        match empty_since {
-            _ if !is_empty => empty_since = None,
-            None => empty_since = Some((Instant::now(), false)),
-            Some((since, false)) if since.elapsed() >= REST => {
-                let _ = aside(&shared, |_: &Store| memory::give_back()).await;
-                empty_since = Some((since, true));
+        let Some(comings) = aside(&shared, swept).await.ok().flatten() else {
+            rest = None;
+            continue;
+        };
+        match rest {
+            Some((since, before, gone)) if before == comings => {
+                if !gone && since.elapsed() >= REST {
+                    let _ = aside(&shared, |_: &Store| memory::give_back()).await;
+                    rest = Some((since, comings, true));
+                }
             }
-            Some(_) => {}
+            _ => rest = Some((Instant::now(), comings, false)),
         }
     }
 }

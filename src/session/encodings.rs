@@ -174,6 +174,14 @@ impl Encodings {
         Some(coming.clone())
     }
 
+    /// Drops all that is kept; whether there was any.
+    pub(super) fn clear(&self) -> bool {
+        let gone = std::mem::take(&mut *self.kept());
+        let asked = gone.iter().filter(|k| k.asked).count();
+        self.dropped.fetch_add(asked as u64, Ordering::Relaxed);
+        !gone.is_empty()
+    }
+
     /// Drops half of what is kept, patches that have not been asked for first, and then those used
     /// least recently; returns whether there were any.
     pub(super) fn halve(&self) -> bool {

@@ -574,7 +574,19 @@ impl Session {
         observer: &mut Observer,
     ) -> Result<&Arc<Prediction>, SessionError> {
         self.check(prompts)?;
-        let mut next = memory::caught(|| self.next(prompts, observer))??;
+        // Encoded patches are kept to save time: they go before an answer is refused.
+        let mut attempt = 0;
+        let mut next = loop {
+            let next = memory::caught(|| self.next(prompts, observer));
+            match next.unwrap_or_else(|refused| Err(refused.into())) {
+                Err(SessionError::Memory(refused) | SessionError::Op(OpError::Memory(refused)))
+                    if refused.is_of_budget() && self.scan.makes_room(attempt) =>
+                {
+                    attempt += 1;
+                }
+                next => break next?,
+            }
+        };
         next.replaced = self.states[self.now].bytes_beyond(&next);
         self.states.truncate(self.now + 1);
         self.states.push(next);

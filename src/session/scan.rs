@@ -230,6 +230,16 @@ impl Scan {
         self.encodings.bytes(self.number)
     }
 
+    /// Drops encoded patches because the budget refused memory: half of them the first time, all
+    /// the second. False if none went, and after that: then the refusal stands.
+    pub(super) fn makes_room(&self, attempt: usize) -> bool {
+        match attempt {
+            0 => self.encodings.halve(),
+            1 => self.encodings.clear(),
+            _ => false,
+        }
+    }
+
     /// The network's input on a patch.
     pub(super) fn input(&self, patch: &Patch) -> Vec<f32> {
         let beyond = if self.options.released { Beyond::Zero } else { Beyond::Edge };

@@ -17,6 +17,7 @@ use super::work::Key;
 use axum::http::StatusCode;
 use ids::id_of;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use study::{DELETED, OBJECT};
@@ -63,6 +64,8 @@ pub enum Touch {
 /// All that is held.
 pub struct Store {
     all: Mutex<All>,
+    /// How often something new was asked for.
+    comings: AtomicU64,
     most: usize,
     idle: Duration,
     liveness: Duration,
@@ -82,7 +85,8 @@ impl Drop for Place<'_> {
 impl Store {
     pub fn new(settings: &Settings, folder: Option<Arc<Folder>>) -> Store {
         let Settings { max_sessions, idle, liveness, .. } = *settings;
-        Store { all: Mutex::default(), most: max_sessions, idle, liveness, folder }
+        let comings = AtomicU64::new(0);
+        Store { all: Mutex::default(), comings, most: max_sessions, idle, liveness, folder }
     }
 
     fn all(&self) -> MutexGuard<'_, All> {
@@ -99,6 +103,7 @@ impl Store {
     /// An error unless there is room for one more. Series of the server's folder give way: the one
     /// that no caller uses, and was used least recently, is returned, to be let go.
     fn room(&self, all: &mut All) -> Result<Option<Held<Clicked>>, Failure> {
+        self.comings.fetch_add(1, Ordering::Relaxed);
         let sessions = all.snaps.len() + all.labels.len();
         if all.leases.len() + sessions + all.scans.len() + all.kept < self.most {
             return Ok(None);
@@ -117,6 +122,14 @@ impl Store {
     pub fn counts(&self) -> (usize, usize, usize) {
         let all = self.all();
         (all.leases.len(), all.snaps.len() + all.labels.len(), all.scans.len())
+    }
+
+    /// While nothing is held and nothing on its way, how often something new was asked for: the same
+    /// number twice is a time without callers.
+    pub fn empty(&self) -> Option<u64> {
+        let all = self.all();
+        let held = all.leases.len() + all.snaps.len() + all.labels.len() + all.scans.len();
+        (held + all.kept == 0).then(|| self.comings.load(Ordering::Relaxed))
     }
 
     /// How many scans are being sent, each of which has a place kept for it.
