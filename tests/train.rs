@@ -219,6 +219,11 @@ fn a_run_that_is_stopped_while_its_cases_are_read_goes_on_from_its_beginning() {
     let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
     let ended = run(&device(), state, &pools, &Peers::alone(), &never, &mut seen);
     assert_eq!((ended, seen.steps.len()), (Ok(Ended::Finished), 3));
+    // Behind the last case it is heard as well, here where there is none.
+    let mut seen = Seen::default();
+    let none = Settings { validation_cases: 0, ..at("none") };
+    assert_eq!(go(none, &mut seen, &always), Ok(Ended::Stopped));
+    assert_eq!(seen.steps.len(), 0);
     for file in ["last.safetensors", "best.safetensors"] {
         let [a, b] = ["whole", "parts"].map(|name| std::fs::read(at(name).out.join(file)).unwrap());
         assert!(a == b, "{file} differs");

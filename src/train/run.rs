@@ -204,8 +204,8 @@ fn all_steps(
         true => pools.validation.fixed(&config, settings.validation_cases, &asked),
         false => Some(vec![]),
     };
-    // Asked while those cases were read, all end before a step is done.
-    let stopping = any(peers, validation.is_none())?;
+    // Asked while those cases were read, the last of them too, all end before a step is done.
+    let stopping = any(peers, validation.is_none() || asked())?;
     let is_done = state.progress.step >= settings.total_steps() && !state.progress.unvalidated;
     if stopping && !is_done {
         keep(&state, &mut log, &out)?;
