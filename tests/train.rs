@@ -183,10 +183,17 @@ fn a_run_that_is_stopped_while_it_validates_does_that_when_it_goes_on() {
         assert_eq!(goes_on(&mut seen, &stop), Ok(Ended::Stopped));
         assert_eq!((seen.steps.len(), seen.cases), (0, 0));
     }
-    let mut seen = Seen::default();
-    assert_eq!(goes_on(&mut seen, &never), Ok(Ended::Finished));
-    assert_eq!((seen.steps.len(), seen.cases, seen.validations.len()), (0, 3, 1));
-    assert_eq!(seen.validations[0].validation, whole.validations[0].validation);
+    // Twice from the same state, as if the first were killed when only its log was on the disk.
+    let saved = std::fs::read(parts.join("last.state.safetensors")).unwrap();
+    for again in [false, true] {
+        if again {
+            std::fs::write(parts.join("last.state.safetensors"), &saved).unwrap();
+        }
+        let mut seen = Seen::default();
+        assert_eq!(goes_on(&mut seen, &never), Ok(Ended::Finished));
+        assert_eq!((seen.steps.len(), seen.cases, seen.validations.len()), (0, 3, 1));
+        assert_eq!(seen.validations[0].validation, whole.validations[0].validation);
+    }
     let progress = state().progress;
     assert!(!progress.unvalidated && progress.best.is_some());
     for file in ["last.safetensors", "best.safetensors"] {

@@ -188,7 +188,8 @@ fn all_steps(
         let busy =
             || format!("another training is writing to {}: give another --out", out.display());
         _lock = Some(lock(&out, "run.lock")?.ok_or_else(busy)?);
-        log = Some(Log::open(&out.join("log.jsonl"), state.progress.step)?);
+        let Progress { step, unvalidated, .. } = state.progress;
+        log = Some(Log::open(&out.join("log.jsonl"), step, unvalidated)?);
         // A later evaluation of the run takes its target and its channel from here.
         let text = toml::to_string(&settings).map_err(|e| format!("the settings: {e}"))?;
         write_text(&out.join(SETTINGS), &text)?;
@@ -727,13 +728,17 @@ struct Log(std::io::BufWriter<std::fs::File>);
 
 impl Log {
     /// Opens the log to continue after `step` steps: later entries, by a run that did not save, are
-    /// dropped.
-    fn open(path: &Path, step: usize) -> Result<Log, String> {
+    /// dropped, and so is that of a validation after the last step if that is still to be made.
+    fn open(path: &Path, step: usize, unvalidated: bool) -> Result<Log, String> {
         let fail = |e: std::io::Error| format!("{}: {e}", path.display());
         let kept: Vec<String> = match std::fs::read_to_string(path) {
             Ok(text) if step > 0 => text
                 .lines()
-                .filter(|l| logged_step(l).is_some_and(|s| s <= step))
+                .filter(|l| {
+                    logged(l).is_some_and(|(s, validation)| {
+                        s < step || s == step && !(validation && unvalidated)
+                    })
+                })
                 .map(str::to_string)
                 .collect(),
             _ => vec![],
@@ -754,8 +759,10 @@ impl Log {
     }
 }
 
-fn logged_step(line: &str) -> Option<usize> {
-    serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64().map(|s| s as usize)
+/// The step of a line of the log, and whether it is a validation's.
+fn logged(line: &str) -> Option<(usize, bool)> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    Some((line["step"].as_u64()? as usize, line["validation"].is_array()))
 }
 
 #[cfg(all(test, feature = "emulator"))]
