@@ -6,7 +6,7 @@
 //! for long is not taken for lost. A process that is stopped, or whose network is, writes none. The
 //! first loss that a process learns of is the one that counts, and it tells all others the reason.
 
-use crate::memory;
+use crate::memory::{self, Refused};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -174,8 +174,11 @@ impl Shared {
         Err(why)
     }
 
-    /// The message for a connection that broke.
+    /// The message for a connection that broke, or whose message this process has no memory for.
     fn broken(&self, rank: usize, e: &io::Error) -> String {
+        if e.get_ref().is_some_and(|inner| inner.is::<Refused>()) {
+            return gone(self.rank, &e.to_string());
+        }
         match e.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                 let limit = self.silence.as_secs_f64();
@@ -474,5 +477,16 @@ mod tests {
         drop(there);
         called.recv_timeout(Duration::from_secs(60)).unwrap();
         assert!(wire.shared.lost().unwrap().contains("process 0 of this training run is gone"));
+    }
+
+    #[test]
+    fn who_is_refused_memory_is_named_and_not_its_peer() {
+        let wire = Wire::new(1, 4, Duration::from_secs(1));
+        let refused = memory::refused::<u8>(MESSAGE, 1_000_000);
+        let why = wire.shared.broken(3, &io::Error::other(refused));
+        let start = "process 1 of this training run is gone (out of memory: a message of ";
+        assert!(why.starts_with(start), "{why}");
+        let why = wire.shared.broken(3, &io::Error::other("it is odd"));
+        assert!(why.starts_with("process 3 of this training run is gone (it is odd)"), "{why}");
     }
 }
