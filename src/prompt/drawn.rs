@@ -18,7 +18,7 @@ const MASK: &str = "a mask beside what was said";
 const ASPECT: f64 = 0.75;
 
 /// Room in a list for `more` further values.
-fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), PromptError> {
+pub(super) fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), PromptError> {
     memory::caught(|| memory::reserve(POINTS, list, more)).map_err(PromptError::Memory)
 }
 
@@ -83,7 +83,7 @@ impl Prompts {
     ///
     /// # Errors
     /// A coordinate is not a number, a corner is outside the scan, there are fewer than three, they
-    /// are on no single slice or around no voxel; memory is refused.
+    /// are on no single slice or around no voxel; memory is refused. Nothing was added.
     pub fn add_lasso(
         &mut self,
         image: &Grid,
@@ -121,7 +121,8 @@ impl Prompts {
         let middle =
             [u, v].map(|a| corners.iter().map(|c| c[a]).sum::<f64>() / corners.len() as f64);
         let across = span(v);
-        memory::caught(|| {
+        let before = self.points.len();
+        let drawn = memory::caught(|| {
             for p in span(u) {
                 memory::reserve(POINTS, &mut self.points, across.clone().count());
                 for q in across.clone() {
@@ -138,7 +139,9 @@ impl Prompts {
                     }
                 }
             }
-        })?;
+        });
+        // What is refused leaves no part of it behind.
+        drawn.inspect_err(|_| self.points.truncate(before))?;
         let bounds = bounds
             .ok_or_else(|| PromptError::Unfit("the outline holds no voxel's centre".into()))?;
         self.draw(bounds);
