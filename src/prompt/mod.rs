@@ -255,17 +255,18 @@ impl Prompts {
     /// negative, 0 nothing.
     ///
     /// # Errors
-    /// A label is above 2.
+    /// A label is above 2; memory is refused. Nothing was added.
     pub fn add_scribble(&mut self, image: &Grid, labels: &[u32]) -> Result<(), PromptError> {
-        let [_, nj, nk] = image.size;
-        for (at, label) in labels.iter().enumerate().filter(|(_, l)| **l != 0) {
-            if *label > 2 {
-                return Err(PromptError::Unfit(format!(
-                    "scribble label {label}: expected 1 (positive), 2 (negative) or 0"
-                )));
-            }
-            self.points.push(([at / nk / nj, at / nk % nj, at % nk], *label == 1));
+        if let Some(label) = labels.iter().find(|l| **l > 2) {
+            return Err(PromptError::Unfit(format!(
+                "scribble label {label}: expected 1 (positive), 2 (negative) or 0"
+            )));
         }
+        let [_, nj, nk] = image.size;
+        let marked = labels.iter().enumerate().filter(|(_, l)| **l != 0);
+        drawn::room(&mut self.points, marked.clone().count())?;
+        self.points
+            .extend(marked.map(|(at, label)| ([at / nk / nj, at / nk % nj, at % nk], *label == 1)));
         Ok(())
     }
 
@@ -346,6 +347,20 @@ mod tests {
         assert!(
             "0,0,0,1,1".parse::<RawBox>().is_err() && "0,0,0,1,1,nan".parse::<RawBox>().is_err()
         );
+    }
+
+    #[test]
+    fn a_scribble_is_taken_whole_or_not_at_all() {
+        let grid = Grid { size: [2, 2, 3], affine: Affine::from_spacing([1.0; 3]) };
+        let mut labels = [0u32; 12];
+        (labels[1], labels[9]) = (1, 2);
+        let mut prompts = Prompts::default();
+        prompts.add_scribble(&grid, &labels).unwrap();
+        assert_eq!(prompts.points, [([0, 0, 1], true), ([1, 1, 0], false)]);
+        labels[11] = 3;
+        let message = prompts.add_scribble(&grid, &labels).unwrap_err().to_string();
+        assert!(message.starts_with("scribble label 3: expected 1"), "{message}");
+        assert_eq!(prompts.points.len(), 2);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What is said of an object, as prompts.
 
 use super::json_of;
+use crate::memory;
 use crate::prompt::{Prompts, RawBox, RawOutline, RawPoint, Space};
 use crate::serve::failure::Failure;
 use crate::volume::Grid;
@@ -14,6 +15,9 @@ const MOST_VOXELS: usize = 1_000_000;
 const MOST_AREA: f64 = 4.0 * MOST_VOXELS as f64;
 /// How often voxels are held against corners for the lassos of one interaction, at most.
 const MOST_HELD: f64 = 4e9;
+
+/// How messages name the memory that points and scribbles take.
+const PLACES: &str = "voxels that are spoken of";
 
 /// What is said in one interaction. Places are voxels of the scan, `[x, y, z]`.
 #[derive(Default, Deserialize)]
@@ -107,20 +111,22 @@ impl Said {
             )));
         }
         self.drawable()?;
-        let mut prompts = Prompts::default();
-        let few = |prompts: &Prompts| match prompts.points.len() {
+        let few = |voxels: usize| match voxels {
             0..=MOST_VOXELS => Ok(()),
             many => Err(Failure::unfit(format!(
                 "{many} voxels are spoken of: at most {MOST_VOXELS} are taken"
             ))),
         };
+        let places =
+            self.points.len() + self.scribbles.iter().map(|s| s.voxels.len()).sum::<usize>();
+        few(places)?;
+        let mut prompts = Prompts { points: memory::room(PLACES, places)?, ..Prompts::default() };
         let points = self.points.iter().map(|p| (p.at, p.on));
         let painted = self.scribbles.iter().flat_map(|s| s.voxels.iter().map(move |v| (*v, s.on)));
         for (position, positive) in points.chain(painted) {
             let point = RawPoint { position, positive };
             prompts.add_point(grid, point, Space::Ijk)?;
         }
-        few(&prompts)?;
         if let Some(Ends { from, to }) = &self.bounds {
             // Both corners lie in the box.
             let face = |f: usize| match f {
@@ -133,7 +139,7 @@ impl Said {
         for Ends { from, to } in &self.lines {
             let ends = RawBox([from[0], from[1], from[2], to[0], to[1], to[2]]);
             prompts.add_line(grid, ends, Space::Ijk)?;
-            few(&prompts)?;
+            few(prompts.points.len())?;
         }
         for lasso in &self.lassos {
             let corner = |[a, b]: [f64; 2]| match lasso.axis {
@@ -152,7 +158,7 @@ impl Said {
                 drawn.drawn = None;
             }
             prompts.join(&drawn)?;
-            few(&prompts)?;
+            few(prompts.points.len())?;
         }
         match prompts.is_empty() && prompts.drawn.is_none() {
             true => Err(Failure::unfit(
