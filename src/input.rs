@@ -558,6 +558,11 @@ const TEXT: &str = "a text file";
 /// without a length, which ask for no memory that may be refused.
 const APART: usize = 16;
 
+/// An error unless there is room for what a text of so many bytes says, when it is taken apart.
+pub(crate) fn room_apart(what: &'static str, bytes: usize) -> Result<(), memory::Refused> {
+    memory::room::<u8>(what, APART * bytes).map(drop)
+}
+
 /// Reads a text file: UTF-8, with or without a byte order mark. The message says what the file is
 /// if it is not text, and does not name it.
 pub fn read_text(path: &Path, expected: &str) -> Result<String, String> {
@@ -569,8 +574,7 @@ pub fn read_text(path: &Path, expected: &str) -> Result<String, String> {
     if bytes.len() as u64 == MOST_TEXT {
         return Err(format!("is longer than {} MiB, expected {expected}", MOST_TEXT >> 20));
     }
-    let apart = memory::room::<u8>("what a text file says", APART * bytes.len());
-    apart.map(drop).map_err(|e| e.to_string())?;
+    room_apart("what a text file says", bytes.len()).map_err(|e| e.to_string())?;
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(format!("is text in UTF-16, expected {expected} in UTF-8"));
     }
