@@ -10,7 +10,7 @@ use super::opened::Opened;
 use super::shelf::Taken;
 use super::turns::Turn;
 use crate::prompt::Prompts;
-use crate::session::kept::{Reader, Writer};
+use crate::session::kept::{Reader, Saved, Writer};
 use crate::session::{Ahead, Session};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -130,6 +130,23 @@ struct Steps {
     said: Vec<Arc<Clicks>>,
 }
 
+/// Steps that return to what they were unless what is done with them is done to its end: on
+/// failure, if memory is refused, and on a panic.
+struct Attempt<'a> {
+    steps: &'a mut Steps,
+    /// None once it is done.
+    before: Option<(Saved, Vec<Arc<Clicks>>)>,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if let Some((session, said)) = self.before.take() {
+            self.steps.session.restore(session);
+            self.steps.said = said;
+        }
+    }
+}
+
 /// How far a session went back before it continued.
 #[derive(Clone, Copy, Default)]
 struct Back {
@@ -198,7 +215,7 @@ impl Clicked {
     /// `anew`.
     pub fn ask(&self, said: Clicks, anew: bool, turn: &Turn) -> Result<Answered, Failure> {
         self.used.store(now(), Ordering::Relaxed);
-        // The state is consistent after a panic: a step is recorded when it has finished.
+        // The state is consistent after a panic: it goes back to where it was.
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         work.bring(said, anew, turn, self.journal.as_ref())?;
         let answer = work.session.prediction();
@@ -222,11 +239,18 @@ impl Steps {
         turn: &Turn,
         journal: Option<&Arc<Journal>>,
     ) -> Result<(), Failure> {
-        let (session, steps) = (self.session.saved(), self.said.clone());
-        self.brought(said, anew, turn, journal).inspect_err(|_| {
-            self.session.restore(session);
-            self.said = steps;
-        })
+        self.attempt(|steps| steps.brought(said, anew, turn, journal))
+    }
+
+    fn attempt<T>(
+        &mut self,
+        work: impl FnOnce(&mut Steps) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let before = Some((self.session.saved(), self.said.clone()));
+        let mut attempt = Attempt { steps: self, before };
+        let done = work(attempt.steps)?;
+        attempt.before = None;
+        Ok(done)
     }
 
     fn brought(
@@ -327,7 +351,44 @@ fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::opened::Engine;
+    use super::super::turns::Turns;
     use super::*;
+    use crate::device::{Cpu, Device};
+    use crate::model::{Model, Weights};
+    use crate::session::{Encodings, Options};
+    use crate::volume::{Affine, Description, Element, Grid, Volume};
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::path::Path;
+
+    #[test]
+    fn a_fault_leaves_the_object_as_it_was() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/small.safetensors");
+        let weights = Weights::open(Path::new(path)).unwrap();
+        let model = Arc::new(Model::new(&Device::Cpu(Cpu::new(2).unwrap()), &weights).unwrap());
+        let grid = Grid { size: [28, 24, 20], affine: Affine::from_spacing([1.0; 3]) };
+        let values = (0..28 * 24 * 20).map(|at: usize| (at * at % 251) as u8).collect();
+        let description = Description::of_new(&grid, Element::Uint8.name());
+        let image = Volume::of_elements(grid, Element::Uint8, values, description).unwrap();
+        let options = Options::default();
+        let encodings = Arc::new(Encodings::new(options.memory));
+        let engine = Engine { model: &model, options, encodings: &encodings };
+        let clicked = Clicked::new(Opened::new(engine, image).ok().unwrap());
+        let turn = Arc::<Turns>::default().enter(&Arc::default());
+        let said = Clicks { on: vec![[14, 12, 10]], ..Clicks::default() };
+        let mask = clicked.ask(said, false, &turn).ok().unwrap().mask;
+        let mut steps = clicked.work.lock().unwrap();
+        let fault = catch_unwind(AssertUnwindSafe(|| {
+            steps.attempt(|steps| -> Result<(), Failure> {
+                steps.reset(&mut Back::default());
+                assert_eq!((steps.said.len(), steps.session.depth()), (0, (0, 0)));
+                resume_unwind(Box::new("a fault"))
+            })
+        }));
+        assert!(fault.is_err());
+        assert_eq!((steps.said.len(), steps.session.depth()), (1, (1, 0)));
+        assert!(steps.session.mask() == mask);
+    }
 
     #[test]
     fn clicks_go_on_from_others_or_do_not() {
