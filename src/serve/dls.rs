@@ -5,7 +5,7 @@
 //! machine's programs reach (`--dls`). Voxels are `[x, y, z]`; volumes are float32 in gzip, x
 //! fastest. ITK-SNAP does not check that an answer has the image's size: it always has.
 
-use super::body::{self, Sent};
+use super::body::{self, Counted, Sent};
 use super::failure::{Failure, reply};
 use super::journal::Source;
 use super::lease::Lease;
@@ -20,6 +20,7 @@ use crate::input::DEFLATE_LIMIT;
 use crate::memory;
 use crate::message::quoted;
 use crate::volume::{Affine, Description, Element, Grid, Volume, gzipped};
+use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -292,8 +293,8 @@ async fn point(
     let ([x, y, z], on) = (voxel(&query)?, foreground(&query)?);
     answered(shared, key, lease.clone(), move |turn| {
         let mut state = lease.state();
-        state.point([z, y, x], on, true, turn)?;
-        state.whole()
+        let prompts = state.pointed([z, y, x], on)?;
+        state.say_for_whole(&prompts, turn, packed)
     })
     .await
 }
@@ -333,32 +334,36 @@ async fn drawn(
         let dtype = Dtype::Other(Element::Float32);
         let mask = Array { dtype, shape: vec![nk, nj, ni], bytes };
         let mut state = lease.state();
-        match scribble {
-            true => state.scribble(&mask, None, on, true, turn)?,
-            false => state.lasso(&mask, None, on, true, turn)?,
+        let prompts = match scribble {
+            true => state.painted(&mask, None, on)?,
+            false => state.outlined(&mask, None, on)?,
         };
-        state.whole()
+        drop(mask);
+        state.say_for_whole(&prompts, turn, packed)
     })
     .await
 }
 
-/// Runs an interaction when its turn comes, and answers with the whole mask.
+/// The answer that holds a mask. Memory for it may be refused: it is made before the step that led
+/// to it is kept.
+fn packed(mask: Vec<u8>) -> Result<Counted, Failure> {
+    let packed = gzipped(&mask).map_err(|e| Failure::full(format!("{ANSWER}: {e}")))?;
+    drop(mask);
+    Counted::new(message(&packed))
+}
+
+/// Runs an interaction when its turn comes, and answers with what it makes of the whole mask.
 async fn answered<F>(shared: Arc<Shared>, key: Key, held: Arc<Lease>, work: F) -> Answer
 where
-    F: FnOnce(&Turn) -> Result<Vec<u8>, Failure> + Send + 'static,
+    F: FnOnce(&Turn) -> Result<Counted, Failure> + Send + 'static,
 {
     let start = Instant::now();
-    let run = move |turn: &Turn| -> Result<Vec<u8>, Failure> {
-        let mask = work(turn)?;
-        let packed = gzipped(&mask).map_err(|e| Failure::full(format!("{ANSWER}: {e}")))?;
-        Ok(message(&packed))
-    };
-    let done = shared.work.run(key, Kind::Prediction, run).await;
+    let done = shared.work.run(key, Kind::Prediction, work).await;
     shared.store.worked(key);
     tidy(&shared, key, held);
     let message = done?;
     shared.metrics.click(start.elapsed());
-    let mut response = Response::new(body::kept(message)?);
+    let mut response = Response::new(Body::from(message));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     Ok(response)

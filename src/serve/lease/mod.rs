@@ -381,35 +381,32 @@ impl State {
             }
             return Ok(Outcome::unchanged(false));
         }
-        let mut said = Prompts::default();
-        layer.queued.iter().try_for_each(|queued| said.join(queued))?;
-        said.join(&fresh)?;
-        if said.is_empty() && said.drawn.is_none() {
-            return Ok(Outcome::unchanged(true));
-        }
+        let Some(said) = layer.all_said(&fresh)? else { return Ok(Outcome::unchanged(true)) };
         let Image { opened, layers, shown, doubt, .. } = image;
         let layer = layers.last_mut().expect(FIRST);
-        let part = kept(
-            journal.as_ref(),
-            &mut layer.session,
-            SAID,
-            |_| {},
-            |session| {
-                in_turns(turn, |o| session.interact_observed(&said, o).map(|_| ()))?;
-                let now = session.prediction().cloned();
-                buffer.map(|buffer| difference(opened, shown, &now, *doubt, buffer)).transpose()
-            },
-        )?;
-        layer.queued.clear();
-        layer.steps += 1;
+        let part = layer.predict(journal.as_ref(), &said, turn, |now| {
+            buffer.map(|buffer| difference(opened, shown, now, *doubt, buffer)).transpose()
+        })?;
         Ok(Outcome { ran: true, update: part.and_then(|part| self.show(part)) })
     }
 
-    /// The whole answer, for clients that keep no buffer: one byte per voxel, i fastest.
-    pub fn whole(&mut self) -> Result<Vec<u8>, Failure> {
-        let image = self.image()?;
-        let shown = image.layer().session.prediction().cloned();
-        Ok(whole(&image.opened.image.grid, &shown))
+    /// Gives prompts, which are predicted now, for clients that keep no buffer: they are told what
+    /// `pack` makes of the whole answer, one byte per voxel, i fastest. If that fails nothing has
+    /// changed.
+    pub fn say_for_whole<T>(
+        &mut self,
+        fresh: &Prompts,
+        turn: &Turn,
+        pack: impl FnOnce(Vec<u8>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let journal = self.journal.clone();
+        let Image { opened, layers, .. } = self.image()?;
+        let layer = layers.last_mut().expect(FIRST);
+        let tell = |now: &Shown| pack(whole(&opened.image.grid, now));
+        match layer.all_said(fresh)? {
+            Some(said) => layer.predict(journal.as_ref(), &said, turn, tell),
+            None => tell(&layer.session.prediction().cloned()),
+        }
     }
 
     /// Shows the client the present answer; `part` is what is new to it.
@@ -519,5 +516,32 @@ impl Image {
 impl Layer {
     fn new(session: Session) -> Layer {
         Layer { session, steps: 0, queued: vec![] }
+    }
+
+    /// The prompts that wait, and fresh ones; none where all of them say nothing.
+    fn all_said(&self, fresh: &Prompts) -> Result<Option<Prompts>, Failure> {
+        let mut said = Prompts::default();
+        self.queued.iter().try_for_each(|queued| said.join(queued))?;
+        said.join(fresh)?;
+        Ok((!said.is_empty() || said.drawn.is_some()).then_some(said))
+    }
+
+    /// Predicts all that was said. What `tell` makes of the answer is part of the change: if it
+    /// fails nothing has changed.
+    fn predict<T>(
+        &mut self,
+        journal: Option<&Arc<Journal>>,
+        said: &Prompts,
+        turn: &Turn,
+        tell: impl FnOnce(&Shown) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let work = |session: &mut Session| {
+            in_turns(turn, |o| session.interact_observed(said, o).map(|_| ()))?;
+            tell(&session.prediction().cloned())
+        };
+        let told = kept(journal, &mut self.session, SAID, |_| {}, work)?;
+        self.queued.clear();
+        self.steps += 1;
+        Ok(told)
     }
 }

@@ -1,6 +1,7 @@
 //! The prompts of a client as those of a session: points, boxes, scribbles and outlines.
 
 use super::{Outcome, State};
+use crate::memory;
 use crate::prompt::{Area, Prompts};
 use crate::serve::failure::Failure;
 use crate::serve::turns::Turn;
@@ -11,6 +12,8 @@ use crate::volume::reorder;
 const LATTICE: usize = 10;
 /// The most voxels of a scribble.
 const MOST_PAINTED: usize = 200_000;
+/// How messages name the memory that they take.
+const PAINTED: &str = "a scribble";
 
 impl State {
     /// A point, which counts for the voxel that it means, if any.
@@ -21,11 +24,17 @@ impl State {
         run: bool,
         turn: &Turn,
     ) -> Result<Outcome, Failure> {
+        let prompts = self.pointed(at, positive)?;
+        self.say(prompts, run, turn)
+    }
+
+    /// The prompts of a point.
+    pub fn pointed(&mut self, at: [f64; 3], positive: bool) -> Result<Prompts, Failure> {
         let mut prompts = Prompts::default();
         if let Some(voxel) = self.image()?.opened.voxel([at[2], at[1], at[0]]) {
             prompts.points.push((voxel, positive));
         }
-        self.say(prompts, run, turn)
+        Ok(prompts)
     }
 
     /// A box, its ends exclusive, cut off at the image's faces; one entirely beyond them is
@@ -83,6 +92,17 @@ impl State {
         run: bool,
         turn: &Turn,
     ) -> Result<Outcome, Failure> {
+        let prompts = self.painted(mask, place, positive)?;
+        self.say(prompts, run, turn)
+    }
+
+    /// The prompts of voxels that were painted.
+    pub fn painted(
+        &mut self,
+        mask: &Array,
+        place: Option<[[f64; 2]; 3]>,
+        positive: bool,
+    ) -> Result<Prompts, Failure> {
         let area = self.area(mask, place)?;
         let painted = area.marked.iter().filter(|m| **m != 0).count();
         if painted > MOST_PAINTED {
@@ -90,14 +110,15 @@ impl State {
                 "a scribble of {painted} voxels: at most {MOST_PAINTED} are taken"
             )));
         }
-        let mut prompts = Prompts::default();
+        let points = memory::room(PAINTED, painted)?;
+        let mut prompts = Prompts { points, ..Prompts::default() };
         let [_, nj, nk] = area.size;
         for (at, _) in area.marked.iter().enumerate().filter(|(_, m)| **m != 0) {
             let within = [at / nk / nj, at / nk % nj, at % nk];
             let voxel = std::array::from_fn(|a| area.low[a] + within[a]);
             prompts.points.push((voxel, positive));
         }
-        self.say(prompts, run, turn)
+        Ok(prompts)
     }
 
     /// An area that was outlined.
@@ -109,12 +130,23 @@ impl State {
         run: bool,
         turn: &Turn,
     ) -> Result<Outcome, Failure> {
+        let prompts = self.outlined(mask, place, positive)?;
+        self.say(prompts, run, turn)
+    }
+
+    /// The prompts of an area that was outlined.
+    pub fn outlined(
+        &mut self,
+        mask: &Array,
+        place: Option<[[f64; 2]; 3]>,
+        positive: bool,
+    ) -> Result<Prompts, Failure> {
         let area = self.area(mask, place)?;
         let mut prompts = Prompts::default();
         if area.marked.iter().any(|m| *m != 0) {
             prompts.add_area(&area, positive).map_err(|e| Failure::from(e).into_bad())?;
         }
-        self.say(prompts, run, turn)
+        Ok(prompts)
     }
 
     /// A painted crop of the image, or all of it.

@@ -131,6 +131,30 @@ fn what_cannot_be_told_is_not_done() {
     assert!(answer(&lease) == before);
 }
 
+/// Interactions that were given, and how often its first session can be undone and redone.
+fn depth(state: &State) -> (usize, (usize, usize)) {
+    let layer = &state.image.as_ref().unwrap().layers[0];
+    (layer.steps, layer.session.depth())
+}
+
+#[test]
+fn a_whole_answer_that_cannot_be_told_is_not_given() {
+    let lease = begun(Options::default());
+    let mut state = lease.state();
+    let prompts = state.pointed(CLICK, true).unwrap();
+    let fails = |_: Vec<u8>| Err::<(), _>(Failure::full("no room to tell of it"));
+    let failed = state.say_for_whole(&prompts, &turn(), fails);
+    assert_eq!(failed.unwrap_err().message(), "no room to tell of it");
+    assert_eq!(depth(&state), (0, (0, 0)));
+    let whole = state.say_for_whole(&prompts, &turn(), Ok).unwrap();
+    assert_eq!(depth(&state), (1, (1, 0)));
+    // What says nothing is answered with what there is.
+    let again = state.say_for_whole(&Prompts::default(), &turn(), Ok).unwrap();
+    assert!(again == whole && depth(&state) == (1, (1, 0)));
+    drop(state);
+    assert!(whole.contains(&1) && whole == answer(&lease));
+}
+
 #[test]
 fn an_undo_ends_where_history_does() {
     let lease = begun(Options { undo_steps: 2, ..Options::default() });
