@@ -80,8 +80,14 @@ impl<T> Drop for Lent<T> {
     }
 }
 
-/// Puts an object into the table.
-pub(super) fn make<T: Object, H>(object: Arc<T>) -> Result<*mut H, Failure> {
+/// A place in the table for an object that is still to come; given back if none does.
+pub(super) struct Vacant(usize);
+
+/// Takes a place in the table.
+///
+/// # Errors
+/// All are in use.
+pub(super) fn vacant() -> Result<Vacant, Failure> {
     let mut table = table();
     let place = table.free.pop().unwrap_or(table.slots.len());
     if place >> PLACE != 0 {
@@ -93,9 +99,32 @@ pub(super) fn make<T: Object, H>(object: Arc<T>) -> Result<*mut H, Failure> {
     if place == table.slots.len() {
         table.slots.push(Slot { generation: 0, object: None });
     }
-    let slot = &mut table.slots[place];
-    slot.object = Some(Arc::new(Entry { object, name: T::NAME }));
-    Ok(std::ptr::without_provenance_mut((slot.generation << PLACE | place) << 1 | 1))
+    Ok(Vacant(place))
+}
+
+impl Vacant {
+    /// Puts an object there.
+    pub fn fill<T: Object, H>(self, object: Arc<T>) -> *mut H {
+        let entry = Arc::new(Entry { object, name: T::NAME });
+        let place = self.0;
+        // It is not vacant any more.
+        std::mem::forget(self);
+        let mut table = table();
+        let slot = &mut table.slots[place];
+        slot.object = Some(entry);
+        std::ptr::without_provenance_mut((slot.generation << PLACE | place) << 1 | 1)
+    }
+}
+
+impl Drop for Vacant {
+    fn drop(&mut self) {
+        table().free.push(self.0);
+    }
+}
+
+/// Puts an object into the table.
+pub(super) fn make<T: Object, H>(object: Arc<T>) -> Result<*mut H, Failure> {
+    Ok(vacant()?.fill(object))
 }
 
 fn unknown<T: Object, H>(handle: *const H) -> Failure {
@@ -202,6 +231,16 @@ mod tests {
             assert!(get::<Thing, Handle>(std::ptr::without_provenance(address)).is_err());
         }
         assert!(free::<Thing, Handle>(std::ptr::null()).is_ok());
+    }
+
+    #[test]
+    fn a_place_that_was_taken_is_filled_or_given_back() {
+        let handle: *mut Handle = vacant().ok().unwrap().fill(Arc::new(Thing));
+        assert!(get::<Thing, _>(handle).is_ok() && free::<Thing, _>(handle).is_ok());
+        for _ in 0..1_000 {
+            assert!(vacant().is_ok());
+        }
+        assert!(table().slots.len() < 1_000);
     }
 
     #[test]

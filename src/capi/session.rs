@@ -1,7 +1,7 @@
 //! Sessions: one object each, prompts in, predictions out. Prompts are described in `prompts.rs`.
 
 use super::engine::{ModelObject, prism_model};
-use super::handles::{self, Object};
+use super::handles::{self, Object, Vacant};
 use super::log::say;
 use super::prediction::{PredictionObject, prism_prediction};
 use super::prompts::{prism_prompts, prompts_of};
@@ -375,18 +375,15 @@ impl State {
         Ok(())
     }
 
-    /// A handle for the present answer.
-    fn answer(&mut self) -> Result<*mut prism_prediction, Failure> {
+    /// A handle, in the given place, for the present answer.
+    fn answer(&mut self, place: Vacant) -> Result<*mut prism_prediction, Failure> {
         let prediction = self.session.prediction().cloned();
         let prediction = prediction.ok_or_else(|| {
             Failure::new(prism_status::PRISM_NOTHING, "the session has no prediction yet")
         })?;
         let encoded = std::mem::take(&mut self.encoded);
-        handles::make(Arc::new(PredictionObject {
-            prediction,
-            volume: self.volume.clone(),
-            encoded,
-        }))
+        let volume = self.volume.clone();
+        Ok(place.fill(Arc::new(PredictionObject { prediction, volume, encoded })))
     }
 }
 
@@ -432,12 +429,13 @@ pub unsafe extern "C" fn prism_session_interact(
         held.cancel.store(false, Ordering::Relaxed);
         // SAFETY: guaranteed by the caller.
         let prompts = unsafe { prompts_of(prompts, state.volume.grid())? };
+        // Before the step is made, which stays if there is no place for its answer afterwards.
+        let place = (!prediction.is_null()).then(handles::vacant).transpose()?;
         state.interact(&prompts, &held.cancel)?;
-        if prediction.is_null() {
-            Ok(())
-        } else {
+        match place {
+            None => Ok(()),
             // SAFETY: guaranteed by the caller.
-            unsafe { store(prediction, "prediction", state.answer()?) }
+            Some(place) => unsafe { store(prediction, "prediction", state.answer(place)?) },
         }
     })
 }
@@ -520,7 +518,7 @@ pub unsafe extern "C" fn prism_session_get_prediction(
         if prediction.is_null() {
             return Err(Failure::null("prediction"));
         }
-        let answer = held.lock()?.answer()?;
+        let answer = held.lock()?.answer(handles::vacant()?)?;
         // SAFETY: guaranteed by the caller.
         unsafe { store(prediction, "prediction", answer) }
     })
