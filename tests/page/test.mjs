@@ -733,9 +733,17 @@ if (isMock) {
 }
 
 await test("a closed scan is forgotten, here and on the server", async () => {
+  const notes = () => page.$eval("#notes", (list) => list.textContent);
+  if (isMock) {
+    await press("n");
+    await page.mouse.click(...(await pixel(page, 0, CLICK)));
+    await settled(page);
+    assert.match(await notes(), /two scales/);
+  }
   const { scan } = await state();
   await page.click("#close-scan");
   await page.waitForFunction(() => !window.prism.scan && !document.getElementById("start").hidden);
+  assert.equal(await notes(), "", "notes of the last answer");
   assert.equal(await page.evaluate(() => sessionStorage.getItem("prism.session")), null);
   const key = `prism.session.${scan}`;
   assert.equal(await page.evaluate((name) => localStorage.getItem(name), key), null);

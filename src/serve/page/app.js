@@ -825,7 +825,7 @@ function showAnswer() {
   showDiameters(said);
   $("score").textContent = said?.score != null ? said.score.toFixed(2) : "–";
   $("seconds").textContent = said ? `${said.seconds.toFixed(2)} s` : "–";
-  if (active) listNotes(said?.notes);
+  listNotes(said?.notes);
   marks.prompts = active ? active.prompts.slice(0, active.at).filter(Boolean) : [];
   view.request();
   showUnsure();
