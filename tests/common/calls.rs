@@ -8,7 +8,7 @@ use prism::capi::*;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::{CString, c_void};
 use std::ptr::{null, null_mut, without_provenance_mut};
-use std::sync::atomic::{AtomicIsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Calls of one sequence, at most.
@@ -25,10 +25,12 @@ pub struct Tally {
     pub statuses: [usize; 14],
     /// Interactions that gave an answer.
     pub answers: usize,
-    /// Sessions that were freed while another thread worked with them.
+    /// Sessions that were freed during another thread's call with them.
     pub freed_at_work: usize,
     /// Forks in which a call was made.
     pub forks: usize,
+    /// Allocations that [`Refusing`] refused.
+    pub unallocated: usize,
 }
 
 /// The smallest allocation, in bytes, that may be refused: smaller ones, among them the packed
@@ -36,15 +38,19 @@ pub struct Tally {
 const LARGE: usize = 1 << 20;
 /// How many large allocations succeed before one is refused; below 0 all do.
 static GIVEN: AtomicIsize = AtomicIsize::new(-1);
+/// Allocations that were refused since a sequence last counted them.
+static REFUSED: AtomicUsize = AtomicUsize::new(0);
 
 /// The system's allocator, which refuses a large allocation as [`GIVEN`] says.
 struct Refusing;
 
 impl Refusing {
     fn refuses(&self, bytes: usize) -> bool {
-        bytes >= LARGE
+        let refuses = bytes >= LARGE
             && GIVEN.load(Ordering::Relaxed) >= 0
-            && GIVEN.fetch_sub(1, Ordering::Relaxed) == 0
+            && GIVEN.fetch_sub(1, Ordering::Relaxed) == 0;
+        REFUSED.fetch_add(refuses.into(), Ordering::Relaxed);
+        refuses
     }
 }
 
@@ -168,43 +174,49 @@ fn click(point: &[f64; 3]) -> prism_prompts {
 }
 
 /// Opens a session and frees it, with its volume, while another thread works with it; the voxels go
-/// at once. Returns the status of the other thread's call, or of what failed before it.
-fn free_at_work(bytes: &mut Bytes, model: *mut prism_model) -> prism_status {
+/// at once. Returns the status of the other thread's call, or of what failed before it, and whether
+/// that call was under way when the freeing began.
+fn free_at_work(bytes: &mut Bytes, model: *mut prism_model) -> (prism_status, bool) {
     let voxels = noise();
     let (mut volume, mut session) = (null_mut(), null_mut());
     // SAFETY: the array is as large as it says, until both are freed.
     unsafe {
         let made = prism_volume_wrap(&array_of(&voxels), &mut volume);
         if made != prism_status::PRISM_OK {
-            return made;
+            return (made, false);
         }
         let made = prism_session_open(model, volume, null(), &mut session);
         if made != prism_status::PRISM_OK {
             assert!(prism_volume_free(volume) == prism_status::PRISM_OK, "{}", message());
-            return made;
+            return (made, false);
         }
     }
     let (wait, how) = (u64::from(bytes.byte()), bytes.byte());
     // A handle is a number.
     let number = session.addr();
+    let working = &AtomicBool::new(false);
     std::thread::scope(|scope| {
         let worker = scope.spawn(move || {
             let session: *mut prism_session = without_provenance_mut(number);
             let point = [6.0; 3];
             let prompts = click(&point);
+            working.store(true, Ordering::SeqCst);
             // SAFETY: the prompts hold what they say; the handle may be freed.
-            unsafe {
+            let status = unsafe {
                 match how & 1 {
                     0 => prism_session_encode(session, &prompts),
                     _ => prism_session_interact(session, &prompts, null_mut()),
                 }
-            }
+            };
+            working.store(false, Ordering::SeqCst);
+            status
         });
         // Before the other thread's call, in the middle of it, or after it.
         std::thread::sleep(Duration::from_micros(64 * wait));
         if how & 2 != 0 {
             assert!(prism_session_cancel(session) == prism_status::PRISM_OK, "{}", message());
         }
+        let at_work = working.load(Ordering::SeqCst);
         let volume_first = how & 4 != 0;
         if volume_first {
             assert!(prism_volume_free(volume) == prism_status::PRISM_OK, "{}", message());
@@ -214,7 +226,7 @@ fn free_at_work(bytes: &mut Bytes, model: *mut prism_model) -> prism_status {
             assert!(prism_volume_free(volume) == prism_status::PRISM_OK, "{}", message());
         }
         drop(voxels);
-        worker.join().unwrap()
+        (worker.join().unwrap(), at_work)
     })
 }
 
@@ -543,8 +555,9 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
                 // Threads and forks take long.
                 _ => match bytes.below(4) {
                     0 => {
-                        tally.freed_at_work += 1;
-                        free_at_work(&mut bytes, model)
+                        let (status, at_work) = free_at_work(&mut bytes, model);
+                        tally.freed_at_work += usize::from(at_work);
+                        status
                     }
                     1 if tally.forks < MOST_FORKS => {
                         let forked = fork_calls(bytes.byte(), session, prediction);
@@ -568,6 +581,7 @@ pub fn run(bytes: &[u8], model: *mut prism_model, budget: bool) -> Tally {
         prism_session_free(handle.cast());
         prism_volume_free(handle.cast());
     }
+    tally.unallocated = REFUSED.swap(0, Ordering::Relaxed);
     tally
 }
 
