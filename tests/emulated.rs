@@ -732,8 +732,8 @@ fn an_interaction_moves_prompts_up_and_the_answer_down() {
 
 /// Programs that are recorded and replayed give the same bits as the same work done op by op, for
 /// any number of tokens, and where scans take turns. The whole network does so in both precisions,
-/// and so every op of each; networks that lack a part, whose programs are other ones, in one of the
-/// two, and on a GPU, where that takes no time, in both.
+/// and so every op of each. Of the networks that lack a part, whose programs are other ones, two do
+/// on the emulator in 16 bits alone; on a GPU, where that takes no time, all in both.
 #[test]
 fn replayed_programs_equal_their_ops() {
     use Precision::{F16, F32};
@@ -741,13 +741,13 @@ fn replayed_programs_equal_their_ops() {
         replayed_equals_its_ops(tiny(), precision);
     }
     for (config, emulated) in [
-        (Config { corrective: false, ..tiny() }, F16),
-        (Config { confidence: false, ..tiny() }, F32),
-        (Config { encoder: Encoder::Vit, ..tiny() }, F32),
-        (Config { encoder: Encoder::Cnn, ..tiny() }, F16),
+        (Config { corrective: false, ..tiny() }, &[F16][..]),
+        (Config { confidence: false, ..tiny() }, &[F32, F16][..]),
+        (Config { encoder: Encoder::Vit, ..tiny() }, &[F32, F16][..]),
+        (Config { encoder: Encoder::Cnn, ..tiny() }, &[F16][..]),
     ] {
         for precision in [F32, F16] {
-            if precision == emulated || device_name() != "emulated" {
+            if emulated.contains(&precision) || device_name() != "emulated" {
                 replayed_equals_its_ops(config.clone(), precision);
             }
         }
