@@ -135,7 +135,10 @@ fn answers() {
     both(&mut session);
     let tiles: usize = size.iter().map(|n| n.div_ceil(16)).product();
     let held = used() - before;
-    assert!(held >= tiles as u64 * TILE && held % TILE == 0, "{held} bytes for {tiles} tiles");
+    assert!(
+        held >= tiles as u64 * TILE && held.is_multiple_of(TILE),
+        "{held} bytes for {tiles} tiles"
+    );
     let depth = session.depth();
     let (mask, patches) = (session.mask(), scan.bytes());
     session.undo();
