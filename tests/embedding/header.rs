@@ -106,7 +106,7 @@ fn exported() -> Vec<String> {
 
 /// So that a new function is not forgotten.
 #[test]
-fn memory_is_refused_to_every_function() {
+fn the_program_that_refuses_memory_calls_every_function() {
     let program = std::fs::read_to_string(root().join("tests/c/memory.c")).expect("a program");
     let mut names = exported();
     names.retain(|name| !program.contains(&format!("{name}(")));
