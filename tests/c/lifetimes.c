@@ -49,6 +49,17 @@ static prism_prompts prompts(void) {
     return p;
 }
 
+/* Waits until another thread has set a flag. What never comes would otherwise hang whoever runs this. */
+static void await(_Atomic int *flag, const char *name) {
+    for (int tries = 0; !*flag; tries++) {
+        if (tries == 600000) {
+            fprintf(stderr, "'%s' was not set within a minute\n", name);
+            _exit(1);
+        }
+        usleep(100);
+    }
+}
+
 static _Atomic int begun;
 
 static int on_progress(void *user, double done, const char *stage) {
@@ -81,7 +92,7 @@ static void frees(int cancels) {
     pthread_t worker;
     begun = 0;
     pthread_create(&worker, NULL, interacts, session);
-    while (!begun) usleep(100);
+    await(&begun, "begun");
     TRUE(prism_volume_free(volume) == PRISM_OK);
     if (cancels) TRUE(prism_session_cancel(session) == PRISM_OK);
     TRUE(prism_session_free(session) == PRISM_OK);
@@ -109,7 +120,7 @@ static void frees_volume(void) {
     pthread_t worker;
     begun = 0;
     pthread_create(&worker, NULL, opens, volume);
-    while (!begun) usleep(100);
+    await(&begun, "begun");
     usleep(3000);
     TRUE(prism_volume_free(volume) == PRISM_OK);
     /* A session that was open already reads nothing by itself: the thread that opened it frees it, and opens no other. */
@@ -165,7 +176,7 @@ static void replaces(void) {
     within = 0;
     TRUE(prism_set_log(listens, lent) == PRISM_OK);
     pthread_create(&worker, NULL, talks, NULL);
-    while (!within) usleep(100);
+    await(&within, "within");
     TRUE(prism_set_log(NULL, NULL) == PRISM_OK);
     munmap(lent, 4096);
     pthread_join(worker, NULL);
@@ -178,7 +189,7 @@ static void waits(void *user, const char *message) {
         leaves = 1;
     }
     within = 1;
-    while (!leaves) usleep(100);
+    await(&leaves, "leaves");
 }
 
 static void ends(void *told, const char *message) {
@@ -194,7 +205,7 @@ static void replaces_itself(void) {
     within = leaves = 0;
     TRUE(prism_set_log(waits, NULL) == PRISM_OK);
     pthread_create(&worker, NULL, talks, NULL);
-    while (!within) usleep(100);
+    await(&within, "within");
     talk();
     pthread_join(worker, NULL);
     TRUE(leaves && prism_set_log(ends, &told) == PRISM_OK);

@@ -181,7 +181,7 @@ static void mix(const void *data, size_t n) {
 static uint8_t bytes[1 << 22];
 static float *const floats = (float *)(void *)bytes;
 
-/* What a session has: how far it can be undone and redone, and its answer. Nothing is refused meanwhile. */
+/* What a session has: how far it can be undone and redone, and its answer. No allocation is refused meanwhile; a budget stays, of which reading takes nothing. */
 static uint64_t standing(const prism_session *session) {
     int refused_before = refusing;
     long asked_before = asked;
@@ -200,9 +200,11 @@ static uint64_t standing(const prism_session *session) {
     return found;
 }
 
-/* A call that changes the session, all of it or nothing. */
+/* A call that changes the session, all of it or nothing; one that failed leaves no answer either, of which there is none before. */
 static uint64_t stood;
-#define CHANGES(call) (stood = standing(t.session), done((call), #call) || (standing(t.session) != stood && wrong(#call, "changed the session")) || done((call), #call))
+#define CHANGES(call)                                                                                                                                                                              \
+    (stood = standing(t.session), done((call), #call) || (standing(t.session) != stood && wrong(#call, "changed the session")) ||                                                                  \
+                                      (t.answer != NULL && wrong(#call, "left a handle")) || done((call), #call))
 
 /* All that can be read of the answer, which is given back. */
 static int reads(void) {
