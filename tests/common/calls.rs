@@ -49,7 +49,9 @@ impl Refusing {
         let refuses = bytes >= LARGE
             && GIVEN.load(Ordering::Relaxed) >= 0
             && GIVEN.fetch_sub(1, Ordering::Relaxed) == 0;
-        REFUSED.fetch_add(refuses.into(), Ordering::Relaxed);
+        if refuses {
+            REFUSED.fetch_add(1, Ordering::Relaxed);
+        }
         refuses
     }
 }
