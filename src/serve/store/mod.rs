@@ -124,8 +124,8 @@ impl Store {
         (all.leases.len(), all.snaps.len() + all.labels.len(), all.scans.len())
     }
 
-    /// While nothing is held and nothing on its way, how often something new was asked for: the same
-    /// number twice is a time without callers.
+    /// How often something new was asked for, while nothing is held or on its way: the same number
+    /// twice is a time without callers.
     pub fn empty(&self) -> Option<u64> {
         let all = self.all();
         let held = all.leases.len() + all.snaps.len() + all.labels.len() + all.scans.len();
