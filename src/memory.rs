@@ -37,9 +37,9 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// Whether the budget refused it, and not the system.
-    pub(crate) fn is_of_budget(&self) -> bool {
-        self.left.is_some()
+    /// Whether the budget refused it, and would not have with so many bytes more.
+    pub(crate) fn fits_with(&self, more: u64) -> bool {
+        self.left.is_some_and(|[left, _]| self.wanted <= left.saturating_add(more))
     }
 
     fn reason(&self) -> String {
@@ -137,14 +137,19 @@ pub(crate) fn when_short(give_back: fn()) {
 /// process that may be idle for a long time.
 #[cfg(feature = "serve")]
 pub(crate) fn give_back() {
-    if let Some(give_back) = SPARE.get() {
-        give_back();
-    }
+    give_back_spare();
     // The C library keeps most of the freed memory, in one heap for every few threads.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it takes a number of bytes and may be called at any time, from any thread.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Gives what is held for later use and used by nothing back, as where a request does not fit.
+pub(crate) fn give_back_spare() {
+    if let Some(give_back) = SPARE.get() {
+        give_back();
     }
 }
 

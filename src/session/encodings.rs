@@ -174,6 +174,11 @@ impl Encodings {
         Some(coming.clone())
     }
 
+    /// Bytes of all that is kept.
+    pub(super) fn held(&self) -> u64 {
+        self.kept().iter().map(|k| k.encoded.bytes() as u64).sum()
+    }
+
     /// Drops all that is kept; whether there was any.
     pub(super) fn clear(&self) -> bool {
         let gone = std::mem::take(&mut *self.kept());

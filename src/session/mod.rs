@@ -564,7 +564,8 @@ impl Session {
     }
 
     /// One interaction, as [`Session::interact`] does it, with an observer that sees every stage
-    /// and may end it.
+    /// and may end it. If the memory budget refuses what encoded patches take, these are dropped
+    /// and the work begins again, twice at most: the observer then sees its stages again.
     ///
     /// # Errors
     /// As [`Session::interact`]; [`OpError::Cancelled`] if the observer ends it.
@@ -580,7 +581,7 @@ impl Session {
             let next = memory::caught(|| self.next(prompts, observer));
             match next.unwrap_or_else(|refused| Err(refused.into())) {
                 Err(SessionError::Memory(refused) | SessionError::Op(OpError::Memory(refused)))
-                    if refused.is_of_budget() && self.scan.makes_room(attempt) =>
+                    if self.scan.makes_room(&refused, attempt) =>
                 {
                     attempt += 1;
                 }

@@ -4,7 +4,7 @@
 use super::SessionError;
 use super::encodings::{Coming, EncodedPatch, Encodings};
 use crate::device::CudaError;
-use crate::memory::Charge;
+use crate::memory::{self, Charge, Refused};
 use crate::model::{Config, Intensity, Model, Observer, Part};
 use crate::tensor::{OpError, Tensor};
 use crate::volume::intensity::Normalization;
@@ -230,14 +230,20 @@ impl Scan {
         self.encodings.bytes(self.number)
     }
 
-    /// Drops encoded patches because the budget refused memory: half of them the first time, all
-    /// the second. False if none went, and after that: then the refusal stands.
-    pub(super) fn makes_room(&self, attempt: usize) -> bool {
-        match attempt {
-            0 => self.encodings.halve(),
-            1 => self.encodings.clear(),
-            _ => false,
+    /// Drops encoded patches because the budget refused memory that they take: half of them the
+    /// first time, all the second. False if they would not help, and after that: then the refusal
+    /// stands.
+    pub(super) fn makes_room(&self, refused: &Refused, attempt: usize) -> bool {
+        let went = refused.fits_with(self.encodings.held())
+            && match attempt {
+                0 => self.encodings.halve(),
+                1 => self.encodings.clear(),
+                _ => false,
+            };
+        if went {
+            memory::give_back_spare();
         }
+        went
     }
 
     /// The network's input on a patch.
