@@ -182,6 +182,11 @@ impl Encodings {
     /// Drops all that is kept; whether there was any.
     pub(super) fn clear(&self) -> bool {
         let gone = std::mem::take(&mut *self.kept());
+        self.count_dropped(&gone)
+    }
+
+    /// Counts patches that were dropped; whether there were any.
+    fn count_dropped(&self, gone: &[Kept]) -> bool {
         let asked = gone.iter().filter(|k| k.asked).count();
         self.dropped.fetch_add(asked as u64, Ordering::Relaxed);
         !gone.is_empty()
@@ -196,9 +201,7 @@ impl Encodings {
             kept.sort_by_key(|k| k.asked);
             kept.drain(..half).collect()
         };
-        let asked = gone.iter().filter(|k| k.asked).count();
-        self.dropped.fetch_add(asked as u64, Ordering::Relaxed);
-        !gone.is_empty()
+        self.count_dropped(&gone)
     }
 
     /// Drops what is kept of a scan.

@@ -61,6 +61,15 @@ pub enum Touch {
     Active,
 }
 
+impl All {
+    /// Places that are taken of those that the server has: by what is held and by what is on its
+    /// way.
+    fn places(&self) -> usize {
+        let held = self.leases.len() + self.snaps.len() + self.labels.len() + self.scans.len();
+        held + self.kept
+    }
+}
+
 /// All that is held.
 pub struct Store {
     all: Mutex<All>,
@@ -104,8 +113,7 @@ impl Store {
     /// that no caller uses, and was used least recently, is returned, to be let go.
     fn room(&self, all: &mut All) -> Result<Option<Held<Clicked>>, Failure> {
         self.comings.fetch_add(1, Ordering::Relaxed);
-        let sessions = all.snaps.len() + all.labels.len();
-        if all.leases.len() + sessions + all.scans.len() + all.kept < self.most {
+        if all.places() < self.most {
             return Ok(None);
         }
         let gives_way = |held: &Held<Clicked>| {
@@ -128,8 +136,7 @@ impl Store {
     /// twice is a time without callers.
     pub fn empty(&self) -> Option<u64> {
         let all = self.all();
-        let held = all.leases.len() + all.snaps.len() + all.labels.len() + all.scans.len();
-        (held + all.kept == 0).then(|| self.comings.load(Ordering::Relaxed))
+        (all.places() == 0).then(|| self.comings.load(Ordering::Relaxed))
     }
 
     /// How many scans are being sent, each of which has a place kept for it.
