@@ -11,7 +11,7 @@ use std::io;
 use std::path::Path;
 
 /// Bytes that are hashed at a time.
-pub const PIECE: usize = 1 << 18;
+pub(crate) const PIECE: usize = 1 << 18;
 
 /// The hash of a tensor's bytes.
 pub fn of_bytes(bytes: &[u8]) -> Hash {
@@ -19,7 +19,7 @@ pub fn of_bytes(bytes: &[u8]) -> Hash {
 }
 
 /// The hash of a tensor from those of its pieces, [`PIECE`] bytes each but for the last.
-pub fn of_pieces(pieces: impl Iterator<Item = Hash>) -> Hash {
+pub(crate) fn of_pieces(pieces: impl Iterator<Item = Hash>) -> Hash {
     let mut all = Hasher::new();
     for piece in pieces {
         all.update(piece.as_bytes());
@@ -38,7 +38,7 @@ pub fn of_file(path: &Path) -> io::Result<String> {
 }
 
 /// The tensors of a file in memory, by name, with their hashes.
-pub fn of_tensors<'a>(file: &'a SafeTensors) -> impl Iterator<Item = (&'a str, Hash)> {
+pub(crate) fn of_tensors<'a>(file: &'a SafeTensors) -> impl Iterator<Item = (&'a str, Hash)> {
     file.iter().map(|(name, view)| (name, of_bytes(view.data())))
 }
 

@@ -154,7 +154,7 @@ impl Kind {
 }
 
 /// The message for a file that is not an image.
-pub fn no_image(head: &[u8]) -> String {
+pub(crate) fn no_image(head: &[u8]) -> String {
     match recognise(head) {
         Some(Kind::Foreign(name, out)) => format!("is {name}: {out}"),
         Some(Kind::Dicom) => format!("is {}: {DICOM}", Kind::Dicom.name()),
@@ -209,7 +209,7 @@ pub struct Input {
 ///
 /// # Errors
 /// What is wrong with it, to be appended to its name.
-pub fn zip_entry<R: Read + Seek>(
+pub(crate) fn zip_entry<R: Read + Seek>(
     archive: &mut ZipArchive<R>,
     length: u64,
     at: usize,
@@ -253,16 +253,16 @@ pub fn zip_entry<R: Read + Seek>(
 }
 
 /// The checksum of zip archives.
-pub fn crc32(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = Crc::new();
     crc.update(bytes);
     crc.sum()
 }
 
 /// No deflate stream grows by more than this.
-pub const DEFLATE_LIMIT: u64 = 1100;
+pub(crate) const DEFLATE_LIMIT: u64 = 1100;
 /// No bzip2 stream grows by more than this: runs of runs shrink to almost nothing.
-pub const BZIP2_LIMIT: u64 = 1 << 21;
+pub(crate) const BZIP2_LIMIT: u64 = 1 << 21;
 
 /// What is said of an output that is an input.
 pub(crate) const IS_INPUT: &str = "is an input: it would be written over";
@@ -474,10 +474,11 @@ impl Read for Input {
 }
 
 /// The warning about bytes after a packed stream.
-pub const BEHIND: &str = "bytes of something else follow the packed stream and were not read";
+pub(crate) const BEHIND: &str =
+    "bytes of something else follow the packed stream and were not read";
 
 /// The contents of a packed file. `behind` becomes true if bytes of something else follow.
-pub fn unpacked(
+pub(crate) fn unpacked(
     file: impl BufRead + 'static,
     packed: Packed,
     behind: Arc<AtomicBool>,

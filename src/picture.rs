@@ -13,7 +13,7 @@ pub struct Picture {
 }
 
 /// Pixels from one character to the next at scale 1.
-pub const CHARACTER: usize = 8;
+pub(crate) const CHARACTER: usize = 8;
 
 impl Picture {
     /// A picture of one colour.

@@ -174,7 +174,7 @@ impl DType {
 
 /// The index in memory with the first axis fastest of item `at` of an array, counted with the last
 /// axis fastest. The shape has no 0.
-pub fn fortran_place(shape: &[usize], at: usize) -> usize {
+pub(crate) fn fortran_place(shape: &[usize], at: usize) -> usize {
     let (mut rest, mut place) = (at, 0);
     let mut stride: usize = shape.iter().product();
     for n in shape.iter().rev() {
@@ -190,7 +190,7 @@ const MOST_AXES: usize = 64;
 
 /// The number of items of an array; none if there are too many to count, or more axes than NumPy
 /// supports.
-pub fn items_of(shape: &[usize]) -> Option<usize> {
+pub(crate) fn items_of(shape: &[usize]) -> Option<usize> {
     if shape.len() <= MOST_AXES { memory::extent(shape) } else { None }
 }
 

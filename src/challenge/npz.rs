@@ -1,6 +1,4 @@
 //! NumPy's `.npz` files: zip archives of [`.npy`](super::npy) files, stored or deflated.
-//!
-//! Read by [`zip_entry`], as all archives are.
 
 use super::npy::{ARRAY, Array};
 use crate::input::{crc32, zip_entry};
