@@ -31,13 +31,14 @@
 #define PRISM_ABI_VERSION 1
 
 /**
- * What voxels of which nothing was ever said hold where logits are read on the volume's grid.
+ * The logit, on the volume's grid, of voxels for which the session has computed none: far from the
+ * object.
  */
 #define PRISM_LOGIT_OUTSIDE -100.0
 
 /**
- * What a call came to. Everything but PRISM_OK leaves a message for prism_last_error, and outputs
- * as they were unless a function says otherwise.
+ * The result of a call. If it is not PRISM_OK, prism_last_error has a message, and outputs are
+ * unchanged unless a function says otherwise.
  */
 typedef enum {
   /**
@@ -62,12 +63,12 @@ typedef enum {
    */
   PRISM_DEVICE = 4,
   /**
-   * The buffer is smaller than the result. The size that would do was stored; the buffer is
-   * untouched.
+   * The buffer is smaller than the result. The size that is needed was stored; the buffer is
+   * unchanged.
    */
   PRISM_BUFFER_TOO_SMALL = 5,
   /**
-   * Another thread, or a callback's caller, is at work on this session; or a callback would have
+   * Another thread, or the caller of a callback, is using this session; or a callback would have
    * to wait for another call, to free or to replace what it uses.
    */
   PRISM_BUSY = 6,
@@ -85,21 +86,22 @@ typedef enum {
    */
   PRISM_PROMPT = 9,
   /**
-   * A mistake of the library's. The handle stays usable; please report the message.
+   * A bug in the library. The handle can still be used; please report the message.
    */
   PRISM_INTERNAL = 10,
   /**
-   * The budget or the system refuses the memory that this would take. What was there before
-   * still is.
+   * The budget or the system refuses the memory that the call would take. Everything that
+   * existed before still does.
    */
   PRISM_OUT_OF_MEMORY = 11,
   /**
-   * This process is a fork of the one that uses the library: the library's threads did not come
-   * with it. Nothing was done.
+   * This process is a fork of one that used the library, whose threads do not exist here.
+   * Nothing was done.
    */
   PRISM_FORKED = 12,
   /**
-   * What the network made of the scan is not finite. The session is as it was.
+   * The network's result is not finite: its weights do not fit the scan's values, or the
+   * precision that it runs in. The session is as it was.
    */
   PRISM_NOT_FINITE = 13,
 } prism_status;
@@ -153,9 +155,9 @@ typedef enum {
  */
 typedef enum {
   /**
-   * By the statistics that the model was trained with, or by percentiles where it records none
-   * or the scan is no CT; what the scan is, is told by the distribution of its values alone. The
-   * log tells what was decided, and why.
+   * By the statistics of the model's training data, or by percentiles if the model records none
+   * or they do not apply to the scan's modality, which the distribution of its values
+   * determines. The log says what was decided, and why.
    */
   PRISM_INTENSITY_AUTO = 0,
   /**
@@ -202,11 +204,11 @@ typedef enum {
 } prism_space;
 
 /**
- * What an interaction's mask or logits are.
+ * The kind of an interaction's dense prompt: of what prism_prompts.dense points to.
  */
 typedef enum {
   /**
-   * There are none: the session's last prediction is corrected.
+   * There is none: the session's last prediction is corrected.
    */
   PRISM_DENSE_NONE = 0,
   /**
@@ -235,8 +237,8 @@ typedef enum {
 } prism_grid;
 
 /**
- * Where to compute: threads, or a GPU. Made by prism_engine_open. Any number of threads may use it
- * at once.
+ * A device to compute on: CPU threads, or a GPU. Made by prism_engine_open. Any number of threads
+ * may use it at once.
  */
 typedef struct prism_engine prism_engine;
 
@@ -283,16 +285,16 @@ typedef struct {
    */
   int32_t precision;
   /**
-   * Bytes that the library may use in this process, whatever engine they are for; 0: as it was
-   * set before, at first what the machine has; SIZE_MAX: what the machine has. Scans that were
-   * read, weights, working memory and encoded patches are counted; whatever else is asked for is
-   * held against what is left then. Beyond that calls return PRISM_OUT_OF_MEMORY.
+   * The memory budget: bytes that the library may use in this process, for all engines; 0: as it
+   * was set before, at first what the machine has; SIZE_MAX: what the machine has. Scans that
+   * were read, weights, working memory and encoded patches are counted; any other request must
+   * fit what is left. Calls that would need more return PRISM_OUT_OF_MEMORY.
    */
   size_t memory;
 } prism_engine_options;
 
 /**
- * What a model is.
+ * Facts about a model.
  */
 typedef struct {
   /**
@@ -300,7 +302,7 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Voxels along each side of the cube that it looks at.
+   * Voxels along each side of the patch, the cube that the model sees.
    */
   size_t patch_edge;
   /**
@@ -313,7 +315,7 @@ typedef struct {
    */
   size_t candidates;
   /**
-   * How many weights it has.
+   * The number of its parameters.
    */
   uint64_t parameters;
 } prism_model_info;
@@ -326,7 +328,7 @@ typedef struct {
 typedef void (*prism_log_callback)(void *user, const char *message);
 
 /**
- * What an answer is.
+ * Facts about an answer.
  */
 typedef struct {
   /**
@@ -342,13 +344,13 @@ typedef struct {
    */
   size_t selected;
   /**
-   * The Dice to expect, 0 to 1; NaN where the model was not calibrated to tell, or was not
-   * asked.
+   * The expected Dice of the answer, 0 to 1; NaN if the model is not calibrated, has not run for
+   * this answer, or the answer is empty.
    */
   float score;
   /**
-   * Points of the interaction that lay outside the patch and were left out: none but of released
-   * sessions.
+   * Points of the interaction that were outside the patch and were left out: only in released
+   * sessions, otherwise 0.
    */
   size_t left_out;
   /**
@@ -357,16 +359,17 @@ typedef struct {
    */
   size_t thinned;
   /**
-   * Seconds it took: cutting the patch and encoding it (0 where that was done before), prompts,
-   * decoder, refiner. A GPU does the last three at one go: they stand in the last.
+   * Seconds that it took: cutting the patch out of the scan, encoding it (both 0 if that was
+   * done before), prompts, decoder, refiner. A GPU does the last three in one step, which is
+   * counted in the last.
    */
   double seconds[5];
   /**
-   * How often the network was asked: 0 where the answer said so already.
+   * How many times the network was run: 0 if the prompts did not need it.
    */
   size_t looks;
   /**
-   * Voxels of the volume that changed sides.
+   * Voxels of the volume that changed from one side to the other.
    */
   size_t changed;
 } prism_prediction_info;
@@ -393,11 +396,12 @@ typedef struct {
    */
   float clip[2];
   /**
-   * With PRISM_INTENSITY_GIVEN: the mean, which is taken away from what was clipped.
+   * With PRISM_INTENSITY_GIVEN: the mean, which is subtracted from the clipped value.
    */
   float mean;
   /**
-   * With PRISM_INTENSITY_GIVEN: the standard deviation, above 0, that the rest is divided by.
+   * With PRISM_INTENSITY_GIVEN: the standard deviation, above 0, by which the difference is
+   * divided.
    */
   float sd;
   /**
@@ -410,8 +414,8 @@ typedef struct {
    */
   int32_t released;
   /**
-   * Bytes of encoded patches that are kept for going back, at most half of what the library may
-   * use; 0: 2 GiB.
+   * The most bytes of encoded patches that are kept, so that they need not be encoded again; at
+   * most half of the memory budget; 0: 2 GiB.
    */
   size_t memory;
   /**
@@ -435,8 +439,8 @@ typedef struct {
 typedef int32_t (*prism_progress_callback)(void *user, double done, const char *stage);
 
 /**
- * What a user says in one interaction. Zero all of it, set struct_size, then what is there.
- * Nothing is kept of the arrays when the call returns.
+ * The prompts of one interaction. Zero all of it, set struct_size, then the fields that are used.
+ * The arrays are not used any more when the call returns.
  */
 typedef struct {
   /**
@@ -590,7 +594,7 @@ typedef struct {
 } prism_array;
 
 /**
- * What a volume is.
+ * Facts about a volume.
  */
 typedef struct {
   /**
@@ -602,7 +606,7 @@ typedef struct {
    */
   size_t size[3];
   /**
-   * Distances between them in mm.
+   * Distances in mm between voxels along i, j and k.
    */
   double spacing[3];
   /**
@@ -631,12 +635,12 @@ const char *prism_version(void);
 
 /**
  * Opens a device. `device` is "cpu", or "cuda" or "cuda:N" for NVIDIA GPU number N (its driver and
- * NVRTC are looked for now; neither is needed for "cpu"). `options` may be NULL: a thread per
- * core, float32. The environment variable PRISM_ISA (avx512, avx2, neon, portable) holds the CPU
- * to lesser instructions.
+ * NVRTC are loaded now; neither is needed for "cpu"). `options` may be NULL: a thread per core,
+ * float32. The environment variable PRISM_ISA (avx512, avx2, neon, portable) limits the CPU's
+ * instruction set.
  *
- * Fails with PRISM_DEVICE where the device is not there or does not do what was asked. On success
- * `*engine` is the caller's, for prism_engine_free.
+ * Fails with PRISM_DEVICE if there is no such device, or it lacks what was asked for. On success
+ * `*engine` is the caller's, to be freed with prism_engine_free.
  *
  * Required: `device` ends with a NUL; `options` is NULL or a structure of the size that it says; `engine`
  * can be written.
@@ -653,26 +657,27 @@ prism_status prism_engine_open(const char *device, const prism_engine_options *o
 prism_status prism_engine_describe(const prism_engine *engine, char *buffer, size_t capacity, size_t *needed);
 
 /**
- * Gives an engine back. Models opened on it keep what they need of it. NULL is allowed.
+ * Frees an engine. Models that were loaded for it keep what they need of it. NULL is allowed.
  */
 prism_status prism_engine_free(prism_engine *engine);
 
 /**
  * Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine.
- * What it holds is checked against the hash in it; the file is kept open and its matrices are read
- * again as they are needed, so that a file that was replaced changes nothing, and one that was
- * overwritten or cut short in its place is PRISM_FILE, never a wrong answer. PRISM_FILE tells what
- * is wrong with a file, PRISM_OUT_OF_MEMORY that it does not fit. On success `*model` is the
- * caller's, for prism_model_free.
+ * Its contents are checked against the hash in it. The file stays open, and large matrices are
+ * read again when they are needed: if the file is replaced, nothing changes; if it is overwritten
+ * or truncated, later calls return PRISM_FILE, and never a wrong answer. Fails with PRISM_FILE if
+ * the file cannot be used, PRISM_OUT_OF_MEMORY if it does not fit. On success `*model` is the
+ * caller's, to be freed with prism_model_free.
  *
  * Required: `path` ends with a NUL; `model` can be written.
  */
 prism_status prism_model_load(const prism_engine *engine, const char *path, prism_model **model);
 
 /**
- * Loads a model from `size` bytes in memory, what a model file holds, for an engine. They are not
- * needed any more when this returns. PRISM_FILE tells what is wrong with them, PRISM_OUT_OF_MEMORY
- * that the model does not fit. On success `*model` is the caller's, for prism_model_free.
+ * Loads a model for an engine from `size` bytes in memory, the contents of a model file. They are
+ * not needed any more when this returns. Fails with PRISM_FILE if they cannot be used,
+ * PRISM_OUT_OF_MEMORY if the model does not fit. On success `*model` is the caller's, to be freed
+ * with prism_model_free.
  *
  * Required: `data` holds `size` bytes; `model` can be written.
  */
@@ -686,14 +691,14 @@ prism_status prism_model_load_memory(const prism_engine *engine, const void *dat
 prism_status prism_model_get_info(const prism_model *model, prism_model_info *info);
 
 /**
- * Does once what the first encoding and the first interaction would have to do beside their work
- * (memory, layouts of weights, recordings on a GPU), so that no user waits for it. Takes about as
- * long as one of each.
+ * Does in advance what the first encoding and the first interaction do once (they allocate memory,
+ * lay out weights, make recordings on a GPU), so that no user waits for it. Takes about as long as
+ * one of each.
  */
 prism_status prism_model_warm_up(const prism_model *model);
 
 /**
- * Gives a model back. Sessions opened on it go on. NULL is allowed.
+ * Frees a model. Sessions that were opened with it can still be used. NULL is allowed.
  */
 prism_status prism_model_free(prism_model *model);
 
@@ -787,7 +792,7 @@ prism_status prism_prediction_get_candidate(const prism_prediction *prediction,
 prism_status prism_prediction_save_mask(const prism_prediction *prediction, const char *path);
 
 /**
- * Gives a prediction back. NULL is allowed.
+ * Frees a prediction. NULL is allowed.
  */
 prism_status prism_prediction_free(prism_prediction *prediction);
 
@@ -844,12 +849,12 @@ prism_status prism_session_encode(const prism_session *session, const prism_prom
 prism_status prism_session_interact(const prism_session *session, const prism_prompts *prompts, prism_prediction **prediction);
 
 /**
- * Takes the last interaction back; PRISM_NOTHING where there is none.
+ * Undoes the last interaction; PRISM_NOTHING if there is none.
  */
 prism_status prism_session_undo(const prism_session *session);
 
 /**
- * Does an interaction that was taken back again; PRISM_NOTHING where there is none.
+ * Restores the interaction that was undone last; PRISM_NOTHING if there is none.
  */
 prism_status prism_session_redo(const prism_session *session);
 
@@ -882,11 +887,11 @@ prism_status prism_session_get_prediction(const prism_session *session, prism_pr
 prism_status prism_session_get_patch(const prism_session *session, prism_patch_info *info);
 
 /**
- * Gives a session back. Where a call is under way on it, this waits for its end
- * (prism_session_cancel brings that nearer): what the callers of the session lent it, arrays and
- * callbacks, is not touched any more when this returns. So hold no lock that a callback of that
- * call takes. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays.
- * Predictions go on. NULL is allowed.
+ * Frees a session. If another thread's call is using it, this waits for the end of that call
+ * (which prism_session_cancel brings nearer): the arrays and callbacks of the session's callers
+ * are not used any more when this returns. So hold no lock that a callback of that call takes. In
+ * a callback, which cannot wait, this returns PRISM_BUSY, and the session stays. Predictions can
+ * still be used. NULL is allowed.
  */
 prism_status prism_session_free(prism_session *session);
 

@@ -12,8 +12,8 @@ use std::ffi::{c_char, c_void};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Where to compute: threads, or a GPU. Made by prism_engine_open. Any number of threads may use it
-/// at once.
+/// A device to compute on: CPU threads, or a GPU. Made by prism_engine_open. Any number of threads
+/// may use it at once.
 pub struct prism_engine;
 
 /// A network, laid out for an engine. Made by prism_model_load. Any number of sessions and threads
@@ -65,10 +65,10 @@ pub struct prism_engine_options {
     pub threads: u32,
     /// A prism_precision.
     pub precision: i32,
-    /// Bytes that the library may use in this process, whatever engine they are for; 0: as it was
-    /// set before, at first what the machine has; SIZE_MAX: what the machine has. Scans that were
-    /// read, weights, working memory and encoded patches are counted; whatever else is asked for is
-    /// held against what is left then. Beyond that calls return PRISM_OUT_OF_MEMORY.
+    /// The memory budget: bytes that the library may use in this process, for all engines; 0: as it
+    /// was set before, at first what the machine has; SIZE_MAX: what the machine has. Scans that
+    /// were read, weights, working memory and encoded patches are counted; any other request must
+    /// fit what is left. Calls that would need more return PRISM_OUT_OF_MEMORY.
     pub memory: usize,
 }
 
@@ -77,20 +77,20 @@ impl VersionedStruct for prism_engine_options {
     const LEAST: usize = std::mem::offset_of!(prism_engine_options, memory);
 }
 
-/// What a model is.
+/// Facts about a model.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct prism_model_info {
     /// sizeof(prism_model_info), set by the caller.
     pub struct_size: usize,
-    /// Voxels along each side of the cube that it looks at.
+    /// Voxels along each side of the patch, the cube that the model sees.
     pub patch_edge: usize,
     /// Spacing of these voxels in mm; a model that fits the cube to a box chooses its own each
     /// time.
     pub spacing: f64,
     /// Candidate masks of an interaction.
     pub candidates: usize,
-    /// How many weights it has.
+    /// The number of its parameters.
     pub parameters: u64,
 }
 
@@ -99,12 +99,12 @@ impl VersionedStruct for prism_model_info {
 }
 
 /// Opens a device. `device` is "cpu", or "cuda" or "cuda:N" for NVIDIA GPU number N (its driver and
-/// NVRTC are looked for now; neither is needed for "cpu"). `options` may be NULL: a thread per
-/// core, float32. The environment variable PRISM_ISA (avx512, avx2, neon, portable) holds the CPU
-/// to lesser instructions.
+/// NVRTC are loaded now; neither is needed for "cpu"). `options` may be NULL: a thread per core,
+/// float32. The environment variable PRISM_ISA (avx512, avx2, neon, portable) limits the CPU's
+/// instruction set.
 ///
-/// Fails with PRISM_DEVICE where the device is not there or does not do what was asked. On success
-/// `*engine` is the caller's, for prism_engine_free.
+/// Fails with PRISM_DEVICE if there is no such device, or it lacks what was asked for. On success
+/// `*engine` is the caller's, to be freed with prism_engine_free.
 ///
 /// # Safety
 /// `device` ends with a NUL; `options` is NULL or a structure of the size that it says; `engine`
@@ -174,7 +174,7 @@ pub unsafe extern "C" fn prism_engine_describe(
     })
 }
 
-/// Gives an engine back. Models opened on it keep what they need of it. NULL is allowed.
+/// Frees an engine. Models that were loaded for it keep what they need of it. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_engine_free(engine: *mut prism_engine) -> prism_status {
     call(|| handles::free::<Engine, _>(engine))
@@ -197,11 +197,11 @@ unsafe fn load(
 }
 
 /// Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine.
-/// What it holds is checked against the hash in it; the file is kept open and its matrices are read
-/// again as they are needed, so that a file that was replaced changes nothing, and one that was
-/// overwritten or cut short in its place is PRISM_FILE, never a wrong answer. PRISM_FILE tells what
-/// is wrong with a file, PRISM_OUT_OF_MEMORY that it does not fit. On success `*model` is the
-/// caller's, for prism_model_free.
+/// Its contents are checked against the hash in it. The file stays open, and large matrices are
+/// read again when they are needed: if the file is replaced, nothing changes; if it is overwritten
+/// or truncated, later calls return PRISM_FILE, and never a wrong answer. Fails with PRISM_FILE if
+/// the file cannot be used, PRISM_OUT_OF_MEMORY if it does not fit. On success `*model` is the
+/// caller's, to be freed with prism_model_free.
 ///
 /// # Safety
 /// `path` ends with a NUL; `model` can be written.
@@ -224,9 +224,10 @@ pub unsafe extern "C" fn prism_model_load(
     })
 }
 
-/// Loads a model from `size` bytes in memory, what a model file holds, for an engine. They are not
-/// needed any more when this returns. PRISM_FILE tells what is wrong with them, PRISM_OUT_OF_MEMORY
-/// that the model does not fit. On success `*model` is the caller's, for prism_model_free.
+/// Loads a model for an engine from `size` bytes in memory, the contents of a model file. They are
+/// not needed any more when this returns. Fails with PRISM_FILE if they cannot be used,
+/// PRISM_OUT_OF_MEMORY if the model does not fit. On success `*model` is the caller's, to be freed
+/// with prism_model_free.
 ///
 /// # Safety
 /// `data` holds `size` bytes; `model` can be written.
@@ -280,15 +281,15 @@ pub unsafe extern "C" fn prism_model_get_info(
     })
 }
 
-/// Does once what the first encoding and the first interaction would have to do beside their work
-/// (memory, layouts of weights, recordings on a GPU), so that no user waits for it. Takes about as
-/// long as one of each.
+/// Does in advance what the first encoding and the first interaction do once (they allocate memory,
+/// lay out weights, make recordings on a GPU), so that no user waits for it. Takes about as long as
+/// one of each.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_model_warm_up(model: *const prism_model) -> prism_status {
     call(|| Ok(handles::get::<ModelObject, _>(model)?.model.warm_up()?))
 }
 
-/// Gives a model back. Sessions opened on it go on. NULL is allowed.
+/// Frees a model. Sessions that were opened with it can still be used. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_model_free(model: *mut prism_model) -> prism_status {
     call(|| handles::free::<ModelObject, _>(model))

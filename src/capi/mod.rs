@@ -1,9 +1,13 @@
-//! prism from C: what `include/prism.h` declares.
+//! The C interface: the functions, types and constants that `include/prism.h` declares.
+//!
+//! It is for programs in C and other languages; a program in Rust uses [`Session`](crate::Session)
+//! and the other names at the crate's root. `docs/embedding.md` is the tutorial, and `examples/c`
+//! contains a program.
 //!
 //! The header is made from these files by cbindgen (`PRISM_UPDATE_HEADER=1 cargo test --test
-//! header`), doc comments and all, so everything a caller must know is written in them. Handles are
-//! numbers in a table, never addresses: one that was freed, or is of another kind, is an error. No
-//! panic crosses into C.
+//! embedding header::`), with their doc comments, which therefore contain everything that a caller
+//! must know. Handles are numbers in a table, never addresses: a handle that was freed, or is of
+//! another kind, is an error. No panic crosses into C.
 
 // Names and descriptions are those of the header, where brackets are C's.
 #![allow(non_camel_case_types, rustdoc::broken_intra_doc_links)]

@@ -25,7 +25,8 @@ impl Object for PredictionObject {
     const NAME: &'static str = "a prediction";
 }
 
-/// What voxels of which nothing was ever said hold where logits are read on the volume's grid.
+/// The logit, on the volume's grid, of voxels for which the session has computed none: far from the
+/// object.
 pub const PRISM_LOGIT_OUTSIDE: f32 = -100.0;
 
 /// The grid of what is read.
@@ -39,7 +40,7 @@ pub enum prism_grid {
     PRISM_GRID_PATCH = 1,
 }
 
-/// What an answer is.
+/// Facts about an answer.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct prism_prediction_info {
@@ -49,21 +50,22 @@ pub struct prism_prediction_info {
     pub candidates: usize,
     /// The candidate that was refined into the answer, from 0.
     pub selected: usize,
-    /// The Dice to expect, 0 to 1; NaN where the model was not calibrated to tell, or was not
-    /// asked.
+    /// The expected Dice of the answer, 0 to 1; NaN if the model is not calibrated, has not run for
+    /// this answer, or the answer is empty.
     pub score: f32,
-    /// Points of the interaction that lay outside the patch and were left out: none but of released
-    /// sessions.
+    /// Points of the interaction that were outside the patch and were left out: only in released
+    /// sessions, otherwise 0.
     pub left_out: usize,
     /// Points of the interaction that only the refiner saw, because there were more than the prompt
     /// encoder takes.
     pub thinned: usize,
-    /// Seconds it took: cutting the patch and encoding it (0 where that was done before), prompts,
-    /// decoder, refiner. A GPU does the last three at one go: they stand in the last.
+    /// Seconds that it took: cutting the patch out of the scan, encoding it (both 0 if that was
+    /// done before), prompts, decoder, refiner. A GPU does the last three in one step, which is
+    /// counted in the last.
     pub seconds: [f64; 5],
-    /// How often the network was asked: 0 where the answer said so already.
+    /// How many times the network was run: 0 if the prompts did not need it.
     pub looks: usize,
-    /// Voxels of the volume that changed sides.
+    /// Voxels of the volume that changed from one side to the other.
     pub changed: usize,
 }
 
@@ -413,7 +415,7 @@ pub unsafe extern "C" fn prism_prediction_save_mask(
     })
 }
 
-/// Gives a prediction back. NULL is allowed.
+/// Frees a prediction. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_prediction_free(prediction: *mut prism_prediction) -> prism_status {
     call(|| handles::free::<PredictionObject, _>(prediction))

@@ -21,11 +21,11 @@ pub enum prism_space {
     PRISM_LPS = 2,
 }
 
-/// What an interaction's mask or logits are.
+/// The kind of an interaction's dense prompt: of what prism_prompts.dense points to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_dense {
-    /// There are none: the session's last prediction is corrected.
+    /// There is none: the session's last prediction is corrected.
     PRISM_DENSE_NONE = 0,
     /// uint8, not 0 on the object.
     PRISM_DENSE_MASK = 1,
@@ -33,8 +33,8 @@ pub enum prism_dense {
     PRISM_DENSE_LOGITS = 2,
 }
 
-/// What a user says in one interaction. Zero all of it, set struct_size, then what is there.
-/// Nothing is kept of the arrays when the call returns.
+/// The prompts of one interaction. Zero all of it, set struct_size, then the fields that are used.
+/// The arrays are not used any more when the call returns.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct prism_prompts {

@@ -66,9 +66,9 @@ impl SessionObject {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_intensity {
-    /// By the statistics that the model was trained with, or by percentiles where it records none
-    /// or the scan is no CT; what the scan is, is told by the distribution of its values alone. The
-    /// log tells what was decided, and why.
+    /// By the statistics of the model's training data, or by percentiles if the model records none
+    /// or they do not apply to the scan's modality, which the distribution of its values
+    /// determines. The log says what was decided, and why.
     PRISM_INTENSITY_AUTO = 0,
     /// By the scan's own 0.5 and 99.5 percentiles, and mean and standard deviation between them.
     PRISM_INTENSITY_PERCENTILES = 1,
@@ -95,17 +95,18 @@ pub struct prism_session_options {
     pub intensity: i32,
     /// With PRISM_INTENSITY_GIVEN: intensities are clipped to clip[0] to clip[1].
     pub clip: [f32; 2],
-    /// With PRISM_INTENSITY_GIVEN: the mean, which is taken away from what was clipped.
+    /// With PRISM_INTENSITY_GIVEN: the mean, which is subtracted from the clipped value.
     pub mean: f32,
-    /// With PRISM_INTENSITY_GIVEN: the standard deviation, above 0, that the rest is divided by.
+    /// With PRISM_INTENSITY_GIVEN: the standard deviation, above 0, by which the difference is
+    /// divided.
     pub sd: f32,
     /// Not used: 0.
     pub reserved: i32,
     /// 1: answers are the network's alone, as the paper runs it: one patch, the prompts of the last
     /// interaction, no promise that they are obeyed. 0: the session keeps its contract.
     pub released: i32,
-    /// Bytes of encoded patches that are kept for going back, at most half of what the library may
-    /// use; 0: 2 GiB.
+    /// The most bytes of encoded patches that are kept, so that they need not be encoded again; at
+    /// most half of the memory budget; 0: 2 GiB.
     pub memory: usize,
     /// Interactions that can be undone, at most: the oldest are forgotten; 0: 1000.
     pub undo_steps: usize,
@@ -458,13 +459,13 @@ fn step(
     })
 }
 
-/// Takes the last interaction back; PRISM_NOTHING where there is none.
+/// Undoes the last interaction; PRISM_NOTHING if there is none.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_undo(session: *const prism_session) -> prism_status {
     step(session, "undo", Session::undo)
 }
 
-/// Does an interaction that was taken back again; PRISM_NOTHING where there is none.
+/// Restores the interaction that was undone last; PRISM_NOTHING if there is none.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_redo(session: *const prism_session) -> prism_status {
     step(session, "redo", Session::redo)
@@ -554,11 +555,11 @@ pub unsafe extern "C" fn prism_session_get_patch(
     })
 }
 
-/// Gives a session back. Where a call is under way on it, this waits for its end
-/// (prism_session_cancel brings that nearer): what the callers of the session lent it, arrays and
-/// callbacks, is not touched any more when this returns. So hold no lock that a callback of that
-/// call takes. In a callback, which cannot wait, it is PRISM_BUSY instead, and the session stays.
-/// Predictions go on. NULL is allowed.
+/// Frees a session. If another thread's call is using it, this waits for the end of that call
+/// (which prism_session_cancel brings nearer): the arrays and callbacks of the session's callers
+/// are not used any more when this returns. So hold no lock that a callback of that call takes. In
+/// a callback, which cannot wait, this returns PRISM_BUSY, and the session stays. Predictions can
+/// still be used. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_free(session: *mut prism_session) -> prism_status {
     call(|| handles::free::<SessionObject, _>(session))

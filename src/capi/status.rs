@@ -16,8 +16,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What a call came to. Everything but PRISM_OK leaves a message for prism_last_error, and outputs
-/// as they were unless a function says otherwise.
+/// The result of a call. If it is not PRISM_OK, prism_last_error has a message, and outputs are
+/// unchanged unless a function says otherwise.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_status {
@@ -32,10 +32,10 @@ pub enum prism_status {
     PRISM_FILE = 3,
     /// The device is not there, lacks what was asked of it, or failed.
     PRISM_DEVICE = 4,
-    /// The buffer is smaller than the result. The size that would do was stored; the buffer is
-    /// untouched.
+    /// The buffer is smaller than the result. The size that is needed was stored; the buffer is
+    /// unchanged.
     PRISM_BUFFER_TOO_SMALL = 5,
-    /// Another thread, or a callback's caller, is at work on this session; or a callback would have
+    /// Another thread, or the caller of a callback, is using this session; or a callback would have
     /// to wait for another call, to free or to replace what it uses.
     PRISM_BUSY = 6,
     /// A progress callback returned 0, or prism_session_cancel was called.
@@ -45,15 +45,16 @@ pub enum prism_status {
     /// The prompts cannot be used with this volume: nothing was said, something lies outside, or a
     /// place or a logit is NaN or infinite.
     PRISM_PROMPT = 9,
-    /// A mistake of the library's. The handle stays usable; please report the message.
+    /// A bug in the library. The handle can still be used; please report the message.
     PRISM_INTERNAL = 10,
-    /// The budget or the system refuses the memory that this would take. What was there before
-    /// still is.
+    /// The budget or the system refuses the memory that the call would take. Everything that
+    /// existed before still does.
     PRISM_OUT_OF_MEMORY = 11,
-    /// This process is a fork of the one that uses the library: the library's threads did not come
-    /// with it. Nothing was done.
+    /// This process is a fork of one that used the library, whose threads do not exist here.
+    /// Nothing was done.
     PRISM_FORKED = 12,
-    /// What the network made of the scan is not finite. The session is as it was.
+    /// The network's result is not finite: its weights do not fit the scan's values, or the
+    /// precision that it runs in. The session is as it was.
     PRISM_NOT_FINITE = 13,
 }
 

@@ -119,7 +119,7 @@ impl VersionedStruct for prism_array {
     const NAME: &'static str = "prism_array";
 }
 
-/// What a volume is.
+/// Facts about a volume.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct prism_volume_info {
@@ -127,7 +127,7 @@ pub struct prism_volume_info {
     pub struct_size: usize,
     /// Voxels along i, j and k.
     pub size: [usize; 3],
-    /// Distances between them in mm.
+    /// Distances in mm between voxels along i, j and k.
     pub spacing: [f64; 3],
     /// The matrix, row by row, that takes (i, j, k, 1) to millimetres in RAS.
     pub affine: [f64; 16],
