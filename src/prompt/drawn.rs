@@ -24,12 +24,15 @@ pub(super) fn room<T>(list: &mut Vec<T>, more: usize) -> Result<(), PromptError>
 
 impl Prompts {
     /// Adds a line from one border of the object to the other, such as the longest diameter that
-    /// RECIST asks for: its middle four fifths count as on the object, and its box, which replaces
-    /// a missing box, contains the line and three quarters of its length across it.
+    /// RECIST asks for.
+    ///
+    /// `line` holds its two ends, in voxels (fractions are allowed) or in mm. The middle four
+    /// fifths of the line count as on the object. [`Prompts::drawn`] grows to a box that contains
+    /// the line and is at least three quarters of its length wide across it.
     ///
     /// # Errors
     /// A coordinate is not a number, an end is outside the scan, or both ends are the same; memory
-    /// is refused.
+    /// is refused. Nothing was added.
     pub fn add_line(
         &mut self,
         image: &Grid,
@@ -77,13 +80,15 @@ impl Prompts {
         Ok(())
     }
 
-    /// Adds a closed outline around the object on one slice, of any axis: the voxels well within
-    /// count as on the object, and its box replaces a missing box. An outline of one slice says
-    /// nothing of the object's depth, as a box one slice thick does not.
+    /// Adds a closed outline around the object on one slice of any axis.
+    ///
+    /// The voxels well within it count as on the object, and [`Prompts::drawn`] grows to its box,
+    /// which is one slice thick: an outline says nothing of the object's depth.
     ///
     /// # Errors
-    /// A coordinate is not a number, a corner is outside the scan, there are fewer than three, they
-    /// are on no single slice or around no voxel; memory is refused. Nothing was added.
+    /// A coordinate is not a number, a corner is outside the scan, there are fewer than three
+    /// corners, they are not all on one slice, or no voxel is within them; memory is refused.
+    /// Nothing was added.
     pub fn add_lasso(
         &mut self,
         image: &Grid,
@@ -148,9 +153,12 @@ impl Prompts {
         Ok(())
     }
 
-    /// Adds an area that was painted around or on the object, filled or as an outline: the voxels
-    /// well within count as on the object, or off it, and the box of an area on the object replaces
-    /// a missing box.
+    /// Adds an area that was painted on the object (`positive`) or beside it, filled or as an
+    /// outline.
+    ///
+    /// The voxels well within it count as on the object, or off it; of a large area only some of
+    /// them, evenly chosen. [`Prompts::drawn`] grows to the box of an area on the object. The area
+    /// must be on the scan.
     ///
     /// # Errors
     /// Nothing is marked, or there are not as many marks as voxels; memory is refused.
@@ -200,7 +208,8 @@ impl Prompts {
         Ok(())
     }
 
-    /// Adds prompts that were given after these: a later box or mask replaces an earlier one.
+    /// Adds prompts that were given after these: points are added, and a later box, mask or mask of
+    /// other objects replaces an earlier one.
     ///
     /// # Errors
     /// Memory is refused: nothing was added.

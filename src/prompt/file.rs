@@ -10,26 +10,27 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-/// One iteration of a prompts file. Files it names are relative to it.
+/// One iteration of a prompts file: the prompts of one interaction, as [`read_prompts`] reads them.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Iteration {
-    /// Points.
+    /// Clicks.
     pub points: Vec<PointEntry>,
-    /// `[i0, j0, k0, i1, j1, k1]`, ends exclusive; kept by later iterations until replaced.
+    /// The box `[i0, j0, k0, i1, j1, k1]`, ends exclusive, or two corners in mm; in the file `box`.
+    /// Kept by later iterations until replaced.
     #[serde(rename = "box")]
     pub bounds: Option<[f64; 6]>,
-    /// Lines across the object, from border to border.
+    /// Lines across the object, from border to border: two ends each.
     pub line: Vec<[f64; 6]>,
-    /// A closed outline around the object on one slice.
+    /// The corners of a closed outline around the object on one slice.
     pub lasso: Vec<[f64; 3]>,
-    /// A label image: 1 positive, 2 negative.
+    /// The file of a label image of scribbles: 1 on the object, 2 off it.
     pub scribble: Option<PathBuf>,
-    /// A mask to start this iteration from instead of the previous answer.
+    /// The file of a mask to start this iteration from instead of the previous answer.
     pub mask: Option<PathBuf>,
     /// Which of the mask's labels is the object.
     pub mask_label: TargetLabel,
-    /// A mask of other objects, which the answer never enters.
+    /// The file of a mask of other objects, which the answer never enters.
     pub others: Option<PathBuf>,
 }
 
@@ -155,8 +156,20 @@ const EXPECTED: &str = "a JSON list of iterations, or {\"objects\": [...]}";
 /// The most objects that a file may name: as many as 16 bits of a label image can distinguish.
 const MOST_OBJECTS: usize = u16::MAX as usize;
 
-/// Reads a prompts file: the iterations on one object without a name, or objects with different
-/// names in the file's order. There is at least one, and at least one iteration on each.
+/// Reads a JSON file of prompts: a list of iterations on one object, or several objects by name.
+///
+/// ```json
+/// [{"points": [{"position": [212, 148, 63]}], "box": [190, 120, 50, 240, 180, 75]},
+///  {"points": [{"position": [231, 160, 60], "positive": false}]}]
+/// ```
+///
+/// Several objects are `{"objects": [{"name": "tumour", "colour": [255, 0, 0], "iterations":
+/// [...]}, ...]}`, where `colour` may be absent. The keys of an iteration are the fields of
+/// [`Iteration`]; the file does not say in which [`Space`](super::Space) coordinates are. Paths are
+/// relative to the file's folder, and are returned joined to it.
+///
+/// Returns one object without a name, or the objects in the file's order, each with at least one
+/// iteration.
 ///
 /// # Errors
 /// The file cannot be read or has another form, or two objects have the same name.

@@ -1,5 +1,31 @@
-//! A user's prompts for an object: points, a box, scribbles, a mask. Positions are voxel indices of
-//! the input image.
+//! A user's prompts for an object: points, a box, scribbles, lines, outlines, a mask.
+//!
+//! [`Prompts`] are those of one interaction, in voxels `[i, j, k]` of the scan. Its methods take
+//! positions as users give them, in voxels or in mm ([`Space`]), and check that they are on the
+//! scan. [`read_prompts`] reads them from a JSON file; [`simulate`] imitates users, for training
+//! and evaluation.
+//!
+//! ```
+//! use prism::prompt::RawBox;
+//! use prism::volume::{Affine, Grid};
+//! use prism::{Prompts, RawPoint, Space};
+//!
+//! // 512 x 512 x 60 voxels, 0.7 x 0.7 x 2.5 mm apart, the first at the world's origin.
+//! let grid = Grid { size: [512, 512, 60], affine: Affine::from_spacing([0.7, 0.7, 2.5]) };
+//! let mut prompts = Prompts::default();
+//!
+//! let on = RawPoint { position: [212.0, 148.0, 31.0], positive: true };
+//! prompts.add_point(&grid, on, Space::Ijk)?;
+//! let off = RawPoint { position: [140.0, 105.0, 80.0], positive: false };
+//! prompts.add_point(&grid, off, Space::Ras)?;
+//! assert_eq!(prompts.points, [([212, 148, 31], true), ([200, 150, 32], false)]);
+//!
+//! // A box ends before its last three indices.
+//! let around = RawBox([190.0, 120.0, 20.0, 240.0, 180.0, 45.0]);
+//! prompts.set_box(&grid, around, Space::Ijk)?;
+//! assert_eq!(prompts.bounds, Some([190, 120, 20, 240, 180, 45]));
+//! # Ok::<(), prism::PromptError>(())
+//! ```
 
 mod drawn;
 mod file;
@@ -13,23 +39,24 @@ use crate::volume::Grid;
 use crate::volume::patch::Extent;
 use std::str::FromStr;
 
-/// The coordinates in which positions are given.
+/// The coordinate system in which positions are given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 pub enum Space {
-    /// Voxel indices of the input file, from 0.
+    /// Voxel indices i, j, k of the scan, from 0, along the axes of its file.
     #[default]
     Ijk,
-    /// World millimetres, right-anterior-superior (NIfTI, 3D Slicer's display).
+    /// World millimetres, x to the right, y to the front, z to the head (NIfTI, 3D Slicer's
+    /// display).
     Ras,
-    /// World millimetres, left-posterior-superior (DICOM, ITK).
+    /// World millimetres, x to the left, y to the back, z to the head (DICOM, ITK).
     Lps,
 }
 
 /// Why a prompt cannot be used with an image.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PromptError {
-    /// It does not go with the image or with itself, or cannot be read: in words.
+    /// It does not fit the scan, contradicts itself, or cannot be read; with the reason.
     #[error("{0}")]
     Unfit(String),
     /// Memory was refused.
@@ -37,21 +64,27 @@ pub enum PromptError {
     Memory(#[from] Refused),
 }
 
-/// A point as it was given, in some space.
+/// A click as the user gave it. The coordinates' [`Space`] is given with it.
+///
+/// As text: `i,j,k` or `i,j,k,+` on the object, `i,j,k,-` off it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RawPoint {
-    /// Three coordinates.
+    /// Three coordinates: voxel indices, which must be whole numbers, or mm.
     pub position: [f64; 3],
     /// Whether it is on the object.
     pub positive: bool,
 }
 
-/// A box as it was given: voxel indices `i0,j0,k0,i1,j1,k1` with exclusive ends, or two opposite
-/// corners in mm.
+/// A box as the user gave it: voxel indices `[i0, j0, k0, i1, j1, k1]` with exclusive ends, or two
+/// opposite corners in mm. For [`Prompts::add_line`] the two ends of a line.
+///
+/// As text: `i0,j0,k0,i1,j1,k1`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RawBox(pub [f64; 6]);
 
-/// The corners of an outline as they were given.
+/// The corners of a closed outline as the user gave them, three or more.
+///
+/// As text: `i,j,k;i,j,k;i,j,k` and so on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RawOutline(pub Vec<[f64; 3]>);
 
@@ -99,36 +132,39 @@ impl FromStr for RawBox {
     }
 }
 
-/// A dense prompt on the image's grid, `[i][j][k]`.
+/// A dense prompt: an answer to start from, one value per voxel of the scan, `[i][j][k]`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Dense {
-    /// Which voxels belong to the object.
+    /// A mask: not 0 on the object.
     Mask(Vec<u8>),
-    /// Logits, finite, positive on the object.
+    /// Logits: finite, and positive on the object.
     Logits(Vec<f32>),
 }
 
-/// The prompts of one iteration, in voxels of the image.
+/// The prompts of one interaction, in voxels of the scan.
+///
+/// The default is empty. The fields may also be set directly: a session checks them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Prompts {
-    /// Voxels, positive where true.
+    /// Clicks, and the voxels of scribbles, lines and outlines: each a voxel `[i, j, k]` and
+    /// whether it is on the object.
     pub points: Vec<([usize; 3], bool)>,
-    /// `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
+    /// The box `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
     pub bounds: Option<[usize; 6]>,
     /// Whether the box was given beyond the scan's faces, and now ends at them.
     pub clipped: bool,
-    /// The box of the lines and outlines that were drawn: it is used as a box if nothing else says
-    /// how large the object is.
+    /// The box around the lines and outlines that were drawn, `[i0, j0, k0, i1, j1, k1]`, ends
+    /// exclusive: used as the box if none is given and these are the object's first prompts.
     pub drawn: Option<[usize; 6]>,
     /// A mask or logits to start from instead of the previous answer.
     pub dense: Option<Dense>,
-    /// Not 0 in other objects, on the image's grid `[i][j][k]`: the answer never enters them. Kept
-    /// until others replace them.
+    /// A mask of other objects, one byte per voxel of the scan `[i][j][k]`, not 0 in them: the
+    /// answer never enters them. A session keeps it until another replaces it.
     pub others: Option<Vec<u8>>,
 }
 
 impl Dense {
-    /// Whether any voxel is on the object.
+    /// Whether it marks any voxel as on the object.
     pub fn marks_anything(&self) -> bool {
         match self {
             Dense::Mask(m) => m.iter().any(|v| *v != 0),
@@ -146,7 +182,7 @@ impl Prompts {
             && self.others.is_none()
     }
 
-    /// Adds a point, rounding millimetres to the nearest voxel.
+    /// Adds a click; one in millimetres is rounded to the nearest voxel.
     ///
     /// # Errors
     /// A coordinate is not a number, a voxel index is not a whole number, or the point is outside
@@ -181,11 +217,13 @@ impl Prompts {
         Ok(())
     }
 
-    /// Sets the box; in mm, to the voxels whose centres are within it. Any part beyond the scan's
-    /// faces is cut off, and noted in [`Prompts::clipped`].
+    /// Sets the box, in place of an earlier one; given in mm, it becomes the voxels whose centres
+    /// are within it. Any part beyond the scan's faces is cut off, and noted in
+    /// [`Prompts::clipped`].
     ///
     /// # Errors
-    /// The box is empty, is not of whole numbers if those are voxels, or is outside the scan.
+    /// A coordinate is not a number, a voxel index is not a whole number, the box is empty or all
+    /// of it is outside the scan.
     pub fn set_box(
         &mut self,
         image: &Grid,
@@ -251,8 +289,8 @@ impl Prompts {
         Ok(())
     }
 
-    /// Adds the voxels of a scribble label image on the scan's grid, `[i][j][k]`: 1 positive, 2
-    /// negative, 0 nothing.
+    /// Adds scribbles: a label image with one value per voxel of the scan, `[i][j][k]`, 1 on the
+    /// object, 2 off it, 0 for no scribble.
     ///
     /// # Errors
     /// A label is above 2; memory is refused. Nothing was added.
@@ -270,8 +308,8 @@ impl Prompts {
         Ok(())
     }
 
-    /// The part of the image that a patch should show: the box, otherwise the positive points,
-    /// otherwise what a mask marks, otherwise all points.
+    /// The part of the scan that a patch should show: the box, otherwise the points on the object,
+    /// otherwise what a mask marks, otherwise all points. None without any of them.
     pub fn extent(&self, image: &Grid) -> Option<Extent> {
         if let Some(b) = self.bounds.or(self.drawn) {
             return Some(Extent::of_box(b));

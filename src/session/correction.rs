@@ -15,7 +15,7 @@ use super::{ANSWER, CLICKS};
 use crate::memory;
 use crate::volume::distance::squared_distance;
 
-/// A voxel of the patch and whether it is on the object.
+/// A voxel `[i, j, k]` of the patch, and whether it is on the object.
 pub type Click = ([i32; 3], bool);
 
 /// The largest magnitude of the logits that a correction writes.
@@ -49,7 +49,7 @@ const ALIKE: f32 = 1.5;
 /// is only noise.
 const LEAST_CONTRAST: f32 = 0.05;
 
-/// The parameters of the correction, as parts of the object's diameter if they are lengths.
+/// The parameters of the correction. The default is for an object of known size.
 #[derive(Clone, Copy, Debug)]
 pub struct Steering {
     /// Length of the process, as a multiple of the geometric mean of the distance from the click to
@@ -114,19 +114,21 @@ impl Steering {
         }
     }
 
-    /// The weight of the network's answer when `wrong` voxels disagree.
+    /// The weight of the network's answer when `wrong` voxels disagree: that after a stroke if they
+    /// are more than four.
     pub fn trust(&self, wrong: usize) -> f32 {
         if wrong > STROKE { self.trust_strokes } else { self.trust }
     }
 }
 
-/// The diameter, in voxels, of a ball with as many voxels as `logits` has positive ones.
+/// The diameter, in voxels, of a ball with as many voxels as `logits` has positive ones, and at
+/// least 6.
 pub fn diameter(logits: &[f32]) -> f32 {
     let voxels = logits.iter().filter(|v| **v > 0.0).count();
     (1.24 * (voxels as f32).cbrt()).max(6.0)
 }
 
-/// The clicks that `logits` does not obey.
+/// The clicks that `logits` `[i][j][k]` of `size` voxels does not obey.
 pub fn disagreeing(logits: &[f32], size: [usize; 3], clicks: &[Click]) -> Vec<Click> {
     memory::counted(CLICKS, clicks.iter().copied().filter(|c| !holds(logits, size, c)))
 }
@@ -397,8 +399,9 @@ fn apply(
     }
 }
 
-/// The weights, 0 to 1, with which an answer may change when `wrong` clicks disagree with it: near
-/// them, and not far off.
+/// The weights `[i][j][k]`, 0 to 1, with which an answer may change when `wrong` clicks disagree
+/// with it: 1 near them, and 0 far from all of them ([`Steering::reach_by_depth`],
+/// [`Steering::reach_by_size`]). `diameter` is the object's, in voxels.
 pub fn locality(
     logits: &[f32],
     size: [usize; 3],

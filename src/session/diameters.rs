@@ -27,8 +27,8 @@ pub struct Diameters {
 }
 
 impl Diameters {
-    /// Measures an object on a grid with that spacing along i, j and k, in mm; none if there is no
-    /// object.
+    /// Measures an object on a grid with that spacing in mm along i, j and k; none if no voxel is
+    /// on the object.
     pub fn of(field: &Field, spacing: [f64; 3]) -> Option<Diameters> {
         let [i0, j0, k0, i1, j1, k1] = field.bounds()?;
         // The first and the last voxel of each row of each slice; the others are between them. The

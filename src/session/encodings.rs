@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// A patch of a scan with everything that the network knows of it.
+/// A patch of a scan, cut out and encoded: everything that the network needs of it to answer.
 pub struct EncodedPatch {
     pub(super) patch: Patch,
     /// The network's input.
@@ -17,7 +17,7 @@ pub struct EncodedPatch {
     pub(super) features: Features,
     /// The charge of the input: the features are charged where their buffers are made.
     pub(super) _charge: Charge,
-    /// Time spent cutting the patch and encoding it.
+    /// Time spent cutting the patch out of the scan, and encoding it.
     pub seconds: [Duration; 2],
 }
 
@@ -48,9 +48,13 @@ impl Kept {
     }
 }
 
-/// The encoded patches of a scan, or of several that share the room for them: if it is not enough,
-/// patches are dropped that were encoded ahead and have not been asked for, those announced least
-/// recently first, and then those used least recently, whichever scan they belong to.
+/// A cache of the encoded patches of a scan, or of several scans ([`Scan::sharing`]).
+///
+/// If its limit is exceeded, it drops patches that were encoded ahead and have not been used, those
+/// announced least recently first, and then those used least recently, whichever scan they belong
+/// to. Any number of threads may use it at once.
+///
+/// [`Scan::sharing`]: super::Scan::sharing
 pub struct Encodings {
     /// The most bytes that they take.
     most: usize,
@@ -65,7 +69,8 @@ pub struct Encodings {
 }
 
 impl Encodings {
-    /// Room for `bytes` bytes, at most half of the memory budget.
+    /// An empty cache of at most `bytes` bytes, and never more than half of the memory budget. The
+    /// patch that was encoded last is kept whatever its size.
     pub fn new(bytes: usize) -> Encodings {
         Encodings {
             most: bytes,

@@ -54,7 +54,11 @@ impl std::ops::Deref for Tile {
     }
 }
 
-/// Logits on a grid, minus infinity where no value was ever set.
+/// Logits on a grid, positive on the object, and minus infinity where no value was ever set.
+///
+/// Copies share their tiles of 16³ voxels until one of them changes. Tiles are counted against the
+/// memory budget: where one is refused, methods that return no `Result` unwind to
+/// [`memory::caught`].
 #[derive(Clone, Debug)]
 pub struct Field {
     size: [usize; 3],
@@ -85,14 +89,14 @@ impl Field {
         voxel.map(|v| (v / EDGE) as u32)
     }
 
-    /// The logit of a voxel.
+    /// The logit of a voxel; minus infinity if it was never set.
     pub fn get(&self, voxel: [usize; 3]) -> f32 {
         self.tiles
             .get(&Field::key(voxel))
             .map_or(f32::NEG_INFINITY, |tile| tile[Field::inside(voxel)])
     }
 
-    /// Sets one voxel.
+    /// Sets the logit of a voxel, which must be on the grid.
     pub fn set(&mut self, voxel: [usize; 3], value: f32) {
         let tile = self
             .tiles
@@ -122,8 +126,11 @@ impl Field {
         }
     }
 
-    /// An error unless there is room for the tiles of a sparse field that is given these values, so
-    /// that a refusal comes before any of them is made.
+    /// Checks that there is memory for the tiles of a sparse field with the values of
+    /// `value(voxel)`, before any of them is made.
+    ///
+    /// # Errors
+    /// There is not enough.
     pub fn has_room(
         size: [usize; 3],
         value: impl Fn([usize; 3]) -> f32 + Sync,
@@ -191,14 +198,15 @@ impl Field {
         }
     }
 
-    /// A dense array of the result of `value` for each logit, `outside` where there is none.
+    /// A dense array `[i][j][k]` of the result of `value` for each logit, and of `outside` where no
+    /// tile exists.
     pub fn dense<T: Copy>(&self, outside: T, value: impl Fn(f32) -> T) -> Vec<T> {
         let mut out = memory::filled(ANSWER, outside, self.size.iter().product());
         self.each(|at, logit| out[at] = value(logit));
         out
     }
 
-    /// Bytes of tiles that it does not share with another field.
+    /// Bytes of the tiles that it does not share with `other`; of all its tiles without one.
     pub fn bytes_beyond(&self, other: Option<&Field>) -> usize {
         let shared = |key: &[u32; 3], tile: &Arc<Tile>| {
             other.and_then(|o| o.tiles.get(key)).is_some_and(|o| Arc::ptr_eq(o, tile))
@@ -206,7 +214,7 @@ impl Field {
         self.tiles.iter().filter(|(key, tile)| !shared(key, tile)).count() * size_of::<Logits>()
     }
 
-    /// The number of voxels on the object.
+    /// The number of voxels on the object: those with a positive logit.
     pub fn voxels(&self) -> usize {
         let mut count = 0;
         self.each(|_, logit| count += usize::from(logit > 0.0));
@@ -226,7 +234,8 @@ impl Field {
         bounds
     }
 
-    /// A reader for many values between voxels.
+    /// A reader of values between voxels, with logits limited to plus and minus `most`. Making one
+    /// takes time; each value then is quick.
     pub fn reader(&self, most: f32) -> Reader<'_> {
         let tiles = self.size.map(|s| s.div_ceil(EDGE));
         let mut index = memory::filled(ANSWER, None, tiles.iter().product());
@@ -237,7 +246,8 @@ impl Field {
         Reader { size: self.size, tiles, index, most }
     }
 
-    /// The number of voxels that are on the object in one of two fields and not in the other.
+    /// The number of voxels that are on the object in one of two fields of the same size and not in
+    /// the other.
     pub fn difference(&self, other: &Field) -> usize {
         let mut count = 0;
         let nothing = [f32::NEG_INFINITY; TILE];
@@ -256,8 +266,9 @@ impl Field {
         count
     }
 
-    /// The box of the voxels that are on the object in one of two fields and not in the other, ends
-    /// exclusive, and their number; none if the fields agree.
+    /// The box `[i0, j0, k0, i1, j1, k1]`, ends exclusive, of the voxels that are on the object in
+    /// one of two fields of the same size and not in the other, and their number; none if the
+    /// fields agree.
     pub fn changed(&self, other: &Field) -> Option<([usize; 6], usize)> {
         let nothing = [f32::NEG_INFINITY; TILE];
         let keys: std::collections::BTreeSet<_> =
@@ -343,7 +354,7 @@ impl Field {
     }
 }
 
-/// Reads a field between its voxels.
+/// Reads a field between its voxels, by trilinear interpolation. Made by [`Field::reader`].
 pub struct Reader<'a> {
     size: [usize; 3],
     tiles: [usize; 3],
@@ -352,8 +363,8 @@ pub struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The value at a fractional index, with logits limited to plus and minus `most`; minus `most`
-    /// outside the grid.
+    /// The value at a fractional index `[i, j, k]`, with logits limited to plus and minus the
+    /// reader's `most`; minus `most` outside the grid.
     pub fn sample(&self, at: [f64; 3]) -> f32 {
         let value = |[i, j, k]: [usize; 3]| {
             let tile =

@@ -1,9 +1,32 @@
-//! Working on a scan: give prompts for an object, look at the answer, correct it.
+//! Interactive segmentation of one object: prompts in, an answer out, corrections, undo.
 //!
 //! A [`Scan`] is an image with the network and the patches of it that were encoded; it is shared. A
-//! [`Session`] is one object on it: its prompts so far, its answers, its undo history. The same
-//! prompts in the same order give the same bits, wherever they come from: the program, the library,
-//! a program in C.
+//! [`Session`] is one object on it: its prompts so far, its answers, its undo history. An answer is
+//! a [`Prediction`]: a logit per voxel of the scan, positive on the object. The same prompts in the
+//! same order give the same bits, wherever they come from: the program, a program in Rust or in C.
+//!
+//! ```
+//! use prism::{Prompts, Scan, Session, SessionError};
+//! use std::sync::Arc;
+//!
+//! /// A first prompt, a correction that is undone if it changes too much, and the mask.
+//! fn segment(scan: &Arc<Scan>, first: &Prompts, then: &Prompts) -> Result<Vec<u8>, SessionError> {
+//!     let mut session = Session::new(scan);
+//!     let answer = session.interact(first)?;
+//!     for note in &answer.notes {
+//!         println!("{note}");
+//!     }
+//!     let answer = session.interact(then)?;
+//!     if answer.changed > 10_000 {
+//!         session.undo();
+//!     }
+//!     Ok(session.mask())
+//! }
+//! ```
+//!
+//! The network sees a *patch*, a cube of the scan that is resampled to the network's spacing. It
+//! encodes a patch once; an interaction on a patch that is encoded takes much less time. To see a
+//! patch is called a *look*.
 //!
 //! # The contract
 //!
@@ -25,7 +48,8 @@
 //!    it was given before or the answer fills it already.
 //! 6. **Other objects** that were given are never entered.
 //! 7. **Undo brings back the bits**, redo too.
-//! 8. **No prompt on the scan is an error** or ignored. Where the network has not looked yet, it
+//! 8. **No prompt on the scan is an error** or ignored, except that points on the object that are
+//!    within other objects are left out, with a [`Note`]. Where the network has not looked yet, it
 //!    looks: at a coarser patch, or at one further on.
 //!
 //! How: all prompts so far are passed to the network at every interaction. The answer in which the
@@ -36,8 +60,8 @@
 //! does, voxels that look like the object rather than like its surroundings are added to it, and
 //! the others removed. Last, every click's own voxel is put on its side.
 //!
-//! With [`Options::released`] none of this is done: a session then is the network as the paper runs
-//! it.
+//! With [`Options::released`] none of this is done: a session then runs the network as the paper
+//! does.
 
 mod ahead;
 mod appearance;
@@ -96,8 +120,9 @@ fn thin(points: Vec<([i32; 3], bool)>) -> (Vec<([i32; 3], bool)>, usize) {
     (memory::collected(CLICKS, some), all - MOST_POINTS)
 }
 
-/// Where the first interaction with these prompts looks on a scan of that size and place, as far as
-/// that is known before the network was asked. Not for [released](Options::released) answers.
+/// The patches that a first interaction with these prompts looks at, on a scan with that grid, as
+/// far as they are known before the network has run. The scan's voxels are not needed: a program
+/// can ask while it is still reading them. Not for [released](Options::released) answers.
 ///
 /// # Errors
 /// [`SessionError::NoPrompt`]: nothing says where the object is.
@@ -117,7 +142,8 @@ pub enum SessionError {
     /// Memory was refused: the session is as it was.
     #[error(transparent)]
     Memory(#[from] Refused),
-    /// The network refused.
+    /// An op of the network failed: on its device, for lack of memory, or because the observer
+    /// cancelled it.
     #[error(transparent)]
     Op(#[from] OpError),
     /// Nothing says where the object is: no prompt, and no answer to correct.
@@ -141,7 +167,7 @@ pub enum SessionError {
         /// The size of the scan.
         size: [usize; 3],
     },
-    /// A dense prompt has another size.
+    /// A dense prompt, or a mask of other objects, has not one value per voxel of the scan.
     #[error("{what} has {got} voxels, the scan has {expected}")]
     Dense {
         /// `the dense prompt` or `the mask of other objects`.
@@ -167,27 +193,27 @@ impl From<CudaError> for SessionError {
     }
 }
 
-/// What a user should know about an answer.
+/// What a user should know about an answer; displayed, a sentence in English.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// Only clicks off the object were given.
+    /// Only clicks off the object were given: the answer is empty.
     OnlyDenied,
-    /// Nothing disagreed with the answer.
+    /// No prompt disagreed with the answer: it did not change.
     Agreed,
-    /// A mask without a marked voxel came with the prompts.
+    /// The mask or logits that were given mark no voxel: they count as not given.
     EmptyMask,
-    /// The box was one slice thick.
+    /// The box was one slice thick: it was taken to be as deep as the mean of its other sides.
     FlatBox,
-    /// The box reached beyond the scan.
+    /// The box reached beyond the scan: it was cut off at the scan's faces.
     ClippedBox,
     /// At the requested spacing, the object pointed at is no more than a few voxels.
     HardlySeen,
-    /// This many points on the object are inside other objects.
+    /// This many points on the object were left out, because they are within other objects.
     InOtherObject(usize),
-    /// The object went on beyond what the network saw.
+    /// The object continued beyond the patch: the network looked at more of the scan.
     LookedFurther,
-    /// This many clicks were obeyed without looking around them: there were too many parts of the
-    /// object for one interaction.
+    /// This many clicks were obeyed without running the network around them: they are on too many
+    /// parts of the object for one interaction.
     NotLookedAt(usize),
 }
 
@@ -213,38 +239,44 @@ impl fmt::Display for Note {
     }
 }
 
-/// A candidate mask of an interaction.
+/// A candidate mask that the network proposed for a patch, before refinement.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// The network's estimate of its Dice, 0 to 1.
+    /// The network's estimate of the candidate's Dice, 0 to 1; not calibrated.
     pub score: f32,
-    /// One bit per patch voxel, first voxel in the highest bit.
+    /// One bit per voxel of the patch, `[i][j][k]`, set on the object: the first voxel is the
+    /// highest bit of the first byte.
     pub bits: Arc<Vec<u8>>,
 }
 
-/// The answer of an interaction.
+/// The answer of an interaction: a mask of the object on the scan, and how it was found.
+///
+/// It never changes. Copies are cheap: they share the field's tiles, the logits and the candidates.
 #[derive(Clone)]
 pub struct Prediction {
-    /// The answer on the scan's own grid.
+    /// The answer's logits on the scan's own grid, positive on the object.
     pub field: Field,
     /// The patch that the network looked at last.
     pub patch: Patch,
     /// The answer's logits on that patch `[s, s, s]`, as they were when it looked.
     pub logits: Tensor,
-    /// All candidates of that look.
+    /// All candidates of that look; none if the answer is a mask that was given, or empty, and the
+    /// network has not run since.
     pub candidates: Vec<Candidate>,
-    /// The one that was refined into the answer.
+    /// The index in [`Prediction::candidates`] of the one that was refined into the answer.
     pub selected: usize,
-    /// The Dice to expect, if the model was calibrated to give it, was asked, and there is an
-    /// object.
+    /// The expected Dice of the answer, 0 to 1. None if the model is not calibrated
+    /// ([`Config::calibration`](crate::model::Config::calibration)), there are no candidates, or
+    /// the answer is empty.
     pub score: Option<f32>,
-    /// Time spent on prompts and tokens, decoder, refiner.
+    /// Time spent on prompts and tokens, decoder, refiner, all looks together. A CUDA device does
+    /// the three in one step, which is counted in the last.
     pub seconds: [Duration; 3],
-    /// Time spent cutting and encoding patches for this answer.
+    /// Time spent cutting patches out of the scan, and encoding them, for this answer.
     pub encoding: [Duration; 2],
-    /// How many times the network was asked.
+    /// How many times the network was run on prompts.
     pub looks: usize,
-    /// Voxels of the scan that changed sides.
+    /// Voxels of the scan that changed from one side to the other.
     pub changed: usize,
     /// What a user should know.
     pub notes: Vec<Note>,
@@ -314,18 +346,26 @@ impl Prediction {
         }
     }
 
-    /// The answer on the scan's own grid, `[i][j][k]`: 1 where its logit is positive.
+    /// The answer's mask on the scan's own grid, `[i][j][k]`: 1 where the logit is positive, 0
+    /// elsewhere.
+    ///
+    /// # Panics
+    /// If memory for it is refused, this unwinds to [`memory::caught`].
     pub fn mask(&self) -> Vec<u8> {
         self.field.dense(0, |logit| u8::from(logit > 0.0))
     }
 
-    /// The answer's probabilities on the scan's own grid, `[i][j][k]`; 0 where no value was ever
-    /// set.
+    /// The answer's probabilities on the scan's own grid, `[i][j][k]`: `1 / (1 + exp(-logit))`, and
+    /// 0 where the network never looked.
+    ///
+    /// # Panics
+    /// If memory for it is refused, this unwinds to [`memory::caught`].
     pub fn probability(&self) -> Vec<f32> {
         self.field.dense(0.0, probability_of)
     }
 
-    /// Calls `visit(voxel, probability)` where a value was set; it is 0 elsewhere.
+    /// Calls `visit(voxel, probability)` for the voxels that have a logit; the probability of all
+    /// others is 0.
     pub fn each_probability(&self, mut visit: impl FnMut([usize; 3], f32)) {
         self.field.each_voxel(|voxel, logit| visit(voxel, probability_of(logit)));
     }
@@ -335,10 +375,10 @@ fn probability_of(logit: f32) -> f32 {
     1.0 / (1.0 + (-logit).exp())
 }
 
-/// A voxel of the scan that was said to be on the object or off it.
+/// A voxel of the scan that the user marked as on the object or off it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Said {
-    /// The voxel.
+    /// The voxel `[i, j, k]`.
     pub voxel: [usize; 3],
     /// Whether it is on the object.
     pub positive: bool,
@@ -379,7 +419,11 @@ impl State {
     }
 }
 
-/// One object on a scan.
+/// A session: one object on a scan, its prompts so far, its answers and its undo history.
+///
+/// It may move between threads, and is changed by one at a time. Any number of sessions may work on
+/// a [`Scan`] at once; they share its encoded patches and its device's threads. A new session
+/// computes nothing until [`Session::interact`] or [`Session::prepare`] is called.
 pub struct Session {
     scan: Arc<Scan>,
     /// The states reached, the first of them empty unless it was forgotten; those after `now` can
@@ -395,14 +439,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// A new object.
+    /// A session for a new object on `scan`.
     pub fn new(scan: &Arc<Scan>) -> Session {
         let (states, _joined) = (vec![State::default()], scan.joined());
         Session { scan: scan.clone(), states, now: 0, place: None, sign: None, _joined }
     }
 
-    /// Another object on the same scan, looked at where this one was if the session chooses the
-    /// place.
+    /// A session for another object on the same scan. A [released](Options::released) one looks at
+    /// the same patch as this.
     pub fn another(&self) -> Session {
         Session { place: self.place.clone(), ..Session::new(&self.scan) }
     }
@@ -412,27 +456,30 @@ impl Session {
         &self.scan
     }
 
-    /// The answer so far.
+    /// The present answer; None before the first interaction.
     pub fn prediction(&self) -> Option<&Arc<Prediction>> {
         self.states[self.now].prediction.as_ref()
     }
 
-    /// The prompts that hold, in the order in which they were given.
+    /// The voxels that the user marked and that the answer obeys, in the order in which they were
+    /// given.
     pub fn said(&self) -> &[Said] {
         &self.states[self.now].said
     }
 
-    /// Where the network looked last, or will look first.
+    /// The patch that the network looked at last, or was [prepared](Session::prepare) for; None if
+    /// there is neither.
     pub fn patch(&self) -> Option<&Patch> {
         self.prediction().map(|p| &p.patch).or(self.place.as_ref())
     }
 
-    /// The number of interactions that can be undone and redone.
+    /// The numbers of interactions that can be undone and that can be redone.
     pub fn depth(&self) -> (usize, usize) {
         (self.now, self.states.len() - 1 - self.now)
     }
 
-    /// Undoes the last interaction; false if there is none.
+    /// Undoes the last interaction, bit for bit, without running the network; false if there is
+    /// none to undo.
     pub fn undo(&mut self) -> bool {
         let can = self.now > 0;
         self.now -= usize::from(can);
@@ -440,7 +487,8 @@ impl Session {
         can
     }
 
-    /// Repeats an undone interaction; false if there is none.
+    /// Restores the answer that was undone last, without running the network; false if there is
+    /// none. After an undo, a new interaction removes what could be redone.
     pub fn redo(&mut self) -> bool {
         let can = self.now + 1 < self.states.len();
         self.now += usize::from(can);
@@ -455,7 +503,7 @@ impl Session {
         self.sign = None;
     }
 
-    /// Bytes that the history holds, in addition to those of the present answer.
+    /// Bytes that the undo history holds, in addition to those of the present answer.
     pub fn history_bytes(&self) -> usize {
         self.states.iter().skip(1).map(|s| s.replaced).sum()
     }
@@ -473,9 +521,11 @@ impl Session {
         }
     }
 
-    /// Encodes the patches that these prompts make the network look at, so that the first
-    /// interaction does not have to wait for them. Gives no prompt. Returns the time spent cutting
-    /// and encoding. A released session starts afresh: its answers and its history are gone.
+    /// Encodes the patches that these prompts would make the network look at, so that the first
+    /// interaction does not have to wait for them. The session does not get the prompts. Returns
+    /// the time spent cutting patches out of the scan, and encoding them; if the session is not
+    /// [released](Options::released), both are counted as encoding. A released session starts
+    /// afresh: its answers and its history are gone.
     ///
     /// # Errors
     /// As [`Session::interact`].
@@ -552,23 +602,29 @@ impl Session {
         Ok(patches.into_iter().map(|patch| Ahead::new(&self.scan, sign, patch)).collect())
     }
 
-    /// One interaction: the new prompts are added to those given before. A box is kept until
-    /// another replaces it; a mask replaces the answer.
+    /// One interaction: adds the prompts to those given before, and returns the new answer.
+    ///
+    /// A box is kept until another replaces it, and so are other objects; a mask or logits replace
+    /// the answer. After an answer, empty prompts mean agreement: nothing changes, and a [`Note`]
+    /// says so. The network runs as often as needed ([`Prediction::looks`]), on patches that are
+    /// encoded now or were before.
     ///
     /// # Errors
-    /// A prompt is outside the scan, has the wrong size or is not finite, nothing says where the
-    /// object is, memory is refused, the device fails, or the network's answer is not finite. The
-    /// session then stays as it was.
+    /// A prompt is outside the scan, has the wrong size or is not finite
+    /// ([`SessionError::Outside`], [`SessionError::Dense`], [`SessionError::Logit`]); nothing says
+    /// where the object is ([`SessionError::NoPrompt`]); memory is refused; the device fails; the
+    /// network's answer is not finite. The session is then as it was before.
     pub fn interact(&mut self, prompts: &Prompts) -> Result<&Arc<Prediction>, SessionError> {
         self.interact_observed(prompts, &mut Observer::none())
     }
 
     /// One interaction, as [`Session::interact`] does it, with an observer that sees every stage
-    /// and may end it. If the memory budget refuses what encoded patches take, these are dropped
+    /// and may cancel it. If the memory budget refuses what encoded patches take, these are dropped
     /// and the work begins again, twice at most: the observer then sees its stages again.
     ///
     /// # Errors
-    /// As [`Session::interact`]; [`OpError::Cancelled`] if the observer ends it.
+    /// As [`Session::interact`]; [`OpError::Cancelled`] in [`SessionError::Op`] if the observer
+    /// cancels it.
     pub fn interact_observed(
         &mut self,
         prompts: &Prompts,
@@ -652,15 +708,21 @@ impl Session {
         }
     }
 
-    /// The answer on the scan's own grid, `[i][j][k]`: 1 where its logit is positive. All 0 before
-    /// the first interaction.
+    /// The present answer's mask on the scan's own grid, `[i][j][k]`: 1 on the object, 0 off it; 0
+    /// everywhere before the first interaction.
+    ///
+    /// # Panics
+    /// If memory for it is refused, this unwinds to [`memory::caught`].
     pub fn mask(&self) -> Vec<u8> {
         self.prediction()
             .map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.mask())
     }
 
-    /// The answer's probabilities on the scan's own grid, `[i][j][k]`; 0 where no value was ever
-    /// set.
+    /// The present answer's probabilities on the scan's own grid, as [`Prediction::probability`]
+    /// gives them. All 0 before the first interaction.
+    ///
+    /// # Panics
+    /// If memory for it is refused, this unwinds to [`memory::caught`].
     pub fn probability(&self) -> Vec<f32> {
         self.prediction()
             .map_or_else(|| memory::zeroed(ANSWER, self.scan.grid().voxels()), |p| p.probability())

@@ -24,10 +24,15 @@ pub const UNDO_STEPS: usize = 1000;
 pub const UNDO_BYTES: usize = 1 << 30;
 
 /// An image that patches are cut from, wherever its voxels are.
+///
+/// Everything that implements [`Voxels`] and is `Send` is one: a [`Volume`](crate::Volume), a
+/// [`View`](crate::volume::View) of the caller's array, a [`Part`](crate::volume::begun::Part) of a
+/// scan that is being read.
 pub trait Image: Send + Sync {
-    /// Its size and place.
+    /// The image's grid: its size and its place in the world.
     fn place(&self) -> &Grid;
-    /// Cuts out a patch.
+    /// The image on the patch's grid, `[i][j][k]`, normalised: the network's input. `beyond` says
+    /// what is beyond the image's border. See [`Patch::extract`].
     fn cut(&self, patch: &Patch, normalization: &Normalization, beyond: Beyond) -> Vec<f32>;
 }
 
@@ -40,16 +45,16 @@ impl<V: Voxels + Send> Image for V {
     }
 }
 
-/// The spacing at which a patch of `edge` voxels is `fit` times as long as the longest side of an
-/// extent.
+/// The spacing in mm at which a patch of `edge` voxels is `fit` times as long as the longest side
+/// of an extent.
 pub fn fitted_spacing(extent: &Extent, grid: &Grid, edge: usize, fit: f64) -> f64 {
     let step = grid.spacing();
     let longest = (0..3).map(|a| (extent.high[a] - extent.low[a]) * step[a]).fold(0.0, f64::max);
     longest * fit / edge as f64
 }
 
-/// The spacing to work at, in mm: fitted to a box if there is one and the model fits objects,
-/// otherwise the model's own.
+/// The spacing in mm at which a model looks at a scan: fitted to a box if there is one and the
+/// model fits objects ([`Config::fit`]), otherwise the model's own.
 pub fn working_spacing(config: &Config, grid: &Grid, bounds: Option<&Extent>) -> f64 {
     match (config.fit, bounds) {
         (Some(fit), Some(bounds)) => fitted_spacing(bounds, grid, config.patch, fit as f64),
@@ -60,27 +65,31 @@ pub fn working_spacing(config: &Config, grid: &Grid, bounds: Option<&Extent>) ->
 /// How a scan's values become the network's input, and how that was decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Intensities {
-    /// The numbers.
+    /// The clip range, mean and standard deviation.
     pub normalization: Normalization,
     /// What kind of scan it is taken to be.
     pub modality: Modality,
     /// The reason, as text for people.
     pub seen: String,
-    /// Whose numbers were used, as text for people.
+    /// Where the numbers are from, as text for people.
     pub by: String,
-    /// What is wrong with the values.
+    /// What is wrong with the values, as text for people, if anything is.
     pub warning: Option<String>,
 }
 
-/// The intensities of a scan for a model: by the statistics that the model was trained with if they
-/// are for such a scan, otherwise by the scan's own percentiles. The kind of scan was given
-/// ([`Voxels::modality`]), or is determined from the distribution of its values.
+/// Decides how a scan's values are normalised for a model, with the reasons.
+///
+/// `intensity` is the model's ([`Config::intensity`]): the statistics of its training data are used
+/// if they [apply](Intensity::applies_to) to a scan of that modality, otherwise the scan's own
+/// percentiles ([`Normalization::of_percentiles`]). The modality is the scan's
+/// ([`Voxels::modality`]) or, if that is unknown, what the distribution of its values suggests
+/// ([`Modality::of`]). Reads the values a few times.
 pub fn intensities(image: &impl Voxels, intensity: Option<Intensity>) -> Intensities {
     intensities_of(image, image.modality(), intensity)
 }
 
-/// The [`intensities`] of a scan that is said to be of some kind; if none, its values' distribution
-/// determines it, whatever the scan's file said.
+/// Decides as [`intensities`] does, for a scan of the given modality. If it is None, the
+/// distribution of the scan's values determines it, whatever the scan's file said.
 pub fn intensities_of(
     image: &impl Voxels,
     modality: Option<Modality>,
@@ -115,27 +124,31 @@ impl Intensities {
     }
 }
 
-/// The normalisation that [`intensities`] decides on, without the reasons.
+/// The normalisation of a scan's values for a model, as [`intensities`] decides it, without the
+/// reasons. `intensity` is [`Config::intensity`] of the model. For [`Scan::new`].
 pub fn normalization(image: &impl Voxels, intensity: Option<Intensity>) -> Normalization {
     intensities(image, intensity).normalization
 }
 
-/// How a scan is worked on.
+/// Options of the sessions on a scan. The default is right for most programs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
-    /// The spacing in mm at which the network looks first; none: the model's own choice.
+    /// The spacing in mm at which the network looks first. None, the default: the model's own
+    /// choice.
     pub spacing: Option<f64>,
     /// Whether answers are the network's alone, as the paper runs it: one patch, the prompts of the
-    /// last interaction, and no promise that they are obeyed.
+    /// last interaction, and no promise that they are obeyed. By default the session keeps its
+    /// [contract](crate::session#the-contract).
     pub released: bool,
-    /// Bytes of encoded patches that are kept, at most half of the budget; ignored if scans
-    /// [share](Scan::sharing) the room for them.
+    /// The most bytes of encoded patches that are kept, and never more than half of the memory
+    /// budget; [`MEMORY`] by default. Ignored if scans [share](Scan::sharing) the cache.
     pub memory: usize,
-    /// The most interactions that can be undone; the oldest are forgotten.
+    /// The most interactions that can be undone, [`UNDO_STEPS`] by default; the oldest are
+    /// forgotten.
     pub undo_steps: usize,
-    /// The most bytes that the undo history may take, at most a quarter of the budget; sessions on
-    /// one scan have about equal shares of it. The last interaction can be undone whatever it
-    /// takes.
+    /// The most bytes that the undo histories of all sessions on the scan may take, and never more
+    /// than a quarter of the memory budget; [`UNDO_BYTES`] by default. Each session has an equal
+    /// share. The last interaction can be undone whatever it takes.
     pub undo_bytes: usize,
 }
 
@@ -151,8 +164,9 @@ impl Default for Options {
     }
 }
 
-/// A scan to work on: an image, the network, and the patches that were encoded. Shared by any
-/// number of sessions.
+/// A scan to work on: an image, the network, and the patches of it that were encoded.
+///
+/// Any number of sessions and threads may share one. Its encoded patches are dropped with it.
 pub struct Scan {
     model: Arc<Model>,
     image: Arc<dyn Image>,
@@ -166,7 +180,10 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// A scan, of which nothing is encoded yet.
+    /// A scan of which nothing is encoded yet.
+    ///
+    /// `normalization` turns the image's values into the network's input. The function
+    /// [`normalization`] gives the one that fits the model.
     pub fn new(
         model: &Arc<Model>,
         image: Arc<dyn Image>,
@@ -177,8 +194,8 @@ impl Scan {
         Scan::sharing(model, image, normalization, options, &encodings)
     }
 
-    /// A scan that shares the room for its encoded patches with others, in place of
-    /// [`Options::memory`].
+    /// A scan whose encoded patches are kept in a cache that several scans share, in place of one
+    /// of [`Options::memory`] bytes.
     pub fn sharing(
         model: &Arc<Model>,
         image: Arc<dyn Image>,
@@ -190,10 +207,10 @@ impl Scan {
         Scan { model, image, normalization, options, encodings, number, sessions: Arc::new(()) }
     }
 
-    /// The scan with more of its image, or another part: it can begin as the
-    /// [part](crate::volume::begun::Part) that was read first. What was encoded of it stays, so the
-    /// values must be the same where both images have them. None if this image has another place or
-    /// is normalised differently.
+    /// The scan with its image replaced, for example by the whole of which it was a
+    /// [part](crate::volume::begun::Part) so far. What was encoded stays, so the values must be the
+    /// same where both images have them. None if the image has another grid or `normalization` is
+    /// not the scan's.
     pub fn showing(mut self, image: Arc<dyn Image>, normalization: &Normalization) -> Option<Scan> {
         let alike = image.place() == self.grid() && *normalization == self.normalization;
         self.image = image;
@@ -210,7 +227,7 @@ impl Scan {
         self.image.place()
     }
 
-    /// The options of working on it.
+    /// The options that it was made with.
     pub fn options(&self) -> &Options {
         &self.options
     }
@@ -225,7 +242,7 @@ impl Scan {
         Arc::strong_count(&self.sessions) - 1
     }
 
-    /// Bytes of the encoded patches that it keeps.
+    /// Bytes of its encoded patches that are kept.
     pub fn bytes(&self) -> usize {
         self.encodings.bytes(self.number)
     }
@@ -252,8 +269,11 @@ impl Scan {
         self.model.device().cpu().run(|| self.image.cut(patch, &self.normalization, beyond))
     }
 
-    /// A patch, encoded now or before. The time that it took is in [`EncodedPatch::seconds`];
-    /// whether it was spent now is returned with it.
+    /// A patch, encoded now or taken from the cache, and whether it was encoded now. The time that
+    /// encoding took is in [`EncodedPatch::seconds`] in either case.
+    ///
+    /// # Errors
+    /// Memory is refused, the device fails, or the observer cancels it.
     pub fn encoded(
         &self,
         patch: &Patch,

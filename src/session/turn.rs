@@ -8,8 +8,9 @@ use crate::memory;
 /// more.
 const EMPHASIS: f32 = 3.0;
 
-/// What the refiner's maps show of clicks: a ball of `radius` voxels around each, or for 0 its
-/// voxel alone. Where balls of both kinds meet, later clicks cover earlier ones.
+/// The voxels that represent clicks in the refiner's maps, on a patch of `edge` voxels a side: a
+/// ball of `radius` voxels around each click, or for a radius below 1 its voxel alone. Where balls
+/// of both kinds meet, later clicks cover earlier ones, but never an earlier click's own voxel.
 pub fn marks(clicks: &[Click], edge: usize, radius: f32) -> Vec<Click> {
     if radius < 1.0 {
         return memory::copied(CLICKS, clicks);
@@ -42,7 +43,8 @@ fn ball(centre: [i32; 3], edge: usize, radius: f32, mut visit: impl FnMut([i32; 
     }
 }
 
-/// The weights of voxels around clicks in a loss: 1 at a click, falling off smoothly.
+/// The weights `[i][j][k]` of voxels around clicks in a loss, on a patch of `edge` voxels a side: 1
+/// at a click, falling off as a Gaussian, and 0 beyond three standard deviations.
 pub fn emphasis(clicks: &[Click], edge: usize) -> Vec<f32> {
     let mut weights: Vec<f32> = memory::zeroed(ANSWER, edge.pow(3));
     for (p, _) in clicks {
@@ -54,7 +56,8 @@ pub fn emphasis(clicks: &[Click], edge: usize) -> Vec<f32> {
     weights
 }
 
-/// `before` where the weights are 0, `proposal` where they are 1.
+/// The weighted mean of two answers, voxel by voxel: `before` to the last bit where the weight is
+/// 0, `proposal` where it is 1.
 pub fn blend(before: &[f32], proposal: &[f32], weights: &[f32]) -> Vec<f32> {
     // Not computed by adding a difference: a weight of 1 gives the proposal to the last bit, one of
     // 0 what was before.
@@ -64,8 +67,9 @@ pub fn blend(before: &[f32], proposal: &[f32], weights: &[f32]) -> Vec<f32> {
     )
 }
 
-/// The weights of a look near the patch's faces, 0 at the outermost voxels to 1 from `over` voxels
-/// inwards on, along the faces that are `open`: low and high along i, j, k.
+/// Multiplies the weights `[i][j][k]` of a look so that they fall off towards the faces of the
+/// patch that are `open` (low and high along i, j, k): to 0 at the outermost voxels, unchanged from
+/// `over` voxels inwards on.
 pub fn taper(weights: &mut [f32], edge: usize, over: f32, open: [[bool; 2]; 3]) {
     let along = |d: usize| -> Vec<f32> {
         let part = |at: usize| if over > 0.0 { ((at as f32) / over).min(1.0) } else { 1.0 };

@@ -34,14 +34,14 @@ impl Block {
     }
 }
 
-/// The largest 26-connected component of the wrong voxels, whether missed or too many; none if
-/// nothing is wrong.
+/// The largest 26-connected component of the wrong voxels, whether missed or in excess, as indices
+/// in `[i][j][k]` order; none if nothing is wrong.
 pub fn largest_error(errors: &Errors, size: [usize; 3]) -> Option<Vec<usize>> {
     // The first of those of the same size.
     components(&errors.wrong(), size).into_iter().rev().max_by_key(Vec::len)
 }
 
-/// For each voxel of a component its distance, in voxels, to the nearest voxel outside.
+/// The depth of each voxel of a component: its distance, in voxels, to the nearest voxel outside.
 pub fn depths(component: &[usize], size: [usize; 3]) -> Vec<f32> {
     let block = Block::around(component, size);
     let mut outside = memory::filled("the depths of an error", 1u8, block.size.iter().product());
@@ -63,8 +63,9 @@ pub fn click(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<([
     Some((voxel(at, size), errors.missed[at] != 0))
 }
 
-/// One short stroke of one sign: the centreline of the largest error on its largest slice along
-/// some axis.
+/// A short stroke that corrects an answer: the centreline of the largest error on its largest slice
+/// along a random axis, at most 60 voxels, all on the object or all off it. A click if the error is
+/// too thin; empty if nothing is wrong.
 pub fn stroke(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Vec<([i32; 3], bool)> {
     let Some(component) = largest_error(errors, size) else { return vec![] };
     let positive = errors.missed[component[0]] != 0;

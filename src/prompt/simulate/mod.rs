@@ -1,8 +1,9 @@
-//! Prompts as a user would give them, simulated from a label and the previous answer: points,
-//! boxes, scribbles.
+//! Simulated users: points, boxes and scribbles, drawn at random from a label and the previous
+//! answer, for training and evaluation.
 //!
 //! Everything is drawn from one seeded generator ([`generator`]); the same seed gives the same
-//! prompts. Volumes are `[i][j][k]` of zeros and ones, k fastest.
+//! prompts. Labels and answers are masks `[i][j][k]` of zeros and ones, k fastest, of `size`
+//! voxels; they may be patches.
 
 pub mod click;
 pub mod scribble;
@@ -16,8 +17,8 @@ use rand_chacha::ChaCha8Rng;
 pub use scribble::Kind;
 use serde::{Deserialize, Serialize};
 
-/// The generator for a place in a seeded process: the same seed and path give the same numbers, on
-/// every machine.
+/// A random generator for one place in a seeded process, for example a case and an iteration: the
+/// same seed and path give the same numbers, on every machine.
 pub fn generator(seed: u64, path: &[u64]) -> ChaCha8Rng {
     let mix = |h: u64, v: u64| {
         let mut z = (h ^ v).wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -28,13 +29,13 @@ pub fn generator(seed: u64, path: &[u64]) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(path.iter().fold(mix(0, seed), |h, v| mix(h.rotate_left(17), *v)))
 }
 
-/// A standard normal number (Box and Muller).
+/// A random number of the standard normal distribution (Box and Muller).
 pub fn normal(rng: &mut impl Rng) -> f32 {
     let (u, v): (f32, f32) = (rng.random(), rng.random());
     (-2.0 * (1.0 - u).ln()).sqrt() * (std::f32::consts::TAU * v).cos()
 }
 
-/// What a simulated user gives.
+/// A simulated user: how many points, boxes and scribbles it gives.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct User {
@@ -48,9 +49,10 @@ pub struct User {
     pub box_shift: i32,
     /// Probability of scribbles in an iteration.
     pub scribbles: f64,
-    /// The most voxels of an iteration's scribbles.
+    /// The most voxels of an iteration's scribbles: half of them at most on missed voxels, half on
+    /// excess ones.
     pub scribble_limit: usize,
-    /// Whether scribbles follow lines and outlines as well as the centreline.
+    /// Whether scribbles are of every [`Kind`], chosen at random, rather than centrelines alone.
     pub all_kinds: bool,
 }
 
@@ -69,7 +71,7 @@ impl User {
         }
     }
 
-    /// `n` points per iteration, and nothing else.
+    /// A user who gives `n` points per iteration, and nothing else.
     pub fn of_points(n: usize) -> User {
         User {
             points: [n, n],
@@ -96,7 +98,7 @@ pub struct Errors {
 }
 
 impl Errors {
-    /// Compares an answer with the label.
+    /// Compares an answer with the label, both with one value per voxel.
     pub fn of(label: &[u8], answer: Option<&[u8]>) -> Errors {
         match answer {
             None => Errors {
@@ -119,7 +121,7 @@ impl Errors {
         }
     }
 
-    /// The wrong voxels, whether missed or too many.
+    /// 1 where a voxel is wrong, whether missed or in excess.
     pub fn wrong(&self) -> Vec<u8> {
         memory::collected(ERRORS, self.missed.iter().zip(&self.excess).map(|(m, e)| m | e))
     }
@@ -135,9 +137,9 @@ pub(crate) fn voxel(at: usize, [_, nj, nk]: [usize; 3]) -> [i32; 3] {
     [at / (nj * nk), at / nk % nj, at % nk].map(|v| v as i32)
 }
 
-/// `n` points drawn without replacement, every wrong voxel with the same probability: positive
-/// where the answer missed, negative where it has too much. All wrong voxels, if there are no more
-/// than `n`.
+/// Draws `n` points without replacement, every wrong voxel with the same probability: each a voxel,
+/// true where the answer missed it, false where it is in excess. All wrong voxels, if there are no
+/// more than `n`.
 pub fn points(
     rng: &mut impl Rng,
     errors: &Errors,
@@ -164,8 +166,9 @@ pub fn bounding_box(label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
     bounds.map(|b| b.map(|v| v as i32))
 }
 
-/// The label's box as a user gives it: each side grown at random by up to `growth` voxels, then
-/// moved out by `shift`, at least one voxel long and within the volume.
+/// A label's box as a user gives it: each side moved out at random by up to `growth` voxels, and by
+/// `shift` more (inwards, if negative), at least one voxel long and within the volume. None if the
+/// label is empty.
 pub fn drawn_box(
     rng: &mut impl Rng,
     label: &[u8],
@@ -194,8 +197,8 @@ pub fn drawn_box(
     Some(out)
 }
 
-/// Scribbles of one kind over a region: at most `limit` of their voxels, drawn at random if there
-/// are more.
+/// The voxels of scribbles of one kind over a region, as indices in `[i][j][k]` order: at most
+/// `limit`, drawn at random if there are more.
 pub fn scribbles(
     rng: &mut impl Rng,
     region: &[u8],
@@ -215,15 +218,16 @@ pub fn scribbles(
 }
 
 impl User {
-    /// The box this user gives, or none.
+    /// The box `[i0, j0, k0, i1, j1, k1]`, ends exclusive, that this user gives; none if it gives
+    /// none or the label is empty.
     pub fn bounds(&self, rng: &mut impl Rng, label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
         let given = rng.random_bool(self.boxed.clamp(0.0, 1.0));
         let bounds = drawn_box(rng, label, size, self.box_growth, self.box_shift);
         bounds.filter(|_| given)
     }
 
-    /// One iteration's points and scribble voxels, positive where true; empty if there is nothing
-    /// to correct.
+    /// The prompts of one iteration, points and the voxels of scribbles: true on the object; empty
+    /// if there is nothing to correct.
     pub fn correct(
         &self,
         rng: &mut impl Rng,

@@ -1,5 +1,5 @@
-//! Scribbles as a person draws them: on axial slices, along the middle of a region, across it, or
-//! along its outline (Wong et al., ScribblePrompt, 2024, in the paper's setting).
+//! Simulated scribbles, as a person draws them: on axial slices, along the middle of a region,
+//! across it, or along its outline (Wong et al., ScribblePrompt, 2024, in the paper's setting).
 
 use super::thinning::thin;
 use crate::memory;
@@ -46,7 +46,8 @@ struct Plane {
     columns: usize,
 }
 
-/// Scribbles over every axial slice of `region` `[i][j][k]`, with all their stages.
+/// Draws scribbles over every axial slice (along k) of `region` `[i][j][k]`, and returns all their
+/// stages.
 pub fn draw(rng: &mut impl Rng, region: &[u8], size: [usize; 3], kind: Kind) -> Vec<Stages> {
     let hand = Hand {
         gaps: rng.random_range(4.0..16.0),
