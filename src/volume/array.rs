@@ -5,7 +5,7 @@ use super::{Affine, Grid, Voxels};
 use crate::memory;
 use rayon::prelude::*;
 
-/// Types of an array's elements.
+/// The type of an array's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Element {
@@ -21,7 +21,7 @@ pub enum Element {
     Float64,
 }
 
-/// Why an array is not a scan.
+/// Why an array cannot be used as a scan; as text.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct ArrayError(pub String);
@@ -110,8 +110,9 @@ impl Element {
     }
 }
 
-/// Bytes from the first element to the end of the last one, of `size` elements of `bytes` bytes,
-/// `strides` bytes apart along each axis, if all strides are positive.
+/// The number of bytes that an array takes, from its first element to the end of its last: of
+/// `size` elements of `bytes` bytes each, which are `strides` bytes apart along each axis, whatever
+/// the signs of the strides.
 ///
 /// # Errors
 /// Elements overlap, or reach beyond what memory can hold.
@@ -155,7 +156,10 @@ impl Held {
     }
 }
 
-/// Voxels `[i, j, k]` of any type and order.
+/// The voxels `[i, j, k]` of an image as they are stored, of any element type and order in memory.
+///
+/// Values are read as float32, multiplied and shifted if the file says so. One that is not finite
+/// reads as the lowest or the highest finite value.
 #[derive(Debug)]
 pub struct Array {
     data: *const u8,
@@ -182,7 +186,7 @@ unsafe impl Send for Array {}
 unsafe impl Sync for Array {}
 
 impl Array {
-    /// Values `[i][j][k]`, k fastest.
+    /// An array of its own values `[i][j][k]`, k fastest.
     ///
     /// # Panics
     /// Unless there is one value per voxel, and at least one.
@@ -304,7 +308,7 @@ impl Array {
         self.element
     }
 
-    /// Bytes of the array's own memory.
+    /// Bytes of memory that belong to the array: 0 if it is the caller's.
     pub fn bytes(&self) -> usize {
         self.held.as_ref().map_or(0, |held| held.bytes().len())
     }
@@ -314,18 +318,18 @@ impl Array {
         self.odd
     }
 
-    /// The lowest and the highest value; none if no value is finite.
+    /// The lowest and the highest finite value; none if no value is finite.
     pub fn range(&self) -> Option<[f32; 2]> {
         Some(self.range).filter(|[low, high]| low <= high)
     }
 
-    /// The lowest value; 0 if no value is finite.
+    /// The lowest finite value; 0 if no value is finite.
     pub fn lowest(&self) -> f32 {
         self.range().map_or(0.0, |[low, _]| low)
     }
 
     /// Each value with the number of its occurrences, from the lowest on; none if they were not
-    /// counted.
+    /// counted, because the element type has many values.
     pub fn counts(&self) -> Option<&[(f32, u64)]> {
         self.counts.as_deref()
     }
@@ -415,7 +419,7 @@ impl Array {
         }));
     }
 
-    /// Calls `f` with every value, in the order of memory.
+    /// Calls `f` with every value, in the order in which they are in memory.
     pub fn each(&self, mut f: impl FnMut(f32)) {
         let [a, b, c] = self.axes();
         for x in 0..self.size[a] as isize {
@@ -478,7 +482,7 @@ impl Array {
     }
 }
 
-/// An array that the caller owns, and its place: nothing of it is copied.
+/// A scan in an array that the caller owns, with its place in the world: nothing of it is copied.
 pub struct View {
     array: Array,
     grid: Grid,

@@ -1,10 +1,11 @@
-//! A scan of which a part was read: that part can be worked on before the rest is available.
+//! A scan that is being read: the part that was read can be worked on before the rest is available.
 
 use super::{Array, Element, Grid, Modality, VOXELS, Voxels};
 use crate::memory;
 use std::ops::Range;
 
 /// A scan while it is being read: the first of its voxels, in the file's order, are available.
+/// Given to the function that watches [`Volume::read_watched`](super::Volume::read_watched).
 pub struct Begun<'a> {
     pub(super) grid: Grid,
     pub(super) element: Element,

@@ -2,9 +2,11 @@
 
 use crate::memory;
 
-/// Squared distance from every voxel of `[i][j][k]` to the nearest one that `seed` marks, with
-/// `spacing` between voxels; infinite if none is marked. Lower envelopes of parabolas, one axis
-/// after the other (Felzenszwalb and Huttenlocher 2012).
+/// The squared distance from every voxel of `[i][j][k]` to the nearest one that `seed` marks (is
+/// not 0), with `spacing` between voxels, in whose unit distances are; infinite if none is marked.
+///
+/// Lower envelopes of parabolas, one axis after the other (Felzenszwalb and Huttenlocher 2012): the
+/// time is linear in the number of voxels.
 pub fn squared_distance(seed: &[u8], size: [usize; 3], spacing: [f64; 3]) -> Vec<f32> {
     let mut out: Vec<f32> = memory::collected(
         "distances",
@@ -87,8 +89,8 @@ impl Envelope {
     }
 }
 
-/// The 26-connected components of the voxels marked in `mask`, each as its voxels' indices, in the
-/// order of their first voxels.
+/// The 26-connected components of the voxels marked in `mask` `[i][j][k]`, each as the indices of
+/// its voxels in the mask, in the order of their first voxels.
 pub fn components(mask: &[u8], [ni, nj, nk]: [usize; 3]) -> Vec<Vec<usize>> {
     let mut left: Vec<bool> =
         memory::collected("the parts of a mask", mask.iter().map(|m| *m != 0));

@@ -3,11 +3,11 @@
 use crate::memory::Refused;
 use std::path::{Path, PathBuf};
 
-/// An error about a file, or about a request for it.
+/// Why a file of voxels cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {message}")]
 pub struct VolumeError {
-    /// The file.
+    /// The file, by the name under which it was given.
     pub path: PathBuf,
     /// What was found and what was expected.
     pub message: String,

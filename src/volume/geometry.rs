@@ -8,19 +8,21 @@ pub(crate) fn include(bounds: &mut Option<[usize; 6]>, [i, j, k]: [usize; 3]) {
     *b = [b[0].min(i), b[1].min(j), b[2].min(k), b[3].max(i + 1), b[4].max(j + 1), b[5].max(k + 1)];
 }
 
-/// Maps voxel indices to world millimetres (RAS): the first three rows of a 4×4 matrix.
+/// An affine map, usually from voxel indices to world millimetres (RAS): the first three rows of a
+/// 4×4 matrix, as in NIfTI.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Affine(pub [[f64; 4]; 3]);
 
 impl Affine {
-    /// Axes parallel to the world's, `spacing` apart, voxel 0 at the origin.
+    /// The affine of voxels `spacing` mm apart along axes parallel to the world's, the first
+    /// voxel's centre at the origin.
     pub fn from_spacing(spacing: [f64; 3]) -> Affine {
         let mut rows = [[0.0; 4]; 3];
         (0..3).for_each(|a| rows[a][a] = spacing[a]);
         Affine(rows)
     }
 
-    /// The world position of a (fractional) voxel index.
+    /// The image of a position: the world position in mm of the centre of a (fractional) voxel.
     pub fn apply(&self, v: [f64; 3]) -> [f64; 3] {
         self.0.map(|r| r[0] * v[0] + r[1] * v[1] + r[2] * v[2] + r[3])
     }
@@ -49,7 +51,8 @@ impl Affine {
         finite && volume > 0.0 && self.determinant().abs() > 1e-6 * volume
     }
 
-    /// The inverse, from world to voxel index. Only for a regular affine.
+    /// The inverse, from world to voxel index. It is meaningless unless the affine
+    /// [is regular](Affine::is_regular).
     pub fn inverse(&self) -> Affine {
         let m = &self.0;
         let d = self.determinant();
@@ -77,8 +80,8 @@ impl Affine {
         Affine(out)
     }
 
-    /// The largest distance, over a grid's corners, between the positions that two affines give a
-    /// voxel.
+    /// The largest distance in mm between the positions that two affines give a voxel of a grid of
+    /// `size` voxels.
     pub fn distance(&self, other: &Affine, size: [usize; 3]) -> f64 {
         let corner = |c: usize| -> [f64; 3] {
             std::array::from_fn(|a| if c >> a & 1 == 1 { size[a] as f64 - 1.0 } else { 0.0 })
@@ -129,22 +132,22 @@ impl Orientation {
     }
 }
 
-/// A block of voxels in the world.
+/// A grid of voxels in the world: its size and its affine.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Grid {
     /// Voxels along i, j, k.
     pub size: [usize; 3],
-    /// From voxel index to world.
+    /// From voxel index to world, RAS mm.
     pub affine: Affine,
 }
 
 impl Grid {
-    /// Voxel spacing in mm.
+    /// The distances in mm between voxels along i, j and k.
     pub fn spacing(&self) -> [f64; 3] {
         self.affine.spacing()
     }
 
-    /// The number of voxels; if they cannot be counted, more than there is memory for.
+    /// The number of voxels; `usize::MAX` if their number does not fit.
     pub fn voxels(&self) -> usize {
         memory::extent(&self.size).unwrap_or(usize::MAX)
     }
@@ -154,7 +157,8 @@ impl Grid {
         self.affine.determinant().abs() / 1000.0
     }
 
-    /// These voxels with axes permuted and flipped to follow RAS as closely as possible.
+    /// The grid of the same voxels with axes permuted and flipped, so that they follow RAS as
+    /// closely as possible.
     pub fn canonical(&self) -> Grid {
         let o = Orientation::of(&self.affine);
         let mut affine = [[0.0; 4]; 3];

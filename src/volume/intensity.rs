@@ -1,10 +1,11 @@
-//! From scanner units to network input: clip, subtract the mean, divide by the standard deviation.
+//! The normalisation of a scan's values for the network: clip, subtract the mean, divide by the
+//! standard deviation; and the modality that a scan's values suggest.
 
 use super::Voxels;
 use crate::memory;
 use serde::{Deserialize, Serialize};
 
-/// The modality of a scan.
+/// The modality of a scan, as far as it matters to how its values are normalised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
@@ -40,7 +41,8 @@ impl Modality {
         }
     }
 
-    /// The modality that the distribution of a scan's values suggests, and the reason.
+    /// The modality that the distribution of a scan's values suggests, and the reason, as text for
+    /// people. Reads all values.
     pub fn of(image: &impl Voxels) -> (Modality, String) {
         let mut low = 0u64;
         match image.array().counts() {
@@ -136,14 +138,17 @@ impl Above {
     }
 }
 
-/// The numbers of a normalisation.
+/// How a scan's values are normalised: clipped, then shifted and scaled.
+///
+/// [`session::normalization`](crate::session::normalization) makes the one that fits a model and a
+/// scan.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalization {
     /// Values are clipped to this range first.
     pub clip: [f32; 2],
-    /// Subtracted.
+    /// The mean, which is subtracted from the clipped value.
     pub mean: f32,
-    /// Divided by.
+    /// The standard deviation, by which the difference is divided; above 0.
     pub sd: f32,
 }
 
@@ -153,9 +158,9 @@ impl Normalization {
         (v.clamp(self.clip[0], self.clip[1]) - self.mean) / self.sd
     }
 
-    /// The 0.5 and 99.5 percentiles of the values above the lowest one (usually the background),
-    /// with the mean and standard deviation of the clipped values. For images whose units mean
-    /// nothing by themselves, such as MR.
+    /// A normalisation by the scan's own values: clipped to the 0.5 and 99.5 percentiles of the
+    /// values above the lowest one (usually the background), with the mean and standard deviation
+    /// of the clipped values. For scans whose units mean nothing by themselves, such as MR.
     pub fn of_percentiles(image: &impl Voxels) -> Normalization {
         let (lowest, mut values) = (image.array().lowest(), Above::of(image));
         let count = values.len() as f64;

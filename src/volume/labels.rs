@@ -1,6 +1,7 @@
-//! Label images: whole numbers that say what a voxel is, 0 for nothing. They are not read as scans
-//! are: a NaN voxel is unmarked, several labels are distinguished, and a label is where its file
-//! says, whatever the order and direction of its axes.
+//! Label images: whole numbers that say what a voxel is, 0 for nothing.
+//!
+//! They are not read as scans are: a NaN voxel is unmarked, several labels are distinguished, and a
+//! label is where its file says, whatever the order and direction of its axes.
 
 #[cfg(feature = "dicom")]
 use super::dicom::Marked;
@@ -14,6 +15,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Which values of a label image are the object.
+///
+/// As text: `any`, a whole number from 1 on, or the name of a structure.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "String")]
 pub enum TargetLabel {
@@ -265,9 +268,9 @@ impl Labels {
         !self.segments.is_empty()
     }
 
-    /// 1 where the object is. If a segmentation names several structures, one must be picked;
-    /// values without names are joined under [`TargetLabel::Any`], which [`Labels::several`]
-    /// reports.
+    /// The object's mask on the scan's grid, `[i][j][k]`: 1 where the object is. If a segmentation
+    /// names several structures, one must be picked; values without names are joined under
+    /// [`TargetLabel::Any`], which [`Labels::several`] reports.
     ///
     /// # Errors
     /// No structure has that name, or there are several and none was picked: the message lists
@@ -329,7 +332,7 @@ impl Labels {
         }
     }
 
-    /// The values of all layers; where they overlap, those of the last.
+    /// The values of all layers in one, `[i][j][k]`; where layers overlap, those of the last.
     pub fn joined(&self) -> Vec<u32> {
         let mut layers = self.layers.iter();
         let first = layers.next().map(|l| memory::copied(MASK, l)).unwrap_or_default();

@@ -258,7 +258,7 @@ impl Header {
     }
 }
 
-/// A MetaImage file.
+/// A scan from a MetaImage file, with the header lines that a mask like it repeats.
 pub struct Image {
     /// The image on its own grid.
     pub volume: Arc<Volume>,
@@ -266,7 +266,8 @@ pub struct Image {
     header: Header,
 }
 
-/// Reads a file of one volume, to write masks like it.
+/// Reads a MetaImage file of one volume, so that [`write_mask`] can write masks like it. To read
+/// one only as a scan, use [`Volume::read`].
 ///
 /// # Errors
 /// The file cannot be read, has another format, or is damaged.
@@ -437,7 +438,11 @@ fn mask_file(image: &Image, mask: &[u8]) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Writes a mask `[i][j][k]` as uint8 on an image's grid. It appears when the result is committed.
+/// Writes a mask `[i][j][k]` as uint8 on an image's grid, with the lines of the image's header that
+/// say where voxels are. It appears when the result is committed.
+///
+/// # Errors
+/// There are not as many values as voxels; memory is refused; the file cannot be written.
 pub fn write_mask(path: &Path, image: &Image, mask: &[u8]) -> Result<Pending, VolumeError> {
     let fail = |e: std::io::Error| VolumeError::new(path, e.to_string());
     let bytes = mask_file(image, mask).map_err(|e| VolumeError::new(path, e))?;

@@ -1,8 +1,41 @@
-//! Scans: files, geometry, resampling, intensity, patches. Knows nothing of tensors on devices.
+//! Scans and masks: file formats, geometry, resampling, intensities, patches.
 //!
-//! World coordinates are millimetres in RAS (x from left to right, y from back to front, z from
-//! feet to head). Voxel indices are 0-based, `[i, j, k]`, i fastest in files; masks and maps here
-//! have k fastest, as the network's do, and scans the order of their file.
+//! [`Volume::read`] reads a scan, [`labels::Labels::read`] a label image that belongs to one, and
+//! [`write_mask`] writes a mask on a scan's grid. An image need not come from a file:
+//! [`Volume::new`] takes values, and [`View`] an array in the caller's memory.
+//!
+//! ```
+//! use prism::volume::{Affine, Description, Grid, Volume};
+//!
+//! let grid = Grid { size: [4, 3, 2], affine: Affine::from_spacing([0.7, 0.7, 2.5]) };
+//! let values = (0..24).map(|v| v as f32).collect(); // `[i][j][k]`, k fastest
+//! let volume = Volume::new(grid, values, Description::of_new(&grid, "float32"))?;
+//! assert_eq!(volume.at([1, 0, 0]), 6.0);
+//! assert_eq!(volume.grid.affine.apply([1.0, 0.0, 0.0]), [0.7, 0.0, 0.0]);
+//! # Ok::<(), String>(())
+//! ```
+//!
+//! # Coordinates
+//!
+//! World coordinates are millimetres in RAS: x from left to right, y from back to front, z from
+//! feet to head. Voxel indices are `[i, j, k]` from 0, i fastest in files. Masks, maps and values
+//! that functions take or return have k fastest, `[i][j][k]`; an [`Array`] keeps the order of its
+//! file.
+//!
+//! # Formats
+//!
+//! | format | read | written | endings |
+//! |---|---|---|---|
+//! | NIfTI-1 | yes | yes | `.nii.gz`, `.nii` (`.hdr` with `.img` only read) |
+//! | NIfTI-2 | yes | no | as NIfTI-1 |
+//! | NRRD | yes | yes | `.nrrd` (`.nhdr` only read); `.seg.nrrd`: 3D Slicer's segmentations |
+//! | MetaImage | yes | yes | `.mha`; `.mhd` with its voxels in files beside it |
+//! | DICOM series | with the feature `dicom` | no | a folder, a zip archive, or one of its files |
+//! | DICOM segmentation | as labels | with a scan read from DICOM | `.dcm` |
+//! | DICOM structure set | as labels | no | |
+//!
+//! Files are recognised by their content when they are read. The ending of a name, in upper or
+//! lower case, decides the format that is written.
 
 mod array;
 pub mod begun;
@@ -46,9 +79,10 @@ use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A scalar image, wherever its values are.
+/// A scalar image, wherever its values are: a [`Volume`], a [`View`] of the caller's array, or a
+/// [`Part`](begun::Part) of a scan that is being read.
 pub trait Voxels: Sync {
-    /// Size and place.
+    /// The size of the image, and its place in the world.
     fn grid(&self) -> &Grid;
     /// Whether its values are whole numbers.
     fn is_whole(&self) -> bool;
@@ -56,14 +90,17 @@ pub trait Voxels: Sync {
     fn modality(&self) -> Option<Modality> {
         None
     }
-    /// The values as they are stored. At least one is finite.
+    /// The values as they are stored, of which at least one is finite.
     fn array(&self) -> &Array;
     /// The first voxel of the array: not `[0, 0, 0]` if it is a part of the image.
     #[inline(always)]
     fn first(&self) -> [usize; 3] {
         [0; 3]
     }
-    /// The value at voxel `[i, j, k]`, a finite number.
+    /// The value at voxel `[i, j, k]` of the image, a finite number ([`Array::value`]).
+    ///
+    /// # Panics
+    /// For a voxel outside the array.
     fn value(&self, voxel: [usize; 3]) -> f32 {
         let first = self.first();
         self.array().value(std::array::from_fn(|a| voxel[a].wrapping_sub(first[a])))
@@ -85,22 +122,24 @@ impl Voxels for Volume {
     }
 }
 
-/// A scalar image on its file's grid. Its values stay as the file stores them.
+/// A scan: a scalar image on its file's grid. Its values stay as the file stores them.
+///
+/// It does not change, and any number of threads may use it. Copies share the values.
 #[derive(Clone, Debug)]
 pub struct Volume {
-    /// Size and place.
+    /// The size of the image, and its place in the world.
     pub grid: Grid,
     array: Arc<Array>,
     /// What the file states besides the voxels; outputs inherit it.
     pub description: Description,
-    /// What was odd about the file and how it was interpreted.
+    /// What was odd about the file and how it was interpreted, as sentences for people.
     pub warnings: Vec<String>,
 }
 
 impl Volume {
-    /// Reads a NIfTI-1 or -2 file (.nii, .nii.gz, .hdr/.img), an NRRD file (.nrrd, .nhdr) or a
-    /// MetaImage (.mha, .mhd), recognised by content. `volume` picks one of several (from 0) in a
-    /// file with more than three axes.
+    /// Reads a scan from a file: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr) or
+    /// MetaImage (.mha, .mhd), recognised by content. `volume` picks one (from 0) of a file with
+    /// several, that is with more than three axes; None is for a file with one.
     ///
     /// With the feature `dicom` also the only DICOM series of a folder, of its subfolders, or of a
     /// zip archive. For a file with one slice its series is read, as far as it is in the same
@@ -108,7 +147,8 @@ impl Volume {
     ///
     /// # Errors
     /// The file cannot be read, has another format (the error names it, and how to convert it), or
-    /// is damaged. Nothing is read beyond what the file holds.
+    /// is damaged; it holds several volumes and none was picked, or not the one that was; no voxel
+    /// is a finite number; memory is refused.
     pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
         Volume::read_series(path, None, volume)
     }
@@ -153,7 +193,8 @@ impl Volume {
         contents_of(bytes, Which::One(volume))?.image().map_err(|e| VolumeError::new(path, e))
     }
 
-    /// A scan of elements in a file's order, i fastest, the lowest byte of each first.
+    /// A scan from the bytes of its elements in a file's order: i fastest, the lowest byte of each
+    /// element first.
     ///
     /// # Errors
     /// The number of elements is not that of the voxels, or is 0; no value is finite; the affine
@@ -180,7 +221,7 @@ impl Volume {
         Volume::of_array(array, grid, description, vec![])
     }
 
-    /// A scan of values `[i][j][k]`, k fastest.
+    /// A scan from values `[i][j][k]`, k fastest. [`Description::of_new`] describes it for outputs.
     ///
     /// # Errors
     /// No value is finite; there are none, or not as many as voxels.
@@ -206,7 +247,7 @@ impl Volume {
         Ok(Volume { grid, array: Arc::new(array), description, warnings })
     }
 
-    /// The size and place of the image in a file, of any number of volumes.
+    /// The grid of the image or label image in a file, however many volumes it has.
     ///
     /// # Errors
     /// As [`Volume::read`].
@@ -216,7 +257,7 @@ impl Volume {
         })
     }
 
-    /// The value at a voxel.
+    /// The value at voxel `[i, j, k]`, a finite number ([`Array::value`]).
     ///
     /// # Panics
     /// For a voxel outside.
@@ -229,12 +270,13 @@ impl Volume {
         &self.array
     }
 
-    /// The lowest and the highest value.
+    /// The lowest and the highest finite value.
     pub fn range(&self) -> [f32; 2] {
         self.array.range().unwrap_or_default()
     }
 
-    /// All values `[i][j][k]`, k fastest: a copy of four bytes per voxel.
+    /// All values `[i][j][k]`, k fastest: a copy of four bytes per voxel. Unwinds to
+    /// [`memory::caught`] if memory for it is refused.
     pub fn values(&self) -> Vec<f32> {
         self.array.values()
     }

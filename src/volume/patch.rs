@@ -8,8 +8,8 @@ use crate::memory;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// A block of the scan, by its faces: fractional voxel indices of the input file, a voxel reaching
-/// from index - 0.5 to index + 0.5.
+/// A block of the scan, by its faces in fractional voxel indices of the scan: a voxel reaches from
+/// its index - 0.5 to its index + 0.5.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Extent {
     /// Lower faces along i, j, k.
@@ -38,24 +38,25 @@ pub enum Beyond {
     Edge,
 }
 
-/// A cube of `edge` voxels at `spacing` mm in canonical orientation.
+/// A patch: the cube of voxels that the network sees, in canonical (RAS) orientation and at a
+/// spacing of its own.
 #[derive(Clone, Debug)]
 pub struct Patch {
-    /// The cube in the world.
+    /// The cube's grid: `edge` voxels along each axis.
     pub grid: Grid,
-    /// Voxel spacing in mm.
+    /// Voxel spacing in mm, the same along all axes.
     pub spacing: f64,
     /// Whether the spacing had to be coarser than requested to show the extent.
     pub coarsened: bool,
-    /// From the input's voxel index to the patch's.
+    /// From a voxel index of the scan to one of the patch.
     pub from_image: Affine,
     /// The resampled scan that the patch is cut from.
     pub scan: Grid,
 }
 
 impl Patch {
-    /// Places a patch of `edge` voxels on `image` so that it is centred on `extent`; at `spacing`,
-    /// or coarser if the extent would not fit.
+    /// Places a patch of `edge` voxels a side on `image`, centred on `extent`; at `spacing` mm, or
+    /// coarser if the extent would not fit.
     pub fn place(image: &Grid, edge: usize, spacing: f64, extent: &Extent) -> Patch {
         Patch::place_every(1, image, edge, spacing, extent)
     }
@@ -102,7 +103,9 @@ impl Patch {
         Patch { grid, spacing, coarsened, from_image, scan }
     }
 
-    /// The image in the patch, `[i][j][k]`, normalised.
+    /// The image resampled to the patch's grid, `[i][j][k]`, and normalised: the network's input.
+    /// Interpolation is trilinear; values of a scan of whole numbers are truncated to whole numbers
+    /// before they are normalised.
     pub fn extract(
         &self,
         image: &impl Voxels,
@@ -173,8 +176,8 @@ impl Patch {
         });
     }
 
-    /// The patch voxel that holds the centre of an image voxel (or any fractional index); none
-    /// outside the patch.
+    /// The patch voxel that contains the centre of an image voxel (or any fractional index of the
+    /// image); none outside the patch.
     pub fn voxel(&self, index: [f64; 3]) -> Option<[i32; 3]> {
         let p = self.from_image.apply(index).map(|v| (v + 1e-9).round());
         let inside = (0..3).all(|d| p[d] >= 0.0 && p[d] < self.grid.size[d] as f64);

@@ -1,14 +1,15 @@
 //! Resampling between grids.
 //!
-//! A volume at another spacing keeps its centre: `floor(size * spacing / new spacing)` voxels, so
-//! that it never reaches beyond the scan. Positions up to half a voxel outside the outermost
-//! centres take the outermost values.
+//! A volume at another spacing keeps its centre and has `floor(size * spacing / new spacing)`
+//! voxels along each axis, so that it never reaches beyond the scan. Positions up to half a voxel
+//! outside the outermost centres take the outermost values.
 
 use super::Grid;
 use crate::memory;
 use rayon::prelude::*;
 
-/// `grid` (canonical) at `spacing` mm, about the same centre.
+/// The grid of a volume at another spacing in mm, about the same centre. `grid` is
+/// [canonical](Grid::canonical). An axis of one voxel keeps one.
 pub fn respaced(grid: &Grid, spacing: f64) -> Grid {
     let old = grid.spacing();
     let mut size = [1usize; 3];
@@ -50,13 +51,13 @@ fn to_integer(v: f64) -> f64 {
     (v + 1e-9f64.copysign(v)).trunc()
 }
 
-/// One sample of `data` `[i][j][k]` of `size` at a fractional index; none more than half a voxel
-/// outside.
+/// The value of `data` `[i][j][k]` of `size` voxels at a fractional index; none more than half a
+/// voxel outside.
 pub fn sample(data: &[f32], size: [usize; 3], at: [f64; 3], how: Interpolation) -> Option<f64> {
     sample_of(|[i, j, k]| data[(i * size[1] + j) * size[2] + k], size, at, how)
 }
 
-/// One sample of values wherever they are, as [`sample`] computes it.
+/// The value at a fractional index, as [`sample`] computes it, of voxels that `value` gives.
 #[inline(always)]
 pub fn sample_of(
     value: impl Fn([usize; 3]) -> f32,

@@ -51,15 +51,21 @@ fn ending(path: &Path) -> Option<(&'static str, Format)> {
 /// The ending of the file that holds the voxels for a header: they are packed by zlib.
 const APART: &str = ".zraw";
 
-/// The file beside `path` that holds the voxels of an output image of that name; none if they are
-/// in the image's own file.
+/// The path of the file with the voxels of an output image called `path`, if they are not in the
+/// same file: that of a `.mhd` is a `.zraw` beside it.
 pub fn data_file(path: &Path) -> Option<PathBuf> {
     let apart = matches!(ending(path), Some((_, Format::MetaImageApart)));
     apart.then(|| path.with_extension(&APART[1..]))
 }
 
-/// An error unless `path` has a name that an output image of such elements can have. The file
-/// system is asked only whether a separate header would be a link.
+/// Checks that an output image of such elements can be called `path`, before any work is done.
+///
+/// The file system is asked only whether a separate header (`.mhd`) would be a link; whether a file
+/// can be put there is for [`output::check`](crate::output::check).
+///
+/// # Errors
+/// The name has none of the [endings](crate::volume#formats) that are written, or one of a format
+/// that does not hold such elements.
 pub fn check_output(path: &Path, element: Element) -> Result<(), VolumeError> {
     named(path, element).map(|_| ())
 }
@@ -97,8 +103,8 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
     }
 }
 
-/// An error unless `path` has a name that an output image of a known scan can have: a DICOM
-/// segmentation refers to the slices of a DICOM series.
+/// Checks that an output image on a known scan can be called `path`, as [`check_output`] does: a
+/// DICOM segmentation refers to the slices of a DICOM series.
 ///
 /// # Errors
 /// As [`check_output`]; or the scan was not read from DICOM, or from files that do not state what a
@@ -132,15 +138,20 @@ fn is_of_dicom(path: &Path, description: &Description) -> Result<(), VolumeError
     ))
 }
 
-/// Writes a scan of whole numbers as int16 on its own grid.
+/// Writes a scan as int16 on its own grid: values are rounded, and clipped to the range of int16.
+///
+/// The file appears when the result is [committed](Pending::commit).
+///
+/// # Errors
+/// As [`write_mask`].
 pub fn write_scan(path: &Path, image: &Volume) -> Result<Pending, VolumeError> {
     let rounded = |v: f32| v.round().clamp(i16::MIN as f32, i16::MAX as f32) as i16;
     let values = image.array().collected("a file's voxels", rounded);
     write(path, &image.grid, &image.description, Element::Int16, &values)
 }
 
-/// The bytes of a file of a scan under such a name: int16 if its values are whole numbers that fit,
-/// otherwise float32.
+/// The bytes of the file of a scan, in the format of `name`'s ending: int16 if its values are whole
+/// numbers that fit, otherwise float32.
 ///
 /// # Errors
 /// The name is not one that a scan can have; memory is refused.
@@ -154,13 +165,24 @@ pub fn scan_file(name: &Path, image: &Volume) -> Result<Vec<u8>, VolumeError> {
     File::of(name, grid, description, Element::Float32, &image.values(), &[])?.bytes(name)
 }
 
-/// Writes a binary mask `[i][j][k]` as uint8 on `image`'s grid, in NIfTI with its affine, codes and
-/// units. It appears when the result is committed.
+/// Writes a binary mask `[i][j][k]` of zeros and ones as uint8 on `image`'s grid.
+///
+/// The ending of `path` decides the [format](crate::volume#formats). A NIfTI file has the affine,
+/// codes and units of the image's own. The file appears, whole, when the result is
+/// [committed](Pending::commit).
+///
+/// # Errors
+/// The name has an ending that is not written, or one that does not go with this image
+/// ([`check_output_on`]); there are not as many values as voxels; an axis is too long for the
+/// format; memory is refused; the file cannot be written.
 pub fn write_mask(path: &Path, image: &Volume, mask: &[u8]) -> Result<Pending, VolumeError> {
     write_mask_on(path, &image.grid, &image.description, mask)
 }
 
-/// Writes a mask on the grid of an image that is not a [`Volume`].
+/// Writes a mask as [`write_mask`] does, on the grid of an image that is not a [`Volume`].
+///
+/// # Errors
+/// As [`write_mask`].
 pub fn write_mask_on(
     path: &Path,
     grid: &Grid,
@@ -171,6 +193,11 @@ pub fn write_mask_on(
 }
 
 /// Writes probabilities `[i][j][k]` as float32 on `image`'s grid; in DICOM in 255 steps.
+///
+/// The file appears when the result is [committed](Pending::commit).
+///
+/// # Errors
+/// As [`write_mask`].
 pub fn write_probability(
     path: &Path,
     image: &Volume,
@@ -184,8 +211,11 @@ pub fn write_probability(
     write(path, &image.grid, &image.description, Element::Float32, values)
 }
 
-/// The file of [`write_probability`], for probabilities that are 0 at most voxels: `each` calls its
-/// argument with the others. Empty parts take neither memory nor time.
+/// Writes the file of [`write_probability`] for probabilities that are 0 at most voxels: `each`
+/// calls its argument with the others. Empty parts take neither memory nor time.
+///
+/// # Errors
+/// As [`write_mask`].
 ///
 /// # Panics
 /// For a voxel outside the image.
@@ -217,6 +247,9 @@ fn write_levels(path: &Path, image: &Volume, levels: &[u8]) -> Result<Pending, V
 }
 
 /// The bytes of the file that [`write_mask_on`] writes under such a name.
+///
+/// # Errors
+/// As [`write_mask`], except for those of the disk.
 pub fn mask_file(
     name: &Path,
     grid: &Grid,
@@ -241,7 +274,10 @@ fn of_mask<'a>(
     File::of(path, grid, description, Element::Uint8, mask, &[Structure::object()])
 }
 
-/// A mask as an NRRD whose voxels are not packed, for readers that cannot unpack.
+/// The bytes of an NRRD file of a mask whose voxels are not packed, for readers that cannot unpack.
+///
+/// # Errors
+/// There are not as many values as voxels; memory is refused.
 pub fn plain_nrrd(
     grid: &Grid,
     description: &Description,
@@ -256,7 +292,7 @@ pub fn plain_nrrd(
     Ok(bytes.0)
 }
 
-/// A gzip file of bytes that are mostly 0.
+/// The bytes of a gzip file of `bytes`; quick if they are mostly 0.
 ///
 /// # Errors
 /// Memory is refused.

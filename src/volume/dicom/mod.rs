@@ -1,12 +1,15 @@
 //! DICOM: the CT, MR and PET series of a folder, a zip archive or beside a file.
 //!
-//! A store (`files`) is searched by tags alone (`tags`), images are grouped into series (`series`),
-//! and the selected one is stacked (`geometry`) and read (`pixels`, `suv`). For a folder that is
-//! examined once, series are read when they are asked for ([`Filed`]).
+//! [`Volume::read`] reads the only series of a folder, [`Volume::read_series`] one of several,
+//! which [`list`] describes. [`of_bytes`] reads a file or an archive that is in memory. For a
+//! folder that is examined once, and whose series are read when they are asked for, there is
+//! [`filed`].
 //!
-//! Masks come as segmentations (`segmentation`) or as contours (`structures`), both placed on a
-//! scan (`layers`), and are written as segmentations (`write`, `encode`) that refer to the slices
-//! of their scan (`source`).
+//! Label images are read by [`Labels::read`](super::labels::Labels::read): segmentations (SEG), and
+//! the contours of structure sets (RTSTRUCT). [`write_mask`](super::write_mask) writes a
+//! segmentation that refers to the slices of its scan.
+//!
+//! A PET scan is read as standardised uptake values by body weight, if its tags allow it.
 
 mod dictionary;
 mod encode;
@@ -50,7 +53,7 @@ use tags::{DataSet, Opened, Problem, data_set};
 const NO_IMAGE: &str = "no DICOM image was found: expected a CT, MR or PET series";
 
 /// The series of a folder (with its subfolders), of a zip archive, or of one file, and what was odd
-/// about them.
+/// about them, as sentences for people. Reads the tags of every file, and no voxels.
 ///
 /// # Errors
 /// It cannot be read, or holds no DICOM image.
@@ -66,25 +69,28 @@ pub fn list(path: &Path) -> Result<(Vec<Series>, Vec<String>), VolumeError> {
     })
 }
 
-/// The contents of bytes in memory, or of the files of a series.
+/// The result of [`of_bytes`] and [`Filed::read`].
 pub enum Sent {
     /// The selected series.
     Scan(Box<Volume>),
-    /// Several series, one of which has to be selected.
+    /// Several series match; one has to be selected.
     Several(Vec<Series>),
-    /// The size in bytes after unpacking, which is too much.
+    /// Nothing was read, because it would take this many bytes after unpacking, more than the
+    /// limit.
     TooLarge(u64),
 }
 
-/// Whether bytes are an archive, or a file of DICOM, which [`of_bytes`] reads.
+/// Whether bytes are a zip archive, or a DICOM file: something that [`of_bytes`] reads.
 pub fn is_sent(bytes: &[u8]) -> bool {
     let head = &bytes[..bytes.len().min(crate::input::HEAD)];
     is_zip(head) || files::begins(head)
 }
 
-/// Reads the selected series of a zip archive, or of one file, in memory: the file system is not
-/// accessed, whatever names the archive has. Its files have at most `most` bytes, unpacked, and
-/// inflated if they are deflated themselves.
+/// Reads a series from a zip archive, or one file, in memory: the file system is not accessed,
+/// whatever names the archive has.
+///
+/// `asked` selects a series as [`Volume::read_series`] does. `most` limits the bytes of all files,
+/// unpacked, and inflated if their data sets are deflated.
 ///
 /// # Errors
 /// It is damaged, holds no DICOM image, or none that matches the selection.
@@ -166,10 +172,11 @@ fn differ(seen: &[(PathBuf, Stamp)]) -> bool {
     seen.iter().any(|(path, seen)| stamp(path) != *seen)
 }
 
-/// The series of a folder and of its subfolders, each once, and what was odd about its files: one
-/// that has more than `most` bytes when it is inflated is left out. Files are identified by their
-/// indices among all that were examined, in the order of their paths. A folder that holds no series
-/// is not an error: some may come later.
+/// The series of a folder and of its subfolders, each once, and what was odd about its files.
+///
+/// A file with more than `most` bytes when it is inflated is left out. Messages name files by their
+/// numbers among all that were examined, in the order of their paths. A folder without a series is
+/// not an error: some may come later.
 ///
 /// # Errors
 /// It cannot be read, or holds more files than are examined.
@@ -258,7 +265,7 @@ fn folders_of(
 }
 
 impl Filed {
-    /// Whether one of its files differs from what it was when the folder was examined.
+    /// Whether one of its files has changed since the folder was examined, by size and time.
     pub fn is_rewritten(&self) -> bool {
         differ(&self.files)
     }
@@ -276,12 +283,14 @@ impl Filed {
         self.folders.iter().any(|folder| folder.is_recent)
     }
 
-    /// Whether it consists of the same files as another, unchanged.
+    /// Whether it consists of the same files as another examination's series, unchanged between the
+    /// two.
     pub fn is_same(&self, other: &Filed) -> bool {
         self.files == other.files
     }
 
-    /// Reads it, unless its voxels take more than `most` bytes. No message names its files.
+    /// Reads the series, unless its voxels take more than `most` bytes ([`Sent::TooLarge`]). No
+    /// message names its files.
     ///
     /// # Errors
     /// A file of it is damaged or gone, they are not the slices that the examination found, or they

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "dicom")]
 use std::sync::Arc;
 
-/// What a file states besides its voxels. Outputs on the same grid inherit it.
+/// What a file states besides its voxels and their grid. Outputs on the same grid inherit it.
 #[derive(Clone, Debug)]
 pub struct Description {
     /// Format of the file, for example `NIfTI-1`.

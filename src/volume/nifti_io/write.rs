@@ -47,8 +47,8 @@ pub fn describe(
 }
 
 impl Description {
-    /// The description of an image that was computed, not read: its voxels' element type, its place
-    /// in scanner coordinates.
+    /// The description of an image that was computed, not read: NIfTI-1, in scanner coordinates.
+    /// `element` is the name of its element type, such as `int16` ([`Element::name`]).
     pub fn of_new(grid: &Grid, element: &'static str) -> Description {
         Description { affine_from: "sform", ..describe(grid, "NIfTI-1", element, 1) }
     }

@@ -33,7 +33,7 @@ pub enum LabelValues {
 }
 
 impl LabelValues {
-    /// An empty label image, with room for the numbers of `objects` objects.
+    /// A label image of zeros, with elements large enough for the numbers of `objects` objects.
     pub fn nothing(voxels: usize, objects: usize) -> LabelValues {
         match objects <= u8::MAX as usize {
             true => LabelValues::Bytes(memory::zeroed(LABELS, voxels)),
@@ -41,7 +41,8 @@ impl LabelValues {
         }
     }
 
-    /// Gives a voxel to an object, and returns which one had it before.
+    /// Sets the object of a voxel, by its index in `[i][j][k]` order, and returns the one that it
+    /// belonged to before; 0 for none.
     pub fn replace(&mut self, at: usize, object: u16) -> u16 {
         match self {
             LabelValues::Bytes(values) => std::mem::replace(&mut values[at], object as u8).into(),
@@ -49,7 +50,7 @@ impl LabelValues {
         }
     }
 
-    /// Calls `visit(at, object)` for every voxel that belongs to an object.
+    /// Calls `visit(index, object)` for every voxel that belongs to an object.
     pub fn each(&self, mut visit: impl FnMut(usize, u16)) {
         let mut of = |at: usize, object: u16| {
             if object > 0 {
@@ -65,8 +66,10 @@ impl LabelValues {
     }
 }
 
-/// Writes a label image on `image`'s grid; as `.seg.nrrd` with the name and the colour of object n,
-/// whose voxels have the value n, at n - 1 in `objects`. It appears when the result is committed.
+/// Writes a label image of several objects on `image`'s grid.
+///
+/// The voxels of object n have the value n; its name and colour, at n - 1 in `objects`, are in the
+/// file if it is a `.seg.nrrd` or `.dcm`. It appears when the result is committed.
 ///
 /// # Errors
 /// As [`write_mask`](crate::volume::write_mask); or a name holds control characters.
