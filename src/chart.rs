@@ -36,7 +36,7 @@ pub struct Chart {
     pub across: String,
     /// The lines.
     pub series: Vec<Series>,
-    /// Lowest and highest value shown; none for the range of the data.
+    /// The lowest and the highest value shown; None for the range of the data.
     pub range: Option<[f64; 2]>,
 }
 
@@ -171,10 +171,10 @@ impl Chart {
         out
     }
 
-    /// Writes it, whole or not at all.
+    /// Writes the chart as an SVG file, whole or not at all.
     ///
     /// # Errors
-    /// Those of the operating system, with the file.
+    /// The file cannot be written; the message names it.
     pub fn write(&self, path: &Path) -> Result<(), String> {
         crate::output::write_text(path, &self.svg())
     }

@@ -27,7 +27,7 @@ pub(crate) fn of_pieces(pieces: impl Iterator<Item = Hash>) -> Hash {
     all.finalize()
 }
 
-/// The hash of a whole file's bytes, in digits.
+/// The BLAKE3 hash of a whole file, in hexadecimal digits.
 ///
 /// # Errors
 /// It cannot be read.
@@ -58,7 +58,8 @@ fn of_all<'a>(description: &str, tensors: impl Iterator<Item = (&'a str, Hash)>)
     all.finalize()
 }
 
-/// A description, a JSON object, with the hash of it and of the tensors as its last member.
+/// A file's description, a JSON object, with the hash of it and of the tensors added as its last
+/// member.
 pub fn sealed<'a>(description: &str, tensors: impl Iterator<Item = (&'a str, Hash)>) -> String {
     let hash = of_all(description, tensors);
     match description.strip_suffix('}') {
@@ -67,8 +68,8 @@ pub fn sealed<'a>(description: &str, tensors: impl Iterator<Item = (&'a str, Has
     }
 }
 
-/// The description without its hash, and the hash; none if a file carries none, as files of other
-/// programs do.
+/// Splits the description of a file into the description without its hash, and the hash; none if
+/// the file carries none, as files of other programs do.
 pub fn opened(text: &str) -> (String, Option<Hash>) {
     let parts = text
         .rsplit_once(MARK)
@@ -79,7 +80,7 @@ pub fn opened(text: &str) -> (String, Option<Hash>) {
 /// Checks that the hash that a file carries is that of its contents.
 ///
 /// # Errors
-/// It is not.
+/// It is not; as text.
 pub fn check<'a>(
     description: &str,
     carried: Hash,

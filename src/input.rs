@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use zip::{CompressionMethod, ZipArchive};
 
-/// Bytes that are examined to recognise a file.
+/// The number of bytes that are examined to recognise a file.
 pub const HEAD: usize = 1024;
 
 /// What a file is, by its content.
@@ -73,8 +73,8 @@ const SIGNATURES: [(&[u8], &str, &str); 24] = [
     (b"\x80\x02", "a pickle, such as an old PyTorch checkpoint", NO_IMAGE),
 ];
 
-/// The kind of a file that begins with these bytes; none if it is not recognised. `head` is
-/// unpacked.
+/// The kind of a file by its first bytes, unpacked, of which [`HEAD`] are enough; none if it is not
+/// recognised.
 pub fn recognise(head: &[u8]) -> Option<Kind> {
     let four = |at: usize| head.get(at..at + 4).and_then(|b| <[u8; 4]>::try_from(b).ok());
     let number = |at: usize| four(at).map(|b| [i32::from_le_bytes(b), i32::from_be_bytes(b)]);
@@ -353,7 +353,10 @@ pub(crate) fn was_read(path: &Path) -> bool {
 }
 
 impl Input {
-    /// Opens a file or a pipe. The errors do not name it.
+    /// Opens a file or a pipe, and recognises how it is packed.
+    ///
+    /// # Errors
+    /// It cannot be opened or read, or is a folder; the error does not name it.
     pub fn open(path: &Path) -> io::Result<Input> {
         let mut file = File::open(path)?;
         let meta = file.metadata()?;
@@ -380,6 +383,9 @@ impl Input {
 
     /// Opens a file whose bytes are taken as they are, packed or not, and whose [`Input::head`] is
     /// empty.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is no ordinary file; the error does not name it.
     pub fn plain(path: &Path) -> io::Result<Input> {
         let file = File::open(path)?;
         let meta = file.metadata()?;
@@ -398,8 +404,10 @@ impl Input {
         })
     }
 
-    /// The contents of bytes in memory: a file that came without a folder, and without others
-    /// beside it.
+    /// A file that is in memory, and that came without a folder: there are no files beside it.
+    ///
+    /// # Errors
+    /// Its beginning cannot be unpacked.
     pub fn of_bytes(bytes: Vec<u8>) -> io::Result<Input> {
         let length = bytes.len() as u64;
         Ok(Input { alone: true, ..Input::new(Cursor::new(bytes), length)? })
@@ -411,6 +419,9 @@ impl Input {
     }
 
     /// An input of `length` bytes, packed or not, from a reader.
+    ///
+    /// # Errors
+    /// Its beginning cannot be read or unpacked.
     pub fn new(mut file: impl BufRead + 'static, length: u64) -> io::Result<Input> {
         let behind = Arc::new(AtomicBool::new(false));
         let first = file.fill_buf()?;
@@ -461,7 +472,7 @@ impl Input {
         io::Error::new(e.kind(), format!("truncated or corrupt {what} stream: {e}"))
     }
 
-    /// The warning after everything was read: that bytes of something else followed.
+    /// A warning, once everything was read, if bytes of something else followed a packed stream.
     pub fn warning(&self) -> Option<&'static str> {
         self.behind.load(Ordering::Relaxed).then_some(BEHIND)
     }
@@ -564,8 +575,12 @@ pub(crate) fn room_apart(what: &'static str, bytes: usize) -> Result<(), memory:
     memory::room::<u8>(what, APART * bytes).map(drop)
 }
 
-/// Reads a text file: UTF-8, with or without a byte order mark. The message says what the file is
-/// if it is not text, and does not name it.
+/// Reads a text file: UTF-8, with or without a byte order mark. `expected` names for messages what
+/// it should contain.
+///
+/// # Errors
+/// It cannot be read, is not text (the message says what it is), or is too long; the message does
+/// not name it.
 pub fn read_text(path: &Path, expected: &str) -> Result<String, String> {
     let mut input = Input::open(path).map_err(|e| e.to_string())?;
     let mut bytes = vec![];

@@ -1,4 +1,7 @@
-//! Memory that can be refused.
+//! The memory budget: allocations that are counted, and that can be refused.
+//!
+//! A program sets the budget with [`set_limit`], and calls those functions of the library that
+//! return no `Result` within [`caught`].
 //!
 //! Every size that comes from a file, a flag, a caller or a configuration is first counted against
 //! a budget ([`limit`]), then requested from the system in a way that it may refuse. A refusal is
@@ -26,7 +29,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Why memory was refused.
+/// Why memory was refused: what it was for, how much it would take, and how much is left.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("out of memory: {what} would take {}, {}", bytes(*.wanted), self.reason())]
 pub struct Refused {
@@ -64,8 +67,8 @@ static LIMIT: AtomicU64 = AtomicU64::new(0);
 /// Bytes that are charged to it.
 static USED: AtomicU64 = AtomicU64::new(0);
 
-/// Sets how many bytes this process may use for scans, weights, features and answers; 0 for what
-/// the machine has.
+/// Sets the memory budget: how many bytes this process may use for scans, weights, features and
+/// answers; 0, the default, for what the machine has. It applies to what is requested from then on.
 pub fn set_limit(bytes: u64) {
     LIMIT.store(bytes, Ordering::Relaxed);
 }
@@ -436,10 +439,11 @@ pub(crate) fn of_panic(payload: Box<dyn Any + Send>) -> Result<Refused, Box<dyn 
     }
 }
 
-/// Runs work in which memory may be refused. Other panics continue.
+/// Runs work in which memory may be refused, and turns a refusal that unwinds into an error. Other
+/// panics continue.
 ///
 /// # Errors
-/// It was refused.
+/// Memory was refused.
 pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Refused> {
     headroom()?;
     catch_unwind(AssertUnwindSafe(work))

@@ -1,5 +1,5 @@
 //! Files that appear whole or not at all: written under a temporary name beside their destination,
-//! then renamed.
+//! then renamed ([`Pending`]).
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-/// A file that is being written, removed again unless committed.
+/// A file that is being written under a temporary name. [`Pending::commit`] puts it in its place;
+/// dropped without that, it is removed.
 pub struct Pending {
     temporary: tempfile::TempPath,
     /// Locked for as long as the file is being written.
@@ -115,8 +116,11 @@ pub fn spelled_out(path: &Path) -> PathBuf {
     }
 }
 
-/// An error if no file could be put at `path`: it is a folder or something else that is not a file,
-/// it is write-protected, or its folder is missing.
+/// Checks that a file could be put at `path`.
+///
+/// # Errors
+/// It is a folder or something else that is not a file, it is write-protected, or its folder is
+/// missing.
 pub fn check(path: &Path) -> io::Result<()> {
     destination(path).map(|_| ())
 }
@@ -286,6 +290,9 @@ impl Pending {
 
 /// Locks what a file called `name` stands for in a folder, so that other processes do not write it
 /// for as long as the result is open; none if another process has the lock.
+///
+/// # Errors
+/// The file cannot be made or locked; the message names it.
 pub fn lock(folder: &Path, name: &str) -> Result<Option<std::fs::File>, String> {
     let path = folder.join(name);
     let file = std::fs::File::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -298,13 +305,19 @@ pub fn lock(folder: &Path, name: &str) -> Result<Option<std::fs::File>, String> 
 }
 
 /// Writes a file of bytes, to appear when the result is committed.
+///
+/// # Errors
+/// Those of [`Pending::new`], and those of writing.
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<Pending> {
     let pending = Pending::new(path, "")?;
     std::fs::write(pending.path(), bytes)?;
     Ok(pending)
 }
 
-/// Writes a text file whole or not at all; an error names it.
+/// Writes a text file whole or not at all.
+///
+/// # Errors
+/// It cannot be written; the message names it.
 pub fn write_text(path: &Path, text: &str) -> Result<(), String> {
     // A file that already has this text is left alone, even if it is an input.
     if std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == text.len() as u64)

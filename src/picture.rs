@@ -76,13 +76,19 @@ impl Picture {
     }
 
     /// The picture as the bytes of a PNG file.
+    ///
+    /// # Errors
+    /// Those of the encoder, as text.
     pub fn png(&self) -> Result<Vec<u8>, String> {
         let mut bytes = vec![];
         self.encode(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// Writes the picture as PNG. The error does not name the file.
+    /// Writes the picture as PNG, in place of what was there.
+    ///
+    /// # Errors
+    /// The file cannot be written; the message does not name it.
     pub fn save(&self, path: &Path) -> Result<(), String> {
         let file = std::fs::File::create(path).map_err(|e| e.to_string())?;
         self.encode(std::io::BufWriter::new(file))
@@ -97,7 +103,10 @@ impl Picture {
         writer.finish().map_err(|e| e.to_string())
     }
 
-    /// Writes the picture as PNG, whole or not at all. The error names the file.
+    /// Writes the picture as PNG, whole or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written; the message names it.
     pub fn write(&self, path: &Path) -> Result<(), String> {
         let fail = |e: String| format!("{}: {e}", path.display());
         let pending = crate::output::Pending::new(path, "").map_err(|e| fail(e.to_string()))?;

@@ -60,7 +60,7 @@ const POSITIVE: [u8; 3] = [40, 230, 90];
 const NEGATIVE: [u8; 3] = [255, 70, 70];
 const BOX: [u8; 3] = [80, 170, 255];
 
-/// What is drawn beside the object, in voxels of the image.
+/// The prompts that are drawn beside the object, in voxels of the image.
 pub struct Marks {
     points: Vec<([usize; 3], bool)>,
     bounds: Option<[usize; 6]>,

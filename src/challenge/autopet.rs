@@ -36,7 +36,11 @@ struct Click {
     point: [f64; 3],
 }
 
-/// Answers the case in the folder `input`, and writes the answer below the folder `output`.
+/// Segments the case in the folder `input`, and writes the answer below the folder `output`.
+///
+/// # Errors
+/// A file of the case is missing, damaged or has another form; the session fails; the answer cannot
+/// be written. The error names the file.
 pub fn run(model: &Arc<Model>, input: &Path, output: &Path) -> Result<Outcome, VolumeError> {
     let path = only(&input.join(PET))?;
     let image = metaimage::read(&path)?;

@@ -1,5 +1,5 @@
-//! Challenges of interactive segmentation: their own input files, answered the way their containers
-//! are run.
+//! Challenges of interactive segmentation: reads their input files, and writes their output files
+//! as their containers do.
 //!
 //! [`cvpr`] is the CVPR 2025 challenge (a NumPy archive with boxes and clicks for each class),
 //! [`autopet`] is autoPET V (MetaImage files and a list of clicks). Below them are the formats:

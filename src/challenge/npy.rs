@@ -43,6 +43,9 @@ const LONGEST_TEXT: usize = 1 << 16;
 
 impl DType {
     /// Reads a type such as `<f4`, `|u1`, `<U2`, `|O` or, as in pickles, `i8`.
+    ///
+    /// # Errors
+    /// The type is another one; the message lists what is expected.
     pub fn parse(text: &str) -> Result<DType, String> {
         let unknown = || {
             format!(
@@ -210,7 +213,10 @@ pub struct Array {
 }
 
 impl Array {
-    /// Reads a `.npy` file.
+    /// Reads the bytes of a `.npy` file.
+    ///
+    /// # Errors
+    /// The file is damaged, or its element type is not supported.
     pub fn parse(mut bytes: Vec<u8>) -> Result<Array, String> {
         let (text, body) = header(&bytes)?;
         let untyped = || format!("its header names no plain element type: {}", text.trim());
@@ -246,7 +252,10 @@ impl Array {
         (0..count).map(move |at| &self.data[place(at) * self.dtype.size..][..self.dtype.size])
     }
 
-    /// The results of `of` for every item.
+    /// The results of `of` for every item, in order with the last axis fastest.
+    ///
+    /// # Errors
+    /// Items are not numbers.
     pub fn numbers<T>(&self, of: impl Fn(f64) -> T) -> Result<Vec<T>, String> {
         if matches!(self.dtype.kind, Kind::Text | Kind::Object) {
             return Err(format!("it holds items of type {}, expected numbers", self.dtype.name()));
@@ -256,7 +265,10 @@ impl Array {
         Ok(numbers)
     }
 
-    /// Every item.
+    /// Every item, in order with the last axis fastest.
+    ///
+    /// # Errors
+    /// The array is of objects, or a text in it is invalid.
     pub fn items(&self) -> Result<Vec<Item>, String> {
         if self.dtype.is_object() {
             return Err("it holds objects, expected plain items".into());

@@ -22,6 +22,9 @@ pub struct Npz {
 
 impl Npz {
     /// Opens a file and reads its directory.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no zip archive.
     pub fn open(path: &Path) -> Result<Npz, VolumeError> {
         let file = File::open(path).map_err(|e| VolumeError::new(path, e.to_string()))?;
         let length = file.metadata().map_err(|e| VolumeError::new(path, e.to_string()))?.len();
@@ -42,6 +45,9 @@ impl Npz {
     }
 
     /// The array of that name.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
     pub fn array(&mut self, key: &str) -> Result<Array, VolumeError> {
         let array = self.bytes(key).and_then(Array::parse);
         array.map_err(|e| self.fail(key, &e))
@@ -155,6 +161,9 @@ fn deflated(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
 
 /// Writes an archive of arrays, each with its name and its `.npy` bytes, stored or deflated. It
 /// appears when the result is committed.
+///
+/// # Errors
+/// The file cannot be written.
 pub fn write(
     path: &Path,
     arrays: &[(&str, Vec<u8>)],

@@ -51,8 +51,11 @@ pub struct Loaded {
 }
 
 impl Case {
-    /// Reads scan and label; an error names the file, also if the label image contains nothing of
-    /// the object.
+    /// Reads the scan and its label image.
+    ///
+    /// # Errors
+    /// A file cannot be read, the label image does not fit the scan, or it contains nothing of the
+    /// object; the message names the file.
     pub fn read(&self, target: &TargetLabel) -> Result<Loaded, DataError> {
         let about = |path: &Path, e: &dyn std::fmt::Display| DataError::new(path, strip(&e, path));
         let of_image = |e| {
@@ -156,13 +159,18 @@ fn ending(name: &str) -> Option<&'static str> {
     ENDINGS.into_iter().find(|e| name.ends_with(e))
 }
 
-/// The cases of a dataset: a CSV file with columns `image,label[,name][,modality]` (paths from its
-/// folder; ct, mr or pet), or a folder laid out as MSD (`dataset.json`, or `imagesTr` and
-/// `labelsTr`), nnU-Net (`imagesTr/CASE_0000.nii.gz` and `labelsTr/CASE.nii.gz`), LiTS
-/// (`volume-N.nii` and `segmentation-N.nii`, at any depth), KiTS (`CASE/imaging.nii.gz` and
+/// The cases of a dataset on disk, sorted by name.
+///
+/// A dataset is a CSV file with columns `image,label[,name][,modality]` (paths from its folder; ct,
+/// mr or pet), or a folder laid out as MSD (`dataset.json`, or `imagesTr` and `labelsTr`), nnU-Net
+/// (`imagesTr/CASE_0000.nii.gz` and `labelsTr/CASE.nii.gz`), LiTS (`volume-N.nii` and
+/// `segmentation-N.nii`, at any depth), KiTS (`CASE/imaging.nii.gz` and
 /// `CASE/segmentation.nii.gz`), or one folder per case (`CASE/image.nii.gz` and
-/// `CASE/label.nii.gz`). Sorted by name. `channel` picks one (from 0) of scans that have several:
-/// volumes of a file, or nnU-Net's files.
+/// `CASE/label.nii.gz`). `channel` picks one (from 0) of scans that have several: volumes of a
+/// file, or nnU-Net's files.
+///
+/// # Errors
+/// The file or folder cannot be read, has none of these layouts, or two cases have the same name.
 pub fn list(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataError> {
     let mut cases = if path.is_file() { from_csv(path)? } else { from_folder(path, channel)? };
     cases.iter_mut().for_each(|c| c.volume = c.volume.or(channel));
@@ -333,7 +341,8 @@ pub struct Split {
 }
 
 impl Split {
-    /// 0.7 / 0.1 / 0.2 of the cases, by seed; at least one for validation if there are two.
+    /// A split drawn by seed: 0.7 of the cases for training, 0.1 for validation, 0.2 for testing;
+    /// at least one for validation if there are two.
     pub fn by_seed(cases: &[Case], seed: u64) -> Split {
         let mut names: Vec<String> = cases.iter().map(|c| c.name.clone()).collect();
         names.sort();
@@ -351,7 +360,11 @@ impl Split {
         Split { train: sorted(&names), validation: sorted(validation), test: sorted(test) }
     }
 
-    /// Reads a JSON file and checks that every name is a case, in only one part.
+    /// Reads a split from a JSON file, `{"train": [names], "validation": [names], "test":
+    /// [names]}`.
+    ///
+    /// # Errors
+    /// The file cannot be read or has another form, or a name is no case or is in two parts.
     pub fn read(path: &Path, cases: &[Case]) -> Result<Split, DataError> {
         let text = read_text(path, "JSON").map_err(|e| DataError::new(path, e))?;
         let expected = r#"expected {"train": [names], "validation": [names], "test": [names]}"#;

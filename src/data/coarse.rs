@@ -19,7 +19,8 @@ pub struct Coarseness {
     pub shift: f32,
 }
 
-/// The mask of `label` `[i][j][k]` with its surface moved at random; 1 on the object.
+/// A mask that is roughly right: that of `label` `[i][j][k]` with its surface moved at random; 1 on
+/// the object.
 pub fn coarse(
     rng: &mut impl Rng,
     label: &[u8],

@@ -72,12 +72,13 @@ impl Default for Augmentation {
     }
 }
 
-/// The label's extent in voxels of the scan; none if it is empty.
+/// The extent of the object that a label `[i][j][k]` marks, in voxels of the scan; none if it is
+/// empty.
 pub fn extent(label: &[u8], grid: &Grid) -> Option<Extent> {
     Some(Extent::of_box(bounding_box(label, grid.size)?.map(|v| v as usize)))
 }
 
-/// The label on another grid: interpolated, 1 from one half on.
+/// A label resampled to another grid by trilinear interpolation: 1 from one half on.
 pub fn label_on(to: &Grid, label: &[u8], grid: &Grid) -> Vec<u8> {
     let wide: Vec<f32> =
         memory::collected(LABEL, label.iter().map(|l| f32::from(u8::from(*l != 0))));
@@ -101,7 +102,8 @@ pub fn place(config: &Config, grid: &Grid, extent: &Extent) -> Patch {
     Patch::place(grid, config.patch, working_spacing(config, grid, Some(extent)), extent)
 }
 
-/// A sample as evaluation sees it, without augmentation.
+/// A sample as evaluation sees it, centred on the object and without augmentation; none if the
+/// label is empty.
 pub fn centred(config: &Config, name: &str, image: &Volume, label: &[u8]) -> Option<Sample> {
     let extent = extent(label, &image.grid)?;
     let patch = place(config, &image.grid, &extent);

@@ -57,9 +57,16 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// Opens `data` (comma-separated), drawn from by `shares`; real cases are split by the file or
-    /// by seed. With `disk`, a folder and a spacing in mm, cases are resampled once and kept there.
-    /// `channel` picks one of scans that have several.
+    /// Opens the sources that `data` names, separated by commas: `synth:SEED` for synthetic scans,
+    /// or the path of a dataset ([`list`]). `shares`, one number for each, are the weights with
+    /// which they are drawn from; none for equal ones.
+    ///
+    /// Real cases are split by the file `split`, otherwise by `seed`. With `disk`, a folder and a
+    /// spacing in mm, cases are resampled once and kept there. `channel` picks one of scans that
+    /// have several.
+    ///
+    /// # Errors
+    /// A source, the split or the shares cannot be used.
     pub fn open(
         data: &str,
         shares: &str,
@@ -128,8 +135,11 @@ impl Pools {
 }
 
 impl Pool {
-    /// The training sample of item `item` of step `step`. A case that cannot be used is remembered,
-    /// and another one is drawn.
+    /// The training sample of item `item` of step `step`. A case that cannot be used is remembered
+    /// ([`Pool::skipped`]), and another one is drawn.
+    ///
+    /// # Errors
+    /// None of 64 cases that were drawn can be used.
     pub fn draw(
         &self,
         config: &Config,
@@ -179,8 +189,8 @@ impl Pool {
         ))
     }
 
-    /// `count` fixed samples to validate on: real cases first, then synthetic ones. None where it
-    /// was to stop before the last of them was begun.
+    /// The `count` samples to validate on, always the same: real cases first, then synthetic ones.
+    /// None if `stops` became true before the last of them was begun.
     pub fn fixed(
         &self,
         config: &Config,

@@ -133,7 +133,7 @@ impl Scene {
     }
 }
 
-/// The scan number `index` of the series `seed`: the same numbers give the same scan.
+/// Makes scan number `index` of the series `seed`: the same numbers give the same scan.
 pub fn generate(seed: u64, index: u64) -> Synthetic {
     let mut rng = generator(seed, &[0x73_79_6e_74_68, index]);
     let modality = match rng.random_range(0..20) {
@@ -144,7 +144,7 @@ pub fn generate(seed: u64, index: u64) -> Synthetic {
     generate_as(&mut rng, modality)
 }
 
-/// One scan of a given kind.
+/// Makes a scan of a given modality from a generator's numbers.
 pub fn generate_as(rng: &mut impl Rng, modality: Modality) -> Synthetic {
     let edge = FINE as f32;
     let ct = modality == Modality::Ct;

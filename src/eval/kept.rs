@@ -16,10 +16,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-/// The file's name.
+/// The name of the file of results in the folder of an evaluation.
 pub const FILE: &str = "cases.jsonl";
 
-/// Everything that numbers depend on, by name.
+/// The settings of an evaluation, by name: everything that numbers depend on.
 pub type Settings = BTreeMap<String, Value>;
 
 /// The first line.
@@ -104,7 +104,7 @@ pub enum KeptError {
     },
 }
 
-/// The file, and its contents.
+/// The results of an evaluation in a file, which is open to add more.
 pub struct Kept {
     path: PathBuf,
     file: File,
@@ -161,7 +161,7 @@ impl Kept {
         Ok(Kept { path, file, records, dropped })
     }
 
-    /// Lines that were truncated or damaged. Their results count as not computed.
+    /// The number of lines that were truncated or damaged. Their results count as not computed.
     pub fn dropped(&self) -> usize {
         self.dropped
     }
@@ -178,6 +178,9 @@ impl Kept {
 
     /// Adds a record, in place of an earlier one of the same case and protocol. It is on disk when
     /// this returns.
+    ///
+    /// # Errors
+    /// The file cannot be written; the message names it.
     pub fn add(&mut self, record: Record) -> Result<(), String> {
         let fail = |e: std::io::Error| format!("{}: {e}", self.path.display());
         let line = serde_json::to_string(&record).map_err(|e| fail(e.into()))?;

@@ -1,15 +1,32 @@
-//! Agreement of a mask with another: overlap and surface distances.
+//! Agreement of a mask with another: overlap (Dice) and surface distances (NSD, Hausdorff).
+//!
+//! Masks are `[i][j][k]`, 1 on the object and 0 off it, one byte per voxel of a grid.
+//!
+//! ```
+//! use prism::eval::metrics::Metrics;
+//! use prism::volume::{Affine, Grid};
+//!
+//! let grid = Grid { size: [4, 4, 4], affine: Affine::from_spacing([1.0, 1.0, 2.5]) };
+//! let (mut truth, mut prediction) = (vec![0; 64], vec![0; 64]);
+//! truth[21] = 1; // voxel [1, 1, 1]
+//! truth[22] = 1; // voxel [1, 1, 2]
+//! prediction[21] = 1;
+//! let metrics = Metrics::of(&truth, &prediction, &grid);
+//! assert!((metrics.dice - 2.0 / 3.0).abs() < 1e-12);
+//! assert_eq!(metrics.nsd, 1.0); // all of both surfaces is within 5 mm of the other
+//! ```
 
 use super::surface::{Distances, distances};
 use crate::volume::Grid;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// The paper's tolerance of the surface Dice, in mm.
+/// The tolerance of the surface Dice in mm, as in the paper.
 pub const TOLERANCE: f64 = 5.0;
 
+#[doc(inline)]
 pub use crate::train::interactive::dice;
 
-/// Everything about the surfaces of two masks.
+/// The distances between the surfaces of two masks, from which surface metrics are computed.
 pub struct Surfaces {
     /// From the truth's surface to the prediction's.
     pub to_prediction: Distances,
@@ -22,7 +39,7 @@ fn area(list: &Distances) -> f64 {
 }
 
 impl Surfaces {
-    /// Measures masks of zeros and ones on a grid.
+    /// Measures two masks on a grid. They have one value per voxel, zeros and ones.
     pub fn of(truth: &[u8], prediction: &[u8], grid: &Grid) -> Surfaces {
         let [to_prediction, to_truth] = distances(truth, prediction, grid);
         Surfaces { to_prediction, to_truth }
@@ -38,8 +55,8 @@ impl Surfaces {
         }
     }
 
-    /// The normalised surface Dice: the part of both surfaces' area that is within `tolerance` mm
-    /// of the other. 1 if both masks are empty, 0 if one is.
+    /// The normalised surface Dice (Nikolov et al. 2021): the part of both surfaces' area that is
+    /// within `tolerance` mm of the other, 0 to 1. 1 if both masks are empty, 0 if one is.
     pub fn nsd(&self, tolerance: f64) -> f64 {
         if let Some((nsd, _)) = self.of_nothing() {
             return nsd;
@@ -83,14 +100,15 @@ impl Surfaces {
     }
 }
 
-/// The numbers that tables report.
+/// The metrics that tables report: Dice, surface Dice and Hausdorff distance.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Overlap, 0 to 1.
+    /// Dice coefficient of the voxels, 0 to 1; 1 if both masks are empty.
     pub dice: f64,
-    /// Surface Dice at a tolerance of 5 mm, 0 to 1.
+    /// Normalised surface Dice at a tolerance of 5 mm ([`Surfaces::nsd`]), 0 to 1.
     pub nsd: f64,
-    /// Robust Hausdorff distance at 95 %, in mm.
+    /// Robust Hausdorff distance at 95 % ([`Surfaces::hausdorff`]), in mm; infinite if one of the
+    /// masks is empty.
     #[serde(deserialize_with = "or_infinite")]
     pub hausdorff_95: f64,
 }
@@ -101,7 +119,8 @@ fn or_infinite<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
 }
 
 impl Metrics {
-    /// Compares masks of zeros and ones on a grid.
+    /// Compares a prediction with the truth: two masks on a grid, one value per voxel, zeros and
+    /// ones.
     pub fn of(truth: &[u8], prediction: &[u8], grid: &Grid) -> Metrics {
         let surfaces = Surfaces::of(truth, prediction, grid);
         Metrics {
@@ -112,8 +131,8 @@ impl Metrics {
     }
 }
 
-/// Mean and half the width of the 95 % interval of Student's t distribution; the width is none for
-/// fewer than two values.
+/// The mean of some values, and half the width of its 95 % confidence interval by Student's t
+/// distribution; None for fewer than two values. The mean of no values is NaN.
 pub fn mean_interval(values: &[f64]) -> (f64, Option<f64>) {
     let n = values.len();
     let mean = values.iter().sum::<f64>() / n as f64;

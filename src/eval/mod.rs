@@ -1,4 +1,7 @@
-//! Evaluation: metrics, and the paper's protocol with simulated users.
+//! Evaluation: metrics, and protocols with simulated users, whose results are kept and reported.
+//!
+//! [`metrics`] compares two masks. [`protocol::run`] lets a simulated user segment a case, [`kept`]
+//! stores results as they are computed, and [`report`] makes tables of them.
 
 pub mod kept;
 pub mod metrics;

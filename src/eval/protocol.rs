@@ -1,5 +1,7 @@
-//! Simulated users of several kinds, eleven iterations: the paper's, on the scan's own grid or on
-//! the resampled region that the network sees, and users who steer.
+//! Evaluation protocols: simulated users of several kinds, and how a case is run with one.
+//!
+//! Those of the paper are judged on the scan's own grid, or on the resampled region that the
+//! network sees; users who steer, on the scan's own grid.
 
 use super::region::Region;
 use super::result::{CaseResult, Tally};
@@ -13,10 +15,10 @@ use crate::volume::{Grid, Volume};
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
 
-/// A kind of simulated user, by the paper's names.
+/// An evaluation protocol: a kind of simulated user, with its name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Protocol {
-    /// Name of the protocol.
+    /// The protocol's name, one of [`NAMES`].
     pub name: String,
     /// The behaviour of the protocol's user.
     pub way: Way,
@@ -25,7 +27,7 @@ pub struct Protocol {
 /// The behaviour of a protocol's user.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Way {
-    /// As the paper's: every iteration gives prompts to the network alone.
+    /// As the paper's: in every iteration the network alone gets the prompts of that iteration.
     Paper(User),
     /// Gives a first prompt, then corrects by one click or one stroke at a time, and sees the
     /// session's answers.
@@ -37,7 +39,7 @@ pub enum Way {
     },
 }
 
-/// Names of all protocols.
+/// The names of all protocols: [`Protocol::named`] explains them.
 pub const NAMES: [&str; 12] = [
     "plain",
     "plain-b-1",
@@ -54,12 +56,20 @@ pub const NAMES: [&str; 12] = [
 ];
 
 impl Protocol {
-    /// `plain`: points alone; `plain-b-1`, `plain-b-50`: a box and 1 or 50 points; `basic`: a box
-    /// and 1 to 50 points; `erode`, `dilate`: the same with the box moved in or out by 5 voxels;
-    /// `ultra`: basic with centreline scribbles; `ultra+`: with lines and outlines too. `points`,
-    /// if given, replaces the number of points. `click`: a box, then a click in the middle of the
-    /// largest error at a time; `click-point`, `click-mask`: the same after a point or a coarse
-    /// mask; `scribble-one`: a box, then a stroke on one slice of the largest error at a time.
+    /// The protocol called `name`; None for an unknown name. The first eight are the paper's;
+    /// `points`, if given, replaces their number of points.
+    ///
+    /// | name | start | prompts |
+    /// |---|---|---|
+    /// | `plain` | nothing | a point in each iteration |
+    /// | `plain-b-1`, `plain-b-50` | a box | 1 or 50 points in each iteration |
+    /// | `basic` | a box | 1 to 50 points in each iteration |
+    /// | `erode`, `dilate` | a box with its sides moved in or out by 5 voxels | as `basic` |
+    /// | `ultra` | a box | as `basic`, and centreline scribbles |
+    /// | `ultra+` | a box | as `basic`, and scribbles of all kinds |
+    /// | `click` | a box | then one click at a time, in the middle of the largest error |
+    /// | `click-point`, `click-mask` | a point, or a coarse mask | as `click` |
+    /// | `scribble-one` | a box | then one stroke at a time, on one slice of the largest error |
     pub fn named(name: &str, points: Option<usize>) -> Option<Protocol> {
         let boxed = |low: usize, high: usize| User {
             points: [low, high],
@@ -107,13 +117,18 @@ pub enum Place {
 pub struct Plan {
     /// Where answers are judged and corrected.
     pub place: Place,
-    /// Iterations of a case.
+    /// Iterations of a case, the first prompt included.
     pub iterations: usize,
     /// Seed of the simulated users.
     pub seed: u64,
 }
 
-/// Runs one case under one protocol. The same seed and case name give the same prompts.
+/// Runs one case under one protocol: `label` is the truth, `[i][j][k]` on the image's grid. The
+/// same seed and case name give the same prompts.
+///
+/// # Errors
+/// The label is empty, the protocol cannot be judged there, or a session or the network fails; as
+/// text.
 pub fn run(
     model: &Arc<Model>,
     image: &Arc<Volume>,
@@ -182,8 +197,9 @@ fn on_scan(
 /// How a refusal of memory names it.
 const SIDES: &str = "the two sides of a label";
 
-/// The object left and right of the scan's middle plane (in the patient), by name; parts that are
-/// empty are left out. An object is on the side where its connected component has its centre.
+/// The parts of an object left and right (in the patient) of the scan's middle plane, by name, each
+/// as a mask; parts that are empty are left out. A connected component is on the side where its
+/// centre is.
 pub fn sides(label: &[u8], grid: &Grid) -> Vec<(&'static str, Vec<u8>)> {
     let [ni, nj, nk] = grid.size;
     let middle = grid.affine.apply(grid.size.map(|s| (s as f64 - 1.0) / 2.0))[0];

@@ -26,7 +26,7 @@ struct Window {
     features: Features,
 }
 
-/// A region with everything the network knows of it.
+/// The surroundings of an object, resampled to the network's spacing and encoded.
 pub struct Region {
     grid: Grid,
     label: Vec<u8>,
@@ -44,7 +44,11 @@ fn starts(length: usize, edge: usize) -> Vec<usize> {
 }
 
 impl Region {
-    /// Resamples the object's surroundings and encodes every window.
+    /// Resamples the surroundings of the object that `label` `[i][j][k]` marks, and encodes every
+    /// window.
+    ///
+    /// # Errors
+    /// The label is empty, or the network fails; as text.
     pub fn new(model: &Model, image: &Volume, label: &[u8]) -> Result<Region, String> {
         let (config, edge) = (model.config(), model.config().patch);
         let whole = extent(label, &image.grid).ok_or("the label is empty")?;
@@ -95,7 +99,10 @@ impl Region {
         Ok(Region { grid, label, windows })
     }
 
-    /// Lets a simulated user correct the region.
+    /// Lets a simulated user segment the object in some iterations.
+    ///
+    /// # Errors
+    /// The network fails; as text.
     pub fn run(
         &self,
         model: &Model,

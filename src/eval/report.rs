@@ -7,7 +7,7 @@ use crate::chart::{Chart, Series};
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// All cases under one protocol.
+/// The results of all cases under one protocol.
 pub struct Results {
     /// The protocol's name.
     pub protocol: String,
@@ -68,7 +68,7 @@ impl Results {
         self.cases.iter().map(f).filter(|v| !v.is_nan()).collect()
     }
 
-    /// Dice after iteration `t` of every case.
+    /// The Dice of every case after iteration `t`, from 0; NaN for a case with fewer iterations.
     pub fn dice_after(&self, t: usize) -> Vec<f64> {
         self.column(|c| c.dice.get(t).copied().unwrap_or(f64::NAN))
     }
@@ -79,8 +79,9 @@ impl Results {
     }
 }
 
-/// The paper's table: one row per configuration, Dice and surface Dice in percent with their 95 %
-/// intervals, after the first and the last iteration.
+/// The results as Markdown: the paper's table, with one row per protocol, Dice and surface Dice in
+/// percent with their 95 % intervals, after the first and the last iteration; then a table of the
+/// cases of each protocol. `about` is the text above.
 pub fn markdown(results: &[Results], about: &str) -> String {
     let mut text = format!(
         "{about}\n\n| configuration | cases | Dice, first | Dice, last | NSD (5 mm), first | NSD (5 mm), last | HD95 mm, last |\n"
@@ -183,7 +184,10 @@ fn steered(results: &[Results]) -> String {
     text
 }
 
-/// One row per case and protocol, with Dice after every iteration.
+/// The results as CSV: one row per case and protocol, with Dice after every iteration.
+///
+/// # Errors
+/// The writer's, as text.
 pub fn csv(results: &[Results]) -> Result<String, String> {
     let iterations = results.iter().map(Results::iterations).max().unwrap_or(0);
     let mut writer = csv::Writer::from_writer(vec![]);
@@ -206,7 +210,7 @@ pub fn csv(results: &[Results]) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|e| e.to_string())
 }
 
-/// All results as JSON, for programs, with `about` beside them.
+/// The results as JSON, for programs, with `about` beside them.
 pub fn json(results: &[Results], about: serde_json::Value) -> serde_json::Value {
     let one = |r: &Results| {
         let summary = |v: Vec<f64>| {
@@ -219,7 +223,7 @@ pub fn json(results: &[Results], about: serde_json::Value) -> serde_json::Value 
     json!({ "about": about, "results": results.iter().map(one).collect::<Vec<_>>() })
 }
 
-/// Dice over iterations, mean with its 95 % interval.
+/// A chart of Dice over iterations: for each protocol the mean, with its 95 % interval as a band.
 pub fn curve(results: &[Results]) -> Chart {
     let series = |r: &Results| {
         let each: Vec<(f64, Option<f64>)> =

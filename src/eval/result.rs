@@ -4,7 +4,7 @@ use super::metrics::{Metrics, dice};
 use crate::volume::Grid;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// The result for one object.
+/// The result of a case under a protocol: how well one object was segmented.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CaseResult {
     /// The case, and the side if both are judged separately.

@@ -168,8 +168,8 @@ fn nearest(on: &[bool], size: [usize; 3], spacing: [f64; 3]) -> Option<Vec<[i32;
 /// element's area in mm²; sorted.
 pub type Distances = Vec<(f64, f64)>;
 
-/// The distances from `truth`'s surface to `prediction`'s and back. Distances to an empty mask are
-/// infinite.
+/// The distances from `truth`'s surface to `prediction`'s, and back, of masks `[i][j][k]` of zeros
+/// and ones on a grid. Distances to an empty mask are infinite; those from one are none.
 pub fn distances(truth: &[u8], prediction: &[u8], grid: &Grid) -> [Distances; 2] {
     let (size, spacing) = (grid.size, grid.spacing());
     let either: Vec<u8> =

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 
-/// Why a checkpoint cannot be read.
+/// Why a checkpoint cannot be read; the message names the file.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {message}")]
 pub struct CheckpointError {
@@ -99,7 +99,12 @@ fn dtype_name(dtype: DType) -> &'static str {
 /// Dictionaries under which training scripts keep the weights.
 const WRAPPERS: [&str; 5] = ["model_state_dict", "state_dict", "model_dict", "model", "network"];
 
-/// Reads the weights of a checkpoint; its other contents (optimiser, schedule, epoch) are ignored.
+/// Reads the weights of a PyTorch checkpoint; its other contents (optimiser, schedule, epoch) are
+/// ignored. Values stay in the file until [`Entry::values`] reads them.
+///
+/// # Errors
+/// The file cannot be read, is no checkpoint, is damaged, names a callable that is not harmless, or
+/// contains no tensors.
 pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     let fail = |message: String| CheckpointError { path: path.into(), message };
     let mut file = File::open(path).map_err(|e| fail(e.to_string()))?;

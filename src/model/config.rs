@@ -3,11 +3,11 @@
 use crate::volume::Modality;
 use serde::{Deserialize, Serialize};
 
-/// Which of the two encoder paths exist.
+/// Which paths the image encoder has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoder {
-    /// Both, their features added.
+    /// Both paths, their features added: the released architecture.
     Hybrid,
     /// The vision transformer alone; the last decoder stage then has no skip feature.
     Vit,
@@ -15,14 +15,16 @@ pub enum Encoder {
     Cnn,
 }
 
-/// How intensities become network input: clip, subtract the mean, divide by the standard deviation.
+/// The intensity statistics of a model's training data, by which scans are normalised for it.
+///
+/// [`session::normalization`](crate::session::normalization) decides for a scan whether they apply.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Intensity {
     /// Values are clipped to this range first.
     pub clip: [f32; 2],
-    /// Mean of the clipped foreground.
+    /// Mean of the clipped foreground, which is subtracted.
     pub mean: f32,
-    /// Standard deviation of the clipped foreground.
+    /// Standard deviation of the clipped foreground, by which the difference is divided.
     pub sd: f32,
     /// Whether these are Hounsfield units and the model takes other scans as well: then a scan that
     /// is not a CT is normalised by its own percentiles.
@@ -31,12 +33,13 @@ pub struct Intensity {
 }
 
 impl Intensity {
-    /// Whether these numbers are for a scan of that kind.
+    /// Whether these numbers are for scans of that modality.
     pub fn applies_to(&self, modality: Modality) -> bool {
         !self.hounsfield || modality == Modality::Ct
     }
 
-    /// The statistics released with the paper's four datasets.
+    /// The statistics released with the paper's four datasets, by name: `colon`, `pancreas`,
+    /// `liver` and `kidney`.
     pub const PRESETS: [(&'static str, Intensity); 4] = [
         (
             "colon",
@@ -56,13 +59,13 @@ impl Intensity {
         ),
     ];
 
-    /// The preset called `name`.
+    /// The statistics called `name` in [`Intensity::PRESETS`].
     pub fn preset(name: &str) -> Option<Intensity> {
         Self::PRESETS.iter().find(|(n, _)| *n == name).map(|(_, i)| *i)
     }
 }
 
-/// The architecture. [`Config::base`] is the released one.
+/// The architecture of a network, as a model file states it. [`Config::base`] is the released one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -114,8 +117,8 @@ pub struct Config {
     /// steers; 0 for the point's voxel alone, as in the paper.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub click_radius: f32,
-    /// The Dice to expect of a session's answer, from its score: the first number, plus the second
-    /// times the score. None if this was never measured.
+    /// The calibration `[a, b]` of scores: the expected Dice of a session's answer is a + b times
+    /// its score. None if this was never measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<[f32; 2]>,
     /// Intensity statistics of the data the weights were trained on.
@@ -127,7 +130,7 @@ fn is_zero(v: &f32) -> bool {
     *v == 0.0
 }
 
-/// A configuration that describes no network.
+/// Why a configuration describes no network: the field, its value, and what was expected.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("configuration: {field} is {value}, expected {expected}")]
 pub struct ConfigError {
@@ -213,7 +216,7 @@ impl Config {
         }
     }
 
-    /// A preset by name: `base` or `small`.
+    /// The architecture called `base` ([`Config::base`]) or `small` ([`Config::small`]).
     pub fn preset(name: &str) -> Option<Config> {
         match name {
             "base" => Some(Config::base()),
@@ -222,7 +225,7 @@ impl Config {
         }
     }
 
-    /// The token grid's edge.
+    /// Tokens along each axis of a patch: one for 16 voxels.
     pub fn grid(&self) -> usize {
         self.patch / 16
     }
@@ -242,8 +245,11 @@ impl Config {
         self.encoder != Encoder::Cnn
     }
 
-    /// Channels of decoder stage `level` (4 first, 1 last): coarse input, upsampled, skip feature,
-    /// output.
+    /// The channels of decoder stage `level` (4 is the first, 1 the last): of its coarse input, of
+    /// that upsampled, of the skip feature, of its output.
+    ///
+    /// # Panics
+    /// For a level that is not 1 to 4.
     pub fn stage(&self, level: usize) -> [usize; 4] {
         let (x, out) = (self.channels[level], self.channels[level - 1]);
         let up = if level == 1 { x } else { x / 2 };
@@ -258,7 +264,10 @@ impl Config {
             .collect()
     }
 
-    /// Checks that the numbers describe a network.
+    /// Checks that the numbers describe a network that can be built.
+    ///
+    /// # Errors
+    /// The first field that is out of range, or does not go with others.
     pub fn check(&self) -> Result<(), ConfigError> {
         let fail = |field, value: String, expected: &str| {
             Err(ConfigError { field, value, expected: expected.to_string() })
@@ -454,7 +463,8 @@ impl Config {
         }
     }
 
-    /// Tensors that released checkpoints hold and the network does not use.
+    /// Tensors that released checkpoints contain and the network does not use, by name, with their
+    /// shapes.
     pub fn unused(&self) -> Vec<(String, Vec<usize>)> {
         let mut list = Names(vec![]);
         list.weight_bias("mask_decoder.decoder.final_conv", &[2, self.channels[0], 1, 1, 1]);

@@ -95,13 +95,14 @@ impl ReadbackLayout {
     }
 }
 
-/// Choice, scores and masks of an interaction, as they came from the device.
+/// The choice, scores and masks of an interaction, on the host. Made by [`Answer::summary`].
 pub struct Summary {
-    /// The chosen candidate.
+    /// The index of the chosen candidate.
     pub selected: usize,
-    /// Each candidate's score.
+    /// Each candidate's score, 0 to 1.
     pub scores: Vec<f32>,
-    /// The answer's mask, one bit a voxel, first voxel in the highest bit; then each candidate's.
+    /// The answer's mask, then each candidate's: one bit per voxel `[i][j][k]`, the first voxel in
+    /// the highest bit of the first byte.
     pub bits: Vec<Vec<u8>>,
 }
 

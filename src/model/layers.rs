@@ -148,7 +148,7 @@ impl Mlp {
     }
 }
 
-/// What the network is about to do, as told to the function that paces it ([`Observer::paced`]).
+/// What the network is about to do, for the function that paces it ([`Observer::paced`]).
 #[derive(Clone, Copy)]
 pub enum Part<'a> {
     /// An op of encoding a patch.
@@ -159,8 +159,10 @@ pub enum Part<'a> {
     Elsewhere(&'a dyn Fn() -> bool),
 }
 
-/// Watches the network at work: its intermediate results by name, for verification and debugging,
-/// or only its progress; or paces it. Costs nothing when absent.
+/// Watches the network at work: its progress, which it may cancel; its intermediate results, for
+/// verification and debugging; or it paces the network. [`Observer::none`] costs nothing.
+///
+/// Its function is called on the thread that runs the network, between ops.
 pub struct Observer<'a>(Watch<'a>);
 
 /// The function that an observer calls.
@@ -178,14 +180,16 @@ impl<'a> Observer<'a> {
         Observer(Watch::Nobody)
     }
 
-    /// Calls `f(name, tensor)` for every stage; maps are channels last.
+    /// Calls `f(name, tensor)` with the result of every stage, such as `image_embedding` or
+    /// `refined`; maps are channels last. On a CUDA device the network then runs op by op, which
+    /// takes longer.
     pub fn new(f: &'a mut dyn FnMut(&str, &Tensor)) -> Observer<'a> {
         Observer(Watch::Results(f))
     }
 
-    /// Calls `f(name)` as each stage is done ([`super::Model::steps`] tells how many there are); if
-    /// it returns false, the work ends with [`OpError::Cancelled`]. A CUDA device does all of
-    /// encoding, and all of an interaction, as one step.
+    /// Calls `f(name)` when each stage is done, of which there are [`super::Model::steps`]; if it
+    /// returns false, the work ends with [`OpError::Cancelled`]. On a CUDA device all of encoding,
+    /// and all of an interaction, is one stage.
     pub fn steps(f: &'a mut dyn FnMut(&str) -> bool) -> Observer<'a> {
         Observer(Watch::Steps(f))
     }

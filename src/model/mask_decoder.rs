@@ -32,14 +32,14 @@ pub struct Heads {
     weights: Var,
 }
 
-/// The decoder's result of one iteration.
+/// The mask decoder's result: candidate masks of one interaction, and their scores.
 pub struct Candidates {
     /// Logits `[m, s, s, s]`; if there are `bits` of all candidates, `[1, s, s, s]`, those of the
     /// chosen one alone.
     pub masks: Var,
     /// One bit per voxel of every candidate, set if positive, first voxel in the highest bit.
     pub bits: Option<Vec<Vec<u8>>>,
-    /// `[m, 1]`, in 0 to 1.
+    /// The network's estimate of each candidate's Dice, `[m, 1]`, 0 to 1.
     pub scores: Var,
 }
 
@@ -49,16 +49,25 @@ fn best(scores: &[f32]) -> usize {
 
 impl Candidates {
     /// The index of the chosen candidate: the one with the highest score, the first of equal ones.
+    ///
+    /// # Errors
+    /// The device fails, from which scores are copied.
     pub fn selected(&self) -> Result<usize, OpError> {
         Ok(best(self.scores.try_data()?))
     }
 
-    /// The index of the chosen candidate among `masks`.
+    /// The index of the chosen candidate in `masks`, which may hold that one alone.
+    ///
+    /// # Errors
+    /// As [`Candidates::selected`].
     pub fn place(&self) -> Result<usize, OpError> {
         if self.bits.is_some() { Ok(0) } else { self.selected() }
     }
 
-    /// The chosen candidate's logits, `s³` values.
+    /// The chosen candidate's logits, `s³` values `[i][j][k]`.
+    ///
+    /// # Errors
+    /// As [`Candidates::selected`].
     pub fn selected_logits(&self) -> Result<&[f32], OpError> {
         let voxels = self.masks.len() / self.masks.shape()[0];
         Ok(&self.masks.try_data()?[self.place()? * voxels..][..voxels])

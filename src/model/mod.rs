@@ -1,7 +1,32 @@
 //! The network: configuration, weights, and the two programs that a session runs, encode and
 //! interact.
 //!
-//! There is one file per part. Everything is written once against the ops; maps are channels last.
+//! [`Weights::open`] reads a model file and [`Model::new`] makes a network of it, which a
+//! [`Session`](crate::Session) runs. A program that wants the network alone, on patches that it has
+//! cut out and normalised itself, runs it like this:
+//!
+//! ```
+//! use prism::model::{Model, Observer, PatchPrompts, prompt_maps};
+//! use prism::tensor::{OpError, Tensor};
+//!
+//! /// The answer's logits `[i][j][k]` for a click in the middle of a patch.
+//! fn answer(model: &Model, patch: Vec<f32>) -> Result<Vec<f32>, OpError> {
+//!     let s = model.config().patch; // voxels along each axis
+//!     let mut observer = Observer::none();
+//!     let features = model.encode(&Tensor::new([s; 3], patch), &mut observer)?;
+//!
+//!     let points = vec![([s as i32 / 2; 3], true)];
+//!     let history = prompt_maps(model.device(), s, &points); // of all interactions so far
+//!     let prompts = PatchPrompts { points, bounds: None };
+//!     let dense = Tensor::new([s; 3], vec![0.0; s * s * s]); // no answer yet
+//!     let answer = model.interact(&features, &prompts, &dense, &history, &mut observer)?;
+//!     Ok(answer.logits.value().try_data()?.to_vec())
+//! }
+//! ```
+//!
+//! The network is PRISM's: a convolutional encoder beside a vision transformer, a prompt encoder
+//! with a two-way transformer, a mask decoder that proposes several candidates with scores, and a
+//! refiner that corrects the best of them. Maps are channels last, `[n, d, h, w, c]`.
 
 pub mod checkpoint;
 pub mod config;
@@ -33,8 +58,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A network ready to run: weights laid out and composed for its device. Shared by any number of
-/// sessions.
+/// A network ready to run: weights laid out for the kernels of its device. Any number of sessions
+/// and threads may share one.
 pub struct Model {
     config: Config,
     device: Device,
@@ -47,7 +72,8 @@ pub struct Model {
     _charge: Arc<Charge>,
 }
 
-/// The result of encoding an image: everything that interactions need of it.
+/// The result of encoding a patch: everything that interactions need of it. Made by
+/// [`Model::encode`].
 pub struct Features {
     /// `[1, g, g, g, width]`.
     embedding: Var,
@@ -65,7 +91,7 @@ fn next_features() -> u64 {
 }
 
 impl Features {
-    /// Bytes held.
+    /// Bytes that it holds, on the model's device.
     pub fn bytes(&self) -> usize {
         let of = |t: &Tensor| t.len() * t.device_type().map_or(size_of::<f32>(), DType::bytes);
         self.vars().iter().map(|v| of(v.value())).sum::<usize>() + of(&self.half)
@@ -89,7 +115,7 @@ impl Features {
     }
 }
 
-/// One interaction's result.
+/// The result of one interaction on a patch. Made by [`Model::interact`].
 pub struct Answer {
     /// The candidates and the choice among them.
     pub candidates: Candidates,
@@ -106,7 +132,10 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Choice, scores and masks.
+    /// The chosen candidate, and scores and masks of all of them, on the host.
+    ///
+    /// # Errors
+    /// The device fails; memory is refused.
     pub fn summary(&self) -> Result<Arc<Summary>, OpError> {
         if let Some(summary) = &self.summary {
             return Ok(summary.clone());
@@ -136,7 +165,9 @@ fn pack(logits: &[f32]) -> Vec<u8> {
 }
 
 impl Model {
-    /// Lays the weights out for `device`.
+    /// Makes a network of weights: lays them out for `device`. Large matrices that stay in a model
+    /// file ([`Weights::open`]) are read again when they are needed: if the file was overwritten or
+    /// truncated, that is an error then.
     ///
     /// # Errors
     /// There is not enough memory; the model's file has changed since it was opened; the device
@@ -175,7 +206,7 @@ impl Model {
         &self.device
     }
 
-    /// How many steps an observer sees of encoding, and of an interaction.
+    /// How many stages an observer sees of encoding a patch, and of an interaction.
     pub fn steps(&self) -> [usize; 2] {
         let c = &self.config;
         match &self.device {
@@ -189,7 +220,7 @@ impl Model {
         }
     }
 
-    /// Bytes of weights that were laid out in memory, in addition to the model file's own.
+    /// Bytes of weights that were laid out in memory, in addition to those of the [`Weights`].
     pub fn packed_bytes(&self) -> usize {
         self.image_encoder.bytes()
             + self.mask_decoder.bytes()
@@ -197,8 +228,12 @@ impl Model {
     }
 
     /// Prepares for [`Model::encode`] and [`Model::interact`], so that the first of each takes no
-    /// longer than others. On a CUDA device their recordings are made; on the CPU both run once,
-    /// for an empty image, which leaves memory and transformed weights ready.
+    /// longer than others; takes about as long as one of each. On a CUDA device their recordings
+    /// are made; on the CPU both run once, for an empty image, which leaves memory and transformed
+    /// weights ready.
+    ///
+    /// # Errors
+    /// Memory is refused; the device fails; a model file has changed.
     pub fn warm_up(&self) -> Result<(), OpError> {
         caught(|| {
             let cpu = match &self.device {
@@ -214,9 +249,12 @@ impl Model {
         })
     }
 
-    /// The launches of encoding and of an interaction with a number of tokens on a CUDA device, for
-    /// measuring kernels: each timed separately, or, if no results are needed, listed without
-    /// running. None on the CPU.
+    /// The kernel launches of encoding and of an interaction with `tokens` tokens on a CUDA device,
+    /// for measuring kernels: if `timed`, each is run and timed separately, otherwise they are
+    /// listed without running. None on the CPU.
+    ///
+    /// # Errors
+    /// Memory is refused; the device fails.
     pub fn launches(
         &self,
         tokens: usize,
@@ -233,8 +271,12 @@ impl Model {
         self.graphs.bytes()
     }
 
-    /// Encodes a normalised image `[s, s, s]`, `s` the patch edge. On a CUDA device a recording is
-    /// replayed, unless it is observed.
+    /// Encodes a patch: a normalised image `[s, s, s]`, where s is [`Config::patch`]. On a CUDA
+    /// device a recording is replayed, unless the observer wants results.
+    ///
+    /// # Errors
+    /// The image has another size; memory is refused; the device fails; a model file has changed;
+    /// the observer cancels it.
     pub fn encode(&self, image: &Tensor, observer: &mut Observer) -> Result<Features, OpError> {
         caught(|| {
             self.check_image(image)?;
@@ -266,6 +308,9 @@ impl Model {
     }
 
     /// Encodes a normalised image `[s, s, s]` on a tape, op by op.
+    ///
+    /// # Errors
+    /// As [`Model::encode`].
     pub fn encode_on<'m>(
         &'m self,
         tape: &Tape<'m>,
@@ -296,8 +341,12 @@ impl Model {
         })
     }
 
-    /// The refiner alone, on logits `m` `[s, s, s]` of a mask: the last step of
-    /// [`Model::interact`]. Without a refiner, the logits themselves.
+    /// Runs the refiner alone, on logits `m` `[s, s, s]` of a mask: the last step of
+    /// [`Model::interact`]. `history` are the prompt maps `[1, s, s, s, 2]`. Returns logits
+    /// `[1, s, s, s, 1]`, those given if the network has no refiner.
+    ///
+    /// # Errors
+    /// A size is wrong; otherwise as [`Model::encode`].
     pub fn refine(
         &self,
         features: &Features,
@@ -335,8 +384,13 @@ impl Model {
             .transpose()
     }
 
-    /// One interaction: `prompts` of this iteration, the dense prompt `dense` `[s, s, s]` (the
-    /// previous answer's logits, or zeros), and `history`, the maps of all prompts so far.
+    /// Answers the prompts of one interaction on an encoded patch.
+    ///
+    /// `prompts` are those of this interaction, `dense` `[s, s, s]` is the dense prompt (the
+    /// previous answer's logits, or zeros), and `history` are the maps of all points so far.
+    ///
+    /// # Errors
+    /// A size is wrong; otherwise as [`Model::encode`].
     pub fn interact(
         &self,
         features: &Features,
@@ -381,8 +435,11 @@ impl Model {
         }
     }
 
-    /// One interaction on a tape, op by op, with `history` `[1, s, s, s, 2]` computed. The mask
-    /// reaches the refiner without its gradient.
+    /// Answers prompts as [`Model::interact`] does, on a tape, op by op. `history` `[1, s, s, s,
+    /// 2]` are the prompt maps. The mask reaches the refiner without its gradient.
+    ///
+    /// # Errors
+    /// As [`Model::interact`].
     pub fn interact_on<'m>(
         &'m self,
         tape: &Tape<'m>,

@@ -36,7 +36,10 @@ pub enum PromptMaps {
 /// What messages call the memory of what the network is told.
 pub(super) const TOKENS: &str = "what the network is told";
 
-/// The prompt maps of `points`, all inside a patch of `edge` voxels.
+/// The prompt maps of `points`, for a patch of `edge` voxels a side on `device`.
+///
+/// # Panics
+/// A point outside the patch panics, or marks another voxel.
 pub fn prompt_maps<'a>(
     device: &Device,
     edge: usize,
@@ -78,7 +81,10 @@ impl PromptMaps {
         }
     }
 
-    /// The maps on `device`.
+    /// The maps on `device`, `[1, edge, edge, edge, 2]`.
+    ///
+    /// # Errors
+    /// The device fails.
     pub fn on(&self, device: &Device) -> Result<Tensor, OpError> {
         match (self, device) {
             (PromptMaps::Maps(maps), _) => Ok(maps.clone()),

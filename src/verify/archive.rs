@@ -36,7 +36,10 @@ impl Entry {
 }
 
 impl Archive {
-    /// Reads all of `path`.
+    /// Reads all of the safetensors file `path`.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no safetensors file.
     pub fn open(path: &Path) -> Result<Archive, VerifyError> {
         crate::input::remember(path);
         let bytes = std::fs::read(path).map_err(|e| VerifyError::new(path, e.to_string()))?;
@@ -94,6 +97,9 @@ impl Archive {
     }
 
     /// The metadata value `key`.
+    ///
+    /// # Errors
+    /// There is none.
     pub fn text(&self, key: &str) -> Result<&str, VerifyError> {
         self.metadata
             .get(key)
@@ -107,6 +113,9 @@ impl Archive {
     }
 
     /// The metadata value `key` as a number.
+    ///
+    /// # Errors
+    /// There is none, or it is not a number.
     pub fn number(&self, key: &str) -> Result<f64, VerifyError> {
         let text = self.text(key)?;
         text.parse()
@@ -114,6 +123,9 @@ impl Archive {
     }
 
     /// The metadata value `key` as JSON; null when absent.
+    ///
+    /// # Errors
+    /// It is not JSON.
     pub fn json(&self, key: &str) -> Result<Value, VerifyError> {
         let Some(text) = self.metadata.get(key) else { return Ok(Value::Null) };
         serde_json::from_str(text)
@@ -121,6 +133,9 @@ impl Archive {
     }
 
     /// The tensor `name`.
+    ///
+    /// # Errors
+    /// There is none.
     pub fn get(&self, name: &str) -> Result<&Entry, VerifyError> {
         self.tensors.get(name).ok_or_else(|| self.error(format!("tensor '{name}' is missing")))
     }

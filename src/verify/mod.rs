@@ -63,7 +63,7 @@ pub enum Kind {
     Thinning,
 }
 
-/// One compared quantity.
+/// A quantity that was compared, with its error and its tolerance.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
     /// What was compared.
@@ -122,7 +122,7 @@ impl Check {
     }
 }
 
-/// The result of one file.
+/// The result of the case in one file.
 #[derive(Clone, Debug, Serialize)]
 pub struct CaseReport {
     /// The file, relative to the folder.
@@ -206,6 +206,9 @@ fn cases(folder: &Path) -> Result<Vec<Found>, VerifyError> {
 /// Runs every case below `folder` whose kind is in `only` (all, when empty; then a kind this
 /// program does not know is a failure), calling `report` after each. Returns whether there was at
 /// least one case and every one passed.
+///
+/// # Errors
+/// The folder cannot be read. A case that cannot be run is a failure in its report.
 pub fn run(
     device: &Device,
     folder: &Path,

@@ -44,7 +44,10 @@ pub struct Case {
     pub previous: Option<Vec<u8>>,
 }
 
-/// The archives of a folder, by name.
+/// The paths of the cases in a folder (its `.npz` archives), sorted by name.
+///
+/// # Errors
+/// The folder cannot be read, or holds none.
 pub fn cases(folder: &Path) -> Result<Vec<PathBuf>, VolumeError> {
     let fail = |e: std::io::Error| VolumeError::new(folder, e.to_string());
     let mut paths = vec![];
@@ -58,8 +61,11 @@ pub fn cases(folder: &Path) -> Result<Vec<PathBuf>, VolumeError> {
     if paths.is_empty() { Err(VolumeError::new(folder, "holds no .npz file")) } else { Ok(paths) }
 }
 
-/// Answers the case in `path`, and writes the answer to a file of the same name in the folder
+/// Segments the case in `path`, and writes the answer to a file of the same name in the folder
 /// `output`.
+///
+/// # Errors
+/// As [`Case::read`]; a session fails; the answer cannot be written.
 pub fn run(model: &Arc<Model>, path: &Path, output: &Path) -> Result<Outcome, VolumeError> {
     let case = Case::read(path)?;
     let fail = |e: String| VolumeError::new(path, e);
@@ -86,7 +92,10 @@ pub fn run(model: &Arc<Model>, path: &Path, output: &Path) -> Result<Outcome, Vo
 }
 
 impl Case {
-    /// Reads a case.
+    /// Reads a case from its archive.
+    ///
+    /// # Errors
+    /// The file cannot be read, is damaged, or has another form; the error names it.
     pub fn read(path: &Path) -> Result<Case, VolumeError> {
         let mut file = Npz::open(path)?;
         let volume = image(&mut file)?;

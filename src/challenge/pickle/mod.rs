@@ -82,7 +82,10 @@ impl Value {
     }
 }
 
-/// Reads a pickle.
+/// Reads a pickle, without executing anything.
+///
+/// # Errors
+/// It is damaged, names a function or class that is not one of NumPy's few, or is too large.
 pub fn load(bytes: &[u8]) -> Result<Value, String> {
     if bytes.len() > LONGEST {
         return Err(format!("its pickle has {} bytes, expected at most {LONGEST}", bytes.len()));

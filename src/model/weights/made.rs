@@ -9,8 +9,12 @@ use rand::RngExt;
 use std::collections::HashMap;
 
 impl Weights {
-    /// Weights that are a function of `salt` and their names, for tests and installations without a
-    /// trained model.
+    /// Weights that are a function of `salt` and their names ([`hashed`]), for tests and
+    /// installations without a trained model. A network with them segments nothing meaningful.
+    ///
+    /// # Panics
+    /// If memory for them is refused, this unwinds to [`memory::caught`]. The configuration must
+    /// pass [`Config::check`].
     pub fn hashed(config: Config, salt: &str) -> Weights {
         within_budget(&config);
         let named = config.tensors().into_iter().map(|(name, shape)| {
@@ -23,7 +27,12 @@ impl Weights {
 
     /// Weights to start training from: PyTorch's defaults for convolutions and dense layers
     /// (uniform within the inverse root of the fan-in), ones and zeros for norms, zeros for
-    /// relative positions, normal numbers for embeddings and position codes.
+    /// relative positions, normal numbers for embeddings and position codes. The same seed gives
+    /// the same weights.
+    ///
+    /// # Panics
+    /// If memory for them is refused, this unwinds to [`memory::caught`]. The configuration must
+    /// pass [`Config::check`].
     pub fn initial(config: Config, seed: u64) -> Weights {
         within_budget(&config);
         let list = config.tensors();

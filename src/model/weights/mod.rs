@@ -1,5 +1,8 @@
-//! Weights by checkpoint name: safetensors files, whose large matrices stay in the file until they
-//! are needed, and weights computed from a salt.
+//! Weights: model files, and weights made for tests and for training.
+//!
+//! A model file is a safetensors file of the network's tensors, by their names in the released
+//! checkpoints ([`Config::tensors`]), in float32, float16 or bfloat16. Its metadata contain the
+//! [`Config`] as JSON. Large float32 matrices stay in the file until they are needed.
 //!
 //! A file that prism wrote carries a hash of its configuration and of every tensor
 //! ([`crate::checksum`]). To change one by other means, leave the `hash` out of its configuration.
@@ -45,7 +48,7 @@ pub enum WeightsError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The file is something else.
+    /// The file is of another kind.
     #[error("{path}: is {what}, expected a model (.safetensors)")]
     Foreign {
         /// The file.
@@ -53,7 +56,7 @@ pub enum WeightsError {
         /// What it is.
         what: String,
     },
-    /// The file does not say which network it holds.
+    /// The file does not contain a network's configuration.
     #[error(
         "{path}: {problem} (a model file carries its configuration under the metadata key '{CONFIG_KEY}'; 'prism convert' writes it)"
     )]
@@ -97,16 +100,16 @@ pub enum WeightsError {
     },
 }
 
-/// A network's weights.
+/// A network's weights, and its configuration. Every tensor that the configuration lists is there.
 pub struct Weights {
-    /// The network that they are weights of.
+    /// The architecture of the network.
     pub config: Config,
     tensors: HashMap<String, Tensor>,
     /// The index of each in the configuration's list.
     places: HashMap<String, usize>,
-    /// The element type they are stored in.
+    /// The name of the element type in which the file stores them.
     pub dtype: String,
-    /// Whether the file carried a hash of its contents, which was checked.
+    /// Whether the file carried a hash of its contents, which was checked when it was read.
     pub sealed: bool,
     charge: Arc<Charge>,
 }
@@ -145,7 +148,10 @@ impl Weights {
         }
     }
 
-    /// Weights given in memory, which must be the configuration's.
+    /// Weights from tensors by name.
+    ///
+    /// # Errors
+    /// They are not the tensors of the configuration.
     pub fn from_tensors(
         config: Config,
         tensors: HashMap<String, Tensor>,
@@ -155,7 +161,7 @@ impl Weights {
         if problems.is_empty() { Ok(Weights::of(config, tensors)) } else { Err(problems) }
     }
 
-    /// Every tensor, mutable, in the order of [`Config::tensors`].
+    /// Every tensor, for writing, in the order of [`Config::tensors`].
     pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
         let mut list: Vec<(usize, &mut Tensor)> =
             self.tensors.iter_mut().filter_map(|(n, t)| Some((*self.places.get(n)?, t))).collect();
@@ -180,7 +186,11 @@ impl Weights {
         self.config.tensors().iter().map(|(_, s)| s.iter().product::<usize>()).sum()
     }
 
-    /// Writes a model file, whole or not at all, with a hash of its contents.
+    /// Writes a model file, whole or not at all, with a hash of its contents. Weights are rounded
+    /// to `precision`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn save(&self, path: &Path, precision: Precision) -> Result<(), WeightsError> {
         let io = |source| WeightsError::Io { path: path.into(), source };
         let config = serde_json::to_string(&self.config).map_err(|e| io(e.into()))?;

@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, HashMap};
 pub struct Problems {
     /// The number of tensors of the network.
     pub needed: usize,
-    /// Needed and absent.
+    /// The names of tensors that are needed and absent.
     pub missing: Vec<String>,
-    /// Present and unknown.
+    /// The names of tensors that are present and unknown.
     pub unexpected: Vec<String>,
-    /// Present with another shape: name, found, needed.
+    /// Tensors that are present with another shape: name, the shape found, the shape needed.
     pub misshaped: Vec<(String, Vec<usize>, Vec<usize>)>,
-    /// Present with an element type that is not a float of at most 32 bits: name, type.
+    /// Tensors whose element type is not a float of at most 32 bits: name, type.
     pub mistyped: Vec<(String, String)>,
 }
 
@@ -64,7 +64,7 @@ impl Problems {
         self.kinds().iter().all(|(_, each)| each.is_empty())
     }
 
-    /// Every difference, one per line.
+    /// Every difference, one per line, as text for people.
     pub fn all(&self) -> String {
         let lines = self.kinds().into_iter().flat_map(|(what, each)| {
             each.into_iter().map(move |text| format!("\n  {what}: {text}"))
