@@ -167,7 +167,7 @@ pub enum SessionError {
         /// The size of the scan.
         size: [usize; 3],
     },
-    /// A dense prompt, or a mask of other objects, has not one value per voxel of the scan.
+    /// A dense prompt, or a mask of other objects, does not have one value per voxel of the scan.
     #[error("{what} has {got} voxels, the scan has {expected}")]
     Dense {
         /// `the dense prompt` or `the mask of other objects`.
