@@ -67,8 +67,10 @@ static LIMIT: AtomicU64 = AtomicU64::new(0);
 /// Bytes that are charged to it.
 static USED: AtomicU64 = AtomicU64::new(0);
 
-/// Sets the memory budget: how many bytes this process may use for scans, weights, features and
-/// answers; 0, the default, for what the machine has. It applies to what is requested from then on.
+/// Sets how many bytes this process may use for scans, weights, features and answers; 0 for what
+/// the machine has, the default.
+///
+/// It holds for the whole process, from now on: what is in use already stays, and counts.
 pub fn set_limit(bytes: u64) {
     LIMIT.store(bytes, Ordering::Relaxed);
 }
@@ -87,7 +89,7 @@ pub fn limit() -> u64 {
     }
 }
 
-/// How many bytes of the budget are in use: those of every [`Charge`] that lives.
+/// How many bytes of the budget are in use: the sum of all [`Charge`]s that exist.
 pub fn used() -> u64 {
     USED.load(Ordering::Relaxed)
 }
@@ -110,8 +112,18 @@ fn machine() -> u64 {
     })
 }
 
-/// The number of values of a shape; none if that is more than can be counted, so that no access by
-/// it can be out of bounds.
+/// The number of values of a shape: the product of its axes, 1 without any.
+///
+/// None if that product overflows, where an axis of length 0 counts as 1: axes are multiplied to
+/// strides too, and an access by a stride that wrapped could be out of bounds.
+///
+/// ```
+/// use prism::memory::extent;
+///
+/// assert_eq!(extent(&[2, 3, 4]), Some(24));
+/// assert_eq!(extent(&[0, 5]), Some(0));
+/// assert_eq!(extent(&[2, usize::MAX]), None);
+/// ```
 pub fn extent(shape: &[usize]) -> Option<usize> {
     // An axis of 0 does not excuse others whose product wraps, because they are strides.
     let count = shape.iter().try_fold(1usize, |n, s| n.checked_mul((*s).max(1)))?;
@@ -187,12 +199,14 @@ fn fits<T>(what: &'static str, count: usize) -> Result<(), Refused> {
     if wanted <= left { Ok(()) } else { Err(Refused { what, wanted, left: Some([left, limit]) }) }
 }
 
-/// A share of the budget, given back when dropped.
+/// A number of bytes counted against the budget, given back when dropped.
+///
+/// It allocates nothing itself: it goes with memory that is allocated elsewhere.
 #[derive(Debug, Default)]
 pub struct Charge(u64);
 
 impl Charge {
-    /// Takes `count` values of a type from the budget.
+    /// Counts `count` values of type `T` against the budget; `what` names them in the error.
     ///
     /// # Errors
     /// Less than that is left.
@@ -209,7 +223,7 @@ impl Charge {
         }
     }
 
-    /// Takes `count` values more.
+    /// Counts `count` more values of type `T`.
     ///
     /// # Errors
     /// Less than that is left: the charge is unchanged.
@@ -253,10 +267,12 @@ pub(crate) fn before_last_words(last: fn()) {
     let _ = LAST.set(last);
 }
 
-/// The system's allocator for a program that should end in order rather than abort. Small
-/// allocations, and those of other crates, are not requested in a way that can be refused: if the
-/// system refuses one, nothing can go on, so temporary files are removed, a message is written to
-/// standard error, and the process ends with status 1.
+/// The system's allocator, for a program that should end in order when memory runs out rather than
+/// abort.
+///
+/// Small allocations, and those of other crates, are not requested in a way that can be refused: if
+/// the system refuses one, nothing can go on, so temporary files are removed, a message is written
+/// to standard error, and the process ends with status 1.
 ///
 /// The library never installs it; the program `prism` does.
 pub struct LastWords;
@@ -305,10 +321,12 @@ pub(crate) fn refused<T>(what: &'static str, count: usize) -> Refused {
     Refused { what, wanted: size::<T>(count), left: None }
 }
 
-/// An empty list with room for `count` values.
+/// An empty list with room for `count` values; `what` names them in the error.
+///
+/// The budget is only checked: where the list is to count against it, a [`Charge`] is kept with it.
 ///
 /// # Errors
-/// The budget or the system refuses.
+/// Less than that is left of the budget, or the system refuses.
 pub fn room<T>(what: &'static str, count: usize) -> Result<Vec<T>, Refused> {
     check::<T>(what, count)?;
     let mut list = Vec::new();
@@ -439,11 +457,11 @@ pub(crate) fn of_panic(payload: Box<dyn Any + Send>) -> Result<Refused, Box<dyn 
     }
 }
 
-/// Runs work in which memory may be refused, and turns a refusal that unwinds into an error. Other
-/// panics continue.
+/// Runs work, and returns as an error that memory was refused somewhere inside it. Other panics
+/// continue.
 ///
 /// # Errors
-/// Memory was refused.
+/// Memory was refused; or so little is left that the work was not begun.
 pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Refused> {
     headroom()?;
     catch_unwind(AssertUnwindSafe(work))
@@ -454,11 +472,22 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Refused> {
 /// forgotten: nothing that takes a size can work with so little.
 const LEAST_BARE: f64 = 1e6;
 
-/// A size as people write it: a number followed by K, M, G or T (powers of 1000; Ki, Mi, Gi, Ti of
-/// 1024), with or without a B. Without any it is bytes, at least a million of them.
+/// Reads a size as people write it, and returns it in bytes.
+///
+/// It is a number followed by K, M, G or T (powers of 1000) or Ki, Mi, Gi or Ti (of 1024), with or
+/// without a B, in either case. A number alone is bytes; one below a million is refused, because
+/// its unit was probably forgotten.
 ///
 /// # Errors
 /// It is not such a size; the message says what was expected.
+///
+/// ```
+/// use prism::memory::size_of_text;
+///
+/// assert_eq!(size_of_text("8GB"), Ok(8_000_000_000));
+/// assert_eq!(size_of_text("1.5 Gi"), Ok(1_610_612_736));
+/// assert!(size_of_text("8").is_err());
+/// ```
 pub fn size_of_text(text: &str) -> Result<u64, String> {
     let fail = || {
         format!(

@@ -78,7 +78,10 @@ impl Chunk {
     }
 }
 
-/// `len` floats, aligned to 64 bytes unless its base was shifted.
+/// Floats in the host's memory, from the workspace of a [`Cpu`](super::Cpu), to which the memory
+/// returns when the buffer is dropped.
+///
+/// It dereferences to a slice, which begins at a multiple of 64 bytes unless an op moved it.
 pub struct Buffer {
     chunk: Arc<Chunk>,
     /// The range of the chunk, in floats.

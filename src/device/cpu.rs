@@ -1,4 +1,4 @@
-//! The CPU: its threads, its instruction set, its buffers.
+//! The CPU as a device: its threads, its instruction set, its buffers.
 
 use super::buffer::{Buffer, Workspace};
 use super::profile::{OpCost, OpRecord, Profile, Running};
@@ -7,7 +7,11 @@ use rayon::prelude::*;
 use std::fmt;
 use std::sync::Arc;
 
-/// Host threads with a workspace for buffers. Clones share both.
+/// Host threads, and a workspace that buffers are allocated from. Clones share both.
+///
+/// Memory of dropped buffers stays in the workspace for later ones ([`Cpu::trim`] gives it back).
+/// It counts against the budget of [`crate::memory`]. Where the budget or the system refuses
+/// memory, allocations unwind to [`memory::caught`](crate::memory::caught).
 #[derive(Clone)]
 pub struct Cpu {
     threads: Arc<rayon::ThreadPool>,
@@ -25,12 +29,19 @@ impl fmt::Debug for Cpu {
 }
 
 impl Cpu {
-    /// `threads` threads (0: one per available core), instruction set by [`Isa::from_env`].
+    /// Starts `threads` threads (0: one per available core) that use the instruction set of
+    /// [`Isa::from_env`].
+    ///
+    /// # Errors
+    /// `PRISM_ISA` names no instruction set of this processor, or the system refuses the threads.
     pub fn new(threads: usize) -> Result<Cpu, DeviceError> {
         Cpu::with_isa(threads, Isa::from_env()?)
     }
 
-    /// `threads` threads (0: one per available core) that use a given instruction set.
+    /// Starts `threads` threads (0: one per available core) that use a given instruction set.
+    ///
+    /// # Errors
+    /// The system refuses the threads.
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Cpu, DeviceError> {
         let threads = match threads {
             0 => processors(),
@@ -50,8 +61,8 @@ impl Cpu {
         })
     }
 
-    /// This CPU with products in bfloat16: dense layers and direct convolutions use it, and sum in
-    /// float32. None if the processor, or the instruction set in use, has no such products.
+    /// This CPU with products in bfloat16, which dense layers and direct convolutions use; sums are
+    /// in float32. None if the processor, or the instruction set in use, has no such products.
     pub fn in_bf16(self) -> Option<Cpu> {
         self.isa.with_bf16_pairs().map(|products| Cpu { products, ..self })
     }
@@ -87,7 +98,7 @@ impl Cpu {
         self.isa
     }
 
-    /// A buffer of `len` floats with unspecified contents.
+    /// A buffer of `len` floats with unspecified contents; in debug builds they are NaN.
     pub fn alloc(&self, len: usize) -> Buffer {
         self.buffers.alloc(len, 0)
     }
@@ -108,7 +119,8 @@ impl Cpu {
         self.buffers.alloc_persistent(len)
     }
 
-    /// A copy of `values` in memory of its own, for results that stay.
+    /// A copy of `values` in memory of its own, outside the part of the workspace that ops share:
+    /// for results that live long, which would fragment it.
     pub fn persistent_copy(&self, values: &[f32]) -> Buffer {
         let mut buffer = self.alloc_persistent(values.len());
         let run = 1 << 16;
@@ -118,7 +130,8 @@ impl Cpu {
         buffer
     }
 
-    /// Bytes of the system's memory that its buffers come from, both in use and kept for reuse.
+    /// Bytes that the workspace has from the system, in use or kept for later buffers; without those
+    /// that persistent copies ([`Cpu::persistent_copy`]) are using.
     pub fn held_bytes(&self) -> usize {
         self.buffers.bytes()
     }
@@ -130,18 +143,21 @@ impl Cpu {
         b
     }
 
-    /// Gives unused buffers back to the system.
+    /// Gives memory that no buffer uses back to the system.
     pub fn trim(&self) {
         self.buffers.trim();
     }
 
-    /// Runs `f`, and whatever it does in parallel, on the pool's threads.
+    /// Runs `f` on one of this CPU's threads, and what it does in parallel with rayon on all of
+    /// them; waits for the result. A panic continues in the caller.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         self.threads.install(f)
     }
 
-    /// The ops that `f` runs here. One profile at a time: ops of other threads on this device would
-    /// be included too.
+    /// Runs `f`, and returns its result and a record of each op that ran meanwhile on this CPU or
+    /// its clones, in the order in which they ended.
+    ///
+    /// Ops that other threads run are included, so only one profile may be taken at a time.
     pub fn profiled<T>(&self, f: impl FnOnce() -> T) -> (T, Vec<OpRecord>) {
         self.profile.of(f)
     }
@@ -155,8 +171,8 @@ impl Cpu {
         self.profile.op(op, work)
     }
 
-    /// Runs `f(unit)` for every unit in `0..units`, in any order, on the pool's threads. Results
-    /// must not depend on which thread runs which unit.
+    /// Runs `f(unit)` for every unit in `0..units`, in any order, on this CPU's threads, and waits
+    /// for all. Results must not depend on which thread runs which unit.
     pub fn for_each(&self, units: usize, f: impl Fn(usize) + Sync + Send) {
         if self.threads() == 1 || units <= 1 {
             return (0..units).for_each(f);
@@ -164,8 +180,8 @@ impl Cpu {
         self.threads.install(|| (0..units).into_par_iter().with_max_len(1).for_each(&f));
     }
 
-    /// Splits `data` into runs of `len` (the last may be shorter) and calls `f(index, run)` on
-    /// each.
+    /// Splits `data` into chunks of `len` values (the last may be shorter; 0 counts as 1), calls
+    /// `f(index, chunk)` for each, in any order, on this CPU's threads, and waits for all.
     pub fn chunks_mut<T: Send>(
         &self,
         data: &mut [T],

@@ -1,20 +1,20 @@
-//! Element types of device memory.
+//! Element types, and the precisions of devices.
 
 use std::fmt;
 
-/// Element types of device memory, and of products on the CPU.
+/// The type of an element: of a CUDA device's memory, or of the factors of products on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
-    /// 32-bit floats.
+    /// 32-bit floats (IEEE 754 binary32).
     F32,
-    /// IEEE half precision.
+    /// 16-bit floats (IEEE 754 binary16): 5 bits of exponent, 10 of mantissa.
     F16,
-    /// bfloat16.
+    /// bfloat16: 8 bits of exponent, as float32, and 7 of mantissa.
     Bf16,
 }
 
 impl DType {
-    /// Bytes of an element.
+    /// The size of an element in bytes: 4 or 2.
     pub fn bytes(self) -> usize {
         if self == DType::F32 { 4 } else { 2 }
     }
@@ -50,7 +50,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The type of maps.
+    /// The type in which a CUDA device keeps maps.
     pub fn maps(self) -> DType {
         match self {
             Precision::F32 | Precision::Tf32 | Precision::Ieee => DType::F32,
@@ -59,7 +59,7 @@ impl Precision {
         }
     }
 
-    /// Whether the factors of products have fewer bits than float32.
+    /// Whether factors are rounded to fewer bits than float32 has before they are multiplied.
     pub fn rounds(self) -> bool {
         !matches!(self, Precision::F32 | Precision::Ieee)
     }

@@ -63,8 +63,10 @@ macro_rules! define_level {
         floats [$($(#[$doc:meta])* ($arch:tt, $level:ident, $name:tt, $features:tt))*]
         bf16_pairs [$(($pair_arch:tt, $pair_level:ident, $pair_simd:ident, $pair_features:tt))*]
     ) => {
-        /// Instruction sets with kernels of their own, the best of each architecture last. This is
-        /// only a name: an [`Isa`] says that the processor has it.
+        /// The name of an instruction set with kernels of its own; of each architecture, the best
+        /// comes last.
+        ///
+        /// It says nothing of this processor: an [`Isa`] does.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Level {
             /// Only what the compiler's target guarantees.
@@ -134,7 +136,7 @@ impl fmt::Display for Isa {
 }
 
 impl Isa {
-    /// What every processor has.
+    /// The instruction set of kernels that run on every processor of the compiler's target.
     pub const PORTABLE: Isa = Isa { level: Level::Portable, bf16_pairs: false };
 
     /// The instruction set of a level, if this processor has it.
@@ -147,7 +149,7 @@ impl Isa {
         Level::ALL.iter().copied().filter_map(Isa::new)
     }
 
-    /// The best instruction set that this processor has.
+    /// The best instruction set that this processor has, [`Isa::PORTABLE`] if no other.
     pub fn best() -> Isa {
         Level::ALL.iter().rev().copied().find_map(Isa::new).unwrap_or(Isa::PORTABLE)
     }
@@ -189,7 +191,7 @@ impl Isa {
         self.level
     }
 
-    /// Whether the processor also has products of pairs of bfloat16.
+    /// Whether the processor also multiplies pairs of bfloat16 at this level (AVX512-BF16).
     pub fn has_bf16(self) -> bool {
         self.level.has_bf16_pairs()
     }

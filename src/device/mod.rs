@@ -1,8 +1,9 @@
-//! Where memory is and where ops run.
+//! Devices: where memory is and where ops run.
 //!
 //! A [`Device`] owns the threads and the memory that ops run on. The CPU is always there; the
 //! instruction set it uses is chosen once, at run time, because one binary serves machines that
-//! differ. CUDA devices are found at run time too.
+//! differ. CUDA devices are found at run time too. Devices are handles: clones share threads and
+//! memory, and may be used from any thread.
 
 mod buffer;
 pub mod cpu;
@@ -21,7 +22,8 @@ pub use dtype::{DType, Precision};
 pub use isa::{Isa, Level};
 pub(crate) use isa::{enable, levels};
 
-/// The number of threads that can run at once: more do not help.
+/// The number of threads that can run at once on this machine, or in the share of it that this
+/// process may use; 1 if that is unknown.
 pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
@@ -44,10 +46,11 @@ pub enum DeviceError {
     /// A CUDA device does not open.
     #[error(transparent)]
     Cuda(#[from] CudaError),
-    /// The CPU has no products of this type.
+    /// The CPU cannot multiply in this precision; the text is the end of the message.
     #[error("the CPU computes in f32 or, with AVX512-BF16, in bf16; not in {0}{1}")]
     Precision(Precision, &'static str),
-    /// A name, or the environment variable `PRISM_ISA`, asks for instructions this processor lacks.
+    /// There is no such instruction set, or this processor does not have it. The name comes from a
+    /// caller or from the environment variable `PRISM_ISA`.
     #[error(
         "no instruction set '{asked}': {problem} (PRISM_ISA is one of {known}; best here: {best})",
         known = Isa::names()
@@ -55,7 +58,7 @@ pub enum DeviceError {
     Isa {
         /// The name asked for.
         asked: String,
-        /// The problem with it.
+        /// What is wrong with the name.
         problem: &'static str,
         /// The best instruction set of this processor.
         best: Isa,
@@ -79,25 +82,37 @@ const KNOWN: &str = "'cpu' and 'cuda' or 'cuda:N'";
 
 impl Device {
     /// Opens the device called `name` with `threads` host threads (0: one per available core), in
-    /// float32.
+    /// float32. More threads than [`processors`] are never made.
     ///
-    /// `cpu`; `cuda` or `cuda:N`, GPU number N; with the feature `emulator`, `emulated` or
-    /// `emulated:SEED`: the CUDA kernels on host threads, every memory access checked, the threads
-    /// of a block in an order that the seed decides. More threads than [`processors`] are never
-    /// made.
+    /// - `cpu`: the CPU, with its best instruction set or the one that `PRISM_ISA` names.
+    /// - `cuda` or `cuda:N`: GPU number N, 0 by default.
+    /// - `emulated` or `emulated:SEED`, with the feature `emulator`: the CUDA kernels on host
+    ///   threads, every memory access checked, the threads of a block in an order that the seed
+    ///   decides.
+    ///
+    /// ```
+    /// use prism::Device;
+    ///
+    /// let device = Device::open("cpu", 2)?;
+    /// println!("{}", device.describe()); // such as "cpu, 2 threads, avx512"
+    /// # Ok::<(), prism::DeviceError>(())
+    /// ```
     ///
     /// # Errors
-    /// There is no such device, it cannot be opened, or `PRISM_ISA` names instructions that the
-    /// processor lacks.
+    /// There is no such device, it cannot be opened, or `PRISM_ISA` names an instruction set that
+    /// the processor lacks.
     pub fn open(name: &str, threads: usize) -> Result<Device, DeviceError> {
         Device::open_as(name, threads, Precision::F32)
     }
 
-    /// Opens a device as [`Device::open`] does, with maps kept and multiplied as `precision` says
-    /// on a CUDA device, or products taken in it on the CPU.
+    /// Opens a device as [`Device::open`] does, in a given precision.
+    ///
+    /// A CUDA device keeps and multiplies maps in it. On the CPU, maps are always float32, and only
+    /// their products are taken in it.
     ///
     /// # Errors
-    /// Those of [`Device::open`]; the CPU has no f16 and no tf32, and bf16 only with AVX512-BF16.
+    /// Those of [`Device::open`]; the CPU has no [`Precision::F16`] and no [`Precision::Tf32`], and
+    /// [`Precision::Bf16`] only with AVX512-BF16.
     pub fn open_as(
         name: &str,
         threads: usize,
@@ -137,12 +152,13 @@ impl Device {
         }
     }
 
-    /// Whether this is the emulator of CUDA, whose times mean nothing.
+    /// Whether this is the emulator of CUDA, whose times are not those of any GPU.
     pub fn is_emulated(&self) -> bool {
         matches!(self, Device::Cuda(cuda) if cuda.is_emulated())
     }
 
-    /// How products are taken.
+    /// The precision in which maps are multiplied; [`Device::precision`] is the type in which they
+    /// are kept.
     pub fn products(&self) -> Precision {
         match self {
             Device::Cpu(cpu) => cpu.precision().into(),
@@ -150,12 +166,12 @@ impl Device {
         }
     }
 
-    /// Whether maps are kept, or products computed, in 16 bits.
+    /// Whether maps are kept (on a CUDA device) or products taken (on the CPU) in 16 bits.
     pub fn is_half(&self) -> bool {
         self.precision() != DType::F32
     }
 
-    /// This device as training uses it: the CPU trains in float32 alone.
+    /// This device as training uses it: a CPU with products in float32, a CUDA device as it is.
     pub fn for_training(&self) -> Device {
         match self {
             Device::Cpu(cpu) => Device::Cpu(cpu.clone().in_f32()),
@@ -163,7 +179,7 @@ impl Device {
         }
     }
 
-    /// The type of maps on a CUDA device, or of products on the CPU.
+    /// The type in which a CUDA device keeps maps, or in which the CPU takes products.
     pub fn precision(&self) -> DType {
         match self {
             Device::Cpu(cpu) => cpu.precision(),
@@ -171,7 +187,8 @@ impl Device {
         }
     }
 
-    /// Facts about the device, by name.
+    /// Facts about the device as pairs of name and value, for people; the names differ between
+    /// kinds of devices.
     pub fn details(&self) -> Vec<(&'static str, String)> {
         match self {
             Device::Cpu(cpu) => vec![

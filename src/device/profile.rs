@@ -1,22 +1,21 @@
-//! The CPU's ops that ran while a profile was taken: each with its problem, its arithmetic, the
-//! bytes it has to move and its time.
+//! Profiles of the CPU's ops: what [`Cpu::profiled`](crate::device::Cpu::profiled) records.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// One op as it ran.
+/// One op as it ran: its sizes, its arithmetic, the bytes that it has to move, and its time.
 #[derive(Clone, Debug)]
 pub struct OpRecord {
-    /// The op, and the algorithm used.
+    /// The name of the op, and of the algorithm if there are several.
     pub op: &'static str,
-    /// The sizes of its inputs.
+    /// The sizes of its inputs, as text.
     pub problem: String,
-    /// Floating-point operations done, a multiply-add being two.
+    /// Floating-point operations done, a multiply-add counting as two.
     pub flops: f64,
     /// Bytes of its inputs, weights and outputs, each counted once.
     pub bytes: f64,
-    /// The op's time, without that of ops inside it.
+    /// The wall-clock time of the op, without that of ops inside it.
     pub time: Duration,
 }
 

@@ -1,14 +1,27 @@
 //! Dense float tensors: a shape and shared, immutable storage.
 //!
+//! A [`Tensor`] is a handle: cloning or reshaping it copies no values. It can be sent to and shared
+//! between threads.
+//!
 //! Values are on the host or on a CUDA device. Either side can be asked for: what is not there yet
 //! is copied, once, and kept with the values. So an op without a body for a device still runs, on
 //! the host, and nothing is copied unless it is read.
 //!
 //! Every tensor is contiguous, the last axis fastest. Feature maps are channels last, `[n, d, h, w,
-//! c]`; the reference's `[n, c, d, h, w]` exists only at the borders ([`Tensor::to_channels_last`],
+//! c]`: items of a batch, depth, height, width, channels. PyTorch's order `[n, c, d, h, w]` occurs
+//! only where its data come in or go out ([`Tensor::to_channels_last`],
 //! [`Tensor::to_channels_first`]).
+//!
+//! ```
+//! use prism::tensor::Tensor;
+//!
+//! let matrix = Tensor::new([2, 3], vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+//! let other = matrix.reshape([3, 2]); // shares the values
+//! assert_eq!((other.shape(), other.rows(), other.channels()), (&[3, 2][..], 3, 2));
+//! assert_eq!(other.data(), matrix.data());
+//! ```
 
-pub mod stored;
+pub(crate) mod stored;
 mod transfer;
 
 use crate::device::cuda::{DeviceCache, Memory};
@@ -25,10 +38,10 @@ use transfer::{convert, download};
 /// What messages call the memory of a gradient.
 pub(crate) const GRADIENT: &str = "a gradient";
 
-/// A shape or an argument that an op cannot take.
+/// Why an op, or work that consists of ops, failed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum OpError {
-    /// Two shapes do not match.
+    /// An argument has a shape that the op cannot take, or that does not fit the other arguments.
     #[error("{op}: {what} has shape {got:?}, expected {expected}")]
     Shape {
         /// The op that refused.
@@ -37,10 +50,10 @@ pub enum OpError {
         what: &'static str,
         /// The argument's shape.
         got: Vec<usize>,
-        /// The expected shape, including the other shape.
+        /// The shape that was expected, as text, with the shapes that it depends on.
         expected: String,
     },
-    /// An attribute is out of range.
+    /// An argument other than a shape is out of range, or not supported.
     #[error("{op}: {message}")]
     Argument {
         /// The op that refused.
@@ -48,25 +61,29 @@ pub enum OpError {
         /// What it got and what it expected.
         message: String,
     },
-    /// The device failed.
+    /// A CUDA device failed.
     #[error(transparent)]
     Cuda(#[from] CudaError),
-    /// Memory was refused.
+    /// There is not enough memory on the host: see [`crate::memory`].
     #[error(transparent)]
     Memory(#[from] Refused),
-    /// A file that weights are read from has changed.
+    /// A file that weights are read from cannot be read, or has changed since the model was
+    /// loaded; the text names it.
     #[error("{0}")]
     File(String),
-    /// The observer asked to stop.
+    /// The [`Observer`](crate::model::Observer) asked to stop.
     #[error("cancelled")]
     Cancelled,
 }
 
-/// Runs work that may be refused memory, or a file, in a place where it cannot return an error.
-/// Other panics continue.
+/// Runs work, and returns as an error what unwinds from inside its ops: that memory was refused, or
+/// that a file with weights cannot be read.
+///
+/// Ops allocate in places that cannot return an error; a refusal unwinds from there to here. Other
+/// panics continue. See [`crate::memory`].
 ///
 /// # Errors
-/// Those of the work, and the refusal itself.
+/// Those that `work` returns; [`OpError::Memory`] or [`OpError::File`] for what unwinds.
 pub fn caught<T>(work: impl FnOnce() -> Result<T, OpError>) -> Result<T, OpError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         match payload.downcast::<OpError>() {
@@ -111,7 +128,10 @@ impl Cell {
     }
 }
 
-/// A contiguous tensor of `f32`; clones share the values.
+/// A contiguous tensor of `f32` values in row-major order; clones share the values.
+///
+/// The values of a tensor on a CUDA device may be of another [`DType`]; read on the host, they are
+/// always `f32`.
 #[derive(Clone)]
 pub struct Tensor {
     shape: Vec<usize>,
@@ -135,7 +155,7 @@ impl Tensor {
         Tensor { shape, cell: Cell::new(Storage::Plain(values)) }
     }
 
-    /// A tensor over a device buffer.
+    /// A tensor over a buffer of a [`Cpu`], in row-major order; the buffer is not copied.
     ///
     /// # Panics
     /// As [`Tensor::new`].
@@ -146,7 +166,7 @@ impl Tensor {
     }
 
     /// A tensor over floats that stay in a file; none if their number is not the shape's.
-    pub fn from_stored(shape: impl Into<Vec<usize>>, stored: Stored) -> Option<Tensor> {
+    pub(crate) fn from_stored(shape: impl Into<Vec<usize>>, stored: Stored) -> Option<Tensor> {
         let shape = shape.into();
         (extent(&shape)? == stored.count())
             .then(|| Tensor { shape, cell: Cell::new(Storage::Stored(stored, OnceLock::new())) })
@@ -168,10 +188,10 @@ impl Tensor {
         }
     }
 
-    /// A tensor over device memory of `dtype` elements.
+    /// A tensor over the memory of a CUDA device, which has elements of type `dtype`.
     ///
     /// # Panics
-    /// As [`Tensor::new`].
+    /// If the size of the memory is not that of the shape's values.
     pub fn from_device(shape: impl Into<Vec<usize>>, memory: Arc<Memory>, dtype: DType) -> Tensor {
         let shape = shape.into();
         assert_eq!(
@@ -213,8 +233,17 @@ impl Tensor {
         }
     }
 
-    /// The values as `dtype` on a CUDA device; copied, once, if they are not there, converted if
-    /// they are of another type.
+    /// The values as `dtype` on a CUDA device.
+    ///
+    /// Values that are there already, in this type, are returned as they are. Values from elsewhere
+    /// are copied, and the copy is kept with the tensor for the next call. Values that are there in
+    /// another type are converted; the result is kept only for parameters of a network.
+    ///
+    /// # Errors
+    /// The device is out of memory, or a copy or launch fails.
+    ///
+    /// # Panics
+    /// If the values are in a file that cannot be read: see [`caught`].
     pub fn to_device(&self, cuda: &Cuda, dtype: DType) -> Result<Arc<Memory>, CudaError> {
         if let Storage::Device { memory, dtype: own, .. } = &self.cell.storage
             && (*own, memory.cuda().id()) == (dtype, cuda.id())
@@ -250,7 +279,7 @@ impl Tensor {
         }
     }
 
-    /// The type of the values if their home is a CUDA device.
+    /// The type of the values if their home is a CUDA device, none if it is the host.
     pub fn device_type(&self) -> Option<DType> {
         match &self.cell.storage {
             Storage::Device { dtype, .. } => Some(*dtype),
@@ -264,7 +293,7 @@ impl Tensor {
             if memory.cuda().id() == cuda.id())
     }
 
-    /// The CUDA device that is the home of the values.
+    /// The CUDA device that is the home of the values, none if it is the host.
     pub fn cuda(&self) -> Option<Cuda> {
         match &self.cell.storage {
             Storage::Device { memory, .. } => Some(memory.cuda().clone()),
@@ -272,7 +301,10 @@ impl Tensor {
         }
     }
 
-    /// The device buffer itself if this tensor is its only owner; otherwise the tensor is returned.
+    /// The [`Buffer`] that the tensor is made of, to be used again.
+    ///
+    /// # Errors
+    /// The tensor itself, if others share its values, or if they are not in a [`Buffer`].
     pub fn into_buffer(self) -> Result<Buffer, Tensor> {
         match Arc::try_unwrap(self.cell) {
             Ok(Cell { storage: Storage::Owned(buffer), .. }) => Ok(buffer),
@@ -304,7 +336,8 @@ impl Tensor {
         Arc::get_mut(&mut self.cell).is_some()
     }
 
-    /// The values to write to, if this tensor is the only owner of them.
+    /// The values to write to, if this tensor is their only owner and they are on the host; copies
+    /// on devices are dropped.
     pub fn get_mut(&mut self) -> Option<&mut [f32]> {
         let cell = Arc::get_mut(&mut self.cell)?;
         cell.copies.clear();
@@ -324,27 +357,28 @@ impl Tensor {
         self.get_mut().expect("just made its own")
     }
 
-    /// The shape.
+    /// The length of each axis; empty for a scalar.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// How many values.
+    /// The number of values: the product of the shape.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Whether some axis is empty.
+    /// Whether there are no values, because some axis has length 0.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The last axis' length (the channels of a map); 1 for a scalar.
+    /// The length of the last axis, which holds the channels of a map; 1 for a scalar.
     pub fn channels(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    /// The product of all axes but the last.
+    /// The product of all axes but the last: the number of rows if the tensor is read as a matrix
+    /// with [`Tensor::channels`] columns.
     pub fn rows(&self) -> usize {
         self.shape.iter().rev().skip(1).product()
     }
@@ -353,15 +387,24 @@ impl Tensor {
     /// read before.
     ///
     /// # Panics
-    /// If they have to be copied back from a device, and that fails: see [`Tensor::try_data`].
+    /// If they have to be copied back from a device or read from a file, and that fails: see
+    /// [`Tensor::try_data`].
     pub fn data(&self) -> &[f32] {
         self.try_data().unwrap_or_else(|failure| {
             panic!("values {:?} do not come back from their device: {failure}", self.shape)
         })
     }
 
-    /// The values in row-major order. Values on a device are waited for and copied back, the first
-    /// time that this succeeds; a failure is reported only to its caller.
+    /// The values in row-major order.
+    ///
+    /// Values on a device are waited for, copied back and kept on the host, so that the next call
+    /// costs nothing. Values that stay in a file are read, and kept as well.
+    ///
+    /// # Errors
+    /// The device fails. The next call tries again.
+    ///
+    /// # Panics
+    /// If the values are in a file that cannot be read: see [`caught`].
     pub fn try_data(&self) -> Result<&[f32], CudaError> {
         let values: &[f32] = match &self.cell.storage {
             Storage::Owned(b) => b,
@@ -386,7 +429,7 @@ impl Tensor {
         Ok(values)
     }
 
-    /// These values under another shape.
+    /// A tensor that shares these values under another shape; nothing is copied.
     ///
     /// # Panics
     /// If the number of values differs.
@@ -396,13 +439,16 @@ impl Tensor {
         Tensor { shape, cell: self.cell.clone() }
     }
 
-    /// The five axes of a map `[n, d, h, w, c]`, or an error naming the op.
+    /// The lengths of the five axes of a map `[n, d, h, w, c]`.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] for argument `what` of `op`, if there are not five axes.
     pub fn map5(&self, op: &'static str, what: &'static str) -> Result<[usize; 5], OpError> {
         <[usize; 5]>::try_from(&self.shape[..])
             .map_err(|_| self.shape_error(op, what, "[n, d, h, w, c]"))
     }
 
-    /// A [`OpError::Shape`] about this tensor.
+    /// An [`OpError::Shape`] about this tensor, which is argument `what` of `op`.
     pub fn shape_error(
         &self,
         op: &'static str,
@@ -412,7 +458,10 @@ impl Tensor {
         OpError::Shape { op, what, got: self.shape.clone(), expected: expected.into() }
     }
 
-    /// An error unless the shape is `expected`.
+    /// Checks that the shape is `expected`.
+    ///
+    /// # Errors
+    /// [`OpError::Shape`] for argument `what` of `op`, if it is not.
     pub fn expect_shape(
         &self,
         op: &'static str,
@@ -426,7 +475,10 @@ impl Tensor {
         }
     }
 
-    /// `[n, c, rest...]` to `[n, rest..., c]`.
+    /// A copy with the channels moved last: `[n, c, rest...]` to `[n, rest..., c]`.
+    ///
+    /// # Panics
+    /// If there are fewer than two axes, or as [`Tensor::data`].
     pub fn to_channels_last(&self, cpu: &Cpu) -> Tensor {
         let (n, c) = (self.shape[0], self.shape[1]);
         let mut shape = vec![n];
@@ -435,7 +487,10 @@ impl Tensor {
         self.swap(cpu, shape, c)
     }
 
-    /// `[n, rest..., c]` to `[n, c, rest...]`.
+    /// A copy with the channels moved to the second axis: `[n, rest..., c]` to `[n, c, rest...]`.
+    ///
+    /// # Panics
+    /// If there are fewer than two axes, or as [`Tensor::data`].
     pub fn to_channels_first(&self, cpu: &Cpu) -> Tensor {
         let (n, c) = (self.shape[0], self.channels());
         let mut shape = vec![n, c];
@@ -462,13 +517,16 @@ impl Tensor {
 }
 
 impl From<Vec<f32>> for Tensor {
-    /// A list.
+    /// A tensor of one axis.
     fn from(values: Vec<f32>) -> Tensor {
         Tensor::new([values.len()], values)
     }
 }
 
-/// A tensor that training changes: its values, and its place in the network's list of parameters.
+/// A parameter of a network: its values, and its place in the network's list of parameters.
+///
+/// It dereferences to the [`Tensor`] of its values. [Gradients](crate::autograd::ParamGrads) are
+/// found by the place.
 #[derive(Clone, Debug)]
 pub struct Param {
     value: Tensor,
@@ -476,17 +534,17 @@ pub struct Param {
 }
 
 impl Param {
-    /// Parameter number `id`.
+    /// A parameter that is trained, number `id` in the list of parameters (from 0).
     pub fn new(value: Tensor, id: usize) -> Param {
         Param { value, id: Some(id) }
     }
 
-    /// Values in the place of a parameter that is not trained.
+    /// A parameter that is not trained: no gradient is computed for it.
     pub fn fixed(value: Tensor) -> Param {
         Param { value, id: None }
     }
 
-    /// The tensor's place in the list of parameters; none if it is not trained.
+    /// The place in the list of parameters; none if the parameter is not trained.
     pub fn id(&self) -> Option<usize> {
         self.id
     }

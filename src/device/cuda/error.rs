@@ -2,13 +2,13 @@
 
 use cudarc::driver::result::DriverError;
 
-/// What went wrong on a CUDA device.
+/// Why something failed on a CUDA device.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CudaError {
-    /// This machine or this build cannot run CUDA at all.
+    /// There is no such device, or a library that it needs (the driver, NVRTC, NCCL) is not there.
     #[error("no CUDA device: {0}")]
     Unavailable(String),
-    /// An allocation was refused.
+    /// An allocation was refused because there is not enough device memory.
     #[error("out of device memory: asked for {asked} bytes, {free} of {total} are free")]
     Memory {
         /// Bytes asked for.
@@ -23,12 +23,12 @@ pub enum CudaError {
     Compile {
         /// The kernel file.
         file: String,
-        /// The architecture, as `sm_90a`.
+        /// The GPU architecture, such as `sm_90a`.
         arch: String,
-        /// What the compiler said.
+        /// The compiler's messages.
         log: String,
     },
-    /// A launch or copy failed.
+    /// A launch, a copy or another call failed, or was refused because of its arguments.
     #[error("{0}")]
     Launch(String),
 }

@@ -4,7 +4,7 @@ use super::CudaError;
 use super::source::Kernel;
 use std::ffi::c_void;
 
-/// How a kernel is launched.
+/// The geometry of a kernel's launch, and the least work that it has to do.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Launch {
     /// Blocks along x, y and z.
@@ -17,17 +17,17 @@ pub struct Launch {
     pub cost: KernelCost,
 }
 
-/// Work that no implementation can avoid.
+/// The work that no implementation of a kernel can avoid, from which its least time follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct KernelCost {
-    /// Additions and multiplications.
+    /// Floating-point operations, a multiply-add counting as two.
     pub flops: f64,
     /// Bytes of device memory: each input read once, each output written once.
     pub bytes: f64,
 }
 
 impl Launch {
-    /// One thread per value, in blocks of 256.
+    /// A launch of one thread per value, in blocks of 256.
     pub fn per_element(count: usize) -> Launch {
         Launch {
             grid: [count.div_ceil(256), 1, 1],
@@ -37,16 +37,19 @@ impl Launch {
         }
     }
 
-    /// One thread per 16 bytes of values, for elements of `bytes` bytes, if both counts are
-    /// divisible by that; otherwise one thread per value. The kernels that are launched this way
-    /// decide in the same way.
+    /// A launch of one thread per 16 bytes of values, or per value.
+    ///
+    /// Elements have `bytes` bytes, 2 or 4. A thread has 16 bytes of values if both `count`, the
+    /// number of values, and `period`, the number of values after which a shorter operand repeats,
+    /// are divisible by their number. The kernels that are launched this way decide in the same
+    /// way.
     pub fn per_vector(bytes: usize, count: usize, period: usize) -> Launch {
         let lanes = 16 / bytes;
         let whole = count.is_multiple_of(lanes) && period.is_multiple_of(lanes);
         Launch::per_element(if whole { count / lanes } else { count })
     }
 
-    /// Sets the launch's work: floating-point operations, and bytes to read and to write.
+    /// This launch with its work set: floating-point operations, and bytes to read and to write.
     pub fn with_cost(self, flops: usize, bytes: usize) -> Launch {
         Launch { cost: KernelCost { flops: flops as f64, bytes: bytes as f64 }, ..self }
     }
@@ -86,14 +89,14 @@ impl Limits {
     }
 }
 
-/// A launch as it was recorded.
+/// A launch as [`Cuda::launches`](super::Cuda::launches) saw it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KernelRecord {
-    /// The kernel, or `copy`.
+    /// The name of the kernel, or `copy`.
     pub kernel: String,
     /// The launch's geometry and work.
     pub launch: Launch,
-    /// The time that the device took, if it was timed.
+    /// The time that the device took, if it was timed; copies are not.
     pub seconds: Option<f64>,
 }
 

@@ -5,7 +5,7 @@ use super::{Cuda, record};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Device memory; freed when dropped, after everything that was launched before.
+/// Memory of a CUDA device, freed when dropped, once everything that was launched before is done.
 pub struct Memory {
     pub(super) cuda: Cuda,
     pub(super) address: u64,
@@ -16,7 +16,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The device that the memory is of.
+    /// The device that the memory belongs to.
     pub fn cuda(&self) -> &Cuda {
         &self.cuda
     }
@@ -26,7 +26,7 @@ impl Memory {
         self.address
     }
 
-    /// Size in bytes.
+    /// The size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }

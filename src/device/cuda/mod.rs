@@ -1,8 +1,12 @@
-//! CUDA: kernels launched on device memory.
+//! CUDA devices: their memory, transfers, launches of kernels, and recordings of these.
 //!
-//! [`Cuda`] is what ops see: memory, transfers, launches, in one stream's order. Behind it is a
-//! `Launcher`: the driver of a GPU, or the emulator, which runs the same kernels on host threads.
-//! Nothing else in the crate calls either.
+//! [`Cuda`] is what ops see. What it is asked to do is done in the order of the calls, in one
+//! stream per device, and calls return before it is done unless they say that they wait. Behind it
+//! is a `Launcher`: the driver of a GPU, or the emulator, which runs the same kernels on host
+//! threads. Nothing else in the crate calls either.
+//!
+//! Methods fail with [`CudaError::Launch`] if they are given memory of another device, or if the
+//! driver refuses. A GPU may report a failure of earlier work in any later call.
 
 mod args;
 mod chain;
@@ -61,8 +65,10 @@ struct Inner {
     stream: Mutex<()>,
 }
 
-/// A CUDA device, with the element type in which maps are kept and how they are multiplied. Clones
-/// share it.
+/// A CUDA device, with the [`Precision`] in which it keeps and multiplies maps.
+///
+/// Clones share the device and may be used from any thread. While a thread records
+/// ([`Cuda::record`]) or times work, other threads' work waits.
 #[derive(Clone)]
 pub struct Cuda(Arc<Inner>);
 
@@ -94,7 +100,10 @@ impl Cuda {
         }))
     }
 
-    /// GPU number `index`.
+    /// Opens GPU number `index`, with `cpu` for the host's part of the work.
+    ///
+    /// # Errors
+    /// [`CudaError::Unavailable`] if there is no driver or no such GPU.
     pub fn driver(
         index: usize,
         cpu: Cpu,
@@ -103,8 +112,10 @@ impl Cuda {
         Ok(Cuda::new(Box::new(driver::Driver::new(index)?), cpu, precision))
     }
 
-    /// The emulator. The seed decides the order in which threads of a block run; 0 is the order of
-    /// their numbers.
+    /// The emulator: the same kernels on host threads, every memory access checked.
+    ///
+    /// The seed decides the order in which the threads of a block run; 0 is the order of their
+    /// numbers.
     #[cfg(feature = "emulator")]
     pub fn emulated(cpu: Cpu, precision: impl Into<Precision>, seed: u64) -> Cuda {
         Cuda::new(Box::new(emulator::Emulator::new(cpu.clone(), seed)), cpu, precision)
@@ -136,17 +147,17 @@ impl Cuda {
         self.0.failing.store(nth, Ordering::Relaxed);
     }
 
-    /// The host's side.
+    /// The CPU that does the host's part of the work.
     pub fn cpu(&self) -> &Cpu {
         &self.0.cpu
     }
 
-    /// The element type of maps.
+    /// The type in which maps are kept.
     pub fn precision(&self) -> DType {
         self.0.precision.maps()
     }
 
-    /// How maps are multiplied.
+    /// The precision in which maps are multiplied.
     pub fn products(&self) -> Precision {
         self.0.precision
     }
@@ -156,27 +167,28 @@ impl Cuda {
         self.0.id
     }
 
-    /// A description of this device, for people.
+    /// A line that describes the device for people.
     pub fn describe(&self) -> String {
         format!("{}, {}", self.0.launcher.describe(), self.0.precision)
     }
 
-    /// Whether this is the emulator, on host threads, where times mean nothing.
+    /// Whether this is the emulator, whose times are not those of any GPU.
     pub fn is_emulated(&self) -> bool {
         self.0.launcher.is_emulated()
     }
 
-    /// Bytes of memory allocated now, and the most at any time.
+    /// Bytes of device memory that this device and its clones have allocated: now, and the most at
+    /// any time.
     pub fn held(&self) -> [u64; 2] {
         self.0.held.each_ref().map(|v| v.load(Ordering::Relaxed))
     }
 
-    /// Bytes of the device's own memory, if it has some and they are known.
+    /// The size of the device's own memory in bytes; none for the emulator, or if it is unknown.
     pub fn total_memory(&self) -> Option<u64> {
         self.0.launcher.total_memory()
     }
 
-    /// Facts about the device, by name.
+    /// Facts about the device as pairs of name and value, for people.
     pub fn details(&self) -> Vec<(&'static str, String)> {
         let products = match self.products() {
             Precision::F32 => "f32, each of three of tf32",
@@ -189,25 +201,41 @@ impl Cuda {
         [self.0.launcher.details(), own].concat()
     }
 
-    /// Whether it can add up arrays over the GPUs of several processes; unless `needed`, only if
-    /// the library for that is present.
+    /// Whether the device can join a group of the GPUs of several processes, which adds up arrays
+    /// by NCCL.
+    ///
+    /// The emulator cannot. A GPU can if the library is present; with `needed` the answer is true
+    /// even without it, so that the calls that follow report that it is missing.
     pub fn has_groups(&self, needed: bool) -> bool {
         self.0.launcher.has_groups(needed)
     }
 
-    /// A name for a new group of GPUs.
+    /// The identifier of a new group of GPUs (NCCL's, 128 bytes): one process makes it and sends it
+    /// to the others.
+    ///
+    /// # Errors
+    /// This is the emulator, or NCCL is not there.
     pub fn group_id(&self) -> Result<Vec<u8>, CudaError> {
         self.0.launcher.group_id()
     }
 
-    /// Joins a group as number `rank` of `world`; waits for all others.
+    /// Joins the group `id` as number `rank`, from 0, of `world` processes; waits for all others,
+    /// for at most five minutes.
+    ///
+    /// # Errors
+    /// This is the emulator, NCCL is not there or fails, or the others do not come.
     pub fn join_group(&self, id: &[u8], rank: usize, world: usize) -> Result<(), CudaError> {
         self.0.launcher.join_group(id, rank, world)
     }
 
-    /// Begins to add up arrays of floats over the group, in place, after everything launched so far
-    /// and in parallel with later launches. The arrays must be kept and not used until
-    /// [`Cuda::finish_group_sums`].
+    /// Begins to add up arrays of float32 over the group, in place, after everything launched so
+    /// far and in parallel with later launches.
+    ///
+    /// All processes must call this with arrays of the same lengths in the same order. The arrays
+    /// must be kept and not used until [`Cuda::finish_group_sums`].
+    ///
+    /// # Errors
+    /// The device is in no group, or NCCL fails.
     pub fn sum_over_group(&self, arrays: &[Arc<Memory>]) -> Result<(), CudaError> {
         arrays.iter().try_for_each(|memory| self.check_own(memory))?;
         let arrays: Vec<(u64, usize)> = arrays.iter().map(|m| (m.address, m.bytes / 4)).collect();
@@ -215,19 +243,26 @@ impl Cuda {
         self.0.launcher.sum_over_group(&arrays)
     }
 
-    /// Lets what is launched next wait for the sums.
+    /// Lets what is launched next wait for the sums that were begun; does not wait itself.
+    ///
+    /// # Errors
+    /// The device is in no group, or NCCL fails.
     pub fn finish_group_sums(&self) -> Result<(), CudaError> {
         let _stream = self.lock_stream();
         self.0.launcher.finish_group_sums()
     }
 
-    /// Leaves the group at once, from any thread: another process of it is lost, and sums that wait
-    /// for it end with unspecified values. Joining and sums are errors from here on.
+    /// Leaves the group at once, from any thread: for when another of its processes is lost. Sums
+    /// that wait for that process end with unspecified values, and joining and sums are errors from
+    /// here on.
     pub fn leave_group(&self) {
         self.0.launcher.leave_group();
     }
 
     /// Waits until everything launched has finished.
+    ///
+    /// # Errors
+    /// Earlier work failed, or this thread is recording.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         if record::is_dry_run(self.0.id) {
             return Ok(());
@@ -241,6 +276,9 @@ impl Cuda {
 
     /// The time in seconds that the device works on what `work` launches, by its own clock. Other
     /// threads wait meanwhile.
+    ///
+    /// # Errors
+    /// Those of `work`; this thread is recording.
     pub fn seconds(
         &self,
         mut work: impl FnMut() -> Result<(), CudaError>,
@@ -258,23 +296,26 @@ impl Cuda {
         self.0.launcher.fuses_tokens()
     }
 
-    /// How many times memory was copied to the device and back.
+    /// The number of copies from the host to the device, and of copies back.
     pub fn transfers(&self) -> (u64, u64) {
         (self.0.uploads.load(Ordering::Relaxed), self.0.downloads.load(Ordering::Relaxed))
     }
 
-    /// How often a copy to the device waited for work that was launched before: because all the
-    /// places that copies start from were taken, or because it was too large for one.
+    /// The number of copies to the device that had to wait for work launched before: because the
+    /// pinned memory that they start from was in use, or because they were too large for it.
     pub fn waits(&self) -> u64 {
         self.0.launcher.waits()
     }
 
-    /// How many bytes were copied to the device and back.
+    /// The number of bytes copied from the host to the device, and of bytes copied back.
     pub fn carried(&self) -> [u64; 2] {
         self.0.carried.each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
     }
 
-    /// Memory for `count` elements, contents unspecified.
+    /// Allocates memory for `count` elements, contents unspecified.
+    ///
+    /// # Errors
+    /// [`CudaError::Memory`] if there is not enough.
     pub fn allocate(&self, count: usize, dtype: DType) -> Result<Arc<Memory>, CudaError> {
         let bytes = count.checked_mul(dtype.bytes());
         self.allocate_bytes(bytes.ok_or_else(|| {
@@ -287,7 +328,10 @@ impl Cuda {
         record::StreamGuard::take(self.0.id, &self.0.stream)
     }
 
-    /// Memory for `bytes` bytes, contents unspecified.
+    /// Allocates `bytes` bytes of memory, contents unspecified.
+    ///
+    /// # Errors
+    /// [`CudaError::Memory`] if there is not enough.
     pub fn allocate_bytes(&self, bytes: usize) -> Result<Arc<Memory>, CudaError> {
         if let Some(place) = record::place(self.0.id, bytes) {
             let (address, arena) = place?;
@@ -314,7 +358,7 @@ impl Cuda {
         }
     }
 
-    /// Sets bytes to zero.
+    /// Sets all bytes of `memory` to zero.
     pub fn clear(&self, memory: &Memory) -> Result<(), CudaError> {
         self.check_own(memory)?;
         if record::runs_nothing(self.0.id) {
@@ -324,14 +368,20 @@ impl Cuda {
         self.0.launcher.clear(memory.address, memory.bytes)
     }
 
-    /// A copy of host values.
+    /// Allocates memory with a copy of host values. `values` may change once this has returned.
+    ///
+    /// # Errors
+    /// [`CudaError::Memory`] if there is not enough; this thread is recording.
     pub fn upload<T: bytemuck::NoUninit>(&self, values: &[T]) -> Result<Arc<Memory>, CudaError> {
         let memory = self.allocate_bytes(size_of_val(values))?;
         self.upload_to(&memory, values)?;
         Ok(memory)
     }
 
-    /// Copies host values to the beginning of `memory`.
+    /// Copies host values to the beginning of `memory`. `values` may change once this has returned.
+    ///
+    /// # Errors
+    /// They are larger than the memory; this thread is recording.
     pub fn upload_to<T: bytemuck::NoUninit>(
         &self,
         memory: &Memory,
@@ -341,8 +391,11 @@ impl Cuda {
         self.upload_written(memory, bytes.len(), |to| to.copy_from_slice(bytes))
     }
 
-    /// Copies bytes to the beginning of `memory`; `write` writes them to the memory that the copy
-    /// starts from, whose address is aligned for values of any type.
+    /// Copies `bytes` bytes to the beginning of `memory`: `write` writes them to the host memory
+    /// that the copy starts from, whose address is aligned for values of any type.
+    ///
+    /// # Errors
+    /// They are more than the memory has; this thread is recording.
     pub fn upload_written(
         &self,
         memory: &Memory,
@@ -370,7 +423,10 @@ impl Cuda {
         self.0.launcher.upload(memory.address, bytes, &mut write)
     }
 
-    /// Waits for the device and copies back.
+    /// Waits for everything launched, and copies the beginning of `memory` to `values`.
+    ///
+    /// # Errors
+    /// Earlier work failed, the memory is smaller than `values`, or this thread is recording.
     pub fn download<T: bytemuck::Pod>(
         &self,
         memory: &Memory,
@@ -386,8 +442,11 @@ impl Cuda {
         self.0.launcher.download(memory.address, bytes)
     }
 
-    /// Waits for the device, copies the first bytes of `memory` back, and lets `read` read them in
-    /// the memory where they arrive.
+    /// Waits for everything launched, copies the first `bytes` bytes of `memory` back, and returns
+    /// what `read` makes of them in the host memory where they arrive.
+    ///
+    /// # Errors
+    /// Earlier work failed, the memory is smaller, or this thread is recording.
     pub fn download_read<R>(
         &self,
         memory: &Memory,
@@ -442,7 +501,10 @@ impl Cuda {
         Ok(())
     }
 
-    /// Copies within the device; offsets and length are in bytes.
+    /// Copies `bytes` bytes within the device; offsets are in bytes.
+    ///
+    /// # Errors
+    /// The bytes reach beyond the end of either memory.
     pub fn copy(
         &self,
         from: &Memory,

@@ -13,7 +13,10 @@ use std::ffi::{CString, c_char, c_int};
 use std::io::Write;
 use std::path::PathBuf;
 
-/// The version of the NVRTC library of this machine; an error if there is none.
+/// The version of this machine's NVRTC library: major and minor number.
+///
+/// # Errors
+/// [`CudaError::Unavailable`] if there is no such library.
 pub fn version() -> Result<(i32, i32), CudaError> {
     // If the library is absent, later calls would panic: check first.
     // SAFETY: loads a library, as any call of it would.
@@ -28,15 +31,21 @@ pub fn version() -> Result<(i32, i32), CudaError> {
     Ok((major, minor))
 }
 
-/// Machine code, and the assembler's report on each kernel: registers, spills, local memory.
+/// A compiled file of kernels: machine code, and the assembler's report.
 pub struct Compiled {
-    /// A cubin.
+    /// The machine code, a cubin.
     pub code: Vec<u8>,
-    /// Lines of `ptxas --verbose`.
+    /// The lines of `ptxas --verbose`: registers, spills and local memory of each kernel.
     pub log: String,
 }
 
-/// Compiles one file of kernels to machine code for `arch` (as `sm_90a`).
+/// Compiles a file of kernels to machine code for the GPU architecture `arch`, such as `sm_90a`.
+///
+/// `file` is its name, for messages, and `text` its source, which may include
+/// [`HEADERS`](super::source::HEADERS).
+///
+/// # Errors
+/// [`CudaError::Unavailable`] without NVRTC, [`CudaError::Compile`] if the text does not compile.
 pub fn compile(file: &str, text: &str, arch: &str) -> Result<Compiled, CudaError> {
     version()?;
     let fail = |log: String| CudaError::Compile { file: file.into(), arch: arch.into(), log };
@@ -89,7 +98,11 @@ fn options(arch: &str) -> Vec<String> {
     ]
 }
 
-/// Machine code of a file of kernels, from the cache, or compiled and stored there.
+/// The machine code of `file`, one of [`FILES`](super::source::FILES), for the GPU architecture
+/// `arch`: from the cache, or compiled and stored there.
+///
+/// # Errors
+/// There is no such file, or those of [`compile`]; a cache that cannot be written is none.
 pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
     let (_, text) = FILES
         .iter()
@@ -114,7 +127,7 @@ pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
     Ok(code)
 }
 
-/// The folder where compiled code is kept; none if no place is known.
+/// The folder where compiled code is kept: see [the module](self). None if no variable names one.
 pub fn cache_folder() -> Option<PathBuf> {
     let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     from("PRISM_CACHE")

@@ -18,21 +18,25 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Planned addresses are multiples of this.
 const ALIGN: usize = 256;
 
-/// Memory of a recording's first result, and the memory that will have its values.
+/// For [`Cuda::record_into`]: memory of the first run's result, and the memory that gets its
+/// values.
 pub type Placed = (Arc<Memory>, Arc<Memory>);
 
-/// Memory that recordings share; one of them uses it at a time.
+/// Device memory in which recordings place what they allocate; recordings may share one.
+///
+/// What one replay left there is overwritten by the next replay of any recording with the same
+/// arena.
 #[derive(Default)]
 pub struct Arena(Option<Arc<Memory>>);
 
 impl Arena {
-    /// Size in bytes.
+    /// The size in bytes; 0 before the first recording.
     pub fn bytes(&self) -> usize {
         self.0.as_ref().map_or(0, |m| m.bytes())
     }
 }
 
-/// Recorded work. It holds its arena's memory.
+/// Recorded work, to be done again: a CUDA graph. It keeps its arena's memory alive.
 pub struct Graph {
     cuda: Cuda,
     id: u64,
@@ -40,7 +44,10 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Runs the recorded work again.
+    /// Does the recorded work again, after everything launched before; does not wait for it.
+    ///
+    /// # Errors
+    /// The launch fails, or this thread is recording.
     pub fn replay(&self) -> Result<(), CudaError> {
         if is_recording(self.cuda.id()) {
             return Err(CudaError::Launch(
@@ -433,7 +440,7 @@ pub struct Fork {
 }
 
 impl Fork {
-    /// Continues with the main line.
+    /// Continues with the main line: what is recorded from here on runs beside the branch.
     pub fn back(&self) -> Result<(), CudaError> {
         self.trace(Trace::back);
         if self.captures { self.cuda.0.launcher.leave_branch() } else { Ok(()) }
@@ -475,9 +482,10 @@ impl Drop for Fork {
 }
 
 impl Cuda {
-    /// Forks recorded work into two branches, if this thread records work on the device; none
-    /// otherwise, and none if `PRISM_CUDA_BRANCHES` switches branches off: then one part is done
-    /// after the other.
+    /// Forks recorded work into two branches, which run in parallel when it is replayed.
+    ///
+    /// None if this thread records no work on the device, or if `PRISM_CUDA_BRANCHES=off` switches
+    /// branches off: then one part is done after the other.
     ///
     /// # Errors
     /// The work is in a branch already.
@@ -500,9 +508,16 @@ impl Cuda {
         Ok(Some(Fork { cuda: self.clone(), captures, open: true }))
     }
 
-    /// The launches of `f`, and what it returned: timed one by one, or without computing anything;
-    /// in that case every read gives zero, and the memory that `f` returns holds nothing. What `f`
-    /// lays out permanently is made beforehand.
+    /// Lists the launches of `f`; also returns what `f` returned.
+    ///
+    /// With `timed`, each launch is done and timed by itself. Without, nothing is computed: every
+    /// read gives zero, and the contents of the memory that `f` returns are unspecified.
+    ///
+    /// Before that, `f` is called once without computing anything, so that what it lays out
+    /// permanently, such as weights, is not among the launches.
+    ///
+    /// # Errors
+    /// Those of `f`; this thread is recording already.
     pub fn launches<R, E: From<CudaError>>(
         &self,
         timed: bool,
@@ -519,9 +534,19 @@ impl Cuda {
         Ok((seen.map(|(list, _)| list).unwrap_or_default(), made))
     }
 
-    /// Records what `f` does, its memory in `arena`, which grows if it must: recordings made before
-    /// then keep the old memory. Returns the graph and what `f` returned: tensors whose values a
-    /// replay gives. Work on other devices is done at once, and not recorded.
+    /// Records what `f` launches on this device as a graph, without doing it. Returns the graph and
+    /// what `f` returned: tensors that have their values after a replay.
+    ///
+    /// `f` is called twice: first to see which memory it allocates and frees, then, with that
+    /// memory planned in `arena`, to record. It must do the same both times, and cannot copy from
+    /// or to the host or wait for the device. What it lays out permanently, such as weights, is
+    /// made in the first run, outside the arena. Work on other devices is done, not recorded.
+    ///
+    /// The arena grows if it must; recordings made before keep the old memory.
+    ///
+    /// # Errors
+    /// Those of `f`; it does what cannot be recorded; the arena does not fit into the device's
+    /// memory; this thread is recording already.
     pub fn record<R, E: From<CudaError>>(
         &self,
         arena: &mut Arena,
@@ -530,9 +555,15 @@ impl Cuda {
         self.record_into(arena, f, |_| Ok(vec![]))
     }
 
-    /// Records as [`Cuda::record`] does, but places parts of the result outside the arena, in
-    /// memory of others: for memory of the first run's result, `place` gives the memory that will
-    /// have its values after a replay.
+    /// Records as [`Cuda::record`] does, but places parts of the result in given memory instead of
+    /// the arena.
+    ///
+    /// `place` is given the first run's result and returns pairs: memory of that result, and memory
+    /// of the same size that gets its values in a replay.
+    ///
+    /// # Errors
+    /// Those of [`Cuda::record`] and of `place`; a pair's first memory was not allocated by `f`, or
+    /// its sizes differ.
     pub fn record_into<R, E: From<CudaError>>(
         &self,
         arena: &mut Arena,

@@ -1,5 +1,5 @@
-//! The kernels' text, as it is compiled for a GPU, and the table of kernels: what a launch of each
-//! needs.
+//! The kernels' sources, as they are compiled for a GPU, and the table of kernels: what a launch of
+//! each needs.
 //!
 //! Both are made by `build.rs` from `kernels/*.cu`, so that a kernel is declared in only one place.
 //! Besides the table, the module `kernels` has a constant to launch each kernel by and a struct of
@@ -9,17 +9,17 @@ use super::args::{Argument, Arguments, Int, Long, Pointer};
 use super::{CudaError, DType, Precision};
 use std::marker::PhantomData;
 
-/// A source text of kernels, with the name under which it is included.
+/// A source file of kernels, or a header: its name, and its text.
 pub type Source = (&'static str, &'static str);
 
 /// The type of a kernel's parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parameter {
-    /// Memory, or none.
+    /// An address in device memory, null for none.
     Pointer,
-    /// `int`.
+    /// `int`, 32 bits.
     Int,
-    /// `int64`.
+    /// `int64`, 64 bits.
     Long,
     /// `float`.
     Float,
@@ -34,20 +34,20 @@ impl Parameter {
     }
 }
 
-/// A kernel, as its source declares it.
+/// A kernel as its source declares it.
 #[derive(Debug, PartialEq)]
 pub struct Kernel {
     /// The name by which it is launched.
     pub name: &'static str,
     /// The file that declares it, one of [`FILES`].
     pub file: &'static str,
-    /// The most threads of a block; none if the source gives that by more than a number or a
-    /// constant.
+    /// The most threads of a block; none if the source gives them by an expression that is neither
+    /// a number nor a constant.
     pub threads: Option<usize>,
-    /// The types of its parameters.
+    /// The types of its parameters, in order.
     pub parameters: &'static [Parameter],
-    /// Whether its product runs on tensor cores: it names a function with the comment `// tensor
-    /// cores` above it.
+    /// Whether its products run on tensor cores. Its source says so: it calls a function that has
+    /// the comment `// tensor cores` above it.
     pub tensor_cores: bool,
 }
 
@@ -144,13 +144,16 @@ fn known(name: &str) -> Option<&'static Kernel> {
     KERNELS.binary_search_by(|kernel| kernel.name.cmp(name)).ok().map(|at| KERNELS[at])
 }
 
-/// The kernel with that name, for inspection; if there is none, an error that names the nearest
-/// ones.
+/// The kernel called `name`, for inspection.
+///
+/// # Errors
+/// There is none; the message names the nearest ones.
 pub fn find(name: &str) -> Result<&'static Kernel, CudaError> {
     known(name).ok_or_else(|| unknown(name))
 }
 
-/// Whether a kernel's product runs on tensor cores.
+/// Whether the products of the kernel called `kernel` run on tensor cores; false if there is none
+/// of that name.
 pub fn is_matrix(kernel: &str) -> bool {
     known(kernel).is_some_and(|kernel| kernel.tensor_cores)
 }
