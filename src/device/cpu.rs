@@ -130,8 +130,8 @@ impl Cpu {
         buffer
     }
 
-    /// Bytes that the workspace has from the system, in use or kept for later buffers; without those
-    /// that persistent copies ([`Cpu::persistent_copy`]) are using.
+    /// Bytes that the workspace has from the system, in use or kept for later buffers; without
+    /// those that persistent copies ([`Cpu::persistent_copy`]) are using.
     pub fn held_bytes(&self) -> usize {
         self.buffers.bytes()
     }

@@ -6,7 +6,8 @@ use crate::ops::linear::Matrix;
 use crate::tensor::{Param, Tensor};
 use std::sync::Arc;
 
-/// The four projections of an attention layer; weights `[out, in]`, biases `[out]`.
+/// The parameters of an attention layer of the two-way transformer: four projections, each a weight
+/// `[out, in]` and a bias `[out]`.
 #[derive(Clone)]
 pub struct TwoWayWeights {
     /// Query projection.
@@ -17,35 +18,41 @@ pub struct TwoWayWeights {
     pub v: (Param, Param),
     /// Output projection.
     pub out: (Param, Param),
-    /// Heads that the projected width divides into.
+    /// The number of heads, which divides the projected width.
     pub heads: usize,
 }
 
-/// The number of valid keys, if only a CUDA device knows it: an `int` in its memory. The rows after
-/// them are padding.
+/// The number of valid keys, if it is known only in the memory of a CUDA device, as an `int`: later
+/// keys are padding. None if all keys are valid.
+///
+/// Only CUDA devices look at it.
 pub type ValidKeys<'a> = Option<&'a Arc<Memory>>;
 
-/// Weights of one attention layer of the image encoder, whose width is `dim`.
+/// The parameters of an attention layer of the image encoder, whose width is `dim`.
 #[derive(Clone)]
 pub struct VitWeights {
-    /// `[3 * dim, dim]`, q then k then v, heads inside.
+    /// The projection to queries, keys and values: weight `[3 * dim, dim]` and bias `[3 * dim]`.
+    /// The first `dim` outputs are q, then come k and v; each is divided into heads.
     pub qkv: (Param, Param),
-    /// `[dim, dim]`.
+    /// The output projection: weight `[dim, dim]` and bias `[dim]`.
     pub proj: (Param, Param),
-    /// `[2 * window - 1, head dim]` along d, h and w.
+    /// The tables of relative positions along d, h and w, each `[2 * window - 1, dim / heads]`;
+    /// with a `window` of 0 the grid's edge takes its place.
     pub rel_pos: [Param; 3],
-    /// Heads.
+    /// The number of heads, which divides `dim`.
     pub heads: usize,
-    /// Window edge; 0 attends over the whole grid.
+    /// The edge of a window in tokens; 0 attends over the whole grid.
     pub window: usize,
 }
 
-/// The attention between its projections. Rows are in window order, or on a CUDA device in the
-/// grid's.
+/// The image encoder's attention between its projections, with what its gradient needs.
+///
+/// Rows are tokens. On a CUDA device they are in the order of the grid `[n, s, s, s]`; on the CPU
+/// window by window.
 pub struct Attended {
-    /// `[n * s³, 3 * dim]`.
+    /// Projected queries, keys and values, `[n * s³, 3 * dim]`.
     pub qkv: Tensor,
-    /// `[n * s³, dim]`.
+    /// The attended values, all heads side by side, `[n * s³, dim]`.
     pub heads: Tensor,
     pub(super) windows: Windows,
     /// Whether rows are in the grid's order.
@@ -64,7 +71,7 @@ pub(super) struct Kept {
 }
 
 impl Attended {
-    /// Brings rows `[n * s³, c]` from its order to the grid's.
+    /// Reorders rows `[n * s³, c]` from the order of this attention's rows to the grid's.
     pub fn to_grid(&self, rows: Tensor) -> Tensor {
         if self.gridded || self.windows.order.is_empty() {
             rows
@@ -73,7 +80,7 @@ impl Attended {
         }
     }
 
-    /// Brings rows `[n * s³, c]` from the grid's order to its own.
+    /// Reorders rows `[n * s³, c]` from the grid's order to that of this attention's rows.
     pub fn from_grid(&self, rows: &Tensor) -> Tensor {
         if self.gridded {
             rows.clone()
@@ -147,11 +154,12 @@ impl Windows {
     }
 }
 
-/// Gradients of the inputs of the image encoder's attention, from that of the attended values.
+/// Gradients of what the image encoder's attention was computed from.
 pub struct VitGrads {
     /// Gradient of the projected rows `[rows, 3 * dim]`, in the order of [`Attended::qkv`].
     pub qkv: Tensor,
-    /// Gradient of the projection's bias `[3 * dim]`, through the padded tokens alone.
+    /// Gradient of the projection's bias `[3 * dim]` through the padded tokens alone; the part
+    /// through the other tokens is the sum of the rows of `qkv`.
     pub padding: Tensor,
     /// Gradients of the position tables `[2 * window - 1, head dim]` along d, h and w.
     pub rel_pos: [Tensor; 3],

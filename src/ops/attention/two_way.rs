@@ -8,8 +8,11 @@ use crate::tensor::{OpError, Tensor};
 
 const OP: &str = "two_way_attention";
 
-/// Softmax attention of projected `q` `[t, width]` to keys `k` `[m, width]` with values `v` `[m,
-/// width]`, each head in its own channels.
+/// The two-way transformer's attention between its projections: `softmax(q kᵀ / sqrt(head dim)) v`
+/// in each head.
+///
+/// Projected queries `q` are `[t, width]`, keys `k` and values `v` `[m, width]`; a head has
+/// `width / heads` channels. Gives `[t, width]`.
 pub fn attend_heads(
     device: &Device,
     heads: usize,

@@ -31,8 +31,9 @@ multiversion! {
     }
 }
 
-/// Gradients of the projected `q` `[t, width]`, `k` and `v` `[m, width]` from that of the heads'
-/// outputs, `dy` `[t, width]`.
+/// Gradients of the projected `q` `[t, width]`, `k` and `v` `[m, width]` of
+/// [`attend_heads`](super::attend_heads), from that of its result, `dy` `[t, width]`. All keys are
+/// valid.
 pub fn attention(
     device: &Device,
     heads: usize,

@@ -19,8 +19,12 @@ use crate::device::{Cpu, Device, DisjointWriter};
 use crate::ops::linear::{Activation, linear};
 use crate::tensor::{OpError, Tensor};
 
-/// Projects `x` `[n, s, s, s, dim]` and attends within windows, before the output projection; keeps
-/// what the gradient needs.
+/// The image encoder's attention without the output projection: projects `x` `[n, s, s, s, dim]`
+/// and attends within windows. The result has what [the gradient](super::grad::vit_attention)
+/// needs.
+///
+/// # Errors
+/// Shapes that do not fit; on the CPU also a window of more than 64 tokens along an axis.
 pub fn attend_windows(device: &Device, w: &VitWeights, x: &Tensor) -> Result<Attended, OpError> {
     attend(device, w, x, true)
 }
@@ -57,8 +61,11 @@ fn attend(device: &Device, w: &VitWeights, x: &Tensor, keeps: bool) -> Result<At
     Ok(Attended { qkv, heads, windows, gridded: false, kept: None })
 }
 
-/// The image encoder's attention with its projections: `x` `[n, s, s, s, dim]` to the same shape,
-/// plus `residual` if given.
+/// The image encoder's attention with all its projections: `x` `[n, s, s, s, dim]` to the same
+/// shape, plus `residual` if given.
+///
+/// # Errors
+/// As [`attend_windows`].
 pub fn vit_attention(
     device: &Device,
     w: &VitWeights,

@@ -132,8 +132,8 @@ fn padded_back(
     }
 }
 
-/// Gradients of the image encoder's attention from that of the attended values, `dy` `[rows, dim]`
-/// in the order of [`Attended::qkv`].
+/// Gradients of the image encoder's attention from that of the attended values, `dy`
+/// `[n * s³, dim]` in the order of [`Attended::heads`].
 pub fn vit_attention(
     device: &Device,
     w: &VitWeights,

@@ -17,8 +17,8 @@ const OP: &str = "conv3d gradient";
 /// of threads.
 const GROUPS: usize = 16;
 
-/// The weights that turn an output gradient into the input's: mirrored, inputs and outputs
-/// exchanged.
+/// The weights for [`input`]: a convolution with them turns the gradient of the output into that of
+/// the input. They are the given ones with the taps in reverse order, inputs and outputs exchanged.
 pub fn mirrored(cpu: &Cpu, conv: &PackedConv) -> PackedConv {
     let (out, inputs) = (conv.out_channels(), conv.in_channels());
     let packer = Packer { outputs: inputs, inputs: out, taps: 27 };
@@ -28,8 +28,8 @@ pub fn mirrored(cpu: &Cpu, conv: &PackedConv) -> PackedConv {
     packer.pack(cpu, None, [inputs, out, 3, 3, 3], |o, i, t| conv.weight(i, o, 26 - t))
 }
 
-/// The gradient of the value that the convolution loaded, `[n, d, h, w, in]`, from that of its
-/// output.
+/// The gradient of the input as the convolution loaded it, after its prologue, `[n, d, h, w, in]`,
+/// from that of the output, `dy` `[n, d, h, w, out]`; `mirrored` comes from [`mirrored()`].
 pub fn input(device: &Device, mirrored: &PackedConv, dy: &Tensor) -> Result<Tensor, OpError> {
     Ok(conv3d(device, ConvInput::shared(dy), mirrored, Epilogue::NONE)?.map)
 }
@@ -137,14 +137,14 @@ pub(crate) fn outer_products(
     results
 }
 
-/// The gradient of the weights `[out, in, 3, 3, 3]` from the input as the convolution loaded it and
-/// the output's gradient.
+/// The gradient of the weights from the convolution's input `x` and the gradient of its output,
+/// `dy` `[n, d, h, w, out]`; its values are in the order of the weights `[out, in, 3, 3, 3]`.
 pub fn weight(device: &Device, x: &ConvInput, dy: &Tensor) -> Result<Tensor, OpError> {
     weight_onto(device, x, dy, None)
 }
 
-/// The gradient of the weights as by [`weight`], added to the gradient so far, whose memory it
-/// takes.
+/// Adds the gradient that [`weight`] computes to the gradient so far, if there is one, and returns
+/// the sum, which may use its memory.
 pub fn weight_onto(
     device: &Device,
     x: &ConvInput,
@@ -208,8 +208,12 @@ multiversion! {
     }
 }
 
-/// The gradient of the map before pooling, from that of the pooled one: each goes to the largest of
-/// its eight voxels.
+/// The gradient of a map before max-pooling, from that of the pooled map, `g`
+/// `[n, d / 2, h / 2, w / 2, c]`: each value goes to the largest of its 2×2×2 voxels, the first of
+/// equals, and the others get 0.
+///
+/// `x` is the input whose values were pooled; its norm and addition are applied to find the
+/// largest. The result is the gradient after these.
 pub fn unpool(device: &Device, x: &ConvInput, g: &Tensor) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = x.clone().max_pooled().extent(OP)?;
     g.expect_shape(OP, "the pooled map's gradient", &[n, d, h, w, c])?;

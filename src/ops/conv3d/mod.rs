@@ -8,6 +8,25 @@
 //! (decoder stages, gradients, pooling); the result is a [`ConvOutput`]. Other types are views
 //! within a body: `tile::TileSource` is what tiles are loaded from, `OutputPlacement` in `place.rs`
 //! decides whose memory the output takes.
+//!
+//! On the CPU, layers of many channels are computed by minimal filtering (Winograd's algorithms;
+//! Lavin and Gray 2016), others directly; on CUDA devices all are computed directly.
+//!
+//! ```
+//! use prism::Device;
+//! use prism::ops::conv3d::{ConvInput, Epilogue, PackedConv, conv3d};
+//! use prism::tensor::Tensor;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::open("cpu", 1)?;
+//! let x = Tensor::new([1, 4, 4, 4, 1], vec![1.0; 64]);
+//! let weight = Tensor::new([2, 1, 3, 3, 3], vec![0.5; 54]);
+//! let conv = PackedConv::new(device.cpu(), &weight, 0..1, None)?;
+//! let y = conv3d(&device, ConvInput::shared(&x), &conv, Epilogue::NONE)?.map;
+//! assert_eq!(y.shape(), [1, 4, 4, 4, 2]);
+//! # Ok(())
+//! # }
+//! ```
 
 mod cpu;
 pub(crate) mod cuda;
@@ -32,13 +51,13 @@ use crate::tensor::{OpError, Tensor};
 /// A map as its producer left it, with the operations that its reader applies to each value on
 /// load.
 ///
-/// Tensors are handles, and an op that takes a `ConvInput` by value takes the map's. If that is the
-/// last one ([`ConvInput::owned`]), the output may take the map's memory, as it does on the CPU if
-/// there is room; a map that something else holds ([`ConvInput::shared`]) stays as it is. The
-/// values of the output are the same either way.
+/// An op that takes a `ConvInput` by value takes over its handle of the map. If that is the last
+/// one ([`ConvInput::owned`]), the output may use the map's memory, as it does on the CPU if there
+/// is room; a map that has other handles ([`ConvInput::shared`]) stays as it is. The values of the
+/// output are the same either way.
 #[derive(Clone)]
 pub struct ConvInput {
-    /// `[n, d, h, w, c]`.
+    /// The map, `[n, d, h, w, c]`.
     pub map: Tensor,
     /// The operations on its values on load.
     pub prologue: Prologue,
@@ -51,7 +70,7 @@ pub struct Prologue {
     pub norm: Option<ChannelNorm>,
     /// A map to add, of the same shape.
     pub add: Option<Tensor>,
-    /// Whether to take the maximum over 2×2×2 voxels.
+    /// Whether to take the maximum over 2×2×2 voxels, stride 2: then d, h and w are even.
     pub max_pool: bool,
 }
 
@@ -60,23 +79,24 @@ pub struct Prologue {
 pub struct Epilogue<'a> {
     /// Whether to compute the sums that a following instance norm needs.
     pub sums: bool,
-    /// The weight `[out]` of that norm, if its reader pools: asks for the map of the voxel of each
-    /// 2×2×2 that will be the largest after norm and leaky ReLU. That is the largest value before
-    /// them, or the smallest if the weight is negative.
+    /// The weight `[out]` of that norm, if its reader pools: then the pooled map is computed too,
+    /// before the norm. It has of each 2×2×2 voxels the value that will be the largest after norm
+    /// and leaky ReLU: the largest, or in channels with a negative weight the smallest.
     pub pool: Option<&'a Tensor>,
 }
 
 impl Epilogue<'_> {
-    /// Nothing is computed.
+    /// Computes nothing.
     pub const NONE: Epilogue<'static> = Epilogue { sums: false, pool: None };
-    /// Only the sums are computed.
+    /// Computes only the sums.
     pub const SUMS: Epilogue<'static> = Epilogue { sums: true, pool: None };
 }
 
-/// A convolution's map and the results of its [`Epilogue`]; `M` is a tensor, or on a tape a value
-/// with its place there.
+/// A convolution's map and the results of its [`Epilogue`].
+///
+/// `M` is a [`Tensor`], or on a [tape](crate::autograd::Tape) a [`Var`](crate::autograd::Var).
 pub struct ConvOutput<M = Tensor> {
-    /// `[n, d, h, w, out]`.
+    /// The map, `[n, d, h, w, out]`.
     pub map: M,
     /// The map's sums per item and channel, if they were asked for.
     pub sums: Option<Sums>,
@@ -93,17 +113,18 @@ impl Prologue {
 }
 
 impl ConvInput {
-    /// A map that has other owners, and that stays as it is.
+    /// The input that is a map as it is; other handles of it remain, so it is not overwritten.
     pub fn shared(map: &Tensor) -> ConvInput {
         ConvInput::owned(map.clone())
     }
 
-    /// A map that is given away, together with its memory unless there is another handle of it.
+    /// The input that is a map as it is, given away: the output may use its memory, unless there is
+    /// another handle of it.
     pub fn owned(map: Tensor) -> ConvInput {
         ConvInput { map, prologue: Prologue::default() }
     }
 
-    /// This input, normalised and activated on load.
+    /// This input, with an instance norm and leaky ReLU applied on load.
     pub fn normed(mut self, norm: &ChannelNorm) -> ConvInput {
         self.prologue.norm = Some(norm.clone());
         self
@@ -115,7 +136,7 @@ impl ConvInput {
         self
     }
 
-    /// This input pooled after that: the maximum of each 2×2×2 voxels.
+    /// This input, with the maximum of each 2×2×2 voxels taken after norm and addition.
     pub fn max_pooled(mut self) -> ConvInput {
         self.prologue.max_pool = true;
         self
@@ -148,8 +169,13 @@ impl ConvInput {
     }
 }
 
-/// Convolves `x` `[n, d, h, w, in]` to `[n, d, h, w, out]`. The epilogue's pooled map is computed
-/// only on the CPU, and not by every body.
+/// Convolves `x` `[n, d, h, w, in]`, after its prologue, to `[n, d, h, w, out]`.
+///
+/// The pooled map of the epilogue may be left out: see [`ConvOutput::pooled`].
+///
+/// # Errors
+/// [`OpError::Shape`] if `x`, its prologue or the epilogue's weight do not fit;
+/// [`OpError::Argument`] if the weights were packed for another instruction set; the device fails.
 pub fn conv3d(
     device: &Device,
     x: ConvInput,

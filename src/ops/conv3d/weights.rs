@@ -16,7 +16,10 @@ use std::sync::{Arc, OnceLock};
 /// the second-level cache.
 const WEIGHT_BUDGET: usize = 64 << 10;
 
-/// Weights and bias, laid out for the kernels of one instruction set when those first need them.
+/// A convolution's weights and bias, in the layouts that kernels need.
+///
+/// Layouts are made when a kernel first needs them, and kept. On the CPU they are for the
+/// instruction set of the [`Cpu`] that the weights were packed with.
 pub struct PackedConv {
     /// None for weights that were laid out at once.
     given: Option<RawWeights>,
@@ -135,8 +138,11 @@ impl Packer {
 }
 
 impl PackedConv {
-    /// Lays out `weight` `[out, in, 3, 3, 3]`, using only the inputs in `inputs`, and `bias`
-    /// `[out]`.
+    /// Packs `weight` `[out, in, 3, 3, 3]` and `bias` `[out]`, zeros if there is none. The
+    /// convolution has only the input channels in `inputs`, a part of `0..in`.
+    ///
+    /// # Errors
+    /// The shapes or `inputs` do not fit, or a bias in a file cannot be read.
     pub fn new(
         cpu: &Cpu,
         weight: &Tensor,
@@ -233,17 +239,17 @@ impl PackedConv {
         Ok(())
     }
 
-    /// Input channels it reduces over.
+    /// The number of input channels.
     pub fn in_channels(&self) -> usize {
         self.inputs
     }
 
-    /// Output channels.
+    /// The number of output channels.
     pub fn out_channels(&self) -> usize {
         self.shape[0]
     }
 
-    /// The shape of the weights it was packed from.
+    /// The shape of the weights that it was packed from, all their input channels included.
     pub fn weight_shape(&self) -> &[usize] {
         &self.shape
     }
@@ -275,7 +281,7 @@ impl PackedConv {
         }
     }
 
-    /// Bytes of the packed weights.
+    /// Bytes of the layouts for the CPU that have been made so far.
     pub fn bytes(&self) -> usize {
         4 * [&self.direct, &self.bf16_pairs]
             .into_iter()

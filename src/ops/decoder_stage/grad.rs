@@ -1,4 +1,8 @@
 //! Gradients of the decoder stage, through the composition of its weights.
+//!
+//! The gradient of the stage's parameters is computed in two steps: [`composed`] gives that of the
+//! composed weights, and [`weights`] takes it on to the two convolutions. The skip map's parameters
+//! have theirs from [`biases`].
 
 use super::{DecoderStage, OP, fine_taps};
 use crate::device::cuda::DeviceCache;
@@ -18,13 +22,14 @@ fn bit(v: usize, axis: usize) -> usize {
     v >> (2 - axis) & 1
 }
 
-/// The weights that [`mirrored`] makes.
+/// A stage's weights as [`input`] needs them; [`mirrored`] makes them.
 pub struct Mirrored {
     phases: Vec<PackedConv>,
     on_cuda: DeviceCache<Packed>,
 }
 
-/// Weights that turn each phase's output gradient into the coarse input's.
+/// The weights for [`input`], which turn the gradient of each output phase into that of the coarse
+/// input.
 pub fn mirrored(device: &Device, stage: &DecoderStage) -> Mirrored {
     let (coarse, out) = (stage.in_channels(), stage.outputs);
     let packer = Packer { outputs: coarse, inputs: out, taps: 8 };
@@ -43,8 +48,8 @@ pub fn mirrored(device: &Device, stage: &DecoderStage) -> Mirrored {
     Mirrored { phases: stage.phases.iter().map(pack).collect(), on_cuda: DeviceCache::default() }
 }
 
-/// The gradient of the coarse input as it was loaded, `[n, d, h, w, in]`, from `dy` `[n, 2d, 2h,
-/// 2w, out]`: each phase adds a convolution of its voxels.
+/// The gradient of the coarse input as it was loaded, after its prologue, `[n, d, h, w, in]`, from
+/// `dy` `[n, 2d, 2h, 2w, out]`: each phase adds a convolution of its voxels.
 pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor, OpError> {
     let [n, fd, fh, fw, out] = dy.map5(OP, "dy")?;
     let inputs = mirrored.phases[0].in_channels();
@@ -119,10 +124,10 @@ pub fn input(device: &Device, mirrored: &Mirrored, dy: &Tensor) -> Result<Tensor
     Ok(Tensor::from_buffer([n, d, h, w, coarse], dx))
 }
 
-/// The gradient of the composed weights, `[phase][out][coarse][coarse tap]`.
+/// The gradient of the composed weights, `[8, out, in, 8]` (output phase, output, coarse input,
+/// coarse tap), from the stage's coarse input `x` and `dy` `[n, 2d, 2h, 2w, out]`.
 ///
-/// `x` is the coarse input as the stage loaded it. Such gradients may be added up before they go on
-/// to [`weights`], which is linear in them.
+/// Such gradients may be added up before they go on to [`weights`], which is linear in them.
 pub fn composed(
     device: &Device,
     stage: &DecoderStage,
@@ -132,8 +137,8 @@ pub fn composed(
     composed_onto(device, stage, x, dy, None)
 }
 
-/// The gradient of the composed weights as by [`composed`], added to the gradient so far, whose
-/// memory it takes.
+/// Adds the gradient that [`composed`] computes to the gradient so far, if there is one, and
+/// returns the sum, which may use its memory.
 pub fn composed_onto(
     device: &Device,
     stage: &DecoderStage,
@@ -176,11 +181,12 @@ pub fn composed_onto(
     }
 }
 
-/// The gradients of the weights of the deconvolution and the convolution, from that of the composed
-/// ones.
+/// The gradients of the weights of the transposed convolution and of the convolution, in this
+/// order, from that of the composed weights.
 ///
-/// The convolution's gradient has the whole shape `[out, skip + up, 3, 3, 3]`, with zeros for the
-/// skip part.
+/// `deconv` `[in, up, 2, 2, 2]` and `conv` `[out, skip + up, 3, 3, 3]` are the weights themselves.
+/// The convolution's gradient has their whole shape, with zeros for the skip part, which [`biases`]
+/// has.
 pub fn weights(
     device: &Device,
     composed: &Tensor,
@@ -255,10 +261,10 @@ pub fn weights(
 
 /// The gradients of a skip map's parameters, from its own gradient `g` `[n, 2d, 2h, 2w, out]`.
 ///
-/// They are those of the deconvolution's bias `[up]`, of the convolution's weight
-/// `[out, skip + up, 3, 3, 3]` and of its bias `[out]`. The gradient of the weight is what the
-/// deconvolution's bias adds to its upsampled part, and `skip_part` `[out, skip, 3, 3, 3]`, or
-/// zeros, for the other part.
+/// They are those of the transposed convolution's bias `[up]`, of the convolution's weight
+/// `[out, skip + up, 3, 3, 3]` and of its bias `[out]`. The gradient of the weight has two parts:
+/// for the upsampled channels, what comes through the transposed convolution's bias; for the skip
+/// channels, `skip_part` `[out, skip, 3, 3, 3]`, or zeros.
 pub fn biases(
     device: &Device,
     g: &Tensor,

@@ -1,4 +1,5 @@
-//! The first convolution of a decoder stage, with the upsampling before it.
+//! The first convolution of a decoder stage, fused with the upsampling and the concatenation before
+//! it.
 //!
 //! The network computes `conv3x3x3(concat(skip, deconv2x(x)))`. Both halves are linear, so the skip
 //! half, the bias and the deconvolution's bias become a map computed once per image ([`skip_map`]);
@@ -21,7 +22,7 @@ use crate::tensor::{OpError, Tensor, WEIGHTS};
 
 const OP: &str = "decoder_stage";
 
-/// Composed and packed weights of one stage.
+/// The weights of a decoder stage, composed and packed.
 pub struct DecoderStage {
     /// The skip half with the whole bias; none when the stage has no skip.
     skip: Option<PackedConv>,
@@ -45,8 +46,14 @@ fn fine_taps(p: usize, a: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 impl DecoderStage {
-    /// Composes `deconv` `[x, up, 2, 2, 2]` with bias `[up]` and `conv` `[out, skip + up, 3, 3, 3]`
-    /// with bias `[out]`.
+    /// Composes the weights of a transposed convolution, `deconv` `[in, up, 2, 2, 2]` with bias
+    /// `[up]`, and of the convolution after it, `conv` `[out, skip + up, 3, 3, 3]` with bias
+    /// `[out]`, whose first input channels are those of the skip feature.
+    ///
+    /// They are composed in float64 on the CPU, or on the device if they are there.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or values cannot be copied from a device.
     pub fn new(
         device: &Device,
         deconv: &Tensor,
@@ -195,12 +202,12 @@ impl DecoderStage {
         })
     }
 
-    /// Channels of the coarse input.
+    /// The number of channels of the coarse input.
     pub fn in_channels(&self) -> usize {
         self.phases[0].in_channels()
     }
 
-    /// Channels of the skip feature; 0 when there is none.
+    /// The number of channels of the skip feature; 0 if the stage has none.
     pub fn skip_channels(&self) -> usize {
         self.skip.as_ref().map_or(0, PackedConv::in_channels)
     }
@@ -210,7 +217,7 @@ impl DecoderStage {
         self.skip.as_ref()
     }
 
-    /// Bytes of the packed weights.
+    /// Bytes of the layouts for the CPU that have been made so far.
     pub fn bytes(&self) -> usize {
         self.phases.iter().map(PackedConv::bytes).sum::<usize>()
             + self.skip.as_ref().map_or(0, PackedConv::bytes)
@@ -220,9 +227,12 @@ impl DecoderStage {
 /// The part of the stage that does not depend on the coarse input: `conv_skip(skip)` and every
 /// bias, border included.
 ///
-/// `skip` `[n, 2d, 2h, 2w, skip]`, or none for a stage without one; `fine` is `[n, 2d, 2h, 2w]`.
-/// Returns `[n, 2d, 2h, 2w, out]`, which may take the memory of a `skip` that the caller gives
-/// away.
+/// `skip` is `[n, 2d, 2h, 2w, skip]`, or none for a stage without one; `fine` is the shape of the
+/// fine grid, `[n, 2d, 2h, 2w]`. Gives `[n, 2d, 2h, 2w, out]`, which may use the memory of an
+/// [owned](ConvInput::owned) `skip`.
+///
+/// # Errors
+/// `skip` does not fit `fine` or the stage, or `fine` has an odd axis.
 pub fn skip_map(
     device: &Device,
     stage: &DecoderStage,
@@ -271,8 +281,13 @@ pub fn skip_map(
     }
 }
 
-/// The stage's convolution: `x` `[n, d, h, w, in]` on the coarse grid and the map of [`skip_map`]
-/// give `[n, 2d, 2h, 2w, out]` before its norm, always with the sums that the norm needs.
+/// The output of the stage's convolution, `conv3x3x3(concat(skip, deconv2x(x)))`, before its norm.
+///
+/// `x` is `[n, d, h, w, in]`, on the coarse grid, and `skip` the map of [`skip_map`]. Gives
+/// `[n, 2d, 2h, 2w, out]`, always with the sums that the norm needs, and without a pooled map.
+///
+/// # Errors
+/// `x` or `skip` do not fit the stage, or its weights were packed for another instruction set.
 pub fn decoder_stage(
     device: &Device,
     stage: &DecoderStage,

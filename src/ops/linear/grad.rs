@@ -47,12 +47,14 @@ unsafe fn parallel(
     Tensor::from_buffer([m, n], out)
 }
 
-/// The gradient of a bias of a dense layer or a convolution: sums over all but the last axis.
+/// The gradient of the bias `[out]` of a dense layer or a convolution from `dy` `[..., out]`: sums
+/// over all axes but the last.
 pub fn bias(device: &Device, dy: &Tensor) -> Result<Tensor, OpError> {
     norm::totals(device, dy)
 }
 
-/// The gradient of a bias as by [`bias`], added to the gradient so far, whose memory it takes.
+/// Adds the gradient that [`bias`] computes to the gradient so far, if there is one, and returns
+/// the sum, which may use its memory.
 pub fn bias_onto(device: &Device, dy: &Tensor, so_far: Option<Tensor>) -> Result<Tensor, OpError> {
     norm::totals_onto(device, dy, so_far)
 }
@@ -83,8 +85,8 @@ pub fn weight(device: &Device, x: &Tensor, dy: &Tensor) -> Result<Tensor, OpErro
     weight_onto(device, x, dy, None)
 }
 
-/// The gradient of the weight as by [`weight`], added to the gradient so far, whose memory it
-/// takes.
+/// Adds the gradient that [`weight`] computes to the gradient so far, if there is one, and returns
+/// the sum, which may use its memory.
 pub fn weight_onto(
     device: &Device,
     x: &Tensor,
@@ -123,8 +125,9 @@ multiversion! {
     }
 }
 
-/// The gradient before an activation. `x` is the activation's input; for a ReLU its output will do
-/// as well.
+/// The gradient of an activation's input, from that of its output, `dy`.
+///
+/// `x` is the activation's input; for a ReLU its output serves as well.
 pub fn activation(
     device: &Device,
     activation: Activation,

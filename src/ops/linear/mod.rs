@@ -10,20 +10,25 @@ use crate::tensor::{OpError, Tensor};
 
 pub(crate) use cpu::{Layer, Matrix, linear_to, matmul};
 
-/// What follows the sum of products and bias.
+/// The function that a dense layer applies to its sums of products and bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// Nothing.
+    /// The identity.
     None,
-    /// The exact-erf GELU.
+    /// GELU by the error function, `x Φ(x)`, without the tanh approximation (Hendrycks and Gimpel
+    /// 2016).
     Gelu,
-    /// `max(x, 0)`.
+    /// ReLU, `max(x, 0)`.
     Relu,
 }
 
-/// A dense layer, `act(x wᵀ + b) + residual`: `x` `[..., in]`, `weight` `[out, in]` (further axes
-/// of length 1 are allowed: a 1×1×1 convolution), `bias` `[out]`, `residual` `[..., out]`. Gives
-/// `[..., out]`.
+/// A dense layer: `activation(x wᵀ + b) + residual`.
+///
+/// `x` is `[..., in]`, `weight` `[out, in]` (further axes of length 1 are allowed, as a 1×1×1
+/// convolution has), `bias` `[out]`, `residual` `[..., out]`. Gives `[..., out]`.
+///
+/// # Errors
+/// Shapes do not fit or are empty, or a weight in a file cannot be read.
 pub fn linear(
     device: &Device,
     x: &Tensor,
@@ -63,9 +68,14 @@ pub fn linear(
     }
 }
 
-/// A transformer's two layers: `gelu(norm(x) w₁ᵀ + b₁) w₂ᵀ + b₂ + x`, with a layer norm's weight,
-/// bias and epsilon. `x` `[..., c]`, `first` `[hidden, c]` and `[hidden]`, `second` `[c, hidden]`
-/// and `[c]`.
+/// The MLP of a transformer block with its norm and residual:
+/// `gelu(norm(x) w₁ᵀ + b₁) w₂ᵀ + b₂ + x`.
+///
+/// `x` is `[..., c]`; `norm` is a layer norm's weight `[c]`, bias `[c]` and epsilon; `first` is a
+/// weight `[hidden, c]` and a bias `[hidden]`, `second` `[c, hidden]` and `[c]`. Gives `[..., c]`.
+///
+/// # Errors
+/// As [`linear`].
 pub fn mlp(
     device: &Device,
     x: &Tensor,

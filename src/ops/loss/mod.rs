@@ -1,9 +1,9 @@
 //! The losses of a mask and the boundary map, with their gradients.
 //!
 //! One pass gives every term of a mask's loss, and the gradient of their weighted sum if it is
-//! wanted: Dice with squared denominators and binary cross entropy (Li et al. 2024, as MONAI forms
-//! them), the boundary loss, and the plain Dice that a score is trained to predict. Sums are formed
-//! in a fixed order.
+//! wanted: Dice with squared denominators (Milletari et al. 2016) and binary cross entropy, as in
+//! Li et al. 2024 and formed as MONAI forms them, the boundary loss of that paper, and the plain
+//! Dice that a score is trained to predict. Sums are formed in a fixed order.
 
 mod cpu;
 mod cuda;
@@ -16,12 +16,14 @@ use std::sync::Arc;
 
 const OP: &str = "mask_loss";
 
-/// Added to the numerators and denominators of Dice.
+/// What is added to the numerators and denominators of Dice, so that those of empty masks are
+/// defined.
 pub const SMOOTH: f64 = 1e-5;
-/// The paper's window of the boundary map, along d, h, w: in the axial plane.
+/// The window of the boundary map in the paper (Li et al. 2024), in voxels along d, h and w: 5×5
+/// within an axial slice.
 pub const KERNEL: [usize; 3] = [5, 5, 1];
 
-/// The reference for a mask: a label of one item, its boundary map, its volume.
+/// What masks are compared with: the label of one item, with its boundary map and volume.
 pub struct Target {
     label: Tensor,
     boundary: Tensor,
@@ -31,8 +33,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// A target of `label`, `[d, h, w]` of zeros and ones as `size` has them, with `kernel` as the
-    /// window of the boundary map, odd along each axis.
+    /// The target of a label of zeros and ones, `size` `[d, h, w]` voxels in row-major order.
+    ///
+    /// `kernel` is the window of the boundary map in voxels, odd along each axis: [`KERNEL`] in the
+    /// paper.
+    ///
+    /// # Errors
+    /// The label is empty or not of this size, the kernel is even, or the device fails.
     pub fn new(
         device: &Device,
         label: Vec<f32>,
@@ -52,23 +59,23 @@ impl Target {
         Ok(Target { label, boundary, volume, size, kernel })
     }
 
-    /// The target's size, which remains after the sums of its masks have been computed.
+    /// What [`TargetSize::loss`] needs of the target, which then may be dropped.
     pub fn size(&self) -> TargetSize {
         TargetSize { volume: self.volume, voxels: self.label.len() }
     }
 
-    /// A mask's loss by its sums.
+    /// The terms of a mask's loss, from its sums as [`MaskSums::read`] gives them.
     pub fn loss(&self, sums: [f64; 5]) -> MaskLoss {
         self.size().loss(sums)
     }
 
-    /// The label.
+    /// The label's values, in row-major order.
     pub fn label(&self) -> &[f32] {
         self.label.data()
     }
 }
 
-/// How large a target is.
+/// The size of a [`Target`] and the volume of its label, in voxels.
 #[derive(Clone, Copy, Debug)]
 pub struct TargetSize {
     volume: f64,
@@ -76,14 +83,16 @@ pub struct TargetSize {
 }
 
 impl TargetSize {
-    /// A mask's loss by its sums.
+    /// The terms of a mask's loss, from its sums as [`MaskSums::read`] gives them.
     pub fn loss(self, sums: [f64; 5]) -> MaskLoss {
         MaskLoss::of(sums, self)
     }
 }
 
-/// Sums over the voxels of masks, of p g, p², p, the cross entropy, and the squared differences of
-/// boundary maps, for [`Target::loss`]: kept where they were computed.
+/// For each of several masks the five sums that its loss is made of, kept where they were computed.
+///
+/// Over the target's voxels, with probabilities `p` and the label `g`, they are the sums of `p g`,
+/// of `p²`, of `p`, of the binary cross entropy, and of the squared differences of boundary maps.
 pub struct MaskSums(At);
 
 enum At {
@@ -92,7 +101,8 @@ enum At {
 }
 
 impl MaskSums {
-    /// The sums of each mask. For several, [`read`] copies them all at once.
+    /// The sums of each mask, for [`Target::loss`]; a device is waited for. [`read()`] copies those
+    /// of several at once.
     pub fn read(&self) -> Result<Vec<[f64; 5]>, OpError> {
         match &self.0 {
             At::Here(sums) => Ok(sums.clone()),
@@ -105,18 +115,18 @@ impl MaskSums {
     }
 }
 
-/// The values that [`read`] was asked for, in the order of the lists.
+/// The values that [`read()`] copied back, in the order of its lists.
 pub struct Read {
-    /// The sums of masks.
+    /// For each [`MaskSums`] the sums of each mask.
     pub sums: Vec<Vec<[f64; 5]>>,
-    /// The values of scores.
+    /// For each tensor of scores its values.
     pub scores: Vec<Vec<f32>>,
-    /// The additional numbers.
+    /// The other numbers.
     pub numbers: Vec<f64>,
 }
 
-/// The sums of several masks, the values of `scores`, and `numbers`, doubles in a device's memory,
-/// all copied back from a device at once.
+/// Copies the results of several computations back from a device at once: `sums`, the values of
+/// `scores`, and `numbers`, each a `double` in a device's memory. The device is waited for.
 pub fn read(
     device: &Device,
     sums: &[&MaskSums],
@@ -141,30 +151,31 @@ pub fn read(
     })
 }
 
-/// The weight of each term of a mask's loss.
+/// The weights of the terms of a mask's loss.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// Weight of `Dice + cross entropy`.
+    /// The weight of [`MaskLoss::dice_squared`] and of [`MaskLoss::cross_entropy`].
     pub region: f64,
-    /// Weight of the boundary loss.
+    /// The weight of [`MaskLoss::boundary`].
     pub boundary: f64,
 }
 
 /// The terms of a mask's loss, not weighted.
 #[derive(Clone, Copy, Debug)]
 pub struct MaskLoss {
-    /// `1 - Dice` with squared denominators.
+    /// The Dice loss with squared denominators, `1 - 2 Σ p g / (Σ p² + Σ g²)`, with [`SMOOTH`].
     pub dice_squared: f64,
-    /// Binary cross entropy, mean over voxels.
+    /// The mean over voxels of the binary cross entropy.
     pub cross_entropy: f64,
-    /// Mean squared difference of the boundary maps of the probabilities and of the label.
+    /// The mean squared difference of the boundary maps of the probabilities and of the label.
     pub boundary: f64,
-    /// Dice with plain denominators.
+    /// The Dice itself, with plain denominators: `2 Σ p g / (Σ p + Σ g)`, with [`SMOOTH`]. It is no
+    /// term of the loss: a score learns to predict it.
     pub dice: f64,
 }
 
 impl MaskLoss {
-    /// The weighted sum.
+    /// The mask's loss: the weighted sum of Dice loss, cross entropy and boundary loss.
     pub fn total(&self, terms: Terms) -> f64 {
         terms.region * (self.dice_squared + self.cross_entropy) + terms.boundary * self.boundary
     }
@@ -184,14 +195,17 @@ impl MaskLoss {
     }
 }
 
-/// The sums from which every term of the loss of each mask in `logits` `[masks, ..]` is computed,
-/// each with as many voxels as the target has; not read back yet.
+/// The sums from which the terms of the loss of each mask are computed, not read back yet.
+///
+/// `logits` is `[masks, ...]`, with as many voxels in each mask as the target has.
 pub fn mask_sums(device: &Device, logits: &Tensor, target: &Target) -> Result<MaskSums, OpError> {
     Ok(sums(device, logits, target, None)?.0)
 }
 
-/// Every term of the loss of each mask, and the gradient of each mask's weighted sum with respect
-/// to the logits, in their shape, times `factor`.
+/// The loss of each mask in `logits` `[masks, ...]`, and its gradient.
+///
+/// The gradient is that of each mask's [`MaskLoss::total`] with `terms` with respect to the logits,
+/// in their shape, times `factor`.
 pub fn mask_losses_gradient(
     device: &Device,
     logits: &Tensor,
@@ -203,8 +217,8 @@ pub fn mask_losses_gradient(
     Ok((sums.read()?.into_iter().map(|sums| target.loss(sums)).collect(), gradient))
 }
 
-/// The gradient that [`mask_losses_gradient`] gives, with the sums from which the losses are
-/// computed, not read back yet.
+/// The gradient that [`mask_losses_gradient`] gives, with the sums that the losses are made of, not
+/// read back yet: the device is not waited for.
 pub fn mask_sums_gradient(
     device: &Device,
     logits: &Tensor,
@@ -251,9 +265,10 @@ fn sums(
     Ok((sums, Some(Tensor::from_buffer(logits.shape(), gradient))))
 }
 
-/// The gradient of the squared differences of `scores` from the Dice of the masks of `sums`,
-/// divided by `n` and times `scale`, in the shape of the scores. The Dice that a score learns to
-/// predict carries no gradient.
+/// The gradient of the scores' loss, `scale / n Σ (score - dice)²`, in the shape of `scores`.
+///
+/// `dice` is [`MaskLoss::dice`] of the mask that the score belongs to, by `sums`; it carries no
+/// gradient itself. There are as many scores as masks.
 pub fn score_gradient(
     device: &Device,
     sums: &MaskSums,
@@ -279,11 +294,16 @@ pub fn score_gradient(
     Ok(Tensor::new(scores.shape(), scores.try_data()?.iter().zip(&sums).map(one).collect()))
 }
 
-/// Weights of the voxels of a label, and the weight of their mean cross entropy.
+/// An additional cross entropy: a weight for each voxel of a label, 0 or more, and the weight of
+/// the weighted mean in the loss.
 pub type Emphasis = (Vec<f32>, f64);
 
-/// The mean cross entropy of each mask in `logits` under the weights, and `gradient` with `factor`
-/// times its gradient added. The first sum of each mask is its part.
+/// Adds the gradient of an additional cross entropy to `gradient`, times `factor`; also returns its
+/// value for each mask in `logits` `[masks, ...]`.
+///
+/// With weights `w`, cross entropy `h` in each voxel and the weight `share` of their mean, the
+/// value is `share Σ w h / Σ w`: the first of the sums of each mask; the others are unused. If the
+/// weights add up to 0, the value is 0.
 pub fn emphasis(
     device: &Device,
     logits: &Tensor,
@@ -324,8 +344,13 @@ fn check_kernel(kernel: [usize; 3]) -> Result<(), OpError> {
     Err(OpError::Argument { op: "boundary_map", message })
 }
 
-/// `|m - avgpool(m)|` of each channel map of `m` `[n, c, d, h, w]`: odd kernel, stride 1, zero
-/// padding counted in the mean.
+/// The boundary map of each map in `m` `[n, c, d, h, w]` (channels first): `|m - avgpool(m)|`.
+///
+/// The average pooling has stride 1 and zero padding that is counted in the mean; `kernel` is its
+/// window in voxels.
+///
+/// # Errors
+/// `m` has not five axes, or the kernel is not odd along each axis.
 pub fn boundary_map(device: &Device, m: &Tensor, kernel: [usize; 3]) -> Result<Tensor, OpError> {
     let [.., d, h, w] = m.map5("boundary_map", "m")?;
     check_kernel(kernel)?;
@@ -340,8 +365,8 @@ pub fn boundary_map(device: &Device, m: &Tensor, kernel: [usize; 3]) -> Result<T
     Ok(Tensor::new(m.shape(), out))
 }
 
-/// The gradient of [`boundary_map`]: with `u = dy sign(m - avgpool(m))`, `u - avgpool(u)`. It is
-/// zero where `m` equals its average.
+/// The gradient of `m` of [`boundary_map`]: with `u = dy sign(m - avgpool(m))`, it is
+/// `u - avgpool(u)`, where `sign(0)` is 0. Computed on the host.
 pub fn boundary_map_gradient(
     device: &Device,
     m: &Tensor,

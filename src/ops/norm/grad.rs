@@ -74,8 +74,8 @@ multiversion! {
     }
 }
 
-/// The gradient of an instance norm with its leaky ReLU: from `dy`, that of the activated map, to
-/// those of the map `x` `[n, ..., c]`, of the weight and of the bias `[c]`.
+/// The gradients of an instance norm with its leaky ReLU: of the map `x` `[n, ..., c]`, of the
+/// weight and of the bias `[c]`, from that of the activated map, `dy`.
 pub fn instance_norm(
     device: &Device,
     x: &Tensor,
@@ -164,7 +164,7 @@ multiversion! {
     }
 }
 
-/// The gradient of [`layer_norm`](super::layer_norm): of `x`, weight and bias.
+/// The gradients of [`layer_norm`](super::layer_norm): of `x`, weight and bias.
 pub fn layer_norm(
     device: &Device,
     x: &Tensor,

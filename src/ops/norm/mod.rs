@@ -1,5 +1,5 @@
-//! Normalisation: instance norm as a per-channel scale and shift that the next op applies on load,
-//! and layer norm over channels.
+//! Normalisation: instance norm (Ulyanov et al. 2016) as a per-channel scale and shift that the
+//! next op applies on load, and layer norm over channels (Ba et al. 2016).
 
 mod cpu;
 pub(crate) mod cuda;
@@ -13,8 +13,8 @@ use crate::tensor::{OpError, Tensor};
 pub(crate) use cpu::add_row;
 use std::sync::Arc;
 
-/// Sums of a map's values and squares per item and channel, in float64: the input of an instance
-/// norm.
+/// Sums of a map's values and of their squares per item and channel, in float64: what an instance
+/// norm is made of. They are kept where they were computed.
 #[derive(Clone)]
 pub struct Sums {
     source: Source,
@@ -59,8 +59,14 @@ impl Sums {
         Sums { source: Source::Device { partial, tiles }, channels, count }
     }
 
-    /// The instance norm over these values: `(x - mean) / sqrt(var + eps) * weight + bias`, then a
-    /// leaky ReLU of `slope` (1 for none). `weight` and `bias` are `[c]`.
+    /// The instance norm of the map, as its reader applies it:
+    /// `(x - mean) / sqrt(var + eps) * weight + bias`, then a leaky ReLU of negative slope `slope`,
+    /// 1 for none.
+    ///
+    /// `weight` and `bias` are `[c]`; `var` is the variance without Bessel's correction.
+    ///
+    /// # Errors
+    /// The number of channels does not fit, or the device fails.
     pub fn instance_norm(
         &self,
         weight: &Tensor,
@@ -103,8 +109,8 @@ impl Sums {
     }
 }
 
-/// A per-item, per-channel affine map, `(x - mean) * scale + shift`, followed by a leaky ReLU;
-/// applied by the next op that reads the tensor.
+/// An instance norm with its leaky ReLU, to be applied by the op that reads the map:
+/// `(x - mean) * scale + shift` with coefficients per item and channel, then the leaky ReLU.
 ///
 /// The mean is subtracted first because a convolution's channels can be far from zero:
 /// `x * scale + shift` would cancel.
@@ -148,7 +154,7 @@ impl ChannelNorm {
     }
 }
 
-/// The sums of a map `[n, ..., c]` that does not come from a convolution.
+/// The [`Sums`] of a map `[n, ..., c]`, for maps whose convolution did not compute them.
 pub fn sums(device: &Device, x: &Tensor) -> Result<Sums, OpError> {
     if x.is_empty() || x.shape().len() < 2 {
         return Err(x.shape_error("instance_norm", "x", "[n, ..., c], no empty axis"));
@@ -159,12 +165,13 @@ pub fn sums(device: &Device, x: &Tensor) -> Result<Sums, OpError> {
     }
 }
 
-/// Sums over all but the last axis.
+/// The sums of `x` `[..., c]` over all axes but the last, `[c]`.
 pub fn totals(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     totals_onto(device, x, None)
 }
 
-/// Sums over all but the last axis, added to the sums so far, whose memory they take.
+/// Adds the sums that [`totals`] computes to the sums so far, if there are any, and returns the
+/// result, which may use their memory.
 pub fn totals_onto(device: &Device, x: &Tensor, so_far: Option<Tensor>) -> Result<Tensor, OpError> {
     let c = x.channels();
     if let Device::Cuda(cuda) = device {
@@ -180,8 +187,10 @@ pub fn totals_onto(device: &Device, x: &Tensor, so_far: Option<Tensor>) -> Resul
     }
 }
 
-/// Writes a normalised map out, plus `add` if given. The network itself needs this only at the ends
-/// of blocks.
+/// The map `x` `[n, ..., c]` with its norm and leaky ReLU applied, plus `add`, of the same shape,
+/// if given.
+///
+/// Ops that read a map as a [`ConvInput`](super::conv3d::ConvInput) apply its norm themselves.
 pub fn apply(
     device: &Device,
     x: &Tensor,
@@ -200,8 +209,10 @@ pub fn apply(
 }
 
 /// Layer norm over the last axis: `(x - mean) / sqrt(var + eps) * weight + bias`, then GELU if
-/// asked. On a channels-last map this is the network's channel norm. `x` `[..., c]`, `weight` and
-/// `bias` `[c]`.
+/// `gelu` is set.
+///
+/// `x` is `[..., c]`, `weight` and `bias` `[c]`. On a map, whose channels are last, it normalises
+/// the channels of each voxel.
 pub fn layer_norm(
     device: &Device,
     x: &Tensor,

@@ -1,4 +1,5 @@
-//! AdamW (Loshchilov and Hutter 2019) with clipping of the global gradient norm.
+//! AdamW (Loshchilov and Hutter 2019) with clipping of the global gradient norm, and the moving
+//! average of weights. All of it computes in float32 or more, whatever a device's precision.
 
 mod cuda;
 
@@ -12,11 +13,11 @@ use std::sync::Arc;
 /// Settings of [`AdamW`].
 #[derive(Clone, Copy, Debug)]
 pub struct AdamWConfig {
-    /// Decay rates of the two moments.
+    /// Decay rates of the first and the second moment, usually 0.9 and 0.999.
     pub betas: [f64; 2],
-    /// Added to the root of the second moment.
+    /// What is added to the root of the corrected second moment.
     pub eps: f64,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay: each step multiplies a parameter by `1 - lr * weight_decay`.
     pub weight_decay: f64,
     /// The global gradient norm above which gradients are scaled down.
     pub max_norm: f64,
@@ -59,7 +60,7 @@ multiversion! {
     }
 }
 
-/// A norm of gradients, kept where it was computed.
+/// The norm of gradients, kept where it was computed.
 pub struct Norm(At);
 
 enum At {
@@ -74,7 +75,7 @@ impl Norm {
         Norm(At::Here(value))
     }
 
-    /// The norm's value; waits for a device.
+    /// The norm's value; a device is waited for.
     pub fn read(&self) -> Result<f64, OpError> {
         match &self.0 {
             At::Here(value) => Ok(*value),
@@ -103,7 +104,7 @@ impl Norm {
     }
 }
 
-/// The global L2 norm of gradients.
+/// The L2 norm of all gradients together; those that are none are left out.
 pub fn global_norm(device: &Device, gradients: &[Option<&Tensor>]) -> Result<Norm, OpError> {
     let present: Vec<&Tensor> =
         gradients.iter().flatten().copied().filter(|g| !g.is_empty()).collect();
@@ -116,8 +117,13 @@ pub fn global_norm(device: &Device, gradients: &[Option<&Tensor>]) -> Result<Nor
     Ok(Norm::of(present.iter().map(|g| runs(g.data())).sum::<f64>().sqrt()))
 }
 
-/// Moves each of `averages` towards its value: `average += rate (value - average)`; nothing moves
-/// if the norm of the step before is not finite, because then the step changed nothing either.
+/// Updates exponential moving averages: `average += rate (value - average)`.
+///
+/// `norm` is that of the optimiser's step before this. If it is not finite nothing changes, because
+/// the step changed nothing either.
+///
+/// # Errors
+/// The lists do not fit together, or the device fails.
 pub fn follow(
     device: &Device,
     averages: &mut [Tensor],
@@ -151,7 +157,9 @@ pub fn follow(
 }
 
 /// Moves parameters that are on the host to where the optimiser changes them: on a CUDA device, in
-/// float32. So the first step of a run, also of a resumed one, is like all others.
+/// float32. On the CPU it does nothing.
+///
+/// Done before the first step of a run, also of a resumed one, it makes that step like all others.
 pub fn upload_parameters(device: &Device, parameters: &mut [&mut Tensor]) -> Result<(), OpError> {
     let Device::Cuda(cuda) = device else { return Ok(()) };
     let mut here = parameters.iter_mut().filter(|parameter| parameter.device_type().is_none());
@@ -159,23 +167,23 @@ pub fn upload_parameters(device: &Device, parameters: &mut [&mut Tensor]) -> Res
 }
 
 impl AdamW {
-    /// Zero moments for parameters of these lengths.
+    /// The state before the first step, for parameters of these lengths: moments of zero.
     pub fn new(config: AdamWConfig, lengths: &[usize]) -> AdamW {
         let zeros = |n: usize| Tensor::from(memory::zeroed::<f32>("the moments of weights", n));
         AdamW::resume(config, lengths.iter().map(|&n| [zeros(n), zeros(n)]).collect(), 0)
     }
 
-    /// Continues from moments `[first, second]` after `steps` steps.
+    /// The state after `steps` steps, from the moments `[first, second]` of every parameter.
     pub fn resume(config: AdamWConfig, moments: Vec<[Tensor; 2]>, steps: u64) -> AdamW {
         AdamW { config, moments, steps }
     }
 
-    /// The two moments of every parameter.
+    /// The moments `[first, second]` of every parameter.
     pub fn moments(&self) -> &[[Tensor; 2]] {
         &self.moments
     }
 
-    /// Steps taken.
+    /// The number of steps taken.
     pub fn steps(&self) -> u64 {
         self.steps
     }
@@ -185,10 +193,19 @@ impl AdamW {
         self.steps = self.steps.saturating_sub(1);
     }
 
-    /// One step at learning rate `lr`. The gradients come multiplied by `scale`, together with
-    /// their [`global_norm`], above which they are clipped. A parameter without a gradient stays as
-    /// it is. If the norm is not finite nothing changes; the caller, who does not know that yet,
-    /// corrects the count by [`AdamW::take_back`].
+    /// Takes one step at learning rate `lr`.
+    ///
+    /// `gradients` are multiplied by `scale`, the loss scale (1 for none), and `norm` is their
+    /// [`global_norm`], which is so too. They are divided by `scale`, and scaled down if their norm
+    /// exceeds [`AdamWConfig::max_norm`], as PyTorch's `clip_grad_norm_` does. A parameter without
+    /// a gradient stays as it is.
+    ///
+    /// If the norm is not finite nothing changes, but the step is counted: a device is not waited
+    /// for, so that is not known yet. Once it is, the caller corrects the count by
+    /// [`AdamW::take_back`].
+    ///
+    /// # Errors
+    /// The lists do not fit together, or the device fails.
     pub fn step(
         &mut self,
         device: &Device,
@@ -251,15 +268,15 @@ struct Limit {
     scale: f64,
 }
 
-/// A learning rate that goes from `start` to `end` times the base rate over `steps` steps, then
-/// stays.
+/// A linear schedule of the learning rate: a factor that goes from `start` to `end` over `steps`
+/// steps, then stays.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearSchedule {
     /// Factor at step 0.
     pub start: f64,
     /// Factor from step `steps` on.
     pub end: f64,
-    /// The number of steps that it takes.
+    /// The number of steps from `start` to `end`.
     pub steps: u64,
 }
 

@@ -85,8 +85,8 @@ multiversion! {
     }
 }
 
-/// Gradients of [`mask_logits`](super::mask_logits): of the activated (and added) map, of the
-/// weights `[m, c]` and of the bias `[m]`.
+/// Gradients of [`mask_logits`](super::mask_logits): of the map as it was loaded, after norm and
+/// addition, of the weights `[m, c]` and of the bias `[m]`.
 pub fn mask_logits(
     device: &Device,
     x: &Tensor,
@@ -135,7 +135,8 @@ pub fn mask_logits(
     Ok((Tensor::from_buffer(x.shape(), dx), list(0..m * c), list(m * c..each)))
 }
 
-/// The product of two maps of the same size.
+/// The product of two tensors value by value, in the shape of `a`: the gradient of one factor from
+/// the other and that of the product.
 pub fn times(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     as_many("times", a, b)?;
     if let Device::Cuda(cuda) = device {

@@ -34,7 +34,7 @@ fn map(cpu: &Cpu, x: &Tensor, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) -> T
     Tensor::from_buffer(x.shape(), out)
 }
 
-/// The exact-erf GELU of each value.
+/// The GELU of each value by the error function, `x Φ(x)`.
 pub fn gelu(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     match device {
         Device::Cpu(cpu) => Ok(map(cpu, x, |x, out| {
@@ -45,7 +45,7 @@ pub fn gelu(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     }
 }
 
-/// The logistic function of each value.
+/// The logistic function of each value, `1 / (1 + exp(-x))`.
 pub fn sigmoid(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     match device {
         Device::Cpu(cpu) => Ok(map(cpu, x, |x, out| sigmoid_run(cpu.isa(), x, out))),
@@ -53,7 +53,9 @@ pub fn sigmoid(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     }
 }
 
-/// Whether values are positive: ones and zeros on the host. A CUDA device sends one bit per value.
+/// The mask of positive values, on the host: 1 where a value is above 0, otherwise 0.
+///
+/// A CUDA device is waited for; it sends one bit per value.
 pub fn positive(device: &Device, x: &Tensor) -> Result<Vec<u8>, OpError> {
     let mut mask = memory::zeroed::<u8>("a mask", x.len());
     if let (Device::Cuda(cuda), true) = (device, x.len().is_multiple_of(8) && !x.is_empty()) {
@@ -69,7 +71,7 @@ pub fn positive(device: &Device, x: &Tensor) -> Result<Vec<u8>, OpError> {
     Ok(mask)
 }
 
-/// Softmax over the last axis.
+/// Softmax over the last axis. Computed on the host.
 pub fn softmax(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     if x.is_empty() {
         return Err(x.shape_error("softmax", "x", "no empty axis"));
@@ -80,7 +82,8 @@ pub fn softmax(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     Ok(Tensor::from_buffer(x.shape(), out))
 }
 
-/// The sum of two maps, the second repeated over leading axes if it is shorter.
+/// The sum of two tensors, in the shape of `a`; `b` is repeated over leading axes if it has fewer
+/// values.
 pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     if b.is_empty()
         || !a.len().is_multiple_of(b.len())
@@ -105,7 +108,7 @@ pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     Ok(Tensor::from_buffer(a.shape(), out))
 }
 
-/// `a b + c` of three maps with the same number of values, in the shape of `a`.
+/// `a b + c`, value by value, of three tensors with the same number of values, in the shape of `a`.
 pub fn multiply_add(
     device: &Device,
     a: &Tensor,
@@ -145,10 +148,12 @@ pub fn max_pool3d(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     Ok(pooled(device.cpu(), &input, [n, d, h, w, c]))
 }
 
-/// Logits of masks, or other maps that are linear in each voxel's channels, the map's norm (and an
-/// added map) applied on the way in: `x` `[1, d, h, w, c]`, `weights` `[m, c]`, `bias` `[m]` give
-/// `m` maps `[m, d, h, w]`. The mask head is this with the hypernetworks' outputs as weights, the
-/// refiner's error map and correction with weights of its own.
+/// Maps that are linear in each voxel's channels, such as the logits of masks, the norm of `x`
+/// applied on load.
+///
+/// `x` `[1, d, h, w, c]`, plus `add` of the same shape if given, times `weights` `[m, c]`, plus
+/// `bias` `[m]`, gives `m` maps `[m, d, h, w]`. The mask head is this with the hypernetworks'
+/// outputs as weights, the refiner's error map and correction with weights of its own.
 pub fn mask_logits(
     device: &Device,
     x: &Tensor,
@@ -168,8 +173,13 @@ pub fn mask_logits(
     }
 }
 
-/// One map of [`mask_logits()`], on the CPU, without storing all: map `chosen` `[1, d, h, w]`, and
-/// one bit per voxel of every map, set if positive, first voxel in the highest bit.
+/// One map of [`mask_logits()`] and the masks of all, on the CPU, without storing the other maps.
+///
+/// Gives map `chosen` `[1, d, h, w]`, and for every map one bit per voxel, set where it is
+/// positive, the first voxel in the highest bit of the first byte.
+///
+/// # Errors
+/// Shapes do not fit, or there is no such map.
 pub fn chosen_mask_logits(
     cpu: &Cpu,
     x: &Tensor,

@@ -1,5 +1,8 @@
-//! Random-Fourier position codes of points and of the token grid (Tancik et al. 2020, as the
-//! released network lays them out).
+//! Position codes of points and of the token grid by random Fourier features (Tancik et al. 2020).
+//!
+//! The code of a position `c` in `[0, 1]³` is `[sin a, cos a, sin a]` with `a = 2π (2c - 1) G`, as
+//! the released network lays it out, where `G` `[3, features]`, the argument `gaussian`, has random
+//! frequencies that belong to the model. It is computed on the host, in float64.
 
 use crate::device::Cpu;
 use crate::memory;
@@ -31,8 +34,9 @@ fn check(gaussian: &Tensor) -> Result<usize, OpError> {
     }
 }
 
-/// Codes of voxel positions `[t][i, j, k]` in a patch of `size`, `shift` added first (0.5: voxel
-/// centres): `[t, 3 * features]`.
+/// The codes of voxel positions `[t][i, j, k]` in a patch of `size` voxels: `[t, 3 * features]`.
+///
+/// `shift` is added to each index first; 0.5 gives the centres of voxels.
 pub fn points(
     cpu: &Cpu,
     gaussian: &Tensor,
@@ -50,11 +54,11 @@ pub fn points(
     Ok(Tensor::from_buffer([positions.len(), width], out))
 }
 
-/// Codes of the cell centres of a grid `[d, h, w]`, in the released network's axis order (j, i, k):
-/// `[d, h, w, 3 * features]`.
+/// The codes of the centres of a grid's cells, `[d, h, w, 3 * features]`, with the axes of a
+/// position in the released network's order (j, i, k).
 ///
-/// It divides the first coordinate by d and the second by h although they are along h and d; on its
-/// cubic grids that makes no difference.
+/// That network divides the first coordinate by d and the second by h although they are along h and
+/// d; on its cubic grids that makes no difference.
 pub fn grid(gaussian: &Tensor, [d, h, w]: [usize; 3]) -> Result<Tensor, OpError> {
     let width = check(gaussian)?;
     let mut out = memory::zeroed("position codes", d * h * w * width);

@@ -9,19 +9,26 @@ use std::sync::Arc;
 
 const OP: &str = "refiner_input";
 
-/// The choice among several masks.
+/// Which of several masks the refiner corrects.
 #[derive(Clone, Copy)]
 pub enum Choice<'a> {
-    /// The number of the mask.
+    /// The mask with this number, from 0.
     Known(usize),
-    /// The number of the mask is in a CUDA device's memory, as an `int`.
+    /// The mask whose number is in a CUDA device's memory, as an `int`.
     OnDevice(&'a Arc<Memory>),
 }
 
-/// The refiner's input `[1, d, h, w, 4]` (image, share of positive logits, of positive and of
-/// negative prompt voxels) and the halved logits `[1, d h w]`, from the halved `image` `[1, d, h,
-/// w, 1]`, candidate `choice` of `masks` (logits, `[m, 2d, 2h, 2w]` in any shape) and `prompts`
-/// `[1, 2d, 2h, 2w, 2]`.
+/// The refiner's input `[1, d, h, w, 4]`, and the chosen mask's logits at half the resolution,
+/// `[1, d h w]`.
+///
+/// `image` `[1, d, h, w, 1]` is at half the resolution already; `masks` has the logits of
+/// candidates, `[m, 2d, 2h, 2w]` in any shape, and `prompts` `[1, 2d, 2h, 2w, 2]` the maps of
+/// positive and of negative prompts. The four channels are the image and, over the 2×2×2 voxels of
+/// each, the share of positive logits and the means of the two prompt maps; the logits are means
+/// too.
+///
+/// # Errors
+/// Shapes do not fit, there is no such mask, or the choice is on a device and the op on the CPU.
 pub fn refiner_input(
     device: &Device,
     image: &Tensor,

@@ -1,4 +1,5 @@
-//! Gradients of the resamplings: each is the transposed sum.
+//! Gradients of the resamplings, which are linear: each is multiplication with the transposed
+//! matrix.
 
 use super::between;
 use crate::device::Device;

@@ -1,7 +1,8 @@
 //! Resampling of maps inside the network, by the rules of PyTorch's `interpolate` without aligned
 //! corners.
 //!
-//! Volumes of arbitrary spacing are resampled elsewhere (`volume`), by a different rule.
+//! Volumes of arbitrary spacing are resampled elsewhere, by [`crate::volume::resample`], and by a
+//! different rule.
 
 pub(crate) mod cuda;
 pub mod grad;
@@ -11,8 +12,8 @@ use crate::device::cuda::kernels;
 use crate::device::profile::OpCost;
 use crate::tensor::{OpError, Tensor};
 
-/// Halves every spatial axis: trilinear at scale 1/2 is the mean of 2×2×2 voxels. `[n, d, h, w, c]`
-/// to `[n, d/2, h/2, w/2, c]`.
+/// Halves every spatial axis, trilinear: `[n, d, h, w, c]` to `[n, d/2, h/2, w/2, c]`, with even d,
+/// h and w. At this scale trilinear interpolation is the mean of 2×2×2 voxels.
 pub fn downsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "trilinear_half";
     let [n, d, h, w, c] = x.map5(OP, "x")?;
@@ -91,7 +92,8 @@ pub fn upsample2_trilinear(device: &Device, x: &Tensor) -> Result<Tensor, OpErro
     Ok(Tensor::from_buffer([n, 2 * d, 2 * h, 2 * w, c], out))
 }
 
-/// Nearest neighbour at scale 1/4: every fourth voxel of every spatial axis.
+/// Quarters every spatial axis, nearest neighbour: `[n, d, h, w, c]` to `[n, d/4, h/4, w/4, c]`,
+/// with d, h and w divisible by 4. It takes the first of every four voxels along each.
 pub fn downsample4_nearest(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     const OP: &str = "nearest_quarter";
     let [n, d, h, w, c] = x.map5(OP, "x")?;

@@ -1,4 +1,4 @@
-//! Rows of matrices: extracting them, and stacking them. Values that are on a device stay there.
+//! Rows of matrices: extracting and concatenating them. Values that are on a device stay there.
 
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, CudaError, DType, Device};
@@ -11,7 +11,7 @@ const VECTOR: usize = 16;
 /// The most matrices that one launch stacks.
 const JOINED: usize = 4;
 
-/// Rows `from..from + count` of `x` `[t, c]`: `[count, c]`.
+/// A copy of rows `from..from + count` of `x` `[t, c]`: `[count, c]`.
 pub fn narrow(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
     let (c, end) = (x.channels(), from.saturating_add(count));
     if end.checked_mul(c).is_none_or(|values| values > x.len()) {
@@ -28,9 +28,10 @@ pub fn narrow(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<
     Ok(Tensor::from_buffer([count, c], out))
 }
 
-/// Rows `from..from + count` of `x` `[t, c]`, without a copy where possible: on a device, if they
-/// begin at a position from which vectors can be loaded. Only for callers that change neither `x`
-/// nor the rows.
+/// Rows `from..from + count` of `x` `[t, c]`, without a copy where possible: on a CUDA device, if
+/// the rows begin at a multiple of 16 bytes. Otherwise as [`narrow`].
+///
+/// Rows without a copy share the memory of `x`: neither may be written to.
 pub fn view(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Tensor, OpError> {
     let (c, end) = (x.channels(), from.saturating_add(count));
     if let (Device::Cuda(cuda), Some(dtype)) = (device, x.device_type())
@@ -49,7 +50,7 @@ pub fn view(device: &Device, x: &Tensor, from: usize, count: usize) -> Result<Te
     narrow(device, x, from, count)
 }
 
-/// Stacks matrices `[t, c]` with the same number of columns one below the other.
+/// Concatenates matrices `[t, c]` with the same number of columns along their rows.
 pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     let c = parts.first().map_or(1, |p| p.channels());
     if let Some(other) = parts.iter().find(|p| p.channels() != c) {
@@ -101,7 +102,8 @@ fn join(cuda: &Cuda, parts: &[&Tensor], out: &Arc<Memory>, dtype: DType) -> Resu
     Ok(())
 }
 
-/// The gradient of [`narrow`]: rows `from..` of a matrix `shape` are `dy`, all others zero.
+/// The gradient of `x` of [`narrow`]: a matrix of `shape`, whose rows from `from` on are `dy` and
+/// all others zero.
 pub fn narrow_gradient(
     device: &Device,
     dy: &Tensor,
@@ -127,7 +129,10 @@ pub fn narrow_gradient(
     Ok(Tensor::new(shape, out))
 }
 
-/// The row of `x` `[t, c]` whose number is in a CUDA device's memory: `[1, c]`.
+/// The row of `x` `[t, c]` whose number is in a CUDA device's memory, as an `int`: `[1, c]`.
+///
+/// # Errors
+/// `device` is the CPU, or fails. The number is not checked, except by the emulator.
 pub fn gather_row(device: &Device, x: &Tensor, row: &Arc<Memory>) -> Result<Tensor, OpError> {
     let Device::Cuda(cuda) = device else {
         return Err(OpError::Argument {

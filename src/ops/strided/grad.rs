@@ -5,7 +5,8 @@ use crate::device::{DType, Device, DisjointWriter};
 use crate::ops::linear;
 use crate::tensor::{OpError, Tensor};
 
-/// The gradient of [`patch_conv`](super::patch_conv)'s input `[n, d, h, w, in]`, shaped as `x`.
+/// The gradient of [`patch_conv`](super::patch_conv)'s input, whose shape is `x`
+/// `[n, d, h, w, in]`, from the `weight` and `dy` `[n, d / e, h / e, w / e, out]`.
 pub fn patch_input(
     device: &Device,
     weight: &Tensor,
@@ -40,13 +41,15 @@ pub fn patch_input(
     Ok(Tensor::from_buffer(x, dx))
 }
 
-/// The gradient of [`patch_conv`](super::patch_conv)'s weight `[out, in, e, e, e]`.
+/// The gradient of [`patch_conv`](super::patch_conv)'s weight from its input `x`
+/// `[n, d, h, w, in]`, the kernel's edge `e` and `dy` `[n, d / e, h / e, w / e, out]`. Gives
+/// `[out, in e³]`, the values in the weight's order.
 pub fn patch_weight(device: &Device, x: &Tensor, e: usize, dy: &Tensor) -> Result<Tensor, OpError> {
     linear::grad::weight(device, &unfold(device, x, e)?, dy)
 }
 
 /// The gradients of [`conv_transpose3d`](super::conv_transpose3d) without a norm: of `x`, of the
-/// weight `[in, out, 2, 2, 2]` and of the bias.
+/// weight, with the values in the order of `[in, out, 2, 2, 2]`, and of the bias `[out]`.
 pub fn conv_transpose3d(
     device: &Device,
     x: &Tensor,

@@ -1,6 +1,7 @@
-//! Convolutions whose stride is their kernel: they cut a map into patches ([`patch_conv`]) or
-//! unfold voxels into patches ([`conv_transpose3d`]). Patches do not overlap, so both are a dense
-//! layer on rearranged values.
+//! Convolutions whose stride is their kernel's size.
+//!
+//! They cut a map into patches ([`patch_conv`]) or unfold voxels into patches
+//! ([`conv_transpose3d`]). Patches do not overlap, so both are a dense layer on rearranged values.
 
 mod cuda;
 pub mod grad;
@@ -13,8 +14,10 @@ use crate::device::{Device, DisjointWriter};
 use crate::memory;
 use crate::tensor::{OpError, Tensor, WEIGHTS};
 
-/// Convolution with stride = kernel = `weight`'s edge and no padding: `x` `[n, d, h, w, in]`,
-/// `weight` `[out, in, e, e, e]`, `bias` `[out]` to `[n, d / e, h / e, w / e, out]`.
+/// A convolution with kernel and stride `e` and no padding, as a patch embedding is.
+///
+/// `x` `[n, d, h, w, in]`, with d, h and w divisible by `e`, `weight` `[out, in, e, e, e]` and
+/// `bias` `[out]` give `[n, d / e, h / e, w / e, out]`.
 pub fn patch_conv(
     device: &Device,
     x: &Tensor,
@@ -80,17 +83,17 @@ fn unfold(device: &Device, x: &Tensor, e: usize) -> Result<Tensor, OpError> {
     Ok(Tensor::from_buffer([n, cd, ch, cw, patch], rows))
 }
 
-/// A channel LayerNorm (and GELU) to apply to each output voxel.
+/// A layer norm over the channels of each output voxel, followed by GELU.
 pub struct ChannelLayerNorm<'a> {
-    /// `[c]`.
+    /// The weight, `[out]`.
     pub weight: &'a Tensor,
-    /// `[c]`.
+    /// The bias, `[out]`.
     pub bias: &'a Tensor,
-    /// Added to the variance.
+    /// What is added to the variance.
     pub eps: f32,
 }
 
-/// Weights of a transposed convolution with kernel 2 and stride 2, as one matrix.
+/// The weights of a transposed convolution with kernel 2 and stride 2, laid out as one matrix.
 pub struct PackedTranspose {
     /// `[phase * out, in]`.
     matrix: Tensor,
@@ -100,7 +103,10 @@ pub struct PackedTranspose {
 }
 
 impl PackedTranspose {
-    /// Lays out `weight` `[in, out, 2, 2, 2]` and `bias` `[out]`.
+    /// Lays out `weight` `[in, out, 2, 2, 2]` and `bias` `[out]`, on the device where they are.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or values cannot be copied from a device.
     pub fn new(weight: &Tensor, bias: &Tensor) -> Result<PackedTranspose, OpError> {
         const OP: &str = "conv_transpose3d";
         let [inputs, out, ..] = weight.map5(OP, "weight")?;
@@ -134,8 +140,8 @@ impl PackedTranspose {
     }
 }
 
-/// Transposed convolution, kernel 2, stride 2: `x` `[n, d, h, w, in]` to `[n, 2d, 2h, 2w, out]`;
-/// with `norm`, followed by a channel LayerNorm and GELU.
+/// A transposed convolution with kernel 2 and stride 2: `x` `[n, d, h, w, in]` to
+/// `[n, 2d, 2h, 2w, out]`; with `norm`, followed by a layer norm over channels and GELU.
 pub fn conv_transpose3d(
     device: &Device,
     x: &Tensor,

@@ -1,7 +1,8 @@
-//! Dense layers and attention of the few rows of tokens, fused with the ops before and after them.
-//! On a CUDA device a launch of so little work takes longer than the work: here each is one launch.
-//! The functions return none if a device has no such launch, or not for these sizes: then the
-//! separate ops give the same result.
+//! Dense layers and attention of a few tokens, fused with the ops before and after them.
+//!
+//! On a CUDA device a launch of so little work takes longer than the work; here each is one launch.
+//! The functions return none if `device` has no such launch, as the CPU, or not for these sizes:
+//! then the separate ops give the same result, but for rounding.
 
 mod cuda;
 
@@ -10,31 +11,34 @@ use super::linear::Activation;
 use crate::device::Device;
 use crate::tensor::{OpError, Tensor};
 
-/// The input rows of dense layers: `x` `[t, c]`, after a layer norm if its weight, bias and epsilon
-/// are given, and for the layers that want it the sum with `add` `[t, c]`.
+/// The input of [`linears`]: rows of tokens, with a layer norm to apply, and something to add for
+/// some layers.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
-    /// The rows themselves.
+    /// The rows, `[t, c]`.
     pub x: &'a Tensor,
-    /// The norm's weight, bias and epsilon.
+    /// The weight `[c]`, bias `[c]` and epsilon of a layer norm to apply to them.
     pub norm: Option<(&'a Tensor, &'a Tensor, f32)>,
-    /// What is added for some layers.
+    /// What is added after the norm for layers that are [`added`](Layer::added), `[t, c]`.
     pub add: Option<&'a Tensor>,
 }
 
-/// A dense layer, `weight` `[n, c]` and `bias` `[n]`, and whether it takes the sum.
+/// A dense layer of [`linears`].
 #[derive(Clone, Copy)]
 pub struct Layer<'a> {
-    /// `[n, c]`.
+    /// The weight, `[n, c]`.
     pub weight: &'a Tensor,
-    /// `[n]`.
+    /// The bias, `[n]`.
     pub bias: &'a Tensor,
-    /// Whether its input is the sum.
+    /// Whether [`Rows::add`] is added to its input.
     pub added: bool,
 }
 
-/// Layers of the same rows and with the same number of outputs: `act(rows wᵀ + b) + residual` of
-/// each, and the rows before the sum.
+/// Several dense layers of the same rows, with the same number `n` of outputs:
+/// `activation(input wᵀ + b) + residual` of each, `[t, n]`.
+///
+/// The input is the rows after their norm, plus [`Rows::add`] for some layers. Also returned are
+/// the rows after their norm, without the addition.
 pub fn linears(
     device: &Device,
     rows: Rows,
@@ -48,8 +52,11 @@ pub fn linears(
     }
 }
 
-/// Softmax attention of projected `q` `[t, width]` to keys `k` `[m, width]` with values `v`
-/// `[m, width]`, each head in its own channels, and the dense layer after it with its residual.
+/// Attention as of [`attend_heads`](super::attention::attend_heads), and the dense layer after it
+/// with its residual: `attended wᵀ + b + residual`.
+///
+/// `q` is `[t, width]`, `k` and `v` `[m, width]`, `weight` `[c, width]`, `bias` `[c]`. Gives
+/// `[t, c]`.
 pub fn attention(
     device: &Device,
     heads: usize,
@@ -66,8 +73,8 @@ pub fn attention(
     }
 }
 
-/// Dense layers of one row each: `act(row wᵀ + b)`, of `row` `[1, c]`, weight `[n, c]` and bias
-/// `[n]`.
+/// Several dense layers of one row each: `activation(row wᵀ + b)`, `[1, n]`, of a row `[1, c]`, a
+/// weight `[n, c]` and a bias `[n]`.
 pub fn row_linears(
     device: &Device,
     layers: &[(&Tensor, &Tensor, &Tensor)],
