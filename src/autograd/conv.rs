@@ -12,7 +12,7 @@ use crate::tensor::{OpError, Param, Tensor};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A 3×3×3 convolution's parameters, laid out.
+/// The parameters of a 3×3×3 convolution, packed for [`Tape::conv3d`].
 pub struct Conv {
     packed: PackedConv,
     weight: Param,
@@ -22,20 +22,23 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// Lays out `weight` `[out, in, 3, 3, 3]` and `bias` `[out]`.
+    /// Packs `weight` `[out, in, 3, 3, 3]` and `bias` `[out]` for a device.
+    ///
+    /// # Errors
+    /// As [`PackedConv::new`].
     pub fn new(device: &Device, weight: Param, bias: Option<Param>) -> Result<Conv, OpError> {
         let inputs = weight.map5("conv3d", "weight")?[1];
         let packed = PackedConv::new(device.cpu(), &weight, 0..inputs, bias.as_deref())?;
         Ok(Conv { packed, weight, bias, mirrored: OnceLock::new() })
     }
 
-    /// Bytes laid out.
+    /// Bytes of the layouts for the CPU that have been made so far.
     pub fn bytes(&self) -> usize {
         self.packed.bytes()
     }
 }
 
-/// A transposed convolution's parameters, laid out.
+/// The parameters of a transposed convolution, laid out for [`Tape::conv_transpose3d`].
 pub struct Transpose {
     packed: PackedTranspose,
     weight: Param,
@@ -44,12 +47,16 @@ pub struct Transpose {
 
 impl Transpose {
     /// Lays out `weight` `[in, out, 2, 2, 2]` and `bias` `[out]`.
+    ///
+    /// # Errors
+    /// As [`PackedTranspose::new`].
     pub fn new(weight: Param, bias: Param) -> Result<Transpose, OpError> {
         Ok(Transpose { packed: PackedTranspose::new(&weight, &bias)?, weight, bias })
     }
 }
 
-/// A decoder stage's parameters, composed and laid out.
+/// The parameters of a decoder stage, composed and packed for [`Tape::skip_map`] and
+/// [`Tape::decoder_stage`].
 pub struct UpStage {
     stage: DecoderStage,
     deconv: [Param; 2],
@@ -63,7 +70,11 @@ pub struct UpStage {
 }
 
 impl UpStage {
-    /// Composes weight and bias of the deconvolution and of the convolution after it.
+    /// Composes weight and bias of the transposed convolution and of the convolution after it: see
+    /// [`DecoderStage::new`].
+    ///
+    /// # Errors
+    /// As [`DecoderStage::new`].
     pub fn new(device: &Device, deconv: [Param; 2], conv: [Param; 2]) -> Result<UpStage, OpError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let stage = DecoderStage::new(device, &deconv[0], &deconv[1], &conv[0], &conv[1])?;
@@ -78,20 +89,22 @@ impl UpStage {
         })
     }
 
-    /// Makes it a stage whose map has an instance norm for its only reader: the norm subtracts the
-    /// convolution's bias together with the mean, so the bias has no gradient.
+    /// This stage, whose map has an instance norm for its only reader: the norm subtracts the
+    /// convolution's bias together with the mean, so the bias gets no gradient.
     pub fn in_front_of_norm(self) -> UpStage {
         UpStage { norm_behind: true, ..self }
     }
 
-    /// Bytes laid out.
+    /// Bytes of the layouts for the CPU that have been made so far.
     pub fn bytes(&self) -> usize {
         self.stage.bytes()
     }
 }
 
-/// A map before its norm, with the instance norm and leaky ReLU that its reader applies. Its entry
-/// on the tape is that of the activated map.
+/// A map with an instance norm and leaky ReLU that its readers apply: [`Tape::instance_norm`] makes
+/// it.
+///
+/// Its entry on the tape is that of the map after norm and leaky ReLU, the activated map.
 #[derive(Clone)]
 pub struct Normed {
     map: Tensor,
@@ -113,12 +126,13 @@ impl Normed {
         &self.norm
     }
 
-    /// The activated map as an op's input that other ops may read as well.
+    /// The activated map as an op's input; other ops may read it as well.
     pub fn input(&self) -> TapeInput {
         self.reading(&self.map)
     }
 
-    /// The activated map as an op's input, pooled, that other ops may read as well.
+    /// The activated map as an op's input, max-pooled over 2×2×2 voxels; other ops may read it as
+    /// well.
     pub fn pooled(&self) -> TapeInput {
         match &self.pooled {
             Some(map) => self.reading(map),
@@ -130,20 +144,22 @@ impl Normed {
         TapeInput { input: ConvInput::shared(map).normed(&self.norm), ids: [self.id, None] }
     }
 
-    /// The activated map as the input of its last reader, which may take its memory.
+    /// The activated map as the input of its last reader, which may use its memory for its output.
     pub fn into_input(self) -> TapeInput {
         let input = ConvInput::owned(self.map).normed(&self.norm);
         TapeInput { input, ids: [self.id, None] }
     }
 
-    /// The activated map itself, written out.
+    /// The values of the activated map, `[n, d, h, w, c]`; nothing is recorded.
     pub fn value(&self, device: &Device) -> Result<Tensor, OpError> {
         norm::apply(device, &self.map, &self.norm, None)
     }
 }
 
-/// A [`ConvInput`] with the tape entries of what it is loaded from. A backward function keeps the
-/// same input: it holds the map, so a tape that is on does not reuse the map's memory.
+/// A [`ConvInput`] on a tape: a map with the operations that an op applies to it on load.
+///
+/// A tape that is on keeps the input for its backward function, so the map's memory is not used for
+/// the output then.
 #[derive(Clone)]
 pub struct TapeInput {
     input: ConvInput,
@@ -152,19 +168,19 @@ pub struct TapeInput {
 }
 
 impl TapeInput {
-    /// A map as it is, which other ops may read as well.
+    /// A map as it is; other ops may read it as well.
     pub fn shared(map: &Var) -> TapeInput {
         TapeInput { input: ConvInput::shared(map), ids: [map.id, None] }
     }
 
-    /// Adds a map after norm and activation.
+    /// This input with a map of the same shape added after norm and leaky ReLU, if one is given.
     pub fn plus(self, add: Option<&Var>) -> TapeInput {
         let [id, _] = self.ids;
         let input = self.input.plus(add.map(Var::value));
         TapeInput { input, ids: [id, add.and_then(|a| a.id)] }
     }
 
-    /// Pools 2×2×2 voxels after that.
+    /// This input with the maximum of each 2×2×2 voxels taken after norm and addition.
     pub fn max_pooled(self) -> TapeInput {
         TapeInput { input: self.input.max_pooled(), ..self }
     }
@@ -187,10 +203,11 @@ impl TapeInput {
 }
 
 impl<'m> Tape<'m> {
-    /// [`conv3d()`] on the tape. With the tape on, no map is pooled on the way: its reader's
-    /// gradient goes to all of the map. If sums are asked for, the map's only reader is the
-    /// instance norm that needs them: the norm subtracts the bias together with the mean, so the
-    /// bias has no gradient.
+    /// A 3×3×3 convolution: [`conv3d()`].
+    ///
+    /// If the epilogue asks for sums, the map's only reader must be [`Tape::instance_norm`]: it
+    /// subtracts the convolution's bias together with the mean, so the bias gets no gradient. With
+    /// the tape on, no pooled map is computed.
     pub fn conv3d(
         &self,
         x: TapeInput,
@@ -226,7 +243,11 @@ impl<'m> Tape<'m> {
         Ok(ConvOutput { map, sums, pooled })
     }
 
-    /// Attaches an instance norm over its sums and a leaky ReLU of `slope` to a map.
+    /// Attaches an instance norm and a leaky ReLU of negative slope `slope` to a map that comes
+    /// with its sums; its readers apply them.
+    ///
+    /// # Errors
+    /// As [`Sums::instance_norm`](norm::Sums::instance_norm); the map has no sums.
     pub fn instance_norm(
         &self,
         x: ConvOutput<Var>,
@@ -254,7 +275,9 @@ impl<'m> Tape<'m> {
         Ok(Normed { map: map.value, norm, id, pooled })
     }
 
-    /// A map written out after norm, activation and addition.
+    /// A normed map written out after norm, leaky ReLU and addition.
+    ///
+    /// It is for maps with a norm: one without is returned as it is. Pooling is not applied.
     pub fn apply(&self, x: TapeInput) -> Result<Var, OpError> {
         let TapeInput { input: ConvInput { map, prologue }, ids } = x;
         let value = match &prologue.norm {
@@ -272,14 +295,14 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// Maximum over 2×2×2 voxels.
+    /// The maximum over 2×2×2 voxels: [`pointwise::max_pool3d`].
     pub fn max_pool3d(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::max_pool3d(self.device(), x)?;
         let saved = TapeInput::shared(x).max_pooled();
         Ok(self.record_if(&[x.id], value, || Box::new(move |dy, back| saved.give(dy, back))))
     }
 
-    /// [`patch_conv()`].
+    /// A convolution whose stride is its kernel's size: [`patch_conv()`].
     pub fn patch_conv(
         &self,
         x: &Var,
@@ -307,8 +330,8 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`conv_transpose3d()`], followed by a channel LayerNorm (weight, bias, eps) and GELU if
-    /// given.
+    /// A transposed convolution, with a layer norm over channels (weight, bias, epsilon) and GELU
+    /// after it if given: [`conv_transpose3d()`].
     pub fn conv_transpose3d(
         &self,
         x: &Var,
@@ -339,8 +362,8 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`skip_map()`]: the part of a decoder stage's output that does not depend on its coarse
-    /// input.
+    /// The part of a decoder stage's output that does not depend on its coarse input:
+    /// [`skip_map()`].
     pub fn skip_map(
         &self,
         s: &'m UpStage,
@@ -377,7 +400,8 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`decoder_stage()`]: the coarse input's part, added to a [`Tape::skip_map`].
+    /// The output of a decoder stage from its coarse input and its [`Tape::skip_map`]:
+    /// [`decoder_stage()`].
     pub fn decoder_stage(
         &self,
         s: &'m UpStage,
@@ -406,8 +430,10 @@ impl<'m> Tape<'m> {
         Ok(ConvOutput { map, sums, pooled })
     }
 
-    /// [`pointwise::mask_logits`] with weights that are themselves computed: the mask head. `x` has
-    /// a norm.
+    /// The mask head, whose weights are computed themselves: [`pointwise::mask_logits`].
+    ///
+    /// # Errors
+    /// As there; `x` has no norm.
     pub fn mask_logits(
         &self,
         x: TapeInput,
@@ -446,7 +472,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`resample::downsample2_trilinear`].
+    /// Halves every spatial axis: [`resample::downsample2_trilinear`].
     pub fn downsample2_trilinear(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
         Ok(self.record_if(&[x_id], resample::downsample2_trilinear(self.device(), x)?, || {
@@ -456,7 +482,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`resample::upsample2_trilinear`].
+    /// Doubles every spatial axis: [`resample::upsample2_trilinear`].
     pub fn upsample2_trilinear(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
         Ok(self.record_if(&[x_id], resample::upsample2_trilinear(self.device(), x)?, || {
@@ -466,7 +492,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`resample::downsample4_nearest`].
+    /// Quarters every spatial axis: [`resample::downsample4_nearest`].
     pub fn downsample4_nearest(&self, x: &Var) -> Result<Var, OpError> {
         let x_id = x.id;
         Ok(self.record_if(&[x_id], resample::downsample4_nearest(self.device(), x)?, || {
@@ -476,7 +502,8 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// `a b + c` of three maps, `c` a constant: the refiner's answer from error and correction.
+    /// `a b + c`, value by value, with a constant `c`: [`pointwise::multiply_add`]. The refiner's
+    /// answer is this, from error map, correction and the logits before.
     pub fn multiply_add(&self, a: &Var, b: &Var, c: &Tensor) -> Result<Var, OpError> {
         let value = pointwise::multiply_add(self.device(), a, b, c)?;
         let (ids, values) = ([a.id, b.id], [a.value.clone(), b.value.clone()]);

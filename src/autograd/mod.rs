@@ -1,11 +1,37 @@
-//! The tape: runs the fused ops and, if it is on, records for each how its gradient is computed.
+//! Reverse-mode automatic differentiation: a tape that runs the fused [ops](crate::ops) and, if it
+//! is on, records for each how its gradient is computed.
 //!
 //! The network is written once, against [`Tape`]. With the tape off an op is its forward function
-//! and nothing else. With it on, every op that a wanted gradient passes through leaves a backward
-//! function, holding the values it needs; [`Tape::backward`] consumes them last to first, freeing
-//! each one's values as it goes. Gradients of parameters accumulate in [`ParamGrads`] over as many
-//! tapes as there are. What is not recorded (a [`Var`] made by [`Var::constant`], or anything after
-//! [`Var::detach`]) costs nothing in the backward pass.
+//! and nothing else. With it on, every op that has parameters, or that a wanted gradient passes
+//! through, leaves a backward function, holding the values it needs; [`Tape::backward`] consumes
+//! them last to first, freeing each one's values as it goes. Gradients of parameters accumulate in
+//! [`ParamGrads`] over as many tapes as there are. What is not recorded (a [`Var`] made by
+//! [`Var::constant`], or anything after [`Var::detach`]) costs nothing in the backward pass.
+//!
+//! ```
+//! use prism::Device;
+//! use prism::autograd::{ParamGrads, Tape};
+//! use prism::ops::linear::Activation;
+//! use prism::tensor::{Param, Tensor};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::open("cpu", 1)?;
+//! // Parameter 0: a dense layer from two channels to one.
+//! let weight = Param::new(Tensor::new([1, 2], vec![3.0, -1.0]), 0);
+//!
+//! let tape = Tape::on(&device);
+//! let x = tape.leaf(Tensor::new([1, 2], vec![2.0, 5.0]));
+//! let y = tape.linear(&x, &weight, None, Activation::None, None)?;
+//! assert_eq!(y.data(), [1.0]);
+//!
+//! let mut grads = ParamGrads::new(1);
+//! let seed = Tensor::new([1, 1], vec![1.0]);
+//! let mut leaves = tape.backward(vec![(&y, seed)], &mut grads)?;
+//! assert_eq!(leaves.take(&x).unwrap().data(), [3.0, -1.0]);
+//! assert_eq!(grads.get(0).unwrap(), [2.0, 5.0]);
+//! # Ok(())
+//! # }
+//! ```
 
 mod conv;
 mod transformer;
@@ -22,7 +48,9 @@ use std::cell::RefCell;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A value, and its place on the tape if gradients are wanted for it.
+/// A value in a computation, and its place on the tape if its gradient is wanted.
+///
+/// It dereferences to the [`Tensor`] of the value; clones share it.
 #[derive(Clone, Debug)]
 pub struct Var {
     value: Tensor,
@@ -51,12 +79,12 @@ impl VarId {
 }
 
 impl Var {
-    /// A value that no gradient is wanted for.
+    /// A value whose gradient is not wanted.
     pub fn constant(value: Tensor) -> Var {
         Var { value, id: None }
     }
 
-    /// The value, cut off from what it was computed from: no gradient goes back through it.
+    /// The value as a constant: no gradient goes back through it to what it was computed from.
     pub fn detach(&self) -> Var {
         Var::constant(self.value.clone())
     }
@@ -66,7 +94,7 @@ impl Var {
         &self.value
     }
 
-    /// Gives the value another shape; the gradient of the result is given this value's shape.
+    /// The value under another shape; its gradient goes to this value, in this one's shape.
     ///
     /// # Panics
     /// As [`Tensor::reshape`].
@@ -85,8 +113,11 @@ impl Deref for Var {
 /// The backward function of an op: given the gradient of its output, adds those of its inputs.
 type BackwardFn<'m> = Box<dyn FnOnce(Tensor, &mut Backward) -> Result<(), OpError> + 'm>;
 
-/// Runs ops, and records them if it is on. Backward functions may borrow the model's layers for
-/// `'m`.
+/// A tape: runs ops on a device, and records them if it is on.
+///
+/// Its methods are the ops of [`crate::ops`], with their shapes and errors, on [`Var`]s instead of
+/// tensors; the parameters that they are given must live for `'m`, because backward functions
+/// borrow them. A tape is for one thread and for one computation: a new one is made for each.
 pub struct Tape<'m> {
     device: Device,
     /// 0 if it is off.
@@ -123,13 +154,17 @@ impl<'m> Tape<'m> {
         self.nodes.is_some()
     }
 
-    /// A value whose gradient is wanted: an input of the recorded part.
+    /// A value whose gradient is wanted, an input of the computation; [`Tape::backward`] returns
+    /// its gradient. With the tape off, a constant.
     pub fn leaf(&self, value: Tensor) -> Var {
         let id = self.nodes.as_ref().map(|nodes| self.push(nodes, (value.shape().to_vec(), None)));
         Var { value, id }
     }
 
-    /// A parameter as a value, under another shape.
+    /// A parameter as a value, under the shape `shape`.
+    ///
+    /// # Panics
+    /// As [`Tensor::reshape`].
     pub fn param(&self, param: &'m Param, shape: impl Into<Vec<usize>>) -> Var {
         self.record(param.reshape(shape), || {
             Box::new(move |gradient, back| back.param(param, gradient))
@@ -185,8 +220,17 @@ impl<'m> Tape<'m> {
         }
     }
 
-    /// Computes gradients from the given gradients of recorded values. Gradients of parameters are
-    /// added to `params`; those of leaves are returned.
+    /// Computes gradients: adds those of parameters to `params`, and returns those of leaves.
+    ///
+    /// `seeds` are values that this tape recorded, each with the gradient of the loss with respect
+    /// to it; of values that were not recorded they are ignored. With the tape off, there are no
+    /// gradients.
+    ///
+    /// # Errors
+    /// A seed is a value of another tape, `params` has too few parameters, or the device fails.
+    ///
+    /// # Panics
+    /// If a seed has not as many values as its value.
     pub fn backward(
         self,
         seeds: Vec<(&Var, Tensor)>,
@@ -235,17 +279,18 @@ impl<'m> Tape<'m> {
     }
 }
 
-/// Gradients of leaves after the backward pass.
+/// The gradients of leaves that [`Tape::backward`] computed.
 pub struct LeafGrads {
     tape: u64,
     vars: Vec<Option<Tensor>>,
 }
 
 impl LeafGrads {
-    /// The gradient of a leaf; none if nothing depended on it.
+    /// Takes the gradient of a leaf, in its shape; none if no seed depended on it, or if it was
+    /// taken before.
     ///
     /// # Panics
-    /// If it is another tape's leaf.
+    /// If it is a leaf of another tape.
     pub fn take(&mut self, leaf: &Var) -> Option<Tensor> {
         let VarId { tape, at } = leaf.id?;
         assert_eq!(tape, self.tape, "the gradient of another tape's leaf");
@@ -254,7 +299,7 @@ impl LeafGrads {
 }
 
 /// The state of a backward pass.
-pub struct Backward<'p> {
+struct Backward<'p> {
     device: Device,
     tape: u64,
     vars: Vec<Option<Tensor>>,
@@ -316,8 +361,8 @@ pub(crate) fn add_to(
     Ok(())
 }
 
-/// Gradients of parameters by their number, accumulated in float32 on the device where they were
-/// computed, until taken.
+/// The gradients of a network's parameters by their [numbers](Param::id), added up over backward
+/// passes in float32, on the device where they were computed.
 #[derive(Default)]
 pub struct ParamGrads {
     sums: Vec<Option<Tensor>>,
@@ -344,7 +389,10 @@ impl ParamGrads {
         ParamGrads { sums: vec![None; count], touched: vec![], composed: vec![] }
     }
 
-    /// Adds to the gradient of parameter `id`; an error where the list has no such parameter.
+    /// Adds `gradient`, of as many values as the parameter, to the gradient of parameter `id`.
+    ///
+    /// # Errors
+    /// The list has no such parameter, or the device fails.
     pub fn add(&mut self, id: usize, gradient: Tensor) -> Result<(), OpError> {
         let count = self.sums.len();
         let Some(slot) = self.sums.get_mut(id) else {
@@ -388,8 +436,15 @@ impl ParamGrads {
         Ok(())
     }
 
-    /// Computes the gradients of weights from those of the weights composed of them: to be called
-    /// after the last of several backward passes through the same parameters.
+    /// Computes the gradients of weights that a decoder stage composed, from the gradients of the
+    /// composed weights, which wait here until then.
+    ///
+    /// [`Tape::backward`] does so itself. It is left to the caller after
+    /// [`run_item_sharing`](crate::train::step::run_item_sharing), to be done once, after the last
+    /// of several items.
+    ///
+    /// # Errors
+    /// The list has no such parameters, or the device fails.
     pub fn settle(&mut self, device: &Device) -> Result<(), OpError> {
         for Composed { gradient, of: [deconv, conv], .. } in std::mem::take(&mut self.composed) {
             let gradients = decoder_stage::grad::weights(device, &gradient, &deconv, &conv)?;
@@ -400,7 +455,10 @@ impl ParamGrads {
         Ok(())
     }
 
-    /// Adds all gradients of another list.
+    /// Adds all gradients of another list of the same parameters.
+    ///
+    /// # Errors
+    /// It has more parameters than this list, or the device fails.
     pub fn add_all(&mut self, other: ParamGrads) -> Result<(), OpError> {
         for Composed { stage, gradient, of } in other.composed {
             self.add_composed(stage, of.each_ref(), |so_far| match so_far {
@@ -415,7 +473,7 @@ impl ParamGrads {
             .try_for_each(|(id, gradient)| gradient.map_or(Ok(()), |g| self.add(id, g)))
     }
 
-    /// The gradient of parameter `id`, in row-major order; none if nothing depended on it.
+    /// The values of the gradient of parameter `id`, in row-major order; none if there is none.
     ///
     /// # Panics
     /// As [`Tensor::data`].
@@ -423,8 +481,8 @@ impl ParamGrads {
         self.tensor(id).map(Tensor::data)
     }
 
-    /// The gradient of parameter `id` as a tensor, on the device where it was computed; none if
-    /// nothing depended on it.
+    /// The gradient of parameter `id`, on the device where it was computed; none if there is none.
+    /// Its values are in the parameter's order, its shape may be another one.
     pub fn tensor(&self, id: usize) -> Option<&Tensor> {
         self.sums.get(id)?.as_ref()
     }
@@ -444,7 +502,7 @@ impl ParamGrads {
         std::mem::take(&mut self.touched)
     }
 
-    /// Bytes held.
+    /// Bytes of all gradients.
     pub fn bytes(&self) -> usize {
         self.sums.iter().flatten().map(|g| g.len() * 4).sum()
     }

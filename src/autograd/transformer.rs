@@ -10,38 +10,38 @@ use crate::ops::linear::{self, Activation, linear};
 use crate::ops::{norm, pointwise, rows, tokens};
 use crate::tensor::{GRADIENT, OpError, Param, Tensor};
 
-/// The input rows of dense layers: `x`, after a layer norm if its weight, bias and epsilon are
-/// given, and for the layers that want it the sum with `add`.
+/// The input of [`Tape::token_linear`]: rows of tokens, with a layer norm to apply, and something
+/// to add for some layers. See [`tokens::Rows`].
 #[derive(Clone, Copy)]
 pub struct TokenRows<'v, 'm> {
-    /// The rows themselves.
+    /// The rows, `[t, c]`.
     pub x: &'v Var,
-    /// The norm's weight, bias and epsilon.
+    /// The weight `[c]`, bias `[c]` and epsilon of a layer norm to apply to them.
     pub norm: Option<(&'m Param, &'m Param, f32)>,
-    /// What is added for some layers.
+    /// What is added after the norm for layers that are [`added`](TokenLayer::added), `[t, c]`.
     pub add: Option<&'v Var>,
 }
 
 impl<'v> TokenRows<'v, '_> {
-    /// Rows without a norm and without a sum.
+    /// Rows without a norm, to which nothing is added.
     pub fn plain(x: &'v Var) -> Self {
         TokenRows { x, norm: None, add: None }
     }
 }
 
-/// A dense layer's weight and bias, and whether it takes the sum.
+/// A dense layer of [`Tape::token_linear`].
 #[derive(Clone, Copy)]
 pub struct TokenLayer<'m> {
-    /// `[n, c]`.
+    /// The weight, `[n, c]`.
     pub weight: &'m Param,
-    /// `[n]`.
+    /// The bias, `[n]`.
     pub bias: &'m Param,
-    /// Whether its input is the sum.
+    /// Whether [`TokenRows::add`] is added to its input.
     pub added: bool,
 }
 
 impl<'m> Tape<'m> {
-    /// [`linear()`]: `act(x wᵀ + b) + residual`.
+    /// A dense layer, `act(x wᵀ + b) + residual`: [`linear()`].
     pub fn linear(
         &self,
         x: &Var,
@@ -95,7 +95,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// [`linear::mlp`].
+    /// The MLP of a transformer block with its norm and residual: [`linear::mlp`].
     pub fn mlp(
         &self,
         x: &Var,
@@ -117,7 +117,7 @@ impl<'m> Tape<'m> {
         self.linear(&hidden, second.0, Some(second.1), Activation::None, Some(x))
     }
 
-    /// [`norm::layer_norm`], with GELU if asked.
+    /// Layer norm over the last axis, then GELU if `gelu` is set: [`norm::layer_norm`].
     pub fn layer_norm(
         &self,
         x: &Var,
@@ -140,7 +140,8 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// The sum of two maps, the second repeated over leading axes if it is shorter.
+    /// The sum of two values, the second repeated over leading axes if it is shorter:
+    /// [`pointwise::add`].
     pub fn add(&self, a: &Var, b: &Var) -> Result<Var, OpError> {
         let value = pointwise::add(self.device(), a, b)?;
         let (a_id, b_id, b_shape) = (a.id, b.id, b.shape().to_vec());
@@ -154,7 +155,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// The sum with a parameter, repeated over leading axes if it is shorter.
+    /// The sum of a value and a parameter, which is repeated over leading axes if it is shorter.
     pub fn add_param(&self, a: &Var, b: &'m Param) -> Result<Var, OpError> {
         let value = pointwise::add(self.device(), a, b)?;
         let a_id = a.id;
@@ -166,7 +167,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// The exact-erf GELU of each value.
+    /// The GELU of each value: [`pointwise::gelu`].
     pub fn gelu(&self, x: &Var) -> Result<Var, OpError> {
         let (x_value, x_id) = (x.value.clone(), x.id);
         Ok(self.record_if(&[x_id], pointwise::gelu(self.device(), x)?, || {
@@ -177,7 +178,7 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// The logistic function of each value.
+    /// The logistic function of each value: [`pointwise::sigmoid`].
     pub fn sigmoid(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::sigmoid(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
@@ -187,7 +188,7 @@ impl<'m> Tape<'m> {
         Ok(self.record_if(&[x_id], value, || Box::new(backward)))
     }
 
-    /// Softmax over the last axis.
+    /// Softmax over the last axis: [`pointwise::softmax`].
     pub fn softmax(&self, x: &Var) -> Result<Var, OpError> {
         let value = pointwise::softmax(self.device(), x)?;
         let (y, x_id) = (value.clone(), x.id);
@@ -198,7 +199,8 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// Rows `from..from + count` of a matrix `[t, c]`.
+    /// Rows `from..from + count` of a matrix `[t, c]`, `[count, c]`. With the tape off they may
+    /// share the memory of `x`: [`rows::view`].
     pub fn rows(&self, x: &Var, from: usize, count: usize) -> Result<Var, OpError> {
         if !self.is_on() {
             return Ok(Var::constant(rows::view(self.device(), x, from, count)?));
@@ -211,7 +213,7 @@ impl<'m> Tape<'m> {
         Ok(self.record_if(&[x_id], value, || Box::new(backward)))
     }
 
-    /// Matrices `[t, c]` one below the other.
+    /// Concatenates matrices `[t, c]` along their rows: [`rows::concat`].
     pub fn concat(&self, parts: &[Var]) -> Result<Var, OpError> {
         let value = rows::concat(self.device(), &parts.iter().map(Var::value).collect::<Vec<_>>())?;
         let places: Vec<(Option<VarId>, usize)> = parts.iter().map(|p| (p.id, p.rows())).collect();
@@ -229,9 +231,13 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// Rows that are parameters' rows, each added to a constant one: row `r` is `base[r] +
-    /// params[kinds[r]]` (its first row), or rows of `params` alone where the base is zero. The
-    /// gradient of a row goes to its parameter.
+    /// Embeddings added to constant rows: row `r` of the result `[t, c]` is row `r` of `base` `[t,
+    /// c]` plus row `rows[r].1` of the parameter `rows[r].0`, a matrix with `c` columns.
+    ///
+    /// The gradient of a row goes to that row of its parameter.
+    ///
+    /// # Errors
+    /// There are not as many `rows` as `base` has, or a parameter has no such row.
     pub fn embed(&self, base: Tensor, rows: Vec<(&'m Param, usize)>) -> Result<Var, OpError> {
         let c = base.channels();
         base.expect_shape("embed", "base", &[rows.len(), c])?;
@@ -279,8 +285,11 @@ impl<'m> Tape<'m> {
         }))
     }
 
-    /// Dense layers of the same rows, `act(rows wᵀ + b) + residual` of each, and the rows before
-    /// the sum: [`tokens::linears`], if it exists for them.
+    /// Several dense layers of the same rows, `act(input wᵀ + b) + residual` of each; also returns
+    /// the rows after their norm.
+    ///
+    /// With the tape off this is [`tokens::linears`] where the device has it, otherwise separate
+    /// ops.
     pub fn token_linear<const N: usize>(
         &self,
         rows: TokenRows<'_, 'm>,
@@ -317,9 +326,14 @@ impl<'m> Tape<'m> {
         Ok((each(made.into_iter()), normed))
     }
 
-    /// Attention of projected `q` to keys `k` with values `v`, and the dense layer after it with
-    /// its residual: [`tokens::attention`], if it exists for them. With the tape on, all keys
-    /// count.
+    /// Attention of projected queries `q` `[t, width]` to keys `k` and values `v` `[m, width]`, and
+    /// the dense layer after it with its residual.
+    ///
+    /// With the tape off this is [`tokens::attention`] where the device has it, otherwise separate
+    /// ops.
+    ///
+    /// # Errors
+    /// As there; the tape is on and `valid` is given: gradients take all keys to be valid.
     pub fn token_attention(
         &self,
         heads: usize,
@@ -356,8 +370,11 @@ impl<'m> Tape<'m> {
         Ok(y)
     }
 
-    /// Attention of `q` `[t, c]` to keys `k` `[m, c]` with values `v` `[m, c]`, with its four
-    /// projections; adds `residual` `[t, c]` if given. With the tape on, all keys count.
+    /// Attention of `q` `[t, c]` to keys `k` and values `v` `[m, c]` with its four projections,
+    /// plus `residual` `[t, c]` if given.
+    ///
+    /// # Errors
+    /// As [`Tape::token_attention`].
     pub fn two_way_attention(
         &self,
         w: &'m TwoWayWeights,
@@ -372,8 +389,11 @@ impl<'m> Tape<'m> {
         self.token_attention(w.heads, [&q, &k, &v], valid, (&w.out.0, &w.out.1), residual)
     }
 
-    /// Dense layers of one row each, `act(row wᵀ + b)`: [`tokens::row_linears`], if it exists for
-    /// them.
+    /// Several dense layers of one row each, `act(row wᵀ + b)`, from the row, weight and bias of
+    /// each.
+    ///
+    /// With the tape off this is [`tokens::row_linears`] where the device has it, otherwise
+    /// separate ops.
     pub fn row_linears(
         &self,
         layers: &[(&Var, &'m Param, &'m Param)],
@@ -390,7 +410,7 @@ impl<'m> Tape<'m> {
         each.collect()
     }
 
-    /// [`attention::vit_attention`].
+    /// The image encoder's attention: [`attention::vit_attention`].
     pub fn vit_attention(
         &self,
         w: &'m VitWeights,

@@ -1,5 +1,4 @@
-//! The peak rates of this machine's processor and memory, measured: multiply-adds in registers, and
-//! a sum of two arrays too large for the caches.
+//! The peak rates of a device, measured: the roofs of a roofline model (Williams et al. 2009).
 
 use crate::device::cuda::{Launch, TypedKernel, kernels};
 use crate::device::simd::{Simd, dispatch};
@@ -8,13 +7,14 @@ use crate::tensor::OpError;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Rates of all threads of a device together.
+/// The two peak rates that bound a device's ops: of arithmetic, and of memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Ceilings {
-    /// Floating-point operations in float32 per second, a multiply-add counting as two.
+    /// Floating-point operations per second, a multiply-add counting as two. On the CPU they are
+    /// multiply-adds in float32 in the registers of all threads.
     pub flops: f64,
-    /// Bytes per second that come from or go to memory, counting the two reads and the write of
-    /// `a = b + c`.
+    /// Bytes per second that come from or go to memory. On the CPU they are those of `a = b + c` on
+    /// all threads, two reads and a write, with arrays too large for the caches.
     pub bytes: f64,
 }
 
@@ -63,7 +63,7 @@ fn unit(isa: Isa) -> (unsafe fn(&[f32; 64]) -> f32, usize) {
 }
 
 impl Ceilings {
-    /// Measures the ceilings: the best of five tries, which takes about a second.
+    /// Measures the ceilings of a CPU: the best of five tries, which takes about a second.
     pub fn measure(cpu: &Cpu) -> Ceilings {
         let (work, operations) = unit(cpu.isa());
         let mut values = [0.5f32; 64];
@@ -99,20 +99,24 @@ impl Ceilings {
     }
 }
 
-/// Rates of a CUDA device.
+/// The peak rates of a CUDA device.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaCeilings {
-    /// Bytes per second that a copy reads and writes.
+    /// Bytes per second that a copy within its memory reads and writes.
     pub bytes: f64,
-    /// Operations per second of matrix instructions.
+    /// Floating-point operations per second on tensor cores, in the precision that was asked for:
+    /// in float32, whose products are three of TF32 each, a third of those of TF32.
     pub matrix: f64,
-    /// Operations per second of multiply-adds in float32.
+    /// Floating-point operations per second of multiply-adds in float32, without tensor cores.
     pub plain: f64,
 }
 
 impl CudaCeilings {
-    /// Measures the ceilings: the best of five tries each, with matrix instructions as `precision`
-    /// uses them (those of f16 if it uses none).
+    /// Measures the ceilings: the best of five tries each, on tensor cores as `precision` uses them
+    /// (in f16 if it does not). It takes 4 GB of device memory.
+    ///
+    /// # Errors
+    /// The device is out of memory, or fails.
     pub fn measure(cuda: &Cuda, precision: impl Into<Precision>) -> Result<CudaCeilings, OpError> {
         let (precision, bytes): (Precision, usize) = (precision.into(), 2 << 30);
         let [from, to] = [cuda.allocate_bytes(bytes)?, cuda.allocate_bytes(bytes)?];
@@ -154,8 +158,8 @@ impl CudaCeilings {
         Ok(CudaCeilings { bytes: 2.0 * bytes as f64 / copy, matrix, plain })
     }
 
-    /// The two ceilings of a precision: matrix instructions if it uses them, float32 multiply-adds
-    /// if it does not.
+    /// The ceilings that hold for `precision`: with tensor cores if it uses them, otherwise with
+    /// multiply-adds in float32.
     pub fn of(&self, precision: impl Into<Precision>) -> Ceilings {
         let precision: Precision = precision.into();
         Ceilings {

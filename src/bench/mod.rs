@@ -1,5 +1,21 @@
 //! Measuring: the peak rates of this machine, the work of each op of a network, the time that a
 //! user waits.
+//!
+//! ```no_run
+//! use prism::Device;
+//! use prism::bench::{Problem, Timing, measure};
+//! use std::time::Duration;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::open("cpu", 0)?;
+//! let problem: Problem = "lnorm:m512c768".parse()?;
+//! let timing = Timing { long: Duration::from_millis(200), fewest: 5, cold: false };
+//! let outcome = measure(&device, &problem, timing)?;
+//! assert!(outcome.is_right());
+//! println!("{}: {:.1} µs", outcome.problem, outcome.median * 1e6);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod ceilings;
 mod prepared;
@@ -11,7 +27,7 @@ mod step;
 pub use ceilings::{Ceilings, CudaCeilings};
 pub use prepared::Prepared;
 pub use problem::{Problem, ProblemError, suite};
-pub use report::{Row, table};
+pub use report::table;
 pub use run::{Change, Outcome, Record, Timing, compare, measure};
 pub use step::TrainingStep;
 
@@ -24,23 +40,26 @@ use rand::RngExt;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// A network at work on an image of noise: times do not depend on values.
+/// A network at work on an image of noise, to be timed: times do not depend on values.
 pub struct Workload<'m> {
     model: &'m Model,
     image: Tensor,
     features: Features,
 }
 
-/// The time that a user waits.
+/// The times that a user waits for the answers to clicks.
 pub struct Latency {
-    /// Prompt voxels of each click.
+    /// The number of prompt voxels of each click.
     pub points: usize,
-    /// Each click's time.
+    /// The time of each click.
     pub clicks: Vec<Duration>,
 }
 
 impl Latency {
-    /// The time within which a share of the clicks were answered.
+    /// The time within which a share of the clicks, 0 to 1, were answered: 0.5 for the median.
+    ///
+    /// # Panics
+    /// If there are no clicks.
     pub fn percentile(&self, share: f64) -> Duration {
         let mut sorted = self.clicks.clone();
         sorted.sort();
@@ -50,7 +69,7 @@ impl Latency {
 }
 
 impl<'m> Workload<'m> {
-    /// A network that has encoded an image, and the time that it took.
+    /// A network that has encoded an image of noise, and the time that this took.
     pub fn new(model: &'m Model) -> Result<(Workload<'m>, Duration), OpError> {
         let s = model.config().patch;
         let mut rng = generator(1, &[]);
@@ -71,7 +90,8 @@ impl<'m> Workload<'m> {
             .collect()
     }
 
-    /// Runs a number of clicks of `points` voxels each, each one a correction of the one before.
+    /// Times a number of clicks of `points` voxels each, at random places; each corrects the answer
+    /// to the one before.
     pub fn click(&self, points: usize, clicks: usize) -> Result<Latency, OpError> {
         let s = self.model.config().patch;
         let mut dense = Tensor::new([s; 3], vec![0.0; s * s * s]);
@@ -95,8 +115,8 @@ impl<'m> Workload<'m> {
         Ok(answer.logits.value().reshape([s; 3]))
     }
 
-    /// The ops of encoding and of a click, each from the run with the median total time of `times`
-    /// runs. Only on the CPU.
+    /// The ops of encoding and of a click of `points` voxels, each from the run with the median
+    /// total time of `times` runs; none if the network is not on the CPU.
     pub fn profile(
         &mut self,
         points: usize,
@@ -146,7 +166,8 @@ fn scribble(edge: usize, points: usize, seed: u64) -> PatchPrompts {
     }
 }
 
-/// The most memory that this process ever held, in bytes, if the system reports it.
+/// The most memory that this process has held so far, its peak resident set, in bytes; none if the
+/// system does not report it as Linux does.
 pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;

@@ -13,7 +13,10 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Makes a problem ready to run.
+    /// Makes a problem ready to run: its inputs and weights.
+    ///
+    /// # Errors
+    /// The device has no room for them, or fails.
     pub fn new(device: &Device, problem: &Problem) -> Result<Prepared, OpError> {
         let (run, judge) = problem.prepare(device)?;
         let exact = if problem.flops().is_some() { 1e-5 } else { 1e-3 };
@@ -21,7 +24,7 @@ impl Prepared {
         Ok(Prepared { device: device.clone(), run, judge, tolerance })
     }
 
-    /// Runs the problem once, to its end.
+    /// Runs the problem once, and waits for the device; its result stays where it is.
     pub fn run(&mut self) -> Result<Tensor, OpError> {
         let out = (self.run)()?;
         if let Device::Cuda(cuda) = &self.device {
@@ -30,8 +33,8 @@ impl Prepared {
         Ok(out)
     }
 
-    /// Runs the problem once and judges the result: its relative error (L2, over the sampled
-    /// places), and the largest allowed one.
+    /// Runs the problem once and compares the result with the plainest formula in float64, at some
+    /// places: returns its relative L2 error, infinite if it is NaN, and the largest that is right.
     pub fn check(&mut self) -> Result<[f64; 2], OpError> {
         let out = self.run()?;
         let pairs = (self.judge)(&out)?;

@@ -6,25 +6,24 @@ use std::fmt::Write;
 use std::time::Duration;
 
 /// Ops of one kind and size.
-#[derive(Clone, Debug)]
-pub struct Row {
+struct Row {
     /// The op.
-    pub op: &'static str,
+    op: &'static str,
     /// The sizes of the op's inputs.
-    pub problem: String,
+    problem: String,
     /// The number of times that it ran.
-    pub count: usize,
+    count: usize,
     /// The total time.
-    pub time: Duration,
+    time: Duration,
     /// The total operations.
-    pub flops: f64,
+    flops: f64,
     /// The total bytes.
-    pub bytes: f64,
+    bytes: f64,
 }
 
 impl Row {
     /// The least time that the ceilings allow, in seconds.
-    pub fn floor(&self, ceilings: &Ceilings) -> f64 {
+    fn floor(&self, ceilings: &Ceilings) -> f64 {
         (self.flops / ceilings.flops).max(self.bytes / ceilings.bytes)
     }
 }
@@ -55,8 +54,10 @@ fn rows(seen: &[OpRecord]) -> Vec<Row> {
     rows
 }
 
-/// A Markdown table of the ops seen in `whole` time; ops below one percent of it are combined in a
-/// last line.
+/// A Markdown table of recorded ops, those of one kind and size in one line, the longest first:
+/// their work, their time, and what the ceilings would allow.
+///
+/// Ops below one percent of the total time are combined in one line.
 pub fn table(seen: &[OpRecord], ceilings: &Ceilings) -> String {
     let rows = rows(seen);
     let whole: Duration = rows.iter().map(|r| r.time).sum();

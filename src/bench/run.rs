@@ -6,7 +6,7 @@ use crate::tensor::OpError;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// How to time.
+/// How to time a problem.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
     /// The time to spend on a problem, with at least `fewest` runs.
@@ -17,30 +17,31 @@ pub struct Timing {
     pub cold: bool,
 }
 
-/// The result of a problem. Seconds, bytes and operations are those of one run.
+/// The result of measuring a problem. Seconds, bytes and operations are those of one run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// The problem, as text.
     pub problem: String,
-    /// Relative error of the result.
+    /// The relative L2 error of the result: see [`Prepared::check`].
     pub error: f64,
     /// The largest relative error that counts as right.
     pub tolerance: f64,
-    /// Runs timed; 0 if the device only judges.
+    /// The number of runs timed; 0 on the emulator, where the times are 0 too.
     pub runs: usize,
-    /// Median time of the runs.
+    /// The median time of the runs, in seconds.
     pub median: f64,
-    /// The time that 99 of 100 runs stay below.
+    /// The time that 99 of 100 runs stay below, in seconds.
     pub p99: f64,
-    /// The least time of a run.
+    /// The least time of a run, in seconds.
     pub least: f64,
-    /// Operations of the plain algorithm or, for a network, the actual ones.
+    /// Floating-point operations of the plain algorithm or, for a network, [`Outcome::done`].
     pub flops: f64,
-    /// Actual operations.
+    /// Floating-point operations actually done: fewer than the plain algorithm's where an op needs
+    /// fewer. On a CUDA device they are not counted: those of the plain algorithm, 0 for a network.
     pub done: f64,
-    /// Bytes of inputs, weights and outputs.
+    /// Bytes of inputs, weights and outputs, each counted once.
     pub bytes: f64,
-    /// PyTorch's median time, if it was measured.
+    /// PyTorch's median time in seconds, if it was measured.
     #[serde(default)]
     pub peer: Option<f64>,
 }
@@ -51,27 +52,27 @@ impl Outcome {
         self.error <= self.tolerance
     }
 
-    /// The percentages of the two ceilings that its work and its bytes reach.
+    /// What the run reaches of the two ceilings, in percent: by its operations, and by its bytes.
     pub fn shares(&self, ceilings: &Ceilings) -> [f64; 2] {
         [self.done / self.median / ceilings.flops, self.bytes / self.median / ceilings.bytes]
             .map(|s| 100.0 * s)
     }
 }
 
-/// Measurements of one device, as they are kept.
+/// The measurements of several problems on one device, as `prism bench` writes them to files.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
-    /// prism's version.
+    /// The version of prism.
     pub version: String,
-    /// The device, as text.
+    /// The device: [`Device::describe`].
     pub device: String,
-    /// Element type of maps or products.
+    /// The precision of the device, as text.
     pub precision: String,
     /// Whether the caches were emptied before each run.
     pub cold: bool,
-    /// The peak operations per second of the device, measured in the same run.
+    /// The device's peak rate of arithmetic, [`Ceilings::flops`], measured with the problems.
     pub flops_per_second: f64,
-    /// The peak bytes per second, likewise.
+    /// The device's peak rate of memory, [`Ceilings::bytes`], measured with the problems.
     pub bytes_per_second: f64,
     /// The result of each problem.
     pub results: Vec<Outcome>,
@@ -93,7 +94,10 @@ fn empty_caches(device: &Device, spare: &mut [u8]) -> Result<(), OpError> {
     Ok(())
 }
 
-/// Judges a problem, then times it; on the emulator it is only judged.
+/// Checks the result of a problem, then times it; on the emulator it is only checked.
+///
+/// # Errors
+/// The device has no room for it, or fails. A wrong result is none: see [`Outcome::is_right`].
 pub fn measure(device: &Device, problem: &Problem, timing: Timing) -> Result<Outcome, OpError> {
     let mut prepared = Prepared::new(device, problem)?;
     let [error, tolerance] = prepared.check()?;
@@ -146,20 +150,20 @@ pub fn measure(device: &Device, problem: &Problem, timing: Timing) -> Result<Out
     Ok(outcome)
 }
 
-/// A problem that was also measured before.
+/// The times of a problem in two records.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// The problem.
+    /// The problem, as text.
     pub problem: String,
-    /// Median times then and now, in seconds.
+    /// The median times in the old and in the new record, in seconds.
     pub medians: [f64; 2],
-    /// The share by which it has to grow to count: the spread of both measurements, at least 5
-    /// percent.
+    /// The share by which the time has to grow to count, 0.05 or more: the larger spread of the two
+    /// measurements, which is the distance of the median from the least time, as a share of it.
     pub spread: f64,
 }
 
 impl Change {
-    /// The median time now divided by that of then.
+    /// The new median time divided by the old one.
     pub fn ratio(&self) -> f64 {
         self.medians[1] / self.medians[0]
     }
@@ -170,7 +174,7 @@ impl Change {
     }
 }
 
-/// The comparison of the problems that both records timed.
+/// Compares two records: the times of the problems that are timed in both, in the new one's order.
 pub fn compare(old: &Record, new: &Record) -> Vec<Change> {
     let found = |o: &Outcome| {
         old.results

@@ -9,7 +9,8 @@ use crate::ops::optimizer::{AdamW, AdamWConfig, global_norm, upload_parameters};
 use crate::tensor::{OpError, Tensor};
 use crate::train::step::{LossWeights, Lost, Outcome, Share, run_item_sharing};
 
-/// A network of hashed weights that learns, and its optimiser.
+/// A network that learns and its optimiser, to be timed. Its weights are hashed
+/// ([`Weights::hashed`]): made from nothing but their names.
 pub struct TrainingStep {
     device: Device,
     weights: Weights,
@@ -19,9 +20,11 @@ pub struct TrainingStep {
 }
 
 impl TrainingStep {
-    /// A training step on a device made for training ([`Device::for_training`]); gradients in f16
-    /// are multiplied by 65536 on the way. With `recompute`, iterations are run again in the
-    /// backward pass.
+    /// A network of configuration `config` on a device for training ([`Device::for_training`]),
+    /// which learns from one item in `iterations` iterations.
+    ///
+    /// With `recompute`, iterations are run again in the backward pass instead of being kept. In
+    /// f16, the loss scale is 65536.
     pub fn new(
         device: &Device,
         config: Config,
@@ -48,8 +51,8 @@ impl TrainingStep {
         }
     }
 
-    /// Learns from an image `[s, s, s]`, with the same prompts in every iteration; returns the loss
-    /// before the step.
+    /// Takes one step with a normalised image `[s, s, s]` and the same prompts in every iteration,
+    /// and waits for it; returns the loss before the step.
     pub fn run(
         &mut self,
         image: &Tensor,

@@ -1,6 +1,27 @@
-//! A server that viewers work with: nnInteractive's protocol, which 3D Slicer and napari use;
-//! ITK-SNAP's; MONAI Label's; prism's own interface, for programs; a page, for browsers. All at one
-//! address.
+//! A server that viewers work with.
+//!
+//! At one address it speaks nnInteractive's protocol, which 3D Slicer and napari use, ITK-SNAP's,
+//! MONAI Label's, and an interface of its own for programs (`/openapi.json` describes it), and has
+//! a page for browsers.
+//!
+//! ```no_run
+//! use prism::serve::{Keep, Server, Settings};
+//! use prism::{Device, Model, Weights};
+//! use std::{path::Path, sync::Arc};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::open("cpu", 0)?;
+//! let weights = Weights::open(Path::new("model.safetensors"))?;
+//! let model = Arc::new(Model::new(&device, &weights)?);
+//!
+//! let settings = Settings { keep: Some(Keep::at("state")), ..Settings::default() };
+//! let server = Server::open(settings, model, "model")?;
+//! println!("http://{}", server.address());
+//! let stop = server.stopper(); // its `stop` ends the server, from another thread
+//! server.run()?;
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! Which threads do what: requests that cost nothing are answered by the threads that read from the
 //! network ([`Server::run`]); everything else waits for its turn on threads of its own (`work.rs`).
@@ -120,7 +141,7 @@ impl Shared {
     }
 }
 
-/// A server that listens.
+/// A server that listens, and answers once it [runs](Server::run).
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
@@ -133,34 +154,39 @@ pub struct Server {
     warnings: Vec<String>,
 }
 
-/// Ends a server, from any thread.
+/// A handle that ends a server, from any thread.
 #[derive(Clone, Default)]
 pub struct Stop(Arc<Notify>);
 
 impl Stop {
-    /// Makes the server finish what runs, and end.
+    /// Makes the server finish what is running, and end: its [`Server::run`] returns. Does not wait
+    /// for that. Called before the server runs, it ends it at once.
     pub fn stop(&self) {
         self.0.notify_one();
     }
 }
 
-/// Tells when what an earlier server left has been restored.
+/// A handle to wait until what an earlier server left on disk has been restored.
 pub struct Restored(Arc<Shared>);
 
 impl Restored {
-    /// Waits for that, while [`Server::run`] runs on another thread, and returns what was odd, as
+    /// Waits until everything has been restored, or the server ends, and returns what was odd, as
     /// text for people.
+    ///
+    /// [`Server::run`] restores, on another thread: this must not be waited for before it is
+    /// called.
     pub fn wait(&self) -> Vec<String> {
         self.0.progress.wait()
     }
 }
 
 impl Server {
-    /// Begins to listen, with a model named `name`.
+    /// Begins to listen. Clients see the model under the name `name`.
     ///
     /// # Errors
     /// A setting is invalid, the address is in use or not this machine's, threads cannot be
-    /// started, the folder for the state cannot be opened, or that of DICOM not read.
+    /// started, the folder for the state cannot be opened or lies in that of the DICOM series, or
+    /// the latter cannot be read.
     pub fn open(settings: Settings, model: Arc<Model>, name: &str) -> Result<Server, String> {
         let addresses = settings.addresses()?;
         // Before anything is created or deleted, and before any client can call.
@@ -219,13 +245,14 @@ impl Server {
         Ok(Server { listener, address, dls, shared, stop, found, warnings })
     }
 
-    /// Tells when what an earlier server left in the folder for the state has been restored; until
-    /// then requests are refused with 503, except for `/healthz` and the page's own files.
+    /// A handle to wait until what an earlier server left in the folder for the state has been
+    /// restored. Until then requests are refused with status 503, except for `/healthz` and the
+    /// page's own files.
     pub fn restored(&self) -> Restored {
         Restored(self.shared.clone())
     }
 
-    /// The address that it listens at.
+    /// The address that it listens at, with the actual port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -235,18 +262,19 @@ impl Server {
         self.dls.as_ref().map(|(_, address)| *address)
     }
 
-    /// A handle that ends it.
+    /// A handle that ends this server.
     pub fn stopper(&self) -> Stop {
         self.stop.clone()
     }
 
-    /// The paths that `openapi.json` describes, as it writes them: those of ITK-SNAP's and MONAI
-    /// Label's protocols are described by their authors.
+    /// The paths that `/openapi.json` describes, as it writes them. Those of ITK-SNAP's and MONAI
+    /// Label's protocols are not among them: their authors describe them.
     pub fn paths() -> Vec<&'static str> {
         described().into_iter().map(|(path, _)| path).collect()
     }
 
-    /// Answers requests until it is told to stop, and finishes what was begun by then.
+    /// Answers requests until it is told to stop ([`Server::stopper`]), finishes what was begun by
+    /// then, and returns.
     ///
     /// # Errors
     /// The system refuses threads, or the network fails.

@@ -22,50 +22,56 @@ pub const STATE_BYTES: u64 = 32 << 30;
 /// The default number of days for which unused objects are kept on disk.
 pub const STATE_DAYS: u64 = 30;
 
-/// Where a server keeps its state, so that a restart or a crash loses nothing.
+/// Where a server keeps its state on disk, so that a restart or a crash loses nothing.
 #[derive(Clone, Debug)]
 pub struct Keep {
-    /// The folder, which only this server uses, and which is made if it does not exist.
+    /// The folder, which only this server uses, and which is created if it does not exist.
     pub folder: PathBuf,
-    /// The most bytes that it takes.
+    /// The most bytes that it may take.
     pub bytes: u64,
-    /// Objects that were not used for longer than this are deleted when a server starts.
+    /// When a server starts, objects that have not been used for longer than this are deleted.
     pub age: Duration,
 }
 
 impl Keep {
-    /// A folder, with default limits.
+    /// A folder with the default limits, [`STATE_BYTES`] and [`STATE_DAYS`].
     pub fn at(folder: impl Into<PathBuf>) -> Keep {
         let age = Duration::from_secs(STATE_DAYS * 24 * 3600);
         Keep { folder: folder.into(), bytes: STATE_BYTES, age }
     }
 }
 
-/// The settings of a server.
+/// The settings of a server. The default is a server for this machine's programs alone, without a
+/// token, which keeps nothing on disk.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The address to listen at: host and port; port 0 for any free one.
+    /// The address to listen at, `host:port`; port 0 is any free one. Default: [`BIND`].
     pub bind: String,
-    /// A port of this machine at which only ITK-SNAP's protocol is served, and no token is needed;
-    /// 0 for any free one.
+    /// A port of this machine (127.0.0.1) at which only ITK-SNAP's protocol is served, and no token
+    /// is needed; 0 is any free one. Default: none.
     pub dls: Option<u16>,
-    /// The token that callers must have; if others than this machine's programs can call, one is
-    /// required.
+    /// The token that callers must have. It is required if others than this machine's programs can
+    /// call. Default: none.
     pub token: Option<Secret>,
-    /// The most scans and leases at a time.
+    /// The most scans, and leases of nnInteractive's protocol, at a time. Default: 16.
     pub max_sessions: usize,
-    /// After this time without a click, a scan or a lease is dropped.
+    /// A scan or a lease is dropped after this time without being used, such as by a click; at
+    /// least a second. Default: 10 minutes.
     pub idle: Duration,
-    /// After this time without any sign of life, a lease is dropped.
+    /// A lease is dropped after this time without any sign of life from its client. Default: one
+    /// minute.
     pub liveness: Duration,
-    /// The one other web page, by its origin, whose scripts may call.
+    /// The origin of the one other web page whose scripts may call, such as
+    /// `https://viewer.example.org`. Default: none.
     pub allow_origin: Option<String>,
     /// Where scans, prompts and answers are kept on disk; if none, they are only in memory.
+    /// Default: none.
     pub keep: Option<Keep>,
     /// A folder of DICOM series, which MONAI Label's clients may ask for by their identifiers.
+    /// Default: none.
     pub dicom: Option<PathBuf>,
-    /// Called, from any thread, with what is odd while the server runs, as text for people: about
-    /// that folder, such as a new damaged file.
+    /// Called, from any thread, with what is odd about the folder of DICOM series while the server
+    /// runs, such as a new damaged file, as text for people. Default: none.
     pub warn: Option<fn(&str)>,
 }
 
@@ -86,15 +92,18 @@ impl Default for Settings {
     }
 }
 
-/// A token that callers must have, as its hash: comparing hashes reveals nothing by its timing.
+/// A token that callers must have.
+///
+/// Only its hash is kept, and hashes are compared: the time that this takes reveals nothing of the
+/// token.
 #[derive(Clone, Copy, Debug)]
 pub struct Secret(blake3::Hash);
 
 impl Secret {
-    /// A secret from text; space around it does not count.
+    /// A token from text; white space around it does not count.
     ///
     /// # Errors
-    /// It is empty, or not a text that a header can hold.
+    /// The text is empty, or has characters other than the printable ones of ASCII.
     pub fn new(text: &str) -> Result<Secret, String> {
         match text.trim() {
             "" => Err("an empty token: expected text that nobody can guess".into()),
@@ -106,14 +115,14 @@ impl Secret {
         }
     }
 
-    /// Whether `text` is the secret.
+    /// Whether `text` is the token.
     pub fn is(&self, text: &str) -> bool {
         self.0 == blake3::hash(text.as_bytes())
     }
 }
 
 impl Settings {
-    /// An error unless a server can run with these settings.
+    /// Checks that a server can run with these settings; `bind` is looked up, but not listened at.
     ///
     /// # Errors
     /// A setting is invalid, or others than this machine's programs can call and there is no token.

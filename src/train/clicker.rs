@@ -32,7 +32,10 @@ enum Style {
     Points,
 }
 
-/// A user at work on a patch of `[s, s, s]` voxels.
+/// A simulated user who steers, at work on one patch of `[s, s, s]` voxels.
+///
+/// In each turn [`Clicker::give`] has the prompts, in reaction to the network's answer to the turn
+/// before.
 pub struct Clicker<'a> {
     label: &'a [u8],
     size: [usize; 3],
@@ -55,7 +58,11 @@ pub struct Clicker<'a> {
 }
 
 impl<'a> Clicker<'a> {
-    /// A new user: a box, a point or a mask to begin with.
+    /// A user drawn at random: what they begin with (a box, a point or a mask), and how they go on
+    /// (with clicks, strokes or many points).
+    ///
+    /// `label` is the object, 0 or 1 in each of `edge`³ voxels. `radius` is that of a click in the
+    /// refiner's maps, in voxels, and `weight` that of the cross entropy around clicks in the loss.
     pub fn new(
         rng: &mut impl Rng,
         label: &'a [u8],
@@ -93,7 +100,8 @@ impl<'a> Clicker<'a> {
         }
     }
 
-    /// A user who gives the exact box, then a click in the middle of the largest error at a time.
+    /// A user who gives the object's exact box, then in each turn a click in the middle of the
+    /// largest error; nothing is left to chance. The arguments are those of [`Clicker::new`].
     pub fn exact(label: &'a [u8], edge: usize, radius: f32) -> Clicker<'a> {
         let size = [edge; 3];
         let tight = bounding_box(label, size).map(|b| b.map(|v| v as f32));
@@ -114,8 +122,10 @@ impl<'a> Clicker<'a> {
         }
     }
 
-    /// The answer that a session makes of the network's, except for the scan's values: here
-    /// corrections depend on positions alone.
+    /// The answer that a session makes of the network's logits `proposal` in the present turn, as
+    /// logits.
+    ///
+    /// A session also looks at the scan's values; here corrections depend on positions alone.
     pub fn settle(&self, proposal: &[f32]) -> Vec<f32> {
         let mut answer = match &self.dense {
             None => memory::copied(SEEN, proposal),
@@ -126,7 +136,8 @@ impl<'a> Clicker<'a> {
         answer
     }
 
-    /// The prompts of this user in turn `t`, given the answer so far.
+    /// The prompts of turn `t`, from 0, given the network's logits of the turn before (none in the
+    /// first).
     pub fn give(&mut self, rng: &mut impl Rng, t: usize, answer: Option<&[f32]>) -> Round {
         let settled = answer.map(|a| self.settle(a));
         let before = settled.or_else(|| self.given.take());

@@ -4,7 +4,11 @@ use crate::chart::{Chart, Series};
 use serde_json::Value;
 use std::path::Path;
 
-/// Reads `log.jsonl` in `out` and writes `loss.svg` and `validation.svg` beside it.
+/// Draws the curves of a run: reads `log.jsonl` in the folder `out`, and writes `loss.svg` and
+/// `validation.svg` beside it.
+///
+/// # Errors
+/// A file cannot be read or written; the message names it.
 pub fn draw(out: &Path) -> Result<(), String> {
     let path = out.join("log.jsonl");
     let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;

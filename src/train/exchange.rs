@@ -22,7 +22,7 @@ const BUCKET: usize = 8 << 20;
 /// How a refusal of memory names it.
 const GRADIENTS: &str = "gradients that are added up";
 
-/// The parameters that are sent together, and the length of each.
+/// The order in which a network's gradients are exchanged, in groups that are sent together.
 pub struct Buckets {
     lists: Vec<Vec<usize>>,
     shapes: Vec<Vec<usize>>,
@@ -67,7 +67,7 @@ fn late(name: &str) -> bool {
             && of_skip_map.iter().any(|end| name.ends_with(end))
 }
 
-/// One step's exchange.
+/// The exchange of one step's gradients.
 pub struct Exchange<'a> {
     peers: &'a Peers,
     device: &'a Device,
@@ -82,7 +82,7 @@ pub struct Exchange<'a> {
 }
 
 impl<'a> Exchange<'a> {
-    /// An exchange in which nothing was sent yet.
+    /// An exchange in which nothing has been sent yet.
     pub fn new(peers: &'a Peers, device: &'a Device, buckets: &'a Buckets) -> Exchange<'a> {
         let count = buckets.shapes.len();
         Exchange {
@@ -96,15 +96,21 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Called when the backward pass of the last item's last iteration is done: only the encoder's
-    /// gradients are still open.
+    /// Sends the first bucket. To be called once the backward passes of all iterations of this
+    /// step's last item are done: only the encoder's gradients still change.
+    ///
+    /// # Errors
+    /// Another process is lost, or the device fails.
     pub fn interactions_done(&mut self, grads: &mut ParamGrads) -> Result<(), OpError> {
         grads.touched();
         self.send(grads)
     }
 
-    /// Called when the backward pass through the last item's encoder has come this far: whatever it
-    /// touched is final.
+    /// Sends the buckets that are final. To be called after each op of the backward pass through
+    /// the last item's encoder: what it has added to does not change any more.
+    ///
+    /// # Errors
+    /// Another process is lost, the device fails, or a gradient changed that was sent already.
     pub fn encoder_reached(&mut self, grads: &mut ParamGrads) -> Result<(), OpError> {
         for id in grads.touched() {
             if self.gone[id] {
@@ -124,8 +130,11 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// Called when all gradients are final: sends the rest, and waits for the sums. A parameter
-    /// that has no gradient in any process has none.
+    /// Sends the rest, and waits for the sums, which replace the gradients in `grads`. To be called
+    /// when all gradients are final. A parameter has none afterwards if it has none in any process.
+    ///
+    /// # Errors
+    /// Another process is lost, or the device fails.
     pub fn finish(mut self, grads: &mut ParamGrads) -> Result<(), String> {
         let fail = |e: OpError| e.to_string();
         while self.sent < self.buckets.lists.len() {

@@ -52,12 +52,16 @@ const OTHER_RUN: u8 = 2;
 const OTHER_WORLD: u8 = 3;
 const TAKEN: u8 = 4;
 
-/// A secret that all processes of a run know: only processes that know it may take part.
+/// A secret that all processes of a run know: only processes that know it may take part. It is kept
+/// as a key derived from it, and never sent.
 #[derive(Clone)]
 pub struct Token([u8; 32]);
 
 impl Token {
-    /// A token from text; surrounding space does not count. An error if nothing is left.
+    /// A token from text; surrounding white space does not count.
+    ///
+    /// # Errors
+    /// The text is empty.
     pub fn new(text: &str) -> Result<Token, String> {
         match text.trim() {
             "" => Err("an empty token: expected text that nobody can guess".into()),
@@ -74,7 +78,11 @@ impl Token {
         Token(blake3::derive_key(PURPOSE, text.as_bytes()))
     }
 
-    /// A token from a file, otherwise from the variable PRISM_TOKEN; none without both.
+    /// The token in a file, if one is given, otherwise in the environment variable `PRISM_TOKEN`,
+    /// which `get` reads; none without both.
+    ///
+    /// # Errors
+    /// The file cannot be read or has more than 4096 bytes, or the token is empty.
     pub fn given(
         file: Option<&Path>,
         get: impl Fn(&str) -> Option<String>,

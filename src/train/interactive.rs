@@ -8,7 +8,8 @@ use crate::prompt::simulate::{Errors, User};
 use crate::tensor::{OpError, Tensor};
 use rand::Rng;
 
-/// Dice of two masks of zeros and ones; 1 if both are empty.
+/// The Dice coefficient of two masks of the same size, set where they are not 0; 1 if both are
+/// empty.
 pub fn dice(a: &[u8], b: &[u8]) -> f64 {
     let (mut both, mut total) = (0u64, 0u64);
     for (a, b) in a.iter().zip(b) {
@@ -19,13 +20,18 @@ pub fn dice(a: &[u8], b: &[u8]) -> f64 {
     if total == 0 { 1.0 } else { 2.0 * both as f64 / total as f64 }
 }
 
-/// The mask of logits: 1 where they are positive.
+/// The mask of logits: 1 where they are positive, otherwise 0.
 pub fn mask(logits: &[f32]) -> Vec<u8> {
     crate::memory::collected("a mask", logits.iter().map(|v| u8::from(*v > 0.0)))
 }
 
-/// Lets a simulated user correct an encoded patch for `iterations`; calls `see(iteration, logits)`
-/// after each. When nothing is left to correct, the answer stays.
+/// Lets the paper's simulated user correct an encoded patch for a number of iterations.
+///
+/// `label` is the object, 0 or 1 in each voxel of the patch. `see(iteration, logits)` is called
+/// with the answer after each iteration, from 0. When nothing is left to correct, the answer stays.
+///
+/// # Errors
+/// Those of [`Model::interact`].
 #[allow(clippy::too_many_arguments)]
 pub fn interact(
     device: &Device,
@@ -64,9 +70,15 @@ pub fn interact(
     Ok(())
 }
 
-/// Lets a user who steers correct an encoded patch: the object's box, then a click in the middle of
-/// the largest error at a time, all kept, with answers as a session makes them. Calls
-/// `see(iteration, logits)` after each.
+/// Lets a user who steers ([`Clicker::exact`]) correct an encoded patch for a number of iterations:
+/// with the object's box, then a click in the middle of the largest error at a time.
+///
+/// All prompts are kept, and answers are as a session makes them. `label` is the object, 0 or 1 in
+/// each voxel of the patch; `see(iteration, logits)` is called with the answer after each
+/// iteration, from 0.
+///
+/// # Errors
+/// Those of [`Model::interact`].
 pub fn steer(
     device: &Device,
     model: &Model,

@@ -26,23 +26,31 @@ const SILENCE: Duration = Duration::from_secs(45);
 /// The default port of process 0: PyTorch's.
 const PORT: u16 = 29500;
 
-/// This process's place among those that train together.
+/// The place of a process among those that train together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The number of this process, from 0.
     pub rank: usize,
     /// The number of processes.
     pub world: usize,
-    /// The number of this process among those on its machine, which is the number of its GPU.
+    /// The number of this process among those on its machine, from 0: the number of its GPU.
     pub local: usize,
     /// Where process 0 listens, `host:port`.
     pub address: String,
 }
 
 impl Place {
-    /// This process's place, from the variables that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK,
-    /// MASTER_ADDR, MASTER_PORT; the port behind that where torchrun listens itself) or, with
-    /// MASTER_ADDR, those of SLURM (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID). None without them.
+    /// This process's place, from environment variables; `get` reads one by its name. None if they
+    /// name no place.
+    ///
+    /// They are those that torchrun sets (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`) or, with
+    /// `MASTER_ADDR`, those of SLURM (`SLURM_PROCID`, `SLURM_NTASKS`, `SLURM_LOCALID`). Process 0
+    /// listens at the host `MASTER_ADDR`, by default this machine if it is alone, and at the port
+    /// `PRISM_PORT`, otherwise `MASTER_PORT` (the next one if torchrun listens there itself),
+    /// otherwise 29500.
+    ///
+    /// # Errors
+    /// A variable is missing, is no number, or does not fit the others; the message names it.
     pub fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Option<Place>, String> {
         let number = |name: &str| -> Result<Option<usize>, String> {
             get(name)
@@ -97,8 +105,11 @@ impl Place {
         }))
     }
 
-    /// An error if processes that meet here need a token and have none: only within a machine may
-    /// they meet without.
+    /// Checks that processes may meet here with this token, or without one.
+    ///
+    /// # Errors
+    /// There is none, and there are several processes whose address is not on this machine's
+    /// loopback interface.
     pub fn check(&self, token: Option<&Token>) -> Result<(), String> {
         let is_local = || {
             self.address
@@ -115,7 +126,9 @@ impl Place {
     }
 }
 
-/// The processes that train together.
+/// The processes that train together, as one of them sees them: the connections between them.
+///
+/// Methods that exchange something must be called by all processes, in the same order.
 pub struct Peers {
     rank: usize,
     world: usize,
@@ -126,14 +139,21 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// This process alone, without others.
+    /// This process alone: sums are its own values.
     pub fn alone() -> Peers {
         Peers { rank: 0, world: 1, wire: None, grouped: false }
     }
 
-    /// Meets the others. All must bring the same `run`, a description of what they are about to do,
-    /// and the same token; see [`Place::check`] for where they need one. Any other caller is named
-    /// on standard error. On a GPU they also form an NCCL group, even of a single process.
+    /// Meets the other processes; waits for them, for at most five minutes.
+    ///
+    /// All must bring the same `run`, a description of what they are about to do, and the same
+    /// token; see [`Place::check`] for where they need one. Any other caller is turned away and
+    /// named on standard error. On GPUs they also form an NCCL group; a single process does if NCCL
+    /// is there.
+    ///
+    /// # Errors
+    /// A process does not come, or is of another run; a token is missing or wrong; process 0 cannot
+    /// listen; or NCCL fails.
     pub fn meet(
         place: &Place,
         device: &Device,
@@ -213,13 +233,17 @@ impl Peers {
         Ok(())
     }
 
-    /// An error if the run cannot go on because one of its processes is lost.
+    /// Checks that no process is lost; returns at once.
+    ///
+    /// # Errors
+    /// One is: the message is the reason. The run cannot go on.
     pub fn intact(&self) -> Result<(), String> {
         self.wire.as_ref().and_then(|wire| lock(wire).shared.lost()).map_or(Ok(()), Err)
     }
 
-    /// Tells the others that this process ends, and why. Returns the reason: the earlier loss, if
-    /// there was one, because then the rest follows from it.
+    /// Tells the others that this process ends because of an error, `why`, and returns the reason
+    /// to report: an earlier loss of another process, if there was one, because the error follows
+    /// from it, otherwise `why`.
     pub fn ended(&self, why: String) -> String {
         let Some(wire) = &self.wire else { return why };
         let wire = lock(wire);
@@ -240,12 +264,13 @@ impl Peers {
         self.world
     }
 
-    /// The items of a batch that belong to this process.
+    /// The items of a batch that belong to this process: a part of `0..batch`, of nearly the same
+    /// length in every process.
     pub fn share(&self, batch: usize) -> Range<usize> {
         self.rank * batch / self.world..(self.rank + 1) * batch / self.world
     }
 
-    /// The device that does NCCL's sums, if that is how gradients are added.
+    /// The GPU whose group adds up gradients by NCCL; none if they are added over TCP.
     pub fn group<'d>(&self, device: &'d Device) -> Option<&'d Cuda> {
         match device {
             Device::Cuda(cuda) if self.grouped => Some(cuda),
@@ -253,8 +278,11 @@ impl Peers {
         }
     }
 
-    /// Adds up the `values` of all processes; they become the sum in every process. Waits for the
-    /// others as long as they live.
+    /// Adds up the `values` of all processes, which become the sum in every process, with the same
+    /// bits. Waits for the others as long as they give signs of life.
+    ///
+    /// # Errors
+    /// Another process is lost, or has another number of values.
     pub fn sum<T: bytemuck::Pod + std::ops::AddAssign>(
         &self,
         values: &mut [T],

@@ -1,4 +1,9 @@
 //! A training run: draws samples ahead, steps, validates, saves, and can be stopped and resumed.
+//!
+//! In the folder [`Settings::out`] it writes `settings.toml`, `split.json` (and `split-2.json` and
+//! so on, one for each further list of cases), the log `log.jsonl`, the curves of
+//! [`curves`](super::curves), and after every epoch the weights, `last.safetensors`, and the
+//! [`State`], `last.state.safetensors`; when a validation is the best so far, `best.safetensors`.
 
 use super::clicker::Clicker;
 use super::exchange::{Buckets, Exchange};
@@ -32,45 +37,46 @@ use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
 use std::time::Instant;
 
-/// The file of a run's folder with all its settings.
+/// The name of the file in a run's folder that has all its settings.
 pub const SETTINGS: &str = "settings.toml";
-/// The file of a run's folder with the split of its first list of cases.
+/// The name of the file in a run's folder that has the split of its first list of cases into
+/// training, validation and test.
 pub const SPLIT: &str = "split.json";
 
 /// Steps whose samples are drawn ahead.
 const AHEAD: usize = 3;
 
-/// The report of a step.
+/// The report of a step, also a line of the run's log.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepReport {
     /// The step, from 1.
     pub step: usize,
     /// The epoch, from 1.
     pub epoch: usize,
-    /// The batch's loss.
+    /// The loss of the batch, before the step.
     pub loss: f64,
-    /// The part of the loss that is the candidates' and their scores', mean over the iterations.
+    /// The part of the loss that the candidate masks and their scores have.
     pub confidence: f64,
-    /// The part that is the refined answers', mean over the iterations.
+    /// The part of the loss that the refined answers have.
     pub corrective: f64,
-    /// Dice of the answers' probabilities, iteration by iteration, mean over the batch.
+    /// The mean Dice over the batch of the answers' probabilities, after each iteration.
     pub dice: Vec<f64>,
-    /// Global gradient norm before clipping.
+    /// The global L2 norm of the gradients before clipping.
     pub norm: f64,
-    /// Learning rate.
+    /// The learning rate.
     pub lr: f64,
-    /// How long it took.
+    /// How long the step took, in seconds.
     pub seconds: f64,
 }
 
-/// The report of a validation.
+/// The report of a validation, also a line of the run's log.
 #[derive(Clone, Debug, Serialize)]
 pub struct ValidationReport {
     /// The epoch, from 1.
     pub epoch: usize,
     /// The step at which it was made.
     pub step: usize,
-    /// Mean Dice of the masks after each iteration.
+    /// The mean Dice over the cases of the masks after each iteration.
     pub validation: Vec<f64>,
     /// Whether the last of them is the best so far.
     pub best: bool,
@@ -81,22 +87,26 @@ pub struct ValidationReport {
 pub enum Ended {
     /// All epochs are done.
     Finished,
-    /// It was asked to stop; the state is saved.
+    /// It was asked to stop; the state is saved, so that the run can be resumed.
     Stopped,
 }
 
-/// Called during a run.
+/// What a run calls as it goes on, in the thread that called [`run()`].
 pub trait Watch {
-    /// After a step.
+    /// Called after a step; `total` is the number of steps of the run.
     fn step(&mut self, report: &StepReport, total: usize);
     /// Called before a case of a validation is begun, with its number, from 1, and the number of
     /// cases.
     fn case(&mut self, number: usize, of: usize);
-    /// After a validation.
+    /// Called after a validation.
     fn validation(&mut self, report: &ValidationReport);
 }
 
-/// A new run's state: fresh weights, or those of a checkpoint.
+/// The state of a new run: with random weights drawn by the seed, or with those of the model file
+/// [`Settings::init`].
+///
+/// # Errors
+/// A setting makes no sense, or the network's configuration or the model file cannot be read.
 pub fn begin(settings: Settings) -> Result<State, String> {
     settings.check()?;
     let mut weights = match &settings.init {
@@ -132,7 +142,10 @@ fn before_any_step(settings: Settings, weights: Weights) -> State {
     }
 }
 
-/// A configuration by preset or file.
+/// The configuration of a network, by the name of a preset (`small` or `base`) or of a JSON file.
+///
+/// # Errors
+/// There is no such preset or file, or it is not a configuration.
 pub fn network(name: &str) -> Result<Config, String> {
     if let Some(config) = Config::preset(name) {
         return Ok(config);
@@ -146,10 +159,17 @@ pub fn network(name: &str) -> Result<Config, String> {
     Ok(config)
 }
 
-/// Runs until all epochs are done or `stop` is set, in any process; then the present step, or in
-/// process 0 the present case of a validation, is finished and the state saved. A validation that
-/// was interrupted is repeated from its beginning when the run is resumed. Each process takes its
-/// share of every batch; process 0 validates and writes. One that fails tells the others why.
+/// Carries out a run, from `state` on, until all epochs are done or `stop` is set in any process.
+///
+/// When it is to stop, the present step, or in process 0 the present case of a validation, is
+/// finished and the state saved. A validation that was interrupted is repeated from its beginning
+/// when the run is resumed. Each process takes its share of every batch; process 0 validates and
+/// writes, and locks the run's folder meanwhile. A process that fails tells the others why.
+///
+/// # Errors
+/// A case or a file cannot be read or written, another run is writing to the folder, the batch has
+/// fewer items than there are processes, the loss or the gradients are not finite, memory is
+/// refused, the device fails, or another process is lost. The last saved state stays.
 pub fn run(
     device: &Device,
     state: State,

@@ -1,5 +1,14 @@
 //! Every setting of a training run: from flags, a TOML file and defaults, in this order of
 //! precedence.
+//!
+//! ```
+//! use prism::train::settings::Given;
+//!
+//! let given = Given { epochs: Some(2), batch: Some(4), ..Given::default() };
+//! let settings = given.settings();
+//! assert_eq!((settings.batch, settings.steps, settings.total_steps()), (4, 100, 200));
+//! assert!(settings.check().is_ok());
+//! ```
 
 use super::step::LossWeights;
 use crate::data::cases::TargetLabel;
@@ -50,7 +59,7 @@ macro_rules! settings {
             pub threads: Option<usize>,
         }
 
-        /// All settings of a run.
+        /// All settings of a run. [`Given`] has their defaults.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         pub struct Settings {
             $($(#[$doc])* pub $name: $type,)*
@@ -67,7 +76,7 @@ macro_rules! settings {
                 }
             }
 
-            /// All settings, with defaults for those that are not given.
+            /// All settings, with defaults for those that are not given; they are not checked yet.
             pub fn settings(self) -> Settings {
                 Settings { $($name: self.$name.unwrap_or_else(|| $default),)* }
             }
@@ -180,7 +189,7 @@ impl Given {
 }
 
 impl Settings {
-    /// The simulated user.
+    /// The paper's simulated user with these settings.
     pub fn user(&self) -> User {
         User {
             points: [self.points_min, self.points_max],
@@ -193,7 +202,11 @@ impl Settings {
         }
     }
 
-    /// The user of one item: the simulated user, or the sparing one.
+    /// The user of one item: the paper's, or with the probability `sparing` one who gives the
+    /// fewest points and no scribbles.
+    ///
+    /// # Panics
+    /// If `sparing` is no probability, which [`Settings::check`] finds.
     pub fn item_user(&self, rng: &mut impl Rng) -> User {
         let user = self.user();
         if rng.random_bool(self.sparing) {
@@ -203,7 +216,7 @@ impl Settings {
         }
     }
 
-    /// Random changes to samples.
+    /// The random changes to samples.
     pub fn augmentation(&self) -> Augmentation {
         let all = Augmentation::default();
         // Sessions, in which users steer, continue scans by their border values.
@@ -228,12 +241,12 @@ impl Settings {
         }
     }
 
-    /// Loss weights.
+    /// The weights of the parts of the loss.
     pub fn weights(&self) -> LossWeights {
         LossWeights { boundary: self.boundary, corrective_boundary: self.corrective_boundary }
     }
 
-    /// The optimiser's numbers.
+    /// The settings of the optimiser.
     pub fn optimizer(&self) -> AdamWConfig {
         AdamWConfig {
             betas: [0.9, 0.999],
@@ -243,12 +256,12 @@ impl Settings {
         }
     }
 
-    /// Steps of the whole run.
+    /// The number of steps of the whole run.
     pub fn total_steps(&self) -> usize {
         self.epochs * self.steps
     }
 
-    /// The learning rate of step `step`, from 0.
+    /// The learning rate of step `step`, from 0: the schedule's, times the rise of the warmup.
     pub fn rate(&self, step: usize) -> f64 {
         let way = step as f64 / self.total_steps().max(1) as f64;
         let falling = match self.schedule {
@@ -262,7 +275,10 @@ impl Settings {
         falling * rising
     }
 
-    /// An error naming the first setting that makes no sense.
+    /// Checks all settings.
+    ///
+    /// # Errors
+    /// One is out of its range; the message names it and what was expected.
     pub fn check(&self) -> Result<(), String> {
         let positive = [
             ("epochs", self.epochs),

@@ -1,5 +1,7 @@
 //! The state that a run needs to resume as if it had never stopped: weights, moments, the moving
-//! average, and its position. One file, written whole or not at all.
+//! average, and its position.
+//!
+//! It is one safetensors file with a checksum, written whole or not at all.
 
 use super::settings::Settings;
 use crate::checksum;
@@ -18,14 +20,14 @@ use std::path::Path;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
-    /// Steps done.
+    /// The number of steps done.
     pub step: usize,
-    /// Best validation Dice so far.
+    /// The best Dice of a validation's last iteration so far; none before the first validation.
     pub best: Option<f64>,
-    /// Steps the optimiser took.
+    /// The number of steps that the optimiser took: without those whose gradients overflowed.
     pub optimizer_steps: u64,
-    /// The factor of gradients on a device that keeps them as f16, and the steps since it last
-    /// changed.
+    /// The loss scale, the factor of gradients on a device that keeps them as f16, and the number
+    /// of steps since it last changed.
     #[serde(default = "scaling")]
     pub scaling: (f32, u32),
     /// Whether the validation that follows these steps was interrupted: a resumed run begins with
@@ -34,7 +36,7 @@ pub struct Progress {
     pub unvalidated: bool,
     /// The run's settings.
     pub settings: Settings,
-    /// The network.
+    /// The network's configuration.
     pub config: Config,
 }
 
@@ -42,7 +44,10 @@ pub struct Progress {
 const MOST_UNCHANGED: u32 = 1 << 20;
 
 impl Progress {
-    /// An error naming the first number that no run can have reached.
+    /// Checks that a run can have reached this position.
+    ///
+    /// # Errors
+    /// A number is out of its range; the message names it.
     pub fn check(&self) -> Result<(), String> {
         self.config.check().map_err(|e| e.to_string())?;
         self.settings.check()?;
@@ -73,12 +78,13 @@ impl Progress {
     }
 }
 
-/// The initial loss scale: for gradients of f16 as small as they are for a mean over a patch.
+/// The initial value of [`Progress::scaling`]: a loss scale of 2^16, which lifts the gradients of a
+/// mean over a patch into the range of f16, and no steps.
 pub fn scaling() -> (f32, u32) {
     (65536.0, 0)
 }
 
-/// A run's state in memory.
+/// The state of a run, in memory.
 pub struct State {
     /// The position of the run.
     pub progress: Progress,
@@ -86,7 +92,8 @@ pub struct State {
     pub weights: Weights,
     /// The optimiser, with its moments.
     pub optimizer: AdamW,
-    /// The moving average of the weights, in the order of the configuration's list.
+    /// The moving average of the weights, in the order of [`Config::tensors`], if the settings have
+    /// one.
     pub average: Option<Vec<Tensor>>,
 }
 
@@ -95,7 +102,11 @@ const KEY: &str = "prism.training";
 const STATE: &str = "the state of a training";
 
 impl State {
-    /// Writes the state to a file.
+    /// Writes the state to a file, whole or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written, or values cannot be copied from a device; the message names the
+    /// file.
     pub fn save(&self, path: &Path) -> Result<(), String> {
         let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         let list = self.progress.config.tensors();
@@ -144,7 +155,7 @@ impl State {
         pending.commit().map_err(|e| fail(&e))
     }
 
-    /// Reads a state.
+    /// Reads a state that [`State::save`] wrote.
     ///
     /// # Errors
     /// The file cannot be read, or is not a state that a run can have written.

@@ -35,46 +35,48 @@ impl Default for LossWeights {
     }
 }
 
-/// How an item takes part in a step.
+/// How an item takes part in a training step.
 #[derive(Clone, Copy, Debug)]
 pub struct Share {
-    /// Loss weights.
+    /// The weights of the parts of the loss.
     pub weights: LossWeights,
-    /// The most iterations.
+    /// The most iterations: fewer if nothing is left to correct.
     pub iterations: usize,
-    /// Items of the batch: means over the batch are divided by it.
+    /// The number of items of the batch, which means over the batch are divided by.
     pub batch: usize,
     /// Whether iterations are run again in the backward pass instead of being kept.
     pub recompute: bool,
-    /// The factor of gradients, so that they are not lost in 16 bits; the code that uses them
-    /// divides by it.
+    /// The loss scale: gradients are multiplied by it, so that they are not lost in 16 bits, and
+    /// [`AdamW::step`](crate::ops::optimizer::AdamW::step) divides by it. 1 for none.
     pub scale: f32,
 }
 
-/// The loss of an iteration.
+/// An item's part of the loss in one iteration, before the mean over iterations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct IterationLoss {
-    /// Loss of the candidates and their scores, this item's part.
+    /// The loss of the candidate masks and of their scores.
     pub confidence: f64,
-    /// Loss of the refined answer; 0 without a refiner.
+    /// The loss of the refined answer; 0 without a refiner.
     pub corrective: f64,
-    /// Dice of the answer's probabilities with the label.
+    /// The Dice of the answer's probabilities and the label.
     pub dice: f64,
 }
 
-/// The results of an item's pass.
+/// The loss of an item, as [`run_item`] returns it.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// The item's part of the loss: the mean over its iterations.
+    /// The item's part of the batch's loss: the mean over its iterations.
     pub loss: f64,
-    /// Each iteration's parts.
+    /// The parts of each iteration.
     pub iterations: Vec<IterationLoss>,
 }
 
-/// The prompts of a user in an iteration, and how they are passed to the network.
+/// A user's prompts in an iteration, and how they are passed to the network.
+///
+/// Made from [`PatchPrompts`] alone, it is a round as in the paper.
 #[derive(Clone, Debug, Default)]
 pub struct Round {
-    /// What the prompt encoder sees.
+    /// The prompts that the prompt encoder is given.
     pub prompts: PatchPrompts,
     /// The points of the refiner's maps; if absent, all points of this iteration and those before
     /// it.
@@ -82,8 +84,7 @@ pub struct Round {
     /// The dense prompt's logits, if it is not the unchanged previous answer. Gradients pass to
     /// that answer in any case.
     pub dense: Option<Vec<f32>>,
-    /// A weight for every voxel, and the weight of the mean cross entropy under these weights
-    /// relative to the iteration's loss.
+    /// An additional cross entropy of the iteration's loss, such as around clicks.
     pub emphasis: Option<Emphasis>,
 }
 
@@ -159,10 +160,15 @@ impl<'m> Pass<'_, 'm> {
     }
 }
 
-/// Runs an item forward and backward, adding its gradients to `grads`. `image` `[s, s, s]` is
-/// normalised; `prompt(t, answer)` gives iteration t's prompts from the previous answer's logits
-/// (none at first), or none when there is nothing to correct, which ends the item. The answer is
-/// where it was computed: on a GPU it is copied back when its values are asked for.
+/// Runs an item forward and backward, adds its gradients to `grads`, and returns its loss.
+///
+/// `image` is a normalised patch, `[s, s, s]`, and `target` its label. `prompt(t, answer)` gives
+/// the prompts of iteration `t`, from 0, from the logits of the previous answer (none at first); if
+/// it gives none, because there is nothing to correct, the item ends. The answer is where it was
+/// computed: on a GPU it is copied back when its values are asked for.
+///
+/// # Errors
+/// Shapes do not fit the model, memory is refused or the device fails: see [`crate::ops`].
 pub fn run_item(
     device: &Device,
     model: &Model,
@@ -181,10 +187,16 @@ pub fn run_item(
     Ok(outcomes.pop().unwrap_or_default())
 }
 
-/// Runs an item forward and backward as [`run_item`] does, with rounds that contain more than
-/// prompts; for the last item of a step, gradients go to an exchange as they become final. Without
-/// one, the gradients of composed weights wait in `grads` for the other items, and at the end for
-/// `ParamGrads::settle`. The item's loss is not read: a GPU may still be at work.
+/// Runs an item forward and backward as [`run_item`] does, as one of several items of a step, with
+/// rounds that contain more than prompts.
+///
+/// For the last item of a step gradients go to an exchange, if one is given, as they become final.
+/// Without one, the gradients of composed weights wait in `grads` for the other items; after the
+/// last of them, [`ParamGrads::settle`] must be called. The loss is not read: a GPU may still be at
+/// work.
+///
+/// # Errors
+/// Those of [`run_item`], of `prompt`, and of the exchange.
 pub fn run_item_sharing(
     device: &Device,
     model: &Model,
@@ -285,7 +297,7 @@ struct Seeds {
     logits: Option<Tensor>,
 }
 
-/// The loss of an item, kept where it was computed.
+/// The loss of an item, kept where it was computed until it is read.
 pub struct Lost {
     iterations: Vec<Unread>,
     target: TargetSize,
@@ -310,7 +322,8 @@ impl Unread {
 }
 
 impl Lost {
-    /// The losses of items, and the norm of their gradients, all read at once.
+    /// The losses of items, and the norm of their gradients, all copied from the device at once; it
+    /// is waited for.
     pub fn read_with(
         device: &Device,
         list: &[Lost],

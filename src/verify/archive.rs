@@ -1,4 +1,4 @@
-//! Reading reference files: safetensors of any element type, with their metadata.
+//! Reading reference files: safetensors with their metadata.
 
 use super::VerifyError;
 use crate::tensor::Tensor;
@@ -7,39 +7,40 @@ use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// A safetensors file in memory.
+/// A reference file, read into memory: the tensors and the metadata of a safetensors file.
 pub struct Archive {
     path: PathBuf,
     metadata: HashMap<String, String>,
     tensors: BTreeMap<String, Entry>,
 }
 
-/// One tensor, its values widened.
+/// A tensor of an [`Archive`], with its values as float64.
 #[derive(Clone, PartialEq)]
 pub struct Entry {
-    /// The shape.
+    /// The length of each axis.
     pub shape: Vec<usize>,
-    /// The values as float64, whatever they were stored as.
+    /// The values in row-major order, whatever type they have in the file.
     pub values: Vec<f64>,
 }
 
 impl Entry {
-    /// The values as a float32 tensor.
+    /// The values rounded to float32, as a tensor.
     pub fn tensor(&self) -> Tensor {
         Tensor::new(self.shape.clone(), self.values.iter().map(|v| *v as f32).collect())
     }
 
-    /// The values as indices or counts, truncated.
+    /// The values as integers, truncated towards 0.
     pub fn integers(&self) -> Vec<i64> {
         self.values.iter().map(|v| *v as i64).collect()
     }
 }
 
 impl Archive {
-    /// Reads all of the safetensors file `path`.
+    /// Reads a safetensors file.
     ///
     /// # Errors
-    /// It cannot be read, or is no safetensors file.
+    /// It cannot be read, is no safetensors file, or has a tensor of a type other than F64, F32,
+    /// F16, BF16, I64, I32, I8, U8 and BOOL.
     pub fn open(path: &Path) -> Result<Archive, VerifyError> {
         crate::input::remember(path);
         let bytes = std::fs::read(path).map_err(|e| VerifyError::new(path, e.to_string()))?;
@@ -91,7 +92,7 @@ impl Archive {
         Ok(Archive { path: path.into(), metadata, tensors })
     }
 
-    /// An error about this file.
+    /// An error with `message` about this file.
     pub fn error(&self, message: impl Into<String>) -> VerifyError {
         VerifyError::new(&self.path, message.into())
     }
@@ -122,7 +123,7 @@ impl Archive {
             .map_err(|_| self.error(format!("metadata '{key}' is '{text}', expected a number")))
     }
 
-    /// The metadata value `key` as JSON; null when absent.
+    /// The metadata value `key` as JSON; null if there is none.
     ///
     /// # Errors
     /// It is not JSON.
@@ -145,7 +146,7 @@ impl Archive {
         self.tensors.get(name)
     }
 
-    /// All tensor names, sorted.
+    /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }

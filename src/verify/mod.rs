@@ -1,16 +1,33 @@
-//! Checking an installation: runs every reference case found in a folder and compares with what the
-//! reference network computed.
+//! Checking an installation: runs every reference case found in a folder and compares the results
+//! with the reference's.
+//!
+//! Reference cases are files with inputs and expected results. The authors' network and the
+//! libraries that it uses, PyTorch among them, computed these, most of them in float64; with many,
+//! a file also has the error that PyTorch itself makes in float32.
 //!
 //! The rule is self-calibrating: a result passes if its relative L2 error is at most the larger of
-//! a fixed bound and four times the error that the peer's own float32 arithmetic makes in that
-//! place. If a device keeps maps in 16 bits, the bound is 2e-2 or four times the peer's error in 16
-//! bits (for a network's gradients all but 1 %, and the median within 1.5 times), and a refined
-//! mask passes with a Dice of at least 0.995 or as near to the reference as four times the peer's.
-//! TF32 is held to the same bounds as f16: it has as many bits of mantissa.
+//! a fixed bound and four times PyTorch's own error in float32 in that place. If a device computes
+//! in 16 bits, the bound is the larger of 2e-2 and four times PyTorch's error in 16 bits. Of a
+//! network's gradients 1 % may exceed it, and their median is held to 1.5 times PyTorch's. A
+//! refined mask passes if 1 - Dice is at most the larger of 0.005 and four times PyTorch's. TF32 is
+//! held to the same bounds as f16: it has as many bits of mantissa.
 //!
-//! What float32 cannot determine is not judged: a voxel of a mask whose logit is within the peer's
+//! What float32 cannot determine is not judged: a voxel of a mask whose logit is within PyTorch's
 //! error of 0 is put on the reference's side before the answer that is refined from the mask is
 //! compared. This may apply to two voxels, or 1 of 100,000; more are a failure.
+//!
+//! ```no_run
+//! use prism::{Device, verify};
+//! use std::path::Path;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Device::open("cpu", 0)?;
+//! let all_passed = verify::run(&device, Path::new("tests/reference"), &[], |case| {
+//!     println!("{}: {}", case.case, if case.passed() { "passed" } else { "failed" });
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod archive;
 mod checkpoint;
@@ -28,7 +45,7 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// A case that could not be run.
+/// Why a reference case could not be read or run; the message names the file.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {message}")]
 pub struct VerifyError {
@@ -63,16 +80,17 @@ pub enum Kind {
     Thinning,
 }
 
-/// A quantity that was compared, with its error and its tolerance.
+/// The comparison of one quantity of a case with its reference.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
-    /// What was compared.
+    /// The name of the quantity.
     pub quantity: String,
-    /// Relative error of the quantity, or the fraction of differing voxels.
+    /// The error: for most quantities the relative L2 error, for masks the fraction of differing
+    /// voxels or 1 - Dice, as the quantity's name says.
     pub error: f64,
     /// The largest error that passes.
     pub tolerance: f64,
-    /// A note about this comparison.
+    /// A note about this comparison, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
     /// Whether the error is relative to float64's result, so that the arithmetic's precision bounds
@@ -87,7 +105,8 @@ impl Check {
         self.error <= self.tolerance
     }
 
-    /// Compares values by relative L2 error against `bound` or four times the peer's error.
+    /// Compares values by their relative L2 error. The tolerance is the larger of `bound` and four
+    /// times `peer`, PyTorch's own error. If there are not as many values, the error is NaN.
     pub fn relative(
         quantity: impl Into<String>,
         got: impl Iterator<Item = f64>,
@@ -111,29 +130,30 @@ impl Check {
         Check { relative: true, ..Check::within(quantity, error, bound.max(4.0 * peer)) }
     }
 
-    /// An error that was already computed.
+    /// A check of an error that was computed elsewhere.
     pub fn within(quantity: impl Into<String>, error: f64, tolerance: f64) -> Check {
         Check { quantity: quantity.into(), error, tolerance, note: None, relative: false }
     }
 
-    /// Passes only where `equal`.
+    /// A check that passes if `equal` is set: with an error of 0, otherwise 1, and a tolerance of
+    /// 0.
     pub fn exact(quantity: impl Into<String>, equal: bool) -> Check {
         Check::within(quantity, if equal { 0.0 } else { 1.0 }, 0.0)
     }
 }
 
-/// The result of the case in one file.
+/// The result of one reference case.
 #[derive(Clone, Debug, Serialize)]
 pub struct CaseReport {
-    /// The file, relative to the folder.
+    /// The path of the file, relative to the folder.
     pub case: String,
-    /// What the file holds; none for a kind that this program does not know.
+    /// What the file holds; none for a kind that this version does not know.
     pub kind: Option<Kind>,
-    /// Everything that was compared.
+    /// All comparisons; none if the case could not be run.
     pub checks: Vec<Check>,
-    /// Why it could not be run.
+    /// Why the case could not be run, if so.
     pub failure: Option<String>,
-    /// How long it took.
+    /// How long it took, in seconds.
     pub seconds: f64,
 }
 
@@ -143,7 +163,8 @@ impl CaseReport {
         self.failure.is_none() && !self.checks.is_empty() && self.checks.iter().all(Check::passed)
     }
 
-    /// The check nearest to, or furthest beyond, its tolerance.
+    /// The check whose error is nearest to its tolerance, or furthest beyond it; none without
+    /// checks.
     pub fn worst(&self) -> Option<&Check> {
         let strain = |c: &Check| match (c.error, c.tolerance) {
             (e, _) if e.is_nan() => f64::INFINITY,
@@ -203,12 +224,15 @@ fn cases(folder: &Path) -> Result<Vec<Found>, VerifyError> {
     Ok(cases)
 }
 
-/// Runs every case below `folder` whose kind is in `only` (all, when empty; then a kind this
-/// program does not know is a failure), calling `report` after each. Returns whether there was at
-/// least one case and every one passed.
+/// Runs every reference case in `folder` and its subfolders, in the order of their paths, and calls
+/// `report` after each. Returns whether there was at least one case and all passed.
+///
+/// Only cases whose kind is in `only` are run; if it is empty all are, and a file of an unknown
+/// kind is a failure.
 ///
 /// # Errors
-/// The folder cannot be read. A case that cannot be run is a failure in its report.
+/// The folder, or a safetensors file in it, cannot be read. A case that cannot be run is reported
+/// instead: see [`CaseReport::failure`].
 pub fn run(
     device: &Device,
     folder: &Path,

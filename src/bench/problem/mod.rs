@@ -74,11 +74,15 @@ pub(super) type Run = Box<dyn FnMut() -> Result<Tensor, OpError>>;
 /// Pairs of actual and expected values, by the plainest formula in float64.
 pub(super) type Judge = Box<dyn Fn(&Tensor) -> Result<Vec<(f64, f64)>, OpError>>;
 
-/// Something to time, such as `lnorm:m512c768`. Maps are cubes; letters are those of the text.
+/// An op or a network with sizes, to be checked and timed, such as `lnorm:m512c768`.
+///
+/// It is read from text by [`str::parse`]: a kind and, after a colon, letters with numbers, such as
+/// `m` for rows and `c` for channels. The message of a text that is none lists the kinds with all
+/// their letters. Maps are cubes. Displayed, it has every letter.
 #[derive(Clone, Debug)]
 pub struct Problem(Arc<dyn Task>);
 
-/// The error of a text that is not a problem.
+/// Why a text is not a [`Problem`]: its message says what was expected.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("problem '{text}': {why}")]
 pub struct ProblemError {
@@ -173,7 +177,7 @@ impl Problem {
         self.0.count().map(|count| count.flops)
     }
 
-    /// Floats of inputs, weights and outputs, each counted once; 0 for a network.
+    /// The number of values of inputs, weights and outputs, each counted once; 0 for a network.
     pub fn floats(&self) -> f64 {
         self.0.count().map_or(0.0, |count| count.floats)
     }
@@ -184,7 +188,10 @@ impl Problem {
     }
 }
 
-/// The problems of a file: one per line, with comments after `#`.
+/// Reads the problems of a file's `text`: one per line, with comments after `#`.
+///
+/// # Errors
+/// A line is not a problem.
 pub fn suite(text: &str) -> Result<Vec<Problem>, ProblemError> {
     let lines = text.lines().map(|l| l.split('#').next().unwrap_or("").trim());
     lines.filter(|l| !l.is_empty()).map(str::parse).collect()

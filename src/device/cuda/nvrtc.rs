@@ -42,7 +42,7 @@ pub struct Compiled {
 /// Compiles a file of kernels to machine code for the GPU architecture `arch`, such as `sm_90a`.
 ///
 /// `file` is its name, for messages, and `text` its source, which may include
-/// [`HEADERS`](super::source::HEADERS).
+/// [`HEADERS`].
 ///
 /// # Errors
 /// [`CudaError::Unavailable`] without NVRTC, [`CudaError::Compile`] if the text does not compile.
@@ -98,11 +98,11 @@ fn options(arch: &str) -> Vec<String> {
     ]
 }
 
-/// The machine code of `file`, one of [`FILES`](super::source::FILES), for the GPU architecture
-/// `arch`: from the cache, or compiled and stored there.
+/// The machine code of `file`, one of [`FILES`], for the GPU architecture `arch`: from the cache,
+/// or compiled and stored there.
 ///
 /// # Errors
-/// There is no such file, or those of [`compile`]; a cache that cannot be written is none.
+/// There is no such file, or those of [`compile`]. That the cache cannot be written is none.
 pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
     let (_, text) = FILES
         .iter()
