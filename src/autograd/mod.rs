@@ -473,7 +473,8 @@ impl ParamGrads {
             .try_for_each(|(id, gradient)| gradient.map_or(Ok(()), |g| self.add(id, g)))
     }
 
-    /// The values of the gradient of parameter `id`, in row-major order; none if there is none.
+    /// The values of the gradient of parameter `id`, in row-major order; none if it has no
+    /// gradient.
     ///
     /// # Panics
     /// As [`Tensor::data`].
@@ -481,8 +482,8 @@ impl ParamGrads {
         self.tensor(id).map(Tensor::data)
     }
 
-    /// The gradient of parameter `id`, on the device where it was computed; none if there is none.
-    /// Its values are in the parameter's order, its shape may be another one.
+    /// The gradient of parameter `id`, on the device where it was computed; none if it has no
+    /// gradient. Its values are in the parameter's order, its shape may be another one.
     pub fn tensor(&self, id: usize) -> Option<&Tensor> {
         self.sums.get(id)?.as_ref()
     }

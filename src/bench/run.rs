@@ -97,7 +97,7 @@ fn empty_caches(device: &Device, spare: &mut [u8]) -> Result<(), OpError> {
 /// Checks the result of a problem, then times it; on the emulator it is only checked.
 ///
 /// # Errors
-/// The device has no room for it, or fails. A wrong result is none: see [`Outcome::is_right`].
+/// The device has no room for it, or fails. A wrong result is no error: see [`Outcome::is_right`].
 pub fn measure(device: &Device, problem: &Problem, timing: Timing) -> Result<Outcome, OpError> {
     let mut prepared = Prepared::new(device, problem)?;
     let [error, tolerance] = prepared.check()?;

@@ -10,7 +10,8 @@
 //! and `out` are numbers of channels, `t` and `m` of rows (tokens), and `...` stands for any number
 //! of axes. Weights keep the layout of PyTorch checkpoints, `[out, in, ...]`; where kernels need
 //! another one, it is made once and kept. In gradients, `dy` is the gradient of a loss with respect
-//! to the op's output, and has its shape.
+//! to the op's output, and has its shape. The gradient of an input has as many values as the input,
+//! in the same order; that of a parameter may be a list instead of having its shape.
 //!
 //! # Precision
 //!

@@ -108,8 +108,8 @@ impl Place {
     /// Checks that processes may meet here with this token, or without one.
     ///
     /// # Errors
-    /// There is none, and there are several processes whose address is not on this machine's
-    /// loopback interface.
+    /// No token is given, although there are several processes that meet at an address other than
+    /// those of the loopback interface.
     pub fn check(&self, token: Option<&Token>) -> Result<(), String> {
         let is_local = || {
             self.address

@@ -100,7 +100,7 @@ impl Archive {
     /// The metadata value `key`.
     ///
     /// # Errors
-    /// There is none.
+    /// The file has no such metadata.
     pub fn text(&self, key: &str) -> Result<&str, VerifyError> {
         self.metadata
             .get(key)
@@ -116,7 +116,7 @@ impl Archive {
     /// The metadata value `key` as a number.
     ///
     /// # Errors
-    /// There is none, or it is not a number.
+    /// The file has no such metadata, or it is not a number.
     pub fn number(&self, key: &str) -> Result<f64, VerifyError> {
         let text = self.text(key)?;
         text.parse()
@@ -136,7 +136,7 @@ impl Archive {
     /// The tensor `name`.
     ///
     /// # Errors
-    /// There is none.
+    /// The file has no such tensor.
     pub fn get(&self, name: &str) -> Result<&Entry, VerifyError> {
         self.tensors.get(name).ok_or_else(|| self.error(format!("tensor '{name}' is missing")))
     }

@@ -77,8 +77,8 @@ pub(super) type Judge = Box<dyn Fn(&Tensor) -> Result<Vec<(f64, f64)>, OpError>>
 /// An op or a network with sizes, to be checked and timed, such as `lnorm:m512c768`.
 ///
 /// It is read from text by [`str::parse`]: a kind and, after a colon, letters with numbers, such as
-/// `m` for rows and `c` for channels. The message of a text that is none lists the kinds with all
-/// their letters. Maps are cubes. Displayed, it has every letter.
+/// `m` for rows and `c` for channels. The error of any other text lists the kinds with all their
+/// letters. Maps are cubes. A problem is displayed as its text, with every letter.
 #[derive(Clone, Debug)]
 pub struct Problem(Arc<dyn Task>);
 

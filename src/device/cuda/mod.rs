@@ -235,7 +235,7 @@ impl Cuda {
     /// must be kept and not used until [`Cuda::finish_group_sums`].
     ///
     /// # Errors
-    /// The device is in no group, or NCCL fails.
+    /// The device is in no group, another process of it is lost, or NCCL fails.
     pub fn sum_over_group(&self, arrays: &[Arc<Memory>]) -> Result<(), CudaError> {
         arrays.iter().try_for_each(|memory| self.check_own(memory))?;
         let arrays: Vec<(u64, usize)> = arrays.iter().map(|m| (m.address, m.bytes / 4)).collect();
@@ -246,7 +246,7 @@ impl Cuda {
     /// Lets what is launched next wait for the sums that were begun; does not wait itself.
     ///
     /// # Errors
-    /// The device is in no group, or NCCL fails.
+    /// This is the emulator, or the driver fails.
     pub fn finish_group_sums(&self) -> Result<(), CudaError> {
         let _stream = self.lock_stream();
         self.0.launcher.finish_group_sums()

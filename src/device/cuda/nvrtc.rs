@@ -41,8 +41,7 @@ pub struct Compiled {
 
 /// Compiles a file of kernels to machine code for the GPU architecture `arch`, such as `sm_90a`.
 ///
-/// `file` is its name, for messages, and `text` its source, which may include
-/// [`HEADERS`].
+/// `file` is its name, for messages, and `text` its source, which may include [`HEADERS`].
 ///
 /// # Errors
 /// [`CudaError::Unavailable`] without NVRTC, [`CudaError::Compile`] if the text does not compile.
@@ -102,7 +101,7 @@ fn options(arch: &str) -> Vec<String> {
 /// or compiled and stored there.
 ///
 /// # Errors
-/// There is no such file, or those of [`compile`]. That the cache cannot be written is none.
+/// There is no such file, or those of [`compile`]. A cache that cannot be written is no error.
 pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
     let (_, text) = FILES
         .iter()

@@ -147,7 +147,7 @@ fn known(name: &str) -> Option<&'static Kernel> {
 /// The kernel called `name`, for inspection.
 ///
 /// # Errors
-/// There is none; the message names the nearest ones.
+/// There is no kernel of that name; the message has the nearest names.
 pub fn find(name: &str) -> Result<&'static Kernel, CudaError> {
     known(name).ok_or_else(|| unknown(name))
 }

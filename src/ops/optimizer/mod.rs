@@ -104,7 +104,7 @@ impl Norm {
     }
 }
 
-/// The L2 norm of all gradients together; those that are none are left out.
+/// The L2 norm of all gradients together; parameters without a gradient are left out.
 pub fn global_norm(device: &Device, gradients: &[Option<&Tensor>]) -> Result<Norm, OpError> {
     let present: Vec<&Tensor> =
         gradients.iter().flatten().copied().filter(|g| !g.is_empty()).collect();
