@@ -315,11 +315,9 @@ fn watched<T, E>(
     [first, all]: [usize; 2],
     work: impl FnOnce(&mut Observer) -> Result<T, E>,
 ) -> Result<T, E> {
-    let mut done = first;
-    let mut step = |name: &str| {
-        done += 1;
+    let mut step = |done: usize, name: &str| {
         let Progress(callback, user) = progress;
-        let share = (done as f64 / all as f64).min(1.0);
+        let share = ((first + done) as f64 / all as f64).min(1.0);
         // SAFETY: only `prism_session_set_progress` sets it, whose caller guarantees `user`; the
         // text outlives the call.
         let goes_on = callback

@@ -157,6 +157,9 @@ pub enum Part<'a> {
     Answering,
     /// Nothing: another thread makes what is needed, until this function says that it has finished.
     Elsewhere(&'a dyn Fn() -> bool),
+    /// Nothing, and it holds no memory, for it was refused some. If others hold some, the function
+    /// may wait until none of them does, and then returns true; false if that would change nothing.
+    Alone,
 }
 
 /// Watches the network at work: its progress, which it may cancel; its intermediate results, for
@@ -169,9 +172,19 @@ pub struct Observer<'a>(Watch<'a>);
 enum Watch<'a> {
     Nobody,
     Results(&'a mut dyn FnMut(&str, &Tensor)),
-    Steps(&'a mut dyn FnMut(&str) -> bool),
+    Steps(&'a mut dyn FnMut(usize, &str) -> bool, Told),
     /// With what is being done at present.
     Pace(&'a mut dyn FnMut(Part<'_>) -> bool, Part<'static>),
+}
+
+/// The stages that were done, and those that were told.
+#[derive(Default)]
+struct Told {
+    /// How many are done at present: fewer than before when something is done again.
+    done: usize,
+    /// The most that were done at any time, and the name of the last of them.
+    most: usize,
+    last: String,
 }
 
 impl<'a> Observer<'a> {
@@ -187,17 +200,19 @@ impl<'a> Observer<'a> {
         Observer(Watch::Results(f))
     }
 
-    /// Calls `f(name)` when each stage is done, of which there are [`super::Model::steps`]; if it
-    /// returns false, the work ends with [`OpError::Cancelled`]. On a CUDA device all of encoding,
-    /// and all of an interaction, is one stage.
-    pub fn steps(f: &'a mut dyn FnMut(&str) -> bool) -> Observer<'a> {
-        Observer(Watch::Steps(f))
+    /// Calls `f(done, name)` as each stage is done: how many are done, and the last one's name
+    /// ([`super::Model::steps`] tells how many there are). If it returns false, the work ends with
+    /// [`OpError::Cancelled`]. What is done again, because memory was refused, is not told again:
+    /// `f` is called with what it was told last, so that it can still end the work. A CUDA device
+    /// does all of encoding, and all of an interaction, as one step.
+    pub fn steps(f: &'a mut dyn FnMut(usize, &str) -> bool) -> Observer<'a> {
+        Observer(Watch::Steps(f, Told::default()))
     }
 
     /// Calls `f` before each of the network's ops, on the thread that runs them. It may wait there
     /// while other threads use the device: only memory is held. If it returns false, the work ends
     /// with [`OpError::Cancelled`]. On a CUDA device all of encoding, and all of an interaction, is
-    /// one op.
+    /// one op. It is also asked where memory was refused ([`Part::Alone`]).
     pub fn paced(f: &'a mut dyn FnMut(Part<'_>) -> bool) -> Observer<'a> {
         Observer(Watch::Pace(f, Part::Answering))
     }
@@ -226,6 +241,35 @@ impl<'a> Observer<'a> {
         }
     }
 
+    /// Where memory was refused, and none is held: waits until no other work holds any, if the
+    /// observer can wait for that. False if that would change nothing.
+    ///
+    /// # Errors
+    /// [`OpError::Cancelled`] if the work is to end.
+    pub(crate) fn alone(&mut self) -> Result<bool, OpError> {
+        let Watch::Pace(f, _) = &mut self.0 else { return Ok(false) };
+        if f(Part::Alone) {
+            return Ok(true);
+        }
+        // It may also have been told to end.
+        goes_on(f(Part::Answering)).map(|()| false)
+    }
+
+    /// How many stages are done, for [`Observer::again`].
+    pub(crate) fn done(&self) -> usize {
+        match &self.0 {
+            Watch::Steps(_, told) => told.done,
+            _ => 0,
+        }
+    }
+
+    /// What was done after so many stages is done again from there on.
+    pub(crate) fn again(&mut self, done: usize) {
+        if let Watch::Steps(_, told) = &mut self.0 {
+            told.done = done;
+        }
+    }
+
     /// Whether the observer wants results.
     pub(super) fn wants_results(&self) -> bool {
         matches!(self.0, Watch::Results(_))
@@ -239,7 +283,14 @@ impl<'a> Observer<'a> {
         match &mut self.0 {
             Watch::Nobody => {}
             Watch::Results(f) => f(name, &value()?),
-            Watch::Steps(f) => goes_on(f(name))?,
+            Watch::Steps(f, told) => {
+                told.done += 1;
+                if told.done > told.most {
+                    told.most = told.done;
+                    told.last = name.to_string();
+                }
+                goes_on(f(told.most, &told.last))?
+            }
             Watch::Pace(f, now) => goes_on(f(*now))?,
         }
         Ok(())

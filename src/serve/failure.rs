@@ -154,21 +154,16 @@ pub fn reply(status: StatusCode, value: &Value) -> Response {
     response
 }
 
-/// Runs an interaction by its turns at the network; it ends early if its client no longer waits. If
-/// memory is refused while others hold some, it is run once more without them: an interaction that
-/// failed has changed nothing.
+/// Runs an interaction by its turns at the network; it ends early if its client no longer waits.
 pub fn in_turns<T>(
     turn: &Turn,
-    mut work: impl FnMut(&mut Observer) -> Result<T, SessionError>,
+    work: impl FnOnce(&mut Observer) -> Result<T, SessionError>,
 ) -> Result<T, Failure> {
     let mut pace = |part: Part<'_>| turn.goes_on(part);
     let done = work(&mut Observer::paced(&mut pace));
-    match done {
-        Err(SessionError::Memory(_) | SessionError::Op(OpError::Memory(_))) if turn.alone() => {
-            Ok(work(&mut Observer::paced(&mut pace))?)
-        }
-        done => Ok(done?),
-    }
+    // What is made of its answer needs no network.
+    turn.rests();
+    Ok(done?)
 }
 
 #[cfg(test)]

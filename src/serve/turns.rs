@@ -224,7 +224,7 @@ impl Turn {
     }
 
     /// Has the turn for what is done next: keeps it, or yields and waits for it; false if the work
-    /// is no longer waited for.
+    /// is no longer waited for, and as [`Turn::alone`] says.
     pub fn goes_on(&self, part: Part<'_>) -> bool {
         match part {
             Part::Answering => self.wants(&|| Some(Right::Click)),
@@ -238,6 +238,7 @@ impl Turn {
                 drop(queue);
                 self.wants(&|| Some(Right::Click))
             }
+            Part::Alone => self.alone(),
         }
     }
 
@@ -246,13 +247,22 @@ impl Turn {
     pub fn alone(&self) -> bool {
         let mut queue = self.turns.queue();
         if !queue.others_begun(self.number) {
-            return false;
+            // Those that wait to be alone held some until then.
+            return queue.places.iter().any(|place| place.alone && place.number != self.number);
         }
         self.rest(&mut queue);
         let place = queue.place(self.number);
         (place.begun, place.alone, place.waits) = (false, true, true);
         drop(queue);
         self.wants(&|| Some(Right::Click))
+    }
+
+    /// Gives the turn up until the next op, unless no other computation may begin meanwhile.
+    pub fn rests(&self) {
+        let mut queue = self.turns.queue();
+        if !queue.place(self.number).alone {
+            self.rest(&mut queue);
+        }
     }
 
     /// Waits for the turn with a priority, which may change while it waits; false, and without a
@@ -312,6 +322,7 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
+    use super::super::failure::in_turns;
     use super::*;
     use std::panic::resume_unwind;
     use std::sync::mpsc::channel;
@@ -659,5 +670,49 @@ mod tests {
             drop(click);
         });
         assert_eq!(log.all(), "encoding click later");
+    }
+
+    #[test]
+    fn the_network_is_free_while_an_answer_is_made() {
+        let turns = Arc::<Turns>::default();
+        let (turn, _) = enter(&turns);
+        let runs = || turns.queue().running == Some(turn.number);
+        assert!(turn.begin() && runs());
+        let is_run = in_turns(&turn, |_| Ok(runs()));
+        assert_eq!(is_run, Ok(true));
+        assert!(!runs());
+        // Others would take the memory that one alone had too little of.
+        turns.queue().place(turn.number).alone = true;
+        assert!(turn.begin() && runs());
+        assert_eq!(in_turns(&turn, |_| Ok(())), Ok(()));
+        assert!(runs());
+    }
+
+    #[test]
+    fn of_two_with_too_little_memory_one_goes_on_at_once() {
+        let (turns, log) = (Arc::<Turns>::default(), Log::default());
+        let log = &log;
+        let (encoding, _) = enter(&turns);
+        assert!(encoding.goes_on(Part::Encoding));
+        let (click, _) = enter(&turns);
+        scope(|s| {
+            let click = s.spawn(move || {
+                assert!(click.begin());
+                click
+            });
+            until_wait(&turns, 1);
+            s.spawn(move || {
+                assert!(encoding.goes_on(Part::Encoding));
+                // What the click held is there now.
+                assert!(encoding.goes_on(Part::Alone));
+                log.note("encoding");
+            });
+            let click = click.join().unwrap();
+            until_wait(&turns, 1);
+            assert!(click.goes_on(Part::Alone));
+            log.note("click");
+            drop(click);
+        });
+        assert_eq!(log.all(), "encoding click");
     }
 }

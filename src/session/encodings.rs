@@ -87,8 +87,8 @@ impl Encodings {
         self.made.load(Ordering::Relaxed)
     }
 
-    /// The number of encoded patches that had been asked for and were dropped to make room for
-    /// others.
+    /// The number of encoded patches that had been asked for and were dropped to make room, for
+    /// others or for an answer.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }

@@ -526,6 +526,7 @@ impl Session {
     /// the time spent cutting patches out of the scan, and encoding them; if the session is not
     /// [released](Options::released), both are counted as encoding. A released session starts
     /// afresh: its answers and its history are gone.
+    /// If memory is refused, other patches go, as [`Session::interact_observed`] says.
     ///
     /// # Errors
     /// As [`Session::interact`].
@@ -535,7 +536,7 @@ impl Session {
         observer: &mut Observer,
     ) -> Result<[Duration; 2], SessionError> {
         self.check(prompts)?;
-        memory::caught(|| self.prepare_here(prompts, observer))?
+        self.attempted(observer, |session, observer| session.prepare_here(prompts, observer))
     }
 
     fn prepare_here(
@@ -619,8 +620,10 @@ impl Session {
     }
 
     /// One interaction, as [`Session::interact`] does it, with an observer that sees every stage
-    /// and may cancel it. If the memory budget refuses what encoded patches take, these are dropped
-    /// and the work begins again, twice at most: the observer then sees its stages again.
+    /// and may cancel it. If memory is refused, the work begins again: once other work has given
+    /// memory back, if the observer can wait for that, and then, if the budget refuses what encoded
+    /// patches take, without half of these, and without any. Stages that are done again are not
+    /// told again.
     ///
     /// # Errors
     /// As [`Session::interact`]; [`OpError::Cancelled`] in [`SessionError::Op`] if the observer
@@ -631,19 +634,8 @@ impl Session {
         observer: &mut Observer,
     ) -> Result<&Arc<Prediction>, SessionError> {
         self.check(prompts)?;
-        // Encoded patches are kept to save time: they go before an answer is refused.
-        let mut attempt = 0;
-        let mut next = loop {
-            let next = memory::caught(|| self.next(prompts, observer));
-            match next.unwrap_or_else(|refused| Err(refused.into())) {
-                Err(SessionError::Memory(refused) | SessionError::Op(OpError::Memory(refused)))
-                    if self.scan.makes_room(&refused, attempt) =>
-                {
-                    attempt += 1;
-                }
-                next => break next?,
-            }
-        };
+        let mut next =
+            self.attempted(observer, |session, observer| session.next(prompts, observer))?;
         next.replaced = self.states[self.now].bytes_beyond(&next);
         self.states.truncate(self.now + 1);
         self.states.push(next);
@@ -651,6 +643,35 @@ impl Session {
         self.sign = None;
         self.forget();
         Ok(self.prediction().expect("just pushed"))
+    }
+
+    /// Does work that changes nothing if it fails: more than once, if memory is refused.
+    fn attempted<T>(
+        &mut self,
+        observer: &mut Observer,
+        mut work: impl FnMut(&mut Session, &mut Observer) -> Result<T, SessionError>,
+    ) -> Result<T, SessionError> {
+        let done = observer.done();
+        let (mut has_waited, mut attempt) = (false, 0);
+        loop {
+            let worked = memory::caught(|| work(self, observer));
+            let refused = match worked.unwrap_or_else(|refused| Err(refused.into())) {
+                Err(SessionError::Memory(refused) | SessionError::Op(OpError::Memory(refused))) => {
+                    refused
+                }
+                worked => return worked,
+            };
+            observer.again(done);
+            // What other work holds comes back without loss. Encoded patches are kept to save time:
+            // they go next, before an answer is refused.
+            if !has_waited && observer.alone()? {
+                has_waited = true;
+            } else if self.scan.makes_room(&refused, attempt) {
+                attempt += 1;
+            } else {
+                return Err(refused.into());
+            }
+        }
     }
 
     /// The state that an interaction leads to.

@@ -323,9 +323,11 @@ impl Scan {
         let cut = Instant::now();
         let charge = Charge::of::<f32>("a patch", values.len())?;
         let input = Tensor::new([edge; 3], values);
+        let done = observer.done();
         let features = match self.model.encode(&input, observer) {
             // Kept patches are on the device, which others use, too: some of them make room.
             Err(OpError::Cuda(CudaError::Memory { .. })) if may_drop && self.encodings.halve() => {
+                observer.again(done);
                 self.model.encode(&input, observer)
             }
             encoded => encoded,

@@ -139,7 +139,7 @@ fn a_released_session_that_fails_stays_where_it_was() {
     let mut session = Session::new(&scan);
     // Stopped at the last stage of the interaction.
     let (mut stages, all) = (0, model.steps().iter().sum::<usize>());
-    let mut step = |_: &str| {
+    let mut step = |_: usize, _: &str| {
         stages += 1;
         stages < all
     };

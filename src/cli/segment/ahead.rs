@@ -114,7 +114,7 @@ impl Segment {
                 Some(scan) => scan.showing(part, &normalization)?,
                 None => Scan::new(model, part, normalization, options),
             };
-            let mut goes_on = |_: &str| !ended.load(Ordering::Relaxed);
+            let mut goes_on = |_: usize, _: &str| !ended.load(Ordering::Relaxed);
             let encoded = scan.encoded(&patch, &mut Observer::steps(&mut goes_on));
             seen = Some(scan);
             if encoded.is_err() {
