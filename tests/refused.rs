@@ -9,10 +9,11 @@ use prism::autograd::{ParamGrads, Tape, Var};
 use prism::device::Device;
 use prism::input::read_text;
 use prism::memory::{set_limit, used};
-use prism::model::{Observer, prompt_maps};
+use prism::model::{Observer, Part, prompt_maps};
 use prism::ops::rows::narrow_gradient;
 use prism::prompt::{Dense, PromptError, Prompts, RawOutline, Space};
-use prism::session::{Options, Scan, Session};
+use prism::serve::readers;
+use prism::session::{Encodings, Options, Scan, Session};
 use prism::tensor::{OpError, Param, Tensor, caught};
 use prism::volume::intensity::Normalization;
 use prism::volume::{Affine, Grid, Volume};
@@ -46,9 +47,11 @@ fn values(shape: &[usize]) -> Tensor {
 #[test]
 fn what_grows_with_what_is_given_is_held_against_the_budget() {
     texts();
+    bodies();
     outlines();
     clicks();
     answers();
+    begun_again();
     gradients();
 }
 
@@ -63,6 +66,27 @@ fn texts() {
     std::fs::write(&path, vec![b' '; 20 << 20]).unwrap();
     let said = within(12 << 20, || read_text(&path, "JSON")).unwrap_err();
     assert!(said.starts_with("out of memory: a text file would take "), "{said}");
+}
+
+/// What clients send is taken apart as texts are, whatever their protocol.
+fn bodies() {
+    let grid = Grid { size: [4; 3], affine: Affine::from_spacing([1.0; 3]) };
+    let long = |end: &str| [&b" ".repeat(1 << 20)[..], end.as_bytes()].concat();
+    let own = long("{\"points\":[{\"at\":[1,2,3]}]}");
+    let buffer = long("{\"shape\":[4,4,4],\"dtype\":\"uint8\"}");
+    let params = [&b"params="[..], &long("{}")[..]].concat();
+    let all = || {
+        [
+            readers::interaction(&own, &grid).map(drop),
+            readers::buffer(&buffer, 1000).map(drop),
+            readers::asked(b"", &params, grid.size).map(drop),
+        ]
+    };
+    for said in within(12 << 20, all) {
+        let said = said.unwrap_err();
+        assert!(said.starts_with("out of memory: what a body says would take 16.8 MB"), "{said}");
+    }
+    all().into_iter().for_each(Result::unwrap);
 }
 
 /// Four corners are many voxels, and no fault of whoever draws them.
@@ -160,6 +184,88 @@ fn answers() {
     set_limit(0);
     assert!(error.starts_with("out of memory"), "{error}");
     assert_eq!(session.depth(), depth);
+}
+
+/// Memory that is refused in the middle of an interaction: what other work holds comes back before
+/// encoded patches go, and what is done again is not told again.
+fn begun_again() {
+    // More than an interaction has to find at least, 8 MiB, and more than it works with.
+    const ROOM: u64 = 32 << 20;
+    let model = tiny_model(tiny(), 1);
+    let image = Volume::read(&common::here("tests/data/odd/m17_oblique.nii.gz"), None).unwrap();
+    let image = Arc::new(image);
+    let normalization = Normalization { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0 };
+    let encodings = Arc::new(Encodings::new(1 << 30));
+    let click = Prompts { points: vec![([20, 18, 12], true)], ..Default::default() };
+    // Patches of other scans, and last of all those that the session looks at.
+    let (mut sessions, mut held) = (vec![], 0);
+    while held < 5 * ROOM || sessions.len() < 4 {
+        let spacing = Some(1.0 + sessions.len() as f64 / 64.0);
+        let options = Options { spacing, ..Default::default() };
+        let image = image.clone();
+        let scan = Scan::sharing(&model, image, normalization, options, &encodings);
+        let mut session = Session::new(&Arc::new(scan));
+        session.interact(&click).unwrap();
+        held += session.scan().bytes() as u64;
+        sessions.push(session);
+    }
+    let session = sessions.last_mut().unwrap();
+    session.reset();
+    let expected = account(session, &click, |_| {});
+    let mask = session.mask();
+
+    // Another's work gives back what it held: nothing else goes.
+    session.reset();
+    let (mut ops, mut waits) = (0, 0);
+    let mut pace = |part: Part<'_>| {
+        match part {
+            Part::Alone => {
+                waits += 1;
+                set_limit(0);
+            }
+            _ => ops += 1,
+        }
+        if ops == 3 && waits == 0 {
+            set_limit(1);
+        }
+        true
+    };
+    let done = session.interact_observed(&click, &mut Observer::paced(&mut pace)).map(|_| ());
+    set_limit(0);
+    done.unwrap();
+    assert_eq!((waits, encodings.dropped()), (1, 0));
+    assert!(session.mask() == mask);
+
+    // Where there is no other work, half of the patches go.
+    session.reset();
+    let at = expected.len() / 2;
+    let mut told = account(session, &click, |calls| {
+        if calls == at {
+            model.device().cpu().trim();
+            set_limit(used() - held / 2 + ROOM);
+        }
+    });
+    set_limit(0);
+    assert!(encodings.dropped() > 0 && session.mask() == mask);
+    assert!(told.len() > expected.len());
+    told.dedup();
+    assert_eq!(told, expected);
+}
+
+/// What an observer is told of an interaction, whom `each` is told the number of calls.
+fn account(
+    session: &mut Session,
+    said: &Prompts,
+    mut each: impl FnMut(usize),
+) -> Vec<(usize, String)> {
+    let mut told = vec![];
+    let mut step = |done: usize, name: &str| {
+        told.push((done, name.to_string()));
+        each(told.len());
+        true
+    };
+    session.interact_observed(said, &mut Observer::steps(&mut step)).unwrap();
+    told
 }
 
 fn gradients() {

@@ -2,10 +2,12 @@
 //! response bodies, which are counted until they are sent.
 
 use super::failure::Failure;
+use crate::input::room_apart;
 use crate::memory::{self, Charge};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::header::CONTENT_LENGTH;
 use axum::http::{HeaderMap, StatusCode};
+use serde::de::DeserializeOwned;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::time::Duration;
@@ -62,6 +64,22 @@ impl From<Counted> for Body {
 /// The body of an answer, which is counted until it is sent.
 pub fn kept(bytes: Vec<u8>) -> Result<Body, Failure> {
     Counted::new(bytes).map(Body::from)
+}
+
+/// An error unless there is room to take so many bytes apart: that may need many times their own
+/// memory, in lists that grow unasked.
+pub fn apart(bytes: usize) -> Result<(), Failure> {
+    Ok(room_apart("what a body says", bytes)?)
+}
+
+/// What JSON says, if there is [room](apart) for it. `wrong` makes the failure if it cannot be
+/// read.
+pub fn json<T: DeserializeOwned>(
+    bytes: &[u8],
+    wrong: impl FnOnce(serde_json::Error) -> Failure,
+) -> Result<T, Failure> {
+    apart(bytes.len())?;
+    serde_json::from_slice(bytes).map_err(wrong)
 }
 
 /// The length that a request announces for its body: 0 if there is none.

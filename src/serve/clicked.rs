@@ -172,6 +172,21 @@ pub struct Answered {
     pub notes: Vec<String>,
 }
 
+impl Answered {
+    /// A session's answer. Memory may be refused, which unwinds.
+    fn of(session: &Session) -> Answered {
+        let answer = session.prediction();
+        let notes =
+            answer.map_or_else(Vec::new, |a| a.notes.iter().map(|n| n.to_string()).collect());
+        Answered {
+            voxels: answer.map_or(0, |a| a.field.voxels()),
+            score: answer.and_then(|a| a.score),
+            notes,
+            mask: session.mask(),
+        }
+    }
+}
+
 impl Clicked {
     /// A scan without clicks, of which nothing is written.
     pub fn new(opened: Opened) -> Clicked {
@@ -212,34 +227,35 @@ impl Clicked {
     }
 
     /// Brings the object to the state of the given clicks, from its beginning if it is to be
-    /// `anew`.
-    pub fn ask(&self, said: Clicks, anew: bool, turn: &Turn) -> Result<Answered, Failure> {
+    /// `anew`, and returns what `tell` makes of the answer. That is part of the change, because
+    /// memory for it may be refused: if it fails nothing has changed, and nothing is written.
+    pub fn ask<T>(
+        &self,
+        said: Clicks,
+        anew: bool,
+        turn: &Turn,
+        tell: impl FnOnce(Answered) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         self.used.store(now(), Ordering::Relaxed);
         // The state is consistent after a panic: it goes back to where it was.
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        work.bring(said, anew, turn, self.journal.as_ref())?;
-        let answer = work.session.prediction();
-        let notes =
-            answer.map_or_else(Vec::new, |a| a.notes.iter().map(|n| n.to_string()).collect());
-        Ok(Answered {
-            voxels: answer.map_or(0, |a| a.field.voxels()),
-            score: answer.and_then(|a| a.score),
-            notes,
-            mask: work.session.mask(),
-        })
+        let tell = |session: &Session| tell(Answered::of(session));
+        work.bring(said, anew, turn, self.journal.as_ref(), tell)
     }
 }
 
 impl Steps {
-    /// Brings the object to the state of the given clicks; if that fails it is unchanged.
-    fn bring(
+    /// Brings the object to the state of the given clicks, and has it told; if either fails it is
+    /// unchanged.
+    fn bring<T>(
         &mut self,
         said: Clicks,
         anew: bool,
         turn: &Turn,
         journal: Option<&Arc<Journal>>,
-    ) -> Result<(), Failure> {
-        self.attempt(|steps| steps.brought(said, anew, turn, journal))
+        tell: impl FnOnce(&Session) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        self.attempt(|steps| steps.brought(said, anew, turn, journal, tell))
     }
 
     fn attempt<T>(
@@ -253,13 +269,14 @@ impl Steps {
         Ok(done)
     }
 
-    fn brought(
+    fn brought<T>(
         &mut self,
         said: Clicks,
         anew: bool,
         turn: &Turn,
         journal: Option<&Arc<Journal>>,
-    ) -> Result<(), Failure> {
+        tell: impl FnOnce(&Session) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let mut back = Back::default();
         if anew {
             self.reset(&mut back);
@@ -275,19 +292,23 @@ impl Steps {
                 None => self.reset(&mut back),
             }
         };
-        if !more.is_empty() {
-            let head = |out: &mut Writer| {
-                back.put(out);
-                said.put(out);
-            };
-            kept(journal, &mut self.session, BROUGHT, head, |session| {
-                in_turns(turn, |o| session.interact_observed(&more, o).map(|_| ()))
-            })?;
-            self.push(said);
-        } else if let Some(journal) = journal.filter(|_| back.anew || back.steps > 0) {
-            journal.note(BACK, |out| back.put(out))?;
+        if more.is_empty() {
+            let told = tell(&self.session)?;
+            if let Some(journal) = journal.filter(|_| back.anew || back.steps > 0) {
+                journal.note(BACK, |out| back.put(out))?;
+            }
+            return Ok(told);
         }
-        Ok(())
+        let head = |out: &mut Writer| {
+            back.put(out);
+            said.put(out);
+        };
+        let told = kept(journal, &mut self.session, BROUGHT, head, |session| {
+            in_turns(turn, |o| session.interact_observed(&more, o).map(|_| ()))?;
+            tell(session)
+        })?;
+        self.push(said);
+        Ok(told)
     }
 
     /// Records a step that was made, with the clicks up to it.
@@ -361,8 +382,8 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
     use std::path::Path;
 
-    #[test]
-    fn a_fault_leaves_the_object_as_it_was() {
+    /// A scan of noise.
+    fn noise() -> Clicked {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/small.safetensors");
         let weights = Weights::open(Path::new(path)).unwrap();
         let model = Arc::new(Model::new(&Device::Cpu(Cpu::new(2).unwrap()), &weights).unwrap());
@@ -373,10 +394,61 @@ mod tests {
         let options = Options::default();
         let encodings = Arc::new(Encodings::new(options.memory));
         let engine = Engine { model: &model, options, encodings: &encodings };
-        let clicked = Clicked::new(Opened::new(engine, image).ok().unwrap());
-        let turn = Arc::<Turns>::default().enter(&Arc::default());
-        let said = Clicks { on: vec![[14, 12, 10]], ..Clicks::default() };
-        let mask = clicked.ask(said, false, &turn).ok().unwrap().mask;
+        Clicked::new(Opened::new(engine, image).ok().unwrap())
+    }
+
+    /// The turn of a client that is alone.
+    fn turn() -> Turn {
+        Arc::<Turns>::default().enter(&Arc::default())
+    }
+
+    fn on(voxels: &[[usize; 3]]) -> Clicks {
+        Clicks { on: voxels.to_vec(), ..Clicks::default() }
+    }
+
+    const FIRST: [usize; 3] = [14, 12, 10];
+
+    #[test]
+    fn what_cannot_be_told_is_not_done() {
+        let clicked = noise();
+        let state = || {
+            let steps = clicked.work.lock().unwrap_or_else(PoisonError::into_inner);
+            (steps.said.clone(), steps.session.depth(), steps.session.mask())
+        };
+        let fails = |said: &Clicks, anew: bool| {
+            let before = state();
+            let full = |_: Answered| Err::<(), _>(Failure::full("no room to tell of it"));
+            let failed = clicked.ask(said.clone(), anew, &turn(), full);
+            assert_eq!(failed.unwrap_err().message(), "no room to tell of it");
+            assert!(state() == before);
+            // Memory for the answer is refused, which unwinds.
+            let refused = crate::memory::caught(|| {
+                clicked.ask(said.clone(), anew, &turn(), |_| {
+                    crate::memory::zeroed::<u8>("a test", usize::MAX / 2);
+                    Ok(())
+                })
+            });
+            assert!(refused.is_err() && state() == before);
+        };
+        // A first click, one more, one that is taken back, a beginning anew.
+        let (one, two) = (on(&[FIRST]), on(&[FIRST, [3, 3, 3]]));
+        fails(&one, false);
+        for (said, depth) in [(&one, 1), (&two, 2)] {
+            fails(said, false);
+            let told = clicked.ask(said.clone(), false, &turn(), |answered| Ok(answered.mask));
+            let (all, steps, mask) = state();
+            assert!(told.unwrap() == mask && (all.len(), steps) == (depth, (depth, 0)));
+        }
+        fails(&one, false);
+        fails(&Clicks::default(), false);
+        fails(&one, true);
+    }
+
+    #[test]
+    fn a_fault_leaves_the_object_as_it_was() {
+        let clicked = noise();
+        let told = clicked.ask(on(&[FIRST]), false, &turn(), |answered| Ok(answered.mask));
+        let mask = told.unwrap();
         let mut steps = clicked.work.lock().unwrap();
         let fault = catch_unwind(AssertUnwindSafe(|| {
             steps.attempt(|steps| -> Result<(), Failure> {

@@ -199,8 +199,7 @@ pub fn volume(headers: &HeaderMap, form: &[u8], most: usize) -> Result<(Grid, Ve
             body::SHORT
         )));
     }
-    let meta: Meta =
-        serde_json::from_slice(meta).map_err(|e| Failure::unfit(format!("metadata: {e}")))?;
+    let meta: Meta = body::json(meta, |e| Failure::unfit(format!("metadata: {e}")))?;
     let grid = meta.grid(most)?;
     let bytes = grid.voxels() * size_of::<f32>();
     Ok((grid, unzipped(packed, bytes)?))

@@ -264,25 +264,25 @@ async fn infer(
         drop(sent);
         let format = asked.format()?;
         let (clicks, beyond) = asked.clicks(&clicked.opened)?;
-        let answered = clicked.ask(clicks, asked.reset_state == Some(true), turn)?;
-        let about = told(&answered, beyond, start);
-        if output == Output::Json {
-            return said(about);
-        }
         let image = &clicked.opened.image;
-        let file = match (format, asked.result_compress) {
-            ("nrrd", Some(false)) => plain_nrrd(&image.grid, &image.description, &answered.mask)?,
-            _ => mask_file(
-                FilePath::new(&format!("mask.{format}")),
-                &image.grid,
-                &image.description,
-                &answered.mask,
-            )?,
-        };
-        match output {
-            Output::Image => saved("mask", format, file),
-            _ => form(&boundary, &about, format, &file),
-        }
+        clicked.ask(clicks, asked.reset_state == Some(true), turn, |answered| {
+            let about = told(&answered, beyond, start);
+            if output == Output::Json {
+                return said(about);
+            }
+            let (grid, description) = (&image.grid, &image.description);
+            let file = match (format, asked.result_compress) {
+                ("nrrd", Some(false)) => plain_nrrd(grid, description, &answered.mask)?,
+                _ => {
+                    let name = format!("mask.{format}");
+                    mask_file(FilePath::new(&name), grid, description, &answered.mask)?
+                }
+            };
+            match output {
+                Output::Image => saved("mask", format, file),
+                _ => form(&boundary, &about, format, &file),
+            }
+        })
     };
     let done = shared.work.run(key, Kind::Prediction, work).await;
     shared.store.worked(key);
@@ -308,10 +308,10 @@ fn told(answered: &Answered, beyond: usize, start: Instant) -> Value {
 }
 
 /// The parameters in a body: in a form of several parts, in one of one line, or absent.
-fn asked(headers: &HeaderMap, body: &[u8]) -> Result<Asked, Failure> {
+fn asked(headers: &HeaderMap, form: &[u8]) -> Result<Asked, Failure> {
     let wrong = |e: serde_json::Error| Failure::unfit(format!("params: {e}"));
     if multipart::is_form(headers) {
-        let parts = multipart::parts(headers, body)?;
+        let parts = multipart::parts(headers, form)?;
         if let Some(part) = parts.iter().find(|part| part.file.is_some()) {
             return Err(Failure::unfit(format!(
                 "a file '{}' comes along: the image is the session's or the series', and no label \
@@ -322,14 +322,16 @@ fn asked(headers: &HeaderMap, body: &[u8]) -> Result<Asked, Failure> {
         return match parts.iter().any(|part| part.name == "params") {
             true => {
                 let part = multipart::only(&parts, "params")?;
-                serde_json::from_slice(&body[part.content.clone()]).map_err(wrong)
+                body::json(&form[part.content.clone()], wrong)
             }
             false => Ok(Asked::default()),
         };
     }
-    let line = Some(String::from_utf8_lossy(body).into_owned());
+    // It is copied before it is taken apart.
+    body::apart(form.len())?;
+    let line = Some(String::from_utf8_lossy(form).into_owned());
     match field(&line, "params").filter(|text| !text.is_empty()) {
-        Some(text) => serde_json::from_str(&text).map_err(wrong),
+        Some(text) => body::json(text.as_bytes(), wrong),
         None => Ok(Asked::default()),
     }
 }

@@ -91,14 +91,13 @@ impl Call {
 
     /// The body as JSON.
     fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        serde_json::from_slice(&self.sent.bytes).map_err(|e| Failure::unfit(e.to_string()))
+        json_of(&self.sent.bytes)
     }
 
     /// The parameters beside a body that is an array.
     fn meta<T: DeserializeOwned + Default>(&self) -> Result<T, Failure> {
         let Some(value) = self.headers.get(META) else { return Ok(T::default()) };
-        serde_json::from_slice(value.as_bytes())
-            .map_err(|e| Failure::bad(format!("Bad X-Meta: {e}")))
+        body::json(value.as_bytes(), |e| Failure::bad(format!("Bad X-Meta: {e}")))
     }
 
     /// Runs work on the lease when its turn comes.
@@ -288,9 +287,19 @@ async fn set_image(State(shared): State<Arc<Shared>>, request: Request) -> Answe
 async fn set_target_buffer(State(shared): State<Arc<Shared>>, request: Request) -> Answer {
     written(&shared, &request);
     let call = Call::read(&shared, request, body::SHORT).await?;
-    let buffer = buffer_of(&call.json()?, shared.most_scan)?;
+    let buffer = buffer(&call.sent.bytes, shared.most_scan)?;
     call.at_once(move |work| work.set_buffer(buffer)).await?;
     said(json!({}))
+}
+
+/// JSON of a body.
+fn json_of<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    body::json(bytes, |e| Failure::unfit(e.to_string()))
+}
+
+/// The buffer that a body describes, of at most `most` bytes.
+pub fn buffer(bytes: &[u8], most: usize) -> Result<Buffer, Failure> {
+    buffer_of(&json_of(bytes)?, most)
 }
 
 /// The buffer that a request describes.

@@ -3,7 +3,7 @@
 
 use super::failure::Failure;
 use super::wire::{Dtype, pack, unpack};
-use super::{api, dls, monai, multipart, query};
+use super::{api, dls, monai, multipart, nninteractive, query};
 use crate::prompt::Prompts;
 use crate::volume::Grid;
 use axum::http::header::CONTENT_TYPE;
@@ -88,6 +88,16 @@ pub fn array(message: &[u8], most: usize) -> Result<Array, String> {
     let (bytes, marks) = (array.bytes.len(), array.marks());
     let (element, values) = array.into_scan();
     Ok(Array { dtype, shape, bytes, marks, voxels: values.len() / element.size() })
+}
+
+/// The buffer of nnInteractive's protocol, of at most `most` bytes, that a body describes: its
+/// shape, and the type of its elements, as NumPy names it.
+///
+/// # Errors
+/// It cannot be parsed, or there is no such buffer.
+pub fn buffer(body: &[u8], most: usize) -> Result<([usize; 3], &'static str), String> {
+    let buffer = told(nninteractive::buffer(body, most))?;
+    Ok((buffer.shape, buffer.dtype.name()))
 }
 
 /// The message of an array whose elements are 0 or 1; none if there is no such type.

@@ -14,7 +14,6 @@ pub(super) use scans::scan_sent;
 use super::body::{self, Sent};
 use super::failure::{Failure, reply};
 use super::{Route, Shared};
-use crate::input::room_apart;
 use crate::volume::PALETTE;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -73,8 +72,7 @@ fn json_of<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Failure> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(T::default());
     }
-    room_apart("what a body says", bytes.len())?;
-    serde_json::from_slice(bytes).map_err(|e| Failure::bad(format!("the body: {e}")))
+    body::json(bytes, |e| Failure::bad(format!("the body: {e}")))
 }
 
 /// What is sent for an object, whose scan is not let go while it comes.
