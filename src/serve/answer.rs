@@ -3,7 +3,7 @@
 use crate::session::Prediction;
 use crate::session::field::Field;
 use crate::volume::{Grid, include};
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
@@ -34,10 +34,10 @@ pub fn change(grid: &Grid, before: &Shown, after: &Shown) -> Option<Change> {
 
 /// Where an answer is unsure, with its voxels there, packed as [`Change::bits`] are; none if it is
 /// sure everywhere. Voxels in `said` count as sure.
-pub fn unsure(shown: &Shown, said: &HashSet<[usize; 3]>) -> Option<(Change, Vec<u8>)> {
+pub fn unsure(shown: &Shown, said: &HashMap<[usize; 3], ()>) -> Option<(Change, Vec<u8>)> {
     let prediction = shown.as_ref()?;
     let (mut region, mut voxels) = (None, 0);
-    let is_unsure = |voxel: [usize; 3], p: f32| UNSURE.contains(&p) && !said.contains(&voxel);
+    let is_unsure = |voxel: [usize; 3], p: f32| UNSURE.contains(&p) && !said.contains_key(&voxel);
     prediction.each_probability(|voxel, probability| {
         if is_unsure(voxel, probability) {
             include(&mut region, voxel);

@@ -368,13 +368,15 @@ pub struct Journal {
     name: String,
     /// Whether it is removed together with its object.
     goes: AtomicBool,
+    /// Whether its object was let go, and it has the name of those.
+    gone: AtomicBool,
     written: Mutex<Written>,
 }
 
 impl Journal {
     pub(super) fn new(folder: &Arc<Folder>, name: String, written: Written) -> Journal {
         let (folder, goes) = (folder.clone(), AtomicBool::new(true));
-        Journal { folder, name, goes, written: Mutex::new(written) }
+        Journal { folder, name, goes, gone: AtomicBool::new(false), written: Mutex::new(written) }
     }
 
     fn written(&self) -> MutexGuard<'_, Written> {
@@ -382,7 +384,10 @@ impl Journal {
     }
 
     fn path(&self) -> PathBuf {
-        self.folder.path.join(&self.name)
+        match self.gone.load(Ordering::Relaxed) {
+            true => self.folder.path.join(format!("{GONE}{}", self.name)),
+            false => self.folder.path.join(&self.name),
+        }
     }
 
     /// From now on it stays when the server ends.
@@ -391,13 +396,16 @@ impl Journal {
     }
 
     /// Lets the journal go with its object: it will not be found again, not even after a power cut,
-    /// and is removed when it is no longer in use.
+    /// and is removed when it is no longer in use. Until then it is written as before.
     pub fn release(&self) {
+        // Not while it is rewritten, which needs its folder where it is.
+        let _turn = self.written();
         self.goes.store(true, Ordering::Relaxed);
         let gone = self.folder.path.join(format!("{GONE}{}", self.name));
-        if fs::rename(self.path(), gone).is_err() {
+        match fs::rename(self.path(), gone) {
+            Ok(()) => self.gone.store(true, Ordering::Relaxed),
             // As on systems that cannot rename a folder with an open file.
-            let _ = fs::remove_dir_all(self.path());
+            Err(_) => drop(fs::remove_dir_all(self.path())),
         }
         sync_folder(&self.folder.path);
     }
@@ -589,7 +597,6 @@ impl Drop for Journal {
         self.folder.give_back(bytes);
         if self.goes.load(Ordering::Relaxed) {
             let _ = fs::remove_dir_all(self.path());
-            let _ = fs::remove_dir_all(self.folder.path.join(format!("{GONE}{}", self.name)));
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::said::Said;
 use super::{Answer, json_of, sent_to};
+use crate::memory;
 use crate::prompt::{Dense, Prompts, RawPoint, Space};
 use crate::serve::answer::{self, Shown, change};
 use crate::serve::body;
@@ -21,6 +22,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -276,7 +278,9 @@ pub(super) async fn unsure(State(shared): State<Arc<Shared>>, Path(name): Path<S
     let find = move |_: &Turn| {
         let session = object.session();
         let shown = session.prediction().cloned();
-        let said = session.said().iter().map(|s| s.voxel).collect();
+        let mut said: HashMap<[usize; 3], ()> =
+            memory::map("voxels that were spoken of", session.said().len());
+        said.extend(session.said().iter().map(|s| (s.voxel, ())));
         drop(session);
         Ok::<_, Failure>(answer::unsure(&shown, &said))
     };

@@ -20,6 +20,7 @@ use super::journal::{Journal, Kept, NewScan, Source, Stored, kept};
 use super::opened::{Engine, Opened};
 use super::turns::Turn;
 use super::wire::{Array, Dtype, pack};
+use crate::memory;
 use crate::prompt::{Dense, Prompts};
 use crate::session::kept::Writer;
 use crate::session::{Ahead, Session};
@@ -220,6 +221,15 @@ impl State {
         image: Volume,
         scan: Option<NewScan>,
     ) -> Result<(), Failure> {
+        self.replace(scan, || Opened::new(engine, image))
+    }
+
+    /// Begins with the image that `open` makes; without one if that fails.
+    fn replace(
+        &mut self,
+        scan: Option<NewScan>,
+        open: impl FnOnce() -> Result<Opened, Failure>,
+    ) -> Result<(), Failure> {
         let mut stored = None;
         if let (Some(journal), Some(scan)) = (&self.journal, scan) {
             journal.restart(Some(scan.stored()), |_| Ok(()))?;
@@ -228,7 +238,7 @@ impl State {
         // Its memory is given back before the next one's is requested.
         let journal = self.journal.take();
         *self = State { turn: self.turn, journal, ..State::default() };
-        match Opened::new(engine, image) {
+        match memory::caught(open).unwrap_or_else(|refused| Err(refused.into())) {
             Ok(opened) => self.begin(opened, stored),
             Err(e) => {
                 // There is none, on disk either.

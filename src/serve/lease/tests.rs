@@ -131,6 +131,34 @@ fn what_cannot_be_told_is_not_done() {
     assert!(answer(&lease) == before);
 }
 
+// Elsewhere a journal that is open is not replaced.
+#[cfg(unix)]
+#[test]
+fn an_image_that_is_refused_memory_is_not_there_on_disk_either() {
+    use super::super::journal::{Folder, Owner};
+    use super::super::settings::Keep;
+    let at = tempfile::tempdir().unwrap();
+    let folder = Folder::open(&Keep::at(at.path().join("state")), "a test").unwrap();
+    let (folder, owner) = (Arc::new(folder), Owner::Lease);
+    let journal = Arc::new(folder.create(owner, 1).unwrap());
+    let lease = Lease::new(Some(journal.clone()));
+    let scan = journal.scan(b"an image", Source::Array([1.0; 3])).unwrap();
+    let refused = crate::memory::caught(|| {
+        lease.state().replace(Some(scan), || {
+            crate::memory::zeroed::<u8>("a test", usize::MAX / 2);
+            Err(Failure::full("memory that there is not"))
+        })
+    });
+    let failure = refused.unwrap().unwrap_err();
+    assert!(failure.message().starts_with("out of memory: a test"), "{failure:?}");
+    assert!(lease.state().image.is_none());
+    // As a server finds it that comes later.
+    journal.keep();
+    drop((lease, journal));
+    let mut found = folder.found(&mut vec![]).unwrap();
+    assert_eq!((found.len(), found[0].read()), (1, Ok(None)));
+}
+
 /// Interactions that were given, and how often its first session can be undone and redone.
 fn depth(state: &State) -> (usize, (usize, usize)) {
     let layer = &state.image.as_ref().unwrap().layers[0];

@@ -139,7 +139,7 @@ impl Store {
         (all.places() == 0).then(|| self.comings.load(Ordering::Relaxed))
     }
 
-    /// How many scans are being sent, each of which has a place kept for it.
+    /// How many scans are being sent, or read, each of which has a place kept for it.
     pub fn arriving(&self) -> usize {
         self.all().kept
     }
@@ -288,9 +288,7 @@ impl Store {
 
     /// A scan by its name.
     pub fn scan(&self, name: &str) -> Result<(Id, Key, Arc<Study>), Failure> {
-        let unknown =
-            || Failure::unknown("no such scan: it was released, or not used for too long");
-        named(&mut self.all().scans, name, Touch::Active).ok_or_else(unknown)
+        named(&mut self.all().scans, name, Touch::Active).ok_or_else(no_scan)
     }
 
     /// Lets a scan and its objects go, if it is there.
@@ -320,7 +318,12 @@ impl Store {
             journal.note(OBJECT, |out| object.put(out))?;
         }
         study.objects().push(object.clone());
-        self.all().objects.insert(object.key, scan);
+        let mut all = self.all();
+        // The scan may have been released meanwhile, with all that it was found by.
+        if !all.scans.contains_key(&scan) {
+            return Err(no_scan());
+        }
+        all.objects.insert(object.key, scan);
         Ok(object)
     }
 
@@ -413,6 +416,11 @@ fn no_session() -> Failure {
     Failure::unknown("no such session: it was ended, or not used for too long")
 }
 
+/// What is said of a scan that is not there.
+fn no_scan() -> Failure {
+    Failure::unknown("no such scan: it was released, or was unused for too long")
+}
+
 /// What a name stands for, with its identifier and what it is found by.
 fn named<T>(
     all: &mut HashMap<Key, Held<T>>,
@@ -476,6 +484,47 @@ mod tests {
         assert!(store.lease(Some(&first), Touch::Seen).is_err());
         assert!(store.lease(None, Touch::Seen).is_err());
         assert!(store.lease(Some(&second), Touch::Seen).is_ok());
+    }
+
+    // Elsewhere a folder with an open file keeps its name.
+    #[cfg(unix)]
+    #[test]
+    fn what_is_let_go_in_use_is_whole_until_nobody_uses_it() {
+        use super::super::lease::Buffer;
+        use super::super::settings::Keep;
+        use super::super::wire::Dtype;
+        let at = tempfile::tempdir().unwrap();
+        let keep = Keep { bytes: 1 << 20, ..Keep::at(at.path().join("state")) };
+        let folder = Arc::new(Folder::open(&keep, "a test").unwrap());
+        let folders = || {
+            let all = std::fs::read_dir(&keep.folder).unwrap().map(Result::unwrap);
+            let folders = all.filter(|entry| entry.path().is_dir());
+            folders.map(|entry| entry.file_name().into_string().unwrap()).collect::<Vec<_>>()
+        };
+        let settings = Settings { max_sessions: 1, ..Settings::default() };
+        let store = Store::new(&settings, Some(folder.clone()));
+        let name = text(store.claim().unwrap());
+        // What works on it has it, however long that takes.
+        let (_, working) = store.lease(Some(&name), Touch::Active).unwrap();
+        store.release(Some(&name));
+        store.sweep();
+        assert!(store.lease(Some(&name), Touch::Look).is_err());
+        let taken = || folder.used.load(Ordering::Relaxed);
+        let before = taken();
+        assert!(before > 0 && folders().iter().all(|name| name.starts_with("gone-lease-")));
+        let buffer = Buffer { shape: [3, 4, 5], dtype: Dtype::Bool };
+        working.state().set_buffer(buffer).unwrap();
+        assert!(taken() > before);
+        // It can be written anew, too.
+        let journal = working.journal().unwrap().clone();
+        journal.restart(None, |_| Ok(())).unwrap();
+        assert_eq!((taken(), folders().len()), (before, 1));
+        drop(journal);
+        // The last who used it frees it.
+        let there = Arc::downgrade(&working);
+        drop(working);
+        assert!(there.upgrade().is_none());
+        assert_eq!((taken(), folders().len()), (0, 0));
     }
 
     /// Sets the times of something held back, as if they had passed.
