@@ -40,7 +40,10 @@ static void count(long bytes) {
     if ((size_t)labs(bytes) >= smallest) __atomic_fetch_add(&held, bytes, __ATOMIC_SEQ_CST);
 }
 
-static long size(void *block) { return block ? (long)malloc_usable_size(block) : 0; }
+/* Whether blocks are counted: from main on. Before it AddressSanitizer has some that it does not know the size of. */
+static int counts;
+
+static long size(void *block) { return counts && block ? (long)malloc_usable_size(block) : 0; }
 
 /* A block, counted. */
 static void *given(void *block) {
@@ -49,9 +52,18 @@ static void *given(void *block) {
 }
 
 /* The next function of this name after this program's: the system's, or valgrind's. */
-#define NEXT(name)                                                                                                                                                                                 \
+#define BEHIND(name)                                                                                                                                                                               \
     static __typeof__(&name) next;                                                                                                                                                                 \
     if (!next) *(void **)&next = dlsym(RTLD_NEXT, #name)
+
+/* AddressSanitizer's by the names of its own: it asks for memory while it begins, when none can be looked up. It has none for munmap. */
+#ifdef __SANITIZE_ADDRESS__
+#define NEXT(name)                                                                                                                                                                                 \
+    extern __typeof__(name) __interceptor_##name;                                                                                                                                                  \
+    __typeof__(&name) next = __interceptor_##name
+#else
+#define NEXT BEHIND
+#endif
 
 void *malloc(size_t n) {
     NEXT(malloc);
@@ -94,7 +106,7 @@ void *mmap64(void *at, size_t n, int how, int flags, int file, off64_t offset) {
 }
 void *mmap(void *at, size_t n, int how, int flags, int file, off_t offset) { return mmap64(at, n, how, flags, file, offset); }
 int munmap(void *at, size_t n) {
-    NEXT(munmap);
+    BEHIND(munmap);
     int got = next(at, n);
     if (!got) count(-(long)n);
     return got;
@@ -513,6 +525,7 @@ static long refused_in_turn(const char *name, int (*part)(void), long step) {
 }
 
 int main(int argc, char **argv) {
+    counts = 1;
     if (argc < 5 || atol(argv[4]) < 1 || prism_abi_version() != PRISM_ABI_VERSION || !*prism_version()) return 2;
     model_path = argv[1], image = argv[2], folder = argv[3];
     if (getenv("MEMORY_SMALLEST")) smallest = strtoul(getenv("MEMORY_SMALLEST"), NULL, 10);
