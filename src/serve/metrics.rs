@@ -22,7 +22,7 @@ pub struct Gauges {
     pub leases: usize,
     pub sessions: usize,
     pub scans: usize,
-    /// Scans that are being sent, for each of which a place is reserved.
+    /// Scans that are being sent, or read from the DICOM folder, for each of which a place is kept.
     pub arriving: usize,
     pub waiting: usize,
     /// Predictions that wait between two ops of the network.
@@ -61,10 +61,11 @@ impl Metrics {
             );
         };
         put("leases", "gauge", "Leases of nnInteractive's protocol", now.leases as u64);
-        let help = "Sessions of ITK-SNAP's protocol and MONAI Label's";
+        let help =
+            "Open sessions of the ITK-SNAP and MONAI Label protocols, and DICOM series in use";
         put("sessions", "gauge", help, now.sessions as u64);
         put("scans", "gauge", "Scans of prism's own interface", now.scans as u64);
-        put("arriving", "gauge", "Scans that are being sent", now.arriving as u64);
+        put("arriving", "gauge", "Scans being uploaded or read", now.arriving as u64);
         put("waiting", "gauge", "Requests that wait for their turn", now.waiting as u64);
         let help = "Predictions that wait between two ops of the network";
         put("paused", "gauge", help, now.paused as u64);
@@ -74,14 +75,14 @@ impl Metrics {
         put("requests_total", "counter", "Requests answered", load(&self.requests));
         put("failures_total", "counter", "Requests answered by an error", load(&self.failures));
         put("encodings_total", "counter", "Patches of scans encoded", now.encoded);
-        let help = "Encoded patches that were looked at, dropped to make room for others";
+        let help = "Encoded patches dropped after use for lack of memory";
         put("encodings_dropped_total", "counter", help, now.dropped);
         let help = "Encodings overtaken by clicks that came later, each time counted";
         put("encodings_overtaken_total", "counter", help, now.overtaken);
         let name = "prism_click_seconds";
         let _ = write!(
             text,
-            "# HELP {name} Time from a click to its answer\n# TYPE {name} histogram\n"
+            "# HELP {name} Time from a click or another prompt to its answer\n# TYPE {name} histogram\n"
         );
         let mut sum = 0;
         for (count, end) in self.clicks.iter().zip(BUCKETS) {
