@@ -508,13 +508,22 @@ fn build_host(folder: &Path) -> PathBuf {
     object
 }
 
-/// Builds a kernel file of the tree `kernels` as a library, as build.rs builds them all, with the
-/// emulator's object `host`.
+/// Builds a kernel file of the tree `kernels` as a library, with the emulator's object `host`.
 fn build(folder: &Path, kernels: &Path, kernel: &str, host: &Path) -> PathBuf {
+    let object = build_object(folder, kernels, &format!("{kernel}.cu"));
+    let library = folder.join("kernels.so").display().to_string();
+    // Its symbols are its own, though the program has others of the same names.
+    let host = host.display().to_string();
+    compile(&["-shared", "-Wl,-Bsymbolic", &object, &host, "-o", &library]);
+    library.into()
+}
+
+/// Compiles a file of kernels, with the headers of the tree `kernels`, as build.rs compiles them
+/// all.
+fn build_object(folder: &Path, kernels: &Path, file: &str) -> String {
     let at = |name: &str| folder.join(name).display().to_string();
-    let [unit, object, library] = ["unit.cpp", "unit.o", "kernels.so"].map(at);
-    std::fs::write(&unit, format!("#include \"host/emulator.h\"\n#include \"{kernel}.cu\"\n"))
-        .unwrap();
+    let [unit, object] = ["unit.cpp", "unit.o"].map(at);
+    std::fs::write(&unit, format!("#include \"host/emulator.h\"\n#include {file:?}\n")).unwrap();
     let checked = ["-O1", "-fsanitize=kernel-address"].map(String::from);
     let (prefix, dash) = if is_clang() { ("-mllvm", "-") } else { ("--param", "") };
     let parameters =
@@ -524,10 +533,7 @@ fn build(folder: &Path, kernels: &Path, kernel: &str, host: &Path) -> PathBuf {
     let flags: Vec<String> = flags(kernels).into_iter().chain(checked).chain(parameters).collect();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     compile(&[&flags[..], &[&unit, "-o", &object]].concat());
-    // Its symbols are its own, though the program has others of the same names.
-    let host = host.display().to_string();
-    compile(&["-shared", "-Wl,-Bsymbolic", &object, &host, "-o", &library]);
-    library.into()
+    object
 }
 
 /// The seeds that decide an order of threads each.
@@ -622,6 +628,23 @@ fn on_all_cores<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) ->
         }
     });
     made.into_inner().unwrap()
+}
+
+/// The emulator's products of warpgroups and barriers with phases by themselves: right, and with
+/// each mistake that it knows.
+#[test]
+fn warpgroups_multiply_what_their_descriptors_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = build_host(folder.path()).display().to_string();
+    let [cases, main] = ["tests/wgmma/cases.cu", "tests/wgmma/cases.cpp"]
+        .map(|file| here(file).display().to_string());
+    let kernels = build_object(folder.path(), &here("kernels"), &cases);
+    let program = folder.path().join("cases").display().to_string();
+    let flags = flags(&here("kernels"));
+    let flags: Vec<&str> = flags.iter().map(String::as_str).filter(|flag| *flag != "-c").collect();
+    compile(&[&flags[..], &["-O1", &main, &kernels, &host, "-o", &program]].concat());
+    let output = std::process::Command::new(program).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 #[test]

@@ -43,7 +43,8 @@ struct Allocation {
     uint64_t start, bytes;
 };
 
-enum class State { Ready, Warp, Barrier, Done };
+// Those from Group on are for kernels with products of warpgroups.
+enum class State { Ready, Warp, Barrier, Done, Group, Phase, Pause };
 
 struct Copy {
     void *to;
@@ -64,6 +65,8 @@ struct alignas(64) Fibre {
     unsigned epoch;
     int group;
     std::vector<Copy> copies;
+    // The barrier whose phase it waits for, and in the lowest bit the phase's parity.
+    uint64_t phase;
 };
 
 // The value that a lane passes to the others of its warp. There are two sets, used alternately: a
@@ -81,6 +84,47 @@ struct Warp {
     int arrived;
     unsigned epoch;
     Slot slots[2][32];
+};
+
+constexpr int GROUP_THREADS = 128, MOST_COLUMNS = 256;
+
+// A product that a warpgroup has started: it is computed when the warpgroup waits for it, as late
+// as it may be. `time` is when the first thread started it, which is when it may begin to read.
+struct Product {
+    uint64_t a, b;
+    int columns;
+    bool bfloat;
+    unsigned time;
+    float *sums[GROUP_THREADS];
+};
+
+struct WarpGroup {
+    int arrived;
+    unsigned epoch;
+    std::vector<Product> products;
+};
+
+// What is known of shared memory that products read, of which each byte has the time at which it
+// was last stored, 0 if never, and by whom. Times are counted by stores, fences and products.
+struct Watch {
+    unsigned now;
+    std::vector<unsigned> stored;
+    std::vector<unsigned short> by;
+    // Of each thread: its last fence_async, its products since it last waited for them, those of
+    // them that are committed, and whether its sums are fenced.
+    struct Thread {
+        unsigned fenced;
+        int products, committed;
+        bool sums_fenced;
+    };
+    std::vector<Thread> threads;
+    std::vector<WarpGroup> groups;
+};
+
+// A barrier as it lies in shared memory: 8 bytes, as on a GPU.
+struct Phases {
+    unsigned short mark, wanted, missing, phase;
+    static constexpr unsigned short MARK = 0xb1a5;
 };
 
 // The memory and state that a block runs in. One per host thread, kept between blocks.
@@ -102,6 +146,11 @@ struct Arena {
     const int *order = nullptr;
     int turn = 0;
     int threads = 0, live = 0, at_barrier = 0;
+    // Threads in a pause, and passes over the warps so far.
+    int paused = 0;
+    unsigned pass = 0;
+    bool watched = false;
+    Watch watch;
     const Kernel *kernel = nullptr;
     void *const *arguments = nullptr;
     const Allocation *allocations = nullptr;
@@ -179,11 +228,26 @@ void resume(Arena &a, Fibre &f) {
 #endif
 }
 
+// Whether what a fibre waits for has happened: its warpgroup has come, its barrier's phase has
+// ended, or its pause is over.
+bool goes_on(Arena &a, Fibre &f) {
+    if (f.state == State::Group) return a.watch.groups[(&f - a.fibres.data()) / GROUP_THREADS].epoch != f.epoch;
+    if (f.state == State::Phase) {
+        Phases barrier;
+        memcpy(&barrier, (const void *)(f.phase & ~7ull), sizeof barrier);
+        return (barrier.phase & 1) != (f.phase & 1);
+    }
+    if (a.pass - f.epoch < 2) return false;
+    a.paused--;
+    return true;
+}
+
 // The next lane in the warp's order that can run, if there is one.
 inline Fibre *next(Arena &a) {
     while (++a.turn < 32) {
         Fibre &f = a.lanes[a.order[a.turn]];
         if (f.state == State::Warp && a.warp->epoch != f.epoch) f.state = State::Ready;
+        if (f.state >= State::Group && goes_on(a, f)) f.state = State::Ready;
         if (f.state == State::Ready) return &f;
     }
     return nullptr;
@@ -202,7 +266,7 @@ __attribute__((noinline)) void leave() {
 }
 
 // Records the first failure of a block; the fibre never runs again.
-void fail(const char *what) {
+[[noreturn]] void fail(const char *what) {
     Arena &a = *arena;
     if (!a.failed) {
         const Place &p = *a.current->place;
@@ -214,10 +278,18 @@ void fail(const char *what) {
     for (;;) leave();
 }
 
+// The running thread stores bytes of watched shared memory.
+void watch_store(Arena &a, uint64_t at, size_t bytes) {
+    size_t offset = at - (uint64_t)a.shared;
+    unsigned now = ++a.watch.now;
+    for (size_t i = 0; i < bytes; i++) a.watch.stored[offset + i] = now, a.watch.by[offset + i] = a.current - a.fibres.data();
+}
+
 void copies_of(Fibre &f, int pending) {
     size_t kept = 0;
     for (auto &c : f.copies) {
         if (c.group < f.group - pending) {
+            if (arena->watched) watch_store(*arena, (uint64_t)c.to, 16);
             memcpy(c.to, c.bytes, 16);
         } else {
             f.copies[kept++] = c;
@@ -275,11 +347,13 @@ bool run_block(Arena &a, uint3 block, dim3 grid, uint64_t seed) {
     }
     for (int w = 0; w < warps; w++) a.warps[w].arrived = 0, a.warps[w].epoch = 0;
     a.live = a.threads, a.at_barrier = 0, a.failed = false;
+    a.paused = 0, a.watched = false, shared_size = a.shared_bytes;
     std::vector<int> warp_order(warps), lane_order(32);
     for (int i = 0; i < warps; i++) warp_order[i] = i;
     for (int i = 0; i < 32; i++) lane_order[i] = i;
     while (a.live > 0) {
         bool progress = false;
+        a.pass++;
         shuffle_order(warp_order, seed);
         for (int w : warp_order) {
             shuffle_order(lane_order, seed);
@@ -299,13 +373,16 @@ bool run_block(Arena &a, uint3 block, dim3 grid, uint64_t seed) {
             for (int t = 0; t < a.threads; t++)
                 if (a.fibres[t].state == State::Barrier) a.fibres[t].state = State::Ready;
             a.at_barrier = 0;
-        } else if (!progress) {
+        } else if (!progress && !a.paused) {
             for (int t = 0; t < a.threads; t++) {
                 Fibre &f = a.fibres[t];
-                if (f.state != State::Warp && f.state != State::Barrier) continue;
+                if (f.state == State::Ready || f.state == State::Done) continue;
                 snprintf(a.message, sizeof a.message, "kernel %s, block (%u, %u, %u), thread %d waits %s for ever: not every thread arrives",
                          a.kernel->name, block.x, block.y, block.z, t,
-                         f.state == State::Warp ? "for the lanes of its warp" : "at a barrier");
+                         f.state == State::Warp    ? "for the lanes of its warp"
+                         : f.state == State::Group ? "for the warps of its warpgroup"
+                         : f.state == State::Phase ? "for a barrier's phase"
+                                                   : "at a barrier");
                 return false;
             }
         }
@@ -453,14 +530,17 @@ inline __attribute__((always_inline)) void check(uint64_t at, size_t bytes, bool
     bool misaligned = aligned && (at & (bytes - 1));
     uint64_t offset = at - shared_start;
     // Most accesses are to shared memory. It begins at a page, so an aligned access that begins
-    // before it does not reach into it.
+    // before it does not reach into it. If it is watched, `shared_size` is 0.
     if (aligned && offset + (bytes - 1) < shared_size && !misaligned) return;
     Arena *a = running();
     if (__builtin_expect(!a, 0)) return; // static constructors
     // Stacks lie behind all that a block can have of shared memory.
     if (offset < MOST_SHARED + MOST_THREADS * STACK) {
         if (offset >= MOST_SHARED) return;
-        if (offset + bytes <= a->shared_bytes && !misaligned) return;
+        if (offset + bytes <= a->shared_bytes && !misaligned) {
+            if (a->watched && what[0] != 'r') watch_store(*a, at, bytes);
+            return;
+        }
     } else {
         const Allocation &l = recent(*a, at);
         if (at >= l.start && at + bytes <= l.start + l.bytes && !misaligned) return;
@@ -515,6 +595,7 @@ void note(const void *from, unsigned part, const void *address, unsigned bytes, 
     if (!a) return; // static constructors
     uint64_t at = (uint64_t)address, offset = at - (uint64_t)a->shared;
     if (offset < MOST_SHARED) {
+        if (a->watched && written) watch_store(*a, at, bytes);
         a->log.add(from, part, account::SHARED, lane(), at, bytes);
     } else if (offset >= MOST_SHARED + MOST_THREADS * STACK) {
         a->log.add(from, part, written ? account::WRITTEN : account::READ, lane(), at, bytes);
@@ -601,6 +682,168 @@ void copy_async(void *shared, const void *global, bool present) {
 void copy_commit() { arena->current->group++; }
 
 void copy_wait(int pending) { copies_of(*arena->current, pending); }
+
+unsigned char *watched_shared_memory() {
+    Arena &a = *arena;
+    if (!a.watched) {
+        a.watched = true, shared_size = 0;
+        a.watch.now = 0;
+        a.watch.stored.assign(a.shared_bytes, 0), a.watch.by.assign(a.shared_bytes, 0);
+        a.watch.threads.assign(a.threads, {});
+        a.watch.groups.resize((a.threads + GROUP_THREADS - 1) / GROUP_THREADS);
+        for (WarpGroup &group : a.watch.groups) group.arrived = 0, group.epoch = 0, group.products.clear();
+    }
+    return a.shared;
+}
+
+unsigned shared_address(const void *at) { return (const unsigned char *)at - arena->shared; }
+
+// The running thread's number, and its record, if shared memory is watched.
+static int own_number() { return arena->current - arena->fibres.data(); }
+
+static Watch::Thread &own_record() {
+    if (!arena->watched) fail("a product of a warpgroup, or a fence for it, in a kernel whose shared memory is not watched");
+    return arena->watch.threads[own_number()];
+}
+
+static bool in_shared(const void *at) { return (uint64_t)at - (uint64_t)arena->shared < MOST_SHARED; }
+
+static Phases &phases_of(void *barrier) {
+    check((uint64_t)barrier, 8, true, "read of a barrier");
+    if (!in_shared(barrier) || ((Phases *)barrier)->mark != Phases::MARK) fail("a barrier that was not made");
+    return *(Phases *)barrier;
+}
+
+void make_barrier(void *barrier, int arrivals) {
+    check((uint64_t)barrier, 8, true, "write of a barrier");
+    if (!in_shared(barrier) || arrivals <= 0 || arrivals > MOST_THREADS) fail("a barrier that cannot be made");
+    *(Phases *)barrier = Phases{Phases::MARK, (unsigned short)arrivals, (unsigned short)arrivals, 0};
+}
+
+// Who ends a phase pauses, so that what waits for it goes on before anything that the same thread
+// does afterwards, and does too late.
+void arrive(void *barrier) {
+    Phases &phases = phases_of(barrier);
+    if (--phases.missing) return;
+    phases.missing = phases.wanted, phases.phase++;
+    Arena &a = *arena;
+    a.paused++;
+    a.current->epoch = a.pass;
+    a.current->state = State::Pause;
+    leave();
+}
+
+void wait(void *barrier, unsigned parity) {
+    if ((phases_of(barrier).phase & 1u) != (parity & 1)) return;
+    arena->current->phase = (uint64_t)barrier | (parity & 1);
+    arena->current->state = State::Phase;
+    leave();
+}
+
+void fence_async() { own_record().fenced = ++arena->watch.now; }
+
+void fence_sums() { own_record().sums_fenced = true; }
+
+// Where a row's 16 bytes of an operand are in shared memory, the first or the second along k.
+static unsigned row_of(uint64_t descriptor, int row, int k) {
+    auto field = [descriptor](int from) { return (unsigned)(descriptor >> from & 0x3fff) << 4; };
+    return field(0) + k * field(16) + row / 8 * field(32) + row % 8 * 16;
+}
+
+// Whether a product that began at `time` may read an operand of so many rows, now.
+static void check_operand(uint64_t descriptor, int rows, unsigned time) {
+    Arena &a = *arena;
+    if (descriptor & ~(0x3fffull | 0x3fffull << 16 | 0x3fffull << 32)) fail("a descriptor with a swizzle or an offset, which the emulator does not have");
+    for (int row = 0; row < rows; row++) {
+        for (int k = 0; k < 2; k++) {
+            unsigned from = row_of(descriptor, row, k);
+            char text[160];
+            if (from + 16 > a.shared_bytes) {
+                snprintf(text, sizeof text, "a product reads 16 bytes at offset %u of shared memory, which has %zu bytes", from, a.shared_bytes);
+                fail(text);
+            }
+            for (unsigned at = from; at < from + 16; at++) {
+                unsigned stored = a.watch.stored[at];
+                int by = a.watch.by[at];
+                if (stored && stored <= time && stored < a.watch.threads[by].fenced) continue;
+                snprintf(text, sizeof text, "a product reads byte %u of shared memory, which %s", at,
+                         !stored ? "nothing has stored" : stored > time ? "has been stored since it began" : "is not fenced by the thread that stored it");
+                fail(text);
+            }
+        }
+    }
+}
+
+void start_product(float *d, int columns, uint64_t left, uint64_t right, bool bfloat) {
+    Watch::Thread &own = own_record();
+    if (!own.sums_fenced) fail("a product whose sums are not fenced");
+    Watch &watch = arena->watch;
+    WarpGroup &group = watch.groups[own_number() / GROUP_THREADS];
+    size_t number = own.products++;
+    if (number == group.products.size()) {
+        Product p{left, right, columns, bfloat, ++watch.now, {}};
+        check_operand(left, 64, p.time), check_operand(right, columns, p.time);
+        group.products.push_back(p);
+    }
+    Product &p = group.products[number];
+    if (p.a != left || p.b != right || p.columns != columns || p.bfloat != bfloat) fail("the threads of a warpgroup start different products");
+    p.sums[own_number() % GROUP_THREADS] = d;
+}
+
+void commit_products() { own_record().committed = own_record().products; }
+
+// Adds a row's 16 products to the sums of its columns, in order.
+FOR_THIS_MACHINE static void add_row(float *sums, const float *left, const float (*right)[MOST_COLUMNS], int columns) {
+    for (int k = 0; k < 16; k++)
+        for (int c = 0; c < columns; c++) sums[c] += left[k] * right[k][c];
+}
+
+// Computes a product, whose sums are on the stacks of the warpgroup's threads, all of them waiting.
+static void compute(const Product &p) {
+    check_operand(p.a, 64, p.time), check_operand(p.b, p.columns, p.time);
+    const unsigned char *shared = arena->shared;
+    auto element = [&](uint64_t descriptor, int row, int k) {
+        unsigned short bits;
+        memcpy(&bits, shared + row_of(descriptor, row, k / 8) + k % 8 * 2, 2);
+        if (!p.bfloat) return half_to_float(bits);
+        unsigned wide = (unsigned)bits << 16;
+        float value;
+        memcpy(&value, &wide, 4);
+        return value;
+    };
+    float right[16][MOST_COLUMNS], left[16], sums[MOST_COLUMNS];
+    for (int c = 0; c < p.columns; c++)
+        for (int k = 0; k < 16; k++) right[k][c] = element(p.b, c, k);
+    for (int row = 0; row < 64; row++) {
+        for (int k = 0; k < 16; k++) left[k] = element(p.a, row, k);
+        // Column c's sum: of a lane that has two of every eight columns, of rows 8 apart.
+        auto sum_of = [&](int c) -> float & { return p.sums[row / 16 * 32 + row % 8 * 4 + c % 8 / 2][c / 8 * 4 + row / 8 % 2 * 2 + c % 2]; };
+        for (int c = 0; c < p.columns; c++) sums[c] = sum_of(c);
+        add_row(sums, left, right, p.columns);
+        for (int c = 0; c < p.columns; c++) sum_of(c) = sums[c];
+    }
+}
+
+void await_products() {
+    Watch::Thread &own = own_record();
+    if (own.committed != own.products) fail("products are waited for that are not committed");
+    Arena &a = *arena;
+    int first = own_number() / GROUP_THREADS * GROUP_THREADS;
+    WarpGroup &group = a.watch.groups[first / GROUP_THREADS];
+    if (++group.arrived < GROUP_THREADS) {
+        a.current->epoch = group.epoch;
+        a.current->state = State::Group;
+        leave();
+        return;
+    }
+    for (int t = first; t < first + GROUP_THREADS; t++) {
+        Watch::Thread &thread = a.watch.threads[t];
+        if (thread.products != (int)group.products.size()) fail("the threads of a warpgroup start different products");
+        thread.products = thread.committed = 0, thread.sums_fenced = false;
+    }
+    for (const Product &p : group.products) compute(p);
+    group.products.clear(), group.arrived = 0, group.epoch++;
+}
 
 float atomic_add(float *to, float value) {
     ACCOUNT(note(__builtin_return_address(0), 0, to, 4, true);)

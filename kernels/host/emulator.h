@@ -65,6 +65,19 @@ void load_matrices_transposed(unsigned (&r)[4], const void *row);
 void copy_async(void *shared, const void *global, bool present);
 void copy_commit();
 void copy_wait(int pending);
+// Products that a warpgroup starts, and barriers with phases: see lib/wgmma.cuh. A kernel that uses
+// them has its shared memory watched, each of its threads from its beginning on.
+unsigned char *watched_shared_memory();
+unsigned shared_address(const void *at);
+void make_barrier(void *barrier, int arrivals);
+void arrive(void *barrier);
+void wait(void *barrier, unsigned parity);
+void fence_async();
+void fence_sums();
+// D[64 x columns] += A[64 x 16] B[columns x 16]^T.
+void start_product(float *d, int columns, uint64_t a, uint64_t b, bool bfloat);
+void commit_products();
+void await_products();
 float atomic_add(float *to, float value);
 
 // Also of subnormal numbers, whose exponent the multiplication mends.
