@@ -4,10 +4,13 @@
 
 mod common;
 
-use common::{device_name, here, judge_rounding, judge_stage, judge_tokens, stage, tiny};
+use common::{
+    apart, convolved, device_name, here, judge_rolling, judge_rounding, judge_stage, judge_tokens,
+    stage, tiny,
+};
 use prism::autograd::{ParamGrads, Tape};
 use prism::bench::TrainingStep;
-use prism::device::{DType, Device, Precision};
+use prism::device::{Cuda, DType, Device, Precision};
 use prism::model::{Config, Encoder, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::attention::VitWeights;
 use prism::ops::conv3d::{self, ConvInput};
@@ -134,12 +137,6 @@ fn expected(precision: Precision) -> &'static Given {
     static GIVEN: [OnceLock<Given>; 5] = [const { OnceLock::new() }; 5];
     let at = PRECISIONS.iter().position(|p| *p == precision).unwrap();
     GIVEN[at].get_or_init(|| session(&open(precision), tiny()))
-}
-
-/// The distance of values from the expected ones, relative to their length.
-fn apart(got: &[f32], want: &[f32]) -> f64 {
-    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
-    norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied())
 }
 
 fn transfers(device: &Device) -> [u64; 2] {
@@ -467,6 +464,87 @@ fn a_stage_of_few_and_of_many_blocks_is_as_on_the_cpu() {
                 judge_stage(&device, items, coarse).unwrap_or_else(|e| panic!("{kernel}: {e}"));
             }
         }
+    }
+}
+
+/// A device whose convolutions of 32 channels go over rolling planes; none if it has no `wgmma`, or
+/// is a GPU for which that was not asked for: should it fail there, no other test shall fail with
+/// it.
+fn rolling(name: &str, dtype: DType) -> Option<Device> {
+    let asked = std::env::var("PRISM_CUDA_WGMMA").is_ok_and(|v| v == "on");
+    if !asked && !name.starts_with("emulated") {
+        return None;
+    }
+    let device = Device::open_as(name, 0, dtype).unwrap();
+    let Device::Cuda(cuda) = &device else { panic!("{name} is no CUDA device") };
+    cuda.use_wgmma(true).then_some(device)
+}
+
+/// The convolution of rolling planes is the one of tiles: bit for bit where sums are exact in any
+/// order, and otherwise but for the rounding of elements. Extents are below a tile, odd, of several
+/// tiles, and so long that a column is cut, or that a plane's place in the ring is filled often.
+#[test]
+fn rolling_planes_are_convolved_as_tiles_are() {
+    // What a rounding may change of a value of 1, twice.
+    for (dtype, bound) in [(DType::F16, 2e-3), (DType::Bf16, 1.6e-2)] {
+        let Some(planes) = rolling(&device_name(), dtype) else {
+            common::skipped("this GPU has no wgmma, or PRISM_CUDA_WGMMA is not on");
+            return;
+        };
+        judge_rolling(&planes).unwrap_or_else(|e| panic!("{dtype}: {e}"));
+        let tiles = open(dtype);
+        let (Device::Cuda(cuda), Device::Cuda(without)) = (&planes, &tiles) else {
+            panic!("no CUDA devices")
+        };
+        without.use_wgmma(false);
+        for (extent, added) in [
+            ([1, 4, 16, 16], false),
+            ([2, 5, 3, 7], true),
+            ([1, 1, 1, 1], false),
+            ([1, 21, 9, 18], true),
+            ([1, 2, 33, 17], false),
+            ([1, 15, 8, 16], true),
+        ] {
+            let of = |device: &Device, normed| convolved(device, extent, normed, added).unwrap();
+            let what = format!("{dtype}, {extent:?}");
+            let launched = |cuda: &Cuda, device: &Device| -> Vec<String> {
+                let launches = cuda.launches(false, || convolved(device, extent, false, added));
+                launches.unwrap().0.into_iter().map(|launch| launch.kernel).collect()
+            };
+            let there = |launches: &[String], name: &str| {
+                launches.iter().any(|kernel| *kernel == format!("{name}_{dtype}"))
+            };
+            assert!(there(&launched(cuda, &planes), "conv3d_rolling"), "{what}");
+            assert!(there(&launched(without, &tiles), "conv3d_32"), "{what}");
+            for (got, want) in of(&planes, false).iter().zip(&of(&tiles, false)) {
+                assert!(got.data() == want.data(), "{what}");
+            }
+            for (got, want) in of(&planes, true).iter().zip(&of(&tiles, true)) {
+                let far = |(got, want): &(&f32, &f32)| {
+                    let apart = (*got - *want).abs();
+                    apart.is_nan() || apart > bound * (1.0 + want.abs())
+                };
+                let far = got.data().iter().zip(want.data()).find(far);
+                assert!(far.is_none(), "{what}, normed: {far:?}");
+            }
+        }
+    }
+}
+
+/// Nor does the order change a bit of rolling planes, in which warps wait for each other's phases.
+#[test]
+fn the_order_of_threads_changes_no_bit_of_rolling_planes() {
+    if device_name() != "emulated" {
+        common::skipped("only the emulator runs threads in an order of one's choosing");
+        return;
+    }
+    let of = |name: &str| {
+        let device = rolling(name, DType::F16).unwrap();
+        convolved(&device, [1, 15, 9, 18], true, true).unwrap().map(|map| map.data().to_vec())
+    };
+    let expected = of("emulated");
+    for seed in [1, 7] {
+        assert!(of(&format!("emulated:{seed}")) == expected, "seed {seed}");
     }
 }
 

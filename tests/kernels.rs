@@ -489,13 +489,18 @@ fn disassembled() -> Option<&'static [(&'static str, String, Shown)]> {
     Some(ALL.get_or_init(listings))
 }
 
+/// Whether a kernel is for an architecture: there is one file for `wgmma`, which no other has.
+fn is_for(arch: &str, kernel: &str) -> bool {
+    arch == "sm_90a" || source::find(kernel).unwrap().file != "conv3d_wgmma.cu"
+}
+
 #[test]
 fn matrix_kernels_use_tensor_cores() {
     let Some(all) = disassembled() else { return };
     for (arch, kernel, shown) in all {
         assert_eq!(
             shown.matrix > 0,
-            is_matrix(kernel),
+            is_matrix(kernel) && is_for(arch, kernel),
             "{kernel} for {arch}: {} matrix instructions",
             shown.matrix
         );

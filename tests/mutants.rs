@@ -10,7 +10,7 @@ mod built;
 mod common;
 
 use built::{compile, is_clang};
-use common::{here, judge_rounding, judge_stage, judge_tokens};
+use common::{here, judge_rolling, judge_rounding, judge_stage, judge_tokens};
 use prism::device::{Cpu, Cuda, Device, Precision};
 use prism::verify::run;
 use std::path::{Path, PathBuf};
@@ -28,6 +28,8 @@ enum Check {
     Tokens,
     /// How float32 is rounded in products.
     Rounding,
+    /// A convolution of rolling planes, compared with the CPU's.
+    Rolling,
 }
 
 /// A change of one kernel, and the check that has to notice it.
@@ -47,7 +49,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 44] = [
+const MUTANTS: [Mutant; 50] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -488,6 +490,66 @@ const MUTANTS: [Mutant; 44] = [
         precision: Precision::F16,
         message: Some("beyond the end of the nearest buffer"),
     },
+    Mutant {
+        what: "a plane is not fenced before products read it",
+        kernel: "conv3d_wgmma",
+        file: "conv3d_wgmma.cu",
+        from: "        fence_async();\n        arrive(memory.full + turn.slot);",
+        to: "        arrive(memory.full + turn.slot);",
+        check: Check::Rolling,
+        precision: Precision::F16,
+        message: Some("is not fenced by the thread that stored it"),
+    },
+    Mutant {
+        what: "a descriptor has the steps along k and along rows exchanged",
+        kernel: "conv3d_wgmma",
+        file: "lib/wgmma.cuh",
+        from: "(Descriptor)(along_k >> 4) << 16 | (Descriptor)(along_rows >> 4) << 32",
+        to: "(Descriptor)(along_rows >> 4) << 16 | (Descriptor)(along_k >> 4) << 32",
+        check: Check::Rolling,
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "sums go round in the other direction",
+        kernel: "conv3d_wgmma",
+        file: "conv3d_wgmma.cu",
+        from: "(3 - TURN) % 3",
+        to: "TURN",
+        check: Check::Rolling,
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a plane is said to be full when half of it is",
+        kernel: "conv3d_wgmma",
+        file: "conv3d_wgmma.cu",
+        from: "            }\n        }\n        fence_async();\n        arrive(memory.full + turn.slot);",
+        to: "            }\n            if (!begin) fence_async(), arrive(memory.full + turn.slot);\n        }",
+        check: Check::Rolling,
+        precision: Precision::F16,
+        message: Some("of shared memory, which nothing has stored"),
+    },
+    Mutant {
+        what: "a plane is given back before its products have ended",
+        kernel: "conv3d_wgmma",
+        file: "conv3d_wgmma.cu",
+        from: "        await_products(of.acc);\n        if (lane == 0) arrive(memory.empty + turn.slot);",
+        to: "        if (lane == 0) arrive(memory.empty + turn.slot);\n        await_products(of.acc);",
+        check: Check::Rolling,
+        precision: Precision::F16,
+        message: Some("has been stored since it began"),
+    },
+    Mutant {
+        what: "the phase is waited for that ended before",
+        kernel: "conv3d_wgmma",
+        file: "conv3d_wgmma.cu",
+        from: "wait(memory.full + turn.slot, turn.phase);",
+        to: "wait(memory.full + turn.slot, turn.phase ^ 1);",
+        check: Check::Rolling,
+        precision: Precision::F16,
+        message: Some("of shared memory, which nothing has stored"),
+    },
 ];
 
 /// What each library is compiled with, beside its file.
@@ -554,6 +616,7 @@ fn judge(library: &Path, m: &Mutant, folder: &Path) -> [Result<(), String>; 3] {
         Check::Stage(items, channels) => judge_stage(&device, items, channels),
         Check::Tokens => judge_tokens(&device),
         Check::Rounding => judge_rounding(&device),
+        Check::Rolling => judge_rolling(&device),
         Check::Case(case) => judge_case(&device, &alone(folder, case)),
     })
 }

@@ -4,7 +4,7 @@
 use prism::autograd::{Tape, TokenLayer, TokenRows, Var};
 use prism::device::{DType, Device, Precision};
 use prism::model::{Config, Intensity, Model, Weights};
-use prism::ops::conv3d::ConvInput;
+use prism::ops::conv3d::{self, ConvInput, Epilogue, PackedConv};
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
 use prism::ops::linear::{self, Activation};
 use prism::ops::norm;
@@ -99,6 +99,61 @@ pub fn judge_stage(device: &Device, n: usize, coarse: usize) -> Result<(), Strin
     }
 }
 
+/// A convolution of 32 to 32 channels of a map of `[n, d, h, w]` voxels, which may be normed and
+/// have a map added on load: its output, and that after a norm.
+pub fn convolved(
+    device: &Device,
+    [n, d, h, w]: [usize; 4],
+    normed: bool,
+    added: bool,
+) -> Result<[Tensor; 2], OpError> {
+    let shape = [n, d, h, w, 32];
+    let (x, add) = (scattered(&shape, 6), scattered(&shape, 7));
+    let (weight, bias) = (scattered(&[32, 32, 3, 3, 3], 8), scattered(&[32], 9));
+    let conv = PackedConv::new(device.cpu(), &weight, 0..32, Some(&bias))?;
+    let all = |value: f32| Tensor::from(vec![value; 32]);
+    let mut input = ConvInput::shared(&x).plus(added.then_some(&add));
+    if normed {
+        let sums = norm::sums(device, &x)?;
+        input = input.normed(&sums.instance_norm(&all(1.5), &all(0.25), 1e-5, 0.01)?);
+    }
+    let made = conv3d::conv3d(device, input, &conv, Epilogue::SUMS)?;
+    let sums = made.sums.expect("they were asked for");
+    let after = sums.instance_norm(&all(1.0), &all(0.5), 1e-5, 0.01)?;
+    let after = norm::apply(device, &made.map, &after, None)?;
+    Ok([made.map, after])
+}
+
+/// What is wrong with the convolution of rolling planes on a CUDA device, compared with the CPU:
+/// more planes than the ring has, and tiles that the map's edges cut.
+#[cfg(feature = "emulator")]
+pub fn judge_rolling(device: &Device) -> Result<(), String> {
+    let Device::Cuda(cuda) = device else { return Err("not a CUDA device".into()) };
+    if !cuda.use_wgmma(true) {
+        return Err("it has no wgmma".into());
+    }
+    let bound = if device.precision() == DType::F16 { 4e-3 } else { 3e-2 };
+    let cpu = Device::open("cpu", 1).unwrap();
+    for (extent, added) in [([1, 9, 9, 18], false), ([1, 3, 5, 16], true)] {
+        let made = convolved(device, extent, false, added).map_err(|e| e.to_string())?;
+        let expected = convolved(&cpu, extent, false, added).unwrap();
+        for (what, (got, want)) in made.iter().zip(&expected).enumerate() {
+            let apart = apart(got.data(), want.data());
+            if apart.is_nan() || apart > bound {
+                return Err(format!("result {what} of {extent:?} voxels: {apart} apart"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The distance of values from the expected ones, relative to their length.
+pub fn apart(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
+    norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied())
+}
+
 /// A number of tokens after a norm and a sum in three layers, attention of the first to `live` of
 /// `keys` others with its layer, and one row of that in two layers.
 fn tokens(device: &Device, rows: usize, keys: usize, live: usize) -> Result<Vec<Tensor>, OpError> {
@@ -154,15 +209,12 @@ pub fn judge_tokens(device: &Device) -> Result<(), String> {
         Precision::Tf32 | Precision::F16 => 4e-3,
         Precision::Bf16 => 3e-2,
     };
-    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|v| (v as f64).powi(2)).sum::<f64>().sqrt();
     for (rows, keys, live) in [(16, 16, 12), (5, 33, 33), (64, 64, 1), (72, 16, 9), (16, 80, 70)] {
         let made = tokens(device, rows, keys, live).map_err(|e| e.to_string())?;
         let expected = tokens(&Device::open("cpu", 1).unwrap(), rows, keys, live).unwrap();
         for (what, (got, want)) in made.iter().zip(&expected).enumerate() {
-            let (got, want) = (got.data(), want.data());
-            let apart = norm(&mut got.iter().zip(want).map(|(a, b)| a - b))
-                / norm(&mut want.iter().copied());
-            if got.len() != want.len() || apart.is_nan() || apart > bound {
+            let apart = apart(got.data(), want.data());
+            if apart.is_nan() || apart > bound {
                 return Err(format!("result {what} of {rows} rows, {live} keys: {apart} apart"));
             }
         }

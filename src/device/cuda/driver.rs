@@ -37,6 +37,10 @@ const OVERLAP: &str = "PRISM_CUDA_OVERLAP";
 const BRANCHES: &str = "PRISM_CUDA_BRANCHES";
 const TOKENS: &str = "PRISM_CUDA_TOKENS";
 const IDLE: &str = "PRISM_CUDA_IDLE";
+/// The environment variable that switches on products by `wgmma`, which have not run on a GPU yet,
+/// and the compute capability that has them: newer ones do not.
+const WGMMA: &str = "PRISM_CUDA_WGMMA";
+const WITH_WGMMA: (i32, i32) = (9, 0);
 /// Shared memory that a block gets without asking for it.
 const PLAIN_SHARED: usize = 48 << 10;
 
@@ -52,6 +56,8 @@ pub struct Driver {
     branches: bool,
     /// Whether the token path has launches of its own.
     tokens: bool,
+    /// Whether products by `wgmma` were asked for.
+    wgmma: bool,
     chain: Chain,
     name: String,
     capability: (i32, i32),
@@ -104,13 +110,20 @@ fn driver_version() -> i32 {
 
 /// Whether an environment variable leaves the feature that it names switched on.
 fn is_on(name: &str) -> Result<bool, CudaError> {
-    switch(name, std::env::var(name).ok().as_deref())
+    switch(name, std::env::var(name).ok().as_deref(), true)
 }
 
-/// Whether an environment variable with this value leaves the feature that it names switched on.
-fn switch(name: &str, value: Option<&str>) -> Result<bool, CudaError> {
+/// Whether an environment variable switches the feature on that it names.
+fn is_asked_for(name: &str) -> Result<bool, CudaError> {
+    switch(name, std::env::var(name).ok().as_deref(), false)
+}
+
+/// Whether a feature is on, given the value of the environment variable that names it, and whether
+/// it is on where there is none.
+fn switch(name: &str, value: Option<&str>, otherwise: bool) -> Result<bool, CudaError> {
     match value {
-        None | Some("" | "on") => Ok(true),
+        None | Some("") => Ok(otherwise),
+        Some("on") => Ok(true),
         Some("off") => Ok(false),
         Some(other) => {
             Err(CudaError::Unavailable(format!("{name} is '{other}', expected on or off")))
@@ -171,7 +184,7 @@ impl Driver {
         let branch = Branch::new().map_err(fail)?;
         let able = capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1;
         let (overlaps, branches, tokens) = (is_on(OVERLAP)?, is_on(BRANCHES)?, is_on(TOKENS)?);
-        let keeps = is_on(IDLE)?;
+        let (keeps, wgmma) = (is_on(IDLE)?, is_asked_for(WGMMA)?);
         let chain = Chain::new(able && overlaps);
         // SAFETY: the device exists; one number to read from.
         unsafe {
@@ -193,6 +206,7 @@ impl Driver {
             branch,
             branches,
             tokens,
+            wgmma,
             chain,
             name,
             capability,
@@ -221,7 +235,7 @@ impl Driver {
     /// instructions of their own need the suffix.
     fn arch(&self) -> String {
         let (major, minor) = self.capability;
-        if self.capability == (9, 0) { "sm_90a".into() } else { format!("sm_{major}{minor}") }
+        if self.capability == WITH_WGMMA { "sm_90a".into() } else { format!("sm_{major}{minor}") }
     }
 
     /// At least `bytes` bytes of pinned memory for a copy from the device to arrive in; none for
@@ -499,6 +513,11 @@ impl Launcher for Driver {
                 let branches = if self.branches { "in branches" } else { "one behind the other" };
                 format!("{early}, {branches}")
             }),
+            ("convolutions", {
+                let rolls = self.has_wgmma() && self.wgmma;
+                let how = if rolls { "by wgmma where it fits" } else { "by mma.sync" };
+                how.into()
+            }),
             ("driver", format!("CUDA {}.{}", version / 1000, version % 1000 / 10)),
             ("NVRTC", nvrtc),
             (
@@ -540,6 +559,14 @@ impl Launcher for Driver {
 
     fn fuses_tokens(&self) -> bool {
         self.tokens
+    }
+
+    fn has_wgmma(&self) -> bool {
+        self.capability == WITH_WGMMA
+    }
+
+    fn wants_wgmma(&self) -> bool {
+        self.wgmma
     }
 
     fn fork(&self) -> Result<(), CudaError> {
@@ -735,8 +762,10 @@ mod tests {
     #[test]
     fn switches_are_on_or_off() {
         let values = [None, Some(""), Some("on"), Some("off")];
-        assert_eq!(values.map(|value| switch(OVERLAP, value).unwrap()), [true, true, true, false]);
-        let failure = switch(BRANCHES, Some("0")).unwrap_err().to_string();
+        let all = |name: &str, otherwise| values.map(|v| switch(name, v, otherwise).unwrap());
+        assert_eq!(all(OVERLAP, true), [true, true, true, false]);
+        assert_eq!(all(WGMMA, false), [false, false, true, false]);
+        let failure = switch(BRANCHES, Some("0"), true).unwrap_err().to_string();
         assert!(failure.ends_with("PRISM_CUDA_BRANCHES is '0', expected on or off"), "{failure}");
     }
 }

@@ -302,6 +302,9 @@ impl Launcher for Emulator {
     fn is_emulated(&self) -> bool {
         true
     }
+    fn has_wgmma(&self) -> bool {
+        true
+    }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         self.idle("an allocation")?;
         let refused = CudaError::Memory { asked: bytes, free: 0, total: 0 };

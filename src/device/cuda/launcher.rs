@@ -169,6 +169,14 @@ pub(super) trait Launcher: Send + Sync {
     fn fuses_tokens(&self) -> bool {
         true
     }
+    /// Whether it has the instruction `wgmma`.
+    fn has_wgmma(&self) -> bool {
+        false
+    }
+    /// Whether `wgmma` was asked for.
+    fn wants_wgmma(&self) -> bool {
+        false
+    }
     /// What is recorded from here on goes into a branch, after what was recorded before.
     fn fork(&self) -> Result<(), CudaError>;
     /// What is recorded from here on belongs to the main line again, in parallel with the branch.

@@ -42,7 +42,7 @@ use launcher::{Launcher, Limits};
 use source::Kernel;
 use std::ffi::c_void;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 struct Inner {
@@ -57,6 +57,8 @@ struct Inner {
     carried: [AtomicU64; 2],
     /// Bytes allocated, and the most at any time.
     held: [AtomicU64; 2],
+    /// See [`Cuda::uses_wgmma`].
+    wgmma: AtomicBool,
     /// The number of the copy from the device, from now on, that is to fail, for tests; 0 for none.
     #[cfg(feature = "emulator")]
     failing: AtomicU64,
@@ -86,6 +88,7 @@ impl Cuda {
         let (uploads, downloads) = (AtomicU64::new(0), AtomicU64::new(0));
         Cuda(Arc::new(Inner {
             limits: launcher.limits(),
+            wgmma: AtomicBool::new(launcher.has_wgmma() && launcher.wants_wgmma()),
             launcher,
             cpu,
             precision: precision.into(),
@@ -145,6 +148,16 @@ impl Cuda {
     #[doc(hidden)]
     pub fn fail_download(&self, nth: u64) {
         self.0.failing.store(nth, Ordering::Relaxed);
+    }
+
+    /// Switches products by `wgmma` on, if the device has it, or off; returns whether they are on.
+    /// For tests, which compare both ways: `PRISM_CUDA_WGMMA` decides at first.
+    #[cfg(feature = "emulator")]
+    #[doc(hidden)]
+    pub fn use_wgmma(&self, on: bool) -> bool {
+        let on = on && self.0.launcher.has_wgmma();
+        self.0.wgmma.store(on, Ordering::Relaxed);
+        on
     }
 
     /// The CPU that does the host's part of the work.
@@ -294,6 +307,12 @@ impl Cuda {
     /// `PRISM_CUDA_TOKENS` switches that off.
     pub(crate) fn fuses_tokens(&self) -> bool {
         self.0.launcher.fuses_tokens()
+    }
+
+    /// Whether convolutions multiply by `wgmma` where they can: only where `PRISM_CUDA_WGMMA` asks
+    /// for it, and only on GPUs of compute capability 9.0.
+    pub(crate) fn uses_wgmma(&self) -> bool {
+        self.0.wgmma.load(Ordering::Relaxed)
     }
 
     /// The number of copies from the host to the device, and of copies back.

@@ -2,7 +2,7 @@
 //! `kernels/lib/conv.cuh`.
 
 use super::weights::{Kernel, Packed};
-use super::{ConvInput, ConvOutput, PackedConv, Prologue};
+use super::{ConvInput, ConvOutput, PackedConv, Prologue, rolling};
 use crate::device::cuda::kernels::Conv3d16Args as Args;
 use crate::device::cuda::{CudaError, Family, Launch, Memory, Pointer, TypedKernel, kernels};
 use crate::device::{Cuda, DType, Precision};
@@ -300,6 +300,13 @@ impl Packed {
         Ok(upload(cuda, &values, if kernel.on_matrices() { dtype } else { DType::F32 })?)
     }
 
+    /// Whether rolling planes do the work: where that was asked for, and where it fits.
+    fn rolls(&self, cuda: &Cuda, op: Op, x: &ConvInput, channels: usize) -> bool {
+        let fits =
+            self.kernel == Kernel::Mma(32) && [channels, self.outputs] == [rolling::CHANNELS; 2];
+        cuda.uses_wgmma() && op == Op::Conv3d && fits && !x.prologue.max_pool
+    }
+
     /// Runs the op's kernel over loaded map `extent` `[n, d, h, w, c]`; `start` is an initial map
     /// in place of the bias. A stage has 8 phases and a result of twice the size.
     pub fn run(
@@ -312,6 +319,9 @@ impl Packed {
         sums: bool,
     ) -> Result<ConvOutput, OpError> {
         let (dtype, [n, d, h, w, c]) = (cuda.precision(), extent);
+        if self.rolls(cuda, op, x, c) {
+            return rolling::run(cuda, &self.weights, &self.bias, x, extent, sums);
+        }
         let gathers = op == Op::StageGradient;
         let (phases, taps) =
             if start.is_some() { (8, 8) } else { (1, if gathers { 8 } else { 27 }) };

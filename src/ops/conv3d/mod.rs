@@ -33,6 +33,7 @@ pub(crate) mod cuda;
 pub mod grad;
 pub(crate) mod place;
 mod pool;
+mod rolling;
 mod sums;
 pub(crate) mod tile;
 mod weights;
