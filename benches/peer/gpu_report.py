@@ -33,10 +33,10 @@ def main(folder, commit):
         lines += [""] + [f"{w}: {b['ratio']:.1f}x the best of PyTorch ({b['peer']})" for w in ("encode", "interact", "step") if (b := peer.get(f"best_{w}"))]
     if read("switches.json"):
         switches = result["switches"] = json.loads(read("switches.json"))
-        same = "the same bits in all but the token path op by op" if switches["same_bits"] else "**the bits differ**"
-        lines += ["", f"Early launches and branches of recorded work and the token path's launches, base, f16, in this order; {same}:", "", "| | encode, ms | interaction, ms |", "|---|---|---|"]
+        same = "the same bits in all but the token path op by op and wgmma" if switches["same_bits"] else "**the bits differ**"
+        lines += ["", f"Early launches and branches of recorded work, the token path's launches and wgmma, base, f16, in this order; {same}:", "", "| | encode, ms | interaction, ms |", "|---|---|---|"]
         lines += [f"| {r['name']} | {r['encode']:.3f} | {r['interact']:.3f} |" for r in switches["runs"]]
-    for precision in ("f16", "f32", "tf32"):
+    for precision in ("f16", "wgmma", "f32", "tf32"):
         text = read(f"kernels-{precision}.log").strip().splitlines()
         if text and text[-1].startswith("{"):
             result[f"kernels_{precision}"] = json.loads(text[-1])
