@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::hash::Hash;
 use std::io::{self, Read, Write};
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -237,6 +238,33 @@ impl Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         USED.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
+/// Values that are charged for as long as they are held.
+pub(crate) struct Charged<T> {
+    values: Vec<T>,
+    _charge: Charge,
+}
+
+impl<T> Charged<T> {
+    /// Charges values; unwinds to [`caught`] if that is refused.
+    pub(crate) fn new(what: &'static str, values: Vec<T>) -> Charged<T> {
+        let charge = Charge::of::<T>(what, values.capacity()).unwrap_or_else(|e| refuse(e));
+        Charged { values, _charge: charge }
+    }
+}
+
+impl<T> Default for Charged<T> {
+    fn default() -> Charged<T> {
+        Charged { values: vec![], _charge: Charge::default() }
+    }
+}
+
+impl<T> Deref for Charged<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.values
     }
 }
 

@@ -3,8 +3,13 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "common/http.rs"]
+mod http;
+#[path = "common/viewer.rs"]
+mod viewer;
 
 use common::{tiny, tiny_model};
+use http::{get, started};
 use prism::autograd::{ParamGrads, Tape, Var};
 use prism::device::Device;
 use prism::input::read_text;
@@ -12,12 +17,15 @@ use prism::memory::{set_limit, used};
 use prism::model::{Observer, Part, prompt_maps};
 use prism::ops::rows::narrow_gradient;
 use prism::prompt::{Dense, PromptError, Prompts, RawOutline, Space};
-use prism::serve::readers;
-use prism::session::{Encodings, Options, Scan, Session};
+use prism::serve::{Settings, readers};
+use prism::session::{Encodings, Options, Said, Scan, Session};
 use prism::tensor::{OpError, Param, Tensor, caught};
 use prism::volume::intensity::Normalization;
 use prism::volume::{Affine, Grid, Volume};
+use serde_json::json;
 use std::sync::Arc;
+use std::time::Duration;
+use viewer::{Viewer, array_of_example, nnia};
 
 /// Does work with so many bytes more than are in use.
 fn within<T>(bytes: u64, work: impl FnOnce() -> T) -> T {
@@ -52,6 +60,7 @@ fn what_grows_with_what_is_given_is_held_against_the_budget() {
     clicks();
     answers();
     begun_again();
+    waiting();
     gradients();
 }
 
@@ -134,7 +143,7 @@ fn clicks() {
     refine().unwrap();
 }
 
-/// Tiles of answers and of their history are charged while they are held, and encoded patches go
+/// Answers, their history and what was said are charged while they are held, and encoded patches go
 /// before one is refused.
 fn answers() {
     const TILE: u64 = 16 << 10;
@@ -158,14 +167,22 @@ fn answers() {
     let before = used();
     both(&mut session);
     let tiles: usize = size.iter().map(|n| n.div_ceil(16)).product();
+    let logits = 2 * 4 * model.config().patch.pow(3) as u64;
     let held = used() - before;
-    assert!(
-        held >= tiles as u64 * TILE && held.is_multiple_of(TILE),
-        "{held} bytes for {tiles} tiles"
-    );
+    assert!(held >= tiles as u64 * TILE + logits, "{held} bytes for {tiles} tiles");
     let depth = session.depth();
     let (mask, patches) = (session.mask(), scan.bytes());
     session.undo();
+    session.reset();
+    assert_eq!(used(), before);
+    // So is what was said: here of each voxel what the answer says already.
+    session.interact(&whole).unwrap();
+    let unsaid = used();
+    let [ni, nj, nk] = size;
+    let each = (0..ni * nj * nk).map(|at| ([at / nk / nj, at / nk % nj, at % nk], true));
+    let all = Prompts { points: each.collect(), ..Default::default() };
+    session.interact(&all).unwrap();
+    assert!(used() - unsaid >= (ni * nj * nk * size_of::<Said>()) as u64);
     session.reset();
     assert_eq!(used(), before);
     // With the patches there is less left than an interaction has to find at least, 8 MiB.
@@ -250,6 +267,40 @@ fn begun_again() {
     assert!(told.len() > expected.len());
     told.dedup();
     assert_eq!(told, expected);
+}
+
+/// Prompts that a client has not asked a prediction of are counted while they wait.
+fn waiting() {
+    const MANY: u64 = 10;
+    let server = started(Settings::default());
+    let (size, spacing, values, _) = array_of_example();
+    let mut viewer = Viewer::new(server.address);
+    viewer.open(size, spacing, &values);
+    // Where first clicks are looked at from furthest off is encoded by itself.
+    let is_encoded =
+        || get(server.address, "/metrics").text().contains("prism_encodings_total 1\n");
+    for tries in 0.. {
+        if is_encoded() {
+            break;
+        }
+        assert!(tries < 6000, "nothing is encoded");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let before = used();
+    let meta = json!({
+        "include_interaction": true, "run_prediction": false,
+        "interaction_bbox": [[0, 10], [0, 100], [0, 100]],
+    });
+    let painted = nnia("uint8", 1, &[10, 100, 100], &[1; 100_000]);
+    for _ in 0..MANY {
+        let reply = viewer.send("/add_scribble_interaction", &meta, &painted);
+        assert_eq!(viewer.take(reply), (false, false));
+    }
+    let each = 100_000 * size_of::<([usize; 3], bool)>() as u64;
+    let held = used() - before;
+    assert!(held >= MANY * each, "{held} bytes");
+    (0..MANY).for_each(|_| assert_eq!(viewer.undo(), (true, false)));
+    assert!(used() < before + each);
 }
 
 /// What an observer is told of an interaction, whom `each` is told the number of calls.

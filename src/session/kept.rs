@@ -7,7 +7,7 @@
 
 use super::field::{Field, Logits, TILE, Tile};
 use super::{Note, Prediction, Said, Session, State};
-use crate::memory;
+use crate::memory::{self, Charged};
 use crate::tensor::Tensor;
 use crate::volume::patch::Patch;
 use crate::volume::{Affine, Grid};
@@ -395,7 +395,7 @@ fn told(before: &State, size: [usize; 3], from: &mut Reader) -> Result<State, St
             let voxels: usize = size.iter().product();
             let bits = from.bytes(voxels.div_ceil(8))?;
             let marks = (0..voxels).map(|at| bits[at / 8] >> (at % 8) & 1);
-            Some(Arc::new(memory::collected(KEPT, marks)))
+            Some(Arc::new(Charged::new(KEPT, memory::collected(KEPT, marks))))
         }
         _ => return Err(ODD.into()),
     };
@@ -406,7 +406,7 @@ fn told(before: &State, size: [usize; 3], from: &mut Reader) -> Result<State, St
         looked.push(from.patch()?);
     }
     let mut state = State {
-        said: Arc::new(said),
+        said: Arc::new(Charged::new(KEPT, said)),
         bounds,
         others,
         drawn,
@@ -546,8 +546,9 @@ mod tests {
             from_image: Affine::from_spacing([1.0 / 3.0; 3]),
             scan: grid(n + 1),
         };
+        let place = |v: &[usize; 3]| Said { voxel: *v, positive: v[0] > 1 };
         let of = |field: Field, said: &[[usize; 3]], looked: usize| State {
-            said: Arc::new(said.iter().map(|v| Said { voxel: *v, positive: v[0] > 1 }).collect()),
+            said: Arc::new(Charged::new(KEPT, said.iter().map(place).collect())),
             bounds: Some([1, 2, 3, 4, 5, 6]),
             others: None,
             drawn: looked > 2,
@@ -570,13 +571,15 @@ mod tests {
         more.set([20, 16, 32], 0.7);
         let first = of(field, &[[1, 2, 3], [4, 5, 6]], 2);
         let mut second = of(more, &[[1, 2, 3], [7, 8, 9], [2, 2, 2]], 3);
-        second.others = Some(Arc::new((0..40 * 17 * 33).map(|at| u8::from(at % 7 == 0)).collect()));
+        let others = (0..40 * 17 * 33).map(|at| u8::from(at % 7 == 0)).collect();
+        second.others = Some(Arc::new(Charged::new(KEPT, others)));
         (first, second)
     }
 
     fn same(a: &State, b: &State) {
-        assert_eq!((&a.said, a.bounds, a.drawn), (&b.said, b.bounds, b.drawn));
-        assert_eq!(a.others, b.others);
+        assert_eq!((&a.said[..], a.bounds, a.drawn), (&b.said[..], b.bounds, b.drawn));
+        let others = |s: &State| s.others.as_ref().map(|others| others.to_vec());
+        assert_eq!(others(a), others(b));
         let places = |s: &State| format!("{:?}", s.looked);
         assert_eq!(places(a), places(b));
         let (a, b) = (a.prediction.as_ref().unwrap(), b.prediction.as_ref().unwrap());

@@ -86,7 +86,7 @@ pub use scan::{
 };
 
 use crate::device::CudaError;
-use crate::memory::{self, Refused};
+use crate::memory::{self, Charge, Charged, Refused};
 use crate::model::{Answer, Model, Observer};
 use crate::prompt::{Dense, Prompts};
 use crate::tensor::{OpError, Tensor};
@@ -286,6 +286,14 @@ pub struct Prediction {
     /// Points of this interaction that only the refiner saw, because there were more than the
     /// prompt encoder takes.
     pub thinned: usize,
+    /// The charge of its logits and candidates: its field's tiles have their own.
+    _charge: Arc<Charge>,
+}
+
+/// The charge of an answer's logits and of so many bytes of candidates. Unwinds if that is refused.
+fn charge(logits: &Tensor, bits: usize) -> Arc<Charge> {
+    let charge = Charge::of::<u8>(ANSWER, logits.uncharged() + bits);
+    Arc::new(charge.unwrap_or_else(|e| memory::refuse(e)))
 }
 
 /// An error unless all parts of an answer are finite numbers.
@@ -313,8 +321,10 @@ impl Prediction {
             score: *score,
             bits: Arc::new(memory::copied(ANSWER, bits)),
         };
+        let candidates: Vec<Candidate> = each.map(candidate).collect();
         Ok(Prediction {
-            candidates: each.map(candidate).collect(),
+            _charge: charge(&logits, candidates.iter().map(|c| c.bits.len()).sum()),
+            candidates,
             selected: summary.selected,
             seconds: answer.seconds,
             ..Prediction::unasked(field, logits, encoded.patch().clone())
@@ -330,6 +340,7 @@ impl Prediction {
     /// An answer in which the network has no part.
     fn unasked(field: Field, logits: Tensor, patch: Patch) -> Prediction {
         Prediction {
+            _charge: charge(&logits, 0),
             field,
             patch,
             logits,
@@ -388,10 +399,10 @@ pub struct Said {
 #[derive(Clone, Default)]
 struct State {
     /// The prompts that hold, in the order in which they were given.
-    said: Arc<Vec<Said>>,
+    said: Arc<Charged<Said>>,
     bounds: Option<[usize; 6]>,
     /// 1 in other objects, on the scan's grid.
-    others: Option<Arc<Vec<u8>>>,
+    others: Option<Arc<Charged<u8>>>,
     /// Whether the answer began as a mask that was given.
     drawn: bool,
     /// The patches that the network looked at.

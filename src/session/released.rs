@@ -7,7 +7,7 @@ use super::{
     ANSWER, CLICKS, MASK_LOGIT, Prediction, Said, SessionError, State, finite, thin,
     working_spacing,
 };
-use crate::memory;
+use crate::memory::{self, Charged};
 use crate::model::{Observer, PatchPrompts, prompt_maps};
 use crate::prompt::{Dense, Prompts};
 use crate::session::field::Field;
@@ -97,7 +97,7 @@ pub(super) fn interact(
         ..Prediction::of(&answer, field, logits, encoded)?
     };
     Ok(State {
-        said: Arc::new(said),
+        said: Arc::new(Charged::new(CLICKS, said)),
         bounds,
         prediction: Some(Arc::new(prediction)),
         ..state.clone()

@@ -172,6 +172,14 @@ impl Tensor {
             .then(|| Tensor { shape, cell: Cell::new(Storage::Stored(stored, OnceLock::new())) })
     }
 
+    /// Bytes of its values that are charged nowhere: those of a plain list.
+    pub(crate) fn uncharged(&self) -> usize {
+        match &self.cell.storage {
+            Storage::Plain(values) => size_of_val(&values[..]),
+            _ => 0,
+        }
+    }
+
     /// This tensor with its values in memory; if they stay in a file, they are read, and kept as
     /// long as the result lives.
     ///

@@ -20,7 +20,7 @@ use super::journal::{Journal, Kept, NewScan, Source, Stored, kept};
 use super::opened::{Engine, Opened};
 use super::turns::Turn;
 use super::wire::{Array, Dtype, pack};
-use crate::memory;
+use crate::memory::{self, Charge};
 use crate::prompt::{Dense, Prompts};
 use crate::session::kept::Writer;
 use crate::session::{Ahead, Session};
@@ -33,6 +33,9 @@ use told::{BUFFER, INITIAL, QUEUED, SAID, UNDONE, put_prompts};
 const MOST_QUEUED: usize = 256;
 /// The most sessions that an undo can lead to, including the one in use.
 const MOST_LAYERS: usize = 8;
+
+/// How messages name the memory that queued prompts take.
+const WAITING: &str = "prompts that wait for a prediction";
 
 /// Why an image always has a session.
 const FIRST: &str = "the first is there from the beginning";
@@ -98,7 +101,21 @@ struct Layer {
     /// Interactions that were given and not taken back.
     steps: usize,
     /// Prompts that were given and not predicted yet.
-    queued: Vec<Prompts>,
+    queued: Vec<Queued>,
+}
+
+/// Prompts that wait for a prediction, which are counted.
+struct Queued {
+    said: Prompts,
+    _charge: Charge,
+}
+
+impl Queued {
+    /// Unwinds if memory is refused.
+    fn new(said: Prompts) -> Queued {
+        let charge = Charge::of::<([usize; 3], bool)>(WAITING, said.points.capacity());
+        Queued { said, _charge: charge.unwrap_or_else(|e| memory::refuse(e)) }
+    }
 }
 
 /// The answer to an interaction.
@@ -384,10 +401,11 @@ impl State {
                 )));
             }
             if !nothing {
+                let queued = Queued::new(fresh);
                 if let Some(journal) = journal {
-                    journal.note(QUEUED, |out| put_prompts(&fresh, out))?;
+                    journal.note(QUEUED, |out| put_prompts(&queued.said, out))?;
                 }
-                layer.queued.push(fresh);
+                layer.queued.push(queued);
             }
             return Ok(Outcome::unchanged(false));
         }
@@ -531,7 +549,7 @@ impl Layer {
     /// The prompts that wait, and fresh ones; none where all of them say nothing.
     fn all_said(&self, fresh: &Prompts) -> Result<Option<Prompts>, Failure> {
         let mut said = Prompts::default();
-        self.queued.iter().try_for_each(|queued| said.join(queued))?;
+        self.queued.iter().try_for_each(|queued| said.join(&queued.said))?;
         said.join(fresh)?;
         Ok((!said.is_empty() || said.drawn.is_some()).then_some(said))
     }

@@ -1,6 +1,6 @@
 //! The records of a lease's journal: how they are written, and how they are followed.
 
-use super::{Buffer, Layer, State};
+use super::{Buffer, Layer, Queued, State};
 use crate::prompt::Prompts;
 use crate::serve::failure::Failure;
 use crate::serve::journal::{IMAGE, session_anew};
@@ -46,7 +46,7 @@ impl State {
                 };
                 session_anew(fresh, &layer.session, [LAYER, STEP], last, head)?;
                 for queued in &layer.queued {
-                    fresh.put(QUEUED, |out| put_prompts(queued, out))?;
+                    fresh.put(QUEUED, |out| put_prompts(&queued.said, out))?;
                 }
             }
             Ok(())
@@ -73,7 +73,7 @@ impl State {
         match kind {
             QUEUED => {
                 let said = prompts_of(image.size(), from)?;
-                image.layer().queued.push(said);
+                image.layer().queued.push(Queued::new(said));
             }
             SAID => image.layer().followed(from)?,
             INITIAL => {

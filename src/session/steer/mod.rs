@@ -9,7 +9,7 @@ use super::field::Field;
 use super::region::{self, Sight, fitted, of_voxel, shows};
 use super::scan::Scan;
 use super::{ANSWER, CLICKS, Note, Said, SessionError, State};
-use crate::memory;
+use crate::memory::{self, Charged};
 use crate::model::Observer;
 use crate::prompt::Prompts;
 use crate::volume::patch::{Extent, Patch};
@@ -35,7 +35,7 @@ struct Work<'a, 'o> {
     observer: &'a mut Observer<'o>,
     said: Vec<Said>,
     bounds: Option<[usize; 6]>,
-    others: Option<Arc<Vec<u8>>>,
+    others: Option<Arc<Charged<u8>>>,
     field: Field,
     /// Whether the answer began as a mask that was given, and whether that was in this interaction.
     drawn: bool,
@@ -63,7 +63,8 @@ pub(super) fn interact(
         }
         marks
     });
-    let fresh_others = prompts.others.as_ref().map(|o| Arc::new(memory::copied(OTHERS, o)));
+    let charged = |o: &Vec<u8>| Arc::new(Charged::new(OTHERS, memory::copied(OTHERS, o)));
+    let fresh_others = prompts.others.as_ref().map(charged);
     let others = fresh_others.or_else(|| state.others.clone());
     let place = |v: [usize; 3]| (v[0] * scan.grid().size[1] + v[1]) * scan.grid().size[2] + v[2];
     let taken = |v: [usize; 3]| others.as_ref().is_some_and(|o| o[place(v)] != 0);

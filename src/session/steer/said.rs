@@ -1,7 +1,7 @@
 //! The prompts, and which of them hold: clicks, boxes and masks as the answer has to obey them.
 
 use super::Work;
-use crate::memory::{self, Refused};
+use crate::memory::{self, Charged, Refused};
 use crate::prompt::Dense;
 use crate::session::correction::Click;
 use crate::session::field::Field;
@@ -148,7 +148,7 @@ impl Work<'_, '_> {
         };
         prediction.score = prediction.score.filter(|_| prediction.field.voxels() > 0);
         Ok(State {
-            said: Arc::new(self.said),
+            said: Arc::new(Charged::new(CLICKS, self.said)),
             bounds: self.bounds,
             others: self.others,
             drawn: self.drawn,
