@@ -9,6 +9,7 @@ use super::journal::{IMAGE, Journal, Kept, Stored, kept, session_anew};
 use super::opened::Opened;
 use super::shelf::Taken;
 use super::turns::Turn;
+use crate::memory::{self, Charge};
 use crate::prompt::Prompts;
 use crate::session::kept::{Reader, Saved, Writer};
 use crate::session::{Ahead, Session};
@@ -21,6 +22,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const BACK: u8 = 2;
 const BROUGHT: u8 = 3;
 const BEGUN: u8 = 4;
+
+/// How messages name the memory that clicks take.
+const CLICKS: &str = "what was said of the object";
 
 /// All that a client says about an object.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -116,7 +120,7 @@ impl Kept for Clicked {
                     said.iter().for_each(|said| said.put(out));
                 } else {
                     Back::default().put(out);
-                    said.map_or(&Clicks::default(), |said| &**said).put(out);
+                    said.unwrap_or(&Clicks::default()).put(out);
                 }
             };
             session_anew(fresh, &work.session, [BEGUN, BROUGHT], last, head)
@@ -127,7 +131,22 @@ impl Kept for Clicked {
 /// An object, and the clicks up to each step of its session.
 struct Steps {
     session: Session,
-    said: Vec<Arc<Clicks>>,
+    said: Vec<Arc<Step>>,
+}
+
+/// The clicks up to a step, which are counted.
+struct Step {
+    clicks: Clicks,
+    _charge: Charge,
+}
+
+impl Step {
+    /// Unwinds if memory is refused.
+    fn new(clicks: Clicks) -> Step {
+        let voxels = clicks.on.capacity() + clicks.off.capacity();
+        let charge = Charge::of::<[usize; 3]>(CLICKS, voxels);
+        Step { clicks, _charge: charge.unwrap_or_else(|e| memory::refuse(e)) }
+    }
 }
 
 /// Steps that return to what they were unless what is done with them is done to its end: on
@@ -135,7 +154,7 @@ struct Steps {
 struct Attempt<'a> {
     steps: &'a mut Steps,
     /// None once it is done.
-    before: Option<(Saved, Vec<Arc<Clicks>>)>,
+    before: Option<(Saved, Vec<Arc<Step>>)>,
 }
 
 impl Drop for Attempt<'_> {
@@ -282,7 +301,8 @@ impl Steps {
             self.reset(&mut back);
         }
         let more = loop {
-            match self.said.last().map_or_else(|| Some(said.all()), |last| said.beyond(last)) {
+            let last = self.said.last().map(|step| &step.clicks);
+            match last.map_or_else(|| Some(said.all()), |last| said.beyond(last)) {
                 Some(more) => break more,
                 // If the history does not go back that far, it begins afresh.
                 None if self.session.undo() => {
@@ -299,9 +319,10 @@ impl Steps {
             }
             return Ok(told);
         }
+        let said = Step::new(said);
         let head = |out: &mut Writer| {
             back.put(out);
-            said.put(out);
+            said.clicks.put(out);
         };
         let told = kept(journal, &mut self.session, BROUGHT, head, |session| {
             in_turns(turn, |o| session.interact_observed(&more, o).map(|_| ()))?;
@@ -312,7 +333,7 @@ impl Steps {
     }
 
     /// Records a step that was made, with the clicks up to it.
-    fn push(&mut self, said: Clicks) {
+    fn push(&mut self, said: Step) {
         self.said.push(Arc::new(said));
         // The session cannot go back to what it has forgotten: its first step and those after it
         // are kept.
@@ -322,10 +343,10 @@ impl Steps {
 
     /// The clicks up to the n-th step that can be undone; those of the very first state if n is 0,
     /// if there were any.
-    fn said(&self, n: usize) -> Option<&Arc<Clicks>> {
+    fn said(&self, n: usize) -> Option<&Clicks> {
         // As many as steps, and one more if the first ones are forgotten.
         let before = self.said.len().checked_sub(self.session.depth().0)?;
-        self.said.get((n + before).checked_sub(1)?)
+        self.said.get((n + before).checked_sub(1)?).map(|step| &step.clicks)
     }
 
     fn reset(&mut self, back: &mut Back) {
@@ -339,7 +360,7 @@ impl Steps {
         if kind == BEGUN {
             self.reset(&mut Back::default());
             if from.flag()? {
-                self.said.push(Arc::new(Clicks::of(size, from)?));
+                self.said.push(Arc::new(Step::new(Clicks::of(size, from)?)));
             }
             return self.session.follow_first(from);
         }
@@ -360,7 +381,7 @@ impl Steps {
         }
         if let Some(said) = said {
             self.session.follow(from)?;
-            self.push(said);
+            self.push(Step::new(said));
         }
         Ok(())
     }
@@ -413,7 +434,8 @@ mod tests {
         let clicked = noise();
         let state = || {
             let steps = clicked.work.lock().unwrap_or_else(PoisonError::into_inner);
-            (steps.said.clone(), steps.session.depth(), steps.session.mask())
+            let said: Vec<Clicks> = steps.said.iter().map(|step| step.clicks.clone()).collect();
+            (said, steps.session.depth(), steps.session.mask())
         };
         let fails = |said: &Clicks, anew: bool| {
             let before = state();
