@@ -17,7 +17,7 @@ use super::shelf::{Entry, Seen, Shelf, Taken};
 use super::store::{new_id, series_key};
 use super::turns::Turn;
 use super::work::{Key, Kind};
-use super::{Route, Shared};
+use super::{Route, Shared, let_go};
 use crate::message::quoted;
 use crate::volume::scan_file;
 use axum::extract::{Path, RawQuery, Request, State};
@@ -262,7 +262,7 @@ async fn image(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> 
     };
     let file = shared.work.run(key, Kind::Other, write).await;
     shared.store.worked(key);
-    drop(held);
+    let_go(held);
     saved("image", "nii.gz", file?)
 }
 

@@ -15,7 +15,7 @@ use super::store::{new_id, text};
 use super::turns::Turn;
 use super::wire::{Array, Dtype};
 use super::work::{Key, Kind};
-use super::{Route, Shared, aside, tidy};
+use super::{Route, Shared, aside, let_go, tidy};
 use crate::input::DEFLATE_LIMIT;
 use crate::memory;
 use crate::message::quoted;
@@ -249,7 +249,7 @@ async fn upload(
     };
     let done = shared.work.run(key, Kind::Other, take).await;
     shared.store.worked(key);
-    drop(held);
+    let_go(held);
     done?;
     said(json!({ "message": "the image is there" }))
 }
@@ -395,7 +395,7 @@ async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> A
     let forget = move |_: &Turn| lease.state().reset();
     let done = shared.work.run(key, Kind::Short, forget).await;
     shared.store.worked(key);
-    drop(held);
+    let_go(held);
     done?;
     said(json!({ "status": "success" }))
 }

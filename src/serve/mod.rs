@@ -374,6 +374,14 @@ async fn aside<T: Send + 'static>(
     done.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault in the server"))
 }
 
+/// Lets go what a request held. If it was released meanwhile this is its end, and its memory and
+/// files are given back on a thread that does not delay any request.
+fn let_go<T: Send + Sync + 'static>(held: Arc<T>) {
+    if Arc::strong_count(&held) == 1 {
+        tokio::task::spawn_blocking(move || drop(held));
+    }
+}
+
 /// Has the journal of an object that is worked on under `key` rewritten, if it became long: when
 /// its turn comes, without a request waiting for it.
 fn tidy<T>(shared: &Arc<Shared>, key: Key, held: Arc<T>)
@@ -381,7 +389,7 @@ where
     T: Kept + Send + Sync + 'static,
 {
     if !held.journal().is_some_and(|journal| journal.seems_long()) {
-        return;
+        return let_go(held);
     }
     let there = shared.clone();
     tokio::spawn(async move {
@@ -504,6 +512,22 @@ async fn page_file(request: Request) -> Response {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn what_was_released_meanwhile_ends_on_no_thread_that_answers() {
+        use std::sync::mpsc::{Sender, channel};
+        use std::thread::{ThreadId, current};
+        struct Slow(Sender<ThreadId>);
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                let _ = self.0.send(current().id());
+            }
+        }
+        let (tells, told) = channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { let_go(Arc::new(Slow(tells))) });
+        assert_ne!(told.recv(), Ok(current().id()));
+    }
 
     #[test]
     fn every_path_is_described_and_every_description_has_a_path() {

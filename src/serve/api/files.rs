@@ -3,13 +3,13 @@
 use super::Answer;
 use crate::message::quoted;
 use crate::preview::{Marks, Plane, draw_plane};
-use crate::serve::Shared;
 use crate::serve::body;
 use crate::serve::failure::Failure;
 use crate::serve::query::field;
 use crate::serve::store::{Named, Object};
 use crate::serve::turns::Turn;
 use crate::serve::work::Kind;
+use crate::serve::{Shared, let_go};
 use crate::volume::{Grid, LabelValues, LabelledObject, labels_file, mask_file, scan_file};
 use axum::extract::{Path, RawQuery, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
@@ -68,7 +68,7 @@ pub(super) async fn preview(
     };
     let picture = shared.work.run(scan, Kind::Other, draw).await;
     shared.store.worked(scan);
-    drop(held);
+    let_go(held);
     let mut response = Response::new(body::kept(picture?)?);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("image/png"));
     Ok(response)
@@ -114,7 +114,7 @@ pub(super) async fn mask(
     };
     let file = shared.work.run(scan, Kind::Other, write).await;
     shared.store.worked(scan);
-    drop(held);
+    let_go(held);
     saved("mask", format, file?)
 }
 
@@ -132,7 +132,7 @@ pub(super) async fn image(
     };
     let file = shared.work.run(scan, Kind::Other, write).await;
     shared.store.worked(scan);
-    drop(held);
+    let_go(held);
     saved("scan", format, file?)
 }
 
@@ -169,7 +169,7 @@ pub(super) async fn labels(
     };
     let file = shared.work.run(scan, Kind::Other, write).await;
     shared.store.worked(scan);
-    drop(held);
+    let_go(held);
     saved("labels", format, file?)
 }
 

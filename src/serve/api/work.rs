@@ -11,7 +11,7 @@ use crate::serve::journal::{attempted, kept};
 use crate::serve::store::{Object, REDONE, RESET, SAID, Study, UNDONE, count};
 use crate::serve::turns::Turn;
 use crate::serve::work::{Key, Kind};
-use crate::serve::{Shared, tidy};
+use crate::serve::{Shared, let_go, tidy};
 use crate::session::Session;
 use crate::session::diameters::Diameters;
 use crate::session::kept::{Saved, Writer};
@@ -286,7 +286,7 @@ pub(super) async fn unsure(State(shared): State<Arc<Shared>>, Path(name): Path<S
     };
     let found = shared.work.run(scan, Kind::Other, find).await;
     shared.store.worked(scan);
-    drop(study);
+    let_go(study);
     let (change, bits) = found?.unzip();
     let about = json!({
         "voxels": change.as_ref().map_or(0, |c| c.voxels),
