@@ -102,7 +102,7 @@ template <int M, int N> __device__ __forceinline__ void pin(float (&d)[M][N]) {
 
 // Before the first product, and before one that follows other accesses to the registers of its
 // sums.
-template <int M, int N> __device__ __forceinline__ void fence_sums(float (&d)[M][N]) {
+template <int M, int N> __device__ __forceinline__ void fence_sums([[maybe_unused]] float (&d)[M][N]) {
 #ifdef PRISM_EMULATOR
     emulator::fence_sums();
 #else
@@ -121,7 +121,7 @@ __device__ __forceinline__ void commit_products() {
 }
 
 // Waits until all of this warpgroup's groups are finished: their sums are then in `d`.
-template <int M, int N> __device__ __forceinline__ void await_products(float (&d)[M][N]) {
+template <int M, int N> __device__ __forceinline__ void await_products([[maybe_unused]] float (&d)[M][N]) {
 #ifdef PRISM_EMULATOR
     emulator::await_products();
 #else
