@@ -5,6 +5,7 @@
 //! stream-ordered pool, which keeps what is freed; modules are compiled for the device's
 //! architecture when one of their kernels is first launched.
 
+use super::cache;
 use super::chain::{Chain, Next};
 use super::code::{Code, Function, launch_early, parameters};
 use super::error::{failed, text};
@@ -522,8 +523,7 @@ impl Launcher for Driver {
             ("NVRTC", nvrtc),
             (
                 "compiled kernels",
-                nvrtc::cache_folder()
-                    .map_or_else(|| "not kept".into(), |f| f.display().to_string()),
+                cache::folder().map_or_else(|| "not kept".into(), |f| f.display().to_string()),
             ),
         ]
     }

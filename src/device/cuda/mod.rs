@@ -9,6 +9,7 @@
 //! driver refuses. A GPU may report a failure of earlier work in any later call.
 
 mod args;
+mod cache;
 mod chain;
 mod code;
 mod driver;

@@ -1,17 +1,14 @@
 //! Kernels compiled at run time by NVRTC, and kept on disk.
 //!
 //! NVRTC needs no GPU: the same function shows, on any machine, that the kernels compile for an
-//! architecture. Compiled code is kept under `PRISM_CACHE` (by default `$XDG_CACHE_HOME/prism` or
-//! `~/.cache/prism`), by a hash of the source with its headers, the options, the architecture and
-//! NVRTC's version. Files are written whole under another name and renamed, and carry a checksum,
-//! so that concurrent writers and damaged files do no harm.
+//! architecture. Compiled code is kept on disk (`cache.rs`), by a hash of the source with its
+//! headers, the options, the architecture and NVRTC's version.
 
 use super::CudaError;
+use super::cache::{self, Fnv};
 use super::source::{FILES, HEADERS};
 use cudarc::nvrtc::{result, sys};
 use std::ffi::{CString, c_char, c_int};
-use std::io::Write;
-use std::path::PathBuf;
 
 /// The version of this machine's NVRTC library: major and minor number.
 ///
@@ -114,85 +111,14 @@ pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
     key.add(text.as_bytes());
     HEADERS.iter().for_each(|(_, text)| key.add(text.as_bytes()));
     let stem = file.strip_suffix(".cu").unwrap_or(file);
-    let path = cache_folder().map(|f| f.join(format!("{stem}-{arch}-{:016x}.cubin", key.0)));
-    if let Some(code) = path.as_ref().and_then(|p| read(p)) {
+    let path = cache::folder().map(|f| f.join(format!("{stem}-{arch}-{:016x}.cubin", key.0)));
+    if let Some(code) = path.as_ref().and_then(|p| cache::read(p).ok().flatten()) {
         return Ok(code);
     }
     let code = compile(file, text, arch)?.code;
     if let Some(path) = path {
         // If the cache cannot be written, that costs time and nothing else.
-        let _ = write(&path, &code);
+        let _ = cache::write(&path, &code);
     }
     Ok(code)
-}
-
-/// The folder where compiled code is kept: see [the module](self). None if no variable names one.
-pub fn cache_folder() -> Option<PathBuf> {
-    let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    from("PRISM_CACHE")
-        .or_else(|| from("XDG_CACHE_HOME").map(|p| p.join("prism")))
-        .or_else(|| from("HOME").map(|p| p.join(".cache/prism")))
-}
-
-/// The code in a cache file; none if the file is not intact.
-fn read(path: &std::path::Path) -> Option<Vec<u8>> {
-    let mut bytes = std::fs::read(path).ok()?;
-    let code = bytes.len().checked_sub(8)?;
-    let mut sum = Fnv::new();
-    sum.add(&bytes[..code]);
-    if bytes[code..] != sum.0.to_le_bytes() {
-        return None;
-    }
-    bytes.truncate(code);
-    Some(bytes)
-}
-
-fn write(path: &std::path::Path, code: &[u8]) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(std::path::Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    let mut sum = Fnv::new();
-    sum.add(code);
-    file.write_all(code)?;
-    file.write_all(&sum.0.to_le_bytes())?;
-    file.persist(path)?;
-    Ok(())
-}
-
-/// FNV-1a, 64 bits.
-struct Fnv(u64);
-
-impl Fnv {
-    fn new() -> Fnv {
-        Fnv(0xcbf2_9ce4_8422_2325)
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.0 = (self.0 ^ *b as u64).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_damaged_cache_file_is_no_code() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("deep/x.cubin");
-        write(&path, b"machine code").unwrap();
-        assert_eq!(read(&path).as_deref(), Some(&b"machine code"[..]));
-        for (at, length) in [(0, 20), (19, 20), (3, 12)] {
-            write(&path, b"machine code").unwrap();
-            let mut bytes = std::fs::read(&path).unwrap();
-            bytes[at] ^= 1;
-            bytes.truncate(length);
-            std::fs::write(&path, bytes).unwrap();
-            assert_eq!(read(&path), None);
-        }
-        std::fs::write(&path, b"short").unwrap();
-        assert_eq!(read(&path), None);
-    }
 }

@@ -1,0 +1,87 @@
+//! Files that are kept between runs: compiled kernels, and tables of chosen variants.
+//!
+//! They are in `PRISM_CACHE` (by default `$XDG_CACHE_HOME/prism` or `~/.cache/prism`), under names
+//! that hold a hash of what they were made from. They are written whole under another name and
+//! renamed, and carry a checksum, so that concurrent writers and damaged files do no harm.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// More bytes than any of these files has.
+const MOST: u64 = 64 << 20;
+
+/// The folder; none if no place is known.
+pub(super) fn folder() -> Option<PathBuf> {
+    let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    from("PRISM_CACHE")
+        .or_else(|| from("XDG_CACHE_HOME").map(|p| p.join("prism")))
+        .or_else(|| from("HOME").map(|p| p.join(".cache/prism")))
+}
+
+/// The contents of a file; none if it is not intact.
+pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    if std::fs::metadata(path)?.len() > MOST {
+        return Ok(None);
+    }
+    let mut bytes = std::fs::read(path)?;
+    let Some(length) = bytes.len().checked_sub(8) else { return Ok(None) };
+    let mut sum = Fnv::new();
+    sum.add(&bytes[..length]);
+    if bytes[length..] != sum.0.to_le_bytes() {
+        return Ok(None);
+    }
+    bytes.truncate(length);
+    Ok(Some(bytes))
+}
+
+/// Writes a file, and its folder if there is none.
+pub(super) fn write(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let mut sum = Fnv::new();
+    sum.add(contents);
+    file.write_all(contents)?;
+    file.write_all(&sum.0.to_le_bytes())?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// FNV-1a, 64 bits.
+pub(super) struct Fnv(pub(super) u64);
+
+impl Fnv {
+    pub(super) fn new() -> Fnv {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.0 = (self.0 ^ *b as u64).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_file_has_no_contents() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/x.cubin");
+        assert_eq!(read(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        write(&path, b"machine code").unwrap();
+        assert_eq!(read(&path).unwrap().as_deref(), Some(&b"machine code"[..]));
+        for (at, length) in [(0, 20), (19, 20), (3, 12)] {
+            write(&path, b"machine code").unwrap();
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[at] ^= 1;
+            bytes.truncate(length);
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(read(&path).unwrap(), None);
+        }
+        std::fs::write(&path, b"short").unwrap();
+        assert_eq!(read(&path).unwrap(), None);
+    }
+}
