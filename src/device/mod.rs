@@ -37,6 +37,12 @@ pub enum Device {
     Cuda(Cuda),
 }
 
+impl From<Cuda> for Device {
+    fn from(cuda: Cuda) -> Device {
+        Device::Cuda(cuda)
+    }
+}
+
 /// Why a device could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {

@@ -221,6 +221,25 @@ impl Driver {
         })
     }
 
+    /// What tables of variants are kept by: what their timings depend on, besides the kernels.
+    pub fn identity(&self) -> String {
+        use sys::CUdevice_attribute_enum as A;
+        // SAFETY: the device exists.
+        let multiprocessors = unsafe {
+            let which = A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+            result::device::get_attribute(self.context.device, which)
+        };
+        let (nvrtc, count) = (nvrtc::version().unwrap_or_default(), multiprocessors.unwrap_or(0));
+        format!(
+            "{}, {}, {count} multiprocessors, driver {}, NVRTC {}.{}",
+            self.name,
+            self.arch(),
+            driver_version(),
+            nvrtc.0,
+            nvrtc.1
+        )
+    }
+
     fn enter(&self) -> Result<(), CudaError> {
         self.context.enter().map_err(failed("the device's context"))
     }

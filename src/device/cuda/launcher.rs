@@ -2,7 +2,9 @@
 
 use super::CudaError;
 use super::source::Kernel;
+use super::tune::Choice;
 use std::ffi::c_void;
+use std::sync::Arc;
 
 /// The geometry of a kernel's launch, and the least work that it has to do.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,6 +100,8 @@ pub struct KernelRecord {
     pub launch: Launch,
     /// The time that the device took, if it was timed; copies are not.
     pub seconds: Option<f64>,
+    /// The choice between variants that it belongs to, if they are tried.
+    pub choice: Option<Arc<Choice>>,
 }
 
 /// The interface to a CUDA device. Everything happens in the order of the calls, except in the

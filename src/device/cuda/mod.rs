@@ -26,6 +26,7 @@ mod record;
 pub mod source;
 mod staging;
 mod stream;
+mod tune;
 mod weight_cache;
 
 pub use super::dtype::{DType, Precision};
@@ -35,6 +36,8 @@ pub use launcher::{KernelCost, KernelRecord, Launch};
 pub use memory::Memory;
 pub use record::{Arena, Fork, Graph, Placed};
 pub(crate) use source::{Family, TypedKernel, kernels};
+pub use tune::Choice;
+pub(crate) use tune::Chosen;
 pub(crate) use weight_cache::DeviceCache;
 
 use super::Cpu;
@@ -45,12 +48,14 @@ use std::ffi::c_void;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use tune::Tuned;
 
 struct Inner {
     launcher: Box<dyn Launcher>,
     limits: Limits,
     cpu: Cpu,
     precision: Precision,
+    tuned: Tuned,
     id: u64,
     uploads: AtomicU64,
     downloads: AtomicU64,
@@ -84,7 +89,12 @@ impl fmt::Debug for Cuda {
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Cuda {
-    fn new(launcher: Box<dyn Launcher>, cpu: Cpu, precision: impl Into<Precision>) -> Cuda {
+    fn new(
+        launcher: Box<dyn Launcher>,
+        cpu: Cpu,
+        precision: impl Into<Precision>,
+        tuned: Tuned,
+    ) -> Cuda {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (uploads, downloads) = (AtomicU64::new(0), AtomicU64::new(0));
         Cuda(Arc::new(Inner {
@@ -93,6 +103,7 @@ impl Cuda {
             launcher,
             cpu,
             precision: precision.into(),
+            tuned,
             id,
             uploads,
             downloads,
@@ -113,7 +124,9 @@ impl Cuda {
         cpu: Cpu,
         precision: impl Into<Precision>,
     ) -> Result<Cuda, CudaError> {
-        Ok(Cuda::new(Box::new(driver::Driver::new(index)?), cpu, precision))
+        let driver = driver::Driver::new(index)?;
+        let tuned = Tuned::of(&driver.identity())?;
+        Ok(Cuda::new(Box::new(driver), cpu, precision, tuned))
     }
 
     /// The emulator: the same kernels on host threads, every memory access checked.
@@ -122,7 +135,23 @@ impl Cuda {
     /// numbers.
     #[cfg(feature = "emulator")]
     pub fn emulated(cpu: Cpu, precision: impl Into<Precision>, seed: u64) -> Cuda {
-        Cuda::new(Box::new(emulator::Emulator::new(cpu.clone(), seed)), cpu, precision)
+        let emulator = emulator::Emulator::new(cpu.clone(), seed);
+        Cuda::new(Box::new(emulator), cpu, precision, Tuned::none())
+    }
+
+    /// The emulator with the table of variants of a folder, and the value of `PRISM_TUNE`: for
+    /// tests of tables, which the emulator otherwise does not have.
+    #[cfg(feature = "emulator")]
+    #[doc(hidden)]
+    pub fn emulated_with_table(
+        cpu: Cpu,
+        precision: impl Into<Precision>,
+        folder: &std::path::Path,
+        switch: Option<&str>,
+    ) -> Result<Cuda, CudaError> {
+        let tuned = Tuned::load(Some(folder), "the emulator", switch)?;
+        let emulator = emulator::Emulator::new(cpu.clone(), 0);
+        Ok(Cuda::new(Box::new(emulator), cpu, precision, tuned))
     }
 
     /// The emulator, with the kernels of a shared library in place of its own if the library has
@@ -140,7 +169,7 @@ impl Cuda {
     ) -> Result<Cuda, CudaError> {
         // SAFETY: as promised by the caller.
         let emulator = unsafe { emulator::Emulator::new(cpu.clone(), seed).with_library(library)? };
-        Ok(Cuda::new(Box::new(emulator), cpu, precision))
+        Ok(Cuda::new(Box::new(emulator), cpu, precision, Tuned::none()))
     }
 
     /// Lets copy number `nth` from the device fail, counted from the next as 1; 0 for none. For
@@ -211,7 +240,11 @@ impl Cuda {
             Precision::F16 => "f16",
             Precision::Bf16 => "bf16",
         };
-        let own = vec![("maps", self.precision().to_string()), ("products", products.to_string())];
+        let own = vec![
+            ("maps", self.precision().to_string()),
+            ("products", products.to_string()),
+            ("variants", self.chooses_by()),
+        ];
         [self.0.launcher.details(), own].concat()
     }
 

@@ -10,7 +10,7 @@
 //! other. So that they can run at the same time, no memory that one allocates overlaps memory that
 //! the other uses in between.
 
-use super::{Cuda, CudaError, KernelRecord, Launch, Launcher, Memory};
+use super::{Cuda, CudaError, KernelRecord, Launch, Launcher, Memory, tune};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -239,7 +239,8 @@ impl Drop for StreamGuard<'_> {
 pub(super) fn record_launch(device: u64, kernel: &str, launch: Launch) -> bool {
     here(device, |here| match &mut here.seen {
         Some((list, timed)) => {
-            list.push(KernelRecord { kernel: kernel.into(), launch, seconds: None });
+            let choice = tune::open(device);
+            list.push(KernelRecord { kernel: kernel.into(), launch, seconds: None, choice });
             *timed && kernel != "copy"
         }
         None => false,

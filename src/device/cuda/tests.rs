@@ -218,7 +218,7 @@ fn branches_may_be_done_in_any_order() {
 #[test]
 fn a_device_without_branches_records_one_line() {
     let emulator = emulator::Emulator::new(Cpu::new(1).unwrap(), 0).without_branches();
-    let cuda = Cuda::new(Box::new(emulator), Cpu::new(1).unwrap(), DType::F32);
+    let cuda = Cuda::new(Box::new(emulator), Cpu::new(1).unwrap(), DType::F32, Tuned::none());
     let x = cuda.upload(&[1.0f32; 4]).unwrap();
     let twice = || cuda.launch(kernels::ADD_F32, Launch::per_element(4), doubling(&x));
     let (graph, ()) = cuda

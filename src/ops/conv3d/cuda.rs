@@ -9,6 +9,7 @@ use crate::device::{Cuda, DType, Precision};
 use crate::ops::norm::Sums;
 use crate::ops::reduce::weight_total;
 use crate::tensor::{OpError, Tensor, upload};
+use std::fmt;
 use std::sync::Arc;
 
 /// Output voxels of a block along each axis, and its output channels.
@@ -20,6 +21,9 @@ const STAGED: usize = (256 * (OUT + 8) + 8 * OUT * 2) * 4;
 /// The number of blocks that keep a GPU busy: if a map has fewer, several share a tile's input
 /// channels.
 const BLOCKS: usize = 320;
+/// More blocks than that are not tried, nor other numbers of blocks that share a tile.
+const MOST_BLOCKS: usize = 4 * BLOCKS;
+const SPLITS_OF_K: [usize; 9] = [1, 2, 3, 4, 6, 8, 12, 16, 24];
 /// Outputs of a block of `conv3d_lay_out`.
 const LAID_OUT: usize = 16;
 /// Voxels of a block of `conv3d_splitk_reduce`.
@@ -34,6 +38,38 @@ pub(crate) enum Op {
     Stage,
     /// The gradient of a stage's coarse input, which gathers all phases into one voxel.
     StageGradient,
+}
+
+/// How blocks share an op's work.
+#[derive(Clone, Copy, PartialEq)]
+enum Share {
+    /// That many blocks have a tile, or a phase of it, each with a part of its input channels.
+    SplitK(usize),
+    /// A block of a stage computes all phases.
+    AllPhases,
+    /// A block goes over planes of a column, and multiplies by `wgmma`.
+    RollingPlanes,
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Share::SplitK(blocks) => write!(f, "k in {blocks}"),
+            Share::AllPhases => f.write_str("all phases"),
+            Share::RollingPlanes => f.write_str("rolling planes"),
+        }
+    }
+}
+
+impl Op {
+    /// The name of the choice between variants.
+    fn choice(self) -> &'static str {
+        match self {
+            Op::Conv3d => "conv3d",
+            Op::Stage => "decoder_stage",
+            Op::StageGradient => "decoder_stage_gradient",
+        }
+    }
 }
 
 impl Kernel {
@@ -116,12 +152,34 @@ impl Kernel {
         }
     }
 
-    /// Whether a block of a stage computes all phases of its tile, of which there are `blocks`: on
-    /// tensor cores, if it loads all of its input channels at once, and if that many blocks keep a
-    /// GPU busy. Weights are laid out the same either way.
-    fn makes_all_phases(self, op: Op, channels: usize, blocks: usize) -> bool {
-        let at_once = matches!(self, Kernel::Mma(chunk) if channels <= chunk);
-        op == Op::Stage && at_once && blocks * 2 > BLOCKS
+    /// Whether a block of a stage may compute all phases of its tile: on tensor cores, if it loads
+    /// all of its input channels, of that number of chunks, at once. Weights are laid out the same
+    /// either way.
+    fn may_make_all_phases(self, op: Op, chunks: usize) -> bool {
+        op == Op::Stage && matches!(self, Kernel::Mma(_)) && chunks == 1
+    }
+
+    /// How blocks share an op's work by the rule of thumb, given their number for a phase and the
+    /// number of chunks of channels: they make all phases if there are enough of them to keep a GPU
+    /// busy.
+    fn share(self, op: Op, blocks: usize, chunks: usize) -> Share {
+        if self.may_make_all_phases(op, chunks) && blocks * 2 > BLOCKS {
+            return Share::AllPhases;
+        }
+        Share::SplitK(self.split_k(if op == Op::Stage { 8 * blocks } else { blocks }, chunks))
+    }
+
+    /// The other ways to share it.
+    fn other_shares(self, op: Op, blocks: usize, chunks: usize) -> Vec<Share> {
+        if self.may_make_all_phases(op, chunks) {
+            return vec![Share::AllPhases, Share::SplitK(1)];
+        }
+        if !matches!(self, Kernel::Mma(_)) {
+            return vec![];
+        }
+        let blocks = if op == Op::Stage { 8 * blocks } else { blocks };
+        let sensible = |n: &usize| *n == 1 || *n <= chunks && blocks * n <= MOST_BLOCKS;
+        SPLITS_OF_K.into_iter().filter(sensible).map(Share::SplitK).collect()
     }
 
     fn threads(self) -> usize {
@@ -300,7 +358,8 @@ impl Packed {
         Ok(upload(cuda, &values, if kernel.on_matrices() { dtype } else { DType::F32 })?)
     }
 
-    /// Whether rolling planes do the work: where that was asked for, and where it fits.
+    /// Whether rolling planes can do the work, and were asked for: by the rule of thumb they then
+    /// do it.
     fn rolls(&self, cuda: &Cuda, op: Op, x: &ConvInput, channels: usize) -> bool {
         let fits =
             self.kernel == Kernel::Mma(32) && [channels, self.outputs] == [rolling::CHANNELS; 2];
@@ -319,9 +378,6 @@ impl Packed {
         sums: bool,
     ) -> Result<ConvOutput, OpError> {
         let (dtype, [n, d, h, w, c]) = (cuda.precision(), extent);
-        if self.rolls(cuda, op, x, c) {
-            return rolling::run(cuda, &self.weights, &self.bias, x, extent, sums);
-        }
         let gathers = op == Op::StageGradient;
         let (phases, taps) =
             if start.is_some() { (8, 8) } else { (1, if gathers { 8 } else { 27 }) };
@@ -329,14 +385,27 @@ impl Packed {
         let shape = [n, up * d, up * h, up * w, self.outputs];
         let tiles: usize =
             [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
-        let out = cuda.allocate(shape.iter().product(), dtype)?;
         // Phases that have blocks of their own.
         let blocks = tiles * self.outputs.div_ceil(OUT) * n;
-        let all_phases = self.kernel.makes_all_phases(op, c, blocks);
+        let chunks = c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 };
+        let (share, _launches) = cuda.choose(
+            op.choice(),
+            format_args!("n{n}c{c}o{}d{d}h{h}w{w}", self.outputs),
+            match self.rolls(cuda, op, x, c) {
+                true => Share::RollingPlanes,
+                false => self.kernel.share(op, blocks, chunks),
+            },
+            || self.kernel.other_shares(op, blocks, chunks),
+        );
+        let (all_phases, split_k) = match share {
+            Share::SplitK(blocks) => (false, blocks),
+            Share::AllPhases => (true, 1),
+            Share::RollingPlanes => {
+                return rolling::run(cuda, &self.weights, &self.bias, x, extent, sums);
+            }
+        };
+        let out = cuda.allocate(shape.iter().product(), dtype)?;
         let apart = if all_phases { 1 } else { phases };
-        let split_k = self
-            .kernel
-            .split_k(blocks * apart, c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 });
         // Sums for the norm that follows come from the blocks, or from those that reduce the
         // workspace.
         let fine = up.pow(3) * d * h * w;
@@ -437,25 +506,41 @@ const WEIGHT_BLOCKS: usize = 256;
 /// The fewest planes that such a block goes over.
 const PLANES: usize = 4;
 
+/// How many blocks share weights.
+#[derive(Clone, Copy, PartialEq)]
+struct Splits(usize);
+
+impl fmt::Display for Splits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} parts", self.0)
+    }
+}
+
 /// How the blocks of a weight gradient are laid out: the number that share weights, the number side
 /// by side over channels, threads, bytes of shared memory.
 struct WeightBlocks {
-    splits: usize,
+    splits: Splits,
     across: usize,
     threads: usize,
     shared: usize,
 }
 
 impl WeightBlocks {
-    /// In plain arithmetic: tiles of the convolution, and the input's halo, in float.
-    fn plain([n, d, h, w, c]: [usize; 5], outs: usize, phases: usize) -> WeightBlocks {
+    /// In plain arithmetic: tiles of the convolution, and the input's halo, in float. About
+    /// `wanted` blocks.
+    fn plain(
+        [n, d, h, w, c]: [usize; 5],
+        outs: usize,
+        phases: usize,
+        wanted: usize,
+    ) -> WeightBlocks {
         let tiles: usize =
             [d, h, w].iter().zip(TILE).map(|(edge, tile)| edge.div_ceil(tile)).product();
         let across = c.div_ceil(IN) * outs.div_ceil(OUT);
         let reach = if phases == 8 { 1 } else { 2 };
         let voxels: usize = TILE.iter().map(|t| t + reach).product();
         WeightBlocks {
-            splits: (SPLITS * 4 / (across * phases)).clamp(1, SPLITS).min(n * tiles),
+            splits: Splits((wanted / (across * phases)).clamp(1, SPLITS).min(n * tiles)),
             across,
             threads: 256,
             shared: (voxels * (IN + 1) + 256 * (OUT + 1)) * 4,
@@ -464,11 +549,17 @@ impl WeightBlocks {
 
     /// On tensor cores: columns of 8 x 8 voxels, cut along d if there are few, the same number of
     /// pieces for each block. The kernel itself works out how columns are cut for this number of
-    /// blocks.
-    fn matrix([n, d, h, w, c]: [usize; 5], outs: usize, phases: usize, adds: bool) -> WeightBlocks {
+    /// blocks. About `wanted` blocks, if one is on a multiprocessor at a time.
+    fn matrix(
+        [n, d, h, w, c]: [usize; 5],
+        outs: usize,
+        phases: usize,
+        adds: bool,
+        wanted: usize,
+    ) -> WeightBlocks {
         let (edge, beside) = if phases == 8 { (2, 2) } else { (3, 1) };
         let across = c.div_ceil(OUT) * outs.div_ceil(OUT);
-        let wanted = (WEIGHT_BLOCKS * beside / (across * phases)).max(1);
+        let wanted = (wanted * beside / (across * phases)).max(1);
         let columns = n * h.div_ceil(8) * w.div_ceil(8);
         let parts = (wanted / columns).clamp(1, (d / PLANES).max(1));
         let runs = columns * d.div_ceil(d.div_ceil(parts));
@@ -476,7 +567,7 @@ impl WeightBlocks {
         // gradient.
         let voxels = 64 * (1 + usize::from(adds)) + (8 + edge - 1) * (8 + edge - 1);
         WeightBlocks {
-            splits: runs.div_ceil(runs.div_ceil(wanted)),
+            splits: Splits(runs.div_ceil(runs.div_ceil(wanted))),
             across,
             threads: 128 * edge,
             shared: 4 * voxels * (OUT + 8) * 2,
@@ -497,10 +588,21 @@ pub(crate) fn weight_gradient(
 ) -> Result<Tensor, OpError> {
     let (dtype, [n, d, h, w, c], outs) = (cuda.precision(), extent, dy.channels());
     let taps = if phases == 8 { 8 } else { 27 };
-    let WeightBlocks { splits, across, threads, shared } = match dtype {
-        DType::F32 => WeightBlocks::plain(extent, outs, phases),
-        _ => WeightBlocks::matrix(extent, outs, phases, x.prologue.add.is_some()),
+    // With `part` / `of` of the number of blocks that the rule of thumb wants.
+    let blocks = |part: usize, of: usize| match dtype {
+        DType::F32 => WeightBlocks::plain(extent, outs, phases, SPLITS * 4 * part / of),
+        _ => {
+            let adds = x.prologue.add.is_some();
+            WeightBlocks::matrix(extent, outs, phases, adds, WEIGHT_BLOCKS * part / of)
+        }
     };
+    let WeightBlocks { splits, across, threads, shared } = blocks(1, 1);
+    let (Splits(splits), _launches) = cuda.choose(
+        "weight_gradient",
+        format_args!("n{n}c{c}o{outs}d{d}h{h}w{w}p{phases}"),
+        splits,
+        || [(1, 4), (1, 2), (2, 1)].map(|(part, of)| blocks(part, of).splits).into(),
+    );
     let each = phases * taps * c * outs;
     let partial = cuda.allocate(splits * each, DType::F32)?;
     let (map, gradient) = (x.map.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
@@ -740,7 +842,7 @@ mod tests {
     #[test]
     fn blocks_of_a_weight_gradient_have_the_same_share() {
         let splits =
-            |extent, outs, phases| WeightBlocks::matrix(extent, outs, phases, false).splits;
+            |e, outs, phases| WeightBlocks::matrix(e, outs, phases, false, WEIGHT_BLOCKS).splits.0;
         assert_eq!(splits([1, 128, 128, 128, 32], 32, 1), 256);
         assert_eq!(splits([1, 64, 64, 64, 64], 64, 1), 64);
         assert_eq!(splits([1, 16, 16, 16, 32], 32, 1), 16);

@@ -2,10 +2,11 @@
 
 use super::Activation;
 use crate::device::cuda::kernels::{LinearArgs, LinearOddArgs};
-use crate::device::cuda::{CudaError, Launch, TypedKernel, kernels};
+use crate::device::cuda::{Chosen, CudaError, Launch, TypedKernel, kernels};
 use crate::device::{Cuda, DType, Precision};
 use crate::ops::reduce::{part_sums, place};
 use crate::tensor::{OpError, Tensor};
+use std::fmt;
 
 /// Rows and columns of a block; its rows may be fewer.
 const EDGE: usize = 64;
@@ -29,12 +30,76 @@ const MANY: Block = matrix(EDGE);
 const FEW: Block = matrix(16);
 /// Two tiles in float.
 const PLAIN: Block = Block { rows: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4 };
-/// The smallest part of k that a block takes if several share it.
+/// The smallest part of k that a block takes if several share it: by the rule of thumb, and that is
+/// tried.
 const LEAST: usize = 768;
+const LEAST_TRIED: usize = 128;
+/// More blocks than that are not tried, nor other numbers of blocks that share k.
+const MOST_BLOCKS: usize = 4 * BLOCKS;
+const SPLITS_OF_K: [usize; 5] = [1, 2, 3, 4, 6];
+/// Rows of shapes that are rounded up to a power of two, at least: recordings round the number of
+/// tokens up so.
+const LEAST_ROWS: usize = 16;
 
 /// The number of elements in 16 bytes; rows that tensor cores multiply are multiples of that.
 fn piece(dtype: DType) -> usize {
     16 / dtype.bytes()
+}
+
+/// How a product is divided among blocks on tensor cores.
+#[derive(Clone, Copy, PartialEq)]
+struct Division {
+    /// Whether blocks have few rows.
+    few: bool,
+    /// The number of blocks that share k.
+    split_k: usize,
+}
+
+impl Division {
+    fn block(self) -> Block {
+        if self.few { FEW } else { MANY }
+    }
+
+    /// The number of blocks, if none share k.
+    fn blocks(few: bool, m: usize, n: usize) -> usize {
+        let rows = if few { FEW.rows } else { MANY.rows };
+        m.div_ceil(rows) * n.div_ceil(EDGE)
+    }
+
+    /// By the rule of thumb.
+    fn usual([m, n, k]: [usize; 3]) -> Division {
+        let few = Division::blocks(false, m, n) * 10 <= BLOCKS;
+        let split_k = (BLOCKS / Division::blocks(few, m, n)).min(k / LEAST).max(1);
+        Division { few, split_k }
+    }
+
+    /// The others that are tried.
+    fn others([m, n, k]: [usize; 3]) -> Vec<Division> {
+        let both = [false, true].into_iter();
+        let all = both.flat_map(|few| SPLITS_OF_K.map(|split_k| Division { few, split_k }));
+        all.filter(|Division { few, split_k }| {
+            let blocks = Division::blocks(*few, m, n) * split_k;
+            *split_k == 1 || k / split_k >= LEAST_TRIED && blocks <= MOST_BLOCKS
+        })
+        .collect()
+    }
+
+    /// The division of a product, and what its launches belong to.
+    fn of(cuda: &Cuda, [m, n, k]: [usize; 3], lies: bool) -> (Division, Chosen) {
+        let rounded = m.next_power_of_two().max(LEAST_ROWS);
+        cuda.choose(
+            if lies { "linear_back" } else { "linear" },
+            format_args!("m{rounded}n{n}k{k}"),
+            Division::usual([m, n, k]),
+            || Division::others([rounded, n, k]),
+        )
+    }
+}
+
+impl fmt::Display for Division {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} rows, k in {}", self.block().rows, self.split_k)
+    }
 }
 
 /// The kernel for a product.
@@ -47,28 +112,29 @@ enum Kernel {
 
 impl Kernel {
     /// The kernel for a product of `[m, k]` and `[n, k]`, or `[k, n]` if the weight is read in its
-    /// stored order, its block, and how many blocks share k.
+    /// stored order, its block, how many blocks share k, and what its launches belong to.
     fn of(
-        [m, n, k]: [usize; 3],
-        precision: Precision,
+        cuda: &Cuda,
+        shape: [usize; 3],
         lies: bool,
-    ) -> Result<(Kernel, Block, usize), CudaError> {
-        if precision == Precision::Ieee || !k.is_multiple_of(piece(precision.maps())) {
+    ) -> Result<(Kernel, Block, usize, Option<Chosen>), CudaError> {
+        let precision = cuda.products();
+        if precision == Precision::Ieee || !shape[2].is_multiple_of(piece(precision.maps())) {
             let plain = match precision.maps() {
                 DType::F32 => kernels::LINEAR_F32,
                 dtype => kernels::LINEAR_ODD.of(dtype)?,
             };
-            return Ok((Kernel::Simt(plain), PLAIN, 1));
+            return Ok((Kernel::Simt(plain), PLAIN, 1, None));
         }
-        let blocks = |block: &Block| m.div_ceil(block.rows) * n.div_ceil(EDGE);
-        let (family, block) = match (blocks(&MANY) * 10 > BLOCKS, lies) {
-            (true, false) => (kernels::LINEAR, MANY),
-            (true, true) => (kernels::LINEAR_BACK, MANY),
-            (false, false) => (kernels::LINEAR_FEW, FEW),
-            (false, true) => (kernels::LINEAR_BACK_FEW, FEW),
+        let (division, chosen) = Division::of(cuda, shape, lies);
+        let family = match (division.few, lies) {
+            (false, false) => kernels::LINEAR,
+            (false, true) => kernels::LINEAR_BACK,
+            (true, false) => kernels::LINEAR_FEW,
+            (true, true) => kernels::LINEAR_BACK_FEW,
         };
-        let split_k = (BLOCKS / blocks(&block)).min(k / LEAST).max(1);
-        Ok((Kernel::Mma(family.multiplying(precision)?), block, split_k))
+        let kernel = Kernel::Mma(family.multiplying(precision)?);
+        Ok((kernel, division.block(), division.split_k, Some(chosen)))
     }
 }
 
@@ -101,7 +167,7 @@ fn product(
     let (x, weight) = (x.to_device(cuda, dtype)?, weight.to_device(cuda, dtype)?);
     let bias = bias.map(|b| b.to_device(cuda, DType::F32)).transpose()?;
     let residual = residual.map(|r| r.to_device(cuda, dtype)).transpose()?;
-    let (kernel, block, split_k) = Kernel::of([m, n, k], cuda.products(), lies)?;
+    let (kernel, block, split_k, _launches) = Kernel::of(cuda, [m, n, k], lies)?;
     let splitk_workspace =
         (split_k > 1).then(|| cuda.allocate(split_k * m * n, DType::F32)).transpose()?;
     let act: i32 = match activation {
@@ -210,12 +276,61 @@ pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tenso
 }
 
 /// The most runs of rows that a weight gradient is split into, and the fewest rows of one on tensor
-/// cores: adding runs up takes a launch.
+/// cores: adding runs up takes a launch. The fewest rows of one that is tried.
 const RUNS: usize = 64;
 const RUN: usize = 512;
+const LEAST_RUN: usize = 64;
 /// The number of blocks that gives every multiprocessor work when each takes all rows of a weight
 /// gradient.
 const FILL: usize = 132;
+
+/// How a weight gradient is divided among blocks.
+#[derive(Clone, Copy, PartialEq)]
+struct Runs {
+    /// Whether a block has 128 outputs instead of 64: wide blocks read less.
+    wide: bool,
+    /// The number of runs of rows.
+    runs: usize,
+}
+
+impl Runs {
+    /// Outputs of a block.
+    fn height(wide: bool) -> usize {
+        if wide { 2 * EDGE } else { EDGE }
+    }
+
+    /// The number of blocks of a run.
+    fn blocks(wide: bool, [n, k]: [usize; 2]) -> usize {
+        n.div_ceil(Runs::height(wide)) * k.div_ceil(EDGE)
+    }
+
+    /// By the rule of thumb, in plain arithmetic or on tensor cores: wide, if there are enough
+    /// blocks.
+    fn usual(m: usize, of: [usize; 2], plain: bool) -> Runs {
+        let wide = !plain && Runs::blocks(true, of) >= FILL;
+        let (most, run) = if plain { (512, EDGE) } else { (2 * FILL, RUN) };
+        let runs = (most / Runs::blocks(wide, of)).clamp(1, RUNS).min(m.div_ceil(run));
+        Runs { wide, runs }
+    }
+
+    /// The others that are tried.
+    fn others(m: usize, of: [usize; 2], plain: bool) -> Vec<Runs> {
+        let wides: &[bool] = if plain { &[false] } else { &[false, true] };
+        let numbers = [1, 2, 4, 8, 16];
+        let all = wides.iter().flat_map(|&wide| numbers.map(|runs| Runs { wide, runs }));
+        all.filter(|Runs { wide, runs }| {
+            let blocks = Runs::blocks(*wide, of) * runs;
+            *runs == 1 || m / runs >= LEAST_RUN && blocks <= 8 * FILL
+        })
+        .collect()
+    }
+}
+
+impl fmt::Display for Runs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} outputs, {} runs", Runs::height(self.wide), self.runs)
+    }
+}
 
 /// The gradient of the weight `[out, in]`, in float32, added to the gradient so far.
 pub fn weight_gradient(
@@ -226,14 +341,15 @@ pub fn weight_gradient(
 ) -> Result<Tensor, OpError> {
     let (dtype, m, n, k) = (cuda.precision(), dy.rows(), dy.channels(), x.channels());
     let plain = dtype == DType::F32;
-    // Wide blocks read less, if there are enough of them.
-    let wide = !plain && n.div_ceil(2 * EDGE) * k.div_ceil(EDGE) >= FILL;
-    let height = if wide { 2 * EDGE } else { EDGE };
+    let rounded = m.next_power_of_two().max(LEAST_ROWS);
+    let (Runs { wide, runs }, _launches) = cuda.choose(
+        "weight_gradient_dense",
+        format_args!("m{rounded}n{n}k{k}"),
+        Runs::usual(m, [n, k], plain),
+        || Runs::others(rounded, [n, k], plain),
+    );
+    let height = Runs::height(wide);
     let (across, down) = (n.div_ceil(height), k.div_ceil(EDGE));
-    let runs = match plain {
-        true => (512 / (across * down)).clamp(1, RUNS).min(m.div_ceil(EDGE)),
-        false => (2 * FILL / (across * down)).clamp(1, RUNS).min(m.div_ceil(RUN)),
-    };
     let run = m.div_ceil(runs).next_multiple_of(32);
     let runs = m.div_ceil(run);
     // A single run writes the sum itself.

@@ -191,7 +191,7 @@ pub fn instance_norm_gradient(
     let (values, gradient) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     let (channels, deviations) =
         (norm.channels.to_device(cuda, DType::F32)?, norm.deviation.to_device(cuda, DType::F32)?);
-    let columns = Columns::new(n, [rows, c], [2, 0]);
+    let columns = Columns::new(cuda, n, [rows, c], [2, 0]);
     let [first, second] = columns.sums(cuda, c, |partial, [first, second]| {
         Ok(cuda.launch(
             kernels::NORM_GRADIENT_SUMS.of(dtype)?,
@@ -283,7 +283,7 @@ pub fn layer_norm_gradient(
             group: group.into(),
         },
     )?;
-    let columns = Columns::new(1, [rows, c], [2, 0]);
+    let columns = Columns::new(cuda, 1, [rows, c], [2, 0]);
     let [bias, weight] = columns.sums(cuda, c, |partial, [first, second]| {
         Ok(cuda.launch(
             kernels::LAYER_NORM_SUMS.of(dtype)?,

@@ -222,7 +222,7 @@ pub fn mask_logits_gradient(
             m: m.into(),
         },
     )?;
-    let columns = Columns::new(1, [voxels, c], [MAPS, 1]);
+    let columns = Columns::new(cuda, 1, [voxels, c], [MAPS, 1]);
     let [sums, _] = columns.sums(cuda, m * (c + 1), |partial, [first, _]| {
         Ok(cuda.launch(
             kernels::MASK_LOGITS_SUMS.of(dtype)?,

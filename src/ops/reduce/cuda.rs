@@ -1,9 +1,11 @@
 //! Adding up on CUDA devices: rows of matrices, and partial sums. See `kernels/lib/sums.cuh`,
 //! `kernels/norm.cu` and `kernels/weight_gradient.cu`.
 
-use crate::device::cuda::{Launch, Memory, kernels};
+use crate::device::cuda::{Chosen, Launch, Memory, kernels};
 use crate::device::{Cuda, DType};
 use crate::tensor::{OpError, Tensor};
+use std::cell::Cell;
+use std::fmt;
 use std::sync::Arc;
 
 /// The destination of a sum of `count` values: memory of its own, or that of the sum so far, and
@@ -43,6 +45,16 @@ const LANES: usize = 8;
 /// Where a kernel writes sums: the first list and the second, or neither.
 type Lists = [Option<Arc<Memory>>; 2];
 
+/// The rows of a tile.
+#[derive(Clone, Copy, PartialEq)]
+struct Run(usize);
+
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} rows a tile", self.0)
+    }
+}
+
 /// How the sums over rows of matrices are divided among blocks.
 pub struct Columns {
     items: usize,
@@ -53,19 +65,35 @@ pub struct Columns {
     pub run: usize,
     /// Groups of columns of a block.
     pub lanes: usize,
+    /// What the launches belong to, until the sums are made.
+    launches: Cell<Option<Chosen>>,
 }
 
 impl Columns {
     /// For `items` matrices of that many rows and columns: `kinds` sums of each column, and
     /// `beside` more per group of columns.
-    pub fn new(items: usize, [rows, c]: [usize; 2], [kinds, beside]: [usize; 2]) -> Columns {
+    pub fn new(
+        cuda: &Cuda,
+        items: usize,
+        [rows, c]: [usize; 2],
+        [kinds, beside]: [usize; 2],
+    ) -> Columns {
         let each = if c.is_multiple_of(EACH) { EACH } else { 1 };
         let groups = c.div_ceil(each);
         let lanes = groups.next_power_of_two().min(LANES);
         // Threads have eight rows, or a multiple of that.
-        let run = match rows <= TILES {
-            true => rows.max(1),
-            false => rows.div_ceil(TILES).next_multiple_of(8 * 256 / lanes),
+        let cut = |tiles: usize| Run(rows.div_ceil(tiles).next_multiple_of(8 * 256 / lanes));
+        let (Run(run), launches) = match rows <= TILES {
+            true => (Run(rows.max(1)), None),
+            false => {
+                let (run, launches) = cuda.choose(
+                    "sums",
+                    format_args!("n{items}r{rows}c{c}k{kinds}"),
+                    cut(TILES),
+                    || [TILES / 4, TILES / 2, 2 * TILES].map(cut).into(),
+                );
+                (run, Some(launches))
+            }
         };
         Columns {
             items,
@@ -74,6 +102,7 @@ impl Columns {
             shared: 8 * kinds * lanes * (each + beside) * 8,
             run,
             lanes,
+            launches: Cell::new(launches),
         }
     }
 
@@ -116,6 +145,7 @@ impl Columns {
         } else {
             sum(&None, &lists.clone().map(Some), more)?;
         }
+        drop(self.launches.take());
         Ok(lists.map(|memory| Tensor::from_device([count], memory, DType::F32)))
     }
 }
@@ -129,7 +159,7 @@ pub fn column_sums(
     [items, rows, c]: [usize; 3],
     so_far: Option<Tensor>,
 ) -> Result<Tensor, OpError> {
-    let columns = Columns::new(items, [rows, c], [1, 0]);
+    let columns = Columns::new(cuda, items, [rows, c], [1, 0]);
     let count = items * rows * c;
     let [sums, _] = columns.sums_onto(cuda, c, so_far, |partial, [first, _], more| {
         Ok(cuda.launch(

@@ -6,6 +6,7 @@ use crate::device::{Cuda, CudaError, DType};
 use crate::ops::attention::ValidKeys;
 use crate::ops::linear::Activation;
 use crate::tensor::{OpError, Tensor};
+use std::fmt;
 use std::sync::Arc;
 
 /// Threads of a block, and its warps.
@@ -27,6 +28,7 @@ const MOST_DIM: usize = 64;
 const SHARED: usize = 96 << 10;
 
 /// The layout of a block: see `kernels/tokens.cu`.
+#[derive(PartialEq)]
 struct Block {
     wide: bool,
     rows: usize,
@@ -39,8 +41,15 @@ const NARROW: Block = Block { wide: false, rows: 16, columns: 16, parts: 4 * 16 
 const WIDE: Block = Block { wide: true, rows: 32, columns: 64, parts: 0 };
 
 impl Block {
+    /// By the rule of thumb.
     fn of(rows: usize) -> &'static Block {
         if rows > FEW { &WIDE } else { &NARROW }
+    }
+
+    /// All that fit a multiprocessor with this number of bytes for each of their rows, and more.
+    fn fitting(per_row: usize, more: usize) -> Vec<&'static Block> {
+        let fits = |block: &&Block| block.rows * per_row + more + block.parts <= SHARED;
+        [&NARROW, &WIDE].into_iter().filter(fits).collect()
     }
 
     fn launch(&self, rows: usize, columns: usize, layers: usize, staged: usize) -> Launch {
@@ -51,6 +60,18 @@ impl Block {
             ..Launch::per_element(0)
         }
     }
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {}", self.rows, self.columns)
+    }
+}
+
+/// A number of tokens as recorded programs round it. What depends on the number of tokens depends
+/// on this, so that unrecorded work gives the same bits.
+fn rounded(tokens: usize) -> usize {
+    tokens.next_power_of_two().max(16)
 }
 
 /// Bytes of a row of `k` values in shared memory.
@@ -105,8 +126,14 @@ pub fn linears(
     if !fits {
         return Ok(None);
     }
-    let block = Block::of(m);
-    let tile = if staged { block.rows * row_bytes(k, dtype) } else { 0 };
+    let per_row = if staged { row_bytes(k, dtype) } else { 0 };
+    let (block, _launch) = cuda.choose(
+        "token_linear",
+        format_args!("m{}n{n}k{k}l{}", rounded(m), layers.len()),
+        Block::of(m),
+        || Block::fitting(per_row, 0),
+    );
+    let tile = block.rows * per_row;
     let values = x.to_device(cuda, dtype)?;
     let (gains, shifts, eps) = match norm {
         Some((weight, bias, eps)) => (
@@ -182,11 +209,9 @@ pub fn attention(
     residual: Option<&Tensor>,
 ) -> Result<Option<Tensor>, OpError> {
     let (rows, keys, width, n) = (q.rows(), k.rows(), q.channels(), bias.len());
-    let (block, dtype) = (Block::of(rows), cuda.precision());
-    let tiles = |keys: usize| (block.rows + 2 * keys) * row_bytes(width, dtype);
-    // Recorded programs round the number of tokens up to a power of two. What depends on that
-    // number depends on the rounded one, so that unrecorded work gives the same bits.
-    let most = keys.next_power_of_two().max(16);
+    let (usual, dtype) = (Block::of(rows), cuda.precision());
+    let per_row = row_bytes(width, dtype);
+    let most = rounded(keys);
     let fits = cuda.fuses_tokens()
         && dtype != DType::F32
         && (1..=MOST_ROWS).contains(&rows)
@@ -196,7 +221,7 @@ pub fn attention(
         && heads > 0
         && width.is_multiple_of(heads)
         && width / heads <= MOST_DIM
-        && tiles(most) + block.parts <= SHARED
+        && (usual.rows + 2 * most) * per_row + usual.parts <= SHARED
         && k.channels() == width
         && v.shape() == k.shape()
         && weight.shape() == [n, width]
@@ -204,13 +229,20 @@ pub fn attention(
     if !fits {
         return Ok(None);
     }
+    let (block, _launch) = cuda.choose(
+        "token_attention",
+        format_args!("q{}k{most}w{width}n{n}h{heads}", rounded(rows)),
+        usual,
+        || Block::fitting(per_row, 2 * most * per_row),
+    );
     let [q_on, k_on, v_on] =
         [q.to_device(cuda, dtype)?, k.to_device(cuda, dtype)?, v.to_device(cuda, dtype)?];
     let (weight, bias) = (weight.to_device(cuda, dtype)?, bias.to_device(cuda, DType::F32)?);
     let residual = residual.map(|residual| residual.to_device(cuda, dtype)).transpose()?;
     let out = cuda.allocate(rows * n, dtype)?;
     let written = 1 + usize::from(residual.is_some());
-    let launch = block.launch(rows, n, 1, tiles(keys.next_multiple_of(16))).with_cost(
+    let tiles = (block.rows + 2 * keys.next_multiple_of(16)) * per_row;
+    let launch = block.launch(rows, n, 1, tiles).with_cost(
         4 * rows * keys * width + 2 * rows * n * width,
         ((rows + 2 * keys + n) * width + rows * n * written) * dtype.bytes(),
     );
