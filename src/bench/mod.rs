@@ -23,13 +23,15 @@ mod problem;
 mod report;
 mod run;
 mod step;
+mod variants;
 
 pub use ceilings::{Ceilings, CudaCeilings};
 pub use prepared::Prepared;
-pub use problem::{Problem, ProblemError, suite};
+pub use problem::{Problem, ProblemError, Timed, launches_of, suite, training_launches};
 pub use report::table;
 pub use run::{Change, Outcome, Record, Timing, compare, measure};
 pub use step::TrainingStep;
+pub use variants::{LaunchCost, Tried, Variant, Variants, time_variants, try_variants};
 
 use crate::device::Device;
 use crate::device::profile::OpRecord;

@@ -79,7 +79,7 @@ pub struct Record {
 }
 
 /// Larger than the caches between cores and memory.
-const CACHES: usize = 192 << 20;
+pub(super) const CACHES: usize = 192 << 20;
 
 /// Replaces the contents of the caches.
 fn empty_caches(device: &Device, spare: &mut [u8]) -> Result<(), OpError> {

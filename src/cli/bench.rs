@@ -2,8 +2,8 @@
 
 use super::{DeviceArgs, Failure, number, print};
 use crate::bench::{
-    Ceilings, CudaCeilings, Latency, Problem, Record, Timing, Workload, compare, measure,
-    peak_memory, suite, table,
+    Ceilings, CudaCeilings, Latency, LaunchCost, Problem, Record, Timing, Variants, Workload,
+    compare, measure, peak_memory, suite, table, try_variants,
 };
 use crate::device::Device;
 use crate::input::remember;
@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 ///
 /// With problems, such as conv3d:n1ic32oc32d128k3s1p1 or interact:base,t60: each is judged against
 /// the plainest formula in float64, then timed. docs/benchmarking.md has all kinds, and what the
-/// letters mean. Exit code 1 where a result is wrong, or, with --compare, slower than before.
+/// letters mean. Exit code 1 where a result is wrong, or, with --compare, slower than before. With
+/// --variants every variant of their kernels is judged and timed instead, on a GPU.
 #[derive(Args)]
 pub struct Bench {
     /// Problems to judge and time
@@ -46,6 +47,11 @@ pub struct Bench {
     /// spread
     #[arg(long, value_name = "FILE", help_heading = "Problems")]
     compare: Option<PathBuf>,
+    /// Instead of a problem, judge and time every variant of its kernels, beside the predicted
+    /// time: other tiles, and other numbers of blocks that share a sum. 'prism tune' chooses among
+    /// them for a model (CUDA only)
+    #[arg(long, conflicts_with_all = ["compare", "peer", "cold"], help_heading = "Problems")]
+    variants: bool,
     /// Time the same problems in PyTorch too, where Python has it
     #[arg(long, help_heading = "Problems")]
     peer: bool,
@@ -101,11 +107,12 @@ impl Bench {
             );
         }
         if !problems.is_empty() {
-            return self.time(&problems);
+            return if self.variants { self.try_variants(&problems) } else { self.time(&problems) };
         }
-        if self.save.is_some() || self.compare.is_some() || self.peer || self.cold {
+        let compares = self.save.is_some() || self.compare.is_some();
+        if compares || self.peer || self.cold || self.variants {
             return Err(Failure::Usage(
-                "--save, --compare, --peer and --cold go with problems: name some, or --suite FILE"
+                "--save, --compare, --peer, --cold and --variants go with problems: name some, or --suite FILE"
                     .into(),
             ));
         }
@@ -280,6 +287,54 @@ impl Bench {
         }
     }
 
+    /// Judges and times every variant of the problems' kernels.
+    fn try_variants(&self, problems: &[Problem]) -> Result<(), Failure> {
+        if let Some(path) = &self.save {
+            output::check(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+        }
+        let device = self.device.open()?;
+        let Device::Cuda(cuda) = &device else {
+            return Err(Failure::Usage("--variants: only CUDA devices have them".into()));
+        };
+        print(&format!("{}\n\n", device.describe()))?;
+        let ceilings = match device.is_emulated() {
+            true => None,
+            false => Some(CudaCeilings::measure(cuda, device.products())?),
+        };
+        let cost = ceilings.map(|_| LaunchCost::measure(cuda)).transpose()?;
+        let mut all = vec![];
+        for problem in problems {
+            let tried = try_variants(cuda, problem, ceilings.as_ref())?;
+            let worst = tried.errors.iter().copied().fold(0.0, f64::max);
+            let judged = match (tried.errors.len(), tried.is_right()) {
+                (0, _) => "not judged".into(),
+                (n, true) => format!("{n} judged, error at most {worst:.1e}"),
+                (n, false) => {
+                    format!("{n} judged, WRONG: error {worst:.1e}, at most {:.0e}", tried.tolerance)
+                }
+            };
+            print(&format!("{:<34}  {judged}\n{}", tried.problem, lines(&tried.choices)))?;
+            all.push(tried);
+        }
+        if let Some(path) = &self.save {
+            let report = serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "device": device.describe(),
+                "precision": device.products().to_string(),
+                "bytes_per_second": ceilings.map(|c| c.bytes),
+                "flops_per_second": ceilings.map(|c| c.matrix),
+                "plain_flops_per_second": ceilings.map(|c| c.plain),
+                "empty_launch": cost,
+                "problems": all,
+            });
+            output::write_text(path, &format!("{report:#}\n")).map_err(Failure::Failed)?;
+        }
+        match all.iter().filter(|tried| !tried.is_right()).count() {
+            0 => Ok(()),
+            n => Err(Failure::Failed(format!("{n} of {} results are wrong", all.len()))),
+        }
+    }
+
     /// PyTorch's times for the problems.
     fn peers(&self, problems: &[Problem]) -> Result<HashMap<String, Option<f64>>, Failure> {
         #[derive(serde::Deserialize)]
@@ -325,7 +380,30 @@ const PEER: [(&str, &str); 2] = [
     ("prism_torch.py", include_str!("../../benches/peer/prism_torch.py")),
 ];
 
-fn time_of(seconds: f64) -> String {
+/// Lines that show the variants of choices: predicted and measured time of a run's launches.
+pub(super) fn lines(choices: &[Variants]) -> String {
+    let mut text = String::new();
+    for choice in choices {
+        text += &format!("  {}\n", choice.key);
+        for (at, v) in choice.variants.iter().enumerate() {
+            let mark = match at {
+                _ if at == choice.best => "<- best",
+                0 => "   the rule's",
+                _ => "",
+            };
+            text += &format!(
+                "    {:<22}{:>4} launches{:>10} predicted{:>10} measured  {mark}\n",
+                v.name,
+                v.launches,
+                time_of(v.predicted),
+                time_of(v.seconds)
+            );
+        }
+    }
+    text
+}
+
+pub(super) fn time_of(seconds: f64) -> String {
     match seconds {
         s if s < 1e-3 => format!("{:.1} us", s * 1e6),
         s if s < 1.0 => format!("{:.2} ms", s * 1e3),

@@ -17,6 +17,7 @@ mod signals;
 mod simulate;
 mod synth;
 mod train;
+mod tune;
 mod verify;
 
 use crate::device::{Device, Precision, processors};
@@ -63,6 +64,7 @@ enum Command {
     Synth(synth::Synth),
     Train(Box<train::Train>),
     Bench(bench::Bench),
+    Tune(tune::Tune),
     Verify(verify::Verify),
     Completions(completions::Completions),
     Man(man::Man),
@@ -115,7 +117,13 @@ impl DeviceArgs {
         }
         let threads = if asked == 0 { most } else { asked.min(most) };
         start(threads)?;
-        Ok(Device::open_as(self.name(), asked, self.precision())?)
+        let device = Device::open_as(self.name(), asked, self.precision())?;
+        if let Device::Cuda(cuda) = &device
+            && let Some(text) = cuda.warning()
+        {
+            warn(text);
+        }
+        Ok(device)
     }
 }
 
@@ -242,6 +250,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Synth(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Bench(c) => c.run(),
+        Command::Tune(c) => c.run(),
         #[cfg(feature = "serve")]
         Command::Serve(c) => c.run(),
         Command::Challenge(c) => c.run(),

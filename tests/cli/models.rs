@@ -165,3 +165,29 @@ fn a_checkpoint_becomes_the_model_it_was() {
         "{error}"
     );
 }
+
+/// What is chosen between is judged in the emulator too; times choose on a GPU alone.
+#[cfg(target_os = "linux")]
+#[test]
+fn variants_are_judged_anywhere_and_chosen_on_a_gpu() {
+    let place = Place::new();
+    let tune = |more: &str| {
+        code(&prism("tune").file("-m", place.at("model.safetensors")).with(more).output(), 2)
+    };
+    assert!(tune("").contains("tune needs a GPU: --device cuda"));
+    assert!(tune("--device emulated").contains("the emulator's times mean nothing"));
+    let error = code(&prism("bench --variants linear:m3k264n8").output(), 2);
+    assert!(error.contains("only CUDA devices have them"), "{error}");
+    let error = code(&prism("bench --variants").output(), 2);
+    assert!(error.contains("--variants go with problems"), "{error}");
+    let run = prism("bench --variants linear:m3k264n8 lnorm:m4c8 --device emulated");
+    let out = run.with("--precision f16").file("--save", place.at("variants.json")).output();
+    code(&out, 0);
+    let said = text(&out.stdout);
+    let judged = |problem: &str| said.lines().find(|line| line.starts_with(problem)).unwrap();
+    assert!(judged("linear:m3k264n8 ").contains("4 judged, error at most"), "{said}");
+    assert!(judged("lnorm:m4c8 ").contains("1 judged, error at most"), "{said}");
+    let saved = std::fs::read_to_string(place.at("variants.json")).unwrap();
+    let saved: serde_json::Value = serde_json::from_str(&saved).unwrap();
+    assert_eq!(saved["problems"][0]["errors"].as_array().unwrap().len(), 4);
+}

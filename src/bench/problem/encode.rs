@@ -1,8 +1,8 @@
 //! `encode:base` or `encode:small`, with `,d64` at another patch edge: encoding a scan's patch.
 
 use super::network::{self, Network, beside_portable};
-use super::{Judge, Kind, Read, Run, Task};
-use crate::device::Device;
+use super::{Judge, Kind, Read, Run, Task, Timed};
+use crate::device::{Cuda, Device};
 use crate::tensor::OpError;
 use std::fmt;
 use std::sync::Arc;
@@ -29,5 +29,9 @@ impl Task for Encode {
         let judge =
             beside_portable(device, move |device| network::run(device, &judged, None, true));
         Ok((network::run(device, &self.0, None, false)?, judge))
+    }
+
+    fn timed(&self, cuda: &Cuda) -> Result<Timed, OpError> {
+        network::timed(cuda, &self.0, None)
     }
 }

@@ -1,8 +1,8 @@
 //! `interact:base,t60`: a click of a number of prompt voxels on an encoded patch.
 
 use super::network::{self, Network, beside_portable};
-use super::{Judge, Kind, Read, Run, Task, positive};
-use crate::device::Device;
+use super::{Judge, Kind, Read, Run, Task, Timed, positive};
+use crate::device::{Cuda, Device};
 use crate::tensor::OpError;
 use std::fmt;
 use std::sync::Arc;
@@ -34,5 +34,9 @@ impl Task for Interact {
         let judge =
             beside_portable(device, move |device| network::run(device, &judged, points, true));
         Ok((network::run(device, &self.network, points, false)?, judge))
+    }
+
+    fn timed(&self, cuda: &Cuda) -> Result<Timed, OpError> {
+        network::timed(cuda, &self.network, Some(self.points))
     }
 }

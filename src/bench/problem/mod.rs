@@ -13,8 +13,13 @@ mod train;
 mod upcat;
 mod xattn;
 
-use crate::device::Device;
+pub use network::launches_of;
+pub use train::launches as training_launches;
+
+use crate::device::cuda::KernelRecord;
+use crate::device::{Cuda, Device};
 use crate::tensor::{OpError, Tensor};
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -59,6 +64,11 @@ trait Task: fmt::Debug + fmt::Display + Send + Sync {
 
     /// Makes it ready on a device: what is timed, and the judge of its result.
     fn prepare(&self, device: &Device) -> Result<(Run, Judge), OpError>;
+
+    /// Its launches on a CUDA device.
+    fn timed(&self, cuda: &Cuda) -> Result<Timed, OpError> {
+        timed(cuda, self.prepare(&cuda.clone().into())?.0)
+    }
 }
 
 /// The work of an op by the plain algorithm.
@@ -73,6 +83,17 @@ struct Count {
 pub(super) type Run = Box<dyn FnMut() -> Result<Tensor, OpError>>;
 /// Pairs of actual and expected values, by the plainest formula in float64.
 pub(super) type Judge = Box<dyn Fn(&Tensor) -> Result<Vec<(f64, f64)>, OpError>>;
+
+/// Runs some work on a CUDA device; gives its launches, each timed.
+pub type Timed = Box<dyn FnMut() -> Result<Vec<KernelRecord>, OpError>>;
+
+/// The launches of a run, which records none of them itself.
+fn timed(cuda: &Cuda, mut run: Run) -> Result<Timed, OpError> {
+    // What stays on the device is brought there.
+    run()?;
+    let (cuda, run) = (cuda.clone(), RefCell::new(run));
+    Ok(Box::new(move || Ok(cuda.launches(true, || (*run.borrow_mut())())?.0)))
+}
 
 /// An op or a network with sizes, to be checked and timed, such as `lnorm:m512c768`.
 ///
@@ -185,6 +206,11 @@ impl Problem {
     /// Makes it ready on a device.
     pub(super) fn prepare(&self, device: &Device) -> Result<(Run, Judge), OpError> {
         self.0.prepare(device)
+    }
+
+    /// Its launches on a CUDA device.
+    pub(super) fn timed(&self, cuda: &Cuda) -> Result<Timed, OpError> {
+        self.0.timed(cuda)
     }
 }
 

@@ -4,15 +4,16 @@
 //! same network on the CPU's portable kernels in float32.
 
 use super::judge::{noise, wide};
-use super::{Judge, Run, numbers};
+use super::{Judge, Run, Timed, numbers};
 use crate::bench::scribble;
-use crate::device::{Cpu, Device, Isa};
+use crate::device::{Cpu, Cuda, Device, Isa};
 use crate::model::weights::Precision;
 use crate::model::{
     Config, Features, Model, Observer, PatchPrompts, PromptMaps, Weights, prompt_maps,
 };
 use crate::tensor::{OpError, Tensor};
 use std::fmt;
+use std::sync::Arc;
 
 /// The edge of the patch at which networks are judged.
 const JUDGED: usize = 32;
@@ -69,6 +70,42 @@ struct Click {
     history: PromptMaps,
 }
 
+/// A network of hashed weights.
+fn model(device: &Device, network: &Network) -> Result<Model, OpError> {
+    let trouble = |message: String| OpError::Argument { op: "bench", message };
+    // Through a file, so that it is read like any model.
+    let folder = tempfile::tempdir().map_err(|e| trouble(e.to_string()))?;
+    let path = folder.path().join("model.safetensors");
+    Weights::hashed(network.config(), "public")
+        .save(&path, Precision::F32)
+        .map_err(|e| trouble(e.to_string()))?;
+    Model::new(device, &Weights::open(&path).map_err(|e| trouble(e.to_string()))?)
+}
+
+/// Tokens of an interaction besides its points: for scores and masks.
+const OTHER_TOKENS: usize = 7;
+
+/// The launches of a model: of encoding or, for a number of points, of an interaction. Running them
+/// fails for a model that is not on a CUDA device.
+pub fn launches_of(model: Arc<Model>, points: Option<usize>) -> Timed {
+    Box::new(move || {
+        let tokens = OTHER_TOKENS + points.unwrap_or(0);
+        let message = "only CUDA devices have kernels".to_string();
+        let [encode, interact] =
+            model.launches(tokens, true)?.ok_or(OpError::Argument { op: "bench", message })?;
+        Ok(if points.is_some() { interact } else { encode })
+    })
+}
+
+/// [`launches_of`] a network of hashed weights.
+pub(super) fn timed(
+    cuda: &Cuda,
+    network: &Network,
+    points: Option<usize>,
+) -> Result<Timed, OpError> {
+    Ok(launches_of(Arc::new(model(&cuda.clone().into(), network)?), points))
+}
+
 /// A network of hashed weights on an image of noise, and one run of it; if it is `judged`, an
 /// interaction gives the chosen mask before refinement.
 pub(super) fn run(
@@ -78,14 +115,7 @@ pub(super) fn run(
     judged: bool,
 ) -> Result<Run, OpError> {
     let s = network.patch;
-    let trouble = |message: String| OpError::Argument { op: "bench", message };
-    // Through a file, so that it is read like any model.
-    let folder = tempfile::tempdir().map_err(|e| trouble(e.to_string()))?;
-    let path = folder.path().join("model.safetensors");
-    Weights::hashed(network.config(), "public")
-        .save(&path, Precision::F32)
-        .map_err(|e| trouble(e.to_string()))?;
-    let model = Model::new(device, &Weights::open(&path).map_err(|e| trouble(e.to_string()))?)?;
+    let model = model(device, network)?;
     let image = noise(&[s, s, s], 1);
     let click = match points {
         None => None,

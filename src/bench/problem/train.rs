@@ -3,10 +3,11 @@
 
 use super::judge::noise;
 use super::network::{self, Network, beside_portable};
-use super::{Judge, Kind, Read, Run, Task, positive};
+use super::{Judge, Kind, Read, Run, Task, Timed, positive, timed};
 use crate::bench::scribble;
 use crate::bench::step::TrainingStep;
-use crate::device::Device;
+use crate::device::{Cuda, Device};
+use crate::model::Config;
 use crate::ops::loss::{KERNEL, Target};
 use crate::tensor::{OpError, Tensor};
 use std::fmt;
@@ -35,14 +36,22 @@ impl fmt::Display for Train {
 impl Task for Train {
     fn prepare(&self, device: &Device) -> Result<(Run, Judge), OpError> {
         let (judged, iterations) = (self.network.judged(), self.iterations);
-        let judge = beside_portable(device, move |device| run(device, &judged, iterations));
-        Ok((run(device, &self.network, iterations)?, judge))
+        let judge = beside_portable(device, move |device| run(device, judged.config(), iterations));
+        Ok((run(device, self.network.config(), iterations)?, judge))
     }
 }
 
+/// The launches of a training step on a CUDA device, of a network of hashed weights.
+///
+/// # Errors
+/// The device is out of memory, or fails.
+pub fn launches(cuda: &Cuda, config: Config, iterations: usize) -> Result<Timed, OpError> {
+    timed(cuda, run(&cuda.clone().into(), config, iterations)?)
+}
+
 /// A training step; returns its loss.
-fn run(device: &Device, network: &Network, iterations: usize) -> Result<Run, OpError> {
-    let (config, s, on) = (network.config(), network.patch, device.for_training());
+fn run(device: &Device, config: Config, iterations: usize) -> Result<Run, OpError> {
+    let (s, on) = (config.patch, device.for_training());
     let image = noise(&[s, s, s], 1);
     let distance = |v: usize| (v as f64 - s as f64 / 2.0).powi(2);
     let inside = |at: usize| {
