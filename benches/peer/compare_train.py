@@ -29,8 +29,8 @@ def label_of(size):
     return ((i * i + 1.5 * j * j + k * k) < 0.3).astype(np.float32)
 
 
-def peer(path, model, iterations, repeats, checkpoint, device="cpu", autocast=None, channels_last=False, compiled=False):
-    """The peer's side: seconds and loss of each step, on a device, in its autocast type where given."""
+def peer(path, model, iterations, repeats, checkpoint, device="cpu", autocast=None, channels_last=False, compiled=None):
+    """The peer's side: seconds and loss of each step, on a device, in its autocast type and compiled in a mode where given."""
     import contextlib
     import time
 
@@ -60,7 +60,9 @@ def peer(path, model, iterations, repeats, checkpoint, device="cpu", autocast=No
     for i, j, k in points.tolist():
         history[0, 0, i, j, k] = 1
     history = cube(history)
-    encode, interact = (torch.compile(net.encode), torch.compile(net.interact)) if compiled else (net.encode, net.interact)
+    encode, interact = net.encode, net.interact
+    if compiled:
+        encode, interact = torch.compile(encode, mode=compiled), torch.compile(interact, mode=compiled)
     out = {"step": [], "loss": [], "device": f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads"}
 
     def one(dense, embedding, *skips):
@@ -72,6 +74,7 @@ def peer(path, model, iterations, repeats, checkpoint, device="cpu", autocast=No
     for _ in range(repeats):
         if device != "cpu":
             torch.cuda.synchronize()
+            torch.compiler.cudagraph_mark_step_begin()
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with cast():

@@ -1,13 +1,15 @@
 """Times the network in PyTorch on a GPU in every configuration worth a try, and prism beside it: python gpu.py --executables FOLDER --json FILE
 
 Same image, prompts and hashed weights. Encode and interaction, base at 128^3: medians by the device's clock for PyTorch, by the host's for prism, whose
-interactions end with the masks on the host. A training step, base, one item, 4 iterations: medians by the host's clock, device waited for. A configuration that fails or runs out of time is reported as that. Called by scripts/gpu-check.
+interactions end with the masks on the host. A training step, base, one item, 4 iterations: medians by the host's clock, device waited for. What says most comes first: prism, PyTorch's best configuration
+eager, then through torch.compile as it is by default and with max-autotune, in inference and training; then the others. A configuration that fails or runs out of time is reported as that. Called by scripts/gpu-check.
 """
 
 import argparse
 import contextlib
 import json
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,29 +22,36 @@ import prism_torch
 import compare_train
 from compare import POINTS, image_of, points_of
 
-# Name: element type of the weights, autocast type, memory format, torch.compile.
+# Name: element type of the weights, autocast type, memory format, mode of torch.compile.
 HALF, F32 = torch.float16, torch.float32
 CONFIGURATIONS = {
-    "f32": (F32, None, torch.contiguous_format, False),
-    "f16": (HALF, None, torch.contiguous_format, False),
-    "f16 channels-last": (HALF, None, torch.channels_last_3d, False),
-    "bf16": (torch.bfloat16, None, torch.contiguous_format, False),
-    "AMP f16": (F32, HALF, torch.contiguous_format, False),
-    "AMP f16 channels-last": (F32, HALF, torch.channels_last_3d, False),
-    "f16 compiled": (HALF, None, torch.contiguous_format, True),
-    "f16 channels-last compiled": (HALF, None, torch.channels_last_3d, True),
+    "f32": (F32, None, torch.contiguous_format, None),
+    "f16": (HALF, None, torch.contiguous_format, None),
+    "f16 channels-last": (HALF, None, torch.channels_last_3d, None),
+    "bf16": (torch.bfloat16, None, torch.contiguous_format, None),
+    "AMP f16": (F32, HALF, torch.contiguous_format, None),
+    "AMP f16 channels-last": (F32, HALF, torch.channels_last_3d, None),
+    "AMP f16 compiled": (F32, HALF, torch.contiguous_format, "default"),
+    "AMP f16 max-autotune": (F32, HALF, torch.contiguous_format, "max-autotune"),
+    "f16 compiled": (HALF, None, torch.contiguous_format, "default"),
+    "f16 channels-last compiled": (HALF, None, torch.channels_last_3d, "default"),
+    "f16 channels-last max-autotune": (HALF, None, torch.channels_last_3d, "max-autotune"),
 }
 
 
-# Training: autocast type, memory format channels-last, torch.compile.
+# Training: autocast type, memory format channels-last, mode of torch.compile.
 TRAINING = {
-    "f32": (None, False, False),
-    "AMP f16": (HALF, False, False),
-    "AMP bf16": (torch.bfloat16, False, False),
-    "AMP f16 channels-last": (HALF, True, False),
-    "AMP f16 compiled": (HALF, False, True),
+    "f32": (None, False, None),
+    "AMP f16": (HALF, False, None),
+    "AMP bf16": (torch.bfloat16, False, None),
+    "AMP f16 channels-last": (HALF, True, None),
+    "AMP f16 compiled": (HALF, False, "default"),
+    "AMP f16 max-autotune": (HALF, False, "max-autotune"),
+    "AMP f16 max-autotune without graphs": (HALF, False, "max-autotune-no-cudagraphs"),
 }
 ITERATIONS = 4
+# What is measured first, of both.
+FIRST = ("AMP f16", "AMP f16 compiled", "AMP f16 max-autotune")
 
 
 def peer_step(repeats, autocast, channels_last, compiled):
@@ -72,6 +81,8 @@ def median(work, repeats):
     """Seconds of `work` by the device's clock."""
     times = []
     for _ in range(repeats + 3):
+        # Where torch.compile records graphs, what they gave before may be overwritten.
+        torch.compiler.cudagraph_mark_step_begin()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         work()
@@ -96,10 +107,11 @@ def peer(size, repeats, dtype, autocast, memory_format, compiled):
     history, dense = cube(history), cube(torch.zeros(1, 1, size, size, size))
     encode, interact = net.encode, net.interact
     if compiled:
-        encode, interact = torch.compile(encode), torch.compile(interact)
+        encode, interact = torch.compile(encode, mode=compiled), torch.compile(interact, mode=compiled)
+    copied = lambda v: v.clone() if isinstance(v, torch.Tensor) else type(v)(copied(x) for x in v)
     cast = torch.autocast("cuda", autocast) if autocast else contextlib.nullcontext()
     with torch.inference_mode(), cast:
-        features = encode(image)
+        features = copied(encode(image))
         out = {"encode": median(lambda: encode(image), repeats)}
         # What an interaction costs its user ends with the mask on the host.
         out["interact"] = median(lambda: (interact(image, features, points, labels, None, dense, history)[2] > 0).cpu(), repeats)
@@ -132,12 +144,28 @@ def compare_best(result):
             result[f"best_{what}"] = {"peer": best, "ratio": good[best][what] / own[what]}
 
 
+@contextlib.contextmanager
+def at_most(seconds):
+    """Ends what is done within by an exception when the seconds are over; compilers may take any time."""
+
+    def end(*_):
+        raise TimeoutError(f"not done after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--executables", type=pathlib.Path, required=True)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=200, help="no further configuration begins after this")
+    parser.add_argument("--seconds", type=float, default=200, help="no further configuration begins after this, and one that has begun ends 30 s later")
     parser.add_argument("--json", type=pathlib.Path, required=True)
     args = parser.parse_args()
     start = time.time()
@@ -146,19 +174,22 @@ def main():
     result = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "size": args.size, "prism": {}, "peer": {}, "prism_step": {}, "peer_step": {}}
     todo = [("prism", p, lambda p=p: prism(args.executables, args.size, p, 10 * args.repeats)) for p in ("f16", "bf16", "tf32", "f32")]
     todo += [("prism_step", p, lambda p=p: prism_step(args.executables, p, 5)) for p in ("f16", "bf16")]
-    eager = lambda table, compiled: {n: c for n, c in table.items() if c[-1] == compiled}
-    # What takes longest to begin comes last.
-    for compiled in (False, True):
-        todo += [("peer", n, lambda c=c: peer(args.size, args.repeats, *c)) for n, c in eager(CONFIGURATIONS, compiled).items()]
-        todo += [("peer_step", n, lambda c=c: peer_step(5, *c)) for n, c in eager(TRAINING, compiled).items()]
+    peers = [("peer", n, lambda c=c: peer(args.size, args.repeats, *c), c[-1]) for n, c in CONFIGURATIONS.items()]
+    peers += [("peer_step", n, lambda c=c: peer_step(5, *c), c[-1]) for n, c in TRAINING.items()]
+    # Then the eager ones, which begin at once.
+    rank = lambda p: (FIRST.index(p[1]) if p[1] in FIRST else len(FIRST), p[3] is not None)
+    todo += [p[:3] for p in sorted(peers, key=rank)]
     for side, name, work in todo:
-        if time.time() - start > args.seconds:
+        left = args.seconds - (time.time() - start)
+        if left < 0:
             result[side][name] = {"failed": "no time left"}
         else:
             try:
-                result[side][name] = work()
+                with at_most(left + 30):
+                    result[side][name] = work()
             except Exception as e:
                 result[side][name] = {"failed": f"{type(e).__name__}: {e}"[:500]}
+            torch._dynamo.reset()
             torch.cuda.empty_cache()
         print(side, name, result[side][name], flush=True)
         compare_best(result)

@@ -6,6 +6,24 @@ import pathlib
 import sys
 
 
+def choices_of(tried):
+    """Lines on the variants of kernels: where another than the rule's is the best, the largest gain first."""
+    rows, count, wrong = [], 0, [p["problem"] for p in tried["problems"] if any(e is None or e > p["tolerance"] for e in p["errors"])]
+    for problem in tried["problems"]:
+        for choice in problem["choices"]:
+            count += 1
+            if choice["best"]:
+                rows.append((problem["problem"], choice["key"], choice["variants"][0], choice["variants"][choice["best"]]))
+    rows.sort(key=lambda r: r[3]["seconds"] - r[2]["seconds"])
+    lines = [f"The rule's variant is the best in {count - len(rows)} of {count} choices. " + (f"**Wrong: {', '.join(wrong)}.**" if wrong else "All that were judged are right."), ""]
+    if rows:
+        lines += ["| problem | choice | the rule's | predicted, us | measured, us | the best | predicted, us | measured, us | gain, us |", "|" + "---|" * 9]
+    for problem, key, rule, best in rows:
+        cells = [f"{v['name']} | {v['predicted'] * 1e6:.1f} | {v['seconds'] * 1e6:.1f}" for v in (rule, best)]
+        lines.append(f"| {problem} | {key} | {' | '.join(cells)} | {(rule['seconds'] - best['seconds']) * 1e6:.1f} |")
+    return lines
+
+
 def main(folder, commit):
     folder = pathlib.Path(folder)
     read = lambda name: (folder / name).read_text() if (folder / name).exists() else ""
@@ -33,9 +51,20 @@ def main(folder, commit):
         lines += [""] + [f"{w}: {b['ratio']:.1f}x the best of PyTorch ({b['peer']})" for w in ("encode", "interact", "step") if (b := peer.get(f"best_{w}"))]
     if read("switches.json"):
         switches = result["switches"] = json.loads(read("switches.json"))
-        same = "the same bits in all but the token path op by op and wgmma" if switches["same_bits"] else "**the bits differ**"
-        lines += ["", f"Early launches and branches of recorded work, the token path's launches and wgmma, base, f16, in this order; {same}:", "", "| | encode, ms | interaction, ms |", "|---|---|---|"]
+        same = "the same bits in all but the token path op by op, the table's variants and wgmma" if switches["same_bits"] else "**the bits differ**"
+        lines += ["", f"Early launches and branches of recorded work, the token path's launches, the table of variants and wgmma, base, f16, in this order; {same}:", "", "| | encode, ms | interaction, ms |", "|---|---|---|"]
         lines += [f"| {r['name']} | {r['encode']:.3f} | {r['interact']:.3f} |" for r in switches["runs"]]
+    if read("trial.json"):
+        trial = result["trial"] = json.loads(read("trial.json"))
+        dice = "; validation Dice " + ", ".join(f"{d:.3f} (step {s})" for s, d in trial["validation"]) if trial["validation"] else ""
+        lines += ["", f"Training the small network on synthetic cases, {trial['precision']}, for {trial['seconds']:.0f} s: {trial['steps']} steps, {trial['step'] * 1e3:.1f} ms in the median"]
+        lines[-1] += f" ({trial['step_p90'] * 1e3:.1f} ms p90), loss {trial['loss'][0]:.3f} to {trial['loss'][1]:.3f}{dice}."
+    for precision in ("f16", "wgmma", "f32"):
+        if read(f"variants-{precision}.json"):
+            tried = result[f"variants_{precision}"] = json.loads(read(f"variants-{precision}.json"))
+            lines += ["", f"## Variants, {precision}", ""] + choices_of(tried)
+    if "tune" in steps:
+        result["tune"] = read("tune.log").splitlines()
     for precision in ("f16", "wgmma", "f32", "tf32"):
         text = read(f"kernels-{precision}.log").strip().splitlines()
         if text and text[-1].startswith("{"):

@@ -1,5 +1,6 @@
-"""Times encode and interaction of the base network with early launches, branches of recorded work and the token path's own launches switched off, and with convolutions by wgmma switched on, each
-between runs with all as they are by default, and demands the same bits of all but the last two, whose sums have another order. wgmma is last: a failure of it ends this, and leaves what was timed before.
+"""Times encode and interaction of the base network with early launches, branches of recorded work and the token path's own launches switched off, with the variants of a table if `prism tune` made one,
+and with convolutions by wgmma switched on, each between runs with all as they are by default and variants by rule, and demands the same bits of all but the last three, whose sums have another order.
+wgmma is last: a failure of it ends this, and leaves what was timed before.
 
 python switches.py --executables target/gpu [--size 128] [--repeats 20] [--device cuda] [--json FILE]
 """
@@ -16,14 +17,15 @@ import sys
 import tempfile
 
 # A B A: what is compared with all on has a run of that before it and one behind it.
-TOKENS, WGMMA = {"PRISM_CUDA_TOKENS": "off"}, {"PRISM_CUDA_WGMMA": "on"}
-ORDER = [("on", {}), ("no early launches", {"PRISM_CUDA_OVERLAP": "off"}), ("on", {}), ("no branches", {"PRISM_CUDA_BRANCHES": "off"}), ("on", {}), ("token path op by op", TOKENS), ("on", {}), ("wgmma", WGMMA), ("on", {})]
+TOKENS, TUNED, WGMMA = {"PRISM_CUDA_TOKENS": "off"}, {"PRISM_TUNE": "1"}, {"PRISM_CUDA_WGMMA": "on"}
+ORDER = [("on", {}), ("no early launches", {"PRISM_CUDA_OVERLAP": "off"}), ("on", {}), ("no branches", {"PRISM_CUDA_BRANCHES": "off"}), ("on", {}), ("token path op by op", TOKENS), ("on", {})]
+ORDER += [("variants of the table", TUNED), ("on", {}), ("wgmma", WGMMA), ("on", {})]
 # Those whose sums have another order.
-OTHERS = (TOKENS, WGMMA)
+OTHERS = (TOKENS, TUNED, WGMMA)
 
 
 def run(executable, image, args, switches):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("PRISM_CUDA_")}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PRISM_CUDA_")} | {"PRISM_TUNE": "0"}
     command = [executable, image, str(args.size), str(args.repeats), "0", "40,50,60;64,64,64;80,30,90", args.device, args.precision]
     done = subprocess.run([str(c) for c in command], env={**clean, **switches}, capture_output=True, text=True)
     if done.returncode:
