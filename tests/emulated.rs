@@ -455,6 +455,34 @@ fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
     assert!(up.1 < tables as u64 + (16 << 10), "{} bytes went up, {tables} of tables", up.1);
 }
 
+/// Steps by replay learn what the same steps learn op by op, to the last bit, while the number of
+/// points changes.
+#[test]
+fn replayed_programs_of_training_equal_their_ops() {
+    let (device, config, s) = (open(DType::F16), tiny(), tiny().patch);
+    let image = Tensor::new(
+        [s; 3],
+        (0..s * s * s).map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect::<Vec<_>>(),
+    );
+    let label = (0..s * s * s).map(|i| f32::from(u8::from(i / s / s > 10 && i % s < 20))).collect();
+    let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
+    let step = || TrainingStep::new(&device, config.clone(), 2, true);
+    let (mut plain, mut replayed) = (step(), step().replayed());
+    for (at, count) in [1, 2, 1, 1, 2, 2].into_iter().enumerate() {
+        let points = (0..count).map(|i| ([15, 16, 9 + i], i == 0)).collect();
+        let prompts = PatchPrompts { points, bounds: None };
+        let [expected, outcome] = [&mut plain, &mut replayed]
+            .map(|step| step.run(&image, &target, &prompts).expect("a step"));
+        assert_eq!(outcome.loss.to_bits(), expected.loss.to_bits(), "step {at}");
+        assert_eq!(outcome.iterations, expected.iterations, "step {at}");
+    }
+    // The first and the second iteration, and the first one's answer, for both numbers of tokens;
+    // some again, in more memory.
+    let [encoder, taped, answers] = replayed.recorded();
+    assert!(encoder == 1 && taped >= 4 && answers >= 2, "{encoder}, {taped}, {answers}");
+    assert_eq!(plain.recorded(), [0; 3]);
+}
+
 /// Gradients that overflowed change nothing, and the host does not have to know it to take the
 /// step.
 #[test]

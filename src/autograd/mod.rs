@@ -34,9 +34,11 @@
 //! ```
 
 mod conv;
+mod grad_memory;
 mod transformer;
 
 pub use conv::{Conv, Normed, TapeInput, Transpose, UpStage};
+pub(crate) use grad_memory::{GradMemory, Reached};
 pub use transformer::{TokenLayer, TokenRows};
 
 use crate::device::cuda::{Launch, kernels};
@@ -46,6 +48,7 @@ use crate::ops::decoder_stage;
 use crate::tensor::{GRADIENT, OpError, Param, Tensor};
 use std::cell::RefCell;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A value in a computation, and its place on the tape if its gradient is wanted.
@@ -324,8 +327,15 @@ impl Backward<'_> {
         form: impl FnOnce(&Device, Option<Tensor>) -> Result<Tensor, OpError>,
     ) -> Result<(), OpError> {
         let Some(id) = param.id() else { return Ok(()) };
-        let so_far = self.params.take_own(id);
-        self.params.add(id, form(&self.device, so_far)?)
+        match self.params.take_own(id).or_else(|| self.params.begun(id)) {
+            Some(so_far) => {
+                let sum = form(&self.device, Some(so_far))?;
+                self.params.touched.push(id);
+                self.params.put(id, Some(sum));
+                Ok(())
+            }
+            None => self.params.add(id, form(&self.device, None)?),
+        }
     }
 
     /// Adds to the gradient of a parameter a gradient of any shape; does nothing if the parameter
@@ -370,6 +380,10 @@ pub struct ParamGrads {
     touched: Vec<usize>,
     /// Sums that wait for the rest of their backward pass.
     composed: Vec<Composed>,
+    /// Stages whose sums have been taken further: number, parameters, shape of the sum.
+    settled: Vec<(u64, [Param; 2], Vec<usize>)>,
+    /// Where sums are, if recorded work adds to them too.
+    memory: Option<Arc<GradMemory>>,
 }
 
 /// A sum of gradients of the weights that a decoder stage composed of two parameters. The backward
@@ -386,7 +400,7 @@ struct Composed {
 impl ParamGrads {
     /// No gradients yet, for `count` parameters.
     pub fn new(count: usize) -> ParamGrads {
-        ParamGrads { sums: vec![None; count], touched: vec![], composed: vec![] }
+        ParamGrads { sums: vec![None; count], ..ParamGrads::default() }
     }
 
     /// Adds `gradient`, of as many values as the parameter, to the gradient of parameter `id`.
@@ -394,17 +408,23 @@ impl ParamGrads {
     /// # Errors
     /// The list has no such parameter, or the device fails.
     pub fn add(&mut self, id: usize, gradient: Tensor) -> Result<(), OpError> {
-        let count = self.sums.len();
+        let (count, begun) = (self.sums.len(), self.begun(id));
         let Some(slot) = self.sums.get_mut(id) else {
             let message = format!("a gradient of parameter {id}, and the list ends before {count}");
             return Err(OpError::Argument { op: "backward", message });
         };
         self.touched.push(id);
-        *slot = Some(match slot.take() {
+        *slot = Some(match slot.take().or(begun) {
             None => gradient,
             Some(sum) => accumulate(sum, gradient)?,
         });
         Ok(())
+    }
+
+    /// The sum of parameter `id` to which nothing has been added, if it has memory of its own.
+    fn begun(&self, id: usize) -> Option<Tensor> {
+        let nothing = self.sums.get(id)?.is_none();
+        self.memory.as_ref().filter(|_| nothing)?.sum(id)
     }
 
     /// Takes parameter `id`'s gradient away if it is on a device and has no other owner: for code
@@ -425,7 +445,7 @@ impl ParamGrads {
     ) -> Result<(), OpError> {
         let at = self.composed.iter().position(|known| known.stage == stage);
         let gradient = match at.map(|at| self.composed.remove(at).gradient) {
-            None => form(None)?,
+            None => form(self.memory.as_ref().and_then(|memory| memory.composed(stage)))?,
             Some(mut sum) => match is_own(&mut sum) {
                 true => form(Some(sum))?,
                 false => accumulate(sum, form(None)?)?,
@@ -446,11 +466,13 @@ impl ParamGrads {
     /// # Errors
     /// The list has no such parameters, or the device fails.
     pub fn settle(&mut self, device: &Device) -> Result<(), OpError> {
-        for Composed { gradient, of: [deconv, conv], .. } in std::mem::take(&mut self.composed) {
-            let gradients = decoder_stage::grad::weights(device, &gradient, &deconv, &conv)?;
-            for (param, gradient) in [deconv, conv].iter().zip(gradients) {
+        for Composed { stage, gradient, of } in std::mem::take(&mut self.composed) {
+            let [deconv, conv] = &of;
+            let gradients = decoder_stage::grad::weights(device, &gradient, deconv, conv)?;
+            for (param, gradient) in of.iter().zip(gradients) {
                 param.id().map_or(Ok(()), |id| self.add(id, gradient))?;
             }
+            self.settled.push((stage, of, gradient.shape().to_vec()));
         }
         Ok(())
     }

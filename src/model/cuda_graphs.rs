@@ -107,20 +107,20 @@ pub struct Summary {
 }
 
 /// A tensor over memory of its own.
-fn fixed(cuda: &Cuda, shape: &[usize]) -> Result<Tensor, OpError> {
+pub(crate) fn fixed(cuda: &Cuda, shape: &[usize]) -> Result<Tensor, OpError> {
     let memory = cuda.allocate(shape.iter().product(), cuda.precision())?;
     Ok(Tensor::from_device(shape, memory, cuda.precision()))
 }
 
 /// Copies values on the device, or from the host if they are there.
-fn assign(cuda: &Cuda, to: &Tensor, from: &Tensor) -> Result<(), CudaError> {
+pub(crate) fn assign(cuda: &Cuda, to: &Tensor, from: &Tensor) -> Result<(), CudaError> {
     let dtype = cuda.precision();
     let (to, from) = (to.to_device(cuda, dtype)?, from.to_device(cuda, dtype)?);
     cuda.copy(&from, 0, &to, 0, to.bytes())
 }
 
 /// A copy in memory of its own.
-fn duplicate(cuda: &Cuda, from: &Tensor) -> Result<Tensor, OpError> {
+pub(crate) fn duplicate(cuda: &Cuda, from: &Tensor) -> Result<Tensor, OpError> {
     let to = fixed(cuda, from.shape())?;
     assign(cuda, &to, from)?;
     Ok(to)

@@ -76,9 +76,10 @@ impl ImageEncoder {
         mut feature: impl FnMut(usize, Feature, &mut Observer) -> Result<(), OpError>,
     ) -> Result<Var, OpError> {
         // If the work is recorded, the transformer runs in parallel with the convolutional path,
-        // which does not need it until both are added up.
+        // which does not need it until both are added up. A tape that is on has its ops in one
+        // order, recorded or not: it decides the order in which gradients are added up.
         let fork = match (tape.device(), &self.vit, &self.cnn) {
-            (Device::Cuda(cuda), Some(_), Some(_)) => cuda.fork()?,
+            (Device::Cuda(cuda), Some(_), Some(_)) if !tape.is_on() => cuda.fork()?,
             _ => None,
         };
         let (mut necks, neck) = match &self.vit {

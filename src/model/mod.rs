@@ -40,8 +40,10 @@ pub mod weights;
 
 pub use config::{Config, Encoder, Intensity};
 pub use cuda_graphs::Summary;
+pub(crate) use cuda_graphs::{assign, duplicate, fixed};
 pub use layers::{Observer, Part};
 pub use mask_decoder::Candidates;
+pub(crate) use prompt_encoder::GAUSSIAN;
 pub use prompt_encoder::{PatchPrompts, PromptMaps, prompt_maps};
 pub use weights::{Weights, WeightsError};
 
@@ -449,10 +451,32 @@ impl Model {
         history: &Tensor,
         observer: &mut Observer,
     ) -> Result<Answer, OpError> {
+        let first = self.tokens(tape, prompts)?;
+        self.interact_from(tape, features, &first, dense, history, observer)
+    }
+
+    /// The token sequence of prompts on a tape, `[t, width]`.
+    pub(crate) fn tokens<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        prompts: &PatchPrompts,
+    ) -> Result<Var, OpError> {
+        self.prompt_encoder.tokens(tape, prompts, self.config.patch)
+    }
+
+    /// One interaction as [`Model::interact_on`] does it, from its token sequence.
+    pub(crate) fn interact_from<'m>(
+        &'m self,
+        tape: &Tape<'m>,
+        features: &Features,
+        first: &Var,
+        dense: &Var,
+        history: &Tensor,
+        observer: &mut Observer,
+    ) -> Result<Answer, OpError> {
         let s = self.config.patch;
         self.check_dense(dense.value())?;
         history.expect_shape("interact", "prompt maps", &[1, s, s, s, 2])?;
-        let first = self.prompt_encoder.tokens(tape, prompts, self.config.patch)?;
         // If the refiner reads the chosen mask, a device makes the choice, and nothing waits for
         // it. Without a refiner the mask's gradient goes back to its place among the candidates.
         let choose = |scores: &Tensor| -> Result<Option<Arc<Memory>>, OpError> {
@@ -463,7 +487,7 @@ impl Model {
             cuda_graphs::select(cuda, scores, &report)?;
             Ok(Some(report))
         };
-        self.answer(tape, features, (&first, None), dense, history, choose, observer)
+        self.answer(tape, features, (first, None), dense, history, choose, observer)
     }
 
     /// One interaction on a tape from the token sequence, of which the valid ones count. `choose`
@@ -485,10 +509,11 @@ impl Model {
         let (last, image_tokens) =
             self.prompt_encoder.run(tape, &features.embedding, &self.grid_code, first, &dense)?;
         // If the work is recorded, the rest of the tokens' work runs in parallel with the decoder's
-        // stages, which need only the image.
+        // stages, which need only the image. A tape that is on is recorded in one line, as it runs
+        // op by op.
         let branch = match &self.device {
-            Device::Cuda(cuda) => cuda.fork()?,
-            Device::Cpu(_) => None,
+            Device::Cuda(cuda) if !tape.is_on() => cuda.fork()?,
+            _ => None,
         };
         let tokens = self.prompt_encoder.finish(tape, first.0, last)?;
         observer

@@ -33,6 +33,9 @@ pub enum PromptMaps {
     Places(usize, Vec<u32>),
 }
 
+/// The frequencies of the position codes: the only parameter that is not trained.
+pub(crate) const GAUSSIAN: &str = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix";
+
 /// What messages call the memory of what the network is told.
 pub(super) const TOKENS: &str = "what the network is told";
 
@@ -178,7 +181,7 @@ impl PromptEncoder {
             }
         });
         PromptEncoder {
-            gaussian: w.get(&format!("{at}.pe_layer.positional_encoding_gaussian_matrix")),
+            gaussian: w.get(GAUSSIAN),
             labels: [0, 1, 2, 3].map(|i| token(&format!("point_embeddings.{i}"))),
             not_a_point: token("not_a_point_embed"),
             score_token: token("iou_token"),

@@ -437,6 +437,12 @@ impl Tensor {
         Ok(values)
     }
 
+    /// Whether values whose home is a device were copied to the host: where they change on the
+    /// device, that copy is out of date.
+    pub(crate) fn was_read(&self) -> bool {
+        matches!(&self.cell.storage, Storage::Device { host, .. } if host.get().is_some())
+    }
+
     /// A tensor that shares these values under another shape; nothing is copied.
     ///
     /// # Panics

@@ -11,7 +11,7 @@ use super::interactive;
 use super::peers::Peers;
 use super::settings::Settings;
 use super::state::{Progress, State, scaling};
-use super::step::{IterationLoss, Lost, Outcome, Round, Share, run_item_sharing};
+use super::step::{IterationLoss, Lost, Outcome, Prompt, Recorder, Round, Share, run_item_sharing};
 use crate::autograd::ParamGrads;
 use crate::data::sample::Sample;
 use crate::data::source::Pools;
@@ -234,6 +234,9 @@ fn all_steps(
     }
     let validation = validation.unwrap_or_default();
     let workers = workers(device, share.len())?;
+    // Gradients are exchanged while they are computed: with other processes nothing is recorded.
+    let alone = peers.world() == 1 && peers.group(device).is_none();
+    let mut recorder = if alone { Recorder::wanted(device) } else { None };
     let total = settings.total_steps();
     let (first, augmentation) = (state.progress.step, settings.augmentation());
     let abandoned = AtomicBool::new(false);
@@ -284,7 +287,7 @@ fn all_steps(
                 let start = Instant::now();
                 let (mut report, stopping) = train_step(
                     device,
-                    &workers,
+                    (&workers[..], recorder.as_mut()),
                     (peers, &buckets),
                     &mut state,
                     &samples,
@@ -431,10 +434,11 @@ const SCALE_GROWS: u32 = 500;
 const MOST_SCALE: f32 = 16777216.0;
 
 /// One step: this process's items forward and backward, the gradients of all, then the optimiser.
-/// Also returns whether any process was asked to stop.
+/// Also returns whether any process was asked to stop. With a recorder, which only a process that
+/// is alone has, items are replayed.
 fn train_step(
     device: &Device,
-    workers: &[Device],
+    (workers, recorder): (&[Device], Option<&mut Recorder>),
     (peers, buckets): (&Peers, &Buckets),
     state: &mut State,
     samples: &[Sample],
@@ -442,8 +446,8 @@ fn train_step(
     stop: &AtomicBool,
 ) -> Result<(StepReport, bool), String> {
     let settings = state.progress.settings.clone();
-    upload_parameters(device, &mut state.weights.tensors_mut()).map_err(|e| e.to_string())?;
-    let model = Model::new(device, &state.weights).map_err(|e| e.to_string())?;
+    let fail = |e: OpError| e.to_string();
+    upload_parameters(device, &mut state.weights.tensors_mut()).map_err(fail)?;
     // Gradients below 6e-8 are zero in f16; bf16 has the range of f32.
     let scales = matches!(device, Device::Cuda(cuda) if cuda.precision() == DType::F16);
     let scale = if scales { state.progress.scaling.0 } else { 1.0 };
@@ -456,43 +460,49 @@ fn train_step(
         recompute: settings.recompute,
         scale,
     };
-    let count = state.progress.config.tensors().len();
-    let item =
-        |device: &Device, at: usize, grads: &mut ParamGrads, exchange: Option<&mut Exchange>| {
-            learn(
-                device,
-                &model,
-                &samples[at],
-                share,
-                &settings,
-                [step as u64, (first + at) as u64],
-                (grads, exchange),
-            )
-        };
-    let mut exchange = Exchange::new(peers, device, buckets);
-    let (lost, mut grads) = if matches!(device, Device::Cuda(_)) {
-        // One after the other into the same sums, so that they are final while the backward pass of
-        // the last item is still running.
-        let (mut lost, mut grads) = (vec![], ParamGrads::new(count));
-        for at in 0..samples.len() {
-            let last = at + 1 == samples.len();
-            lost.push(item(device, at, &mut grads, last.then_some(&mut exchange))?);
-        }
-        (lost, grads)
-    } else {
-        side_by_side(workers, samples.len(), |device, at| {
-            let mut grads = ParamGrads::new(count);
-            let lost = item(device, at, &mut grads, None)?;
-            grads.settle(device).map_err(|e| e.to_string())?;
-            Ok((lost, grads))
-        })?
+    let config = &state.progress.config;
+    let count = config.tensors().len();
+    let item = |device: &Device, at: usize, work: Work| {
+        let numbers = [step as u64, (first + at) as u64];
+        learn(device, config, &samples[at], share, &settings, numbers, work)
     };
-    drop(model);
-    exchange.finish(&mut grads)?;
+    let (lost, grads) = match recorder {
+        Some(recorder) => {
+            let (mut lost, mut grads) = (vec![], recorder.begin(&state.weights).map_err(fail)?);
+            for at in 0..samples.len() {
+                let last = at + 1 == samples.len();
+                lost.push(item(device, at, Work::Replayed(&mut *recorder, &mut grads, last))?);
+            }
+            (lost, grads)
+        }
+        None => {
+            let model = Model::new(device, &state.weights).map_err(fail)?;
+            let mut exchange = Exchange::new(peers, device, buckets);
+            let (lost, mut grads) = if matches!(device, Device::Cuda(_)) {
+                // One after the other into the same sums, so that they are final while the backward
+                // pass of the last item is still running.
+                let (mut lost, mut grads) = (vec![], ParamGrads::new(count));
+                for at in 0..samples.len() {
+                    let last = (at + 1 == samples.len()).then_some(&mut exchange);
+                    lost.push(item(device, at, Work::OpByOp(&model, &mut grads, last))?);
+                }
+                (lost, grads)
+            } else {
+                side_by_side(workers, samples.len(), |device, at| {
+                    let mut grads = ParamGrads::new(count);
+                    let lost = item(device, at, Work::OpByOp(&model, &mut grads, None))?;
+                    grads.settle(device).map_err(fail)?;
+                    Ok((lost, grads))
+                })?
+            };
+            drop(model);
+            exchange.finish(&mut grads)?;
+            (lost, grads)
+        }
+    };
     // Sums on a GPU that waited for a lost process end with unspecified values: the optimiser must
     // not use them. If the loss is reported only later, nothing is saved any more.
     peers.intact()?;
-    let fail = |e: OpError| e.to_string();
     let gradients: Vec<Option<&Tensor>> = (0..count).map(|id| grads.tensor(id)).collect();
     let scaled_norm = global_norm(device, &gradients).map_err(fail)?;
     let lr = settings.rate(step);
@@ -644,17 +654,45 @@ fn everybodys(
     Ok((outcomes.collect(), table[0] > 0.0))
 }
 
+/// How an item's work is done, and the sums to which its gradients are added.
+enum Work<'w, 'x> {
+    /// By the ops of a model; for the last item with the step's exchange.
+    OpByOp(&'w Model, &'w mut ParamGrads, Option<&'w mut Exchange<'x>>),
+    /// From recordings; whether it is the last item.
+    Replayed(&'w mut Recorder, &'w mut ParamGrads, bool),
+}
+
+impl Work<'_, '_> {
+    fn run(
+        self,
+        device: &Device,
+        image: &Tensor,
+        target: &Target,
+        share: Share,
+        prompt: Prompt,
+    ) -> Result<Lost, OpError> {
+        match self {
+            Work::OpByOp(model, grads, exchange) => {
+                run_item_sharing(device, model, image, target, share, (grads, exchange), prompt)
+            }
+            Work::Replayed(recorder, grads, last) => {
+                recorder.item(image, target, share, (grads, last), prompt)
+            }
+        }
+    }
+}
+
 /// One item forward and backward, with simulated prompts.
 fn learn(
     device: &Device,
-    model: &Model,
+    config: &Config,
     sample: &Sample,
     share: Share,
     settings: &Settings,
     [step, item]: [u64; 2],
-    shared: (&mut ParamGrads, Option<&mut Exchange>),
+    work: Work,
 ) -> Result<Lost, String> {
-    let s = model.config().patch;
+    let s = config.patch;
     let fail = |e: OpError| format!("{}: {e}", sample.name);
     let label: Vec<f32> =
         crate::memory::collected("a label", sample.label.iter().map(|l| *l as f32));
@@ -663,29 +701,23 @@ fn learn(
     let mut rng = generator(settings.seed, &[2, step, item]);
     let image = Tensor::new([s; 3], sample.image.clone());
     if generator(settings.seed, &[5, step, item]).random_bool(settings.clicking) {
-        let mut clicker = Clicker::new(
-            &mut rng,
-            &sample.label,
-            s,
-            model.config().click_radius,
-            settings.click_weight,
-        );
-        let prompt = |t: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+        let mut clicker =
+            Clicker::new(&mut rng, &sample.label, s, config.click_radius, settings.click_weight);
+        let mut prompt = |t: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
             let answer = answer.map(Tensor::try_data).transpose()?;
             Ok(Some(clicker.give(&mut rng, t, answer)))
         };
-        return run_item_sharing(device, model, &image, &target, share, shared, prompt)
-            .map_err(fail);
+        return work.run(device, &image, &target, share, &mut prompt).map_err(fail);
     }
     let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
-    let prompt = |_: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+    let mut prompt = |_: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
         let answer = answer.map(|answer| positive(device, answer)).transpose()?;
         let errors = Errors::of(&sample.label, answer.as_deref());
         Ok((!errors.is_empty()).then(|| {
             PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds }.into()
         }))
     };
-    run_item_sharing(device, model, &image, &target, share, shared, prompt).map_err(fail)
+    work.run(device, &image, &target, share, &mut prompt).map_err(fail)
 }
 
 /// Mean Dice after each iteration over fixed samples, by a fixed user: a box, ten points per
@@ -813,25 +845,85 @@ mod tests {
         weights.chain(averages).chain(state.optimizer.moments().iter().flatten().map(of)).collect()
     }
 
+    fn sample(seed: usize) -> Sample {
+        Sample {
+            name: format!("sample {seed}"),
+            image: (0..32768).map(|i| ((i * 7919 + seed) % 997) as f32 / 500.0 - 1.0).collect(),
+            label: (0..32768).map(|i| u8::from(i / 1024 > 10 && i % 32 < 20)).collect(),
+        }
+    }
+
+    /// Steps by replay leave the bits that steps op by op leave: with other prompts and other
+    /// numbers of tokens in each iteration, users who steer among them, several items, iterations
+    /// that are run again and others that would be kept, when a step overflows, and when a run is
+    /// resumed, which records anew.
+    #[test]
+    fn replayed_steps_leave_the_bits_of_their_ops() {
+        for (precision, recompute, batch, clicking, steps) in [
+            (DType::F16, true, 1, 0.0, 7),
+            (DType::F32, false, 1, 0.0, 5),
+            (DType::F16, true, 2, 0.5, 4),
+        ] {
+            let cuda = Cuda::emulated(Cpu::new(2).unwrap(), precision, 0);
+            let device = Device::Cuda(cuda.clone());
+            let mut states = [(); 2].map(|()| state());
+            for state in &mut states {
+                let settings = &mut state.progress.settings;
+                (settings.batch, settings.iterations, settings.recompute) = (batch, 2, recompute);
+                (settings.points_min, settings.points_max, settings.boxed) = (1, 2, 0.5);
+                settings.clicking = clicking;
+            }
+            let [plain, replayed] = &mut states;
+            let samples: Vec<Sample> = (1..=batch).map(sample).collect();
+            let (peers, buckets) = (Peers::alone(), Buckets::new(&plain.progress.config));
+            let (workers, stop) = ([device.clone()], AtomicBool::new(false));
+            let mut recorder = Recorder::new(&cuda);
+            for step in 0..steps {
+                let overflows = step == 2 && precision == DType::F16;
+                let take = |state: &mut State, recorder: Option<&mut Recorder>| {
+                    let scale = if overflows { 2f32.powi(100) } else { 1024.0 };
+                    state.progress.scaling = (scale, 0);
+                    let (workers, shared) = ((&workers[..], recorder), (&peers, &buckets));
+                    train_step(&device, workers, shared, state, &samples, step, &stop).unwrap().0
+                };
+                let expected = take(plain, None);
+                let report = take(replayed, Some(&mut recorder));
+                let what = format!("{precision}, {recompute}, {batch}: step {step}");
+                assert_eq!(overflows, !report.norm.is_finite(), "{what}: {report:?}");
+                assert_eq!(report.loss.to_bits(), expected.loss.to_bits(), "{what}");
+                if !overflows {
+                    assert_eq!(report.norm.to_bits(), expected.norm.to_bits(), "{what}");
+                }
+                assert!(bits(replayed) == bits(plain), "{what}");
+                let [encoder, taped, answers] = recorder.recorded();
+                let records = usize::from(step != 0 && step != 5);
+                assert_eq!((encoder, recompute || answers == 0), (records, true), "{what}");
+                if step == 4 {
+                    // Behind the first step four items had one of three numbers of tokens: one of
+                    // these came twice.
+                    assert!(taped > 0 && (answers > 0) == recompute, "{taped}, {answers}");
+                    // The run is resumed.
+                    recorder = Recorder::new(&cuda);
+                }
+            }
+        }
+    }
+
     /// If gradients overflow their 16 bits, a step changes nothing but the loss scale; and the
     /// gradients that two items give a stage's weights go back to the weights from which those were
     /// composed.
     #[test]
     fn a_step_that_overflowed_leaves_nothing_behind() {
         let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
-        let (device, voxels) = (Device::Cuda(cuda), 32 * 32 * 32);
-        let sample = |seed: usize| Sample {
-            name: format!("sample {seed}"),
-            image: (0..voxels).map(|i| ((i * 7919 + seed) % 997) as f32 / 500.0 - 1.0).collect(),
-            label: (0..voxels).map(|i| u8::from(i / 1024 > 10 && i % 32 < 20)).collect(),
-        };
+        let device = Device::Cuda(cuda);
         let samples = [1, 2].map(sample);
         let take = |state: &mut State, scale: f32| {
             state.progress.scaling = (scale, 0);
             let (peers, buckets) = (Peers::alone(), Buckets::new(&state.progress.config));
             let shared = (&peers, &buckets);
             let (workers, stop) = ([device.clone()], AtomicBool::new(false));
-            train_step(&device, &workers, shared, state, &samples, 0, &stop).unwrap().0
+            let workers = (&workers[..], None);
+            train_step(&device, workers, shared, state, &samples, 0, &stop).unwrap().0
         };
         let (mut state, mut other) = (state(), state());
         let before = bits(&state);

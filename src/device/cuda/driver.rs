@@ -32,8 +32,9 @@ const LEAST: (i32, i32) = (8, 0);
 /// previous one has finished: every kernel itself waits for the previous one, and says when the
 /// next may begin (`await_turn` in `kernels/lib/base.cuh`).
 const OVERLAPPING: ((i32, i32), i32) = ((9, 0), 12040);
-/// Environment variables that switch off early launches, branches of recorded work, and the token
-/// path's own launches, so that the gain of each can be measured and a fault traced to it.
+/// Environment variables that switch off early launches, branches of recorded work, the token
+/// path's own launches, and memory that is lent again, so that the gain of each can be measured and
+/// a fault traced to it.
 const OVERLAP: &str = "PRISM_CUDA_OVERLAP";
 const BRANCHES: &str = "PRISM_CUDA_BRANCHES";
 const TOKENS: &str = "PRISM_CUDA_TOKENS";
@@ -42,6 +43,8 @@ const IDLE: &str = "PRISM_CUDA_IDLE";
 /// and the compute capability that has them: newer ones do not.
 const WGMMA: &str = "PRISM_CUDA_WGMMA";
 const WITH_WGMMA: (i32, i32) = (9, 0);
+/// The environment variable that switches recorded training steps on.
+const TRAIN_GRAPHS: &str = "PRISM_CUDA_TRAIN_GRAPHS";
 /// Shared memory that a block gets without asking for it.
 const PLAIN_SHARED: usize = 48 << 10;
 
@@ -59,6 +62,8 @@ pub struct Driver {
     tokens: bool,
     /// Whether products by `wgmma` were asked for.
     wgmma: bool,
+    /// Whether training steps are recorded.
+    trains_recorded: bool,
     chain: Chain,
     name: String,
     capability: (i32, i32),
@@ -186,6 +191,7 @@ impl Driver {
         let able = capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1;
         let (overlaps, branches, tokens) = (is_on(OVERLAP)?, is_on(BRANCHES)?, is_on(TOKENS)?);
         let (keeps, wgmma) = (is_on(IDLE)?, is_asked_for(WGMMA)?);
+        let trains_recorded = is_asked_for(TRAIN_GRAPHS)?;
         let chain = Chain::new(able && overlaps);
         // SAFETY: the device exists; one number to read from.
         unsafe {
@@ -208,6 +214,7 @@ impl Driver {
             branches,
             tokens,
             wgmma,
+            trains_recorded,
             chain,
             name,
             capability,
@@ -588,6 +595,10 @@ impl Launcher for Driver {
         self.wgmma
     }
 
+    fn records_training(&self) -> bool {
+        self.trains_recorded
+    }
+
     fn fork(&self) -> Result<(), CudaError> {
         self.enter()?;
         let Branch { stream, forked, .. } = &self.branch;
@@ -784,6 +795,7 @@ mod tests {
         let all = |name: &str, otherwise| values.map(|v| switch(name, v, otherwise).unwrap());
         assert_eq!(all(OVERLAP, true), [true, true, true, false]);
         assert_eq!(all(WGMMA, false), [false, false, true, false]);
+        assert_eq!(all(TRAIN_GRAPHS, false), [false, false, true, false]);
         let failure = switch(BRANCHES, Some("0"), true).unwrap_err().to_string();
         assert!(failure.ends_with("PRISM_CUDA_BRANCHES is '0', expected on or off"), "{failure}");
     }

@@ -181,6 +181,10 @@ pub(super) trait Launcher: Send + Sync {
     fn wants_wgmma(&self) -> bool {
         false
     }
+    /// See [`Cuda::records_training`](super::Cuda::records_training).
+    fn records_training(&self) -> bool {
+        false
+    }
     /// What is recorded from here on goes into a branch, after what was recorded before.
     fn fork(&self) -> Result<(), CudaError>;
     /// What is recorded from here on belongs to the main line again, in parallel with the branch.

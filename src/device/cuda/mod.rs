@@ -34,6 +34,7 @@ pub(crate) use args::Pointer;
 pub use error::CudaError;
 pub use launcher::{KernelCost, KernelRecord, Launch};
 pub use memory::Memory;
+pub(crate) use record::Layouts;
 pub use record::{Arena, Fork, Graph, Placed};
 pub(crate) use source::{Family, TypedKernel, kernels};
 pub use tune::Choice;
@@ -349,6 +350,12 @@ impl Cuda {
         self.0.wgmma.load(Ordering::Relaxed)
     }
 
+    /// Whether training steps are recorded and replayed: `PRISM_CUDA_TRAIN_GRAPHS` switches that
+    /// on.
+    pub(crate) fn records_training(&self) -> bool {
+        self.0.launcher.records_training()
+    }
+
     /// The number of copies from the host to the device, and of copies back.
     pub fn transfers(&self) -> (u64, u64) {
         (self.0.uploads.load(Ordering::Relaxed), self.0.downloads.load(Ordering::Relaxed))
@@ -396,7 +403,9 @@ impl Cuda {
         let now = self.0.held[0].fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         self.0.held[1].fetch_max(now, Ordering::Relaxed);
         record::allocated(self.0.id, address, bytes);
-        Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena: None }))
+        let memory = Arc::new(Memory { cuda: self.clone(), address, bytes, arena: None });
+        record::note_memory(self.0.id, &memory);
+        Ok(memory)
     }
 
     /// An error unless memory is this device's.
@@ -414,6 +423,7 @@ impl Cuda {
     /// Sets all bytes of `memory` to zero.
     pub fn clear(&self, memory: &Memory) -> Result<(), CudaError> {
         self.check_own(memory)?;
+        record::note_clear(self.0.id, memory.address, memory.bytes);
         if record::runs_nothing(self.0.id) {
             return Ok(());
         }
@@ -528,6 +538,7 @@ impl Cuda {
                 memory.bytes
             )));
         }
+        record::note_download(self.0.id);
         if record::is_dry_run(self.0.id) {
             return Ok(false);
         }
@@ -582,15 +593,13 @@ impl Cuda {
             "copy",
             Launch::per_element(bytes).with_cost(0, 2 * bytes),
         );
+        let (from, to) = (from.address + from_offset as u64, to.address + to_offset as u64);
+        record::note_copy(self.0.id, from, to, bytes);
         if record::runs_nothing(self.0.id) {
             return Ok(());
         }
         let _stream = self.lock_stream();
-        self.0.launcher.copy(
-            from.address + from_offset as u64,
-            to.address + to_offset as u64,
-            bytes,
-        )
+        self.0.launcher.copy(from, to, bytes)
     }
 
     /// Launches a kernel with values for its parameters: [`kernels`] has both. For this crate's ops
@@ -624,6 +633,7 @@ impl Cuda {
             .map(|(parameter, bits)| bits.map_err(|why| refused(parameter, why)))
             .collect::<Result<Vec<u64>, CudaError>>()?;
         kernel.check_threads(launch.threads)?;
+        record::note_launch(self.0.id, kernel, launch, &slots);
         let timed = record::record_launch(self.0.id, kernel.name, launch);
         if record::runs_nothing(self.0.id) {
             return self.0.launcher.prepare(kernel);

@@ -9,10 +9,15 @@
 //! Between a [`Fork`] and its join, recorded work has two branches, neither of which waits for the
 //! other. So that they can run at the same time, no memory that one allocates overlaps memory that
 //! the other uses in between.
+//!
+//! Training changes the weights from which things were laid out: [`Layouts`] remember by which
+//! calls, and those are made again, into the same memory, so that recordings stay valid.
 
+use super::source::Kernel;
 use super::{Cuda, CudaError, KernelRecord, Launch, Launcher, Memory, tune};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Planned addresses are multiples of this.
@@ -172,7 +177,37 @@ enum Stage {
         given_back: Vec<u64>,
         /// Whether it is in a branch.
         forked: bool,
+        /// What was recorded before the last [`Cuda::cut`].
+        parts: Vec<Graph>,
     },
+}
+
+/// A call by which something was laid out.
+enum Call {
+    Launch { kernel: &'static Kernel, launch: Launch, arguments: Vec<u64> },
+    Copy { from: u64, to: u64, bytes: usize },
+    Clear { address: u64, bytes: usize },
+}
+
+/// The calls by which things were laid out permanently, in their order. What they read may change;
+/// [`Cuda::lay_out_again`] makes them once more, into the same memory.
+#[derive(Default)]
+pub(crate) struct Layouts {
+    calls: Vec<Call>,
+    /// All memory that the calls read and write, temporary memory too.
+    held: Vec<Arc<Memory>>,
+    /// All calls as one recording, and how many they were then.
+    again: Option<(Graph, usize)>,
+    /// Whether something was laid out from values that were copied to the host: that cannot be
+    /// repeated.
+    from_host: bool,
+}
+
+impl Layouts {
+    /// Whether everything can be laid out again on the device.
+    pub(crate) fn can_repeat(&self) -> bool {
+        !self.from_host
+    }
 }
 
 /// What a thread is doing with a device.
@@ -184,6 +219,9 @@ struct Here {
     stage: Option<Stage>,
     /// The launches that are to be remembered, and whether they are timed; none if they are not.
     seen: Option<(Vec<KernelRecord>, bool)>,
+    /// Where to note what is laid out, if that is wanted, and whether it is being laid out now.
+    layouts: Option<Layouts>,
+    lays_out: bool,
 }
 
 thread_local! {
@@ -201,8 +239,8 @@ fn here<R>(device: u64, f: impl FnOnce(&mut Here) -> R) -> R {
             all.len() - 1
         });
         let result = f(&mut all[at]);
-        let Here { holds_stream, stage, seen, .. } = &all[at];
-        if !holds_stream && stage.is_none() && seen.is_none() {
+        let Here { holds_stream, stage, seen, layouts, .. } = &all[at];
+        if !holds_stream && stage.is_none() && seen.is_none() && layouts.is_none() {
             all.swap_remove(at);
         }
         result
@@ -277,12 +315,24 @@ pub(super) fn outside_capture<R, E: From<CudaError>>(
     device: u64,
     f: impl FnOnce() -> Result<R, E>,
 ) -> Result<R, E> {
-    /// Restores the stage, after a panic too.
-    struct Back(u64, Option<Stage>);
+    /// Restores the stage, after a panic too. Memory is kept with the notes of what was laid out
+    /// only if calls were noted: a copy of host values is not made again.
+    struct Back {
+        device: u64,
+        stage: Option<Stage>,
+        lays_out: bool,
+        calls: usize,
+        held: usize,
+    }
     impl Drop for Back {
         fn drop(&mut self) {
-            let stage = self.1.take();
-            drop(here(self.0, |here| std::mem::replace(&mut here.stage, stage)));
+            let stage = self.stage.take();
+            drop(here(self.device, |here| {
+                here.lays_out = self.lays_out;
+                let idle = here.layouts.as_mut().filter(|all| all.calls.len() == self.calls);
+                let unused = idle.map(|all| all.held.split_off(self.held.min(all.held.len())));
+                (std::mem::replace(&mut here.stage, stage), unused)
+            }));
         }
     }
     if here(device, |here| matches!(here.stage, Some(Stage::Capturing { .. }))) {
@@ -291,8 +341,45 @@ pub(super) fn outside_capture<R, E: From<CudaError>>(
         )
         .into());
     }
-    let _back = Back(device, here(device, |here| here.stage.take()));
+    let _back = here(device, |here| {
+        let noted = here.layouts.as_ref().map(|all| (all.calls.len(), all.held.len()));
+        let (calls, held) = noted.unwrap_or_default();
+        let lays_out = std::mem::replace(&mut here.lays_out, noted.is_some());
+        Back { device, stage: here.stage.take(), lays_out, calls, held }
+    });
     f()
+}
+
+/// This thread's notes of what is laid out, if something is being laid out.
+fn notes<R>(device: u64, note: impl FnOnce(&mut Layouts) -> R) -> Option<R> {
+    here(device, |here| if here.lays_out { here.layouts.as_mut().map(note) } else { None })
+}
+
+/// Notes a launch by which something is laid out.
+pub(super) fn note_launch(device: u64, kernel: &'static Kernel, launch: Launch, arguments: &[u64]) {
+    notes(device, |all| {
+        all.calls.push(Call::Launch { kernel, launch, arguments: arguments.to_vec() });
+    });
+}
+
+/// Notes a copy on the device by which something is laid out.
+pub(super) fn note_copy(device: u64, from: u64, to: u64, bytes: usize) {
+    notes(device, |all| all.calls.push(Call::Copy { from, to, bytes }));
+}
+
+/// Notes a clearing by which something is laid out.
+pub(super) fn note_clear(device: u64, address: u64, bytes: usize) {
+    notes(device, |all| all.calls.push(Call::Clear { address, bytes }));
+}
+
+/// Notes memory that was allocated while something is laid out.
+pub(super) fn note_memory(device: u64, memory: &Arc<Memory>) {
+    notes(device, |all| all.held.push(memory.clone()));
+}
+
+/// Notes that values were copied to the host while something is laid out.
+pub(super) fn note_download(device: u64) {
+    notes(device, |all| all.from_host = true);
 }
 
 /// An address, and the memory that it is part of.
@@ -405,16 +492,17 @@ impl<'a> Recording<'a> {
     }
 
     /// Ends the device's recording, and frees what was given back meanwhile: freeing it earlier
-    /// would have been recorded too.
-    fn end<T>(&mut self, end: impl FnOnce(&dyn Launcher) -> T) -> T {
+    /// would have been recorded too. Returns also what was recorded before the last cut.
+    fn end<T>(&mut self, end: impl FnOnce(&dyn Launcher) -> T) -> (T, Vec<Graph>) {
         let launcher = &*self.cuda.0.launcher;
         self.captures = false;
         let stage = self.go_on(None);
-        let ended = end(launcher);
-        if let Some(Stage::Capturing { given_back, .. }) = stage {
+        let (ended, mut before) = (end(launcher), vec![]);
+        if let Some(Stage::Capturing { given_back, parts, .. }) = stage {
             given_back.into_iter().for_each(|address| launcher.free(address));
+            before = parts;
         }
-        ended
+        (ended, before)
     }
 }
 
@@ -571,6 +659,48 @@ impl Cuda {
         f: impl Fn() -> Result<R, E>,
         place: impl FnOnce(&R) -> Result<Vec<Placed>, E>,
     ) -> Result<(Graph, R), E> {
+        let (mut graphs, made) = self.record_parts(arena, f, place)?;
+        match (graphs.pop(), graphs.is_empty()) {
+            (Some(graph), true) => Ok((graph, made)),
+            _ => Err(CudaError::Launch("recorded work was cut into several parts".into()).into()),
+        }
+    }
+
+    /// Ends the graph that is being recorded, and begins another one with what follows: between the
+    /// replays of the two other work can be done, which reads what the first one left and writes
+    /// what the second one reads. Does nothing if this thread records nothing.
+    ///
+    /// # Errors
+    /// The work is in a branch.
+    pub fn cut(&self) -> Result<(), CudaError> {
+        let captures = here(self.id(), |here| match &here.stage {
+            Some(Stage::Capturing { forked, arena, .. }) => Some((*forked, arena.clone())),
+            _ => None,
+        });
+        let Some((forked, arena)) = captures else { return Ok(()) };
+        if forked {
+            return Err(CudaError::Launch("a branch of recorded work cannot be cut".into()));
+        }
+        let launcher = &self.0.launcher;
+        let id = launcher.end_recording()?;
+        let mut part = Some(Graph { cuda: self.clone(), id, _arena: arena });
+        launcher.begin_recording()?;
+        here(self.id(), |here| {
+            if let Some(Stage::Capturing { parts, .. }) = &mut here.stage {
+                parts.extend(part.take());
+            }
+        });
+        Ok(())
+    }
+
+    /// Records as [`Cuda::record_into`] does work that [`Cuda::cut`] divides: a graph for each
+    /// part. All parts share one plan of memory.
+    pub fn record_parts<R, E: From<CudaError>>(
+        &self,
+        arena: &mut Arena,
+        f: impl Fn() -> Result<R, E>,
+        place: impl FnOnce(&R) -> Result<Vec<Placed>, E>,
+    ) -> Result<(Vec<Graph>, R), E> {
         let _stream = self.lock_stream();
         let mut recording = Recording::begin(self, Stage::Tracing(Trace::default()))?;
         let kept = f()?;
@@ -607,10 +737,76 @@ impl Cuda {
             next: 0,
             given_back: vec![],
             forked: false,
+            parts: vec![],
         })?;
         let made = f()?;
-        let id = recording.end(|launcher| launcher.end_recording())?;
-        Ok((Graph { cuda: self.clone(), id, _arena: memory }, made))
+        let (id, mut graphs) = recording.end(|launcher| launcher.end_recording());
+        graphs.push(Graph { cuda: self.clone(), id: id?, _arena: memory });
+        Ok((graphs, made))
+    }
+
+    /// Runs `f`, and notes in `layouts` how it lays out what stays.
+    pub(crate) fn noting<R>(&self, layouts: &mut Layouts, f: impl FnOnce() -> R) -> R {
+        /// Gives the notes back, after a panic too.
+        struct Back<'a>(u64, &'a mut Layouts);
+        impl Drop for Back<'_> {
+            fn drop(&mut self) {
+                if let Some(noted) = here(self.0, |here| here.layouts.take()) {
+                    *self.1 = noted;
+                }
+            }
+        }
+        let own = std::mem::take(layouts);
+        let _outer = here(self.id(), |here| here.layouts.replace(own));
+        let _back = Back(self.id(), layouts);
+        f()
+    }
+
+    /// Runs `f`, all of whose results stay: it lays them out.
+    pub(crate) fn laying_out<R, E: From<CudaError>>(
+        &self,
+        f: impl FnOnce() -> Result<R, E>,
+    ) -> Result<R, E> {
+        outside_capture(self.id(), f)
+    }
+
+    /// Lays out again, in the same memory, everything that was noted.
+    pub(crate) fn lay_out_again(&self, layouts: &mut Layouts) -> Result<(), CudaError> {
+        let count = layouts.calls.len();
+        if count == 0 {
+            return Ok(());
+        }
+        if layouts.again.as_ref().is_none_or(|(_, recorded)| *recorded != count) {
+            layouts.again = None;
+            let _stream = self.lock_stream();
+            let mut recording = Recording::begin(self, Stage::DryRun)?;
+            recording.capture(Stage::Capturing {
+                arena: None,
+                places: vec![],
+                elsewhere: HashMap::new(),
+                next: 0,
+                given_back: vec![],
+                forked: false,
+                parts: vec![],
+            })?;
+            let launcher = &self.0.launcher;
+            for call in &layouts.calls {
+                match call {
+                    Call::Launch { kernel, launch, arguments } => {
+                        let mut slots = arguments.clone();
+                        let mut pointers: Vec<*mut c_void> =
+                            slots.iter_mut().map(|s| std::ptr::from_mut(s).cast()).collect();
+                        launcher.launch(kernel, *launch, &mut pointers)?;
+                    }
+                    Call::Copy { from, to, bytes } => launcher.copy(*from, *to, *bytes)?,
+                    Call::Clear { address, bytes } => launcher.clear(*address, *bytes)?,
+                }
+            }
+            let (id, _) = recording.end(|launcher| launcher.end_recording());
+            let graph = Graph { cuda: self.clone(), id: id?, _arena: None };
+            layouts.again = Some((graph, count));
+        }
+        layouts.again.as_ref().map_or(Ok(()), |(graph, _)| graph.replay())
     }
 }
 

@@ -297,6 +297,85 @@ fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
     assert_eq!(failure, "recorded work lays out for good what its first run did not");
 }
 
+/// `x + x` in memory of its own, of four values.
+fn doubled(cuda: &Cuda, x: &Arc<Memory>) -> Result<Arc<Memory>, CudaError> {
+    let y = cuda.allocate(4, DType::F32)?;
+    let arguments = kernels::AddArgs { y: (&y).into(), ..doubling(x) };
+    cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments)?;
+    Ok(y)
+}
+
+fn four(cuda: &Cuda, x: &Memory) -> [f32; 4] {
+    let mut values = [0.0f32; 4];
+    cuda.download(x, &mut values).unwrap();
+    values
+}
+
+/// The parts of recorded work that was cut are replayed one by one. What one of them leaves may be
+/// changed before the next.
+#[test]
+fn recorded_work_is_cut_into_parts() {
+    let cuda = emulated();
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let work = || -> Result<_, CudaError> {
+        let half = doubled(&cuda, &x)?;
+        cuda.cut()?;
+        let whole = doubled(&cuda, &half)?;
+        Ok((half, whole))
+    };
+    let recorded = cuda.record_parts(&mut Arena::default(), work, |_| Ok(vec![]));
+    let (graphs, (half, whole)) = recorded.unwrap();
+    let [first, second] = &graphs[..] else { panic!("{} parts", graphs.len()) };
+    first.replay().unwrap();
+    assert_eq!(four(&cuda, &half), [2.0; 4]);
+    second.replay().unwrap();
+    assert_eq!(four(&cuda, &whole), [4.0; 4]);
+    cuda.upload_to(&half, &[5.0f32; 4]).unwrap();
+    second.replay().unwrap();
+    assert_eq!((four(&cuda, &half), four(&cuda, &whole)), ([5.0; 4], [10.0; 4]));
+    let failure = cuda.record(&mut Arena::default(), work).map(drop).unwrap_err().to_string();
+    assert_eq!(failure, "recorded work was cut into several parts");
+    let in_a_branch = || -> Result<(), CudaError> {
+        let _fork = cuda.fork()?;
+        cuda.cut()
+    };
+    let failure = cuda.record(&mut Arena::default(), in_a_branch).map(drop).unwrap_err();
+    assert_eq!(failure.to_string(), "a branch of recorded work cannot be cut");
+    // Nothing is recorded.
+    cuda.cut().unwrap();
+}
+
+/// What was laid out from memory that changes can be laid out again, where it is. Copies of host
+/// values are neither repeated nor kept for that; what was made from values on the host cannot be
+/// repeated.
+#[test]
+fn what_was_laid_out_is_laid_out_again_in_its_place() {
+    let cuda = emulated();
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let (cache, mut layouts) = (DeviceCache::<Memory>::default(), Layouts::default());
+    let held = cuda.held()[0];
+    let laid_out = cuda.noting(&mut layouts, || {
+        let copies = DeviceCache::<Memory>::default();
+        let copied = copies.get(&cuda, DType::F32, || cuda.upload(&[3.0f32]));
+        copied.map(drop).unwrap();
+        let make = || doubled(&cuda, &doubled(&cuda, &x)?);
+        cache.get(&cuda, DType::F32, make).unwrap()
+    });
+    assert_eq!(four(&cuda, &laid_out), [4.0; 4]);
+    assert_eq!(cuda.held()[0] - held, 32, "what is between is kept, and what was copied is not");
+    for value in [2.0f32, 3.0] {
+        cuda.upload_to(&x, &[value; 4]).unwrap();
+        cuda.lay_out_again(&mut layouts).unwrap();
+        assert_eq!(four(&cuda, &laid_out), [4.0 * value; 4]);
+    }
+    assert!(layouts.can_repeat());
+    let read = || -> Result<f32, CudaError> { Ok(four(&cuda, &x)[0]) };
+    cuda.laying_out(read).unwrap();
+    assert!(layouts.can_repeat(), "that was not noted");
+    cuda.noting(&mut layouts, || cuda.laying_out(read)).unwrap();
+    assert!(!layouts.can_repeat());
+}
+
 /// `x + x` in place of `x`, of four values.
 fn doubling(x: &Arc<Memory>) -> kernels::AddArgs<'_> {
     let (at, four) = (x.into(), 4usize.into());

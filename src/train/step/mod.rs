@@ -6,6 +6,12 @@
 //! answers, and in the backward pass an iteration is run again to record it. The encoder and the
 //! skip convolutions are on a tape that lasts the whole step; their gradient is the sum over the
 //! iterations.
+//!
+//! On a CUDA device the same work can be recorded and replayed: `recorded.rs`.
+
+mod recorded;
+
+pub use recorded::{Prompt, Recorder};
 
 use super::exchange::Exchange;
 use crate::autograd::{ParamGrads, Tape, Var, add_to};
@@ -111,7 +117,65 @@ struct Pass<'a, 'm> {
     dense: Vec<Tensor>,
 }
 
+/// What the backward pass through the iterations has gathered so far.
+#[derive(Default)]
+struct Gathered {
+    /// From the last iteration to the first.
+    unread: Vec<Unread>,
+    /// The sums of the features' gradients.
+    features: [Option<Tensor>; 5],
+    /// The gradient of an iteration's answer by the next iteration's dense prompt.
+    answer: Option<Tensor>,
+}
+
 impl<'m> Pass<'_, 'm> {
+    /// Asks for the round of iteration `t`, given the answer of the one before; false if there is
+    /// nothing to correct.
+    fn ask(
+        &mut self,
+        t: usize,
+        previous: &mut Option<Tensor>,
+        prompt: &mut impl FnMut(usize, Option<&Tensor>) -> Result<Option<Round>, OpError>,
+    ) -> Result<bool, OpError> {
+        let Some(mut round) = prompt(t, previous.as_ref())? else { return Ok(false) };
+        let s = self.model.config().patch;
+        let given = round.dense.take().map(|d| Tensor::new([1, s, s, s, 1], d));
+        let before = given.or(previous.take());
+        self.rounds.push(round);
+        self.dense.push(match before {
+            Some(before) => before,
+            None => zeros(self.device, [1, s, s, s, 1])?,
+        });
+        Ok(true)
+    }
+
+    /// The loss of iteration `t` of `done`, and the backward pass through it.
+    fn back(
+        &self,
+        t: usize,
+        Recorded { tape, inputs, dense, answer }: Recorded<'m>,
+        (target, share, done): (&Target, Share, usize),
+        gathered: &mut Gathered,
+        grads: &mut ParamGrads,
+    ) -> Result<(), OpError> {
+        let given = (target, self.rounds[t].emphasis.as_ref());
+        let (lost, seeds) = losses(self.device, Answered::of(&answer), given, share, done)?;
+        gathered.unread.push(lost);
+        let Seeds { masks, scores, logits } = seeds;
+        let mut wanted =
+            vec![(&answer.candidates.masks, masks), (&answer.candidates.scores, scores)];
+        let of_logits = logits.into_iter().chain(gathered.answer.take());
+        wanted.extend(of_logits.map(|g| (&answer.logits, g)));
+        let mut leaves = tape.backward_unsettled(wanted, grads)?;
+        gathered.answer = leaves.take(&dense);
+        for (sum, leaf) in gathered.features.iter_mut().zip(inputs.vars()) {
+            if let Some(gradient) = leaves.take(leaf) {
+                add_to(self.device, sum, gradient)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The refiner's maps of iteration `t`.
     fn history(&self, t: usize) -> Result<Tensor, OpError> {
         let edge = self.model.config().patch;
@@ -203,24 +267,39 @@ pub fn run_item_sharing(
     image: &Tensor,
     target: &Target,
     share: Share,
-    (grads, mut exchange): (&mut ParamGrads, Option<&mut Exchange>),
+    (grads, exchange): (&mut ParamGrads, Option<&mut Exchange>),
+    prompt: impl FnMut(usize, Option<&Tensor>) -> Result<Option<Round>, OpError>,
+) -> Result<Lost, OpError> {
+    let ends = Ends { settles: exchange.is_some(), exchange };
+    run_to_its_end(device, model, image, target, share, (grads, ends), prompt)
+}
+
+/// What happens at the end of an item's iterations.
+struct Ends<'e, 'x> {
+    /// Whether the gradients of the decoder's composed weights, from all iterations of all items,
+    /// are taken back through the composition at once: after the last item's.
+    settles: bool,
+    exchange: Option<&'e mut Exchange<'x>>,
+}
+
+fn run_to_its_end(
+    device: &Device,
+    model: &Model,
+    image: &Tensor,
+    target: &Target,
+    share: Share,
+    (grads, mut ends): (&mut ParamGrads, Ends),
     mut prompt: impl FnMut(usize, Option<&Tensor>) -> Result<Option<Round>, OpError>,
 ) -> Result<Lost, OpError> {
-    let s = model.config().patch;
     let encoder = Tape::on(device);
     let features = model.encode_on(&encoder, image, &mut Observer::none())?;
     let mut pass = Pass { device, model, features, rounds: vec![], dense: vec![] };
     let mut kept: Vec<Option<Recorded>> = vec![];
     let mut previous: Option<Tensor> = None;
     for t in 0..share.iterations {
-        let Some(mut round) = prompt(t, previous.as_ref())? else { break };
-        let given = round.dense.take().map(|d| Tensor::new([1, s, s, s, 1], d));
-        let before = given.or(previous.take());
-        pass.rounds.push(round);
-        pass.dense.push(match before {
-            Some(before) => before,
-            None => zeros(device, [1, s, s, s, 1])?,
-        });
+        if !pass.ask(t, &mut previous, &mut prompt)? {
+            break;
+        }
         // The last iteration is the first of the backward pass: it is recorded at once.
         if share.recompute && t + 1 < share.iterations {
             previous = Some(pass.answer(t)?);
@@ -233,46 +312,26 @@ pub fn run_item_sharing(
     }
     drop(previous);
     let done = kept.len();
-    let mut unread = vec![];
-    let mut feature_grads: [Option<Tensor>; 5] = Default::default();
-    let mut answer_grad: Option<Tensor> = None;
+    let mut gathered = Gathered::default();
     for (t, kept) in kept.into_iter().enumerate().rev() {
         let recorded = match kept {
             Some(recorded) => recorded,
             None => pass.record(t)?,
         };
-        let Recorded { tape, inputs, dense, answer } = recorded;
-        let (lost, seeds) =
-            losses(device, &answer, target, pass.rounds[t].emphasis.as_ref(), share, done)?;
-        unread.push(lost);
-        let Seeds { masks, scores, logits } = seeds;
-        let mut wanted =
-            vec![(&answer.candidates.masks, masks), (&answer.candidates.scores, scores)];
-        wanted.extend(logits.into_iter().chain(answer_grad.take()).map(|g| (&answer.logits, g)));
-        let mut leaves = tape.backward_unsettled(wanted, grads)?;
-        answer_grad = leaves.take(&dense);
-        for (sum, leaf) in feature_grads.iter_mut().zip(inputs.vars()) {
-            if let Some(gradient) = leaves.take(leaf) {
-                add_to(device, sum, gradient)?;
-            }
-        }
+        pass.back(t, recorded, (target, share, done), &mut gathered, grads)?;
     }
+    let Gathered { mut unread, features, .. } = gathered;
     unread.reverse();
-    let seeds = pass
-        .features
-        .vars()
-        .into_iter()
-        .zip(feature_grads)
-        .filter_map(|(v, g)| Some((v, g?)))
-        .collect();
-    if let Some(exchange) = &mut exchange {
-        // The gradients of the decoder's composed weights from all iterations of all items are
-        // taken back through the composition at once.
+    let seeds =
+        pass.features.vars().into_iter().zip(features).filter_map(|(v, g)| Some((v, g?))).collect();
+    if ends.settles {
         grads.settle(device)?;
+    }
+    if let Some(exchange) = &mut ends.exchange {
         exchange.interactions_done(grads)?;
     }
     encoder.backward_watched(seeds, grads, |grads| {
-        exchange.as_mut().map_or(Ok(()), |e| e.encoder_reached(grads))
+        ends.exchange.as_mut().map_or(Ok(()), |e| e.encoder_reached(grads))
     })?;
     Ok(Lost { iterations: unread, target: target.size(), share })
 }
@@ -287,6 +346,23 @@ fn zeros(device: &Device, shape: [usize; 5]) -> Result<Tensor, OpError> {
             cuda.clear(&memory)?;
             Ok(Tensor::from_device(shape, memory, cuda.precision()))
         }
+    }
+}
+
+/// The values of an answer from which its loss is computed.
+#[derive(Clone, Copy)]
+struct Answered<'a> {
+    masks: &'a Tensor,
+    scores: &'a Tensor,
+    logits: &'a Tensor,
+    refined: bool,
+}
+
+impl Answered<'_> {
+    fn of(answer: &Answer) -> Answered<'_> {
+        let Answer { candidates, logits, refined, .. } = answer;
+        let (masks, scores) = (candidates.masks.value(), candidates.scores.value());
+        Answered { masks, scores, logits: logits.value(), refined: *refined }
     }
 }
 
@@ -394,14 +470,13 @@ fn terms(share: Share, iterations: usize, boundary: f64) -> Terms {
 /// of iterations.
 fn losses(
     device: &Device,
-    answer: &Answer,
-    target: &Target,
-    emphasis: Option<&Emphasis>,
+    answered: Answered,
+    (target, emphasis): (&Target, Option<&Emphasis>),
     share: Share,
     iterations: usize,
 ) -> Result<(Unread, Seeds), OpError> {
     let (batch, n) = (share.batch as f64, iterations as f64);
-    let candidates = &answer.candidates;
+    let Answered { masks: candidates, scores: chances, logits: answer, refined } = answered;
     let weights = terms(share, iterations, share.weights.boundary);
     let mut near = vec![];
     let mut emphasised = |logits: &Tensor, gradient: Tensor| -> Result<Tensor, OpError> {
@@ -413,23 +488,21 @@ fn losses(
     };
     // A loss scale is a power of two: exact.
     let (of_candidates, masks) =
-        mask_sums_gradient(device, &candidates.masks, target, weights, share.scale)?;
-    let masks = emphasised(&candidates.masks, masks)?;
-    let scores =
-        score_gradient(device, &of_candidates, &candidates.scores, target, n, share.scale)?;
-    let answered = &answer.logits;
-    let (of_answer, logits) = if answer.refined {
+        mask_sums_gradient(device, candidates, target, weights, share.scale)?;
+    let masks = emphasised(candidates, masks)?;
+    let scores = score_gradient(device, &of_candidates, chances, target, n, share.scale)?;
+    let (of_answer, logits) = if refined {
         let weights = terms(share, iterations, share.weights.corrective_boundary);
-        let (sums, gradient) = mask_sums_gradient(device, answered, target, weights, share.scale)?;
-        (sums, Some(emphasised(answered, gradient)?))
+        let (sums, gradient) = mask_sums_gradient(device, answer, target, weights, share.scale)?;
+        (sums, Some(emphasised(answer, gradient)?))
     } else {
-        (mask_sums(device, answered, target)?, None)
+        (mask_sums(device, answer, target)?, None)
     };
     let unread = Unread {
         candidates: of_candidates,
-        scores: candidates.scores.value().clone(),
+        scores: chances.clone(),
         answer: of_answer,
-        refined: answer.refined,
+        refined,
         near,
     };
     Ok((unread, Seeds { masks, scores, logits }))
