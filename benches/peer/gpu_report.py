@@ -54,6 +54,11 @@ def main(folder, commit):
         same = "the same bits in all but the token path op by op, the table's variants and wgmma" if switches["same_bits"] else "**the bits differ**"
         lines += ["", f"Early launches and branches of recorded work, the token path's launches, the table of variants and wgmma, base, f16, in this order; {same}:", "", "| | encode, ms | interaction, ms |", "|---|---|---|"]
         lines += [f"| {r['name']} | {r['encode']:.3f} | {r['interact']:.3f} |" for r in switches["runs"]]
+    if read("recorded.json"):
+        recorded = result["recorded"] = json.loads(read("recorded.json"))
+        same = "the same losses" if recorded["same_losses"] else "**the losses differ**"
+        lines += ["", f"Training steps op by op and recorded, base, {recorded['precision']}, one item, in this order; {same}:", "", "| | step, ms | memory, GB |", "|---|---|---|"]
+        lines += [f"| {r['name']} | {r['step'] * 1e3:.2f} | {(r['device_bytes'] or 0) / 1e9:.2f} |" for r in recorded["runs"]]
     if read("trial.json"):
         trial = result["trial"] = json.loads(read("trial.json"))
         dice = "; validation Dice " + ", ".join(f"{d:.3f} (step {s})" for s, d in trial["validation"]) if trial["validation"] else ""

@@ -1,0 +1,69 @@
+"""Times training steps of the base network that are recorded and replayed, between steps that are launched op by op, and demands the same losses of all.
+
+python recorded.py --executables target/gpu [--iterations 4] [--repeats 10] [--device cuda] [--precision f16] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+
+SIZE = 128
+# Steps before those that are timed: the first is op by op in any case, in the next ones recordings are made.
+BEFORE = 3
+# A B A.
+ORDER = [("op by op", {}), ("recorded", {"PRISM_CUDA_TRAIN_GRAPHS": "on"}), ("op by op", {})]
+
+
+def ball():
+    """Floats that are 1 in an ellipsoid in the middle."""
+    axis = [2 * i / (SIZE - 1) - 1 for i in range(SIZE)]
+    rows = (i * i + 1.5 * j * j for i in axis for j in axis)
+    return struct.pack(f"<{SIZE**3}f", *(float(row + k * k < 0.3) for row in rows for k in axis))
+
+
+def run(executable, folder, args, switches):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PRISM_CUDA_")}
+    points = "40,50,60;64,64,64;80,30,90"
+    command = [executable, folder / "image.f32", folder / "label.f32", "base", args.iterations, args.repeats + BEFORE, 0, points, "false", args.device, args.precision]
+    done = subprocess.run([str(c) for c in command], env={**clean, **switches}, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{switches or 'op by op'}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--executables", default="target/gpu")
+    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--precision", default="f16")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    rng = random.Random(1)
+    runs = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        (folder / "image.f32").write_bytes(struct.pack(f"<{SIZE**3}f", *(rng.gauss(0, 1) for _ in range(SIZE**3))))
+        (folder / "label.f32").write_bytes(ball())
+        for name, switches in ORDER:
+            result = run(pathlib.Path(args.executables) / "train", folder, args, switches)
+            step = statistics.median(result["step"][BEFORE:])
+            runs.append({"name": name, "step": step, "loss": result["loss"], "device_bytes": result["device_bytes"]})
+            print(f"{name}: {step * 1e3:.2f} ms a step, {(result['device_bytes'] or 0) / 1e9:.2f} GB, last loss {result['loss'][-1]}", flush=True)
+    same = all(r["loss"] == runs[0]["loss"] for r in runs)
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps({"same_losses": same, "precision": args.precision, "iterations": args.iterations, "runs": runs}, indent=1) + "\n")
+    if not same:
+        sys.exit("the losses differ")
+
+
+if __name__ == "__main__":
+    main()
