@@ -127,7 +127,7 @@ pub unsafe extern "C" fn prism_engine_open(
         let (threads, precision) = options.map_or((0, 0), |o| (o.threads as usize, o.precision));
         let most = processors();
         if threads > most {
-            say(&format!("{threads} threads were asked for: {most} are used, one per processor"));
+            say(&format!("{threads} threads were requested: {most} are used, one per processor"));
         }
         let precision = match precision {
             0 => Precision::F32,

@@ -363,7 +363,7 @@ impl State {
         (0..2).for_each(|n| self.encoded[n] += p.encoding[n].as_secs_f64());
         p.notes.iter().for_each(|note| say(&note.to_string()));
         if p.left_out > 0 {
-            say(&format!("{} points lie outside the patch and were left out", p.left_out));
+            say(&format!("{} points lie outside the patch and were ignored", p.left_out));
         }
         if p.thinned > 0 {
             say(&format!(

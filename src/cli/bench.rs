@@ -16,75 +16,76 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Measure how long a user waits, and where the time goes
+/// Measure latency, and where the time goes
 ///
-/// Without a problem: how long a user waits, for loading, encoding a scan, the first click, and
-/// clicks of so many prompt voxels; with --report, where the time goes: each op's arithmetic, bytes
-/// and time beside the two ceilings of this machine, which are measured first.
+/// Without a problem: measures how long a user waits for loading, encoding a scan, the first click,
+/// and later clicks with a given number of prompt voxels. With --report also prints each op's
+/// arithmetic, bytes and time beside the two ceilings of this machine, which are measured first.
 ///
-/// With problems, such as conv3d:n1ic32oc32d128k3s1p1 or interact:base,t60: each is judged against
-/// the plainest formula in float64, then timed. docs/benchmarking.md has all kinds, and what the
-/// letters mean. Exit code 1 where a result is wrong, or, with --compare, slower than before. With
-/// --variants every variant of their kernels is judged and timed instead, on a GPU.
+/// With problems, such as conv3d:n1ic32oc32d128k3s1p1 or interact:base,t60: checks each result
+/// against a plain float64 implementation, then times it. docs/benchmarking.md lists all kinds and
+/// explains the letters. The exit code is 1 if a result is wrong or, with --compare, if a problem
+/// became slower. With --variants, checks and times every variant of their kernels instead, on a
+/// GPU.
 #[derive(Args)]
 pub struct Bench {
-    /// Problems to judge and time
+    /// Problems to check and time
     #[arg(value_name = "PROBLEM", conflicts_with = "report")]
     problems: Vec<Problem>,
-    /// Problems of a file, one a line; benches/problems has some
+    /// File with problems, one per line; benches/problems has examples
     #[arg(long, value_name = "FILE", conflicts_with = "report", help_heading = "Problems")]
     suite: Vec<PathBuf>,
-    /// How long to time each problem, at least five runs
+    /// Time to spend on each problem, with at least five runs
     #[arg(long, default_value_t = 1.0, value_name = "SECONDS", help_heading = "Problems")]
     long: f64,
     /// Empty the caches before each run
     #[arg(long, help_heading = "Problems")]
     cold: bool,
-    /// Write what was measured to a file as JSON, to compare with later
+    /// Write the measurements to a JSON file, for a later --compare
     #[arg(long, alias = "json", value_name = "FILE", help_heading = "Problems")]
     save: Option<PathBuf>,
-    /// A file that --save wrote: tell what became faster and slower, beyond both measurements'
+    /// File written by --save: report what became faster or slower by more than both measurements'
     /// spread
     #[arg(long, value_name = "FILE", help_heading = "Problems")]
     compare: Option<PathBuf>,
-    /// Instead of a problem, judge and time every variant of its kernels, beside the predicted
-    /// time: other tiles, and other numbers of blocks that share a sum. 'prism tune' chooses among
-    /// them for a model (CUDA only)
+    /// Check and time every variant of the problems' kernels instead, beside the predicted time:
+    /// other tiles, and other numbers of blocks that share a sum. 'prism tune' chooses among them
+    /// for a model (CUDA only)
     #[arg(long, conflicts_with_all = ["compare", "peer", "cold"], help_heading = "Problems")]
     variants: bool,
-    /// Time the same problems in PyTorch too, where Python has it
+    /// Also time the same problems in PyTorch
     #[arg(long, help_heading = "Problems")]
     peer: bool,
-    /// Python to run PyTorch with
+    /// Python interpreter that has PyTorch
     #[arg(long, default_value = "python3", value_name = "PROGRAM", help_heading = "Problems")]
     python: PathBuf,
-    /// Model file, or a preset's network with hashed weights: base, small
+    /// Model file, or a preset with hashed weights: base or small
     #[arg(
         short,
         long,
         default_value = "base",
         value_name = "FILE|PRESET",
-        help_heading = "Waiting"
+        help_heading = "Latency"
     )]
     model: String,
-    /// Patch edge in voxels, instead of a preset's own; a multiple of 16
-    #[arg(long, value_name = "N", help_heading = "Waiting")]
+    /// Patch edge in voxels, a multiple of 16 [default: the preset's]
+    #[arg(long, value_name = "N", help_heading = "Latency")]
     patch: Option<usize>,
-    /// Prompt voxels of a click; several are measured one after another
+    /// Number of prompt voxels of a click; several values are measured one after another
     #[arg(
         long,
         default_value = "1,60,500,5000",
         value_delimiter = ',',
         value_name = "N,..",
         value_parser = number(0, 10_000),
-        help_heading = "Waiting"
+        help_heading = "Latency"
     )]
     points: Vec<usize>,
-    /// Clicks for each
-    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Waiting")]
+    /// Clicks per number of prompt voxels
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Latency")]
     clicks: u32,
-    /// Also print, as Markdown, what each op did (CPU only)
-    #[arg(long, help_heading = "Waiting")]
+    /// Also print a Markdown report of what each op did (CPU only)
+    #[arg(long, help_heading = "Latency")]
     report: bool,
     #[command(flatten)]
     device: DeviceArgs,
@@ -112,7 +113,7 @@ impl Bench {
         let compares = self.save.is_some() || self.compare.is_some();
         if compares || self.peer || self.cold || self.variants {
             return Err(Failure::Usage(
-                "--save, --compare, --peer, --cold and --variants go with problems: name some, or --suite FILE"
+                "--save, --compare, --peer, --cold and --variants need problems: name some, or give --suite FILE"
                     .into(),
             ));
         }
@@ -138,7 +139,7 @@ impl Bench {
         };
         if preset.is_none() && self.patch.is_some() {
             return Err(Failure::Usage(
-                "--patch goes with a preset: a model file has its own".into(),
+                "--patch needs a preset: a model file has its own patch size".into(),
             ));
         }
         let start = Instant::now();
@@ -185,7 +186,9 @@ impl Bench {
 
     fn tables(&self, device: &Device, work: &mut Workload) -> Result<String, Failure> {
         let Device::Cpu(cpu) = device else {
-            return Err(Failure::Usage("--report tells of the CPU's ops; of a CUDA device's kernels, benches/kernels.rs does".into()));
+            return Err(Failure::Usage(
+                "--report covers the CPU's ops; for CUDA kernels use benches/kernels.rs".into(),
+            ));
         };
         let ceilings = Ceilings::measure(cpu);
         let points = self.points.iter().copied().find(|p| *p > 1).unwrap_or(self.points[0]);
@@ -364,11 +367,11 @@ impl Bench {
             .map_err(|e| fail(format!("does not run: {e}")))?;
         if !done.status.success() {
             return Err(fail(
-                "ended with an error: it needs PyTorch and NumPy; --python names another".into(),
+                "exited with an error: it needs PyTorch and NumPy; choose another interpreter with --python".into(),
             ));
         }
         let said: Said = serde_json::from_slice(&done.stdout)
-            .map_err(|e| fail(format!("said what cannot be read: {e}")))?;
+            .map_err(|e| fail(format!("printed something that cannot be parsed: {e}")))?;
         print(&format!("beside {}, {threads} threads\n", said.peer))?;
         Ok(said.seconds)
     }
@@ -423,9 +426,7 @@ fn report(old: &Record, new: &Record) -> Result<usize, Failure> {
     let changes = compare(old, new);
     print(&format!("\nbeside prism {} on {}\n", old.version, old.device))?;
     if (&old.device, &old.precision, old.cold) != (&new.device, &new.precision, new.cold) {
-        super::warn(
-            "the two were not measured alike: another device, precision or state of the caches",
-        );
+        super::warn("the two measurements differ in device, precision or state of the caches");
     }
     for c in &changes {
         let what = match c.ratio() {

@@ -11,26 +11,26 @@ use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Answer the input files of a segmentation challenge
+/// Segment the input files of a challenge
 ///
-/// Answers the input files of a segmentation challenge, the way its containers are run.
+/// Uses the folders and file names of the challenge's containers.
 ///
-/// cvpr25 is the CVPR 2025 challenge on interactive 3D segmentation: every .npz file of the input
-/// folder is answered by a file of the same name. autopet is autoPET V: images/pet/ID.mha and
-/// lesion-clicks.json of the input folder are answered by images/tumor-lesion-segmentation/ID.mha;
-/// the network has one channel and sees the PET, the CT is not read. A case that fails is named,
-/// and the others go on.
+/// cvpr25 is the CVPR 2025 challenge on interactive 3D segmentation: for each .npz file of the
+/// input folder, a file of the same name is written. autopet is autoPET V: images/pet/ID.mha and
+/// lesion-clicks.json of the input folder give images/tumor-lesion-segmentation/ID.mha; the network
+/// has one channel and sees the PET, the CT is not read. A case that fails is reported, and the
+/// others are still processed.
 #[derive(Args)]
 pub struct Challenge {
     #[command(flatten)]
     model: ModelArgs,
-    /// Which challenge
+    /// Challenge
     #[arg(long, default_value = "cvpr25", value_name = "NAME")]
     kind: Kind,
-    /// Folder with the input files [default: /workspace/inputs for cvpr25, /input for autopet]
+    /// Input folder [default: /workspace/inputs for cvpr25, /input for autopet]
     #[arg(short, long, value_name = "DIR")]
     input: Option<PathBuf>,
-    /// Folder for the answers [default: /workspace/outputs for cvpr25, /output for autopet]
+    /// Output folder [default: /workspace/outputs for cvpr25, /output for autopet]
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -79,7 +79,7 @@ impl Challenge {
             input.canonicalize().ok().zip(output.canonicalize().ok()).is_some_and(|(a, b)| a == b);
         if same {
             return Err(Failure::Usage(
-                "--input and --output are the same folder: answers would overwrite the cases"
+                "--input and --output are the same folder: the results would overwrite the cases"
                     .into(),
             ));
         }

@@ -4,16 +4,15 @@ use super::{Cli, Failure, print};
 use clap::{Args, CommandFactory};
 use clap_complete::{Shell, generate};
 
-/// Write a script by which a shell completes commands and flags
+/// Print a shell completion script
 ///
-/// Writes a script to standard output by which a shell completes commands, flags and their values.
+/// The script completes commands, flags and their values.
 ///
-/// A new shell knows them after, for example, 'prism completions bash >
-/// ~/.local/share/bash-completion/completions/prism', or 'prism completions fish >
-/// ~/.config/fish/completions/prism.fish'.
+/// For example, 'prism completions bash > ~/.local/share/bash-completion/completions/prism', or
+/// 'prism completions fish > ~/.config/fish/completions/prism.fish'. New shells then use it.
 #[derive(Args)]
 pub struct Completions {
-    /// The shell that will read it
+    /// Shell to write the script for
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }

@@ -12,15 +12,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// Turn a PyTorch checkpoint into a model file
+/// Convert a PyTorch checkpoint to a model file
 ///
-/// Reads a checkpoint as PyTorch writes it (zip archive, legacy stream, bare state dictionary)
-/// without running anything in it, checks its tensors against the network, and writes a model file.
-/// A model file (.safetensors) is written again, in another element type for example; it keeps its
+/// Reads a PyTorch checkpoint (zip archive, legacy stream or bare state dictionary) without
+/// executing any code in it, checks its tensors against the network, and writes a model file. A
+/// model file (.safetensors) is also accepted, for example to change its element type; it keeps its
 /// own configuration.
 #[derive(Args)]
 pub struct Convert {
-    /// Checkpoint, for example best.pth.tar, or a model file
+    /// Checkpoint, such as best.pth.tar, or a model file
     checkpoint: PathBuf,
     /// Model file to write (.safetensors)
     model: PathBuf,
@@ -31,15 +31,15 @@ pub struct Convert {
     /// kidney
     #[arg(long, value_name = "NAME", value_parser = ["colon", "pancreas", "liver", "kidney"])]
     preset: Option<String>,
-    /// What Dice to expect of a session's answer: A plus B times the network's score, as `prism
-    /// eval` finds them
+    /// Calibration of the expected Dice of a session's answer: A plus B times the network's score,
+    /// as fitted by `prism eval`
     #[arg(long, value_name = "A,B", value_parser = calibration, allow_hyphen_values = true)]
     calibration: Option<[f32; 2]>,
-    /// The network: base, small, or a JSON file with a configuration [default: base, the released
+    /// Network: base, small, or a JSON file with a configuration [default: base, the released
     /// architecture]
     #[arg(long, value_name = "NAME|FILE")]
     config: Option<PathBuf>,
-    /// Where tensors do not fit the network, list all of them
+    /// If tensors do not fit the network, list all of them
     #[arg(long)]
     verbose: bool,
 }
@@ -51,13 +51,13 @@ fn calibration(text: &str) -> Result<[f32; 2], String> {
     values.and_then(|v| v.try_into().ok()).ok_or_else(|| "expected A,B: two numbers".into())
 }
 
-/// Write a model of hashed weights, to test an installation without a trained one
+/// Write a model with hashed weights, to test an installation without a trained model
 ///
-/// Weights that are a function of a salt and the tensors' names: the right shapes and sizes, no
-/// training. The masks they give mean nothing.
+/// The weights are a function of a salt and the tensors' names: right shapes and sizes, but no
+/// training. The masks of such a model mean nothing.
 #[derive(Args)]
 pub struct HashedWeights {
-    /// Any text; the same text gives the same weights
+    /// Text; the same text gives the same weights
     #[arg(long, value_name = "TEXT")]
     salt: String,
     /// Model file to write (.safetensors)
@@ -66,7 +66,7 @@ pub struct HashedWeights {
     /// Element type to store
     #[arg(long, default_value = "f32", value_name = "TYPE")]
     dtype: Precision,
-    /// The network: base, small, or a JSON file with a configuration [default: base, the released
+    /// Network: base, small, or a JSON file with a configuration [default: base, the released
     /// architecture]
     #[arg(long, value_name = "NAME|FILE")]
     config: Option<PathBuf>,
@@ -113,10 +113,11 @@ impl Convert {
                 self.config.as_deref().unwrap_or(Path::new("base")).display(),
             );
             let (hint, each) = match self.verbose {
-                true => ("--config names another", problems.all()),
-                false => {
-                    ("--config names another, --verbose lists every tensor", problems.to_string())
-                }
+                true => ("use --config for another", problems.all()),
+                false => (
+                    "use --config for another, --verbose to list every tensor",
+                    problems.to_string(),
+                ),
             };
             return Err(Failure::Failed(format!(
                 "{path}: the tensors do not fit the network {network} ({hint}){each}"
@@ -145,7 +146,7 @@ impl Convert {
         }
         if config.intensity.is_none() {
             warn(
-                "no --preset: the model file records no intensity statistics, and 'prism segment' will need them or use percentiles",
+                "no --preset: the model file records no intensity statistics; give them to 'prism segment', or it uses percentiles",
             );
         }
         let weights =

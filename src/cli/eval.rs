@@ -24,60 +24,59 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Evaluate a model with simulated users, as the paper does
+/// Evaluate a model with simulated users
 ///
-/// Evaluates a model with simulated users, as the paper does: metrics a case, tables, and the curve
-/// over iterations.
+/// Reports metrics per case, tables, and the curve over iterations, as in the paper.
 ///
 /// Protocols: plain (points alone), plain-b-1 and plain-b-50 (a box and 1 or 50 points), basic (a
-/// box and 1 to 50 points), erode and dilate (basic, the box moved by 5 voxels), ultra (basic and
-/// centreline scribbles), ultra+ (lines and outlines too): the network alone, as the paper runs it.
-/// click (a box, then one click at a time in the middle of the largest error, as the CVPR 2025
-/// challenge has it), click-point and click-mask (the same after a point or a coarse mask),
-/// scribble-one (a box, then one stroke at a time): sessions as a person steers them, also judged
-/// by clicks obeyed and held, clicks to a Dice, and time. Which parts the network has (CNN, ViT or
-/// both, confidence and corrective learning) is the model's own.
+/// box and 1 to 50 points), erode and dilate (basic, with the box moved by 5 voxels), ultra (basic
+/// and centreline scribbles) and ultra+ (also lines and outlines) run the network alone, as in the
+/// paper. click (a box, then one click at a time in the middle of the largest error, as in the CVPR
+/// 2025 challenge), click-point and click-mask (the same after a point or a coarse mask) and
+/// scribble-one (a box, then one stroke at a time) run sessions as a person steers them; they also
+/// report clicks obeyed and held, the number of clicks to reach a Dice, and time. The model
+/// determines which parts the network has (CNN, ViT or both, confidence and corrective learning).
 ///
-/// Every result is written as it is done: a run that was stopped goes on by the same command in the
-/// same folder, and a case whose files have changed is computed again. Results of other settings,
-/// another model or another build of the program are never mixed with these: then give another
+/// Each result is written as soon as it is computed: to resume a run that was stopped, give the
+/// same command with the same folder. A case whose files have changed is computed again. Results of
+/// other settings, another model or another build of the program are never mixed: give another
 /// --output, or --fresh.
 #[derive(Args)]
 pub struct Eval {
     #[command(flatten)]
     model: ModelArgs,
-    /// Dataset: a CSV with image,label[,name][,modality], or a folder (MSD, nnU-Net, LiTS, KiTS,
-    /// one folder a case)
+    /// Dataset: a CSV with image,label[,name][,modality], or a folder (MSD, nnU-Net, LiTS, KiTS, or
+    /// one folder per case)
     #[arg(short, long, value_name = "PATH")]
     data: PathBuf,
-    /// Folder for results: cases.jsonl (each as it is done), at the end cases.csv, results.json,
-    /// results.md, iterations.svg
+    /// Folder for results: cases.jsonl (during the run), and at the end cases.csv, results.json,
+    /// results.md and iterations.svg
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Start over, whatever results the folder holds
+    /// Start over and discard the results in the folder
     #[arg(long)]
     fresh: bool,
-    /// JSON file with the split to take a part of
+    /// JSON file with a split of the cases
     #[arg(long, value_name = "FILE", requires = "part")]
     split: Option<PathBuf>,
-    /// Which part of the split [with neither --split nor --cases: every case]
+    /// Part of the split to evaluate [default without --split and --cases: every case]
     #[arg(long, value_name = "PART", value_parser = ["train", "validation", "test"], requires = "split")]
     part: Option<String>,
-    /// Only these cases, comma-separated
+    /// Evaluate only these cases, comma-separated
     #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "split")]
     cases: Vec<String>,
-    /// The object's label value, a structure's name, or 'any' [default: what the model's run was
-    /// trained for, where its folder says so, else any]
+    /// Object: a label value, a structure's name, or 'any' [default: that of the model's training
+    /// run if its folder records it, else any]
     #[arg(long, value_name = "any|N|NAME")]
     target: Option<TargetLabel>,
-    /// Which channel of scans that have several, from 0: a volume of the file, or nnU-Net's
-    /// CASE_0000 [default: the run's, else the only one]
+    /// Channel of scans that have several, from 0: a volume of the file, or nnU-Net's CASE_0000
+    /// [default: that of the training run, else the only one]
     #[arg(long, alias = "volume", value_name = "N")]
     channel: Option<usize>,
     /// Protocols, comma-separated
     #[arg(long, default_value = "basic", value_name = "NAMES", value_delimiter = ',', value_parser = NAMES)]
     protocol: Vec<String>,
-    /// Points an iteration, instead of the protocol's (the paper: 1, 10, 50, 100)
+    /// Points per iteration, instead of the protocol's (the paper: 1, 10, 50, 100)
     #[arg(long, value_name = "N", value_parser = number(1, 10_000))]
     points: Option<usize>,
     /// Iterations
@@ -86,15 +85,15 @@ pub struct Eval {
     /// Seed of the simulated users
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// Where answers are judged and corrected: on the scan's own grid, or on the resampled patch
+    /// Where masks are judged and corrected: on the scan's own grid, or on the resampled patch
     /// (sliding windows where it is too small)
     #[arg(long, default_value = "scan", value_name = "PLACE")]
     on: Place,
-    /// Judge the object left and right of the middle apart (kidneys)
+    /// Judge the left and right parts of the object separately (kidneys)
     #[arg(long)]
     sides: bool,
-    /// Also write the last masks to this folder, as CASE_PROTOCOL.nii.gz; names that would be one
-    /// are told apart
+    /// Also write the final masks to this folder, as CASE_PROTOCOL.nii.gz; names that would be
+    /// equal are made distinct
     #[arg(long, value_name = "DIR")]
     masks: Option<PathBuf>,
     #[command(flatten)]
@@ -105,7 +104,8 @@ impl Eval {
     pub fn run(&self) -> Result<(), Failure> {
         if self.masks.is_some() && self.on == Place::Patch {
             return Err(Failure::Usage(
-                "--masks needs --on scan: masks on the patch have no file to belong to".into(),
+                "--masks needs --on scan: masks on the patch are not on the grid of any file"
+                    .into(),
             ));
         }
         let steers = |name: &String| {
@@ -113,7 +113,7 @@ impl Eval {
         };
         if let (Place::Patch, Some(name)) = (self.on, self.protocol.iter().find(|n| steers(n))) {
             return Err(Failure::Usage(format!(
-                "--protocol {name} needs --on scan: it judges sessions as people see them"
+                "--protocol {name} needs --on scan: it evaluates sessions on the scan's own grid"
             )));
         }
         let chosen = self.model.choose()?;
@@ -155,7 +155,7 @@ impl Eval {
         if kept.dropped() > 0 {
             let (file, dropped) = (kept.path().display(), kept.dropped());
             warn(&format!(
-                "{file}: lines that were cut short or damaged: {dropped}; what they held is computed again"
+                "{file}: truncated or damaged lines: {dropped}; their results are computed again"
             ));
         }
         let protocols: Vec<Protocol> =
@@ -170,7 +170,7 @@ impl Eval {
         });
         if known > 0 {
             note(&format!(
-                "{}: done already and taken over: {}",
+                "{}: already done and reused: {}",
                 self.output.display(),
                 done.text(known)
             ));
@@ -284,7 +284,7 @@ impl Eval {
         on_interrupt(move |_| {
             let count = done.count();
             note(&format!(
-                "\nstopped: {} done and kept in {file}; {command} goes on from there",
+                "\nstopped: {} done and saved in {file}; to resume, run {command}",
                 done.text(*count)
             ));
             // From now on no further write is begun.
@@ -387,7 +387,7 @@ impl Eval {
                 {
                     let known: Vec<&str> = all.iter().map(|c| c.name.as_str()).collect();
                     return Err(Failure::Usage(format!(
-                        "--cases: '{unknown}' is no case of {}: it has {}",
+                        "--cases: '{unknown}' is not a case of {}: it has {}",
                         self.data.display(),
                         known.join(", ")
                     )));
@@ -398,7 +398,7 @@ impl Eval {
         };
         let chosen = Split::select(all, &names);
         if chosen.is_empty() {
-            Err(Failure::Failed("that part of the split has no cases".into()))
+            Err(Failure::Failed("this part of the split has no cases".into()))
         } else {
             Ok(chosen)
         }
@@ -445,7 +445,7 @@ fn todo<'a>(
             todo.push((case, missing));
         }
     }
-    for (names, why) in [(changed, "files have changed"), (unmasked, "masks are not there")] {
+    for (names, why) in [(changed, "files have changed"), (unmasked, "masks are missing")] {
         if !names.is_empty() {
             let listed = names.len().min(LISTED);
             let more = if names.len() > listed {
@@ -453,7 +453,10 @@ fn todo<'a>(
             } else {
                 String::new()
             };
-            warn(&format!("computed again, for their {why}: {}{more}", names[..listed].join(", ")));
+            warn(&format!(
+                "computed again because their {why}: {}{more}",
+                names[..listed].join(", ")
+            ));
         }
     }
     todo
@@ -546,24 +549,24 @@ impl Run {
     fn say(&self, eval: &Eval, target: &TargetLabel, channel: Option<usize>, cases: &[Case]) {
         let about = |what: String| {
             warn(&format!(
-                "{}: {what}, as the model's run was trained",
+                "{}: {what}, from the settings of the model's training run",
                 self.folder.join(SETTINGS).display()
             ))
         };
         if eval.target.is_none()
             && self.settings.target.as_ref().is_some_and(|t| *t != TargetLabel::Any)
         {
-            about(format!("--target {target} is taken"));
+            about(format!("--target {target} is used"));
         }
         if let (None, Some(channel)) = (eval.channel, channel) {
-            about(format!("--channel {channel} is taken"));
+            about(format!("--channel {channel} is used"));
         }
         let seen =
             cases.iter().filter(|c| self.splits.iter().any(|s| s.train.contains(&c.name))).count();
         if seen > 0 {
             let file = self.folder.join(SPLIT);
             warn(&format!(
-                "the model has learned from {seen} of these {} cases; '--split {} --part test' judges others",
+                "the model was trained on {seen} of these {} cases; use '--split {} --part test' to judge the others",
                 cases.len(),
                 file.display()
             ));
@@ -571,26 +574,25 @@ impl Run {
     }
 }
 
-/// Compare a mask with a true one
+/// Compare a mask with the ground truth
 ///
-/// Compares a mask with a true one: Dice, surface Dice, Hausdorff distance at 95 %, mean surface
-/// distances.
+/// Prints Dice, surface Dice, the Hausdorff distance at 95 % and mean surface distances.
 ///
-/// Two empty masks agree: Dice and surface Dice are 1, distances 0. Where one is empty, Dice and
+/// Two empty masks agree: Dice and surface Dice are 1, distances 0. If only one is empty, Dice and
 /// surface Dice are 0 and distances infinite (null in JSON).
 #[derive(Args)]
 pub struct Metrics {
-    /// The true label image
+    /// Ground-truth label image
     #[arg(short = 'l', long, visible_alias = "label", value_name = "FILE")]
     truth: PathBuf,
-    /// The mask to judge, on the same grid
+    /// Mask to judge, on the same grid
     #[arg(short, long, value_name = "FILE")]
     prediction: PathBuf,
-    /// The object's label value, a structure's name, or 'any'
+    /// Object: a label value, a structure's name, or 'any'
     #[arg(long, default_value = "any", value_name = "any|N|NAME")]
     target: TargetLabel,
-    /// The object's label value in the prediction, where it differs [default: that of --target; a
-    /// mask of one other value is taken whole]
+    /// Object in the prediction, if it differs [default: that of --target; a mask with a single
+    /// other value is used as a whole]
     #[arg(long, value_name = "any|N|NAME")]
     prediction_target: Option<TargetLabel>,
     /// Tolerances of the surface Dice in mm, comma-separated
@@ -605,7 +607,7 @@ impl Metrics {
     pub fn run(&self) -> Result<(), Failure> {
         if let Some(bad) = self.tolerance.iter().find(|t| !(**t >= 0.0 && t.is_finite())) {
             return Err(Failure::Usage(format!(
-                "--tolerance {bad}: expected millimetres from 0 on"
+                "--tolerance {bad}: expected millimetres, 0 or more"
             )));
         }
         let (grid, [truth, prediction]) = on_shared_grid([&self.truth, &self.prediction])?;
@@ -659,7 +661,7 @@ impl Metrics {
             // A mask of that object made by prism or another program has a value of its own.
             [only] if judged && self.prediction_target.is_none() && picked(target) => {
                 say(&format!(
-                    "its one label, {only}, is taken for the label {target} of the truth"
+                    "its only label, {only}, is compared with label {target} of the truth"
                 ));
                 target = &TargetLabel::Any;
             }

@@ -11,26 +11,27 @@ use clap::Args;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// Tell what a model or an image file holds
+/// Describe a model, an image or a device
 ///
-/// For a model file its network; for an image its size, place and values; with --device what there
-/// is to know of a device.
+/// Prints the network of a model file, or the size, geometry and values of an image. With --device,
+/// prints the properties of that device.
 #[derive(Args)]
 pub struct Info {
     /// Model (.safetensors), image (NIfTI, NRRD, MetaImage), or a folder or zip of DICOM series
     #[arg(required_unless_present = "device")]
     file: Option<PathBuf>,
-    /// Device to tell of: cpu, cuda or cuda:N. With a model, also the memory that it takes there
+    /// Device to describe: cpu, cuda or cuda:N; with a model, also the memory that the model takes
+    /// there
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
-    /// Type in which a CUDA device keeps maps
+    /// Element type of feature maps on a CUDA device
     #[arg(long, default_value = "f16", value_name = "TYPE", requires = "device")]
     precision: super::Precision,
-    /// Which volume of an image that holds several, from 0
+    /// Volume to read if the image has several, from 0
     #[arg(long, alias = "channel", value_name = "N")]
     volume: Option<usize>,
-    /// Which of several DICOM series: its number (of a part of it, as 3.2), its UID, or a part of
-    /// its description
+    /// DICOM series to read if there are several: its number (3.2 for a part of it), its UID, or a
+    /// part of its description
     #[arg(long, value_name = "N|UID|TEXT")]
     series: Option<String>,
 }
@@ -73,7 +74,7 @@ impl Info {
                 let working = model.planned_bytes() as f64 / 1e6;
                 writeln!(
                     text,
-                    "{:<12} {held:.0} MB with one scan encoded, {working:.0} of them to work in; {most:.0} MB while loading",
+                    "{:<12} {held:.0} MB with one scan encoded, {working:.0} of it working memory; {most:.0} MB while loading",
                     "taken"
                 )?;
             }
@@ -119,7 +120,8 @@ impl Info {
             .map(|i| format!("clip {} to {}, mean {}, sd {}", i.clip[0], i.clip[1], i.mean, i.sd));
         line(
             "intensity",
-            intensity.unwrap_or("not recorded: give --preset, --clip or use percentiles".into()),
+            intensity
+                .unwrap_or("not recorded: give --preset or --clip, or use --percentiles".into()),
         )?;
         Ok(text)
     }
@@ -141,7 +143,7 @@ impl Info {
         }
         warnings.iter().for_each(|w| warn(w));
         let mut text = format!("folder       {}\n", path.display());
-        writeln!(text, "{:<12} {}; --series tells of one", "series", series.len())?;
+        writeln!(text, "{:<12} {}; --series describes one", "series", series.len())?;
         for one in series {
             writeln!(text, "  {one}")?;
         }
@@ -185,7 +187,7 @@ impl Info {
         let mean = sum / grid.voxels() as f64;
         line("values", format!("{low} to {high}, mean {mean:.4}"))?;
         match d.modality {
-            Some(modality) => line("modality", format!("{}, as it says", modality.name()))?,
+            Some(modality) => line("modality", format!("{}, from the file", modality.name()))?,
             None => {
                 let (modality, why) = Modality::of(&image);
                 line("modality", format!("looks like {}: {why}", modality.name()))?;

@@ -5,15 +5,15 @@ use crate::output::write_text;
 use clap::{Args, CommandFactory};
 use std::path::PathBuf;
 
-/// Write manual pages, one a command
+/// Write manual pages, one per command
 ///
-/// Writes manual pages: prism.1, and one for each command.
+/// Writes prism.1 for the program itself, and a page for each command.
 ///
-/// 'man' finds them in a folder such as ~/.local/share/man/man1. Without a folder the program's own
-/// page goes to standard output.
+/// 'man' finds them in a folder such as ~/.local/share/man/man1. Without a folder, the page of the
+/// program itself goes to standard output.
 #[derive(Args)]
 pub struct Man {
-    /// Folder to write them to, made where there is none
+    /// Folder to write them to; it is created if needed
     #[arg(value_name = "DIR")]
     folder: Option<PathBuf>,
 }

@@ -35,12 +35,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Parser)]
 #[command(name = "prism", version, about, long_about = None, max_term_width = 100)]
 struct Cli {
-    /// Memory that may be used for scans, weights and answers, such as 8G; beyond it a command
-    /// fails instead of the machine [default: what the machine has]
+    /// Memory budget for scans, weights and results, such as 8G; a command that needs more fails
+    /// [default: the memory of the machine]
     #[arg(long, global = true, value_name = "SIZE", value_parser = crate::memory::size_of_text)]
     memory: Option<u64>,
-    /// Say what was asked for (tables, --json), warnings and errors alone: no progress, and no line
-    /// on what was done
+    /// Print only results, warnings and errors: no progress, no summary of what was done
     #[arg(short, long, global = true)]
     quiet: bool,
     #[command(subcommand)]
@@ -76,12 +75,12 @@ struct DeviceArgs {
     /// Device to compute on: cpu, cuda or cuda:N [default: cpu]
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
-    /// Type in which a CUDA device keeps maps, or in which the CPU takes products (f32, and bf16
-    /// where it has AVX512-BF16); tf32 and ieee are f32 multiplied in other ways; sums are in f32
-    /// always [default: f32]
+    /// Element type of feature maps on a CUDA device, or of products on the CPU (f32, or bf16 with
+    /// AVX512-BF16); tf32 and ieee are float32 with other ways to multiply; sums are always float32
+    /// [default: f32]
     #[arg(long, value_name = "TYPE")]
     precision: Option<Precision>,
-    /// Threads to compute with, at most one per processor [default: as many]
+    /// Number of threads, at most one per processor [default: one per processor]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 }
@@ -113,7 +112,7 @@ impl DeviceArgs {
         let most = processors();
         let asked = self.threads();
         if asked > most {
-            warn(&format!("{asked} threads were asked for: {most} are used, one per processor"));
+            warn(&format!("{asked} threads were requested: {most} are used, one per processor"));
         }
         let threads = if asked == 0 { most } else { asked.min(most) };
         start(threads)?;

@@ -21,9 +21,9 @@ const SMALL: &str = "models/small.safetensors";
 
 #[derive(Args)]
 pub struct ModelArgs {
-    /// Model file (.safetensors) [default: the one that the variable PRISM_MODEL names; else the
-    /// small model, where it was built into the program; else models/small.safetensors beside the
-    /// program or in the working folder]
+    /// Model file (.safetensors) [default: the file named by the variable PRISM_MODEL; else the
+    /// small model, if it is built into the program; else models/small.safetensors beside the
+    /// program or in the working directory]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
 }
@@ -62,8 +62,8 @@ fn choose(
     let named = given.or(variable).map(Chosen::File).or(built_in.map(Chosen::BuiltIn));
     named.or_else(|| places.iter().find(|p| p.is_file()).cloned().map(Chosen::File)).ok_or_else(|| {
         format!(
-            "a model is needed: --model FILE, or the variable {VARIABLE}, or {SMALL} beside the program or in the working folder. \
-             That is where the small model lies in prism's repository, and 'cargo install --path . --locked --features model' there builds it into the program"
+            "no model: give --model FILE or the variable {VARIABLE}, or put {SMALL} beside the program or in the working directory. \
+             prism's repository has the small model there; 'cargo install --path . --locked --features model' builds it into the program"
         )
     })
 }

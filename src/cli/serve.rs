@@ -18,57 +18,60 @@ const VARIABLE: &str = "PRISM_TOKEN";
 /// The longest token.
 const MOST_TOKEN: u64 = 4096;
 
-/// Serve viewers (3D Slicer, napari, browsers) and programs
+/// Serve viewers (3D Slicer, napari, browsers) and programs over HTTP
 ///
-/// Serves viewers and programs until it is told to end: 3D Slicer and napari by nnInteractive's
-/// protocol, ITK-SNAP and MONAI Label's clients by theirs, browsers by a page, programs by an
-/// interface of its own. With --dicom, MONAI Label's clients find the series of a folder there and
-/// need not send them.
+/// Serves until it is stopped: 3D Slicer and napari through the nnInteractive protocol, ITK-SNAP
+/// and MONAI Label clients through theirs, browsers through a web page, and programs through
+/// prism's own API. With --dicom, MONAI Label clients can use the series in a folder without
+/// sending them.
 ///
-/// It is for this machine alone unless --bind says otherwise; where others can call, they need a
-/// token. Nothing that is sent is kept beyond its session, or written anywhere, unless --state
-/// names a folder for it: then a restart or a crash loses nothing. Ctrl-C finishes what runs, a
-/// second one gives up.
+/// The server accepts connections from this machine only, unless --bind says otherwise; then a
+/// token is required. Nothing that clients send is kept beyond their session or written to disk,
+/// unless --state names a folder for it: then nothing is lost in a restart or a crash. Ctrl-C
+/// finishes running requests; a second Ctrl-C stops at once.
 #[derive(Args)]
 pub struct Serve {
     #[command(flatten)]
     model: ModelArgs,
-    /// Where to listen; port 0 for one that is free
+    /// Address to listen at; port 0 selects a free port
     #[arg(long, value_name = "HOST:PORT", default_value = BIND)]
     bind: String,
-    /// Port, of this machine alone, where ITK-SNAP's protocol is spoken too [8911 where none is
-    /// given]. It asks for no token: every user of this machine can call there
+    /// Additional local port for the ITK-SNAP protocol [without a number: 8911]. It asks for no
+    /// token: every user of this machine can connect to it
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = DLS)]
     dls: Option<u16>,
-    /// Secret that callers have to know; others on this machine may see it in the list of
-    /// processes [default: the variable PRISM_TOKEN]
+    /// Secret that clients must send; other users of this machine may see it in the process list
+    /// [default: the variable PRISM_TOKEN]
     #[arg(long, value_name = "TEXT", conflicts_with = "token_file")]
     token: Option<String>,
-    /// File with that secret
+    /// File with the secret
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Scans and clients at a time; others are asked to come again later
+    /// Most scans and clients at a time; further ones are told to try again later
     #[arg(long, value_name = "N", default_value_t = 16)]
     max_sessions: usize,
-    /// Seconds without a click after which a scan is let go
+    /// Seconds without a click after which a scan is released
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     idle_timeout: u64,
-    /// Other web page whose scripts may call, by its origin, such as https://viewer.example.org
+    /// Origin of another web page whose scripts may call the server, such as
+    /// https://viewer.example.org
     #[arg(long, value_name = "URL")]
     allow_origin: Option<String>,
-    /// Folder where scans, prompts and answers are kept until they are released or idle, so that
-    /// clients find them after a restart or a crash; for its owner alone, and for one server
+    /// Folder that keeps scans, prompts and masks until they are released or time out, so that
+    /// clients find them after a restart or a crash; it must be private to its owner and used by
+    /// one server only
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Bytes that this folder may take, such as 8G [default: 32Gi]
+    /// Most bytes in the --state folder, such as 8G [default: 32Gi]
     #[arg(long, value_name = "SIZE", value_parser = size_of_text, requires = "state")]
     state_bytes: Option<u64>,
-    /// Days without work after which a scan is deleted from it when a server starts [default: 30]
+    /// Days without use after which a starting server deletes a scan from the --state folder
+    /// [default: 30]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=36500))]
     #[arg(requires = "state")]
     state_days: Option<u64>,
-    /// Folder of DICOM series, with those below it, which MONAI Label's clients (OHIF's extension,
-    /// 3D Slicer) ask for by their SeriesInstanceUID; every caller may ask for all of them
+    /// Folder of DICOM series, searched recursively, that MONAI Label clients (OHIF extension, 3D
+    /// Slicer) request by SeriesInstanceUID; every client may request all of them
     #[arg(long, value_name = "DIR")]
     dicom: Option<PathBuf>,
     #[command(flatten)]
@@ -110,7 +113,7 @@ impl Serve {
         on_interrupt(move |again| {
             if !asked.swap(true, Ordering::Relaxed) {
                 stopper.stop();
-                note("\nfinishing what runs; a second Ctrl-C gives up");
+                note("\nfinishing running requests; a second Ctrl-C stops at once");
             }
             again
         });
@@ -118,7 +121,7 @@ impl Serve {
         say(&greeting(address, dls, has_token, &device.describe()))?;
         if !address.ip().is_loopback() {
             warn(
-                "others than this machine's programs can call: what they send, and the token, go over the network as they are; put a proxy with TLS in front, or use a tunnel",
+                "other machines can connect: scans and the token cross the network unencrypted; put a TLS proxy in front, or use a tunnel",
             );
         }
         let served = server.run().map_err(Failure::Failed);
@@ -170,14 +173,14 @@ fn greeting(address: SocketAddr, dls: Option<SocketAddr>, has_token: bool, devic
     let url = format!("http://{host}:{}", address.port());
     let token = match has_token {
         true => {
-            "callers need the token: as a key in 3D Slicer and napari, as #token=... behind the page's address"
+            "clients need the token: as the key in 3D Slicer and napari, as #token=... at the end of the page's address"
         }
-        false => "no token: whoever uses this machine can call",
+        false => "no token: every user of this machine can connect",
     };
     // ITK-SNAP cannot send a token.
     let snap = match dls {
         Some(own) => format!(
-            "ITK-SNAP: host {}, port {}, for whoever uses this machine\n",
+            "ITK-SNAP: host {}, port {}, for every user of this machine, without a token\n",
             own.ip(),
             own.port()
         ),

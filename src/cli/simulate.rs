@@ -15,33 +15,32 @@ use std::path::{Path, PathBuf};
 
 /// Draw the prompts of a simulated user and write every stage
 ///
-/// Draws the prompts that a simulated user would give, and writes every stage: error regions, box,
-/// points, and for scribbles the lines, the lines with gaps, and the warped result. Label images on
-/// the scan's grid, and one picture.
+/// The stages are error regions, box, points, and for scribbles the lines, the lines with gaps, and
+/// the warped result. They are written as label images on the scan's grid and as one picture.
 #[derive(Args)]
 pub struct Simulate {
     /// Scan
     #[arg(short, long, value_name = "FILE")]
     image: PathBuf,
-    /// Its label image
+    /// Label image of the scan
     #[arg(short, long, visible_alias = "truth", value_name = "FILE")]
     label: PathBuf,
-    /// The answer to correct [default: none, as at the first iteration]
+    /// Mask to correct [default: none, as in the first iteration]
     #[arg(short, long, value_name = "FILE")]
     prediction: Option<PathBuf>,
     /// Folder to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// The object's label value, a structure's name, or 'any'
+    /// Object: a label value, a structure's name, or 'any'
     #[arg(long, default_value = "any", value_name = "any|N|NAME")]
     target: TargetLabel,
     /// Points to draw
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = number(0, 10_000))]
     points: usize,
-    /// Most voxels by which each side of the box grows
+    /// Most voxels by which each side of the box grows, at random
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = number(0, 10_000))]
     box_growth: usize,
-    /// Voxels by which the box moves out, or in where negative
+    /// Voxels by which the sides of the box are moved out, or in if negative
     #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-10_000..=10_000))]
     box_shift: i32,
     /// Most voxels of a scribble
@@ -82,7 +81,7 @@ impl Simulate {
         let errors = Errors::of(&label, prediction.as_deref());
         let count = |m: &[u8]| m.iter().filter(|v| **v != 0).count();
         let mut report = format!(
-            "missed {} voxels, {} too much\n",
+            "missed {} voxels, {} in excess\n",
             count(&errors.missed),
             count(&errors.excess)
         );

@@ -13,23 +13,20 @@ use std::path::PathBuf;
 
 /// Write synthetic scans with tumours and their labels
 ///
-/// Writes synthetic scans with tumours and their labels, in the layout of the Medical Segmentation
-/// Decathlon.
-///
-/// The same seed gives the same scans. 'prism train --data synth:SEED' draws from such a series
-/// without files.
+/// Uses the layout of the Medical Segmentation Decathlon. The same seed gives the same scans.
+/// 'prism train --data synth:SEED' generates such scans without files.
 #[derive(Args)]
 pub struct Synth {
     /// Folder to write: imagesTr, labelsTr and dataset.json
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// How many scans
+    /// Number of scans
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     count: u64,
     /// Seed of the series
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// What they imitate [default: all]
+    /// Modality to imitate [default: all]
     #[arg(long, value_name = "KIND")]
     modality: Option<Modality>,
 }

@@ -17,14 +17,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Train a network with simulated users
 ///
-/// Trains a network with simulated users. Every setting, and --device, --precision and --threads,
-/// can stand in the TOML file or be given as a flag; flags win.
+/// Every setting, and --device, --precision and --threads, can be given in the TOML file or as a
+/// flag; flags take precedence.
 ///
-/// Several processes train together where torchrun or SLURM started them: RANK, WORLD_SIZE,
-/// LOCAL_RANK, MASTER_ADDR and MASTER_PORT, or SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID with
-/// MASTER_ADDR. Each takes its share of every batch; `--device cuda` is then the GPU of the local
-/// rank, and NCCL adds up the gradients. Processes that meet over a network prove to each other
-/// that they know the same token: PRISM_TOKEN or `--token-file`.
+/// Several processes train together if torchrun or SLURM starts them: RANK, WORLD_SIZE, LOCAL_RANK,
+/// MASTER_ADDR and MASTER_PORT, or SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID with MASTER_ADDR.
+/// Each takes its share of every batch; `--device cuda` is then the GPU of the local rank, and NCCL
+/// sums the gradients. Processes that meet over a network prove to each other that they know the
+/// same token: PRISM_TOKEN or `--token-file`.
 #[derive(Args)]
 #[command(
     mut_arg("out", |out| out.short('o').visible_alias("output")),
@@ -32,15 +32,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
     mut_arg("channel", |channel| channel.alias("volume"))
 )]
 pub struct Train {
-    /// TOML file with settings, named as the flags below with underscores
+    /// TOML file with settings; their names are those of the flags below, with underscores
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Go on with the run in --out, bit for bit; settings are the run's own, but for --epochs,
-    /// which may be raised
+    /// Resume the run in --out, bit for bit; it keeps its own settings, except that --epochs may be
+    /// raised
     #[arg(long)]
     resume: bool,
-    /// File with the token of a run of several processes, a secret that all of them are given;
-    /// within one machine they need none [default: the variable PRISM_TOKEN]
+    /// File with the token of a run of several processes, the same secret for all; not needed
+    /// within one machine [default: the variable PRISM_TOKEN]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Settings")]
@@ -144,7 +144,7 @@ impl Train {
             let finished = settings.out.join("last.state.safetensors");
             if finished.exists() {
                 return Err(Failure::Usage(format!(
-                    "{} exists: give --resume to go on with that run, or another --out",
+                    "{} exists: give --resume to continue that run, or another --out",
                     finished.display()
                 )));
             }
@@ -155,12 +155,12 @@ impl Train {
         let config = &state.progress.config;
         if s.cache.is_some() && config.fit.is_some() {
             return Err(Failure::Usage(
-                "--cache is for models of a fixed spacing: this one fits its patch to the object"
+                "--cache needs a model with a fixed spacing: this one fits its patch to the object"
                     .into(),
             ));
         }
         if let (Device::Cpu(_), true) = (&device, device.is_half()) {
-            return Err(Failure::Usage("--precision: training on the CPU is in f32".into()));
+            return Err(Failure::Usage("--precision: training on the CPU needs f32".into()));
         }
         let disk = s.cache.as_deref().map(|folder| (folder, config.spacing as f64));
         let pools = Pools::open(
@@ -184,7 +184,7 @@ impl Train {
         on_interrupt(move |again| {
             if !asked.swap(true, Ordering::Relaxed) {
                 note(
-                    "\nfinishing the step, or the case of a validation, and saving; a second Ctrl-C gives up",
+                    "\nfinishing the step or the validation case, then saving; a second Ctrl-C stops at once",
                 );
             }
             again
@@ -195,7 +195,7 @@ impl Train {
             ProgressBar::hidden()
         };
         let style = ProgressStyle::with_template(
-            "{wide_bar} {pos}/{len}  {msg}  {elapsed} gone, {eta} left",
+            "{wide_bar} {pos}/{len}  {msg}  {elapsed} elapsed, {eta} left",
         );
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let live = !bar.is_hidden();
@@ -211,7 +211,7 @@ impl Train {
         let taken: Vec<String> =
             pools.train.modalities().iter().map(|(name, n)| format!("{n} for {name}")).collect();
         if !taken.is_empty() && peers.rank() == 0 {
-            note(&format!("scans were taken: {}", taken.join(", ")));
+            note(&format!("modality of scans: {}", taken.join(", ")));
         }
         let skipped = pools.train.skipped();
         skipped.iter().for_each(|(name, why)| warn(&format!("skipped {name}: {why}")));
@@ -221,7 +221,9 @@ impl Train {
         match ended.map_err(Failure::Failed)? {
             _ if peers.rank() > 0 => Ok(()),
             Ended::Finished => say(&format!("{}: finished\n", s.out.display())),
-            Ended::Stopped => say(&format!("{}: stopped; --resume goes on\n", s.out.display())),
+            Ended::Stopped => {
+                say(&format!("{}: stopped; continue with --resume\n", s.out.display()))
+            }
         }
     }
 }

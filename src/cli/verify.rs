@@ -7,24 +7,24 @@ use crate::verify::{CaseReport, Kind, run};
 use clap::Args;
 use std::path::PathBuf;
 
-/// Judge this installation against reference outputs
+/// Check this installation or a model file
 ///
-/// Runs every reference case below a folder and compares with the reference network's outputs; of a
-/// model file, tells whether it is as it was written: the flags of cases are refused then.
+/// Runs every reference case below a folder and compares the results with the outputs of the
+/// reference network. For a model file, checks that its content matches the hash that it carries
+/// and that every weight is finite; flags for cases are then refused.
 ///
-/// Prints a line a case: the quantity that came nearest to its tolerance, its relative error, the
-/// tolerance, the verdict, and how many voxels of a mask, nearer to 0 than float32 can tell, were
-/// put on the reference's side. Of a model: whether the hash that it carries is that of what is in
-/// it, and that every weight is a number.
+/// Prints one line per case: the quantity that came nearest to its tolerance, its relative error,
+/// the tolerance, the verdict, and how many voxels of a mask were nearer to 0 than float32 can
+/// resolve and were counted as in the reference.
 #[derive(Args)]
 pub struct Verify {
-    /// Folder of reference cases, or a model (.safetensors)
+    /// Folder with reference cases, or a model (.safetensors)
     #[arg(value_name = "FOLDER|MODEL")]
     folder: PathBuf,
-    /// Run only these kinds of case; without this, a kind that is not known here fails
+    /// Run only these kinds of case; without this flag, an unknown kind is an error
     #[arg(long, value_delimiter = ',', value_name = "KINDS")]
     only: Vec<Kind>,
-    /// Write every compared quantity to this file as JSON
+    /// Write all compared quantities to a JSON file
     #[arg(long, alias = "json", value_name = "FILE")]
     save: Option<PathBuf>,
     #[command(flatten)]
@@ -49,21 +49,20 @@ impl Verify {
     fn model(&self) -> Result<(), Failure> {
         let weights = Weights::open(&self.folder)?;
         let hash = match weights.sealed {
-            true => "it is as it was written, by the hash that it carries",
-            false => "it carries no hash (another program wrote it): 'prism convert' writes one",
+            true => "it matches the hash that it carries",
+            false => {
+                "it carries no hash (it was written by another program): 'prism convert' writes one"
+            }
         };
         let (file, n) = (self.folder.display(), weights.parameters());
-        print(&format!(
-            "{file}: {n} parameters of {}, all of them numbers; {hash}\n",
-            weights.dtype
-        ))
+        print(&format!("{file}: {n} parameters of {}, all finite; {hash}\n", weights.dtype))
     }
 
     pub fn run(&self) -> Result<(), Failure> {
         if self.folder.is_file() {
             if let Some(flag) = self.of_cases() {
                 return Err(Failure::Usage(format!(
-                    "{flag} goes with a folder of reference cases: {} is a file, of which one line is told",
+                    "{flag} needs a folder of reference cases, but {} is a file",
                     self.folder.display()
                 )));
             }
@@ -92,7 +91,7 @@ impl Verify {
         match (passed, reports.is_empty()) {
             (true, _) => Ok(()),
             (false, true) => {
-                Err(Failure::Failed(format!("{}: no case to run", self.folder.display())))
+                Err(Failure::Failed(format!("{}: no reference case found", self.folder.display())))
             }
             (false, false) => Err(Failure::Failed(String::new())),
         }

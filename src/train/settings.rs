@@ -20,16 +20,16 @@ use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// How the learning rate falls.
+/// How the learning rate decreases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// By a fixed amount (`lr_fall`) after every epoch, as the paper.
+    /// By a fixed amount (`lr_fall`) after every epoch, as in the paper.
     Paper,
-    /// In a straight line to `lr_end` times the first rate, step by step.
+    /// Linearly, to `lr_end` times the first rate, step by step.
     Linear,
-    /// By a constant factor a step, to `lr_end` times the first rate.
+    /// By a constant factor per step, to `lr_end` times the first rate.
     Exponential,
     /// Not at all.
     Constant,
@@ -85,91 +85,88 @@ macro_rules! settings {
 }
 
 settings! {
-    /// The network: small, base, or a JSON file with a configuration [default: small]
+    /// Network: small, base, or a JSON file with a configuration [default: small]
     model: String = "small".into(), "NAME|FILE";
-    /// A model file to start from (fine-tuning); its configuration replaces --model
+    /// Model file to start from (fine-tuning); its configuration replaces --model
     init: Option<PathBuf> = None, "FILE";
-    /// Data to learn from, comma-separated: synth:SEED, a CSV (columns image, label, name,
-    /// modality), or a folder (MSD, nnU-Net, LiTS, KiTS, one folder a case) [default: synth:1]
+    /// Training data, comma-separated: synth:SEED, a CSV (columns image, label, name, modality), or
+    /// a folder (MSD, nnU-Net, LiTS, KiTS, or one folder per case) [default: synth:1]
     data: String = "synth:1".into(), "LIST";
-    /// How often each of them is drawn from, comma-separated [default: all alike]
+    /// Relative frequency with which each of them is sampled, comma-separated [default: equal]
     shares: String = String::new(), "LIST";
-    /// The object's label value, a structure's name, or 'any' [default: any]
+    /// Object: a label value, a structure's name, or 'any' [default: any]
     target: TargetLabel = TargetLabel::Any, "any|N|NAME";
-    /// Which channel of scans that have several, from 0: a volume of the file, or nnU-Net's
-    /// CASE_0000 [default: the only one]
+    /// Channel of scans that have several, from 0: a volume of the file, or nnU-Net's CASE_0000
+    /// [default: the only one]
     channel: Option<usize> = None, "N";
-    /// JSON file that says which cases are for training, validation and test [default: 0.7/0.1/0.2
-    /// by seed]
+    /// JSON file with the cases for training, validation and test [default: 0.7/0.1/0.2 by seed]
     split: Option<PathBuf> = None, "FILE";
-    /// Folder to keep resampled cases in, for models of a fixed spacing [default: none, cases stay
-    /// as they are]
+    /// Folder to cache resampled cases in, for models with a fixed spacing [default: no cache]
     cache: Option<PathBuf> = None, "DIR";
     /// Folder for checkpoints, log and curves [default: run]
     out: PathBuf = "run".into(), "DIR";
-    /// Seed of everything random [default: 0]
+    /// Seed of all random numbers [default: 0]
     seed: u64 = 0, "N";
-    /// Epochs [default: 200]
+    /// Number of epochs [default: 200]
     epochs: usize = 200, "N";
-    /// Steps of an epoch [default: 100]
+    /// Steps per epoch [default: 100]
     steps: usize = 100, "N";
-    /// Items of a step [default: 2]
+    /// Items per step [default: 2]
     batch: usize = 2, "N";
-    /// Iterations of an item [default: 11]
+    /// Iterations per item [default: 11]
     iterations: usize = 11, "N";
     /// Learning rate [default: 4e-5]
     lr: f64 = 4e-5, "X";
-    /// How the learning rate falls [default: paper]
+    /// Learning rate schedule [default: paper]
     schedule: Schedule = Schedule::Paper, "NAME";
-    /// By how much it falls after an epoch, for the schedule 'paper' [default: 2e-6]
+    /// Decrease of the learning rate after each epoch, for the schedule 'paper' [default: 2e-6]
     lr_fall: f64 = 2e-6, "X";
-    /// What part of it remains at the end, for 'linear' and 'exponential', and at least for 'paper'
-    /// [default: 0.01]
+    /// Final fraction of the learning rate for 'linear' and 'exponential', and lower bound for
+    /// 'paper' [default: 0.01]
     lr_end: f64 = 0.01, "X";
-    /// Steps over which it rises from nothing [default: 0]
+    /// Warm-up steps, over which the learning rate rises from 0 [default: 0]
     warmup: usize = 0, "N";
     /// Weight decay of AdamW [default: 0.01]
     weight_decay: f64 = 0.01, "X";
-    /// Global gradient norm to clip to [default: 1]
+    /// Global norm to clip gradients to [default: 1]
     clip_norm: f64 = 1.0, "X";
-    /// Decay of the moving average of the weights that is validated and saved; 0 for none [default:
-    /// 0]
+    /// Decay of the moving average of the weights, which is validated and saved; 0 for no average
+    /// [default: 0]
     ema: f64 = 0.0, "X";
     /// Weight of the candidates' boundary loss [default: 10]
     boundary: f64 = 10.0, "X";
-    /// Weight of the refined answer's boundary loss; the released code has 0 [default: 10]
+    /// Weight of the refined mask's boundary loss; 0 in the released code [default: 10]
     corrective_boundary: f64 = 10.0, "X";
-    /// Whether iterations are computed again on the way back instead of being kept in memory
-    /// [default: true]
+    /// Recompute iterations in the backward pass instead of keeping them in memory [default: true]
     recompute: bool = true, "BOOL";
-    /// Fewest simulated points of an iteration [default: 1]
+    /// Fewest simulated points per iteration [default: 1]
     points_min: usize = 1, "N";
-    /// Most simulated points of an iteration [default: 50]
+    /// Most simulated points per iteration [default: 50]
     points_max: usize = 50, "N";
     /// Probability of a box [default: 0.5]
     boxed: f64 = 0.5, "P";
-    /// Most voxels by which each side of the box grows [default: 10]
+    /// Most voxels by which each side of the box grows, at random [default: 10]
     box_growth: usize = 10, "N";
     /// Probability of scribbles in an iteration [default: 0.5]
     scribbles: f64 = 0.5, "P";
-    /// Most voxels of an iteration's scribbles [default: 500]
+    /// Most scribble voxels per iteration [default: 500]
     scribble_limit: usize = 500, "N";
-    /// Probability that an item's user is sparing: the fewest points an iteration, no scribbles
+    /// Probability that an item's user is sparing: the fewest points per iteration, no scribbles
     /// [default: 0]
     sparing: f64 = 0.0, "P";
-    /// Probability that an item's user steers: a box, a point or a mask first, then a click or a
-    /// stroke at a time, every prompt kept [default: 0]
+    /// Probability that an item's user steers: first a box, a point or a mask, then one click or
+    /// stroke at a time, with every prompt kept [default: 0]
     clicking: f64 = 0.0, "P";
-    /// How much cross entropy around the clicks of such a user counts [default: 0.5]
+    /// Weight of the cross entropy around the clicks of such a user [default: 0.5]
     click_weight: f64 = 0.5, "X";
-    /// Radius in voxels of a click in the refiner's maps; recorded in the model [default: the
+    /// Radius of a click in the refiner's maps, in voxels; recorded in the model [default: the
     /// model's, 0 for a new one]
     click_radius: Option<f32> = None, "VOXELS";
-    /// Whether to flip, zoom and shift intensities [default: true]
+    /// Augment by flips, zoom and intensity shifts [default: true]
     augment: bool = true, "BOOL";
-    /// Cases to validate on after an epoch [default: 16]
+    /// Validation cases per epoch [default: 16]
     validation_cases: usize = 16, "N";
-    /// Iterations of a validated case [default: 6]
+    /// Iterations per validation case [default: 6]
     validation_iterations: usize = 6, "N";
     /// Epochs between validations [default: 1]
     validate_every: usize = 1, "N";

@@ -101,11 +101,11 @@ fn documents_name_the_toolchain_that_is_needed() {
 fn long_help_says_more_than_the_line_in_the_list_of_commands() {
     for (command, said) in [
         ("segment", "one label image"),
-        ("eval", "Every result is written as it is done"),
+        ("eval", "Each result is written as soon as"),
         ("train", "MASTER_ADDR"),
         ("bench", "docs/benchmarking.md"),
         ("verify", "the hash that it carries"),
-        ("info", "its size, place and values"),
+        ("info", "size, geometry and values"),
     ] {
         let help = |flag: &str| text(&prism("").arg(command).with(flag).output().stdout);
         let words = help("--help").split_whitespace().collect::<Vec<_>>().join(" ");
@@ -113,7 +113,7 @@ fn long_help_says_more_than_the_line_in_the_list_of_commands() {
         assert!(!help("-h").contains(said), "{command}");
     }
     let list = text(&prism("--help").output().stdout);
-    assert!(list.contains("  segment      Segment objects of a scan from points"), "{list}");
+    assert!(list.contains("  segment      Segment objects in a scan from points"), "{list}");
 }
 
 /// A cargo that builds nothing and prints the path of the program that these tests were built with

@@ -123,7 +123,7 @@ fn verify_of_a_model_takes_no_flags_of_cases() {
         ("--threads", "1"),
     ] {
         let error = code(&verify().arg(flag).arg(value).output(), 2);
-        assert!(error.contains(&format!("{flag} goes with a folder")), "{error}");
+        assert!(error.contains(&format!("{flag} needs a folder")), "{error}");
     }
     assert_eq!(place.names(), [""; 0]);
 }

@@ -108,7 +108,7 @@ fn objects_become_one_label_image_and_the_later_one_wins() {
     for name in ["o.seg.nrrd", "o.nii.gz", "o.nii", "o.nrrd", "o.mha"] {
         let out = place.segment(&prompts, name, &[]);
         let error = code(&out, 0);
-        let overlap = "warning: 'node' takes 100 voxels that 'tumour' holds too";
+        let overlap = "warning: 'node' takes 100 voxels from 'tumour'";
         assert!(error.contains(overlap), "{error}");
         assert!(place.labels(name).joined() == values, "{name}");
         let file = Volume::read(&place.folder.path().join(name), None).unwrap();
@@ -271,7 +271,7 @@ fn what_does_not_go_together_is_said_before_anything_is_written() {
         (&objects(&[object("a", json!([]))]), none, 1, "no iteration of 'a'"),
         (&objects(&[object("a", click(64))]), none, 1, "'a': iteration 1: point at voxel [64"),
         (&objects(&[object("a", json!([{}]))]), none, 1, "'a': iteration 1 says nothing"),
-        (&prompts, &["--released"][..], 2, "--released looks at one patch for one object"),
+        (&prompts, &["--released"][..], 2, "--released handles a single object"),
         (&reads_output, &probability[..], 2, "p-2.nii.gz is an input"),
     ] {
         let out = place.segment(prompts, "o.nii.gz", more);

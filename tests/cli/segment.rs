@@ -174,14 +174,14 @@ fn wrong_use_is_exit_code_2_and_failure_1() {
     let image = odd("m00_base.nii.gz");
     let point = "--point 30,20,10";
     for (wrong, words) in [
-        ("", "a prompt is needed"),
+        ("", "no prompt: give --point"),
         ("--point 1,2", "expected i,j,k"),
         ("--box 1,2,3,4,5", "expected i0,j0,k0,i1,j1,k1"),
         ("--point 30,20,10 --space mni", "possible values: ijk, ras, lps"),
         ("--point 30,20,10 --clip 5,1 --mean 0 --sd 1", "LO below HI"),
         ("--point 30,20,10 --clip 0,1", "--mean"),
         ("--point 30,20,10 --spacing 0", "--spacing"),
-        ("--point 30,20,10 --preview p.jpg", "must be named .png"),
+        ("--point 30,20,10 --preview p.jpg", "must be a .png file"),
         ("--point 30,20,10 --prompts p.json", "cannot be used with"),
     ] {
         let error = code(&place.segment(&image).with(wrong).output(), 2);

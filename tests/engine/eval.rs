@@ -293,7 +293,7 @@ fn an_evaluation_goes_on_to_the_reports_of_one_that_was_not_stopped() {
     let bench = Bench::new(&["a", "b", "c"]);
     let args = ["--protocol", "plain-b-1,ultra", "--iterations", "2"];
     let said = bench.eval("whole", 0, &args);
-    assert!(!said.contains("taken over"), "{said}");
+    assert!(!said.contains("reused"), "{said}");
     let whole = bench.reports("whole");
     // A case that cannot be read counts as not done.
     let scan = std::fs::read(bench.at("1_image.nii.gz")).unwrap();
@@ -303,26 +303,29 @@ fn an_evaluation_goes_on_to_the_reports_of_one_that_was_not_stopped() {
     assert!(lines(&bench.kept("out")) == 5 && bench.reports("out") != whole);
     std::fs::write(bench.at("1_image.nii.gz"), scan).unwrap();
     let said = bench.eval("out", 0, &args);
-    assert!(said.contains("taken over: 4 of 6 results (3 cases, 2 protocols)"), "{said}");
+    assert!(said.contains("reused: 4 of 6 results (3 cases, 2 protocols)"), "{said}");
     assert!(bench.reports("out") == whole);
     // What a power cut may leave: half a line.
     let kept = bench.kept("out");
     std::fs::write(bench.at("out").join(FILE), &kept[..kept.len() - 10]).unwrap();
     std::fs::remove_file(bench.at("out/results.json")).unwrap();
     let said = bench.eval("out", 0, &args);
-    assert!(said.contains("damaged: 1;") && said.contains("taken over: 5 of 6 results"), "{said}");
+    assert!(
+        said.contains("damaged lines: 1;") && said.contains("reused: 5 of 6 results"),
+        "{said}"
+    );
     assert!(bench.reports("out") == whole && bench.kept("out") == kept);
     // Nothing is left to do.
     std::fs::remove_file(bench.at("out/results.md")).unwrap();
     let said = bench.eval("out", 0, &args);
-    assert!(said.contains("taken over: 6 of 6 results"), "{said}");
+    assert!(said.contains("reused: 6 of 6 results"), "{said}");
     assert!(bench.reports("out") == whole && bench.kept("out") == kept);
     // Times are those of the run that took them.
     let args = ["--protocol", "click", "--iterations", "2", "--cases", "a,c"];
     bench.eval("timed", 0, &args);
     let timed = bench.reports("timed");
     let said = bench.eval("timed", 0, &args);
-    assert!(said.contains("taken over: 2 of 2 cases") && bench.reports("timed") == timed, "{said}");
+    assert!(said.contains("reused: 2 of 2 cases") && bench.reports("timed") == timed, "{said}");
 }
 
 #[test]
@@ -356,7 +359,7 @@ fn results_of_other_settings_are_never_mixed() {
         "{said}"
     );
     let said = bench.eval("out", 0, &[&usual[..], &["--fresh"]].concat());
-    assert!(!said.contains("taken over") && lines(&bench.kept("out")) == 3, "{said}");
+    assert!(!said.contains("reused") && lines(&bench.kept("out")) == 3, "{said}");
     // A file of that name with other contents.
     std::fs::write(bench.at("out").join(FILE), "a poem\n").unwrap();
     let said = bench.eval("out", 1, &usual);
@@ -378,14 +381,14 @@ fn a_case_whose_label_has_changed_is_computed_again() {
     write_mask(&bench.at("1_label.nii.gz"), &image, &mask).unwrap().commit().unwrap();
     let said = bench.eval("out", 0, &args);
     assert!(
-        said.contains("files have changed: b\n") && said.contains("taken over: 1 of 2 cases"),
+        said.contains("their files have changed: b\n") && said.contains("reused: 1 of 2 cases"),
         "{said}"
     );
     bench.eval("anew", 0, &args);
     assert!(bench.reports("out") != before && bench.reports("out") == bench.reports("anew"));
     // The later line counts.
     let said = bench.eval("out", 0, &args);
-    assert!(said.contains("taken over: 2 of 2 cases") && lines(&bench.kept("out")) == 4, "{said}");
+    assert!(said.contains("reused: 2 of 2 cases") && lines(&bench.kept("out")) == 4, "{said}");
 }
 
 #[test]
@@ -411,11 +414,11 @@ fn masks_of_cases_whose_names_are_alike_are_files_of_their_own() {
         "{written:?}"
     );
     let said = bench.eval("out", 0, &args);
-    assert!(said.contains("taken over: 2 of 2 cases"), "{said}");
+    assert!(said.contains("reused: 2 of 2 cases"), "{said}");
     std::fs::remove_file(masks.join(&written[0])).unwrap();
     let said = bench.eval("out", 0, &args);
     assert!(
-        said.contains("masks are not there: a b\n") && said.contains("taken over: 1 of 2 cases"),
+        said.contains("masks are missing: a b\n") && said.contains("reused: 1 of 2 cases"),
         "{said}"
     );
     assert_eq!(names(), written);

@@ -254,7 +254,7 @@ fn metrics_say_what_was_compared() {
     // A mask of 1 against label 2 of the truth.
     let (json, said) = run(&several, &label, "--target 2");
     assert!(
-        json["dice"] == 1.0 && said.contains("its one label, 1, is taken for the label 2"),
+        json["dice"] == 1.0 && said.contains("its only label, 1, is compared with label 2"),
         "{said}"
     );
     let (json, said) = run(&several, &several, "--target 2 --prediction-target 1");
@@ -281,7 +281,7 @@ fn metrics_say_what_was_compared() {
     assert!(json["dice"] == 1.0 && said.contains("hold no number"), "{said}");
     let (json, said) = run(&case("cropped.seg.nrrd"), &label, "--target tumour");
     assert!(
-        json["dice"] == 1.0 && said.contains("its one label, 1, is taken for the label tumour"),
+        json["dice"] == 1.0 && said.contains("its only label, 1, is compared with label tumour"),
         "{said}"
     );
     let (json, _) = run(&label, &case("two_layers.seg.nrrd"), "--prediction-target tumour");

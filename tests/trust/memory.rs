@@ -141,7 +141,7 @@ fn threads_beyond_the_processors_help_nobody() {
     let most = prism::device::processors();
     assert!(
         said.status.success()
-            && text(&said).contains(&format!("100000 threads were asked for: {most} are used")),
+            && text(&said).contains(&format!("100000 threads were requested: {most} are used")),
         "{}",
         text(&said)
     );

@@ -93,7 +93,7 @@ fn a_training_that_is_told_to_end_saves_and_a_folder_has_one_training() {
         name.split(' ').for_each(|name| signal(&child, name));
         let out = child.wait_with_output().unwrap();
         assert!(
-            out.status.success() && text(&out).contains("--resume goes on"),
+            out.status.success() && text(&out).contains("continue with --resume"),
             "{name}: {}",
             text(&out)
         );
@@ -139,7 +139,11 @@ fn a_signal_that_is_ignored_when_the_program_starts_stays_ignored() {
     signal(&child, "TERM");
     let out = child.wait_with_output().unwrap();
     assert_eq!(text(&out).matches("finishing the step").count(), 1);
-    assert!(out.status.success() && text(&out).contains("--resume goes on"), "{}", text(&out));
+    assert!(
+        out.status.success() && text(&out).contains("continue with --resume"),
+        "{}",
+        text(&out)
+    );
 }
 
 #[test]
@@ -183,7 +187,7 @@ fn an_evaluation_that_is_told_to_end_goes_on_and_a_folder_has_one_evaluation() {
             "{name}: {said}"
         );
         assert!(
-            said.contains("the same command goes on from there")
+            said.contains("to resume, run the same command")
                 && !Path::new(&at("out/cases.csv")).exists(),
             "{name}: {said}"
         );
@@ -191,7 +195,7 @@ fn an_evaluation_that_is_told_to_end_goes_on_and_a_folder_has_one_evaluation() {
     let done = lines() - 1;
     let ended = eval("out").output();
     assert!(
-        ended.status.success() && text(&ended).contains(&format!("taken over: {done} of 8 cases")),
+        ended.status.success() && text(&ended).contains(&format!("reused: {done} of 8 cases")),
         "{}",
         text(&ended)
     );

@@ -37,9 +37,7 @@ impl Segment {
         if self.released {
             let marks = object.prompts.iter().find(|p| p.extent(scan.grid()).is_some());
             let marks = marks.ok_or_else(|| {
-                Failure::Failed(
-                    "the prompts mark no voxel: an empty scribble or mask says nothing".into(),
-                )
+                Failure::Failed("the prompts mark no voxel: the scribble or mask is empty".into())
             })?;
             stages.begin("encoding".into());
             let seconds = session.prepare(marks, &mut Observer::none()).map_err(fail)?;
@@ -57,7 +55,7 @@ impl Segment {
             stages.add_all(["prompts", "decode", "refine"], p.seconds);
             if p.left_out > 0 {
                 warnings.push(object.about(&format!(
-                    "{} points of iteration {} lie outside the patch and were left out",
+                    "{} points of iteration {} lie outside the patch and were ignored",
                     p.left_out,
                     i + 1
                 )));
@@ -82,7 +80,7 @@ impl Segment {
             all.push(p.clone());
         }
         let last = all.last().cloned();
-        let last = last.ok_or_else(|| Failure::Failed(object.about("the prompts say nothing")))?;
+        let last = last.ok_or_else(|| Failure::Failed(object.about("there are no prompts")))?;
         Ok(Answered { last, all, steps, notes, seconds: start.elapsed().as_secs_f64() })
     }
 }

@@ -129,7 +129,7 @@ impl Segment {
         warnings.extend(joined);
         match prompts.iter().position(Prompts::is_empty) {
             Some(at) if at == 0 || self.prompts.is_none() => Err(Failure::Failed(format!(
-                "iteration {} says nothing: no voxel of its prompts is marked",
+                "iteration {} is empty: its prompts mark no voxel",
                 at + 1
             ))),
             _ => Ok(prompts),

@@ -35,13 +35,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Builder;
 
-/// Segment objects of a scan from points, boxes, scribbles or masks
+/// Segment objects in a scan from points, boxes, scribbles or masks
 ///
-/// Segments an object of a scan and writes its mask on the scan's own grid.
+/// Writes the mask on the scan's own grid.
 ///
 /// At least one prompt is needed: --point, --box, --line, --lasso, --scribble, --mask or --prompts.
-/// --prompts may name several objects: they become one label image, with the values 1, 2, ... in
-/// the file's order. Where they overlap, the later one wins.
+/// A --prompts file may describe several objects: they are written as one label image with the
+/// values 1, 2, ... in the order of the file. Where objects overlap, the later one wins.
 #[derive(Args)]
 #[command(group = ArgGroup::new("said").args(["point", "bounds", "scribble", "mask", "others", "line", "lasso"]).multiple(true).conflicts_with("prompts"))]
 pub struct Segment {
@@ -51,12 +51,12 @@ pub struct Segment {
     /// of its files
     #[arg(short, long, value_name = "FILE|FOLDER")]
     image: PathBuf,
-    /// Mask to write: .nii.gz, .nii, .nrrd, .seg.nrrd (3D Slicer opens it as a segmentation), .mha,
-    /// .mhd (its voxels in a .zraw file beside it), or, of a DICOM series, .dcm (DICOM-SEG)
+    /// Mask to write: .nii.gz, .nii, .nrrd, .seg.nrrd (a 3D Slicer segmentation), .mha, .mhd (with
+    /// the voxels in a .zraw file beside it), or .dcm (DICOM SEG, if the scan is a DICOM series)
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
-    /// Point on the object (+, the default) or off it (-); may be repeated
+    /// Point on the object (+, the default) or off it (-); repeatable
     #[arg(long, value_name = "I,J,K[,+|-]", allow_hyphen_values = true, help_heading = "Prompts")]
     point: Vec<RawPoint>,
     /// Box around the object, ends exclusive
@@ -68,14 +68,14 @@ pub struct Segment {
         help_heading = "Prompts"
     )]
     bounds: Option<RawBox>,
-    /// Label image, placed on the scan by its geometry: 1 on the object, 2 off it
+    /// Label image, aligned with the scan by its geometry: 1 on the object, 2 off it
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     scribble: Option<PathBuf>,
-    /// Mask to correct, placed on the scan by its geometry: a label image, or a DICOM segmentation
-    /// or structure set
+    /// Mask to correct, aligned with the scan by its geometry: a label image, or a DICOM
+    /// segmentation or structure set
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     mask: Option<PathBuf>,
-    /// Which label of --mask is the object: a value, or the name of a structure in a segmentation
+    /// Label of --mask that is the object: a value, or the name of a structure in a segmentation
     #[arg(
         long,
         value_name = "any|N|NAME",
@@ -85,10 +85,10 @@ pub struct Segment {
         help_heading = "Prompts"
     )]
     mask_label: TargetLabel,
-    /// Label image of other objects, which the answer never enters
+    /// Label image of other objects, which the mask never enters
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     others: Option<PathBuf>,
-    /// Line across the object, from border to border, as RECIST measures it; may be repeated
+    /// Line across the object, from border to border, as in RECIST; repeatable
     #[arg(
         long,
         value_name = "I0,J0,K0,I1,J1,K1",
@@ -96,7 +96,7 @@ pub struct Segment {
         help_heading = "Prompts"
     )]
     line: Vec<RawBox>,
-    /// Closed outline around the object on one slice: three corners or more
+    /// Closed outline around the object on one slice, with at least three corners
     #[arg(
         long,
         value_name = "I,J,K;I,J,K;...",
@@ -109,29 +109,28 @@ pub struct Segment {
     /// several objects: {"objects": [{"name": "tumour", "colour": [r,g,b], "iterations": [..]}]}
     #[arg(long, value_name = "FILE", help_heading = "Prompts")]
     prompts: Option<PathBuf>,
-    /// Coordinates of points and boxes: voxels of the file, or world millimetres
+    /// Coordinates of prompts: voxel indices of the file, or world millimetres
     #[arg(long, default_value = "ijk", value_name = "SPACE", help_heading = "Prompts")]
     space: Space,
 
-    /// Which volume of a scan that holds several, from 0
+    /// Volume to read if the scan has several, from 0
     #[arg(long, alias = "channel", value_name = "N", help_heading = "Scan")]
     volume: Option<usize>,
-    /// Which of several DICOM series: its number (of a part of it, as 3.2), its UID, or a part of
-    /// its description
+    /// DICOM series to read if there are several: its number (3.2 for a part of it), its UID, or a
+    /// part of its description
     #[arg(long, value_name = "N|UID|TEXT", help_heading = "Scan")]
     series: Option<String>,
-    /// What the scan was made by [default: as DICOM says, else told by the distribution of its
-    /// values]
+    /// Modality of the scan [default: from DICOM, else guessed from the distribution of its values]
     #[arg(long, value_name = "NAME", help_heading = "Scan")]
     modality: Option<Modality>,
-    /// Spacing to work at, in mm [default: the model's, or fitted to the box by models that do
-    /// that]
+    /// Spacing to work at, in mm [default: that of the model, or fitted to the box if the model
+    /// does that]
     #[arg(long, value_name = "MM", help_heading = "Scan")]
     spacing: Option<f64>,
     /// Intensity statistics of a dataset: colon, pancreas, liver or kidney [default: the model's]
     #[arg(long, value_name = "NAME", value_parser = ["colon", "pancreas", "liver", "kidney"], conflicts_with_all = ["clip", "percentiles"], help_heading = "Scan")]
     preset: Option<String>,
-    /// Intensities to clip to
+    /// Intensity range to clip to
     #[arg(long, value_name = "LO,HI", value_parser = clip, allow_hyphen_values = true, requires = "mean", requires = "sd", help_heading = "Scan")]
     clip: Option<[f32; 2]>,
     /// Mean of the clipped intensities
@@ -146,23 +145,24 @@ pub struct Segment {
     /// Standard deviation of the clipped intensities
     #[arg(long, value_name = "X", requires = "clip", help_heading = "Scan")]
     sd: Option<f32>,
-    /// Take intensity statistics from the scan itself, between its 0.5 and 99.5 percentiles
+    /// Use intensity statistics of the scan itself, between its 0.5 and 99.5 percentiles
     #[arg(long, conflicts_with = "clip", help_heading = "Scan")]
     percentiles: bool,
 
-    /// Answer as the paper runs the network: one patch, no promise that prompts are obeyed
+    /// Run the network as in the paper: one patch, without the guarantee that prompts are obeyed
     #[arg(long, help_heading = "Output")]
     released: bool,
-    /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd, .mha, .mhd, or, of
-    /// a DICOM series, .dcm; of several objects a file each, numbered -1, -2, ... in front of the
-    /// ending
+    /// Also write the object's probability at every voxel: .nii.gz, .nii, .nrrd, .mha, .mhd, or
+    /// .dcm for a DICOM series; with several objects, one file per object, numbered -1, -2, ...
+    /// before the extension
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     probability: Option<PathBuf>,
-    /// Also write a picture: three planes through the last click, else the middle of the box or the
-    /// object; contours and prompts (.png); of several objects a file each, numbered
+    /// Also write a PNG picture with contours and prompts on three planes through the last click,
+    /// else through the middle of the box or the object; with several objects, one numbered file
+    /// per object
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     preview: Option<PathBuf>,
-    /// Print the result as one JSON object, warnings in it, and nothing else on standard output
+    /// Print the result, warnings included, as a single JSON object on standard output
     #[arg(long, help_heading = "Output")]
     json: bool,
 
@@ -227,13 +227,11 @@ impl Segment {
             && !files
         {
             return usage(
-                "a prompt is needed: --point, --box, --line, --lasso, --scribble, --mask or --prompts",
+                "no prompt: give --point, --box, --line, --lasso, --scribble, --mask or --prompts",
             );
         }
         if self.released && self.others.is_some() {
-            return usage(
-                "--others needs a session that keeps its promises: it does not go with --released",
-            );
+            return usage("--others cannot be used with --released");
         }
         if self.spacing.is_some_and(|s| !(s > 0.0 && s < 100.0)) {
             return usage("--spacing must be above 0 and below 100 mm");
@@ -241,7 +239,7 @@ impl Segment {
         if self.sd.is_some_and(|s| !(s > 0.0 && s.is_finite()))
             || self.mean.is_some_and(|m| !m.is_finite())
         {
-            return usage("--mean must be a number, and --sd one above 0");
+            return usage("--mean must be a finite number, and --sd a number above 0");
         }
         for (path, element) in self.images() {
             check_output(path, element).map_err(|e| Failure::Usage(e.to_string()))?;
@@ -251,7 +249,7 @@ impl Segment {
             .as_ref()
             .is_some_and(|p| p.extension().is_none_or(|e| !e.eq_ignore_ascii_case("png")))
         {
-            return usage("--preview must be named .png");
+            return usage("--preview must be a .png file");
         }
         let objects = match &self.prompts {
             Some(path) => read_prompts(path)?,
@@ -269,7 +267,7 @@ impl Segment {
         };
         if self.released && objects.len() > 1 {
             return usage(
-                "--released looks at one patch for one object: give each object of --prompts a run of its own",
+                "--released handles a single object: run each object of --prompts separately",
             );
         }
         let outputs = self.outputs(objects.len());
@@ -462,7 +460,7 @@ impl Segment {
         let name = |number: u16| asked[number as usize - 1].name.as_deref().unwrap_or(UNNAMED);
         for ([earlier, later], n) in painted.taken() {
             warnings.push(format!(
-                "'{}' takes {n} voxels that '{}' holds too: where objects overlap, the later one wins",
+                "'{}' takes {n} voxels from '{}': where objects overlap, the later one wins",
                 name(*later),
                 name(*earlier)
             ));
@@ -565,11 +563,11 @@ impl Segment {
         let mut intensities = intensities(image, model);
         let given = match (self.clip, self.mean, self.sd) {
             (Some(clip), Some(mean), Some(sd)) => {
-                Some((Normalization { clip, mean, sd }, "the numbers given".to_string()))
+                Some((Normalization { clip, mean, sd }, "the given numbers".to_string()))
             }
             _ if self.percentiles => Some((
                 Normalization::of_percentiles(image),
-                "its own percentiles, as asked for".to_string(),
+                "its own percentiles, as requested".to_string(),
             )),
             _ => self.preset.as_deref().and_then(|name| {
                 let of = |i: Intensity| Normalization { clip: i.clip, mean: i.mean, sd: i.sd };
