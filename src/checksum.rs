@@ -90,7 +90,7 @@ pub fn check<'a>(
     if of_all(description, tensors) == carried {
         Ok(())
     } else {
-        Err("damaged: what is in it is not what was written, by the hash that it carries")
+        Err("damaged: its content does not match the hash that it carries")
     }
 }
 

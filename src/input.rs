@@ -36,7 +36,8 @@ pub enum Kind {
 }
 
 const TO_NIFTI: &str = "convert it to NIfTI, for example with nibabel or ITK-SNAP";
-const NUMPY: &str = "it does not say where its voxels lie: save it as NIfTI with nibabel, or hand the array to prism from Python";
+const NUMPY: &str =
+    "it has no geometry: save it as NIfTI with nibabel, or pass the array to prism from Python";
 const DICOM: &str = "convert the series to NIfTI, for example with 'dcm2niix -z y FOLDER'";
 const NO_IMAGE: &str = "expected a scan or a label image (NIfTI, NRRD or MetaImage)";
 const UNPACK: &str = "unpack it first";
@@ -49,7 +50,7 @@ const SIGNATURES: [(&[u8], &str, &str); 24] = [
     (
         b"PK\x03\x04",
         "a ZIP archive, such as .npz, .zip or a PyTorch checkpoint",
-        "unpack it, or save the image that it holds as NIfTI",
+        "unpack it, or save its image as NIfTI",
     ),
     (b"PK\x05\x06", "an empty ZIP archive", NO_IMAGE),
     (b"\x89PNG", "a PNG picture", NO_IMAGE),
@@ -86,7 +87,7 @@ pub fn recognise(head: &[u8]) -> Option<Kind> {
     if is(0, 348) && four(344).is_some_and(|m| m == [0; 4]) {
         return Some(Kind::Foreign(
             "Analyze 7.5",
-            "it does not say left from right: convert it to NIfTI with nibabel, and check the sides",
+            "it does not tell left from right: convert it to NIfTI with nibabel, and check the sides",
         ));
     }
     if is(0, 348) || is(0, 540) {
@@ -223,7 +224,7 @@ pub(crate) fn zip_entry<R: Read + Seek>(
     }
     if packed > length || size > packed.saturating_mul(DEFLATE_LIMIT) {
         return Err(format!(
-            "damaged: {size} bytes are said to be packed into {packed}, of a file of {length}"
+            "damaged: its directory claims {size} bytes packed into {packed}, in a file of {length}"
         ));
     }
     let mut bytes = memory::list(purpose, usize::try_from(size).unwrap_or(usize::MAX));
@@ -238,13 +239,13 @@ pub(crate) fn zip_entry<R: Read + Seek>(
             CompressionMethod::LZMA => "LZMA",
             CompressionMethod::ZSTD => "Zstandard",
             CompressionMethod::XZ => "XZ",
-            _ => "a method that is not read",
+            _ => "an unsupported method",
         };
-        return Err(format!("is packed by {by}, expected stored or deflated"));
+        return Err(format!("is compressed with {by}, expected stored or deflated"));
     };
     read.map_err(|e| format!("damaged: {e}"))?;
     if bytes.len() as u64 != size {
-        return Err(format!("damaged: {} of {size} bytes are there", bytes.len()));
+        return Err(format!("damaged: found {} of {size} bytes", bytes.len()));
     }
     if crc32(&bytes) != sum {
         return Err("damaged: its checksum is wrong".into());
@@ -265,7 +266,7 @@ pub(crate) const DEFLATE_LIMIT: u64 = 1100;
 pub(crate) const BZIP2_LIMIT: u64 = 1 << 21;
 
 /// What is said of an output that is an input.
-pub(crate) const IS_INPUT: &str = "is an input: it would be written over";
+pub(crate) const IS_INPUT: &str = "is an input: it would be overwritten";
 
 /// Files that were read, by their places behind all links.
 #[derive(Default)]
@@ -390,7 +391,7 @@ impl Input {
         let file = File::open(path)?;
         let meta = file.metadata()?;
         if !meta.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "is no ordinary file"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file"));
         }
         remember(path);
         let reader = Box::new(BufReader::with_capacity(BUFFER, file));
@@ -486,7 +487,7 @@ impl Read for Input {
 
 /// The warning about bytes after a packed stream.
 pub(crate) const BEHIND: &str =
-    "bytes of something else follow the packed stream and were not read";
+    "other bytes follow the compressed stream and were not read";
 
 /// The contents of a packed file. `behind` becomes true if bytes of something else follow.
 pub(crate) fn unpacked(
@@ -608,7 +609,7 @@ pub fn read_text(path: &Path, expected: &str) -> Result<String, String> {
             "is not UTF-8 text from byte {} on, expected {expected}",
             e.utf8_error().valid_up_to()
         )),
-        (Ok(_), None) => Err(format!("is no text, expected {expected}")),
+        (Ok(_), None) => Err(format!("is not text, expected {expected}")),
     }
 }
 
@@ -705,7 +706,7 @@ mod tests {
         assert!(read(b"abc\xff").unwrap_err().contains("from byte 3 on"));
         assert!(read(b"[\"caf\xe9\"]").unwrap_err().contains("from byte 5 on"));
         assert_eq!(read(b"BMI,image,label\n").unwrap(), "BMI,image,label\n");
-        assert!(read(b"a\0b").unwrap_err().contains("is no text"));
+        assert!(read(b"a\0b").unwrap_err().contains("is not text"));
         assert!(read_text(folder.path(), "JSON").unwrap_err().contains("is a folder"));
     }
 }

@@ -315,7 +315,7 @@ impl LastWords {
             }
             let _ = writeln!(
                 io::stderr(),
-                "error: out of memory: what was begun would take {bytes} bytes more, which the system refused"
+                "error: out of memory: the system refused {bytes} more bytes"
             );
             std::process::exit(1);
         }
@@ -519,7 +519,7 @@ const LEAST_BARE: f64 = 1e6;
 pub fn size_of_text(text: &str) -> Result<u64, String> {
     let fail = || {
         format!(
-            "'{text}' is no size: expected bytes, or a number with K, M, G or T behind it, such as 8G"
+            "'{text}' is not a size: expected bytes, or a number followed by K, M, G or T, such as 8G"
         )
     };
     let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
@@ -529,7 +529,7 @@ pub fn size_of_text(text: &str) -> Result<u64, String> {
     if unit.is_empty() && (1.0..LEAST_BARE).contains(&number) {
         let likely = if number < 1e3 { "G" } else { "M" };
         return Err(format!(
-            "'{text}' has no unit and would be {digits} bytes: expected a unit behind it, such as {digits}{likely} or {digits}{likely}i"
+            "'{text}' has no unit and would be {digits} bytes: expected a unit, such as {digits}{likely} or {digits}{likely}i"
         ));
     }
     let (unit, base) = match unit.strip_suffix('b').unwrap_or(&unit) {

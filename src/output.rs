@@ -150,13 +150,13 @@ fn destination(path: &Path) -> io::Result<PathBuf> {
             Ok(meta) if !meta.is_file() => {
                 return fail(
                     io::ErrorKind::InvalidInput,
-                    "is no ordinary file: it is not written over".into(),
+                    "is not a regular file: it is not overwritten".into(),
                 );
             }
             Ok(meta) if meta.permissions().readonly() => {
                 return fail(
                     io::ErrorKind::PermissionDenied,
-                    "is write-protected: it is left as it is".into(),
+                    "is write-protected: it is not overwritten".into(),
                 );
             }
             // If it has another owner, the folder may let it be replaced although its mode does not
@@ -168,7 +168,7 @@ fn destination(path: &Path) -> io::Result<PathBuf> {
     }
     fail(
         io::ErrorKind::InvalidInput,
-        format!("more than {MOST_LINKS} symbolic links lead on from it"),
+        format!("it leads through more than {MOST_LINKS} symbolic links"),
     )
 }
 
@@ -360,7 +360,7 @@ mod tests {
         assert!(write_text(&at("sub"), "c").unwrap_err().contains("not a folder"));
         assert!(write_text(&at("none/a"), "c").unwrap_err().contains("does not exist"));
         assert!(
-            check(Path::new("/dev/null")).unwrap_err().to_string().contains("no ordinary file")
+            check(Path::new("/dev/null")).unwrap_err().to_string().contains("not a regular file")
         );
         mode("sub/real", 0o644);
         assert_eq!(spelled_out(&at("sub/../link")), spelled_out(&at("sub/real")));

@@ -389,7 +389,7 @@ fn a_run_that_loses_a_process_ends_and_names_it() {
         )
         .unwrap_err();
         assert!(
-            error.contains("process 1 of this training run is gone") && error.contains("--resume"),
+            error.contains("process 1 of this training run was lost") && error.contains("--resume"),
             "{error}"
         );
     });

@@ -246,7 +246,9 @@ pub unsafe extern "C" fn prism_model_load_memory(
             return Err(Failure::null("model"));
         }
         if size > isize::MAX as usize {
-            return Err(Failure::argument(format!("size is {size}, more bytes than memory holds")));
+            return Err(Failure::argument(format!(
+                "size is {size}, more bytes than the address space"
+            )));
         }
         handles::get::<Engine, _>(engine)?;
         // SAFETY: guaranteed by the caller.

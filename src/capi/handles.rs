@@ -130,7 +130,7 @@ pub(super) fn make<T: Object, H>(object: Arc<T>) -> Result<*mut H, Failure> {
 fn unknown<T: Object, H>(handle: *const H) -> Failure {
     Failure::new(
         prism_status::PRISM_INVALID_HANDLE,
-        format!("{handle:?} is not {}: it was freed, or never was one", T::NAME),
+        format!("{handle:?} is not {}: it was freed or is invalid", T::NAME),
     )
 }
 
@@ -180,7 +180,7 @@ pub(super) fn free<T: Object, H>(handle: *const H) -> Result<(), Failure> {
     let lent = slot.object.as_ref().is_some_and(|entry| Arc::strong_count(entry) > 1);
     if lent && is_nested() {
         let message = format!(
-            "{} is in use by another call, which a callback cannot wait for: free it later",
+            "{} is in use by another call, and a callback cannot wait for it: free it later",
             T::NAME
         );
         return Err(Failure::new(prism_status::PRISM_BUSY, message));

@@ -55,7 +55,7 @@ pub unsafe extern "C" fn prism_set_log(
     call(|| {
         let (mut now, this) = (listening(), thread::current().id());
         if is_nested() && now.running.iter().any(|(_, thread)| *thread != this) {
-            let message = "another thread is within a callback of the log, which a callback cannot wait for: set another later";
+            let message = "another thread is inside the log callback, and a callback cannot wait for it: set another one later";
             return Err(Failure::new(prism_status::PRISM_BUSY, message));
         }
         now.log = Log(callback, user);

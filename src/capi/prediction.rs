@@ -110,7 +110,7 @@ unsafe fn fits(
     }
     match asking {
         true if needed.is_null() => {
-            Err(Failure::argument("buffer and needed are both NULL: nothing is asked for"))
+            Err(Failure::argument("buffer and needed are both NULL: expected at least one"))
         }
         true => Ok(false),
         false if capacity < bytes => {
@@ -204,7 +204,7 @@ impl<T: Copy> Out<T> {
         let forwards: Option<Vec<usize>> =
             strides.iter().map(|s| usize::try_from(*s).ok()).collect();
         let forwards = forwards.ok_or_else(|| {
-            Failure::argument(format!("strides of {strides:?} bytes: results are written forwards"))
+            Failure::argument(format!("strides of {strides:?} bytes: expected positive strides"))
         })?;
         let bytes = span(element.size(), size, strides)?;
         // SAFETY: guaranteed by the caller.

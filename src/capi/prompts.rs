@@ -128,11 +128,11 @@ pub(super) unsafe fn prompts_of(
     ];
     for (name, count, array) in announced {
         if count > 0 && array {
-            return Err(Failure::argument(format!("{name} is NULL, but {count} were announced")));
+            return Err(Failure::argument(format!("{name} is NULL, but its count is {count}")));
         }
         if count > most {
             return Err(Failure::argument(format!(
-                "{count} {name} were announced, at most {most} are taken"
+                "{count} {name} were given, at most {most} are accepted"
             )));
         }
     }
@@ -167,7 +167,7 @@ pub(super) unsafe fn prompts_of(
         let bounds: [f64; 6] = std::array::from_fn(|a| unsafe { p.bounds.add(a).read_unaligned() });
         if let Some(v) = bounds.iter().find(|v| !v.is_finite()) {
             return Err(Failure::argument(format!(
-                "the box {bounds:?} has {v} in it, expected numbers"
+                "the box {bounds:?} contains {v}, expected numbers"
             )));
         }
         prompts.set_box(grid, RawBox(bounds), space)?;
@@ -220,7 +220,7 @@ pub(super) unsafe fn prompts_of(
         }
     };
     if p.dense.is_null() {
-        return Err(Failure::argument("dense is NULL, but dense_kind announces a mask or logits"));
+        return Err(Failure::argument("dense is NULL, but dense_kind is a mask or logits"));
     }
     let strides =
         if p.dense_strides == [0; 3] { View::dense(element, grid.size) } else { p.dense_strides };

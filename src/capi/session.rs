@@ -56,7 +56,7 @@ impl SessionObject {
             Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
             Err(TryLockError::WouldBlock) => Err(Failure::new(
                 prism_status::PRISM_BUSY,
-                "the session is at work in another call: one thread at a time",
+                "the session is in use by another call: use it from one thread at a time",
             )),
         }
     }
@@ -347,7 +347,7 @@ impl State {
         if let Some(patch) = self.session.patch().filter(|p| p.coarsened) {
             let (edge, at) = (patch.grid.size[0], patch.spacing);
             say(&format!(
-                "the object does not fit {edge} voxels at the spacing asked for: it is processed at {at:.3} mm"
+                "the object does not fit {edge} voxels at the requested spacing: it is processed at {at:.3} mm"
             ));
         }
         Ok(())

@@ -213,7 +213,7 @@ fn check_process() -> Result<(), Failure> {
         Err(first) if first != this => Err(Failure::new(
             PRISM_FORKED,
             format!(
-                "process {this} is a fork of {first}, which uses the library, and its threads did not come with it: fork before the first call, or start a program of its own"
+                "process {this} is a fork of {first}, which uses the library, and has none of its threads: fork before the first call, or start a new program"
             ),
         )),
         _ => Ok(()),

@@ -162,7 +162,7 @@ pub unsafe extern "C" fn prism_volume_read(
         let which = match which {
             -1 => None,
             n => Some(usize::try_from(n).map_err(|_| {
-                Failure::argument(format!("which is {n}, expected -1 or a number from 0 on"))
+                Failure::argument(format!("which is {n}, expected -1 or a number, 0 or more"))
             })?),
         };
         let (scan, files) = noting(|| Volume::read(Path::new(path), which));

@@ -110,7 +110,7 @@ fn points(text: &str, size: [usize; 3]) -> Result<Vec<([usize; 3], bool)>, Strin
                 || click.point[a] >= size[a] as f64
         }) {
             return Err(format!(
-                "point {at} is {:?}, expected a voxel x, y, z of an image of {size:?}, from 0",
+                "point {at} is {:?}, expected voxel indices x, y, z within the image of {size:?}",
                 click.point
             ));
         }

@@ -219,7 +219,7 @@ impl Array {
     /// The file is damaged, or its element type is not supported.
     pub fn parse(mut bytes: Vec<u8>) -> Result<Array, String> {
         let (text, body) = header(&bytes)?;
-        let untyped = || format!("its header names no plain element type: {}", text.trim());
+        let untyped = || format!("its header has no plain element type: {}", text.trim());
         let descr = field(&text, "descr").and_then(quoted).ok_or_else(untyped)?;
         let dtype = DType::parse(descr)?;
         let shape = field(&text, "shape")
@@ -229,8 +229,7 @@ impl Array {
         bytes.drain(..body);
         let expected = items_of(&shape).and_then(|n| n.checked_mul(dtype.size));
         if !dtype.is_object() && expected != Some(bytes.len()) {
-            let expected =
-                expected.map_or("more than can be counted".to_string(), |n| n.to_string());
+            let expected = expected.map_or("too many".to_string(), |n| n.to_string());
             return Err(format!(
                 "it holds {} bytes, {shape:?} items of {} take {expected}",
                 bytes.len(),
@@ -274,7 +273,7 @@ impl Array {
             return Err("it holds objects, expected plain items".into());
         }
         let items: Option<Vec<Item>> = self.each().map(|bytes| self.dtype.item(bytes)).collect();
-        items.ok_or_else(|| "a string in it has a character that there is not".into())
+        items.ok_or_else(|| "a string in it has an invalid character".into())
     }
 }
 
@@ -286,7 +285,7 @@ fn little(bytes: &[u8]) -> usize {
 fn header(bytes: &[u8]) -> Result<(String, usize), String> {
     let version = match bytes {
         [0x93, b'N', b'U', b'M', b'P', b'Y', version, ..] => *version,
-        _ => return Err("not a NumPy array: it does not begin as a .npy file does".into()),
+        _ => return Err("not a NumPy array: it does not begin like a .npy file".into()),
     };
     let start = match version {
         1 => 10,

@@ -66,7 +66,7 @@ impl Npz {
         let names: Vec<String> = names.take(20).collect();
         format!(
             "is missing, the file has {}",
-            if names.is_empty() { "no array".into() } else { names.join(", ") }
+            if names.is_empty() { "not an array".into() } else { names.join(", ") }
         )
     }
 

@@ -276,7 +276,7 @@ fn from_folder(path: &Path, channel: Option<usize>) -> Result<Vec<Case>, DataErr
         let chosen = match channel {
             None if files.len() > 1 => {
                 let message = format!(
-                    "case {name} has the channels {}: pick one with --channel",
+                    "case {name} has the channels {}: select one with --channel",
                     numbers.join(", ")
                 );
                 return Err(DataError::new(path, message));
@@ -379,7 +379,7 @@ impl Split {
                 if !known.contains(name.as_str()) {
                     return Err(DataError::new(
                         path,
-                        format!("'{name}' in {part} is no case of the dataset"),
+                        format!("'{name}' in {part} is not a case of the dataset"),
                     ));
                 }
                 if let Some(other) = seen.insert(name.clone(), part) {

@@ -97,7 +97,7 @@ impl Pools {
             }
         };
         if names.is_empty() || shares.iter().sum::<f64>() <= 0.0 {
-            return Err(DataError::new(here, "no data to draw from"));
+            return Err(DataError::new(here, "no data to sample from"));
         }
         let (mut train, mut validation, mut splits) = (vec![], vec![], vec![]);
         for (name, share) in names.into_iter().zip(shares) {
@@ -185,7 +185,7 @@ impl Pool {
             self.skipped().into_iter().map(|(name, why)| format!("{name}: {why}")).collect();
         Err(DataError::new(
             Path::new("data"),
-            format!("no usable case was drawn in 64 attempts; {}", why.join("; ")),
+            format!("no usable case was found in 64 attempts; {}", why.join("; ")),
         ))
     }
 

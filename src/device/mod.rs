@@ -58,7 +58,7 @@ pub enum DeviceError {
     /// There is no such instruction set, or this processor does not have it. The name comes from a
     /// caller or from the environment variable `PRISM_ISA`.
     #[error(
-        "no instruction set '{asked}': {problem} (PRISM_ISA is one of {known}; best here: {best})",
+        "instruction set '{asked}': {problem} (PRISM_ISA must be one of {known}; best on this processor: {best})",
         known = Isa::names()
     )]
     Isa {
@@ -136,7 +136,7 @@ impl Device {
                     Some(cpu) => Ok(Device::Cpu(cpu)),
                     None => Err(DeviceError::Precision(
                         precision,
-                        ": this processor, or the instruction set that PRISM_ISA names, lacks it",
+                        ": this processor, or the instruction set named by PRISM_ISA, does not support it",
                     )),
                 },
                 other => Err(DeviceError::Precision(other, "")),

@@ -136,7 +136,7 @@ impl Kept {
             let Some(head) =
                 lines.next().and_then(|line| serde_json::from_slice::<Head>(line).ok())
             else {
-                let what = "its first line has no settings of an evaluation: give another --output, or --fresh to write it anew";
+                let what = "its first line has no settings of an evaluation: give another --output, or --fresh to start over";
                 return Err(KeptError::File(format!("{}: {what}", path.display())));
             };
             let differences = differences(&head.settings, settings);
@@ -218,8 +218,8 @@ fn difference(name: &str, then: Option<&Value>, now: Option<&Value>) -> String {
     };
     match (name, then, now) {
         // A hash means nothing to a reader.
-        ("model", ..) => "model (its file holds other bytes now)".into(),
-        ("program", ..) => "program (it is another build now)".into(),
+        ("model", ..) => "model (its file has changed)".into(),
+        ("program", ..) => "program (another build)".into(),
         ("cases", Some(Value::Array(then)), Some(Value::Array(now))) => {
             let only = |here: &[Value], there: &[Value], word: &str| {
                 let names: Vec<&str> =

@@ -47,7 +47,7 @@ pub fn file_names<'a>(
     for (case, file) in &files {
         if let Some(other) = owners.insert(file.to_lowercase(), case) {
             return Err(format!(
-                "the files of the cases '{other}' and '{case}' would both be called {file}: call one of the cases otherwise"
+                "the files of the cases '{other}' and '{case}' would both be called {file}: rename one of the cases"
             ));
         }
     }

@@ -130,7 +130,7 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
         Err(e) => Err(format!("damaged pickle: {e}")),
         Ok(names) => match names.into_iter().find(|n| !is_harmless(n)) {
             Some(name) => Err(format!(
-                "refused: it names '{name}', which loading it in Python could run; expected tensors only"
+                "refused: it names '{name}', which Python could execute when loading it; expected tensors only"
             )),
             None => Ok(()),
         },
@@ -138,8 +138,7 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     each_pickle(file, harmless).map_err(fail)?;
     // The library should never panic; if it does, a file must not be able to take the program down.
     let reader = std::panic::catch_unwind(|| PytorchReader::new(path));
-    let reader =
-        reader.map_err(|_| fail("damaged in a way that its reader cannot follow".into()))?;
+    let reader = reader.map_err(|_| fail("damaged: its tensors cannot be read".into()))?;
     let tensors =
         reader.map_err(|e| fail(format!("not a readable PyTorch checkpoint: {e}")))?.into_tensors();
     let wrapper = WRAPPERS
@@ -163,7 +162,7 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     let bytes = |t: &Stored| extent(t.shape()).and_then(|n| n.checked_mul(t.dtype().size()));
     if let Some((name, _)) = named.iter().find(|(_, t)| bytes(t).is_none_or(|n| n as u64 > most)) {
         return Err(fail(format!(
-            "{name} is said to hold more than a file of {} bytes can",
+            "{name} claims more data than a file of {} bytes can hold",
             meta.len()
         )));
     }
@@ -226,7 +225,7 @@ fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Re
     // What a model needs is a few megabytes: a program that unpacks to more is meant to do harm.
     let too_long = || {
         format!(
-            "its pickles are longer than {} MiB: a checkpoint's describe its tensors, and do not hold them",
+            "its pickles are longer than {} MiB, expected descriptions of tensors only",
             LIMIT >> 20
         )
     };

@@ -100,7 +100,7 @@ impl Prompts {
         corners.extend(outline.0.iter().map(|p| to_voxel(image, *p, space)));
         if corners.len() < 3 {
             return Err(PromptError::Unfit(format!(
-                "an outline of {} corners: expected three or more",
+                "an outline of {} corners: expected at least three",
                 corners.len()
             )));
         }
@@ -111,7 +111,7 @@ impl Prompts {
         let flat = |a: usize| corners.iter().all(|c| c[a].round() == corners[0][a].round());
         let Some(axis) = (0..3).rev().find(|a| flat(*a)) else {
             return Err(PromptError::Unfit(
-                "the outline lies on no single slice: one of its three indices must be the same at every corner".into(),
+                "the outline is not on a single slice: one of its three indices must be the same at every corner".into(),
             ));
         };
         let (u, v) = ([1, 0, 0][axis], [2, 2, 1][axis]);
@@ -148,7 +148,7 @@ impl Prompts {
         // What is refused leaves no part of it behind.
         drawn.inspect_err(|_| self.points.truncate(before))?;
         let bounds = bounds
-            .ok_or_else(|| PromptError::Unfit("the outline holds no voxel's centre".into()))?;
+            .ok_or_else(|| PromptError::Unfit("the outline contains no voxel centre".into()))?;
         self.draw(bounds);
         Ok(())
     }
@@ -177,7 +177,7 @@ impl Prompts {
         };
         let count = marked().count();
         let Some(first) = marked().next() else {
-            return Err(PromptError::Unfit("the area that was drawn holds no voxel".into()));
+            return Err(PromptError::Unfit("the drawn area contains no voxel".into()));
         };
         let mut bounds: [usize; 6] = std::array::from_fn(|f| first[f % 3] + f / 3);
         let mut middle = [0.0; 3];
@@ -452,7 +452,7 @@ mod tests {
                 .add_lasso(&grid(), &tilted, Space::Ijk)
                 .unwrap_err()
                 .to_string()
-                .contains("no single slice")
+                .contains("not on a single slice")
         );
     }
 }

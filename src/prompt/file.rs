@@ -141,7 +141,7 @@ impl<'de, T: Deserialize<'de>, F: Fn(&T) -> usize> Visitor<'de> for Limited<T, F
             count += (self.iterations)(&one);
             if count > MOST_ITERATIONS {
                 return Err(A::Error::custom(format!(
-                    "more than {MOST_ITERATIONS} iterations, which is the most that a file may hold"
+                    "more than {MOST_ITERATIONS} iterations, the limit of a file"
                 )));
             }
             all.push(one);

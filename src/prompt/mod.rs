@@ -95,9 +95,10 @@ impl FromStr for RawOutline {
         let corners: Option<Vec<[f64; 3]>> =
             text.split(';').filter(|p| !p.trim().is_empty()).map(corner).collect();
         let corners = corners.filter(|c| c.len() >= 3);
-        Ok(RawOutline(corners.ok_or(
-            "expected i,j,k;i,j,k;i,j,k;...: three corners or more, each of three numbers",
-        )?))
+        Ok(RawOutline(
+            corners
+                .ok_or("expected i,j,k;i,j,k;i,j,k;...: at least three corners of three numbers")?,
+        ))
     }
 }
 

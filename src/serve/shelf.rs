@@ -370,7 +370,7 @@ mod tests {
         {
             let told = TOLD.lock().unwrap();
             let of_it = told.iter().find(|text| text.starts_with(&place)).unwrap();
-            assert!(of_it.contains("left out, file 1 of 1: "), "{of_it}");
+            assert!(of_it.contains("ignored file 1 of 1: "), "{of_it}");
             assert!(!of_it.contains("doe_jane"), "{of_it}");
         }
         folder.close().unwrap();

@@ -17,7 +17,7 @@ use std::sync::Arc;
 const KEPT: &str = "what is kept of a session";
 
 /// The message for bytes that were not written by this module.
-const ODD: &str = "what was kept of a session is not what this program keeps";
+const ODD: &str = "the stored state of a session has an unknown format";
 
 /// Bytes that are being written. Memory for them may be refused, as anywhere.
 #[derive(Default)]

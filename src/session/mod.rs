@@ -151,7 +151,7 @@ pub enum SessionError {
     NoPrompt,
     /// The network's result is not finite.
     #[error(
-        "the network's {what} is not finite: its weights do not go with this scan's values, or with the precision that it runs in"
+        "the network's {what} is not finite: its weights do not suit this scan's values, or the precision that it runs in"
     )]
     NotFinite {
         /// `score` or `answer`.
@@ -220,21 +220,21 @@ pub enum Note {
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Note::OnlyDenied => f.write_str("nothing was said to lie on the object: the answer is empty"),
-            Note::Agreed => f.write_str("the answer says so already: nothing changed"),
-            Note::EmptyMask => f.write_str("the mask marks no voxel: it counts as none"),
-            Note::FlatBox => f.write_str("the box is one slice thick: the object is taken to be about as deep as the box is wide"),
-            Note::ClippedBox => f.write_str("the box reaches beyond the scan: it ends at the scan's faces"),
+            Note::OnlyDenied => f.write_str("no prompt marks the object: the mask is empty"),
+            Note::Agreed => f.write_str("the mask already agrees: nothing changed"),
+            Note::EmptyMask => f.write_str("the mask marks no voxel: it is ignored"),
+            Note::FlatBox => f.write_str("the box is one slice thick: the object is assumed to be about as deep as the box is wide"),
+            Note::ClippedBox => f.write_str("the box reaches beyond the scan: it was cut at the scan's faces"),
             Note::HardlySeen => {
-                f.write_str("at this spacing the network sees only a few voxels of what was pointed at: a finer one shows more")
+                f.write_str("at this spacing the prompted region has only a few voxels: a finer spacing shows more")
             }
             Note::InOtherObject(n) => {
-                write!(f, "{n} points on the object lie in other objects, which the answer never enters: they were not taken")
+                write!(f, "{n} points on the object lie in other objects, which the mask never enters: they were ignored")
             }
             Note::NotLookedAt(n) => {
-                write!(f, "{n} clicks lie on so many parts that the network did not look at all: give some of them in another interaction")
+                write!(f, "{n} clicks are too far apart for one interaction: the network did not look at all of them; give some in another interaction")
             }
-            Note::LookedFurther => f.write_str("the object goes on beyond what the network saw: it looked further"),
+            Note::LookedFurther => f.write_str("the object extends beyond the patch: the network looked further"),
         }
     }
 }

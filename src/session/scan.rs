@@ -96,7 +96,7 @@ pub fn intensities_of(
     intensity: Option<Intensity>,
 ) -> Intensities {
     let (modality, seen) = match modality {
-        Some(modality) => (modality, "as was said".to_string()),
+        Some(modality) => (modality, "as given".to_string()),
         None => Modality::of(image),
     };
     let (normalization, by) = match intensity {
@@ -105,22 +105,22 @@ pub fn intensities_of(
         }
         Some(_) => (
             Normalization::of_percentiles(image),
-            "its own percentiles, for its values are no Hounsfield units",
+            "its own percentiles, because its values are not Hounsfield units",
         ),
         None => (
             Normalization::of_percentiles(image),
-            "its own percentiles, for the model records no statistics",
+            "its own percentiles, because the model records no statistics",
         ),
     };
     let range = image.array().range().filter(|[low, high]| low == high);
-    let warning = range.map(|[low, _]| format!("every voxel is {low}: there is nothing to see"));
+    let warning = range.map(|[low, _]| format!("every voxel is {low}: the scan is empty"));
     Intensities { normalization, modality, seen, by: by.into(), warning }
 }
 
 impl Intensities {
     /// The decision, as a sentence.
     pub fn why(&self) -> String {
-        format!("taken for {} ({}), normalised by {}", self.modality.name(), self.seen, self.by)
+        format!("treated as {} ({}), normalised by {}", self.modality.name(), self.seen, self.by)
     }
 }
 

@@ -399,7 +399,7 @@ impl Tensor {
     /// [`Tensor::try_data`].
     pub fn data(&self) -> &[f32] {
         self.try_data().unwrap_or_else(|failure| {
-            panic!("values {:?} do not come back from their device: {failure}", self.shape)
+            panic!("values {:?} cannot be read back from the device: {failure}", self.shape)
         })
     }
 

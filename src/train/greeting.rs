@@ -64,7 +64,7 @@ impl Token {
     /// The text is empty.
     pub fn new(text: &str) -> Result<Token, String> {
         match text.trim() {
-            "" => Err("an empty token: expected text that nobody can guess".into()),
+            "" => Err("the token is empty: expected text that is hard to guess".into()),
             text => Ok(Token::of(text)),
         }
     }
@@ -211,17 +211,17 @@ impl Door {
         let until = Instant::now() + terms.greeting;
         let broken = |e: io::Error| match e.kind() {
             ErrorKind::TimedOut | ErrorKind::WouldBlock => {
-                format!("did not say who it is within {} s", terms.greeting.as_secs_f64())
+                format!("did not identify itself within {} s", terms.greeting.as_secs_f64())
             }
-            ErrorKind::UnexpectedEof => "left without saying who it is".to_string(),
-            _ => format!("did not say who it is ({e})"),
+            ErrorKind::UnexpectedEof => "disconnected without identifying itself".to_string(),
+            _ => format!("did not identify itself ({e})"),
         };
         stream.set_nonblocking(false).map_err(broken)?;
         stream.set_write_timeout(Some(terms.greeting)).map_err(broken)?;
         let mut hello = [0u8; 56];
         read_by(stream, &mut hello[..8], until).map_err(broken)?;
         if hello[..8] != HELLO[..] {
-            return Err("speaks of something else".into());
+            return Err("speaks another protocol".into());
         }
         read_by(stream, &mut hello[8..], until).map_err(broken)?;
         let number = |at: usize| u64::from_le_bytes(bytes_at(&hello, at));
@@ -237,7 +237,7 @@ impl Door {
         {
             let _ = stream.write_all(&[UNKNOWN; 33]);
             return Err(format!(
-                "says that it is process {} and has another token ({WAYS})",
+                "claims to be process {} but has another token ({WAYS})",
                 claim.rank
             ));
         }
@@ -263,22 +263,19 @@ impl Door {
         if claim.world != world as u64 {
             return (
                 OTHER_WORLD,
-                Some(format!(
-                    "process {rank} came as one of {}, expected one of {world}",
-                    claim.world
-                )),
+                Some(format!("process {rank} expects {} processes, expected {world}", claim.world)),
             );
         }
         if claim.digest != self.terms.digest {
-            return (OTHER_RUN, Some(format!("process {rank} came with other settings")));
+            return (OTHER_RUN, Some(format!("process {rank} has other settings")));
         }
         match lock(&self.taken).get_mut(rank) {
             Some(taken) if !*taken => {
                 *taken = true;
                 (WELCOME, None)
             }
-            Some(_) => (TAKEN, Some(format!("a second process {rank} came"))),
-            None => (TAKEN, Some(format!("process {rank} came, expected 1 to {}", world - 1))),
+            Some(_) => (TAKEN, Some(format!("a second process {rank} connected"))),
+            None => (TAKEN, Some(format!("process {rank} connected, expected 1 to {}", world - 1))),
         }
     }
 }
@@ -333,7 +330,7 @@ pub(super) fn gather(
                     warn(&format!("{from} is not a process of this training run: it {why}"));
                 }
                 if strangers == MOST_NAMED {
-                    warn("more of such callers are not named");
+                    warn("further such connections are not reported");
                 }
             }
             Err(_) => {}
@@ -393,7 +390,7 @@ pub(super) fn call(address: &str, rank: usize, terms: &Terms) -> Result<TcpStrea
         };
         if broken >= CALLS || Instant::now() > until {
             let why = match error.kind() {
-                ErrorKind::UnexpectedEof => "it hangs up".to_string(),
+                ErrorKind::UnexpectedEof => "it closed the connection".to_string(),
                 ErrorKind::TimedOut | ErrorKind::WouldBlock => "it does not answer".to_string(),
                 _ => error.to_string(),
             };
@@ -442,7 +439,7 @@ fn introduce(
     let mut challenge = [0u8; 40];
     read_by(stream, &mut challenge[..8], until)?;
     if challenge[..8] != CHALLENGE[..] {
-        return refused("who answers there is not process 0 of a training run".into());
+        return refused("the program there is not process 0 of a training run".into());
     }
     read_by(stream, &mut challenge[8..], until)?;
     claim.nonces[1] = bytes_at(&challenge, 8);
@@ -457,16 +454,16 @@ fn introduce(
         ));
     }
     if claim.proof(&terms.token, HOST, verdict) != blake3::Hash::from_bytes(bytes_at(&answer, 1)) {
-        return refused(format!("who answers there does not know the token of this run ({WAYS})"));
+        return refused(format!("the program there does not know the token of this run ({WAYS})"));
     }
     match verdict {
         WELCOME => Ok(()),
         OTHER_RUN => refused("process 0 has other settings".into()),
         OTHER_WORLD => {
-            refused(format!("process 0 expects another number of processes than {}", terms.world))
+            refused(format!("process 0 expects a number of processes other than {}", terms.world))
         }
-        TAKEN => refused(format!("process 0 has a process {rank} already, or expects none")),
-        _ => refused(format!("process 0 gave an answer {verdict} that there is none of")),
+        TAKEN => refused(format!("process 0 already has a process {rank}, or expects none")),
+        _ => refused(format!("process 0 gave an unknown answer {verdict}")),
     }
 }
 
@@ -562,8 +559,8 @@ mod tests {
             "only 1 of 2 processes appeared within 5 s: waited for process 1"
         );
         for (times, said) in [
-            (2, "says that it is process 1 and has another token"),
-            (2, "did not say who it is within 0.5 s"),
+            (2, "claims to be process 1 but has another token"),
+            (2, "did not identify itself within 0.5 s"),
         ] {
             assert_eq!(
                 warned.iter().filter(|line| line.contains(said)).count(),
@@ -579,17 +576,22 @@ mod tests {
             (
                 1,
                 terms(2),
-                "process 1 came as one of 2, expected one of 3",
-                "another number of processes than 2",
+                "process 1 expects 2 processes, expected 3",
+                "a number of processes other than 2",
             ),
             (
                 2,
                 Terms { digest: [4; 32], ..terms(3) },
-                "process 2 came with other settings",
+                "process 2 has other settings",
                 "process 0 has other settings",
             ),
-            (7, terms(3), "process 7 came, expected 1 to 2", "process 7 already, or expects none"),
-            (0, terms(3), "a second process 0 came", "process 0 already"),
+            (
+                7,
+                terms(3),
+                "process 7 connected, expected 1 to 2",
+                "already has a process 7, or expects none",
+            ),
+            (0, terms(3), "a second process 0 connected", "process 0 already"),
         ] {
             let (listener, address) = listening();
             let (first, other) = scope(|scope| {
@@ -603,9 +605,9 @@ mod tests {
             let first = scope.spawn(|| waited(&listener, &terms(3)).0.unwrap_err());
             let _one = call(&address, 1, &terms(3)).unwrap();
             let error = call(&address, 1, &terms(3)).unwrap_err();
-            assert!(error.contains("process 0 has a process 1 already"), "{error}");
+            assert!(error.contains("process 0 already has a process 1"), "{error}");
             let error = first.join().unwrap();
-            assert!(error.contains("a second process 1 came"), "{error}");
+            assert!(error.contains("a second process 1 connected"), "{error}");
         });
     }
 

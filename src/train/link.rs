@@ -57,7 +57,7 @@ pub(super) fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 
 fn gone(rank: usize, why: &str) -> String {
     format!(
-        "process {rank} of this training run is gone ({why}); start all of them again with --resume"
+        "process {rank} of this training run was lost ({why}); restart all of them with --resume"
     )
 }
 
@@ -182,12 +182,7 @@ impl Shared {
         match e.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                 let limit = self.silence.as_secs_f64();
-                gone(
-                    rank,
-                    &format!(
-                        "nothing was heard of it for {limit} s: it is stopped, or cannot be reached"
-                    ),
-                )
+                gone(rank, &format!("it sent nothing for {limit} s: it is stopped or unreachable"))
             }
             ErrorKind::UnexpectedEof
             | ErrorKind::ConnectionReset
@@ -232,14 +227,12 @@ fn frame(mut stream: &TcpStream) -> io::Result<(u8, Vec<u8>)> {
         LOST => MOST_TEXT as u64,
         ALIVE | DONE => 0,
         _ => {
-            return Err(io::Error::other(format!(
-                "it sent a frame of kind {kind}, which there is none of"
-            )));
+            return Err(io::Error::other(format!("it sent a frame of unknown kind {kind}")));
         }
     };
     if length > most {
         return Err(io::Error::other(format!(
-            "it sent a frame of kind {kind} and {length} bytes, expected {most} at the most"
+            "it sent a frame of kind {kind} and {length} bytes, expected at most {most}"
         )));
     }
     let read = || {
@@ -400,7 +393,7 @@ impl Drop for Wire {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.shared.lose(&format!(
-                "process {} of this training run ended by a fault in the program",
+                "process {} of this training run ended because of an internal error",
                 self.shared.rank
             ));
         }
@@ -444,7 +437,7 @@ mod tests {
             (9, 0, "a frame of kind 9"),
             (ALIVE, 1, "a frame of kind 2 and 1 bytes"),
             (LOST, 1 << 20, "a frame of kind 3 and 1048576 bytes"),
-            (DATA, u64::MAX, "expected 68719476736 at the most"),
+            (DATA, u64::MAX, "expected at most 68719476736"),
             // Announces 9 bytes and sends 4.
             (DATA, 9, "its connection ended"),
             (DATA, 4, "it sent 4 bytes where 8 were expected"),
@@ -458,7 +451,7 @@ mod tests {
             }
             let why = wire.receive(3, &mut [0; 8]).unwrap_err();
             assert!(
-                why.starts_with("process 3 of this training run is gone (") && why.contains(said),
+                why.starts_with("process 3 of this training run was lost (") && why.contains(said),
                 "{why}"
             );
             assert_eq!(wire.shared.lost().as_ref(), Some(&why));
@@ -476,7 +469,7 @@ mod tests {
         assert!(called.try_recv().is_err());
         drop(there);
         called.recv_timeout(Duration::from_secs(60)).unwrap();
-        assert!(wire.shared.lost().unwrap().contains("process 0 of this training run is gone"));
+        assert!(wire.shared.lost().unwrap().contains("process 0 of this training run was lost"));
     }
 
     #[test]
@@ -484,9 +477,9 @@ mod tests {
         let wire = Wire::new(1, 4, Duration::from_secs(1));
         let refused = memory::refused::<u8>(MESSAGE, 1_000_000);
         let why = wire.shared.broken(3, &io::Error::other(refused));
-        let start = "process 1 of this training run is gone (out of memory: a message of ";
+        let start = "process 1 of this training run was lost (out of memory: a message of ";
         assert!(why.starts_with(start), "{why}");
         let why = wire.shared.broken(3, &io::Error::other("it is odd"));
-        assert!(why.starts_with("process 3 of this training run is gone (it is odd)"), "{why}");
+        assert!(why.starts_with("process 3 of this training run was lost (it is odd)"), "{why}");
     }
 }

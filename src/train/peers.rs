@@ -65,9 +65,8 @@ impl Place {
             return Ok(None);
         };
         let need = |name: &str| {
-            number(name)?.ok_or_else(|| {
-                format!("{name} is not set, but its fellow is: expected both {rank} and {world}")
-            })
+            number(name)?
+                .ok_or_else(|| format!("{name} is not set: expected both {rank} and {world}"))
         };
         let (r, w) = (need(rank)?, need(world)?);
         if r >= w {
@@ -120,7 +119,7 @@ impl Place {
             return Ok(());
         }
         Err(format!(
-            "{}: processes that meet there need a token, a secret that is the same for all of them, for instance what 'openssl rand -hex 32' prints: give it by {WAYS}",
+            "{}: processes that meet there need the same secret token, for example from 'openssl rand -hex 32': give it by {WAYS}",
             self.address
         ))
     }
@@ -466,7 +465,7 @@ mod tests {
             |peers| peers.err().unwrap(),
         );
         assert!(
-            said[0].contains("process 1 came with other settings")
+            said[0].contains("process 1 has other settings")
                 && said[1].contains("process 0 has other settings"),
             "{said:?}"
         );
@@ -486,7 +485,7 @@ mod tests {
                 }
             },
         );
-        assert!(said[0].contains("process 1 of this training run is gone"), "{said:?}");
+        assert!(said[0].contains("process 1 of this training run was lost"), "{said:?}");
     }
 
     #[test]
@@ -564,8 +563,7 @@ mod tests {
             said
         });
         for said in said {
-            let expected =
-                "process 1 of this training run is gone (nothing was heard of it for 2 s";
+            let expected = "process 1 of this training run was lost (it sent nothing for 2 s";
             assert!(said.starts_with(expected) && said.contains("--resume"), "{said}");
         }
     }

@@ -195,7 +195,7 @@ fn all_steps(
     let (share, buckets) = (peers.share(settings.batch), Buckets::new(&config));
     if settings.batch < peers.world() {
         return Err(format!(
-            "--batch {} is less than the {} processes that train: each needs an item",
+            "--batch {} is less than the {} processes that train: each needs at least one item",
             settings.batch,
             peers.world()
         ));
@@ -540,7 +540,7 @@ fn train_step(
     if !overflow && (!loss.is_finite() || !norm.is_finite()) {
         let names: Vec<&str> = samples.iter().map(|s| s.name.as_str()).collect();
         return Err(format!(
-            "step {}: the loss is {loss}, the gradient's norm {norm}. Its samples: {}. The last saved state is as it was before this epoch",
+            "step {}: the loss is {loss}, the gradient's norm {norm}. Its samples: {}. The last saved state is unchanged",
             step + 1,
             names.join(", ")
         ));

@@ -322,9 +322,7 @@ impl Settings {
             return Err(format!("{name} is {v}, expected a number above 0"));
         }
         if self.ema == 1.0 {
-            return Err(
-                "ema is 1, expected below 1: at 1 the weights that are kept never change".into()
-            );
+            return Err("ema is 1, expected below 1: at 1 the average never changes".into());
         }
         // Far beyond any useful value, and small enough that a step stays finite.
         for (name, v, most) in [

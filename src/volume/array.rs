@@ -538,7 +538,7 @@ impl View {
         }
         if !affine.is_regular() {
             return fail(format!(
-                "the affine {:?} cannot be inverted: its columns must be finite and span space",
+                "the affine {:?} cannot be inverted: its columns must be finite and linearly independent",
                 affine.0
             ));
         }

@@ -20,7 +20,7 @@ pub fn voxels<'a>(
     let files = files(header, named, list)?;
     if !bytes.is_multiple_of(files.len()) {
         return Err(format!(
-            "{bytes} bytes of voxels do not spread evenly over {} files",
+            "{bytes} bytes of voxels cannot be divided evenly among {} files",
             files.len()
         ));
     }
@@ -50,14 +50,14 @@ fn files<'a>(
     } else if let Some((pattern, numbers)) = sequence(named) {
         let [first, last, step] = numbers;
         if step == 0 || (last - first) / step < 0 || (last - first) / step >= MOST {
-            return Err(format!("the sequence '{named}' has no end within {MOST} files"));
+            return Err(format!("the sequence '{named}' does not end within {MOST} files"));
         }
         (0..=(last - first) / step)
             .map(|n| numbered(pattern, first + n * step))
             .collect::<Option<_>>()
             .ok_or_else(|| {
                 format!(
-                    "'{named}' is no pattern of file names: expected one number in it, such as %03d"
+                    "'{named}' is not a file name pattern: expected one number format, such as %03d"
                 )
             })?
     } else {
@@ -71,7 +71,7 @@ fn files<'a>(
     };
     if let Some(name) = names.iter().find(|n| !inside(n)) {
         return Err(format!(
-            "its voxels are said to be in '{name}': only files in its own folder or below it are read"
+            "its header places the voxels in '{name}': only files in the header's folder or below it are read"
         ));
     }
     Ok(names.iter().map(|n| header.with_file_name(n)).collect())
@@ -116,13 +116,13 @@ mod tests {
         assert_eq!(names("s%d.raw 3 1 -2").unwrap(), ["/data/s3.raw", "/data/s1.raw"]);
         assert_eq!(names("LIST 2").unwrap(), ["/data/b_2.raw", "/data/b_1.raw"]);
         for (named, words) in [
-            ("../../etc/passwd", "own folder"),
-            ("/etc/passwd", "own folder"),
+            ("../../etc/passwd", "header's folder"),
+            ("/etc/passwd", "header's folder"),
             ("s%d.raw 1 5 0", "no end"),
             ("s%d.raw 5 1 1", "no end"),
             ("s%d.raw 0 2000000000 1", "no end"),
-            ("s%n.raw 1 2 1", "no pattern"),
-            ("s%d%d.raw 1 2 1", "no pattern"),
+            ("s%n.raw 1 2 1", "not a file name pattern"),
+            ("s%d%d.raw 1 2 1", "not a file name pattern"),
         ] {
             assert!(names(named).unwrap_err().contains(words), "{named}");
         }

@@ -38,7 +38,7 @@ impl std::str::FromStr for TargetLabel {
             name if name.parse::<f64>().is_ok() => {
                 let value = name.parse().ok().filter(|v| *v > 0);
                 value.map(TargetLabel::Value).ok_or_else(|| {
-                    format!("'{name}' is no label value: expected a whole number from 1 on")
+                    format!("'{name}' is not a label value: expected a whole number, 1 or more")
                 })
             }
             name => Ok(TargetLabel::Name(name.to_string())),
@@ -247,7 +247,7 @@ impl Labels {
             let as_passed_over = other.and_then(|affine| Steps::between(&grid, &Grid { affine, ..*image }).ok());
             if as_passed_over.is_some() {
                 warnings.push(
-                    "it lies where the scan's sform says, which the scan itself was not placed by: it was placed by its voxels".into(),
+                    "it is aligned with the scan's sform, which the scan itself does not use: it was aligned voxel by voxel".into(),
                 );
             }
             as_passed_over.ok_or(e)
@@ -296,26 +296,28 @@ impl Labels {
         if let [only] = named[..]
             && let Some((_, fault)) = self.faults.iter().find(|(value, _)| *value == only.value)
         {
-            return fail(format!("the structure '{}' cannot be taken: {fault}", only.name));
+            return fail(format!("the structure '{}' cannot be used: {fault}", only.name));
         }
         match target {
             TargetLabel::Name(name) => match named[..] {
                 [s] => Ok(of(s.layer, s.value)),
                 [] if self.segments.is_empty() => {
-                    fail(format!("it names no structures: '{name}' cannot be picked, a value can"))
+                    fail(format!("it names no structures: select a value instead of '{name}'"))
                 }
                 [] => fail(format!("no structure is called '{name}': it has {}", names())),
                 _ => {
                     let values: Vec<u32> = named.iter().map(|s| s.value).collect();
                     fail(format!(
-                        "{} structures are called '{name}': pick one by its value, of {values:?}",
+                        "{} structures are called '{name}': select one by its value, of {values:?}",
                         named.len()
                     ))
                 }
             },
-            TargetLabel::Any if self.segments.len() > 1 => {
-                fail(format!("it holds {} structures, pick one: {}", self.segments.len(), names()))
-            }
+            TargetLabel::Any if self.segments.len() > 1 => fail(format!(
+                "it holds {} structures, select one: {}",
+                self.segments.len(),
+                names()
+            )),
             TargetLabel::Any => Ok(collected(self.joined().iter().map(|v| u8::from(*v > 0)))),
             TargetLabel::Value(value) => {
                 let layers: Vec<usize> =
@@ -324,7 +326,7 @@ impl Labels {
                     [] => Ok(memory::zeroed(MASK, self.layers.first().map_or(0, Vec::len))),
                     [layer] => Ok(of(layer, *value)),
                     _ => fail(format!(
-                        "several of its layers hold the value {value}: pick one of {} by name",
+                        "several of its layers hold the value {value}: select one of {} by name",
                         names()
                     )),
                 }
@@ -358,7 +360,7 @@ impl Labels {
         let more = if counts.len() > 8 { ", ..." } else { "" };
         (counts.len() > 1).then(|| {
             format!(
-                "it holds several labels, {}{more}: all of them were taken; {flag} picks one",
+                "it holds several labels, {}{more}: all of them were used; {flag} selects one",
                 list.join(", ")
             )
         })
@@ -455,7 +457,7 @@ impl Steps {
         }
         if label.size != image.size {
             return Err(format!(
-                "its size is {:?}, the image's is {:?}, and its voxels do not fall on the image's: resample it onto the scan",
+                "its size is {:?}, the image's is {:?}, and its voxels do not coincide with the image's: resample it onto the scan",
                 label.size, image.size
             ));
         }
@@ -570,7 +572,9 @@ mod tests {
         let mut shifted = label;
         shifted.affine.0[0][3] += 1.0;
         assert!(
-            Steps::between(&shifted, &image).unwrap_err().contains("do not fall on the image's")
+            Steps::between(&shifted, &image)
+                .unwrap_err()
+                .contains("do not coincide with the image's")
         );
         let mut outside = label;
         outside.affine.0[2][3] += 100.0;

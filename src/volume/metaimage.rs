@@ -100,7 +100,7 @@ impl Header {
         let axes = axes.ok_or_else(|| format!("its 'NDims' is {dimensions}, expected 2 to 4"))?;
         let sizes = sizes.filter(|s| s.len() == axes);
         let sizes = sizes.ok_or_else(|| {
-            format!("its 'DimSize' is '{text}', expected {axes} numbers from 1 on")
+            format!("its 'DimSize' is '{text}', expected {axes} numbers, 1 or more")
         })?;
         let at = |a: usize| sizes.get(a).copied().unwrap_or(1);
         Ok(([at(0), at(1), at(2)], at(3)))
@@ -179,7 +179,7 @@ impl Header {
         if affine.is_regular() {
             Ok(affine)
         } else {
-            Err("its directions and spacing do not span space".into())
+            Err("its directions and spacing do not span three dimensions".into())
         }
     }
 
@@ -224,7 +224,7 @@ impl Header {
                 })?;
                 bytes.get(skip..).ok_or_else(|| {
                     format!(
-                        "its 'HeaderSize' is {skip}, more than the {} bytes that are there",
+                        "its 'HeaderSize' is {skip}, more than the {} bytes of the file",
                         bytes.len()
                     )
                 })
@@ -234,13 +234,12 @@ impl Header {
 
     fn unpacked(&self, bytes: &[u8], needed: usize) -> Result<Vec<u8>, String> {
         if !self.says("CompressedData") {
-            let missing =
-                || format!("voxels are missing: {} of {needed} bytes are there", bytes.len());
+            let missing = || format!("voxels are missing: found {} of {needed} bytes", bytes.len());
             return Ok(memory::copied(VOXELS, bytes.get(..needed).ok_or_else(missing)?));
         }
         if needed as u64 > (bytes.len() as u64).saturating_mul(DEFLATE_LIMIT) {
             return Err(format!(
-                "shorter than its header says: {needed} bytes of voxels are needed, {} packed ones are there",
+                "shorter than its header says: {needed} bytes of voxels are needed, found {} compressed bytes",
                 bytes.len()
             ));
         }
@@ -250,7 +249,7 @@ impl Header {
         read.map_err(|e| format!("truncated or corrupt voxels: {e}"))?;
         if voxels.len() != needed {
             return Err(format!(
-                "its voxels unpack to {} bytes or more, expected {needed}",
+                "its voxels decompress to {} bytes or more, expected {needed}",
                 voxels.len()
             ));
         }
@@ -407,7 +406,7 @@ pub(super) fn head(
         Element::Float32 => "MET_FLOAT",
         other => {
             return Err(std::io::Error::other(format!(
-                "voxels of {} are not written",
+                "voxels of type {} cannot be written",
                 other.name()
             )));
         }
@@ -431,10 +430,10 @@ fn mask_file(image: &Image, mask: &[u8]) -> Result<Vec<u8>, String> {
         .map_err(|e| e.to_string())?;
     // What is written can be read, and is in the image's place.
     let (_, written) = parse(Path::new("the mask"), &file, Which::One(None))
-        .map_err(|e| format!("the mask would not be whole: {e}"))?;
+        .map_err(|e| format!("the mask would be incomplete: {e}"))?;
     match written.grid.size == size && written.grid.affine.distance(&grid.affine, size) < 1e-3 {
         true => Ok(file),
-        false => Err("the mask would lie elsewhere than its image".into()),
+        false => Err("the mask would not be aligned with its image".into()),
     }
 }
 
@@ -533,14 +532,14 @@ mod tests {
             whole_image(&file(&HEADER.replace(from, to))).err().unwrap_or_default()
         };
         assert!(message("MET_SHORT", "MET_STRING").contains("'ElementType' is MET_STRING"));
-        assert!(message("MET_SHORT", "MET_DOUBLE").contains("voxels are missing: 48 of 192"));
+        assert!(message("MET_SHORT", "MET_DOUBLE").contains("voxels are missing: found 48 of 192"));
         assert!(message("NDims = 3", "NDims = 5").contains("'NDims' is 5"));
         assert!(message("DimSize = 4 3 2", "DimSize = 4 3").contains("'DimSize'"));
         assert!(
             message("DimSize = 4 3 2", "DimSize = 4294967296 4294967296 4294967296")
                 .contains("can be addressed")
         );
-        assert!(message("Spacing = 2 3 4", "Spacing = 2 0 4").contains("span space"));
+        assert!(message("Spacing = 2 3 4", "Spacing = 2 0 4").contains("span three dimensions"));
         assert!(message("Offset = 10", "Offset = x").contains("'Offset' is 'x 20 30'"));
         assert!(message("= LOCAL", "= other.raw").contains("other.raw: No such file"));
         assert!(message("CompressedData = False", "CompressedData = True").contains("corrupt"));

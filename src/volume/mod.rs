@@ -296,12 +296,12 @@ impl Which {
     fn pick(self, count: usize, size: [usize; 3]) -> Result<usize, String> {
         match (self, count) {
             (Which::One(Some(v)), n) if v >= n => {
-                Err(format!("volume {v} was asked for, the file has {n} (0 to {})", n - 1))
+                Err(format!("volume {v} was requested, the file has {n} (0 to {})", n - 1))
             }
             (Which::One(Some(v)), _) => Ok(v),
             (_, 1) => Ok(0),
             (Which::One(None), n) => Err(format!(
-                "it holds {n} volumes of {size:?}; pick one with --volume 0 to {}",
+                "it holds {n} volumes of {size:?}; select one with --volume 0 to {}",
                 n - 1
             )),
             (Which::Layers, n) => Err(format!(
@@ -397,7 +397,7 @@ fn no_series(head: &[u8], series: &str) -> String {
         return no_image(head);
     }
     let kind = recognise(head).map_or("not recognised", Kind::name);
-    format!("is {kind}, which has no series: '{series}' was asked for, expected DICOM")
+    format!("is {kind}, which has no series: '{series}' was requested, expected DICOM")
 }
 
 /// How errors name a file that came as bytes.

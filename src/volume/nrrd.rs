@@ -135,9 +135,7 @@ impl Header {
             } else if listing {
                 header.list.push(line.to_string());
             } else if !line.starts_with("NRRD") {
-                return Err(format!(
-                    "its header has the line '{line}', which is no field: expected 'NAME: VALUE'"
-                ));
+                return Err(format!("its header has the line '{line}', expected 'NAME: VALUE'"));
             }
         }
     }
@@ -149,13 +147,13 @@ impl Header {
             .map_or(key, |(_, name)| name.to_string());
         match key.as_str() {
             k if KNOWN.contains(&k) || REMARKS.contains(&k) => {}
-            "axis mins" | "axis maxs" => self
-                .warnings
-                .push(format!("its '{key}' is not read: spacings and directions place the voxels")),
+            "axis mins" | "axis maxs" => self.warnings.push(format!(
+                "its '{key}' is not read: spacings and directions give the geometry"
+            )),
             "old min" | "old max" => self
                 .warnings
                 .push(format!("its '{key}' is not read: values are taken as they are stored")),
-            _ => return Err(format!("its header has a field '{key}' that is not understood")),
+            _ => return Err(format!("its header has an unknown field '{key}'")),
         }
         self.fields.insert(key, value);
         Ok(())
@@ -173,7 +171,7 @@ impl Header {
     fn whole(&self, key: &str, least: i64, usual: i64) -> Result<i64, String> {
         let Some(text) = self.get(key) else { return Ok(usual) };
         text.parse().ok().filter(|n| *n >= least).ok_or_else(|| {
-            format!("its '{key}' is '{text}', expected a whole number from {least} on")
+            format!("its '{key}' is '{text}', expected a whole number, {least} or more")
         })
     }
 
@@ -355,7 +353,7 @@ fn parse(
     let sizes = sizes.filter(|s| (2..=7).contains(&s.len()));
     let sizes = sizes.ok_or_else(|| {
         format!(
-            "sizes are '{}', expected 2 to 7 numbers from 1 on",
+            "sizes are '{}', expected 2 to 7 numbers, 1 or more",
             header.need("sizes").unwrap_or("")
         )
     })?;
@@ -450,7 +448,7 @@ fn parse(
     warnings.extend(behind.load(Ordering::Relaxed).then(|| BEHIND.to_string()));
     let affine = place(&header, &directions, &spatial, &mut warnings)?;
     if !affine.is_regular() {
-        return Err("its space directions do not span space".into());
+        return Err("its space directions do not span three dimensions".into());
     }
     let grid = Grid { size, affine };
     Ok(Contents {
@@ -518,9 +516,7 @@ fn part(
     let mut data = unpacked(reader, packed, behind.clone());
     if skip == -1 {
         if encoding != "raw" {
-            return Err(format!(
-                "its 'byte skip' is -1, which goes with encoding raw alone, not with {encoding}"
-            ));
+            return Err(format!("its 'byte skip' is -1, which needs encoding raw, not {encoding}"));
         }
         return last(data, bytes);
     }
@@ -534,7 +530,7 @@ fn part(
     let mut raw = memory::list(VOXELS, bytes);
     data.by_ref().take(bytes as u64).read_to_end(&mut raw).map_err(broken)?;
     if raw.len() < bytes {
-        return Err(format!("voxels are missing: {} of {bytes} bytes were there", raw.len()));
+        return Err(format!("voxels are missing: found {} of {bytes} bytes", raw.len()));
     }
     // Read on to the end, so that a wrong checksum is noticed.
     std::io::copy(&mut data.take(TAIL), &mut std::io::sink()).map_err(broken)?;
@@ -558,7 +554,7 @@ fn last(mut data: impl Read, bytes: usize) -> Result<Vec<u8>, String> {
             return if kept.len() == bytes {
                 Ok(kept)
             } else {
-                Err(format!("voxels are missing: {} of {bytes} bytes were there", kept.len()))
+                Err(format!("voxels are missing: found {} of {bytes} bytes", kept.len()))
             };
         }
     }
@@ -592,13 +588,13 @@ fn numbers(mut reader: impl Read, element: &str, bytes: usize) -> Result<Vec<u8>
             _ => of!(f64),
         };
         if !read {
-            return Err(format!("'{word}' among its voxels is no {element}"));
+            return Err(format!("its voxels contain '{word}', which is not a valid {element}"));
         }
         if raw.len() == bytes {
             return Ok(raw);
         }
     }
-    Err(format!("voxels are missing: {} of {bytes} bytes were there", raw.len()))
+    Err(format!("voxels are missing: found {} of {bytes} bytes", raw.len()))
 }
 
 /// The affine in RAS mm.
@@ -644,15 +640,14 @@ fn place(
         "left-anterior-superior" | "las" | "last" => [true, false, false],
         "right-anterior-superior" | "ras" | "rast" => [false; 3],
         "" if header.get("space dimension") == Some("4") => {
-            warnings.push("it names no anatomical space: its axes are taken for LPS, as ITK writes images with four".into());
+            warnings.push("it names no anatomical space: LPS is assumed, as in four-dimensional images of ITK".into());
             [true, true, false]
         }
         "" | "scanner-xyz" | "3d-right-handed" | "3d-left-handed" => {
-            warnings
-                .push("it names no anatomical space: axes are taken as they are, as RAS".into());
+            warnings.push("it names no anatomical space: RAS is assumed".into());
             [false; 3]
         }
-        other => return Err(format!("its 'space' is '{other}', which is not understood")),
+        other => return Err(format!("its 'space' is '{other}', which is not supported")),
     };
     let units = header.get("space units").map(quoted).unwrap_or_default();
     for (r, (row, flip)) in affine.0.iter_mut().zip(flips).enumerate() {

@@ -74,19 +74,19 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
     let fail = |e: &str| Err(VolumeError::new(path, e));
     match ending(path) {
         None => fail(
-            "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, NAME.mha or NAME.mhd (MetaImage), or, of a DICOM series, NAME.dcm",
+            "an output image must be named NAME.nii.gz or NAME.nii (NIfTI), NAME.nrrd or NAME.seg.nrrd, NAME.mha or NAME.mhd (MetaImage), or, for a DICOM series, NAME.dcm",
         ),
         Some((_, Format::MetaImageApart))
             if !data_file(path).is_some_and(|data| metaimage::can_be_named(&data)) =>
         {
             fail(
-                "its header cannot name the file of its voxels: a name without % and blanks at its ends is expected, which does not begin with LIST; NAME.mha holds both",
+                "its header cannot name the file of its voxels: expected a name without %, without blanks at its ends, and not starting with LIST; or use NAME.mha, which holds both",
             )
         }
         // A reader that follows the link from elsewhere looks for the voxels beside the link's
         // target.
         Some((_, Format::MetaImageApart)) if path.is_symlink() => fail(
-            "is a link, and its voxels would not lie beside the file that it leads to: NAME.mha holds both",
+            "is a link, and its voxels would not be beside its target: use NAME.mha, which holds both",
         ),
         Some((_, Format::Segmentation)) if !matches!(element, Element::Uint8 | Element::Uint16) => {
             fail(
@@ -94,10 +94,10 @@ fn named(path: &Path, element: Element) -> Result<(&'static str, Format), Volume
             )
         }
         Some((_, Format::Dicom)) if !cfg!(feature = "dicom") => fail(
-            "a DICOM segmentation (.dcm) is not written by this build, which is without the feature dicom: name it NAME.nii.gz, NAME.seg.nrrd or NAME.mha",
+            "this build lacks the feature dicom and cannot write a DICOM segmentation (.dcm): use NAME.nii.gz, NAME.seg.nrrd or NAME.mha",
         ),
         Some((_, Format::Dicom)) if element == Element::Int16 => {
-            fail("a DICOM segmentation (.dcm) holds a mask or probabilities, no scan")
+            fail("a DICOM segmentation (.dcm) holds a mask or probabilities, not a scan")
         }
         Some(named) => Ok(named),
     }
@@ -125,7 +125,7 @@ fn is_of_dicom(path: &Path, description: &Description) -> Result<(), VolumeError
         return source.check().map_err(|e| {
             VolumeError::new(
                 path,
-                format!("cannot be written of this scan: {e}; name it NAME.nii.gz, NAME.seg.nrrd or NAME.mha"),
+                format!("cannot be written for this scan: {e}; use NAME.nii.gz, NAME.seg.nrrd or NAME.mha"),
             )
         });
     }
@@ -377,8 +377,8 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
                 let head = nrrd::head(grid, element, structures, "gzip");
                 if head.len() > nrrd::HEADER_LIMIT {
                     return Err(fail(format!(
-                        "the names of {} objects make a header that readers give up on: another \
-                         format, such as NAME.nii.gz, holds their values alone",
+                        "the names of {} objects make the header too long for readers: use \
+                         another format, such as NAME.nii.gz, which holds only the values",
                         structures.len()
                     )));
                 }
@@ -417,7 +417,7 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
         };
         if let Format::Nifti | Format::NiftiPacked = self.format {
             nifti_io::is_whole(pending.path(), self.grid.size, self.body().len())
-                .map_err(|e| fail(format!("what was written is not whole: {e}")))?;
+                .map_err(|e| fail(format!("the written file is incomplete: {e}")))?;
         }
         Ok(pending)
     }
@@ -445,7 +445,7 @@ impl<'a, T: bytemuck::Pod + Send + Sync> File<'a, T> {
             }
             Format::MetaImage => metaimage::put(to, self.grid, None, self.element, self.unpacked()),
             Format::MetaImageApart => Err(std::io::Error::other(
-                "its voxels would lie in a file of their own: expected NAME.mha, which holds both",
+                "its voxels would be in a separate file: expected NAME.mha, which holds both",
             )),
         }
     }
@@ -516,7 +516,7 @@ fn pending(
     if there == written {
         Ok(pending)
     } else {
-        Err(fail(format!("what was written is not whole: {there} of {written} bytes are there")))
+        Err(fail(format!("the written file is incomplete: found {there} of {written} bytes")))
     }
 }
 

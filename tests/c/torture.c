@@ -250,7 +250,7 @@ static void bad_prompts(prism_session *session) {
     p = prompts(), p.points = point + 3, p.space = PRISM_RAS;
     EXPECT(PRISM_PROMPT, "expected numbers", prism_session_interact(session, &p, &none));
     p = prompts(), p.lasso = point, p.lasso_count = 2;
-    EXPECT(PRISM_PROMPT, "three or more", prism_session_interact(session, &p, &none));
+    EXPECT(PRISM_PROMPT, "at least three", prism_session_interact(session, &p, &none));
     p.lasso = point, p.lasso_count = (size_t)-1;
     EXPECT(PRISM_INVALID_ARGUMENT, "announced", prism_session_interact(session, &p, &none));
     p = prompts(), p.dense_kind = 3;
@@ -289,7 +289,7 @@ static void predictions(prism_session *session, const char *folder) {
     for (int i = 0; i < EDGE; i++)
         for (int j = 0; j < EDGE; j++)
             for (int k = 0; k < EDGE; k++) TRUE(turned[(i * EDGE + j) * EDGE + k] == mask[(k * EDGE + j) * EDGE + i]);
-    EXPECT(PRISM_INVALID_ARGUMENT, "forwards", prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, turned, ALL, back, NULL));
+    EXPECT(PRISM_INVALID_ARGUMENT, "positive strides", prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, turned, ALL, back, NULL));
     EXPECT(PRISM_INVALID_ARGUMENT, "overlap", prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, turned, ALL, flat, NULL));
     EXPECT(PRISM_INVALID_ARGUMENT, "grid is 5", prism_prediction_get_mask(prediction, 5, mask, ALL, NULL, NULL));
     EXPECT(PRISM_INVALID_ARGUMENT, "both NULL", prism_prediction_get_mask(prediction, PRISM_GRID_PATCH, NULL, 0, NULL, NULL));

@@ -198,7 +198,7 @@ fn wrong_use_is_exit_code_2_and_failure_1() {
         ("--point 1.5,2,3", "whole numbers"),
         ("--prompts absent.json", "absent.json"),
         ("--point 30,20,10 --device abacus", "unknown device 'abacus'"),
-        ("--point 30,20,10 --volume 3", "volume 3 was asked for"),
+        ("--point 30,20,10 --volume 3", "volume 3 was requested"),
     ] {
         let error = code(&place.segment(&image).with(failing).output(), 1);
         assert!(error.contains(words), "{failing}: {error}");

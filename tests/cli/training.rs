@@ -102,7 +102,12 @@ fn processes_of_a_run_need_the_same_token() {
     // A file takes precedence over the variable.
     end(start("1", "127.0.0.1", Some("another"), &["--token-file", &at("token")]), 0);
     let said = end(first, 0);
-    assert!(said.contains("is not a process of this training run: it says that it is process 1 and has another token"), "{said}");
+    assert!(
+        said.contains(
+            "is not a process of this training run: it claims to be process 1 but has another token"
+        ),
+        "{said}"
+    );
     assert!(place.at("run/last.safetensors").exists());
     // If others than this machine's programs can call, a token is needed.
     let error = end(start("0", "0.0.0.0", None, &[]), 2);

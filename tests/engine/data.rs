@@ -87,7 +87,10 @@ fn splits_are_by_seed_or_given_and_checked() {
     assert_eq!(all.len(), 20);
     let file = folder.path().join("split.json");
     for (text, problem) in [
-        (r#"{"train": ["case1"], "validation": ["case99"]}"#, "'case99' in validation is no case"),
+        (
+            r#"{"train": ["case1"], "validation": ["case99"]}"#,
+            "'case99' in validation is not a case",
+        ),
         (
             r#"{"train": ["case1"], "validation": ["case1"]}"#,
             "'case1' is in train and in validation",

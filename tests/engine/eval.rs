@@ -354,10 +354,7 @@ fn results_of_other_settings_are_never_mixed() {
     }
     bench.model("another");
     let said = bench.eval("out", 2, &usual);
-    assert!(
-        said.contains("model (its file holds other bytes now)") && bench.kept("out") == kept,
-        "{said}"
-    );
+    assert!(said.contains("model (its file has changed)") && bench.kept("out") == kept, "{said}");
     let said = bench.eval("out", 0, &[&usual[..], &["--fresh"]].concat());
     assert!(!said.contains("reused") && lines(&bench.kept("out")) == 3, "{said}");
     // A file of that name with other contents.
@@ -472,7 +469,7 @@ fn numbers_that_are_kept_are_those_that_were_measured() {
         case: "a".into(),
         protocol: "click".into(),
         source: Source::of(&case),
-        scan: "taken for CT".into(),
+        scan: "treated as CT".into(),
         masks: None,
         results: vec![result],
     };

@@ -37,9 +37,9 @@ fn every_way_of_storing_a_scan_is_the_same_scan() {
         ("scan.mha", None, None),
         ("scan.mhd", None, None),
         ("sform_without_scale.nii.gz", None, Some("the qform is used")),
-        ("nrrd-4d-of-itk/sitk4d_one.nrrd", None, Some("taken for LPS")),
-        ("nrrd-4d-of-itk/sitk4d.nrrd", Some(0), Some("taken for LPS")),
-        ("nrrd-4d-of-itk/sitk4d.nrrd", Some(1), Some("taken for LPS")),
+        ("nrrd-4d-of-itk/sitk4d_one.nrrd", None, Some("LPS is assumed")),
+        ("nrrd-4d-of-itk/sitk4d.nrrd", Some(0), Some("LPS is assumed")),
+        ("nrrd-4d-of-itk/sitk4d.nrrd", Some(1), Some("LPS is assumed")),
         ("nrrd-byte-skip-minus-one/bs.nhdr", None, None),
         ("nrrd-line-skip/ls.nhdr", None, None),
         ("nrrd-microns/scan.nrrd", None, Some("'microns'")),
@@ -104,7 +104,8 @@ fn gzip_with_bytes_behind_it_and_pipes_are_read() {
     std::fs::write(&path, [&bytes[..], b"some padding"].concat()).unwrap();
     let scan = Volume::read(&path, None).unwrap();
     assert!(
-        scan.values() == base().values() && scan.warnings[0].contains("follow the packed stream"),
+        scan.values() == base().values()
+            && scan.warnings[0].contains("follow the compressed stream"),
         "{:?}",
         scan.warnings
     );
@@ -152,7 +153,7 @@ fn a_field_that_is_not_understood_is_named() {
     assert!(refused("endian", "space units: \"furlongs\"\nendian").contains("'furlongs'"));
     assert!(refused("endian", "byte skip: -2\nendian").contains("'byte skip' is '-2'"));
     assert!(refused("endian", "line skip: 99\nendian").contains("'line skip' is 99"));
-    assert!(refused("endian", "data file: ../a.raw\nendian").contains("own folder"));
+    assert!(refused("endian", "data file: ../a.raw\nendian").contains("header's folder"));
     // Products that wrap to 1 and to 0, of axes in front of the voxels, and of those in space.
     for axes in ["3 12297829382473034411", "4294967296 4294967296"] {
         let wrapping = format!(
@@ -196,7 +197,7 @@ fn a_field_that_is_not_understood_is_named() {
             .unwrap();
     assert!(
         padded.values() == plain.values()
-            && padded.warnings[0].contains("follow the packed stream"),
+            && padded.warnings[0].contains("follow the compressed stream"),
         "{:?}",
         padded.warnings
     );
@@ -302,8 +303,7 @@ fn one_voxel_does_not_decide_what_a_scan_is() {
         .map(|n| segment(&case("mr-one-negative-voxel").join(n), folder.path(), &bounds).1);
     assert!(dice(&a, &b) > 0.98, "{}", dice(&a, &b));
     let (image, mask) = (case("base/scan.nii.gz"), folder.path().join("m.nii.gz"));
-    for (more, modality, words) in
-        [("", "ct", "below -50"), ("--modality pet", "pet", "as was said")]
+    for (more, modality, words) in [("", "ct", "below -50"), ("--modality pet", "pet", "as given")]
     {
         let run = program::segment(&small_model(), &image, &mask).file("--box", BOX);
         let out = run.with("--json").with(more).output();

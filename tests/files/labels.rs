@@ -63,7 +63,10 @@ fn labels_are_not_read_as_scans() {
     );
     let copied = Labels::beside(&path, &scan).map(|l| (l.counts(), l.warnings));
     let (counts, warnings) = copied.unwrap_or_else(|e| panic!("{e}"));
-    assert!(counts[&1] == 1 && warnings[0].contains("the scan's sform says"), "{warnings:?}");
+    assert!(
+        counts[&1] == 1 && warnings[0].contains("aligned with the scan's sform"),
+        "{warnings:?}"
+    );
 }
 
 /// Writes a segmentation of bytes with layers as `sizes` and `directions` say; one segment per
@@ -183,8 +186,8 @@ fn data_sets_of_nnunet_and_of_several_channels_are_found() {
     let said = String::from_utf8(judged.stderr).unwrap();
     assert!(
         judged.status.success()
-            && said.contains("--target 1 is taken")
-            && said.contains("has learned from 1 of these 2 cases"),
+            && said.contains("--target 1 is used")
+            && said.contains("was trained on 1 of these 2 cases"),
         "{said}"
     );
     // Two channels: one has to be picked.
@@ -200,7 +203,7 @@ fn data_sets_of_nnunet_and_of_several_channels_are_found() {
         list(&at("two"), None)
             .unwrap_err()
             .to_string()
-            .contains("channels 0, 1: pick one with --channel")
+            .contains("channels 0, 1: select one with --channel")
     );
     assert!(list(&at("two"), Some(1)).unwrap()[0].image.ends_with("case_001_0001.nii.gz"));
     assert!(list(&at("two"), Some(2)).unwrap_err().to_string().contains("no channel 2"));
@@ -229,7 +232,7 @@ fn data_sets_of_nnunet_and_of_several_channels_are_found() {
     std::fs::write(at("msd/dataset.json"), json).unwrap();
     let error =
         list(&at("msd"), None).unwrap()[0].read(&TargetLabel::Any).err().unwrap().to_string();
-    assert!(error.contains("pick one with --channel 0 to 1"), "{error}");
+    assert!(error.contains("select one with --channel 0 to 1"), "{error}");
     let cases = list(&at("msd"), Some(1)).unwrap();
     let loaded = cases[0].read(&TargetLabel::Any).unwrap();
     assert!(
@@ -265,7 +268,7 @@ fn metrics_say_what_was_compared() {
         "{said}"
     );
     let (_, said) = run(&several, &several, "");
-    assert!(said.contains("--target picks one"), "{said}");
+    assert!(said.contains("--target selects one"), "{said}");
     let (json, said) = run(&empty, &empty, "");
     assert!(
         json["dice"] == 1.0 && json["nsd_mm"]["5"] == 1.0 && json["hausdorff_95_mm"] == 0.0,

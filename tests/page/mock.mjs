@@ -285,7 +285,7 @@ const scanOf = ({ scan, name, shape, spacing, affine, format }) => ({
   affine,
   modality: "ct",
   format,
-  notes: ["taken for CT (as was said), normalised by the model's statistics"],
+  notes: ["treated as CT (as given), normalised by the model's statistics"],
 });
 
 function objectOf({ object, name, colour, history, step }) {

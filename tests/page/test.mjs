@@ -115,7 +115,7 @@ await test("a scan is shown and sent", async () => {
   assert.ok(scan);
   assert.equal(alert, "");
   // What it is taken for stays in sight.
-  assert.match(await page.$eval("#scan-notes", (l) => l.textContent), /taken for CT/);
+  assert.match(await page.$eval("#scan-notes", (l) => l.textContent), /treated as CT/);
   await shot("scan");
 });
 

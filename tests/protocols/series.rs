@@ -109,7 +109,7 @@ fn series_of_a_folder_are_worked_on_as_scans_that_are_sent() {
     let server = started(Settings { dicom, ..Settings::default() });
     let there = server.address;
     // A damaged file is reported, not by its name, and ends nothing.
-    let told = |text: &String| text.contains("left out, file ") && text.contains("truncated");
+    let told = |text: &String| text.contains("ignored file ") && text.contains("truncated");
     assert!(!server.warnings.iter().any(|text| text.contains("damaged.dcm")));
     assert!(server.warnings.iter().any(told), "{:?}", server.warnings);
 

@@ -214,7 +214,7 @@ class Interactions(unittest.TestCase):
         with self.assertLogs("prism_seg", logging.INFO) as log:
             session = self.session()
             answer = session.box((69, 68, 14), (93, 94, 15))
-        self.assertTrue(any("taken for CT" in note for note in session.notes), session.notes)
+        self.assertTrue(any("treated as CT" in note for note in session.notes), session.notes)
         self.assertTrue(any("one slice thick" in note for note in answer.notes), answer.notes)
         self.assertEqual(session.notes[-len(answer.notes) :], answer.notes)
         self.assertEqual([r.getMessage() for r in log.records], list(session.notes))

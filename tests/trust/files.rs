@@ -43,7 +43,7 @@ fn settings_have_bounds_in_files_and_on_resume() {
         let said = shared(shares);
         assert_eq!(said.status.code(), Some(1), "{shares}: {}", text(&said));
         let words: String = match shares {
-            "0,0" => "no data to draw from".into(),
+            "0,0" => "no data to sample from".into(),
             _ => format!("shares '{shares}': expected a number from 0"),
         };
         assert!(text(&said).contains(&words), "{shares}: {}", text(&said));
@@ -237,7 +237,7 @@ fn models_and_states_know_when_they_are_damaged() {
     every_bit_counts(&out.join("last.state.safetensors"), |path| State::open(path).map(|_| ()));
 
     let said = prism("verify").arg(&model).output();
-    assert!(said.status.success() && text(&said).contains("as it was written"), "{}", text(&said));
+    assert!(said.status.success() && text(&said).contains("matches the hash"), "{}", text(&said));
     let mut bytes = std::fs::read(&model).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

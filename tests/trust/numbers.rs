@@ -63,7 +63,10 @@ fn numbers_that_are_none_are_refused_by_name() {
         for precision in [Precision::F32, Precision::F16] {
             with(name, at, value).save(&path, precision).unwrap();
             let said = Weights::open(&path).err().expect("no number").to_string();
-            assert!(said.ends_with(&format!("value {at} of {name} is no finite number")), "{said}");
+            assert!(
+                said.ends_with(&format!("value {at} of {name} is not a finite number")),
+                "{said}"
+            );
         }
     }
     // Numbers from which the network makes NaN.

@@ -48,7 +48,7 @@ fn kinds(array: &Array) -> Result<Vec<Vec<Option<String>>>, String> {
         None => {
             let text = |item: Item| match item {
                 Item::Text(text) => Ok(Some(text)),
-                _ => Err("has an item that is no text, expected 'fg' or 'bg'".into()),
+                _ => Err("has an item that is not text, expected 'fg' or 'bg'".into()),
             };
             (
                 array.shape.clone(),
@@ -103,7 +103,10 @@ fn voxel(click: &Value, size: [usize; 3]) -> Result<[usize; 3], String> {
     let numbers: Option<Vec<i64>> =
         click.items().and_then(|items| items.iter().map(Value::int).collect());
     let Some(&[z, y, x]) = numbers.as_deref() else {
-        return Err(format!("{} is no click: expected three whole numbers: z, y, x", brief(click)));
+        return Err(format!(
+            "{} is not a click: expected three whole numbers: z, y, x",
+            brief(click)
+        ));
     };
     let at = [x, y, z].map(|c| usize::try_from(c).unwrap_or(usize::MAX));
     if (0..3).any(|a| at[a] >= size[a]) {
@@ -126,7 +129,7 @@ pub fn history(
         let given = clicks
             .get(key)
             .ok_or_else(|| format!("has no '{key}', expected lists 'fg' and 'bg'"))?;
-        let items = given.items().ok_or_else(|| format!("its '{key}' is no list"))?;
+        let items = given.items().ok_or_else(|| format!("its '{key}' is not a list"))?;
         items.iter().map(|click| voxel(click, size)).collect()
     };
     let (fg, bg) = (list("fg")?, list("bg")?);
@@ -166,7 +169,7 @@ pub fn bounds(given: &Value, size: [usize; 3]) -> Result<Option<[usize; 6]>, Str
         if start >= end {
             let [from, to] = names;
             return Err(format!(
-                "its box holds no voxel: '{from}' is {low}, '{to}' is {high}, the image has {} there",
+                "its box contains no voxel: '{from}' is {low}, '{to}' is {high}, the image has {} there",
                 size[a]
             ));
         }

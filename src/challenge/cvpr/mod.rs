@@ -78,9 +78,11 @@ pub fn run(model: &Arc<Model>, path: &Path, output: &Path) -> Result<Outcome, Vo
     let silent = (1..=case.classes.len()).filter(|label| case.prompts(*label).is_empty());
     let mut warnings: Vec<String> =
         case.volume.warnings.iter().map(|w| format!("{}: {w}", path.display())).collect();
-    warnings.extend(silent.map(|label| {
-        format!("{}: nothing was said of class {label}: it stays empty", path.display())
-    }));
+    warnings.extend(
+        silent.map(|label| {
+            format!("{}: no prompts for class {label}: it stays empty", path.display())
+        }),
+    );
     let scan = intensities(&*case.volume, model.config().intensity).why();
     Ok(Outcome {
         output,
@@ -124,7 +126,7 @@ impl Case {
         match classes.len() {
             0 => Err(VolumeError::new(
                 path,
-                "says nothing: expected 'boxes', 'clicks' or a 'prev_pred' with labels",
+                "has no prompts: expected 'boxes', 'clicks' or a 'prev_pred' with labels",
             )),
             1..=255 => Ok(Case { volume: Arc::new(volume), classes, previous }),
             n => Err(VolumeError::new(path, format!("has {n} classes, expected at most 255"))),

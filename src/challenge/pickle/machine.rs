@@ -60,7 +60,7 @@ impl<'a> Machine<'a> {
     }
 
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
-        let (taken, rest) = self.rest.split_at_checked(count).ok_or("its pickle is cut short")?;
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or("its pickle is truncated")?;
         self.rest = rest;
         Ok(taken)
     }
@@ -109,7 +109,7 @@ impl<'a> Machine<'a> {
     pub fn spend(&mut self, cost: usize) -> Result<(), String> {
         self.work = self.work.saturating_add(cost);
         if self.work > MOST_WORK {
-            Err("its pickle copies the same over and over".into())
+            Err("its pickle copies the same objects too often".into())
         } else {
             Ok(())
         }
@@ -126,7 +126,7 @@ impl<'a> Machine<'a> {
 
     fn put(&mut self, id: Id) -> Result<(), String> {
         if self.stack.len() >= MOST {
-            return Err(format!("its pickle piles up more than {MOST} objects"));
+            return Err(format!("its pickle has more than {MOST} objects on its stack"));
         }
         self.stack.push(id);
         Ok(())
@@ -138,7 +138,7 @@ impl<'a> Machine<'a> {
     }
 
     pub fn top(&self) -> Result<Id, String> {
-        self.stack.last().copied().ok_or_else(|| "its pickle takes from an empty stack".into())
+        self.stack.last().copied().ok_or_else(|| "its pickle pops from an empty stack".into())
     }
 
     pub fn pop(&mut self) -> Result<Id, String> {
@@ -149,7 +149,7 @@ impl<'a> Machine<'a> {
     /// The uppermost objects, lowest first.
     fn last(&mut self, count: usize) -> Result<Vec<Id>, String> {
         let at =
-            self.stack.len().checked_sub(count).ok_or("its pickle takes from an empty stack")?;
+            self.stack.len().checked_sub(count).ok_or("its pickle pops from an empty stack")?;
         Ok(self.stack.split_off(at))
     }
 
@@ -167,7 +167,7 @@ impl<'a> Machine<'a> {
             .marks
             .pop()
             .filter(|at| *at <= self.stack.len())
-            .ok_or("its pickle goes back to a mark that was not set")?;
+            .ok_or("its pickle returns to a mark that was not set")?;
         Ok(self.stack.split_off(at))
     }
 
@@ -243,7 +243,7 @@ impl<'a> Machine<'a> {
         };
         let top = self.top()?;
         if self.memo.len() >= MOST {
-            return Err(format!("its pickle remembers more than {MOST} objects"));
+            return Err(format!("its pickle memoises more than {MOST} objects"));
         }
         self.memo.insert(at, top);
         Ok(())
@@ -251,7 +251,7 @@ impl<'a> Machine<'a> {
 
     fn recall(&mut self, op: u8) -> Result<(), String> {
         let at = self.number(if op == b'h' { 1 } else { 4 })?;
-        let id = self.memo.get(&at).copied().ok_or("its pickle refers to what it has not made")?;
+        let id = self.memo.get(&at).copied().ok_or("its pickle refers to an undefined object")?;
         self.put(id)
     }
 
@@ -263,7 +263,7 @@ impl<'a> Machine<'a> {
             match (&self.nodes[module], &self.nodes[name]) {
                 (Node::Text(module), Node::Text(name)) => (module.clone(), name.clone()),
                 _ => {
-                    return Err("its pickle names a function by something else than strings".into());
+                    return Err("its pickle names a function without strings".into());
                 }
             }
         };
@@ -296,7 +296,11 @@ impl<'a> Machine<'a> {
         match (&mut self.nodes[top], op) {
             (Node::List(list), b'a' | b'e') => list.extend(items),
             (Node::Dict(dict), b's' | b'u') => dict.extend(pairs(&items)?),
-            _ => return Err("its pickle adds to what is no list or dictionary".into()),
+            _ => {
+                return Err(
+                    "its pickle adds to an object that is neither list nor dictionary".into()
+                );
+            }
         }
         Ok(())
     }

@@ -117,7 +117,7 @@ impl Machine<'_> {
         };
         *budget = budget
             .checked_sub(cost)
-            .ok_or_else(|| format!("its pickle unfolds to more than {MOST} objects"))?;
+            .ok_or_else(|| format!("its pickle expands to more than {MOST} objects"))?;
         Ok(match node {
             Node::None => Value::None,
             Node::Bool(b) => Value::Bool(*b),
@@ -256,13 +256,13 @@ mod tests {
             laughs.extend([b']', b'q', at + 1, b'(', b'h', at, b'h', at, b'e']);
         }
         laughs.push(b'.');
-        assert!(message(&laughs).contains("unfolds to more"));
+        assert!(message(&laughs).contains("expands to more"));
         // The same bytes made again and again.
         let mut copies = b"\x80\x02c_codecs\nencode\nq\x00X\x00\x00\x80\x00".to_vec();
         copies.extend(vec![b'a'; 8 << 20]);
         copies.extend(b"X\x06\x00\x00\x00latin1\x86q\x01");
         copies.extend(b"h\x00h\x01R".repeat(100));
-        assert!(message(&copies).contains("over and over"));
+        assert!(message(&copies).contains("objects too often"));
         for whole in [CLICKS_1, CLICKS_2, ORDER, PROTOCOL_2, FORTRAN] {
             for at in 0..whole.len() {
                 assert!(load(&whole[..at]).is_err());

@@ -10,7 +10,7 @@ impl Machine<'_> {
     /// The items of a list or tuple.
     fn members(&mut self, id: Id, what: &str) -> Result<Vec<Id>, String> {
         let Node::List(items) = &self.nodes[id] else {
-            return Err(format!("its pickle has something else than a list for {what}"));
+            return Err(format!("its pickle has no list for {what}"));
         };
         let items = items.clone();
         self.spend(items.len())?;
@@ -31,7 +31,7 @@ impl Machine<'_> {
         let (arguments, function) = (self.pop()?, self.pop()?);
         let arguments = self.members(arguments, "arguments")?;
         let Node::Global(function) = self.nodes[function] else {
-            return Err("its pickle calls what is no function".into());
+            return Err("its pickle calls something that is not a function".into());
         };
         let cost: usize = arguments.iter().map(|id| self.bytes_of(*id)).sum();
         self.spend(cost)?;
@@ -81,7 +81,7 @@ impl Machine<'_> {
                 let (shape, items) = self.array(&state)?;
                 self.nodes[object] = Node::Array(shape, items);
             }
-            _ => return Err("its pickle gives a state to what has none".into()),
+            _ => return Err("its pickle gives a state to an object without one".into()),
         }
         Ok(())
     }
@@ -100,13 +100,13 @@ impl Machine<'_> {
     /// An array with the state `(version, shape, element type, first axis fastest, items)`.
     fn array(&mut self, state: &[Id]) -> Result<(Vec<usize>, Vec<Id>), String> {
         let &[_, shape, dtype, fortran, data] = state else {
-            return Err("its pickle has an array with another state than NumPy's".into());
+            return Err("its pickle has an array with an unknown state".into());
         };
         let shape = self.members(shape, "a shape")?;
         let side = |id: &Id| match self.nodes[*id] {
             Node::Int(n) => usize::try_from(n)
                 .map_err(|_| format!("its pickle has an array with a side of {n}")),
-            _ => Err("its pickle has an array with a side that is no number".to_string()),
+            _ => Err("its pickle has an array with a side that is not a number".to_string()),
         };
         let shape = shape.iter().map(side).collect::<Result<Vec<usize>, String>>()?;
         let Node::DType(dtype) = self.nodes[dtype] else {

@@ -148,7 +148,7 @@ impl Driver {
         }
         nvrtc::version()?;
         result::init()
-            .map_err(|e| none(format!("the NVIDIA driver does not start: {}", text(&e))))?;
+            .map_err(|e| none(format!("the NVIDIA driver failed to start: {}", text(&e))))?;
         let count = result::device::get_count().map_err(|e| none(text(&e)))?;
         if index >= count as usize {
             return Err(none(format!(

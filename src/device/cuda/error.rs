@@ -9,7 +9,7 @@ pub enum CudaError {
     #[error("no CUDA device: {0}")]
     Unavailable(String),
     /// An allocation was refused because there is not enough device memory.
-    #[error("out of device memory: asked for {asked} bytes, {free} of {total} are free")]
+    #[error("out of device memory: {asked} bytes were requested, {free} of {total} are free")]
     Memory {
         /// Bytes asked for.
         asked: usize,

@@ -140,7 +140,7 @@ impl Group {
         let start = Instant::now();
         let failure = loop {
             if left.load(Ordering::SeqCst) {
-                break CudaError::Launch(format!("{what}: another process of the group is lost"));
+                break CudaError::Launch(format!("{what}: another process of the group was lost"));
             }
             let mut state = nccl_sys::ncclResult_t::ncclSuccess;
             // SAFETY: the communicator lives; this writes one value.
@@ -153,7 +153,7 @@ impl Group {
             }
             if most.is_some_and(|most| start.elapsed() > most) {
                 break CudaError::Launch(format!(
-                    "{what}: the others did not within {} s",
+                    "{what}: the other processes did not within {} s",
                     start.elapsed().as_secs()
                 ));
             }
@@ -173,7 +173,9 @@ impl Group {
     ) -> Result<(), CudaError> {
         let what = "a sum over a group";
         if self.communicator.is_null() {
-            return Err(CudaError::Launch(format!("{what}: another process of the group is lost")));
+            return Err(CudaError::Launch(format!(
+                "{what}: another process of the group was lost"
+            )));
         }
         self.event.record(after).map_err(driver_failed)?;
         self.event.hold(&self.stream).map_err(driver_failed)?;

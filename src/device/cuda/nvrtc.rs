@@ -18,13 +18,13 @@ pub fn version() -> Result<(i32, i32), CudaError> {
     // If the library is absent, later calls would panic: check first.
     // SAFETY: loads a library, as any call of it would.
     if !unsafe { sys::is_culib_present() } {
-        let text = "the library NVRTC (libnvrtc.so) was not found; it comes with the CUDA toolkit, or as the Python package nvidia-cuda-nvrtc: put its folder into LD_LIBRARY_PATH";
+        let text = "the library NVRTC (libnvrtc.so) was not found; it comes with the CUDA toolkit, or as the Python package nvidia-cuda-nvrtc: add its folder to LD_LIBRARY_PATH";
         return Err(CudaError::Unavailable(text.into()));
     }
     let (mut major, mut minor): (c_int, c_int) = (0, 0);
     // SAFETY: two integers to write to.
     let asked = unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result();
-    asked.map_err(|e| CudaError::Unavailable(format!("NVRTC does not tell its version: {e}")))?;
+    asked.map_err(|e| CudaError::Unavailable(format!("NVRTC does not report its version: {e}")))?;
     Ok((major, minor))
 }
 

@@ -58,7 +58,7 @@ pub enum WeightsError {
     },
     /// The file does not contain a network's configuration.
     #[error(
-        "{path}: {problem} (a model file carries its configuration under the metadata key '{CONFIG_KEY}'; 'prism convert' writes it)"
+        "{path}: {problem} (a model file has its configuration in the metadata key '{CONFIG_KEY}'; 'prism convert' writes it)"
     )]
     NoConfig {
         /// The file.

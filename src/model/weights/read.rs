@@ -69,7 +69,7 @@ impl Weights {
         let length = head.get(..8).map(|n| u64::from_le_bytes(std::array::from_fn(|i| n[i])));
         let length = length
             .filter(|n| *n <= MOST_HEADER)
-            .ok_or_else(|| format("its header is missing or absurdly long"))?;
+            .ok_or_else(|| format("its header is missing or too long"))?;
         let header =
             head.get(8..8 + length as usize).ok_or_else(|| format("it ends within its header"))?;
         // The parsed list is several times as long, and is made by another crate.
@@ -100,7 +100,7 @@ impl Weights {
             let expected = extent(&info.shape).and_then(|n| n.checked_mul(size));
             if to < from || expected != Some(to - from) {
                 return Err(format(&format!(
-                    "{name} takes bytes {from} to {to}, which its shape {:?} does not",
+                    "{name} takes bytes {from} to {to}, which does not match its shape {:?}",
                     info.shape
                 )));
             }
@@ -115,7 +115,7 @@ impl Weights {
         }
         if mistyped.is_empty() && 8 + length + end as u64 != bytes {
             return Err(format(&format!(
-                "it has {bytes} bytes, its header speaks of {}: it was cut short, or something follows",
+                "it has {bytes} bytes, its header describes {}: it is truncated or has trailing data",
                 8 + length + end as u64
             )));
         }
@@ -136,7 +136,7 @@ impl Weights {
         if let Some((part, at)) =
             parts.iter().zip(&read).find_map(|(p, (.., odd))| Some((p, (*odd)?)))
         {
-            return Err(damaged(format!("value {at} of {} is no finite number", part.name)));
+            return Err(damaged(format!("value {at} of {} is not a finite number", part.name)));
         }
         let dtype = parts.last().map_or(String::new(), |p| format!("{:?}", p.dtype));
         let tensors =
@@ -259,7 +259,7 @@ impl Part<'_> {
 /// The message for a file that cannot be read to its end.
 fn cut_short(e: std::io::Error) -> String {
     match e.kind() {
-        std::io::ErrorKind::UnexpectedEof => "it was cut short while it was read".into(),
+        std::io::ErrorKind::UnexpectedEof => "it was truncated while it was read".into(),
         _ => e.to_string(),
     }
 }

@@ -210,7 +210,7 @@ impl<'a> Store<'a> {
             }
             Store::Zip { archive, entries, length, .. } => {
                 let Some((_, entry)) = entries.get(at) else {
-                    return Err(fail("is no file of the archive".into()));
+                    return Err(fail("is not a file of the archive".into()));
                 };
                 zip_entry(archive, *length, *entry, FILE).map_err(fail)
             }

@@ -116,14 +116,14 @@ pub fn stack(planes: &[Plane]) -> Result<Stack, Fault> {
         return Err(Fault {
             plane: short[0],
             message: format!(
-                "a slice of one of several volumes is missing: {count} lie here, more at {more} of \
-                 {} positions; 'dcm2niix -z y FOLDER' takes volumes apart",
+                "a slice of one of several volumes is missing: {count} at this position, more at {more} of \
+                 {} positions; 'dcm2niix -z y FOLDER' separates the volumes",
                 places.len()
             ),
         });
     }
     if more > 0 {
-        let kept = if count == 1 { "the first was".into() } else { format!("{count} were") };
+        let kept = if count == 1 { "the first is".into() } else { format!("{count} are") };
         warnings.push(format!(
             "{more} of {} positions have more slices than others: {kept} read of each",
             places.len()
@@ -137,7 +137,7 @@ pub fn stack(planes: &[Plane]) -> Result<Stack, Fault> {
         0 => {
             let thick = first.thickness.filter(|t| *t > 0.0);
             if thick.is_none() {
-                warnings.push("one slice that says no thickness: it is taken for 1 mm".into());
+                warnings.push("a single slice without a thickness: 1 mm is assumed".into());
             }
             normal.map(|v| v * thick.unwrap_or(1.0))
         }
@@ -148,7 +148,7 @@ pub fn stack(planes: &[Plane]) -> Result<Stack, Fault> {
     let sheared = length(cross(step, normal)) / spacing;
     if sheared > 0.008 {
         warnings.push(format!(
-            "slices are shifted against each other by {:.1} degrees, as by a tilted gantry: voxels are sheared, and the affine says so",
+            "slices are shifted by {:.1} degrees, as with a tilted gantry: the affine is sheared",
             sheared.min(1.0).asin().to_degrees()
         ));
     }
@@ -159,7 +159,7 @@ pub fn stack(planes: &[Plane]) -> Result<Stack, Fault> {
     if !affine.is_regular() {
         return Err(Fault {
             plane: chain[0],
-            message: "its positions, orientation and spacing do not span space".into(),
+            message: "its positions, orientation and spacing do not span three dimensions".into(),
         });
     }
     let volumes = (0..count).map(|v| places.iter().map(|place| place[v]).collect()).collect();
@@ -184,7 +184,7 @@ fn uneven(
         return Err(Fault {
             plane: chain[n + 1],
             message: format!(
-                "{what}: it lies {} behind the slice before it, the others {} (slice {} of {}, positions {} and {} along their normal); 'dcm2niix -z y FOLDER' resamples such series",
+                "{what}: this slice is {} from the previous one, the others {} (slice {} of {}, positions {} and {} along their normal); 'dcm2niix -z y FOLDER' resamples such series",
                 mm(steps[n]),
                 mm(usual),
                 n + 2,
@@ -206,7 +206,7 @@ fn uneven(
         return Err(Fault {
             plane: chain[farthest],
             message: format!(
-                "slices do not lie in a row with even steps: this one is {} from where it would, of {} from slice to slice; 'dcm2niix -z y FOLDER' resamples such series",
+                "slices are not evenly spaced along a line: this one is {} from its expected position, the step is {}; 'dcm2niix -z y FOLDER' resamples such series",
                 mm(most),
                 mm(spacing)
             ),
@@ -214,7 +214,7 @@ fn uneven(
     }
     if most > (0.01 * spacing).max(0.01) {
         warnings.push(format!(
-            "slices are unevenly spaced, {} to {}: read as {} apart, which moves some by up to {}",
+            "slices are unevenly spaced, {} to {}: read as {} apart, which displaces some by up to {}",
             mm(sorted[0]),
             mm(sorted[sorted.len() - 1]),
             mm(spacing),
@@ -278,7 +278,8 @@ mod tests {
             [0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 3.0].iter().map(|z| plane([0.0, 0.0, *z])).collect();
         planes.iter_mut().enumerate().for_each(|(n, p)| p.order[2] = n as i64);
         let fault = stack(&planes).unwrap_err();
-        let words = "a slice of one of several volumes is missing: 1 lie here, more at 3 of 4";
+        let words =
+            "a slice of one of several volumes is missing: 1 at this position, more at 3 of 4";
         assert!(fault.plane == 2 && fault.message.starts_with(words), "{fault:?}");
     }
 }

@@ -54,7 +54,7 @@ pub fn decode(frame: &mut [u8], size: [usize; 2], bits: usize) -> Result<Decoded
         ));
     }
     memory::check::<u8>(SLICE, head.needed(code.len())).map_err(|e| e.to_string())?;
-    let fail = |e: DecodeError| format!("its JPEG 2000 is damaged or not understood: {e}");
+    let fail = |e: DecodeError| format!("its JPEG 2000 data is damaged or not supported: {e}");
     // A truncated codestream is not a slice.
     let settings = DecodeSettings { strict: true, ..DecodeSettings::default() };
     let image = Image::new(code, &settings).map_err(fail)?;
@@ -64,7 +64,9 @@ pub fn decode(frame: &mut [u8], size: [usize; 2], bits: usize) -> Result<Decoded
         [one] if one.samples().len() == size[0] * size[1] => one.samples(),
         other => {
             let found: Vec<usize> = other.iter().map(|c| c.samples().len()).collect();
-            return Err(format!("its JPEG 2000 gave {found:?} values, expected {size:?}"));
+            return Err(format!(
+                "its JPEG 2000 data decoded to {found:?} values, expected {size:?}"
+            ));
         }
     };
     // All values are given as unsigned. Those of 16 bits are exact in a float.
@@ -113,11 +115,11 @@ impl Head {
                     }
                 },
                 SOT if number(code, at + 2, 2)? == 10 => {}
-                _ => return Err(damaged("between the parts of its tiles")),
+                _ => return Err(damaged("between tile parts")),
             }
             match are_there.get_mut(number(code, at + 4, 2)?) {
                 Some(is_there) => *is_there = true,
-                None => return Err(damaged("in a number of its tiles")),
+                None => return Err(damaged("in a tile number")),
             }
             let said = number(code, at + 6, 4)?;
             let end = match said {
@@ -136,7 +138,7 @@ impl Head {
                 at = head.passed(code, at)?;
             }
             if end < at + 2 || end > code.len() {
-                return Err("truncated: a tile of its JPEG 2000 is not whole".into());
+                return Err("truncated: a tile of its JPEG 2000 is incomplete".into());
             }
             at = end;
         }
@@ -155,10 +157,13 @@ impl Head {
         let (size, tile) = ([four(0)?, four(1)?], [four(4)?, four(5)?]);
         let places = [four(2)?, four(3)?, four(6)?, four(7)?];
         if number(code, 4, 2)? != 41 || size.contains(&0) || tile.contains(&0) {
-            return Err(damaged("in what it says of its size"));
+            return Err(damaged("in its image size"));
         }
         if places != [0; 4] || number(code, 43, 2)? != 0x0101 {
-            return Err("its JPEG 2000 lies on a larger grid, expected an image of its own".into());
+            return Err(
+                "its JPEG 2000 is part of a larger reference grid, expected a complete image"
+                    .into(),
+            );
         }
         let (precision, signed) = (depth as u32 % 128 + 1, depth >= 128);
         let (sides, layers, levels, orders) = ([10; 2], 1, 0, 0);
@@ -166,7 +171,7 @@ impl Head {
         // Tile numbers have 16 bits.
         if head.tiles() > 1 << 16 {
             return Err(format!(
-                "its JPEG 2000 has {} tiles, expected 65,536 at most",
+                "its JPEG 2000 has {} tiles, expected at most 65,536",
                 head.tiles()
             ));
         }
@@ -209,11 +214,11 @@ impl Head {
         };
         if self.orders > ORDERS {
             return Err(format!(
-                "its JPEG 2000 says {} orders of its parts, expected {ORDERS} at most",
+                "its JPEG 2000 has {} progression order changes, expected at most {ORDERS}",
                 self.orders
             ));
         }
-        if is_whole { Ok(end) } else { Err(damaged("in what it says of its coding")) }
+        if is_whole { Ok(end) } else { Err(damaged("in its coding style")) }
     }
 
     /// Records levels, blocks and precincts; returns whether the segment has exactly the expected
@@ -351,7 +356,7 @@ mod tests {
         assert!(error(&|_| (), SIZE, 8).contains("expected [37, 33] of 8 at most"));
         // More components; a place on a grid; tiles of one voxel on a large image.
         assert!(error(&|b| b[41] = 3, SIZE, 16).contains("3 components"));
-        assert!(error(&|b| b[19] = 1, SIZE, 16).contains("larger grid"));
+        assert!(error(&|b| b[19] = 1, SIZE, 16).contains("larger reference grid"));
         let large = |b: &mut Vec<u8>| {
             b[8..16].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
             b[24..32].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]);
@@ -373,7 +378,7 @@ mod tests {
             let steps = [&[0xff_u8, 0x5c, 0, 101, 0x40][..], &[0x48; 98]].concat();
             drop(b.splice(at..end, steps));
         };
-        assert!(error(&stepped, SIZE, 16).contains("damaged in what it says of its coding"));
+        assert!(error(&stepped, SIZE, 16).contains("damaged in its coding style"));
         let ordered = |b: &mut Vec<u8>| drop(b.splice(part..part, orders(33)));
         assert!(error(&ordered, SIZE, 16).contains("33 orders"));
         // With precincts of one voxel and many layers there is much more to decode.

@@ -48,7 +48,7 @@ impl Marked {
 
     /// Adds a structure that cannot be placed.
     pub(super) fn miss(&mut self, name: String, value: u32, fault: String) {
-        self.warnings.push(format!("'{name}' was left out: {fault}"));
+        self.warnings.push(format!("'{name}' was ignored: {fault}"));
         self.faults.push((value, fault));
         self.segments.push(Segment { name, layer: 0, value });
     }

@@ -158,7 +158,7 @@ struct Folder {
 const COARSE: Duration = Duration::from_secs(2);
 
 /// The message for files that do not give what the examination found.
-const OTHERS: &str = "its files are others than when the folder was looked through: ask again";
+const OTHERS: &str = "its files have changed since the folder was scanned: try again";
 
 /// Whether something changed near a given time.
 fn is_recent(seen: Stamp, now: SystemTime) -> bool {
@@ -356,7 +356,7 @@ fn nothing(path: &Path, store: &Store, found: &Found) -> VolumeError {
         Some(e) => message += &format!("; {}: {}", e.path.display(), e.message),
         None if found.others > 0 => {
             message += &format!(
-                "; {} DICOM files are none (reports, segmentations, plans and the like)",
+                "; {} DICOM files are not images (reports, segmentations, plans, ...)",
                 found.others
             )
         }
@@ -387,7 +387,7 @@ impl Marks {
             "1.2.840.10008.5.1.4.1.1.66.4" => Ok(Marks::Voxels),
             "1.2.840.10008.5.1.4.1.1.481.3" => Ok(Marks::Contours),
             _ => Err(format!(
-                "is a DICOM file that marks no voxels: its {} is '{class}', expected a segmentation (SEG) or a structure set (RTSTRUCT)",
+                "is a DICOM file without marked voxels: its {} is '{class}', expected a segmentation (SEG) or a structure set (RTSTRUCT)",
                 tags::SOP_CLASS
             )),
         }
@@ -434,7 +434,7 @@ pub(super) fn labels(
             && own != of_scan
         {
             marked.warnings.push(format!(
-                "its {} is not the scan's: whether it lies where it should was not to be told",
+                "its {} differs from the scan's: its alignment could not be checked",
                 tags::FRAME_OF_REFERENCE
             ));
         }
@@ -537,16 +537,16 @@ fn scales(series: &Series) -> Scales {
     let kept = matches!(modality, Some(Modality::Ct | Modality::Pet));
     if series.planes.iter().any(inverted) {
         notes.push(if kept {
-            "MONOCHROME1: it is shown with low values white, which changes no value".to_string()
+            "MONOCHROME1: low values are displayed white; values are unchanged".to_string()
         } else {
-            "MONOCHROME1: low values are shown white, so values were mirrored".to_string()
+            "MONOCHROME1: low values are displayed white, so values were inverted".to_string()
         });
     }
     let mut factor = 1.0;
     if modality == Some(Modality::Pet) {
         match suv::factor(series.images.iter().filter_map(|i| i.uptake.as_ref())) {
             Ok(found) => factor = found,
-            Err(e) => notes.push(format!("values are as they are stored, no SUV: {e}")),
+            Err(e) => notes.push(format!("values were not converted to SUV: {e}")),
         }
     }
     let each = series.planes.iter().map(|p| {
@@ -603,7 +603,7 @@ fn read(
         })?;
         if !own.volumes.iter().flatten().copied().eq(0..slices) {
             let message =
-                format!("slices of volume {pick} lie in no order, or two at one position");
+                format!("slices of volume {pick} are not in order, or two have the same position");
             return Err(fail(store, message));
         }
         affine = own.affine;
@@ -623,7 +623,7 @@ fn read(
     let element = if common { first } else { Element::Float32 };
     let total = element
         .bytes_of(size, 1)
-        .ok_or_else(|| fail(store, format!("{size:?} voxels cannot be counted")))?;
+        .ok_or_else(|| fail(store, format!("{size:?} voxels are too many to count")))?;
 
     let mut voxels: Vec<u8> = vec![];
     let mut source = Source::new(&series.uid, size, &series.planes[order[0]]);
@@ -648,7 +648,10 @@ fn read(
             .map_err(|e| store.fail(image.file, e))?;
     }
     if voxels.len() != total {
-        return Err(fail(store, format!("{} of {total} bytes of voxels are there", voxels.len())));
+        return Err(fail(
+            store,
+            format!("voxels are missing: found {} of {total} bytes", voxels.len()),
+        ));
     }
     let is_scaled = common && scale != [1.0, 0.0];
     let array = Array::of_bytes(voxels, element, size, is_scaled.then_some(scale));

@@ -158,7 +158,7 @@ impl Packing {
 /// The packing of a transfer syntax.
 fn packing(syntax: &str) -> Result<Packing, String> {
     let Some(kind) = syntax.strip_prefix("1.2.840.10008.1.2") else {
-        return Err(format!("its transfer syntax '{syntax}' is not known"));
+        return Err(format!("unknown transfer syntax '{syntax}'"));
     };
     let name = match kind {
         "" | ".1" | ".2" | ".1.99" => return Ok(Packing::None),
@@ -169,10 +169,10 @@ fn packing(syntax: &str) -> Result<Packing, String> {
         ".4.92" | ".4.93" => "JPEG 2000 of several components",
         ".4.201" | ".4.202" | ".4.203" => "high-throughput JPEG 2000",
         ".4.110" | ".4.111" | ".4.112" => "JPEG XL",
-        _ => "another way",
+        _ => "an unknown method",
     };
     Err(format!(
-        "its voxels are packed by {name} (transfer syntax {syntax}), expected none, RLE, JPEG up to lossless, JPEG-LS or JPEG 2000; 'gdcmconv --raw FILE OUT' or 'dcm2niix -z y FOLDER' unpacks them"
+        "its voxels are compressed with {name} (transfer syntax {syntax}), expected uncompressed, RLE, JPEG, JPEG-LS or JPEG 2000; 'gdcmconv --raw FILE OUT' or 'dcm2niix -z y FOLDER' decompresses them"
     ))
 }
 
@@ -195,7 +195,7 @@ impl<'a> Frames<'a> {
         let parts = match packing {
             Packing::None if voxels.open => {
                 return Err(format!(
-                    "its {} is in fragments, which does not go with transfer syntax {}",
+                    "its {} is in fragments, which transfer syntax {} does not allow",
                     tags::PIXEL_DATA,
                     layout.syntax
                 ));
@@ -287,12 +287,12 @@ impl<'a> Frames<'a> {
         let width = self.layout.allocated / 8;
         let number = |at: usize| -> Result<usize, String> {
             let four = part.get(4 * at..).and_then(|rest| rest.first_chunk::<4>());
-            let four = four.ok_or("truncated: its run lengths have no head of 64 bytes")?;
+            let four = four.ok_or("truncated: its RLE data has no header of 64 bytes")?;
             Ok(u32::from_le_bytes(*four) as usize)
         };
         if number(0)? != width {
             return Err(format!(
-                "its run lengths are in {} segments, expected {width} for {} bits",
+                "its RLE data has {} segments, expected {width} for {} bits",
                 number(0)?,
                 self.layout.allocated
             ));
@@ -300,7 +300,7 @@ impl<'a> Frames<'a> {
         // Two bytes give at most 128.
         if voxels * width > part.len().saturating_mul(64) {
             return Err(format!(
-                "voxels are missing: {} bytes of run lengths cannot be {} voxels",
+                "voxels are missing: {} bytes of RLE data cannot hold {} voxels",
                 part.len(),
                 voxels
             ));
@@ -310,10 +310,7 @@ impl<'a> Frames<'a> {
             let start = number(1 + segment)?;
             let end = if segment + 1 < width { number(2 + segment)? } else { part.len() };
             let runs = part.get(start..end).ok_or_else(|| {
-                format!(
-                    "its run lengths have a segment from byte {start} to {end} of {}",
-                    part.len()
-                )
+                format!("its RLE data has a segment from byte {start} to {end} of {}", part.len())
             })?;
             // The highest byte of a value comes last on most machines.
             let place = if cfg!(target_endian = "big") { segment } else { width - 1 - segment };
@@ -321,7 +318,7 @@ impl<'a> Frames<'a> {
             let found = unrolled(runs, |v| to.next().map(|to| *to = v).is_some());
             if found < voxels {
                 return Err(format!(
-                    "voxels are missing: segment {segment} of its run lengths has {found} of {voxels}"
+                    "voxels are missing: segment {segment} of its RLE data has {found} of {voxels}"
                 ));
             }
         }
@@ -331,10 +328,11 @@ impl<'a> Frames<'a> {
     /// The grey values of a JPEG, and the bytes of each.
     fn grey(&self, jpeg: &[u8]) -> Result<(Vec<u8>, usize), String> {
         let layout = self.layout;
-        let fail = |e: jpeg_decoder::Error| format!("its JPEG is damaged or not understood: {e}");
+        let fail =
+            |e: jpeg_decoder::Error| format!("its JPEG data is damaged or not supported: {e}");
         let mut decoder = Decoder::new(jpeg);
         decoder.read_info().map_err(fail)?;
-        let info = decoder.info().ok_or("its JPEG has no head")?;
+        let info = decoder.info().ok_or("its JPEG data has no header")?;
         let width = match info.pixel_format {
             PixelFormat::L8 => 1,
             PixelFormat::L16 => 2,
@@ -355,7 +353,7 @@ impl<'a> Frames<'a> {
         let decoded = decoder.decode().map_err(fail)?;
         if decoded.len() != voxels * width {
             return Err(format!(
-                "its JPEG gave {} bytes, expected {}",
+                "its JPEG data decoded to {} bytes, expected {}",
                 decoded.len(),
                 voxels * width
             ));
@@ -383,7 +381,7 @@ impl<'a> Frames<'a> {
         memory::check::<u64>(SLICE, columns * rows).map_err(|e| e.to_string())?;
         let decoded = caught("JPEG-LS", || {
             jpegls::decode(jpeg, columns as u32, rows as u32)
-                .map_err(|e| format!("its JPEG-LS is damaged or not understood: {e}"))
+                .map_err(|e| format!("its JPEG-LS data is damaged or not supported: {e}"))
         })?;
         let values = decoded.0;
         let most = u16::MAX >> 16usize.saturating_sub(layout.allocated);
@@ -395,7 +393,7 @@ impl<'a> Frames<'a> {
         }
         if values.len() != columns * rows {
             return Err(format!(
-                "its JPEG-LS gave {} values, expected {columns} x {rows}",
+                "its JPEG-LS data decoded to {} values, expected {columns} x {rows}",
                 values.len()
             ));
         }
@@ -454,7 +452,7 @@ pub(super) fn caught<T>(
     decode: impl FnOnce() -> Result<T, String>,
 ) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(|| memory::refusable(decode)))
-        .unwrap_or_else(|_| Err(format!("its {name} is damaged: its decoder gave up")))
+        .unwrap_or_else(|_| Err(format!("its {name} data is damaged: the decoder failed")))
 }
 
 /// Voxels of one bit each, which follow each other without a gap, also from frame to frame, the
@@ -476,7 +474,7 @@ impl<'a> Bits<'a> {
         let voxels = opened.voxels()?;
         if packing(syntax)? != Packing::None || voxels.open {
             return Err(format!(
-                "its {} of one bit a voxel is packed (transfer syntax {syntax}), expected as it is",
+                "its {} of one bit per voxel is compressed (transfer syntax {syntax}), expected uncompressed",
                 tags::PIXEL_DATA
             ));
         }

@@ -33,9 +33,9 @@ fn numbers(tags: &DataSet, frames: usize) -> Result<Vec<usize>, String> {
         let group = own.get(frame).map_or(Ok(None), |g| g.item(tags::SEGMENT_IDENTIFICATION))?;
         let group = group.as_ref().or(shared.as_ref());
         let number = group.map_or(Ok(None), |g| g.whole(tags::REFERENCED_SEGMENT))?;
-        numbers.push(number.ok_or_else(|| {
-            format!("frame {frame} does not say its {}", tags::REFERENCED_SEGMENT)
-        })?);
+        numbers.push(
+            number.ok_or_else(|| format!("frame {frame} has no {}", tags::REFERENCED_SEGMENT))?,
+        );
     }
     Ok(numbers)
 }
@@ -75,7 +75,7 @@ fn bits<'a>(
             for frame in 0..frames {
                 bits.set(frame, &read.frame(frame)?, |v| 2 * usize::from(v) > most);
             }
-            warnings.push("it holds fractions: what is above a half was taken".into());
+            warnings.push("it is fractional: values above a half were used".into());
             Ok(bits)
         }
         other => Err(format!(
@@ -112,7 +112,7 @@ impl Fall {
             )
         };
         if a == b {
-            return Err("its rows and columns run along one axis of the scan".into());
+            return Err("its rows and columns run along the same axis of the scan".into());
         }
         let through = 3 - a - b;
         let (slice, _) = place.nearest(through, start[through]);
@@ -129,7 +129,7 @@ impl Fall {
                 return Err(not(x.max(y).max(away)));
             }
             if nearest != slice {
-                return Err("it runs through several slices of the scan".into());
+                return Err("it crosses several slices of the scan".into());
             }
         }
         Ok(fall)
@@ -183,7 +183,7 @@ pub(super) fn read(opened: &Opened, syntax: &str, place: &Place) -> Result<Marke
         let number = need(&item, tags::SEGMENT_NUMBER)?;
         let value = u32::try_from(number).ok().filter(|v| *v > 0 && !known.contains(&number));
         let value = value.ok_or_else(|| {
-            format!("its {} {number} is there twice, or no number from 1 on", tags::SEGMENT_NUMBER)
+            format!("its {} {number} is duplicated or below 1", tags::SEGMENT_NUMBER)
         })?;
         known.push(number);
         let name = item.text(tags::SEGMENT_LABEL).unwrap_or_else(|| format!("segment {number}"));
@@ -212,7 +212,7 @@ pub(super) fn read(opened: &Opened, syntax: &str, place: &Place) -> Result<Marke
     match numbers.iter().position(|n| !known.contains(n)) {
         None => Ok(marked),
         Some(frame) => Err(format!(
-            "frame {frame} shows segment {}, which its {} does not have",
+            "frame {frame} refers to segment {}, which its {} does not have",
             numbers[frame],
             tags::SEGMENTS
         )),
@@ -263,6 +263,6 @@ pub(super) fn grid(tags: &DataSet) -> Result<Grid, String> {
     let affine = Affine([0, 1, 2].map(|r| steps.map(|c| sign(r) * c[r] + 0.0)));
     match affine.is_regular() {
         true => Ok(Grid { size: [columns, rows, slices], affine }),
-        false => Err("its frames do not span space".into()),
+        false => Err("its frames do not span three dimensions".into()),
     }
 }

@@ -144,10 +144,10 @@ impl Found {
         let mut all: Vec<Odd> = std::mem::take(&mut self.warnings).into_iter().map(plain).collect();
         let more = self.left_out.len().saturating_sub(MOST_NAMED);
         all.extend(self.left_out.iter().take(MOST_NAMED).map(|e| Odd {
-            said: format!("left out, {}: {}", place(&e.path), e.message),
-            key: format!("left out, {}: {}", e.path.display(), e.message),
+            said: format!("ignored {}: {}", place(&e.path), e.message),
+            key: format!("ignored {}: {}", e.path.display(), e.message),
         }));
-        let rest = || plain(format!("left out for such reasons: {more} more files"));
+        let rest = || plain(format!("ignored {more} more files for such reasons"));
         all.extend((more > 0).then(rest));
         all
     }
@@ -250,7 +250,7 @@ fn said(opened: &Opened, syntax: &str) -> Result<Option<Said>, String> {
         Err(format!("truncated: its {} is missing", tags::PIXEL_DATA))
     } else if is("MOSAIC") {
         Err(format!(
-            "its {} says MOSAIC: slices lie side by side in one picture; 'dcm2niix -z y FOLDER' takes them apart",
+            "its {} is MOSAIC: slices are tiled in one image; 'dcm2niix -z y FOLDER' separates them",
             tags::IMAGE_TYPE
         ))
     } else {
@@ -342,7 +342,7 @@ pub fn planes(tags: &DataSet, count: usize) -> Result<Vec<Plane>, String> {
     }
     if frames.len() != count && (count > 1 || frames.len() > 1) {
         return Err(format!(
-            "its {} has {} items, expected one for each of its {count} frames: frames that say no position are not read",
+            "its {} has {} items, expected one for each of its {count} frames: frames without a position are not read",
             tags::FRAME_GROUPS,
             frames.len()
         ));
@@ -464,13 +464,13 @@ impl Gathered {
         let number = self.number.map_or("-".into(), |n: i64| n.to_string());
         if self.copies > 0 {
             let n = self.copies;
-            found
-                .warnings
-                .push(format!("series {number}: {n} files are there twice, one was read"));
+            found.warnings.push(format!(
+                "series {number}: {n} files have duplicates; one copy of each was read"
+            ));
         }
         if self.lost > 0 {
             found.warnings.push(format!(
-                "series {number}: {} slices have other orientations than {MOST_PARTS} parts and were left out",
+                "series {number}: {} slices have orientations beyond the first {MOST_PARTS} and were ignored",
                 self.lost
             ));
         }
@@ -583,7 +583,7 @@ pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<S
         let message = format!(
             "holds {} series of images{}; pick one by its number, UID or a part of its description (--series):{}",
             meant.len(),
-            asked.map_or(String::new(), |a| format!(" that '{a}' names")),
+            asked.map_or(String::new(), |a| format!(" that match '{a}'")),
             lines.concat()
         );
         let all = series.into_iter().enumerate();
@@ -601,7 +601,7 @@ pub fn choose(series: Vec<Series>, asked: Option<&str>) -> Result<(Series, Vec<S
     let left = series.len() - meant.len();
     if asked.is_none() && left > 0 {
         notes.push(format!(
-            "{left} series beside the scan were not read: localizers, or images without a place"
+            "{left} other series were not read: localizers, or images without a position"
         ));
     }
     let chosen = series.into_iter().nth(largest).ok_or_else(none)?;

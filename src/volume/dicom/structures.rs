@@ -92,7 +92,7 @@ fn fill(contours: &[Contour], place: &Place) -> Result<Filled, String> {
         let [bent, middle] = spread(contour, through);
         if bent > BENT {
             return Err(format!(
-                "its contours are not parallel to the scan's slices: one runs through {bent:.1} of them"
+                "its contours are not parallel to the scan's slices: one crosses {bent:.1} of them"
             ));
         }
         flats.push((middle, contour));
@@ -107,7 +107,7 @@ fn fill(contours: &[Contour], place: &Place) -> Result<Filled, String> {
         let inside = usize::try_from(slice).ok().filter(|s| *s < size[through]);
         let Some(slice) = inside.filter(|_| away <= 0.5 + 1e-6) else {
             return Err(format!(
-                "a contour of it lies at slice {at:.2}, more than half a slice from each of the scan's (0 to {})",
+                "one of its contours lies at slice {at:.2}, more than half a slice from each of the scan's (0 to {})",
                 size[through] - 1
             ));
         };
@@ -127,16 +127,16 @@ fn fill(contours: &[Contour], place: &Place) -> Result<Filled, String> {
     }
     if farthest > 0.1 {
         notes.push(format!(
-            "its contours lie up to {farthest:.2} slices from the scan's slices: each was taken for the nearest"
+            "its contours lie up to {farthest:.2} slices from the scan's slices: each was assigned to the nearest"
         ));
     }
     if left > 0 {
         notes.push(format!(
-            "{left} planes of its contours lie between slices to which others are nearer: they were left out"
+            "{left} planes of its contours are not the nearest to any slice: they were ignored"
         ));
     }
     if let Some(step) = chosen.windows(2).map(|w| w[1].0 - w[0].0).min().filter(|s| *s > 1) {
-        notes.push(format!("its contours lie {step} slices apart: those between are empty"));
+        notes.push(format!("its contours lie {step} slices apart: the slices between are empty"));
     }
     let beyond = |c: &&Contour| {
         // The outer edge of the outer voxels; written values are rounded.
@@ -146,7 +146,7 @@ fn fill(contours: &[Contour], place: &Place) -> Result<Filled, String> {
     let beyond = contours.iter().filter(beyond).count();
     if beyond > 0 {
         notes.push(format!(
-            "{beyond} of its contours reach beyond the scan: what lies there was left out"
+            "{beyond} of its contours reach beyond the scan: the part outside was ignored"
         ));
     }
     Ok(Filled { axes, runs, notes })
@@ -191,7 +191,7 @@ fn outline(
         })
     };
     let count = edges().try_fold(0usize, |n, edge| n.checked_add(edge.rows.len()));
-    let count = count.ok_or("its contours cross more rows than can be counted")?;
+    let count = count.ok_or("its contours cross too many rows to count")?;
     let mut crossings = memory::list(CONTOURS, count);
     for edge in edges() {
         crossings.extend(edge.rows.clone().map(|row| (row, edge.crossing(row))));
@@ -219,7 +219,7 @@ pub(super) fn read(tags: &DataSet, place: &Place) -> Result<Marked, String> {
         let number = item.whole(tags::ROI_NUMBER)?;
         let number = number.ok_or_else(|| format!("its {} is missing", tags::ROI_NUMBER))?;
         if regions.iter().any(|r| r.0 == number) {
-            return Err(format!("its {} {number} is there twice", tags::ROI_NUMBER));
+            return Err(format!("its {} {number} is duplicated", tags::ROI_NUMBER));
         }
         let name = item.text(tags::ROI_NAME).unwrap_or_else(|| format!("ROI {number}"));
         regions.push((number, name));
@@ -249,7 +249,7 @@ pub(super) fn read(tags: &DataSet, place: &Place) -> Result<Marked, String> {
             let mut filled = fill(&contours, place)?;
             if others > 0 {
                 filled.notes.push(format!(
-                    "{others} of its contours are not CLOSED_PLANAR: they were left out"
+                    "{others} of its contours are not CLOSED_PLANAR: they were ignored"
                 ));
             }
             Ok(filled)

@@ -94,7 +94,9 @@ pub fn uptake(tags: &DataSet) -> Uptake {
 /// # Errors
 /// The tags do not allow it, with the reason.
 pub fn factor<'a>(said: impl Iterator<Item = &'a Uptake> + Clone) -> Result<f64, String> {
-    let Some(first) = said.clone().next() else { return Err("no file says anything".into()) };
+    let Some(first) = said.clone().next() else {
+        return Err("its files have no dose information".into());
+    };
     let alike = |other: &Uptake| {
         (&other.units, &other.correction, other.weight, other.dose, other.half_life)
             == (&first.units, &first.correction, first.weight, first.dose, first.half_life)
@@ -117,7 +119,7 @@ pub fn factor<'a>(said: impl Iterator<Item = &'a Uptake> + Clone) -> Result<f64,
     }
     if !first.corrected.split('\\').any(|c| c.trim() == "DECY") {
         return Err(format!(
-            "its {} is '{}', expected DECY in it",
+            "its {} is '{}', expected it to contain DECY",
             tags::CORRECTED_IMAGE,
             first.corrected
         ));
@@ -140,7 +142,7 @@ pub fn factor<'a>(said: impl Iterator<Item = &'a Uptake> + Clone) -> Result<f64,
             }
             if !(0.0..=10.0 * half_life).contains(&waited) {
                 return Err(format!(
-                    "from injection to scan {waited} s passed, expected 0 to ten half-lives of {half_life} s"
+                    "{waited} s passed from injection to scan, expected 0 to ten half-lives of {half_life} s"
                 ));
             }
             dose * (-waited / half_life).exp2()

@@ -41,7 +41,7 @@ impl From<Problem> for String {
     fn from(problem: Problem) -> String {
         match problem {
             Problem::Short => "truncated: it ends within its tags".into(),
-            Problem::Large => "its deflated data set is larger than what is taken".into(),
+            Problem::Large => "its deflated data set is larger than the limit".into(),
             Problem::Damaged(what) => what,
         }
     }
@@ -110,7 +110,7 @@ impl Head {
 
     fn unexpected(&self, expected: &str) -> Problem {
         Problem::Damaged(format!(
-            "damaged: the tag ({:04x},{:04x}) stands where {expected} was expected",
+            "damaged: the tag ({:04x},{:04x}) was found, expected {expected}",
             self.group, self.element
         ))
     }
@@ -139,7 +139,7 @@ impl<'a> Cursor<'a> {
         let vr: [u8; 2] = self.take()?;
         if !vr.iter().all(u8::is_ascii_uppercase) {
             return Err(Problem::Damaged(format!(
-                "damaged: the element ({group:04x},{element:04x}) has the value representation {vr:02x?}, expected two capitals"
+                "damaged: the element ({group:04x},{element:04x}) has the value representation {vr:02x?}, expected two capital letters"
             )));
         }
         let length = match &vr {
@@ -159,7 +159,7 @@ impl<'a> Cursor<'a> {
     fn skip_sequence(&mut self, depth: usize) -> Result<usize, Problem> {
         if depth > DEEPEST {
             return Err(Problem::Damaged(format!(
-                "its sequences lie in more than {DEEPEST} others"
+                "its sequences are nested deeper than {DEEPEST}"
             )));
         }
         loop {
@@ -271,7 +271,7 @@ fn meta(bytes: &[u8]) -> Result<(usize, String), Problem> {
         let Head { group, element, vr, .. } = head;
         elements.push(Element { group, element, vr, value, open: false, coding: cursor.coding });
         if elements.len() > 64 {
-            return Err(Problem::Damaged("damaged: its head has no end".into()));
+            return Err(Problem::Damaged("damaged: its header has no end".into()));
         }
     }
 }
@@ -334,7 +334,7 @@ impl<'a> Opened<'a> {
             let value = match head.length {
                 Some(length) => cursor.value(length).map_err(|_| {
                     format!(
-                        "truncated: its {PIXEL_DATA} has {length} bytes, of which {} are there",
+                        "truncated: its {PIXEL_DATA} has {length} bytes, of which {} are present",
                         self.bytes.len().saturating_sub(start)
                     )
                 })?,
@@ -513,7 +513,7 @@ impl<'a> DataSet<'a> {
             Some(n) if n >= 0.0 && n <= f64::from(u32::MAX) && n.fract() == 0.0 => {
                 Ok(Some(n as usize))
             }
-            Some(n) => Err(format!("its {tag} is {n}, expected a whole number from 0 on")),
+            Some(n) => Err(format!("its {tag} is {n}, expected a whole number, 0 or more")),
         }
     }
 
@@ -614,7 +614,7 @@ mod tests {
         }
         let error = Opened::new(&bytes, 0, "1.2.840.10008.1.2.1").unwrap_err();
         assert!(
-            matches!(&error, Problem::Damaged(m) if m.contains("in more than 24")),
+            matches!(&error, Problem::Damaged(m) if m.contains("nested deeper than 24")),
             "{error:?}"
         );
     }

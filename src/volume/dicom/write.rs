@@ -165,7 +165,9 @@ fn voxels_of(
 /// A new unique identifier: a random UUID (PS3.5, B.2).
 fn uid() -> Result<String, String> {
     let mut bytes = [0; 16];
-    SysRng.try_fill_bytes(&mut bytes).map_err(|e| format!("no random number is to be had: {e}"))?;
+    SysRng
+        .try_fill_bytes(&mut bytes)
+        .map_err(|e| format!("no random numbers are available: {e}"))?;
     // Six of its bits say that it is a random one.
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;

@@ -152,7 +152,7 @@ pub fn code_of(element: Element) -> i16 {
 
 pub fn element_problem(code: i16) -> String {
     let what = match code {
-        1 => "one bit a voxel",
+        1 => "one bit per voxel",
         32 | 1792 | 2048 => "complex numbers",
         128 | 2304 => "colour",
         1536 => "128-bit floats",
@@ -239,7 +239,7 @@ pub fn place(h: &Header, warnings: &mut Vec<String>) -> (Affine, &'static str, O
             (affine, from) = (candidate, name);
             break;
         }
-        warnings.push(format!("its {name} is singular and was passed over"));
+        warnings.push(format!("its {name} is singular and was ignored"));
     }
     let to_mm = match h.units & 7 {
         1 => 1000.0,

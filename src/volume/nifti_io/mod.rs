@@ -113,7 +113,7 @@ pub(super) fn read(
     let offset = if h.vox_offset == 0.0 { least } else { h.vox_offset };
     if !(offset >= least && offset <= 1e15 && offset.fract() == 0.0) {
         return fail(format!(
-            "vox_offset is {}, expected a whole number of bytes from {least} on",
+            "vox_offset is {}, expected a whole number of bytes, {least} or more",
             h.vox_offset
         ));
     }
@@ -154,7 +154,7 @@ pub(super) fn read(
         }
     }
     if skipped < skip || raw.len() < one {
-        let message = format!("voxels are missing: {} of {one} bytes were there", raw.len());
+        let message = format!("voxels are missing: found {} of {one} bytes", raw.len());
         return Err(VolumeError::new(&data_path, message));
     }
     let mut warnings = vec![];
@@ -176,7 +176,7 @@ pub(super) fn read(
     // In NIfTI-2 there may be numbers whose products are not finite.
     if !affine.is_regular() {
         return fail(format!(
-            "its {affine_from} puts voxels {:?} mm apart, which spans no space",
+            "its {affine_from} has a voxel spacing of {:?} mm, which does not span three dimensions",
             affine.spacing()
         ));
     }

@@ -328,7 +328,7 @@ fn segments_are_picked_by_number_or_name_and_those_outside_are_told() {
     };
     assert_eq!(slices("object").unwrap(), [1, 1, 1]);
     assert_eq!((slices("2").unwrap(), slices("5").unwrap()), (vec![2, 2, 2], vec![]));
-    assert!(slices("any").unwrap_err().contains("3 structures, pick one"));
+    assert!(slices("any").unwrap_err().contains("3 structures, select one"));
     assert!(slices("node").unwrap_err().contains("by its value, of [2, 5]"));
     assert!(slices("lung").unwrap_err().contains("no structure is called 'lung'"));
     // Frames that fall between voxels, and beyond the scan.
@@ -348,7 +348,7 @@ fn segments_are_picked_by_number_or_name_and_those_outside_are_told() {
         file.put(items(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, frames.clone()));
         file.write_to_file(&path).unwrap();
         let labels = Labels::beside(&path, &scan).unwrap();
-        assert!(labels.warnings[0].contains("'node' was left out"), "{:?}", labels.warnings);
+        assert!(labels.warnings[0].contains("'node' was ignored"), "{:?}", labels.warnings);
         let first = labels.mask(&TargetLabel::Value(1)).unwrap();
         assert_eq!(first.iter().filter(|v| **v > 0).count(), 3);
         let error = labels.mask(&TargetLabel::Value(2)).unwrap_err().to_string();
@@ -428,11 +428,11 @@ fn contours_of_a_structure_set_are_filled_on_the_slices_that_they_lie_on() {
     let error = labels.mask(&TargetLabel::Name("couch".into())).unwrap_err().to_string();
     assert!(error.contains("lies at slice 4.00, more than half a slice"), "{error}");
     let notes = labels.warnings.join("\n");
-    for words in ["'couch' was left out", "'node': its contours lie up to 0.30 slices"] {
+    for words in ["'couch' was ignored", "'node': its contours lie up to 0.30 slices"] {
         assert!(notes.contains(words), "{words}: {notes}");
     }
     let error = labels.mask(&TargetLabel::Any).unwrap_err().to_string();
-    assert!(error.contains("4 structures, pick one: 'GTV', 'node', 'couch', 'none'"), "{error}");
+    assert!(error.contains("4 structures, select one: 'GTV', 'node', 'couch', 'none'"), "{error}");
     // It has no voxels of its own, and is placed on those of the mask that it is compared with.
     assert!(Volume::grid_of(&path).unwrap_err().to_string().contains("contours and no voxels"));
     let mask = folder.path().join("mask.nii");
@@ -455,7 +455,7 @@ fn contours_of_a_structure_set_are_filled_on_the_slices_that_they_lie_on() {
     assert!(labels.warnings.iter().any(|w| w.contains("FrameOfReferenceUID")));
     // A structure that marks nothing is named.
     let error = Labels::beside(&at(folder.path(), 0), &scan).err().unwrap().to_string();
-    assert!(error.contains("marks no voxels") && error.contains("RTSTRUCT"), "{error}");
+    assert!(error.contains("without marked voxels") && error.contains("RTSTRUCT"), "{error}");
 }
 
 #[test]
