@@ -157,7 +157,7 @@ mod tests {
         for point in ["[4, 0, 0]", "[0, -1, 0]", "[0, 0, 0.5]"] {
             assert!(
                 message(&format!(r#"{{"points": [{{"name": "tumor", "point": {point}}}]}}"#))
-                    .contains("from 0")
+                    .contains("expected voxel indices")
             );
         }
         assert!(message("[]").contains("\"points\""));

@@ -56,7 +56,7 @@ pub fn of_series(filed: &Filed, most: usize) -> Result<Volume, Failure> {
 
 /// The error for a series whose files differ from what the last look found.
 pub fn unsettled() -> Failure {
-    Failure::full("files of this series come or go just now: ask again")
+    Failure::full("files of this series are being added or removed: try again")
 }
 
 fn fitting(image: Volume, most: usize) -> Result<Volume, Failure> {
@@ -68,7 +68,7 @@ fn fitting(image: Volume, most: usize) -> Result<Volume, Failure> {
 
 fn too_large(unpacked: u64, most: usize) -> Failure {
     Failure::too_large(format!(
-        "a scan of {unpacked} bytes when unpacked: at most {most} are taken"
+        "a scan of {unpacked} bytes when decompressed: at most {most} are accepted"
     ))
 }
 
@@ -98,7 +98,7 @@ pub fn read(
     }
     if let Some(series) = series {
         return Err(Failure::unfit(format!(
-            "series '{}' is asked for, and what was sent is no DICOM",
+            "series '{}' was requested, but the scan is not DICOM",
             quoted(series)
         )));
     }

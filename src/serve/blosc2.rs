@@ -65,11 +65,11 @@ pub fn decode(bytes: &[u8], out: &mut [u8]) -> Result<(), String> {
     let (data, block) = (size(bytes, 4, "data")?, size(bytes, 8, "block")?);
     let all = size(bytes, 12, "length")?;
     if data != out.len() {
-        return Err(format!("a blosc2 chunk holds {data} bytes, {} were announced", out.len()));
+        return Err(format!("a blosc2 chunk holds {data} bytes, expected {}", out.len()));
     }
     if all != bytes.len() || element == 0 {
         return Err(format!(
-            "a blosc2 chunk says that it has {all} bytes with elements of {element}: {} are there",
+            "a blosc2 chunk declares {all} bytes with elements of {element}, but has {}",
             bytes.len()
         ));
     }
@@ -79,7 +79,9 @@ pub fn decode(bytes: &[u8], out: &mut [u8]) -> Result<(), String> {
             out.fill(0);
             return Ok(());
         }
-        other => return Err(format!("a blosc2 chunk of the special kind {other} is not read")),
+        other => {
+            return Err(format!("a blosc2 chunk of the special kind {other} is not supported"));
+        }
     }
     if flags & STORED != 0 {
         let stored = &bytes[HEADER..];
@@ -91,7 +93,7 @@ pub fn decode(bytes: &[u8], out: &mut [u8]) -> Result<(), String> {
     }
     if flags >> 5 != ZSTD {
         return Err(format!(
-            "a blosc2 chunk of the compressor {} is not read: expected zstd",
+            "a blosc2 chunk with compressor {} is not supported: expected zstd",
             flags >> 5
         ));
     }
@@ -99,7 +101,7 @@ pub fn decode(bytes: &[u8], out: &mut [u8]) -> Result<(), String> {
     let used = filters.iter().filter(|f| **f != 0).count();
     if filters.iter().any(|f| *f > SHUFFLE) || used > 1 {
         return Err(format!(
-            "a blosc2 chunk with the filters {filters:?} is not read: expected one shuffle or none"
+            "a blosc2 chunk with the filters {filters:?} is not supported: expected one shuffle or none"
         ));
     }
     let (together, shuffled) = (flags & TOGETHER != 0, used == 1);
@@ -159,7 +161,9 @@ impl Chunk<'_> {
             // A run of one value, which the length encodes.
             let token = self.bytes.get(at).ok_or(SHORT)?;
             let value = u8::try_from(-i64::from(length)).ok().filter(|_| token & 1 == 1);
-            out.fill(value.ok_or_else(|| format!("a blosc2 stream of length {length}"))?);
+            out.fill(
+                value.ok_or_else(|| format!("a blosc2 stream has the invalid length {length}"))?,
+            );
             return Ok(at + 1);
         }
         let end = at + length as usize;
@@ -168,7 +172,7 @@ impl Chunk<'_> {
             out.copy_from_slice(packed);
             return Ok(end);
         }
-        let wrong = |why: String| format!("a blosc2 stream does not unpack: {why}");
+        let wrong = |why: String| format!("a blosc2 stream cannot be decompressed: {why}");
         // If the decoder panics over its input, that is the sender's fault.
         match catch_unwind(AssertUnwindSafe(|| zstd.decode_all(packed, out))) {
             Ok(Ok(n)) if n == out.len() => Ok(end),
@@ -255,7 +259,7 @@ mod tests {
             decode(&chunk, &mut out).unwrap();
             assert!(out == expected);
             let mut other = vec![1; expected.len() + 1];
-            assert!(decode(&chunk, &mut other).unwrap_err().contains("were announced"));
+            assert!(decode(&chunk, &mut other).unwrap_err().contains("bytes, expected "));
             // Truncated or changed anywhere it gives an error, or other values; never a panic.
             for cut in 0..chunk.len() {
                 assert!(decode(&chunk[..cut], &mut out).is_err());
@@ -321,7 +325,7 @@ mod tests {
             change(&mut chunk);
             decode(&chunk, &mut [0; 16]).unwrap_err()
         };
-        assert!(chunk(&|c| c[2] = 0x25).contains("the compressor 1"));
+        assert!(chunk(&|c| c[2] = 0x25).contains("with compressor 1"));
         assert!(chunk(&|c| (c[2], c[16]) = (0x95, 2)).contains("the filters [2"));
         assert!(chunk(&|c| c[31] = 0x20).contains("special kind 2"));
         assert!(chunk(&|c| c[3] = 0).contains("elements of 0"));

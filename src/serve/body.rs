@@ -89,11 +89,11 @@ fn announced(headers: &HeaderMap, body: &Body) -> Result<u64, Failure> {
             .to_str()
             .ok()
             .and_then(|text| text.parse().ok())
-            .ok_or_else(|| Failure::bad("a Content-Length that is no number")),
+            .ok_or_else(|| Failure::bad("Content-Length is not a number")),
         None if body.is_end_stream() => Ok(0),
         None => Err(Failure::new(
             StatusCode::LENGTH_REQUIRED,
-            "a body without its length: expected Content-Length",
+            "the body has no length: expected Content-Length",
         )),
     }
 }
@@ -103,7 +103,7 @@ pub async fn read(headers: &HeaderMap, mut body: Body, most: usize) -> Result<Se
     let length = announced(headers, &body)?;
     if length > most as u64 {
         return Err(Failure::too_large(format!(
-            "a body of {length} bytes: at most {most} are taken here"
+            "a body of {length} bytes: at most {most} are accepted here"
         )));
     }
     // A body that does not fit is refused before it arrives. It is counted as it arrives: a client
@@ -113,14 +113,16 @@ pub async fn read(headers: &HeaderMap, mut body: Body, most: usize) -> Result<Se
     let begun = Instant::now();
     while let Some(part) = next(&mut body, deadline(begun, bytes.len())).await? {
         if bytes.len() + part.len() > length as usize {
-            return Err(Failure::bad(format!("more than the {length} bytes that were announced")));
+            return Err(Failure::bad(format!(
+                "the body has more than the {length} bytes of Content-Length"
+            )));
         }
         charge.grow::<u8>(WHAT, part.len())?;
         bytes.extend_from_slice(&part);
     }
     match bytes.len() as u64 == length {
         true => Ok(Sent { bytes, _charge: charge }),
-        false => Err(Failure::bad(format!("{} of {length} bytes came", bytes.len()))),
+        false => Err(Failure::bad(format!("received {} of {length} bytes", bytes.len()))),
     }
 }
 
@@ -148,11 +150,11 @@ async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, Failu
     loop {
         let frame = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx));
         let frame = timeout_at(deadline, frame).await.map_err(|_| {
-            Failure::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")
+            Failure::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")
         })?;
         match frame {
             None => return Ok(None),
-            Some(Err(_)) => return Err(Failure::bad("the body broke off")),
+            Some(Err(_)) => return Err(Failure::bad("the body was interrupted")),
             // A trailer, which is not data, is ignored.
             Some(Ok(frame)) => {
                 if let Ok(part) = frame.into_data() {
@@ -211,8 +213,8 @@ mod tests {
             (Some("3"), 2, "at most 2"),
             (Some("4"), 9, "3 of 4 bytes"),
             (Some("2"), 9, "more than the 2"),
-            (Some("-1"), 9, "no number"),
-            (Some("99999999999999999999"), 9, "no number"),
+            (Some("-1"), 9, "not a number"),
+            (Some("99999999999999999999"), 9, "not a number"),
             (None, 9, "Content-Length"),
         ] {
             let error = format!("{:?}", of(length, b"abc", most).unwrap_err());

@@ -356,7 +356,7 @@ impl Steps {
     }
 
     fn follow(&mut self, kind: u8, size: [usize; 3], from: &mut Reader) -> Result<(), String> {
-        let odd = || format!("a record of kind {kind} cannot be followed");
+        let odd = || format!("unknown record of kind {kind}");
         if kind == BEGUN {
             self.reset(&mut Back::default());
             if from.flag()? {

@@ -50,14 +50,14 @@ fn shelf_of(shared: &Shared) -> Result<&Shelf, Failure> {
     shared
         .shelf
         .as_ref()
-        .ok_or_else(|| Failure::unknown("no data store: this server was started without --dicom"))
+        .ok_or_else(|| Failure::unknown("no data store: the server was started without --dicom"))
 }
 
 /// The error for a series that does not exist.
 fn unknown() -> Failure {
     Failure::unknown(
-        "no such image: neither a series of the server's folder, by its SeriesInstanceUID, nor a \
-         session's (PUT /session/)",
+        "no such image: expected the SeriesInstanceUID of a series in the server's folder, or a \
+         session (PUT /session/)",
     )
 }
 
@@ -72,7 +72,7 @@ pub fn status(shared: &Shared) -> Value {
 /// How a next series is chosen; nothing if there is no folder.
 pub fn strategies(shared: &Shared) -> Value {
     match &shared.shelf {
-        Some(_) => json!({ (STRATEGY): { "description": "a series of the folder, by chance" } }),
+        Some(_) => json!({ (STRATEGY): { "description": "a random series of the folder" } }),
         None => json!({}),
     }
 }
@@ -190,7 +190,7 @@ pub async fn scan(shared: &Arc<Shared>, uid: &str) -> Result<(Key, Arc<Clicked>)
 /// The series that a query names.
 fn named(query: &Option<String>) -> Result<String, Failure> {
     let name = field(query, "image").filter(|name| !name.is_empty());
-    name.ok_or_else(|| Failure::unfit("no image is named: expected ?image=SeriesInstanceUID"))
+    name.ok_or_else(|| Failure::unfit("no image given: expected ?image=SeriesInstanceUID"))
 }
 
 async fn list(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Answer {

@@ -152,11 +152,11 @@ impl Meta {
         let size = [ni, nj, nk];
         let bytes = crate::tensor::extent(&size).and_then(|n| n.checked_mul(size_of::<f32>()));
         match bytes {
-            Some(0) => return Err(Failure::unfit("metadata: a volume without voxels")),
+            Some(0) => return Err(Failure::unfit("metadata: the volume has no voxels")),
             Some(n) if n <= most => {}
             _ => {
                 return Err(Failure::too_large(format!(
-                    "a volume of {size:?} voxels of float32: at most {most} bytes are taken"
+                    "a volume of {size:?} voxels of float32: at most {most} bytes are accepted"
                 )));
             }
         }
@@ -194,7 +194,7 @@ pub fn volume(headers: &HeaderMap, form: &[u8], most: usize) -> Result<(Grid, Ve
     let (meta, packed) = (content("metadata")?, content("file")?);
     if meta.len() > body::SHORT {
         return Err(Failure::too_large(format!(
-            "metadata of {} bytes: at most {} are taken",
+            "metadata of {} bytes: at most {} are accepted",
             meta.len(),
             body::SHORT
         )));
@@ -277,7 +277,7 @@ pub fn voxel(query: &Option<String>) -> Result<[f64; 3], Failure> {
     let numbers: Option<Vec<f64>> = words.iter().map(whole).collect();
     numbers.and_then(|n| n.try_into().ok()).ok_or_else(|| {
         Failure::unfit(format!(
-            "a point of '{}', expected three whole numbers: point=X&point=Y&point=Z, or x, y, z",
+            "the point is '{}', expected three whole numbers: point=X&point=Y&point=Z, or x, y, z",
             quoted(&words.join(" "))
         ))
     })
@@ -430,7 +430,7 @@ mod tests {
         assert_eq!(plain.affine.spacing(), [1.0; 3]);
         for (text, says) in [
             ("{\"dimensions\":[3,4]}", "2 dimensions"),
-            ("{\"dimensions\":[3,4,0]}", "without voxels"),
+            ("{\"dimensions\":[3,4,0]}", "has no voxels"),
             ("{\"dimensions\":[30,40,50]}", "at most 1000"),
             ("{\"dimensions\":[4294967296,4294967296,4294967296]}", "at most 1000"),
             ("{\"dimensions\":[3,4,5],\"components_per_pixel\":3}", "3 components"),

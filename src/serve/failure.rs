@@ -104,7 +104,7 @@ impl From<OpError> for Failure {
         match e {
             OpError::Memory(e) => e.into(),
             OpError::Cuda(e @ CudaError::Memory { .. }) => Failure::full(e.to_string()),
-            OpError::Cancelled => Failure::full("given up: nobody waits for the answer"),
+            OpError::Cancelled => Failure::full("cancelled: the client has disconnected"),
             other => Failure::new(StatusCode::INTERNAL_SERVER_ERROR, other.to_string()),
         }
     }

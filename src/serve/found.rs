@@ -44,7 +44,7 @@ impl Folder {
             let Some((owner, key)) = Owner::of(&name) else { continue };
             if self.is_old(&path) {
                 warnings.push(format!(
-                    "{}: nobody worked on it for {} days (--state-days): it is deleted",
+                    "{}: deleted after {} days without use (--state-days)",
                     path.display(),
                     self.age.as_secs() / (24 * 3600)
                 ));
@@ -56,7 +56,7 @@ impl Folder {
                 Ok(Some(found)) => all.push(found),
                 Ok(None) => drop(fs::remove_dir_all(&path)),
                 Err(e) => {
-                    warnings.push(format!("{e}; it is left as it is, and not served"));
+                    warnings.push(format!("{e}; it is kept on disk, but not served"));
                     self.used.fetch_add(bytes_in(&path).unwrap_or(0), Ordering::Relaxed);
                 }
             }
@@ -96,14 +96,14 @@ impl Folder {
         let Some(about) = records.read()? else {
             // A journal that ends within its first record was never acknowledged.
             return match records.end {
-                End::Damaged => Err(format!("{}: damaged at its beginning", file.display())),
+                End::Damaged => Err(format!("{}: damaged at its start", file.display())),
                 _ => Ok(None),
             };
         };
         let about = Reader::new(&about).text().map_err(|e| format!("{}: {e}", file.display()))?;
         if about != self.about {
             warnings.push(format!(
-                "{}: begun by {about}, and this is {}: answers and history are what they were, further ones are this server's own",
+                "{}: written with {about}, this server has {}: masks and history are unchanged, further masks come from the new model",
                 file.display(),
                 self.about
             ));
@@ -241,7 +241,9 @@ impl Found {
             .map_err(at(&path))?;
         match bytes.len() as u64 == stored.bytes && blake3::hash(&bytes) == stored.hash {
             true => Ok(bytes),
-            false => Err(format!("{}: damaged: not what was sent", path.display())),
+            false => {
+                Err(format!("{}: damaged: it differs from the scan that was sent", path.display()))
+            }
         }
     }
 
@@ -270,7 +272,7 @@ impl Found {
         match end {
             End::Whole if good == length => {}
             End::Torn => warnings.push(format!(
-                "{}: its last record breaks off, as it does where a server ends while it writes: it is dropped, nobody was answered",
+                "{}: its last record is incomplete and was dropped: the server ended while writing it, before it answered the request",
                 journal.display()
             )),
             _ => {
@@ -281,7 +283,7 @@ impl Found {
                 copied.map_err(at(&copy))?;
                 sync_folder(&path);
                 warnings.push(format!(
-                    "{}: damaged behind its first {good} bytes: what came later is lost; {DAMAGED}, beside it, is what was there",
+                    "{}: damaged after its first {good} bytes: later changes are lost; the damaged file is kept beside it as {DAMAGED}",
                     journal.display()
                 ));
             }

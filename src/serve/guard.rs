@@ -65,8 +65,8 @@ pub async fn guard(State(entry): State<Entry>, request: Request, next: Next) -> 
                 let (parts, body) = request.into_parts();
                 body::pass_by(&parts.headers, body, shared.most_scan).await;
                 Failure::full(format!(
-                    "the server brings back what it had when it ended: {done} of {all} scans, \
-                     clients and sessions so far"
+                    "the server is restoring its state: {done} of {all} scans, clients and \
+                     sessions so far"
                 ))
                 .into_response()
             }
@@ -131,13 +131,13 @@ fn check(entry: &Entry, request: &Request, path: &str, allowed: bool) -> Result<
     if (shared.is_local || *keyless) && !is_local(host) {
         return Err(Failure::new(
             StatusCode::FORBIDDEN,
-            "this server is called by localhost, 127.0.0.1 or [::1], and by no other name",
+            "wrong Host header: this server accepts only localhost, 127.0.0.1 or [::1]",
         ));
     }
     let stranger = || {
         Failure::new(
             StatusCode::FORBIDDEN,
-            "a page of another origin asks: --allow-origin allows one",
+            "request from a page of another origin: allow its origin with --allow-origin",
         )
     };
     if !allowed && let Some(origin) = headers.get(ORIGIN) {

@@ -152,7 +152,7 @@ pub struct Folder {
 fn full(e: &io::Error) -> Failure {
     Failure::new(
         StatusCode::INSUFFICIENT_STORAGE,
-        format!("what changes cannot be kept on the server's disk ({e}): nothing was changed"),
+        format!("cannot write to the server's disk ({e}): nothing was changed"),
     )
 }
 
@@ -205,7 +205,9 @@ impl Folder {
         match new_folder(path) {
             Ok(()) => sync_folder(output::folder(path)),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
-            Err(e) => return Err(format!("{}: cannot keep state there: {e}", path.display())),
+            Err(e) => {
+                return Err(format!("{}: cannot keep state in this folder: {e}", path.display()));
+            }
         }
         #[cfg(unix)]
         {
@@ -213,14 +215,14 @@ impl Folder {
             let mode = fs::metadata(path).map_err(at(path))?.permissions().mode();
             if mode & 0o077 != 0 {
                 return Err(format!(
-                    "{}: others may look into it (mode {:o}), and patients' scans are kept there: expected mode 700, as 'chmod 700' sets it",
+                    "{}: other users can read it (mode {:o}), and it keeps patients' scans: expected mode 700 (chmod 700)",
                     path.display(),
                     mode & 0o777
                 ));
             }
         }
         let lock = output::lock(path, LOCK)?
-            .ok_or_else(|| format!("{}: another server keeps its state there", path.display()))?;
+            .ok_or_else(|| format!("{}: another server uses this folder", path.display()))?;
         let about = about.to_string();
         let (path, used) = (path.clone(), AtomicU64::new(0));
         Ok(Folder { path, most: *most, age: *age, used, about, _lock: lock })
@@ -236,8 +238,8 @@ impl Folder {
             Failure::new(
                 StatusCode::INSUFFICIENT_STORAGE,
                 format!(
-                    "{bytes} bytes are to be kept on the server's disk, {} of {} are left \
-                     (--state-bytes): nothing was changed; what is released makes room",
+                    "{bytes} bytes are needed on the server's disk, {} of {} are left \
+                     (--state-bytes): nothing was changed; release scans to make room",
                     self.most.saturating_sub(used),
                     self.most
                 ),
@@ -331,7 +333,7 @@ impl Written {
     /// Appends a record, and synchronises it or leaves that for later.
     fn add(&mut self, folder: &Folder, record: &[u8], sync: bool) -> Result<(), Failure> {
         if self.broken {
-            return Err(full(&io::Error::other("an earlier failure could not be taken back")));
+            return Err(full(&io::Error::other("an earlier failure could not be undone")));
         }
         let whole = (HEAD + HASH + record.len()) as u64;
         folder.reserve(whole)?;

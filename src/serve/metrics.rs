@@ -25,7 +25,7 @@ pub struct Gauges {
     /// Scans that are being sent, or read from the DICOM folder, for each of which a place is kept.
     pub arriving: usize,
     pub waiting: usize,
-    /// Predictions that wait between two ops of the network.
+    /// Predictions paused between two ops of the network.
     pub paused: usize,
     pub used: u64,
     pub limit: u64,
@@ -60,24 +60,24 @@ impl Metrics {
                 "# HELP prism_{name} {help}\n# TYPE prism_{name} {kind}\nprism_{name} {value}\n"
             );
         };
-        put("leases", "gauge", "Leases of nnInteractive's protocol", now.leases as u64);
+        put("leases", "gauge", "Open leases of the nnInteractive protocol", now.leases as u64);
         let help =
             "Open sessions of the ITK-SNAP and MONAI Label protocols, and DICOM series in use";
         put("sessions", "gauge", help, now.sessions as u64);
-        put("scans", "gauge", "Scans of prism's own interface", now.scans as u64);
+        put("scans", "gauge", "Open scans of prism's own API", now.scans as u64);
         put("arriving", "gauge", "Scans being uploaded or read", now.arriving as u64);
-        put("waiting", "gauge", "Requests that wait for their turn", now.waiting as u64);
-        let help = "Predictions that wait between two ops of the network";
+        put("waiting", "gauge", "Requests waiting to start", now.waiting as u64);
+        let help = "Predictions paused between two ops of the network";
         put("paused", "gauge", help, now.paused as u64);
         put("memory_used_bytes", "gauge", "Bytes of the memory budget in use", now.used);
-        put("memory_limit_bytes", "gauge", "The memory budget", now.limit);
+        put("memory_limit_bytes", "gauge", "Memory budget in bytes", now.limit);
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         put("requests_total", "counter", "Requests answered", load(&self.requests));
-        put("failures_total", "counter", "Requests answered by an error", load(&self.failures));
-        put("encodings_total", "counter", "Patches of scans encoded", now.encoded);
+        put("failures_total", "counter", "Requests answered with an error", load(&self.failures));
+        put("encodings_total", "counter", "Patches encoded", now.encoded);
         let help = "Encoded patches dropped after use for lack of memory";
         put("encodings_dropped_total", "counter", help, now.dropped);
-        let help = "Encodings overtaken by clicks that came later, each time counted";
+        let help = "Number of times a later click overtook an encoding";
         put("encodings_overtaken_total", "counter", help, now.overtaken);
         let name = "prism_click_seconds";
         let _ = write!(

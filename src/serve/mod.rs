@@ -107,7 +107,7 @@ const REST: Duration = Duration::from_secs(60);
 const OPENAPI: &str = include_str!("openapi.json");
 
 /// The error for a path that does not exist.
-const SPOKEN: &str = "no such path: this server speaks nnInteractive's protocol, version 2 (/claim, /set_image, ...), ITK-SNAP's (/start_session, ...), MONAI Label's (/info/, /session/, ...), and prism's own (/v1, described by /openapi.json); / is a page for browsers";
+const SPOKEN: &str = "no such path: this server supports the nnInteractive protocol, version 2 (/claim, /set_image, ...), those of ITK-SNAP (/start_session, ...) and MONAI Label (/info/, /session/, ...), and prism's own (/v1, described in /openapi.json); / is a web page";
 
 /// A path and its handler.
 type Route = (&'static str, MethodRouter<Arc<Shared>>);
@@ -194,7 +194,7 @@ impl Server {
             && lies_within(&keep.folder, dicom)
         {
             return Err(format!(
-                "{}: state cannot be kept within {}: what callers send would be served to others as series of it",
+                "{}: --state cannot be inside {}: scans of one client would be served to others as its series",
                 keep.folder.display(),
                 dicom.display()
             ));
@@ -210,7 +210,7 @@ impl Server {
             .map_err(|e| format!("cannot listen at {}: {e}", settings.bind))?;
         let local = |port: u16| {
             listen((Ipv4Addr::LOCALHOST, port))
-                .map_err(|e| format!("cannot listen at 127.0.0.1:{port}, for ITK-SNAP: {e}"))
+                .map_err(|e| format!("cannot listen at 127.0.0.1:{port} for ITK-SNAP: {e}"))
         };
         let dls = settings.dls.map(local).transpose()?;
         let folder = match &settings.keep {
@@ -371,7 +371,7 @@ async fn aside<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let there = shared.clone();
     let done = tokio::task::spawn_blocking(move || work(&there.store)).await;
-    done.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault in the server"))
+    done.map_err(|_| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal server error"))
 }
 
 /// Lets go what a request held. If it was released meanwhile this is its end, and its memory and
@@ -460,7 +460,7 @@ fn router(shared: &Arc<Shared>, routes: Vec<Route>, keyless: bool) -> Router {
     router
         .fallback(|| async { Failure::unknown(SPOKEN) })
         .method_not_allowed_fallback(|| async {
-            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path is not asked in this way")
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed for this path")
         })
         .layer(from_fn_with_state(entry, guard::guard))
         .with_state(shared.clone())

@@ -62,7 +62,7 @@ type Answer = Result<Response, Failure>;
 /// What the server offers. Clients choose what they show by the model's type. All labels are a
 /// list, to which OHIF's extension adds those of the models.
 async fn info(State(shared): State<Arc<Shared>>) -> Answer {
-    let about = format!("prism: one object by clicks, with the model {}", shared.name);
+    let about = format!("prism: one object from clicks, with the model {}", shared.name);
     said(json!({
         "name": "prism",
         "description": about,
@@ -133,14 +133,14 @@ fn file(headers: &HeaderMap, mut form: Vec<u8>) -> Result<Vec<u8>, Failure> {
     let part = multipart::only(&parts, "files").map_err(|e| match count {
         0 => e,
         _ => Failure::unfit(
-            "several files: expected one that holds all slices, such as NIfTI, NRRD or MetaImage",
+            "several files: expected one file with all slices, such as NIfTI, NRRD or MetaImage",
         ),
     })?;
     let name = part.file.as_deref().unwrap_or_default().to_lowercase();
     if !SCANS.iter().any(|ending| name.ends_with(ending)) {
         return Err(Failure::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            format!("a scan's name ends in one of {SCANS:?}"),
+            format!("the scan's name must end in one of {SCANS:?}"),
         ));
     }
     let content = part.content.clone();
@@ -227,7 +227,7 @@ fn wanted(
         }
         (None, Some(uid)) if shared.shelf.is_some() => Named::Series(uid),
         _ => {
-            let message = "no such image: there are those of sessions alone (PUT /session/)";
+            let message = "no such image: expected a session (PUT /session/)";
             return Err(Failure::unknown(message));
         }
     };
@@ -296,7 +296,7 @@ async fn infer(
 fn told(answered: &Answered, beyond: usize, start: Instant) -> Value {
     let mut notes = answered.notes.clone();
     if beyond > 0 {
-        notes.push(format!("{beyond} clicks lie outside the scan and count for nothing"));
+        notes.push(format!("{beyond} clicks lie outside the scan and were ignored"));
     }
     json!({
         "label_names": { (LABEL): 1 },
@@ -314,8 +314,8 @@ fn asked(headers: &HeaderMap, form: &[u8]) -> Result<Asked, Failure> {
         let parts = multipart::parts(headers, form)?;
         if let Some(part) = parts.iter().find(|part| part.file.is_some()) {
             return Err(Failure::unfit(format!(
-                "a file '{}' comes along: the image is the session's or the series', and no label \
-                 is taken",
+                "unexpected file '{}': the image is that of the session or the series, and labels \
+                 are not accepted",
                 quoted(&part.name)
             )));
         }
@@ -376,7 +376,7 @@ impl Asked {
             let given = given.as_deref().unwrap_or_default();
             if given.len() > MOST_CLICKS {
                 return Err(Failure::unfit(format!(
-                    "{name} has {} clicks: at most {MOST_CLICKS} are taken",
+                    "{name} has {} clicks: at most {MOST_CLICKS} are accepted",
                     given.len()
                 )));
             }

@@ -40,11 +40,12 @@ pub fn parts(headers: &HeaderMap, body: &[u8]) -> Result<Vec<Part>, Failure> {
         .ok_or_else(|| {
             Failure::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "expected a form of several parts: multipart/form-data with its boundary",
+                "expected multipart/form-data with a boundary",
             )
         })?;
     let delimiter = format!("\r\n--{boundary}").into_bytes();
-    let cut = || Failure::bad("the form breaks off: expected its parts and a boundary behind each");
+    let cut =
+        || Failure::bad("the form is incomplete: expected its parts, each followed by a boundary");
     // The first may be at the very beginning.
     let mut at = match body.starts_with(&delimiter[2..]) {
         true => delimiter.len() - 2,

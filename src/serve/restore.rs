@@ -95,15 +95,15 @@ pub fn restore(shared: &Shared, found: Vec<Found>, mut warnings: Vec<String>) {
     let mut ahead = vec![];
     let all = AssertUnwindSafe(|| each(shared, found, &mut ahead, &mut warnings));
     if catch_unwind(all).is_err() {
-        warnings.push("a fault while state was brought back: not all of it is served".into());
+        warnings.push("internal error while restoring state: some of it is not served".into());
     }
     let most = shared.settings.max_sessions;
     let (leases, sessions, scans) = shared.store.counts();
     let now = leases + sessions + scans;
     if now > most {
         warnings.push(format!(
-            "{now} scans, clients and sessions are there again, more than the {most} of \
-             --max-sessions: all are served, and new ones refused until fewer are left"
+            "{now} scans, clients and sessions were restored, more than the {most} of \
+             --max-sessions: all are served, and new ones are refused until fewer are left"
         ));
     }
     // Objects restored first may have waited for long.
@@ -131,7 +131,7 @@ fn each(
         let work = AssertUnwindSafe(|| memory::caught(|| read(shared, &mut found)));
         let read = match catch_unwind(work) {
             Ok(read) => read.unwrap_or_else(|e| Err(format!("{name}: {e}"))),
-            Err(_) => Err(format!("{name}: a fault while it was brought back")),
+            Err(_) => Err(format!("{name}: internal error while restoring it")),
         };
         let mut back = match read {
             Ok(Some(back)) => back,
@@ -140,14 +140,14 @@ fn each(
                 continue;
             }
             Err(e) => {
-                warnings.push(format!("{e}; what is there is left as it is, and not served"));
+                warnings.push(format!("{e}; it is kept on disk, but not served"));
                 found.leave();
                 continue;
             }
         };
         ahead.push((found.key, back.ahead()));
         if let Err(e) = put(shared, found, back, warnings) {
-            warnings.push(format!("{e}; what is there is left as it is, and not served"));
+            warnings.push(format!("{e}; it is kept on disk, but not served"));
         }
     }
 }
@@ -189,7 +189,7 @@ fn read(shared: &Shared, found: &mut Found) -> Result<Option<Back>, String> {
     let Some(first) = found.read()? else { return Ok(None) };
     let mut from = Reader::new(&first);
     if from.byte()? != IMAGE {
-        return Err(format!("{}: does not begin with a scan", found.path().display()));
+        return Err(format!("{}: does not start with a scan", found.path().display()));
     }
     let stored = Stored::take(&mut from)?;
     let opened = opened(shared, found, &stored)?;

@@ -106,10 +106,9 @@ impl Secret {
     /// The text is empty, or has characters other than the printable ones of ASCII.
     pub fn new(text: &str) -> Result<Secret, String> {
         match text.trim() {
-            "" => Err("an empty token: expected text that nobody can guess".into()),
+            "" => Err("the token is empty: expected text that is hard to guess".into()),
             text if !text.bytes().all(|b| matches!(b, b' '..=b'~')) => {
-                Err("a token that no header can hold: expected letters, digits and signs of ASCII"
-                    .into())
+                Err("invalid token: expected printable ASCII characters".into())
             }
             text => Ok(Secret(blake3::hash(text.as_bytes()))),
         }
@@ -133,17 +132,17 @@ impl Settings {
     /// The addresses to listen at; errors are those of [`Settings::check`].
     pub(super) fn addresses(&self) -> Result<Vec<SocketAddr>, String> {
         if self.max_sessions == 0 {
-            return Err("0 sessions at a time: expected at least 1".into());
+            return Err("--max-sessions is 0, expected at least 1".into());
         }
         if self.idle < Duration::from_secs(1) {
-            return Err("an idle timeout of less than a second: nobody could work so fast".into());
+            return Err("the idle timeout is below 1 second, expected at least 1".into());
         }
         if let Some(origin) = &self.allow_origin {
             let host = origin.strip_prefix("https://").or(origin.strip_prefix("http://"));
             let plain = |h: &&str| !h.is_empty() && h.bytes().all(|b| b.is_ascii_graphic());
             if host.filter(plain).is_none_or(|host| host.contains('/')) {
                 return Err(format!(
-                    "'{origin}' is no origin: expected one such as https://viewer.example.org"
+                    "'{origin}' is not an origin: expected one such as https://viewer.example.org"
                 ));
             }
         }
@@ -154,7 +153,7 @@ impl Settings {
         let is_open = list.iter().any(|address| !address.ip().is_loopback());
         match is_open && self.token.is_none() {
             true => Err(format!(
-                "at {} others than this machine's programs can call: a token is needed there, a secret such as 'openssl rand -hex 32' prints",
+                "other machines can connect to {}: a token is required, for example from 'openssl rand -hex 32'",
                 self.bind
             )),
             false => Ok(list),
@@ -198,7 +197,7 @@ mod tests {
             assert!(at(bind).addresses().is_ok(), "{bind}");
         }
         for bind in ["0.0.0.0:1527", "[::]:1527", "192.0.2.1:80"] {
-            assert!(at(bind).addresses().unwrap_err().contains("a token is needed"), "{bind}");
+            assert!(at(bind).addresses().unwrap_err().contains("a token is required"), "{bind}");
             let token = Some(Secret::new("a secret").unwrap());
             assert!(Settings { token, ..at(bind) }.addresses().is_ok(), "{bind}");
         }

@@ -224,7 +224,7 @@ impl Shelf {
         let told = |odd: &Odd| format!("{}: {}", folder.display(), odd.said);
         warnings.extend(known.warnings.iter().map(told));
         if known.scans().next().is_none() {
-            warnings.push(format!("{}: holds no DICOM series of images yet", folder.display()));
+            warnings.push(format!("{}: contains no DICOM series of images yet", folder.display()));
         }
         Ok(Shelf { folder: folder.into(), most, warn, known: Mutex::new(known) })
     }
@@ -279,7 +279,7 @@ impl Shelf {
                 Ok(true)
             }
             Err(e) => {
-                let said = format!("cannot be looked through: {}", e.message);
+                let said = format!("cannot be scanned: {}", e.message);
                 let before = {
                     let mut known = self.known();
                     known.next = rested(begun);
@@ -287,7 +287,7 @@ impl Shelf {
                     std::mem::replace(&mut known.warnings, vec![odd])
                 };
                 self.tell(&before);
-                Err(Failure::full(format!("the server's folder of DICOM {said}")))
+                Err(Failure::full(format!("the server's DICOM folder {said}")))
             }
         }
     }
@@ -380,7 +380,7 @@ mod tests {
         shelf.known().next = Instant::now();
         assert!(shelf.is_due());
         let failure = shelf.find("1.2.3").err().unwrap();
-        assert!(failure.message().contains("cannot be looked through"), "{failure:?}");
+        assert!(failure.message().contains("cannot be scanned"), "{failure:?}");
         assert_eq!(of_it(), 2);
         // Nor after a look that failed.
         assert!(!shelf.is_due() && shelf.find("1.2.3").unwrap().is_none());

@@ -107,14 +107,17 @@ pub fn unpack(message: &[u8], most: usize) -> Result<Array, Failure> {
     }
     let [version, codec, axes, name] = rest.number::<4>()?;
     if version != VERSION {
-        return Err(Failure::bad(format!("version {version} of arrays, expected {VERSION}")));
+        return Err(Failure::bad(format!("array version {version}, expected {VERSION}")));
     }
     if !CODECS.contains(&codec) {
-        return Err(Failure::bad(format!("codec {codec} of arrays, expected 1 (zstd)")));
+        return Err(Failure::bad(format!("array codec {codec}, expected 1 (zstd)")));
     }
     let name = String::from_utf8_lossy(rest.take(usize::from(name))?);
     let dtype = Dtype::named(&name).ok_or_else(|| {
-        Failure::bad(format!("elements of '{}', expected bool, integers or floats", quoted(&name)))
+        Failure::bad(format!(
+            "elements of type '{}', expected bool, integers or floats",
+            quoted(&name)
+        ))
     })?;
     if usize::from(axes) > MOST_AXES || axes == 0 {
         return Err(Failure::bad(format!("an array of {axes} axes, expected 1 to {MOST_AXES}")));
@@ -128,14 +131,14 @@ pub fn unpack(message: &[u8], most: usize) -> Result<Array, Failure> {
     let total = extent(&shape).and_then(|n| n.checked_mul(dtype.size())).filter(|n| *n <= most);
     let total = total.ok_or_else(|| {
         Failure::too_large(format!(
-            "an array of {shape:?} elements of {}: at most {most} bytes are taken",
+            "an array of {shape:?} elements of {}: at most {most} bytes are accepted",
             dtype.name()
         ))
     })?;
     let count = u32::from_le_bytes(rest.number()?);
     if count > MOST_CHUNKS {
         return Err(Failure::bad(format!(
-            "an array in {count} chunks: at most {MOST_CHUNKS} are read"
+            "an array in {count} chunks: at most {MOST_CHUNKS} are accepted"
         )));
     }
     let (mut chunks, mut announced) = (vec![], 0usize);
@@ -149,7 +152,7 @@ pub fn unpack(message: &[u8], most: usize) -> Result<Array, Failure> {
     }
     if announced != total {
         return Err(Failure::bad(format!(
-            "an array's chunks hold {announced} bytes, its shape {shape:?} of {} has {total}",
+            "an array's chunks hold {announced} bytes, its shape {shape:?} of {} needs {total}",
             dtype.name()
         )));
     }
@@ -269,7 +272,7 @@ mod tests {
         assert_eq!(
             failure.message(),
             format!(
-                r"elements of 'complex64\u{{1b}}{}...', expected bool, integers or floats",
+                r"elements of type 'complex64\u{{1b}}{}...', expected bool, integers or floats",
                 r"\0".repeat(30)
             )
         );

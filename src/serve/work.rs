@@ -85,7 +85,9 @@ impl Queue {
             if many == 0 {
                 self.waiting.remove(&key);
             }
-            return Err(Failure::full(format!("{all} requests wait already, {many} of them here")));
+            return Err(Failure::full(format!(
+                "{all} requests are already waiting, {many} of them for this scan or session"
+            )));
         }
         jobs.push_back(job);
         if !self.running.contains(&key) && !self.turns.contains(&key) {
@@ -270,7 +272,7 @@ impl Work {
         });
         self.desk.queue().push(key, Job { kind, run })?;
         self.desk.news.notify_all();
-        receive.await.unwrap_or_else(|_| Err(Failure::full("the server ends")))
+        receive.await.unwrap_or_else(|_| Err(Failure::full("the server is stopping")))
     }
 
     /// Ends the threads when what runs has come to its end.
@@ -295,7 +297,7 @@ fn done<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
         Ok(Err(e)) => Err(e.into()),
         Err(_) => Err(Failure::new(
             StatusCode::INTERNAL_SERVER_ERROR,
-            "a fault in the server: the request was given up, and nothing was changed",
+            "internal server error: the request was cancelled, and nothing was changed",
         )),
     }
 }

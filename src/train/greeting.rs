@@ -643,9 +643,9 @@ mod tests {
         assert_ne!(given(None, "two"), Ok(one));
         assert_ne!(Token::none().0, one);
         assert!(Token::given(None, |_| None).unwrap().is_none());
-        assert!(given(None, " ").unwrap_err().contains("PRISM_TOKEN: an empty token"));
+        assert!(given(None, " ").unwrap_err().contains("PRISM_TOKEN: the token is empty"));
         for (bytes, said) in [
-            (vec![b'\n'], "an empty token"),
+            (vec![b'\n'], "the token is empty"),
             (vec![b'a'; 5000], "longer than 4096 bytes"),
             (vec![0xff], "cannot read a token"),
         ] {

@@ -118,9 +118,9 @@ mod tests {
         for (named, words) in [
             ("../../etc/passwd", "header's folder"),
             ("/etc/passwd", "header's folder"),
-            ("s%d.raw 1 5 0", "no end"),
-            ("s%d.raw 5 1 1", "no end"),
-            ("s%d.raw 0 2000000000 1", "no end"),
+            ("s%d.raw 1 5 0", "does not end"),
+            ("s%d.raw 5 1 1", "does not end"),
+            ("s%d.raw 0 2000000000 1", "does not end"),
             ("s%n.raw 1 2 1", "not a file name pattern"),
             ("s%d%d.raw 1 2 1", "not a file name pattern"),
         ] {

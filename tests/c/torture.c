@@ -124,9 +124,9 @@ static void handles(prism_engine *engine, prism_model *model) {
     prism_model_info info = {0};
     info.struct_size = sizeof info;
     EXPECT(PRISM_INVALID_HANDLE, "is an engine, expected a model", prism_model_get_info((prism_model *)engine, &info));
-    EXPECT(PRISM_INVALID_HANDLE, "never was one", prism_model_get_info((prism_model *)(uintptr_t)12345, &info));
-    EXPECT(PRISM_INVALID_HANDLE, "never was one", prism_model_get_info((prism_model *)&info, &info));
-    EXPECT(PRISM_INVALID_HANDLE, "never was one", prism_model_get_info((prism_model *)UINTPTR_MAX, &info));
+    EXPECT(PRISM_INVALID_HANDLE, "is invalid", prism_model_get_info((prism_model *)(uintptr_t)12345, &info));
+    EXPECT(PRISM_INVALID_HANDLE, "is invalid", prism_model_get_info((prism_model *)&info, &info));
+    EXPECT(PRISM_INVALID_HANDLE, "is invalid", prism_model_get_info((prism_model *)UINTPTR_MAX, &info));
     EXPECT(PRISM_INVALID_HANDLE, "expected an engine", prism_engine_free((prism_engine *)model));
     prism_engine *spare = NULL;
     OK(prism_engine_open("cpu", NULL, &spare));
@@ -228,7 +228,7 @@ static void bad_prompts(prism_session *session) {
     p.point_count = 1;
     EXPECT(PRISM_INVALID_ARGUMENT, "points is NULL", prism_session_interact(session, &p, &none));
     p.points = point, p.point_count = (size_t)-1;
-    EXPECT(PRISM_INVALID_ARGUMENT, "announced", prism_session_interact(session, &p, &none));
+    EXPECT(PRISM_INVALID_ARGUMENT, "were given", prism_session_interact(session, &p, &none));
     p.point_count = 2;
     EXPECT(PRISM_PROMPT, "", prism_session_interact(session, &p, &none));
     p.points = far, p.point_count = 1;
@@ -252,7 +252,7 @@ static void bad_prompts(prism_session *session) {
     p = prompts(), p.lasso = point, p.lasso_count = 2;
     EXPECT(PRISM_PROMPT, "at least three", prism_session_interact(session, &p, &none));
     p.lasso = point, p.lasso_count = (size_t)-1;
-    EXPECT(PRISM_INVALID_ARGUMENT, "announced", prism_session_interact(session, &p, &none));
+    EXPECT(PRISM_INVALID_ARGUMENT, "were given", prism_session_interact(session, &p, &none));
     p = prompts(), p.dense_kind = 3;
     EXPECT(PRISM_INVALID_ARGUMENT, "dense_kind is 3", prism_session_interact(session, &p, &none));
     p.dense_kind = PRISM_DENSE_MASK;

@@ -672,11 +672,11 @@ if (isMock) {
     await press("Enter");
     const { alert } = await state();
     assert.match(alert, /not known here/);
-    assert.match(alert, /Send it again/);
+    assert.match(alert, /Send again/);
     await shot("lost");
     await page.evaluate(() =>
       [...document.querySelectorAll("#alerts button")]
-        .find((b) => b.textContent === "Send it again")
+        .find((b) => b.textContent === "Send again")
         .click(),
     );
     await page.waitForFunction(
@@ -711,7 +711,7 @@ if (isMock) {
     await page.mouse.click(...(await pixel(page, 0, CLICK)));
     await settled(page);
     // The words stay where they were until there are others.
-    assert.equal(await waits(), "Looking at the scan…");
+    assert.equal(await waits(), "Segmenting…");
     await press("z");
     await fetch(new URL("mock/delay?ms=0", address));
   });

@@ -202,7 +202,7 @@ fn what_is_no_series_is_never_looked_for_on_disk() {
         let status = if name.is_empty() { 422 } else { 404 };
         for path in ["/datastore/image", "/datastore/image/info"] {
             let error = get(there, &format!("{path}?image={name}")).error(status, "detail");
-            assert!(error.contains("no image is named") || error.contains("no such image"));
+            assert!(error.contains("no image given") || error.contains("no such image"));
         }
         let error = infer(there, name, "image", &asked(&[])).error(404, "detail");
         assert!(error.contains("no such image"), "{name}: {error}");
@@ -273,7 +273,7 @@ fn series_that_come_later_are_found_and_those_that_grow_are_read_anew() {
 fn slices_of_small(there: SocketAddr) -> Option<usize> {
     let reply = get(there, &format!("/datastore/image?image={SMALL}"));
     if reply.status == 503 {
-        assert!(reply.error(503, "detail").contains("ask again"));
+        assert!(reply.error(503, "detail").contains("try again"));
         assert!(reply.header("Retry-After").is_some());
         return None;
     }

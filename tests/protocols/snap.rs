@@ -126,7 +126,7 @@ fn what_is_wrong_with_a_volume_is_told() {
         (with("components_per_pixel", json!(3)), 422, "3 components"),
         (with("spacing", json!([1, 1])), 422, "spacing"),
         (with("direction", json!([0, 0, 0, 0, 0, 0, 0, 0, 0])), 422, "inverted"),
-        (b"nothing".to_vec(), 400, "breaks off"),
+        (b"nothing".to_vec(), 400, "the form is incomplete"),
     ] {
         let error = send_form(at, "POST", &path, &body).error(status, "detail");
         assert!(error.contains(says), "{error}");

@@ -50,7 +50,7 @@ impl Drop for Process {
 fn the_program_serves_and_ends_in_order() {
     let refused = program(&["--bind", "0.0.0.0:0"]).output().unwrap();
     let error = String::from_utf8(refused.stderr).unwrap();
-    assert!(refused.status.code() == Some(2) && error.contains("a token is needed"), "{error}");
+    assert!(refused.status.code() == Some(2) && error.contains("a token is required"), "{error}");
     let refused = program(&["--bind", "nowhere"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(2));
     let lost = ["--bind", "127.0.0.1:0", "--dicom", "no such folder"];

@@ -143,7 +143,7 @@ fn archives_that_are_none_or_too_large_are_refused() {
         bomb[at + 24..at + 28].copy_from_slice(&0xFFFF_FF00u32.to_le_bytes());
     }
     let refused = send(there, "name=study.zip", &bomb);
-    assert!(refused.error(413, "error").contains("when unpacked"), "{}", refused.text());
+    assert!(refused.error(413, "error").contains("when decompressed"), "{}", refused.text());
     // Names determine what may be sent.
     assert_eq!(send(there, "name=study.rar", &study).status, 415);
     assert!(get(there, "/metrics").text().contains("prism_scans 0\n"));

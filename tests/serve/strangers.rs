@@ -26,7 +26,7 @@ fn what_is_wrong_is_told_by_its_status() {
     for (reply, status, says) in [
         (body(&prompts, "garbage"), 400, "the body"),
         (body(&prompts, "{\"point\":[]}"), 400, "unknown field"),
-        (body(&prompts, "{}"), 422, "nothing is said"),
+        (body(&prompts, "{}"), 422, "no prompts"),
         (body(&prompts, "{\"points\":[{\"at\":[9999,0,0]}]}"), 422, "lies outside the scan"),
         (body(&prompts, &corners), 422, "corners of lassos"),
         (body(&prompts, "{\"points\":[{\"at\":[0.5,0,0]}]}"), 422, "whole numbers"),
@@ -42,7 +42,7 @@ fn what_is_wrong_is_told_by_its_status() {
         (body("/v1/scans?name=a.nii.gz&modality=x", "x"), 400, "ct, mr or pet"),
         (body("/v1/scans?name=a.nii.gz", "not a scan"), 422, "is not recognised"),
         (body("/v1/scans", ""), 422, "is empty"),
-        (ask(at, "PUT", "/v1/scans", &[], b""), 405, "not asked in this way"),
+        (ask(at, "PUT", "/v1/scans", &[], b""), 405, "method not allowed"),
         (get(at, "/v1/what"), 404, "nnInteractive"),
     ] {
         let error = reply.error(status, "error");

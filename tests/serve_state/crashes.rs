@@ -310,7 +310,7 @@ fn a_server_answers_while_it_brings_back_what_there_was() {
         told.push(done);
         let reply = get(at, &format!("/v1/scans/{scan}"));
         if reply.status == 503 {
-            assert!(reply.error(503, "error").contains("brings back"), "{}", reply.text());
+            assert!(reply.error(503, "error").contains("restoring its state"), "{}", reply.text());
             assert!(reply.header("Retry-After").is_some());
             refused += 1;
         }

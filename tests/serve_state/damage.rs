@@ -36,7 +36,7 @@ fn what_breaks_off_is_dropped_and_what_is_damaged_is_told() {
         std::fs::write(&path, &whole[..cut]).unwrap();
         let mut server = started(keeping(&state));
         let [warning] = &server.warnings[..] else { panic!("{:?}", server.warnings) };
-        assert!(warning.contains("breaks off") && warning.contains(path.to_str().unwrap()));
+        assert!(warning.contains("incomplete") && warning.contains(path.to_str().unwrap()));
         let at = server.address;
         let (told, mask) = answer(at, &object);
         assert!(mask == one && told["step"] == 1, "{told}");
@@ -51,7 +51,7 @@ fn what_breaks_off_is_dropped_and_what_is_damaged_is_told() {
     // A file that became longer in a power cut, by zeros.
     std::fs::write(&path, [&whole[..], &[0; 5000]].concat()).unwrap();
     let mut server = started(keeping(&state));
-    assert!(server.warnings[0].contains("breaks off"), "{:?}", server.warnings);
+    assert!(server.warnings[0].contains("incomplete"), "{:?}", server.warnings);
     assert!(answer(server.address, &object).1 == two);
     server.end();
     assert!(std::fs::read(&path).unwrap() == whole);

@@ -51,11 +51,14 @@ impl About {
         let about: About = json_of(bytes)?;
         let name = about.name.as_deref().unwrap_or_default();
         if name.chars().count() > MOST_NAME {
-            return Err(Failure::unfit(format!("a name of more than {MOST_NAME} letters")));
+            return Err(Failure::unfit(format!("a name of more than {MOST_NAME} characters")));
         }
         // Files have a line for it.
         if name.chars().any(char::is_control) {
-            return Err(Failure::unfit(format!("a name '{}': expected one line", quoted(name))));
+            return Err(Failure::unfit(format!(
+                "the name '{}' is not a single line",
+                quoted(name)
+            )));
         }
         Ok(about)
     }

@@ -76,7 +76,7 @@ impl Said {
             let length = (0..3).map(|a| (to[a] - from[a]).abs()).fold(0.0, f64::max);
             if length > MOST_VOXELS as f64 {
                 return Err(Failure::unfit(format!(
-                    "a line over {length} voxels: at most {MOST_VOXELS} are taken"
+                    "a line of {length} voxels: at most {MOST_VOXELS} are accepted"
                 )));
             }
         }
@@ -91,9 +91,8 @@ impl Said {
             held += area * outline.len() as f64;
             if area > MOST_AREA || held > MOST_HELD {
                 return Err(Failure::unfit(format!(
-                    "a lasso over {area} voxels of {} corners, after others or by itself: at most \
-                     {MOST_AREA} voxels are taken, and over all lassos {MOST_HELD} voxels times \
-                     corners",
+                    "a lasso over {area} voxels with {} corners: at most {MOST_AREA} voxels are \
+                     accepted, and {MOST_HELD} voxels times corners over all lassos",
                     outline.len()
                 )));
             }
@@ -106,7 +105,7 @@ impl Said {
         let corners = self.lassos.iter().map(|l| l.outline.len()).sum::<usize>();
         if corners + self.lines.len() > MOST_CORNERS {
             return Err(Failure::unfit(format!(
-                "{corners} corners of lassos and {} lines: at most {MOST_CORNERS} are taken",
+                "{corners} corners of lassos and {} lines: at most {MOST_CORNERS} are accepted",
                 self.lines.len()
             )));
         }
@@ -114,7 +113,7 @@ impl Said {
         let few = |voxels: usize| match voxels {
             0..=MOST_VOXELS => Ok(()),
             many => Err(Failure::unfit(format!(
-                "{many} voxels are spoken of: at most {MOST_VOXELS} are taken"
+                "the prompts cover {many} voxels: at most {MOST_VOXELS} are accepted"
             ))),
         };
         let places =
@@ -162,7 +161,7 @@ impl Said {
         }
         match prompts.is_empty() && prompts.drawn.is_none() {
             true => Err(Failure::unfit(
-                "nothing is said: expected points, a box, scribbles, lassos or lines",
+                "no prompts: expected points, a box, scribbles, lassos or lines",
             )),
             false => Ok(prompts),
         }
@@ -225,9 +224,9 @@ mod tests {
         };
         let line = "{\"lines\":[{\"from\":[0,0,0],\"to\":[2e6,0,0]}]}";
         for (text, says) in [
-            (outline(29_999, 1), "lasso over 900000000 voxels of 4 corners"),
-            (outline(1_999, 251), "lasso over 4000000 voxels of 1004 corners"),
-            (line.to_string(), "line over 2000000 voxels"),
+            (outline(29_999, 1), "lasso over 900000000 voxels with 4 corners"),
+            (outline(1_999, 251), "lasso over 4000000 voxels with 1004 corners"),
+            (line.to_string(), "line of 2000000 voxels"),
         ] {
             let said: Said = json_of(text.as_bytes()).unwrap();
             let failure = said.prompts(&wide).unwrap_err();

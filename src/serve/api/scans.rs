@@ -32,7 +32,7 @@ pub(super) async fn add_scan(
     {
         return Err(Failure::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            format!("a scan's name ends in one of {SCANS:?}, or of DICOM in one of {DICOM:?}"),
+            format!("the scan's name must end in one of {SCANS:?}, or one of {DICOM:?} for DICOM"),
         ));
     }
     let series = field(&query, "series").filter(|series| !series.is_empty());
@@ -67,7 +67,7 @@ pub(super) async fn add_scan(
     let study = match shared.work.run(key_of(id), Kind::Other, read).await? {
         Ok(study) => study,
         Err(list) => {
-            let error = "holds several series of images: ask for one of them by ?series=";
+            let error = "holds several series of images: select one with ?series=";
             return Ok(reply(StatusCode::CONFLICT, &json!({ "error": error, "series": list })));
         }
     };

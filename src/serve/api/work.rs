@@ -196,7 +196,7 @@ pub(super) async fn prepare(
 ) -> Answer {
     let sent = sent_to(&shared, &name, request, body::SHORT).await?;
     let Expected { point } = json_of(&sent.bytes)?;
-    let position = point.ok_or_else(|| Failure::unfit("nothing is said: expected a point"))?;
+    let position = point.ok_or_else(|| Failure::unfit("no prompt: expected a point"))?;
     let (scan, study, object) = shared.store.object(&name)?;
     let mut prompts = Prompts::default();
     let point = RawPoint { position, positive: true };

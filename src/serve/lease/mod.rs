@@ -41,7 +41,7 @@ const WAITING: &str = "prompts that wait for a prediction";
 const FIRST: &str = "the first is there from the beginning";
 
 /// The error if there is no image.
-const NO_IMAGE: &str = "no image was sent yet: set_image, or upload_raw, comes first";
+const NO_IMAGE: &str = "no image yet: call set_image or upload_raw first";
 
 /// A client's state.
 #[derive(Default)]
@@ -293,7 +293,7 @@ impl State {
     fn fits(&self, buffer: Buffer) -> Result<(), Failure> {
         match self.image.as_ref().map(Image::shape) {
             Some(shape) if shape != buffer.shape => Err(Failure::bad(format!(
-                "a target buffer of shape {:?}: the image has {shape:?}",
+                "the target buffer has shape {:?}, the image has {shape:?}",
                 buffer.shape
             ))),
             _ => Ok(()),
@@ -397,7 +397,7 @@ impl State {
         if !run {
             if layer.queued.len() >= MOST_QUEUED {
                 return Err(Failure::bad(format!(
-                    "{MOST_QUEUED} interactions wait for a prediction: predict comes first"
+                    "{MOST_QUEUED} interactions are waiting for a prediction: call predict first"
                 )));
             }
             if !nothing {

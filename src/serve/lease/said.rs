@@ -107,7 +107,7 @@ impl State {
         let painted = area.marked.iter().filter(|m| **m != 0).count();
         if painted > MOST_PAINTED {
             return Err(Failure::bad(format!(
-                "a scribble of {painted} voxels: at most {MOST_PAINTED} are taken"
+                "a scribble of {painted} voxels: at most {MOST_PAINTED} are accepted"
             )));
         }
         let points = memory::room(PAINTED, painted)?;

@@ -60,7 +60,7 @@ impl State {
 
     /// Repeats what the journal says.
     pub fn follow(&mut self, kind: u8, from: &mut Reader) -> Result<(), String> {
-        let odd = || format!("a record of kind {kind} cannot be followed");
+        let odd = || format!("unknown record of kind {kind}");
         if kind == BUFFER {
             let shape = [from.size()?, from.size()?, from.size()?];
             let dtype = Dtype::named(&from.text()?).ok_or_else(odd)?;

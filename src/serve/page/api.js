@@ -17,13 +17,13 @@ if (given) {
 }
 
 const ADVICE = {
-  401: "Open the page by the whole address that “prism serve” printed: it ends in #token=…",
-  403: "Open the page by the address that “prism serve” printed.",
-  404: "The server may have let go of the scan after a pause, or was started anew: send it again.",
+  401: "Open the page with the full address that “prism serve” printed: it ends in #token=…",
+  403: "Open the page with the address that “prism serve” printed.",
+  404: "The server may have released the scan after a pause, or was restarted: send it again.",
   413: "Raise the server's limit, or crop the scan to the region of interest.",
   415: "Save it as NIfTI (.nii.gz), NRRD (.nrrd) or MetaImage (.mha), and open that.",
-  422: "Nothing was changed: correct what it names, and try again.",
-  503: "All places are taken. Close scans that are no longer needed, or try again in a minute.",
+  422: "Nothing was changed: correct the input and try again.",
+  503: "The server is full. Close scans that are no longer needed, or try again in a minute.",
   507: "The server's disk is full: close scans that are no longer needed, and try again.",
 };
 
@@ -48,7 +48,7 @@ function refusal(status, text) {
   } catch {
     // Something between the page and the server answered: its status has to do.
   }
-  const error = new ApiError(status, said.error ?? `the server answered ${status}`);
+  const error = new ApiError(status, said.error ?? `the server responded with ${status}`);
   // Where it holds several, those that can be asked for.
   error.series = said.series ?? null;
   return error;
@@ -57,7 +57,7 @@ function refusal(status, text) {
 const silent = () =>
   new ApiError(
     0,
-    "the server does not answer",
+    "the server does not respond",
     "Check that “prism serve” is running and that the network is up, then try again.",
   );
 
@@ -101,8 +101,8 @@ async function answer(method, path, options) {
   if (!said)
     throw new ApiError(
       502,
-      "the server's answer has no X-Prism-Answer",
-      "Something between this page and the server drops headers: connect without a proxy.",
+      "the server's response has no X-Prism-Answer header",
+      "A proxy between this page and the server drops headers: connect without it.",
     );
   const bits = new Uint8Array(await response.arrayBuffer());
   const expected = said.region
@@ -111,7 +111,7 @@ async function answer(method, path, options) {
   if (bits.length !== expected)
     throw new ApiError(
       502,
-      `the server's answer has ${bits.length} bytes: expected ${expected}`,
+      `the server's response has ${bits.length} bytes, expected ${expected}`,
       "Try again.",
     );
   return { ...said, bits };
@@ -134,7 +134,7 @@ export const server = {
     if (blob.size > limits.scan_bytes)
       throw new ApiError(
         413,
-        `the scan's file has ${blob.size} bytes: the server takes ${limits.scan_bytes} at most`,
+        `the scan's file has ${blob.size} bytes: the server accepts at most ${limits.scan_bytes}`,
       );
     signal?.throwIfAborted();
     const query = new URLSearchParams({ name });
@@ -148,7 +148,7 @@ export const server = {
       sent.setRequestHeader("Content-Type", "application/octet-stream");
       sent.upload.onprogress = (e) => e.lengthComputable && progress(e.loaded / e.total);
       sent.onerror = () => fail(silent());
-      sent.onabort = () => fail(new DOMException("the upload was given up", "AbortError"));
+      sent.onabort = () => fail(new DOMException("the upload was cancelled", "AbortError"));
       sent.onload = () => {
         if (sent.status !== 201) return fail(refusal(sent.status, sent.responseText));
         try {

@@ -20,10 +20,10 @@ const WINDOWS = [
 /** Milliseconds after which the server hears that the scan is open here: it forgets unused ones. */
 const BEAT = 4 * 60e3;
 const HINTS = {
-  click: "Left: belongs to the object · right or Ctrl: does not",
+  click: "Left: on the object · right or Ctrl: off it",
   box: "Drag a box around the object on one slice · Ctrl or T: through slices",
-  scribble: "Draw over the object · right or Ctrl: over what is not",
-  lasso: "Draw around the object · right or Ctrl: around what is not",
+  scribble: "Draw over the object · right or Ctrl: over the background",
+  lasso: "Draw around the object · right or Ctrl: around background",
   move: "Drag: pan · right: window · click: crosshair · Ctrl+wheel: zoom",
 };
 
@@ -103,7 +103,7 @@ function complain(error, again = null) {
   }
   const action =
     error.status === 404 && scan?.file
-      ? { label: "Send it again", run: sendAgain }
+      ? { label: "Send again", run: sendAgain }
       : again
         ? { label: "Try again", run: again }
         : null;
@@ -164,17 +164,17 @@ async function decided(gathered) {
     if (found.length === 1 && READABLE.test(first.path)) return () => open(first.file);
     if (found.length === 1 && /\.zip$/i.test(first.path))
       return () => openSeries(first.file, first.path);
-    say(`Looking at ${found.length} files…`);
+    say(`Checking ${found.length} files…`);
     dicom = await ofDicom(found);
   } catch (error) {
-    return void alarm(`this cannot be read: ${error?.message ?? error}`);
+    return void alarm(`cannot read this: ${error?.message ?? error}`);
   }
   const readable = found.filter(({ path }) => READABLE.test(path));
   if (!dicom.length && readable.length === 1) return () => open(readable[0].file);
   if (!dicom.length) {
-    const what = found.length === 1 ? found[0].path : `among ${found.length} files there`;
+    const what = found.length === 1 ? `${found[0].path} is not` : `none of these ${found.length} files is`;
     return void alarm(
-      `${what} is no scan that can be opened here`,
+      `${what} a scan that can be opened here`,
       "Choose a file whose name ends in .nii, .nii.gz, .nrrd or .mha, or the files or the folder " +
         "of a DICOM series.",
     );
@@ -201,7 +201,7 @@ async function openSeries(archive, name, files) {
   const show = (part, what) => {
     $("progress-bar").value = part;
     $("progress-text").textContent =
-      part < 1 ? `${what}: ${Math.floor(100 * part)} %` : "The server reads the series";
+      part < 1 ? `${what}: ${Math.floor(100 * part)} %` : "The server is reading the series";
   };
   const stem = name.replace(/\.zip$/i, "");
   let told,
@@ -298,7 +298,7 @@ async function chooseSeries(list) {
 async function open(file) {
   if (!READABLE.test(file.name)) {
     return alarm(
-      `${file.name} is no scan that can be opened here`,
+      `${file.name} is not a scan that can be opened here`,
       "Choose a file whose name ends in .nii, .nii.gz, .nrrd or .mha, or the files or the folder " +
         "of a DICOM series.",
     );
@@ -317,7 +317,7 @@ async function open(file) {
     say("Open a scan to begin.");
     return alarm(
       `${file.name} cannot be shown: ${error?.message ?? error}`,
-      "Is the file whole? Saving it as NIfTI (.nii.gz) by the program that made it often helps.",
+      "Is the file complete? Saving it again as NIfTI (.nii.gz) from the original program often helps.",
     );
   }
   scan = { id: null, file, name: file.name, modality: null, affine: null };
@@ -343,7 +343,7 @@ async function upload() {
   const show = (part) => {
     $("progress-bar").value = part;
     $("progress-text").textContent =
-      part < 1 ? `Sending the scan: ${Math.floor(100 * part)} %` : "The server reads the scan";
+      part < 1 ? `Sending the scan: ${Math.floor(100 * part)} %` : "The server is reading the scan";
   };
   show(0);
   say("Sending the scan to the server…");
@@ -354,13 +354,13 @@ async function upload() {
     if (!settled(told)) return;
     keep(told.scan, mine.file).then((is) => {
       if (!is && scan === mine)
-        say(`${mine.name} is ready. It is too large for a reload of the page to find it again.`);
+        say(`${mine.name} is ready. It is too large to be restored after a reload of the page.`);
     });
     addObject();
     say(`${mine.name} is ready: click into the lesion, or draw a box around it.`);
   } catch (error) {
     if (scan === mine) {
-      say("The scan is shown, but not on the server: nothing can be segmented.");
+      say("The scan is displayed, but not on the server: it cannot be segmented.");
       complain(error, () => scan === mine && upload());
     }
   } finally {
@@ -381,7 +381,7 @@ function settled(told) {
     server.close(told.scan).catch(() => {});
     alarm(
       error.message,
-      "Save the scan as NIfTI (.nii.gz) by the program that made it, and open that.",
+      "Save the scan as NIfTI (.nii.gz) from the original program, and open that.",
     );
     return false;
   }
@@ -441,7 +441,7 @@ async function takeUp(known) {
     if (error.status !== 404) return complain(error, () => takeUp(known));
     // The file is here: begin anew with it.
     alarm(
-      "The server has let go of this scan and its masks",
+      "The server has released this scan and its masks",
       "The scan is sent again; prompts have to be given again.",
     );
     forget();
@@ -467,9 +467,9 @@ async function takeUp(known) {
   save();
   enable();
   const count = objects.filter(isBegun).length;
-  const whose = known.left ? ", as a closed tab left it" : "";
-  const more = known.left ? " “Close” begins anew." : "";
-  say(`${scan.name} is open again${whose}, with ${count} object(s) from the server.${more}`);
+  const whose = known.left ? ", from a closed tab" : "";
+  const more = known.left ? " Use “Close” to start over." : "";
+  say(`${scan.name} was reopened${whose}, with ${count} object(s) from the server.${more}`);
 }
 
 /** At the page's start: what a reload brings back, or what a closed tab left. */
@@ -484,8 +484,8 @@ async function restore() {
   remember({ ...known, wanted: true });
   $("start-note").hidden = false;
   $("start-note").textContent =
-    `Drop ${known.name} again to go on with it: its masks are on the server, ` +
-    "but the file was too large to be kept by the browser.";
+    `Drop ${known.name} here again to continue: its masks are on the server, ` +
+    "but the file was too large for the browser to keep.";
 }
 
 /** After the server lost the scan: sends it and the masks that are shown here. */
@@ -776,7 +776,7 @@ function run(object, ask, { said = null, steps = 0, quiet = false } = {}) {
 function waitFor(object, said, steps) {
   if (!said) return steps ? "Going through the history…" : "Fetching the mask…";
   if (!Object.keys(said).length) return "Reading the mask…";
-  return object.at || object.mask.count ? "Correcting…" : "Looking at the scan…";
+  return object.at || object.mask.count ? "Correcting…" : "Segmenting…";
 }
 
 /** Shows an answer. */
@@ -859,7 +859,7 @@ function setUnsure(on) {
   doubting = on;
   $("unsure").setAttribute("aria-pressed", String(on));
   showUnsure();
-  say(on ? "What the network is unsure of is shown." : "What it is unsure of is hidden.");
+  say(on ? "Uncertain voxels are shown." : "Uncertain voxels are hidden.");
 }
 
 /** The diameters, and the slice that they lie on as its pane names and counts it. */
@@ -917,7 +917,7 @@ function step(which) {
 function reset() {
   const object = active;
   if (!object?.id) return;
-  if (object.mask.count && !confirm(`Clear ${object.name}? Undo does not bring its mask back.`))
+  if (object.mask.count && !confirm(`Clear ${object.name}? This cannot be undone.`))
     return;
   run(object, () => server.reset(object.id), { steps: -Infinity });
 }
@@ -1066,7 +1066,7 @@ function listWindows() {
   const choices = [["auto", "Auto"], ...(ct ? WINDOWS : [])];
   if (!choices.some(([key]) => key === preset)) preset = "auto";
   $("window").replaceChildren(...choices.map(([key, name]) => new Option(name, key)));
-  const own = new Option("By hand", "own");
+  const own = new Option("Custom", "own");
   own.hidden = true;
   $("window").append(own);
   $("window").disabled = false;
@@ -1182,7 +1182,7 @@ function deep(on) {
   $("deep").checked = on;
   say(
     on
-      ? "Boxes wait to be extended through slices: drag on another plane, or [ and ]."
+      ? "Boxes can be extended through slices: drag on another plane, or press [ and ]."
       : "Boxes are one slice thick.",
   );
 }
@@ -1277,7 +1277,7 @@ function beat() {
 function mayLeave() {
   return (
     !objects.some((o) => o.mask.count) ||
-    confirm(`Close ${scan.name}? Masks that were not saved are lost.`)
+    confirm(`Close ${scan.name}? Unsaved masks are lost.`)
   );
 }
 
@@ -1343,8 +1343,8 @@ function wire() {
   on("stop-upload", () => {
     uploading?.abort();
     if (!scan) return say("The series was not sent.");
-    alarm("The scan was not sent", "It is shown, but cannot be segmented.", {
-      label: "Send it",
+    alarm("The scan was not sent", "It is displayed, but cannot be segmented.", {
+      label: "Send",
       run: () => scan && !scan.id && upload(),
     });
   });
@@ -1389,7 +1389,7 @@ function wire() {
   addEventListener("pagehide", save);
   setInterval(beat, BEAT);
   $("picture").addEventListener("webglcontextlost", () =>
-    alarm("the browser lost the graphics card", "Reload the page: the masks are on the server."),
+    alarm("the browser lost access to the graphics card", "Reload the page: the masks are on the server."),
   );
   new ResizeObserver(() => view.nv && view.lay()).observe($("stage"));
 }

@@ -79,7 +79,7 @@ export class View {
     if (!document.createElement("canvas").getContext("webgl2")) {
       throw new Error(
         "this browser has no WebGL 2: use a current Firefox, Chrome, Edge or Safari, " +
-          "and let it use the graphics card",
+          "with access to the graphics card",
       );
     }
     await nv.attachToCanvas(this.canvas, false);
@@ -112,7 +112,7 @@ export class View {
   async open(file) {
     const volume = await NVImage.loadFromFile({ file, name: file.name });
     if (!volume?.img?.length || !volume.permRAS)
-      throw new Error("the viewer finds no voxels in it");
+      throw new Error("the viewer finds no voxels in the file");
     const { nv } = this;
     this.close();
     nv.addVolume(volume);

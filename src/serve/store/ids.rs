@@ -27,7 +27,10 @@ pub(super) fn id_of(text: &str) -> Option<Id> {
 pub fn new_id() -> Result<Id, Failure> {
     let mut bytes = [0; 16];
     SysRng.try_fill_bytes(&mut bytes).map_err(|e| {
-        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the system has no chance: {e}"))
+        Failure::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the system has no random numbers: {e}"),
+        )
     })?;
     Ok(Id::from_le_bytes(bytes))
 }

@@ -312,7 +312,7 @@ impl Store {
         let object = Arc::new(object);
         let _turn = study.change();
         if study.objects().len() >= most {
-            return Err(Failure::unfit(format!("a scan has {most} objects at most")));
+            return Err(Failure::unfit(format!("a scan has at most {most} objects")));
         }
         if let Some(journal) = &study.journal {
             journal.note(OBJECT, |out| object.put(out))?;
@@ -329,8 +329,11 @@ impl Store {
 
     /// An object by its name, with its scan.
     pub fn object(&self, name: &str) -> Result<(Key, Arc<Study>, Arc<Object>), Failure> {
-        let unknown =
-            || Failure::unknown("no such object: it or its scan was released, or not used");
+        let unknown = || {
+            Failure::unknown(
+                "no such object: it or its scan was released, or was unused for too long",
+            )
+        };
         let key = id_of(name).map(key_of).ok_or_else(unknown)?;
         let (scan, study) = {
             let mut all = self.all();
@@ -413,7 +416,7 @@ fn let_go<T: Kept>(gone: impl IntoIterator<Item = Held<T>>) {
 
 /// What is said of a session that is not there.
 fn no_session() -> Failure {
-    Failure::unknown("no such session: it was ended, or not used for too long")
+    Failure::unknown("no such session: it was ended, or was unused for too long")
 }
 
 /// What is said of a scan that is not there.

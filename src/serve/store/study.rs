@@ -216,7 +216,7 @@ impl Study {
             }
             _ => false,
         };
-        if done { Ok(()) } else { Err(format!("a record of kind {kind} cannot be followed")) }
+        if done { Ok(()) } else { Err(format!("unknown record of kind {kind}")) }
     }
 
     /// Where each object on it will be looked at next.
