@@ -1,4 +1,4 @@
-// prism for C++17: owning handles, errors as exceptions. Everything here is in terms of prism.h, which says what the calls do.
+// prism for C++17: owning handles, errors as exceptions. It wraps prism.h, which documents the calls.
 #ifndef PRISM_HPP
 #define PRISM_HPP
 
@@ -12,7 +12,7 @@
 
 namespace prism {
 
-// A call that failed: its status, and the library's message.
+// A failed call: its status, and the library's message.
 class Error : public std::runtime_error {
 public:
     Error(prism_status status, const std::string &message) : std::runtime_error(message), status(status) {}
@@ -30,7 +30,7 @@ struct Deleter {
 template <class T, prism_status (*Free)(T *)>
 using Handle = std::unique_ptr<T, Deleter<T, Free>>;
 
-// What a user says in one interaction; positions are in `space`.
+// The prompts of one interaction; positions are in `space`.
 struct Prompts {
     std::vector<std::array<double, 3>> points;
     std::vector<std::uint8_t> labels; // of the points: 1 on the object, 0 off it; empty: all on it
@@ -39,7 +39,7 @@ struct Prompts {
     const std::array<double, 6> *box = nullptr; // i0, j0, k0, i1, j1, k1
     std::vector<std::array<double, 6>> lines;   // from border to border of the object
     std::vector<std::array<double, 3>> lasso;   // corners of an outline on one slice
-    const std::uint8_t *others = nullptr;       // a mask of what the answer never enters, i fastest
+    const std::uint8_t *others = nullptr;       // a mask that the result never enters, i fastest
     prism_space space = PRISM_VOXELS;
 
     Prompts &point(double i, double j, double k, bool on = true) {
@@ -48,10 +48,10 @@ struct Prompts {
         return *this;
     }
 
-    // As the C interface takes it; valid as long as this is, and unchanged.
+    // The C structure; valid as long as this object exists unchanged.
     prism_prompts raw() const {
         if ((!labels.empty() && labels.size() != points.size()) || (!scribble_labels.empty() && scribble_labels.size() != scribble.size()))
-            throw std::invalid_argument("as many labels as points, or none");
+            throw std::invalid_argument("expected as many labels as points, or none");
         prism_prompts p{};
         p.struct_size = sizeof p;
         p.space = space;
@@ -190,7 +190,7 @@ public:
         check(prism_session_get_prediction(handle.get(), &made));
         return Prediction(made);
     }
-    // False where there is nothing to take back, or to do again.
+    // False if there is nothing to undo or redo.
     bool undo() { return stepped(prism_session_undo(handle.get())); }
     bool redo() { return stepped(prism_session_redo(handle.get())); }
     void reset() { check(prism_session_reset(handle.get())); }

@@ -7,8 +7,8 @@
         session.point((80, 80, 14))
         mask = session.mask
 
-`image` is a NumPy array with `spacing` or `affine`, a nibabel or SimpleITK image, or the name of a
-file. See `Session` for the order of indices. Messages go to the logger "prism_seg" too.
+`image` is a NumPy array with `spacing` or `affine`, a nibabel or SimpleITK image, or a file
+name. See `Session` for the order of indices. Messages also go to the logger "prism_seg".
 
 It is research software, not a medical device.
 """

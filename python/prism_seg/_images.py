@@ -77,7 +77,7 @@ def _simpleitk_affine(image: Any) -> np.ndarray:
 
 def _nibabel_affine(image: Any) -> np.ndarray:
     if image.affine is None:
-        raise ValueError("the nibabel image has no affine: it does not say where its voxels lie")
+        raise ValueError("the nibabel image has no affine: expected one")
     affine = np.array(image.affine, float)
     units = getattr(image.header, "get_xyzt_units", None)
     if units is not None:
@@ -98,7 +98,7 @@ class Source:
         knows_its_place = is_path(image) or _is_simpleitk(image) or _is_nibabel(image)
         if knows_its_place and (spacing is not None or affine is not None):
             raise ValueError(
-                "spacing and affine are for arrays: files and images say where their voxels lie"
+                "spacing and affine are for arrays: files and images have their own geometry"
             )
         if spacing is not None and affine is not None:
             raise ValueError("spacing and affine were both given: expected one of them")
@@ -108,7 +108,7 @@ class Source:
             if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
                 raise ValueError(
                     f"a SimpleITK image of {image.GetDimension()} dimensions and "
-                    f"{image.GetNumberOfComponentsPerPixel()} components a voxel: expected 3 and 1"
+                    f"{image.GetNumberOfComponentsPerPixel()} components: expected 3 and 1"
                 )
             # A copy of our own shares the voxels until somebody writes to either: what is written
             # to the caller's image afterwards is not seen here.
@@ -136,7 +136,7 @@ class Source:
         else:
             raise TypeError(
                 f"{type(image).__name__}: expected a NumPy array, a nibabel or SimpleITK image, or "
-                "the name of a file"
+                "a file name"
             )
 
     def array(self, voxels: np.ndarray) -> np.ndarray:
@@ -168,7 +168,7 @@ class Source:
     def same_kind(self, voxels: np.ndarray) -> Any:
         """A mask [i, j, k] as an image of this one's kind, at this one's place."""
         if is_path(self.image):
-            raise TypeError("the image was a file, which no object stands for: `save` writes one")
+            raise TypeError("the image is a file, not an object: use `save` to write the mask")
         if self.reversed:
             package = sys.modules["SimpleITK"]
             made = package.GetImageFromArray(np.ascontiguousarray(voxels.T))
@@ -195,7 +195,7 @@ def _expect_same_place(
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0)).min()
     if not apart < 0.1 * spacing:
         raise ValueError(
-            f"{what} lies elsewhere than the image, by {apart:.3g} mm: resample it to the image"
+            f"{what} is {apart:.3g} mm away from the image: resample it to the image"
         )
 
 

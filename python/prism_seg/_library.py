@@ -159,8 +159,8 @@ def _found() -> str:
     if installed:
         return installed
     raise ImportError(
-        f"{FILE} is neither beside {__file__}, as a wheel has it, nor where the system looks: "
-        "PRISM_LIBRARY may name it"
+        f"{FILE} was found neither beside {__file__}, as in a wheel, nor by the system: "
+        "set PRISM_LIBRARY to its path"
     )
 
 
@@ -170,7 +170,7 @@ def _loaded() -> ctypes.CDLL:
     found = library.prism_abi_version()
     if found != ABI_VERSION:
         raise ImportError(
-            f"{_found()} has interface version {found}, this package was written for {ABI_VERSION}"
+            f"{_found()} has interface version {found}, this package needs {ABI_VERSION}"
         )
     text = ctypes.c_char_p
     functions: dict[str, tuple[Any, list[Any]]] = {
@@ -218,7 +218,7 @@ VERSION: str = lib.prism_version().decode()
 class PrismError(RuntimeError):
     """A call that failed, with the library's message.
 
-    `status` is the number of the prism_status, `name` what it is called ("PRISM_PROMPT",
+    `status` is the number of the prism_status, `name` its name ("PRISM_PROMPT",
     "PRISM_BUSY", "PRISM_CANCELLED", "PRISM_FILE", ...).
     """
 

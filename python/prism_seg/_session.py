@@ -35,10 +35,10 @@ def _one_of(what: str, given: Any, known: dict[Any, int]) -> int:
 class Engine(Handle):
     """Where to compute: threads of the processor, or an NVIDIA GPU ("cuda", "cuda:N").
 
-    An engine owns its threads; models that are loaded for the same one share them. Any number of
+    An engine owns its threads; models loaded for the same engine share them. Any number of
     threads may use it at once.
 
-    `threads`: one per processor where it is 0. `precision`: "f32", "tf32" (GPUs), "ieee" (float32
+    `threads`: 0 for one per processor. `precision`: "f32", "tf32" (GPUs), "ieee" (float32
     without tensor cores), "f16" (GPUs) or "bf16" (GPUs, and processors with AVX512-BF16).
     `memory`: bytes that the library may use in this process.
     """
@@ -66,23 +66,23 @@ class Engine(Handle):
 
 
 class ModelFacts(NamedTuple):
-    """What a model is."""
+    """Properties of a model."""
 
     patch_edge: int
     """Voxels along each side of the cube that it looks at."""
     spacing: float
-    """Their spacing in mm, where it does not fit the cube to a box."""
+    """Their spacing in mm, unless the model fits the cube to a box."""
     candidates: int
     """Candidate masks of an interaction."""
     parameters: int
-    """How many weights it has."""
+    """Number of weights."""
 
 
 class Model(Handle):
-    """A network, laid out for an engine (or for a new one, of a device's name).
+    """A network, loaded for an engine (or for a new engine on the named device).
 
-    Any number of sessions and threads may use it at once. The file is read again as it is needed:
-    leave it where it is.
+    Any number of sessions and threads may use it at once. The file is read again when needed:
+    leave it in place.
     """
 
     _kind = "model"
@@ -94,23 +94,23 @@ class Model(Handle):
 
     @classmethod
     def small(cls, engine: Engine | str = "cpu") -> Model:
-        """The small model that comes with prism, where this wheel was built with it."""
+        """The small model that comes with prism, if this wheel was built with it."""
         if not _SMALL.exists():
             raise FileNotFoundError(
-                f"{_SMALL} is not there: this package was built without the small model "
-                "(scripts/wheel --with-model builds one with it); Model(PATH) loads any model file"
+                f"{_SMALL} does not exist: this package was built without the small model "
+                "(use scripts/wheel --with-model); Model(PATH) loads any model file"
             )
         return cls(_SMALL, engine)
 
     @property
     def facts(self) -> ModelFacts:
-        """What it is."""
+        """Properties of the model."""
         info = _library.ModelInfo()
         check(lib.prism_model_get_info(self.handle, ctypes.byref(info)))
         return ModelFacts(info.patch_edge, info.spacing, info.candidates, info.parameters)
 
     def warm_up(self) -> None:
-        """Does once what the first user would wait for."""
+        """Does one-time work in advance, so that the first user does not wait for it."""
         check(lib.prism_model_warm_up(self.handle))
 
 
@@ -130,14 +130,14 @@ def _shared_model() -> Model:
 class Volume(Handle):
     """A scan: a NumPy array with its spacing or affine, a nibabel or SimpleITK image, or a file.
 
-    A session makes one of what it is given; make one yourself where several sessions of different
-    models are to share it. Any number of sessions and threads may use it at once.
+    A session creates a Volume from its image; create one yourself to share it between sessions of
+    different models. Any number of sessions and threads may use it at once.
 
-    An array is read where it lies: leave it unchanged as long as the volume or a session uses it,
-    or hand over a copy. (A SimpleITK image may be changed: it parts from what is read here.)
+    An array is not copied: leave it unchanged as long as the volume or a session uses it, or pass
+    a copy. (A SimpleITK image may be changed: SimpleITK then copies it.)
 
-    `spacing` are the distances between voxels along the array's axes in mm; `affine` is the 4x4
-    matrix that takes an index (i, j, k, 1) to millimetres in RAS. Without either, 1 mm.
+    `spacing`: distances between voxels along the array's axes in mm. `affine`: the 4x4 matrix
+    that maps an index (i, j, k, 1) to millimetres in RAS. Without either, 1 mm.
     """
 
     _kind = "volume"
@@ -170,7 +170,7 @@ class Volume(Handle):
         self.spacing: tuple[float, ...] = tuple(info.spacing)
         """Distances between voxels along i, j and k in mm."""
         self.affine: NDArray[np.float64] = np.array(info.affine[:]).reshape(4, 4)
-        """The matrix that takes (i, j, k, 1) to millimetres in RAS."""
+        """The matrix that maps (i, j, k, 1) to millimetres in RAS."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -202,7 +202,7 @@ class _Watch:
 
 
 class Session(Handle):
-    """One object on a scan: what was said of it, the answer, what can be undone.
+    """One object on a scan: its prompts, its mask and its history.
 
         with prism_seg.Session(image, model) as session:
             session.box((69, 68, 13), (93, 94, 16))
@@ -210,26 +210,26 @@ class Session(Handle):
             mask = session.mask
 
     `image` is a NumPy array with `spacing` or `affine` (see `Volume`), a nibabel or SimpleITK
-    image, the name of a file, or a Volume. `model` is a Model or the name of its file; without it,
-    the small model that came with the package, shared by all such sessions.
+    image, a file name, or a Volume. `model` is a Model or a file name; without it, the small model
+    that comes with the package is used, shared by all such sessions.
 
     Positions are indices of the image in its own order: [i, j, k] of an array or a nibabel image,
-    (x, y, z) of a SimpleITK image, as its GetPixel takes them. Where `space` is "ras" or "lps" they
-    are millimetres. Masks are arrays in the order of the image's arrays: [z, y, x] for SimpleITK,
-    as GetArrayFromImage gives them.
+    (x, y, z) of a SimpleITK image, as in GetPixel. If `space` is "ras" or "lps" they are
+    millimetres. Masks are arrays in the order of the image's arrays: [z, y, x] for SimpleITK, as
+    in GetArrayFromImage.
 
-    Each interaction adds to what was said before, and returns the answer. Every click and stroke
-    holds until it is undone or contradicted.
+    Each interaction adds its prompts to the earlier ones and returns a prediction. Every click and
+    stroke holds until it is undone or contradicted.
 
-    A session is for one thread at a time: a second gets a PrismError named PRISM_BUSY. `cancel`
-    may be called from any. Different sessions run at the same time; calls do not hold Python's
-    lock.
+    Use a session from one thread at a time: a second one gets a PrismError named PRISM_BUSY.
+    `cancel` may be called from any thread. Different sessions run in parallel; calls release the
+    GIL.
 
-    `modality`: "ct", "mr" or "pet", told by the distribution of the values where it is None.
+    `modality`: "ct", "mr" or "pet"; None guesses it from the distribution of the values.
     `intensities`: "percentiles", or (low, high, mean, sd) to clip and normalise by. `resolution`:
     spacing in mm at which the model looks, 0 for its own choice. `released`: the network alone, as
-    the paper runs it, without the session's promises. `memory`, `undo_steps`, `undo_bytes`: limits,
-    0 for the usual ones.
+    in the paper, without the session's guarantees. `memory`, `undo_steps`, `undo_bytes`: limits,
+    0 for the defaults.
     """
 
     _kind = "session"
@@ -293,7 +293,7 @@ class Session(Handle):
         self._notes = notes
 
     def another(self) -> Session:
-        """A session for another object on the same scan, which shares what was encoded of it."""
+        """A session for another object on the same scan, which shares the encoded patches."""
         made = Session.__new__(Session)
         made.model, made.volume = self.model, self.volume
         made._begin(opened(lib.prism_session_fork, self.handle), list(self.volume.notes))
@@ -304,13 +304,13 @@ class Session(Handle):
     # What a user says.
 
     def point(self, at: Numbers, positive: bool = True, *, space: str = "index") -> Prediction:
-        """A click at a voxel on the object, or off it."""
+        """A click on the object, or off it."""
         return self.interact(points=[at], labels=[positive], space=space)
 
     def box(self, start: Numbers, stop: Numbers, *, space: str = "index") -> Prediction:
-        """A box around the object: from voxel `start` to before `stop`, as in slices of arrays.
+        """A box around the object, from voxel `start` to `stop` (exclusive), as in array slices.
 
-        In mm, two opposite corners, which count for the voxels whose centres lie within.
+        In mm, two opposite corners; the box has the voxels whose centres lie within.
         """
         return self.interact(box=[start, stop], space=space)
 
@@ -319,17 +319,17 @@ class Session(Handle):
         return self.interact(scribble=voxels, scribble_labels=positive)
 
     def lasso(self, corners: Numbers, *, space: str = "index") -> Prediction:
-        """An outline (n, 3) around the object on one slice, of any axis; it closes itself."""
+        """An outline (n, 3) around the object on one slice of any axis; it need not be closed."""
         return self.interact(lasso=corners, space=space)
 
     def line(self, start: Numbers, end: Numbers, *, space: str = "index") -> Prediction:
-        """A line from one border of the object to the other, as RECIST measures it."""
+        """A line from border to border of the object, as in RECIST."""
         return self.interact(lines=[[*start, *end]], space=space)
 
     def start_from(self, mask: Any) -> Prediction:
-        """A mask that is the answer from now on, until something said disagrees.
+        """A mask that is the result until a prompt disagrees.
 
-        An array in the order of `mask`, or an image of the same place.
+        An array in the order of `mask`, or an image with the same geometry.
         """
         return self.interact(mask=mask)
 
@@ -348,14 +348,14 @@ class Session(Handle):
         others: Any = None,
         space: str = "index",
     ) -> Prediction:
-        """One interaction of any of these together:
+        """One interaction with any of these:
 
         - `points` (n, 3), with `labels`: true on the object, false off it; one for all or for each
-        - `box`: two corners, as `box` takes them
+        - `box`: two corners, as for the method `box`
         - `lines` (n, 6) and `lasso` (n, 3)
-        - `scribble` with `scribble_labels`: as points, or a mask
-        - `mask` or `logits` (finite): what to start from in place of the last answer
-        - `others`: a mask of other objects, which the answer never enters, now and later
+        - `scribble` with `scribble_labels`: voxels, or a mask
+        - `mask` or `logits` (finite): to start from instead of the last prediction
+        - `others`: a mask of other objects, which the result never enters, now and later
         - `space`: "index", "ras" or "lps", for points, box, lines and lasso
         """
         given, _kept = self._prompts(
@@ -379,9 +379,9 @@ class Session(Handle):
         return Prediction(handle, self.volume, tuple(notes))
 
     def prepare(self, **prompts: Any) -> None:
-        """Encodes the scan where these prompts make the model look, before the first click.
+        """Encodes the patch for these prompts before the first click.
 
-        Takes what `interact` takes. Nothing is said of the object by it.
+        Takes the arguments of `interact`. It adds no prompts.
         """
         given, _kept = self._prompts(**prompts)
         with hearing() as notes:
@@ -465,7 +465,7 @@ class Session(Handle):
 
     @property
     def prediction(self) -> Prediction | None:
-        """The answer as it stands, after undo and redo too; None where nothing was said."""
+        """The current prediction, also after undo and redo; None without one."""
         try:
             handle = opened(lib.prism_session_get_prediction, self.handle)
         except _library.PrismError as error:
@@ -476,9 +476,9 @@ class Session(Handle):
 
     @property
     def mask(self) -> NDArray[np.uint8]:
-        """The answer: uint8, 1 on the object, in the order of the image's arrays.
+        """The mask: uint8, 1 on the object, in the order of the image's arrays.
 
-        A new array each time; empty (all 0) where nothing was said.
+        A new array each time; all 0 without a prediction.
         """
         prediction = self.prediction
         if prediction is None:
@@ -488,18 +488,18 @@ class Session(Handle):
         return prediction.mask
 
     def to_image(self) -> Any:
-        """The mask as an image of the kind that the session was opened on, at the same place."""
+        """The mask as an image of the same type and geometry as the session's image."""
         return _image_of(self.mask, self.volume)
 
     @property
     def score(self) -> float | None:
-        """The Dice to expect, 0 to 1; None where the model does not tell."""
+        """Expected Dice, 0 to 1; None if the model does not estimate it."""
         prediction = self.prediction
         return None if prediction is None else prediction.score
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """All that the library said of the scan and of what was said since, in its order."""
+        """All messages about the scan and the interactions, in order."""
         return tuple(self._notes)
 
     def _step(self, function: Callable[..., int]) -> bool:
@@ -509,28 +509,28 @@ class Session(Handle):
         return status != _library.NOTHING
 
     def undo(self) -> bool:
-        """Takes the last interaction back; False where there is none."""
+        """Undoes the last interaction; False if there is none."""
         return self._step(lib.prism_session_undo)
 
     def redo(self) -> bool:
-        """Does it again; False where none was taken back."""
+        """Redoes an interaction; False if none was undone."""
         return self._step(lib.prism_session_redo)
 
     def reset(self) -> None:
-        """Forgets what was said, answers and history. The scan stays encoded."""
+        """Removes prompts, predictions and history. The scan stays encoded."""
         check(lib.prism_session_reset(self.handle))
 
     @property
     def depth(self) -> tuple[int, int]:
-        """How many interactions can be undone, and redone."""
+        """Number of interactions that can be undone and redone."""
         undo, redo = ctypes.c_size_t(), ctypes.c_size_t()
         check(lib.prism_session_get_depth(self.handle, ctypes.byref(undo), ctypes.byref(redo)))
         return undo.value, redo.value
 
     def on_progress(self, progress: Progress | None) -> None:
-        """Calls `progress(share, stage)` as later calls proceed; False cancels the call.
+        """Calls `progress(share, stage)` as later calls proceed; returning False cancels the call.
 
-        What it raises is raised by the call, which leaves the session as it was.
+        An exception that it raises is raised by the call, which leaves the session unchanged.
         """
         watch = self._watch
         callback = _library.ProgressCallback() if progress is None else watch.callback
@@ -538,12 +538,12 @@ class Session(Handle):
         watch.progress = progress
 
     def cancel(self) -> None:
-        """Ends the call that is under way on another thread with PRISM_CANCELLED."""
+        """Cancels the call that is running on another thread with PRISM_CANCELLED."""
         check(lib.prism_session_cancel(self.handle))
 
 
 class Prediction(Handle):
-    """An answer. It does not change; any number of threads may read it at once."""
+    """A result. It does not change; any number of threads may read it at once."""
 
     _kind = "prediction"
 
@@ -551,23 +551,23 @@ class Prediction(Handle):
         self._own(handle)
         self._volume = volume
         self.notes: tuple[str, ...] = notes
-        """What the library said of the interaction; empty where it was asked for again."""
+        """Messages about the interaction; empty if it was fetched again."""
         info = _library.PredictionInfo()
         check(lib.prism_prediction_get_info(handle, ctypes.byref(info)))
         self.score: float | None = None if np.isnan(info.score) else float(info.score)
-        """The Dice to expect, 0 to 1; None where the model does not tell, or was not asked."""
+        """Expected Dice, 0 to 1; None if the model does not estimate it or was not run."""
         self.looks: int = info.looks
-        """How often the network was asked: 0 where the answer said so already."""
+        """How often the network was run: 0 if the mask already agreed."""
         self.changed: int = info.changed
-        """Voxels that changed sides."""
+        """Voxels that changed between object and background."""
         stages = ("patch", "encode", "prompts", "decode", "refine")
         self.seconds: dict[str, float] = dict(zip(stages, info.seconds))
-        """What took how long."""
+        """Seconds per stage."""
         self._candidates: int = info.candidates
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """What the network thinks each candidate's Dice is, not calibrated."""
+        """The network's estimate of each candidate's Dice, not calibrated."""
         scores = np.empty(self._candidates, np.float32)
         count = len(scores)
         check(lib.prism_prediction_get_scores(self.handle, scores.ctypes.data, count, None))
@@ -586,16 +586,17 @@ class Prediction(Handle):
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """float32, positive on the object; -100 where nothing was ever said."""
+        """float32, positive on the object; -100 where nothing was predicted."""
         return self._read(lib.prism_prediction_get_logits, np.float32)
 
     def to_image(self) -> Any:
-        """The mask as an image of the kind that the session was opened on, at the same place."""
+        """The mask as an image of the same type and geometry as the session's image."""
         return _image_of(self.mask, self._volume)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the mask as .nii.gz, .nii, .nrrd, .seg.nrrd, .mha or .mhd; whole, or not at all,
-        and not over a file that the scan was read from."""
+        """Writes the mask as .nii.gz, .nii, .nrrd, .seg.nrrd, .mha or .mhd.
+
+        The file appears complete or not at all, and never replaces a file of the scan."""
         check(lib.prism_prediction_save_mask(self.handle, path_of(path)))
 
 
@@ -618,7 +619,7 @@ def _labels(given: Any, count: int, what: str) -> np.ndarray:
     labels = np.asarray(given)
     if labels.ndim > 1 or (labels.ndim == 1 and len(labels) != count):
         raise ValueError(
-            f"{what} of shape {labels.shape}: expected one, or one for each of {count}"
+            f"{what} of shape {labels.shape}: expected a single one, or {count}"
         )
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"{what} are {given}: expected true (on the object) or false (off it)")
@@ -635,5 +636,5 @@ def _scribbled(given: Any, marks: Callable[[Any, str], np.ndarray]) -> np.ndarra
     with np.errstate(invalid="ignore"):
         whole = voxels.astype(np.int32)
     if not np.array_equal(whole, voxels):
-        raise ValueError("a scribble of positions that are no voxels: expected whole numbers")
+        raise ValueError("a scribble has positions that are not voxels: expected whole numbers")
     return np.ascontiguousarray(whole)

@@ -370,7 +370,7 @@ class Nibabel(unittest.TestCase):
             shifted = oblique()
             shifted[:3, 3] += 5
             elsewhere = nibabel.Nifti1Image(expected, shifted)
-            self.assertRaisesRegex(ValueError, "lies elsewhere", session.start_from, elsewhere)
+            self.assertRaisesRegex(ValueError, "mm away from the image", session.start_from, elsewhere)
             made = session.to_image()
             np.testing.assert_array_equal(made.affine, image.affine)
 
