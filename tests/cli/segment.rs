@@ -301,7 +301,7 @@ fn the_model_that_comes_along_finds_the_example_nodule() {
         std::fs::read_to_string(here("docs/embedding.md")).unwrap(),
     );
     for (name, words) in
-        [("packed_weights", "MB of weights laid out anew"), ("encoded_scan", "MB an encoded patch")]
+        [("packed_weights", "MB of packed weights"), ("encoded_scan", "MB per encoded patch")]
     {
         let figure = format!("{:.0} {words}", json["bytes"][name].as_f64().unwrap() / 1e6);
         assert!(tutorial.contains(&figure), "docs/embedding.md does not say '{figure}'");

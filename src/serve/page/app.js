@@ -172,7 +172,8 @@ async function decided(gathered) {
   const readable = found.filter(({ path }) => READABLE.test(path));
   if (!dicom.length && readable.length === 1) return () => open(readable[0].file);
   if (!dicom.length) {
-    const what = found.length === 1 ? `${found[0].path} is not` : `none of these ${found.length} files is`;
+    const what =
+      found.length === 1 ? `${found[0].path} is not` : `none of these ${found.length} files is`;
     return void alarm(
       `${what} a scan that can be opened here`,
       "Choose a file whose name ends in .nii, .nii.gz, .nrrd or .mha, or the files or the folder " +
@@ -317,7 +318,7 @@ async function open(file) {
     say("Open a scan to begin.");
     return alarm(
       `${file.name} cannot be shown: ${error?.message ?? error}`,
-      "Is the file complete? Saving it again as NIfTI (.nii.gz) from the original program often helps.",
+      "Is the file complete? Saving it again as NIfTI (.nii.gz) often helps.",
     );
   }
   scan = { id: null, file, name: file.name, modality: null, affine: null };
@@ -1389,7 +1390,7 @@ function wire() {
   addEventListener("pagehide", save);
   setInterval(beat, BEAT);
   $("picture").addEventListener("webglcontextlost", () =>
-    alarm("the browser lost access to the graphics card", "Reload the page: the masks are on the server."),
+    alarm("the browser lost the graphics device", "Reload the page: the masks are on the server."),
   );
   new ResizeObserver(() => view.nv && view.lay()).observe($("stage"));
 }

@@ -12,7 +12,7 @@ export class Grid {
     this.axis = perm.map((p) => Math.abs(p) - 1);
     this.flipped = perm.map((p) => p < 0);
     this.ras = this.axis.map((a) => shape[a]);
-    if ([...this.axis].sort().join() !== "0,1,2") throw new Error(`not a permutation of axes: ${perm}`);
+    if ([...this.axis].sort().join() !== "0,1,2") throw new Error(`invalid axis order: ${perm}`);
     // How far apart neighbours along the file's axes lie in an array in the viewer's order.
     const steps = [1, this.ras[0], this.ras[0] * this.ras[1]];
     this.stride = [0, 0, 0];
