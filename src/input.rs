@@ -377,7 +377,7 @@ impl Input {
         }
         // A pipe has no length and is read only once.
         let mut bytes = vec![];
-        memory::read("what comes through the pipe", &mut file, &mut bytes)?;
+        memory::read("the content of the pipe", &mut file, &mut bytes)?;
         let length = bytes.len() as u64;
         Input::new(Cursor::new(bytes), length)
     }
@@ -591,7 +591,7 @@ pub fn read_text(path: &Path, expected: &str) -> Result<String, String> {
     if bytes.len() as u64 == MOST_TEXT {
         return Err(format!("is longer than {} MiB, expected {expected}", MOST_TEXT >> 20));
     }
-    room_apart("what a text file says", bytes.len()).map_err(|e| e.to_string())?;
+    room_apart("the content of a text file", bytes.len()).map_err(|e| e.to_string())?;
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(format!("is text in UTF-16, expected {expected} in UTF-8"));
     }

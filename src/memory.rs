@@ -365,7 +365,7 @@ pub fn room<T>(what: &'static str, count: usize) -> Result<Vec<T>, Refused> {
 /// An error unless there is room for allocations that are made without asking: packed matrices of a
 /// product, tables of a decompressor, lists and messages.
 pub(crate) fn headroom() -> Result<(), Refused> {
-    room::<u8>("what work takes beside its results", 8 << 20).map(drop)
+    room::<u8>("temporary memory", 8 << 20).map(drop)
 }
 
 /// Unwinds to [`caught`].

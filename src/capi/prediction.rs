@@ -114,7 +114,7 @@ unsafe fn fits(
         }
         true => Ok(false),
         false if capacity < bytes => {
-            let message = format!("the buffer holds {capacity} bytes, the result takes {bytes}");
+            let message = format!("the buffer holds {capacity} bytes, the result needs {bytes}");
             Err(Failure::new(prism_status::PRISM_BUFFER_TOO_SMALL, message))
         }
         false => Ok(true),

@@ -130,7 +130,7 @@ fn steered(results: &[Results]) -> String {
     if all.is_empty() {
         return String::new();
     }
-    let mut text = "\n| configuration | Dice, first | after 1 | 3 | 5 | 10 | NSD 2 mm, first | after 5 | 10 | AUC Dice | AUC NSD | clicks to 0.80 | 0.85 | 0.90 | obeyed | held | steps that lose more than 0.01 | s a click, median | most |\n".to_string();
+    let mut text = "\n| configuration | Dice, first | after 1 | 3 | 5 | 10 | NSD 2 mm, first | after 5 | 10 | AUC Dice | AUC NSD | clicks to 0.80 | 0.85 | 0.90 | obeyed | held | steps that lose more than 0.01 | s per click, median | most |\n".to_string();
     text += "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
     for r in &all {
         let mean = |v: Vec<f64>| {

@@ -37,7 +37,7 @@ pub enum PromptMaps {
 pub(crate) const GAUSSIAN: &str = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix";
 
 /// What messages call the memory of what the network is told.
-pub(super) const TOKENS: &str = "what the network is told";
+pub(super) const TOKENS: &str = "the prompts of the network";
 
 /// The prompt maps of `points`, for a patch of `edge` voxels a side on `device`.
 ///

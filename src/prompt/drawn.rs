@@ -11,8 +11,8 @@ const WITHIN: f64 = 0.8;
 /// The part of an outline, about its middle, whose voxels are assumed to be on the object.
 const SHRUNK: f64 = 0.9;
 /// How a refusal of memory names it.
-const POINTS: &str = "points of what was drawn";
-const MASK: &str = "a mask beside what was said";
+const POINTS: &str = "points of a drawn prompt";
+const MASK: &str = "a mask for the prompts";
 /// The width of a lesion across its longest diameter, as a part of that diameter: the usual ratio
 /// of RECIST's two diameters.
 const ASPECT: f64 = 0.75;
@@ -244,7 +244,7 @@ impl Prompts {
 const MOST_DRAWN: usize = 10_000;
 
 /// How messages name the memory that this takes.
-const AREA: &str = "an area that was drawn";
+const AREA: &str = "a drawn area";
 
 /// A block of a scan with voxels marked in it.
 pub struct Area {

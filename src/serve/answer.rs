@@ -8,7 +8,7 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 /// How messages name the memory that this takes.
-const CHANGE: &str = "what changed of an answer";
+const CHANGE: &str = "the changes of a mask";
 /// Probabilities of voxels about which the network is unsure.
 const UNSURE: RangeInclusive<f32> = 0.25..=0.75;
 

@@ -26,7 +26,7 @@ const SLOWEST: u64 = 32 << 10;
 
 /// How messages name the memory that a body takes.
 const WHAT: &str = "an upload";
-const ANSWER: &str = "an answer to be sent";
+const ANSWER: &str = "a response";
 
 /// A body in memory, which is counted.
 pub struct Sent {

@@ -39,8 +39,8 @@ const VERSION: &str = "0.1.6";
 const MODEL: &str = "nnInteractive";
 
 /// How messages name the memory that a volume and an answer take.
-const VOLUME: &str = "a volume that was sent";
-const ANSWER: &str = "an answer to be sent";
+const VOLUME: &str = "an uploaded volume";
+const ANSWER: &str = "a response";
 
 /// The protocol's paths.
 pub fn routes() -> Vec<Route> {

@@ -21,7 +21,7 @@ use std::time::SystemTime;
 const DAMAGED: &str = "journal.damaged";
 
 /// How messages name the memory that files of the folder take.
-const KEPT: &str = "what was kept of a session";
+const KEPT: &str = "the stored state of a session";
 
 impl Folder {
     /// Finds what an earlier server left. What was dropped, or never completed, is removed. What

@@ -44,7 +44,7 @@ const MOST_CLICKS: usize = 1_000;
 const MOST_LABEL: usize = 200;
 
 /// How messages name the memory that this takes.
-const ANSWER: &str = "an answer to be sent";
+const ANSWER: &str = "a response";
 
 /// The protocol's paths.
 pub fn routes() -> Vec<Route> {

@@ -20,8 +20,8 @@ const CHUNK: usize = 1 << 28;
 const MOST_CHUNKS: u32 = 1 << 16;
 
 /// How messages name the memory that an array takes.
-const ARRAY: &str = "an array that was sent";
-const ANSWER: &str = "an answer to be sent";
+const ARRAY: &str = "an uploaded array";
+const ANSWER: &str = "a response";
 
 /// Types of an array's elements, as NumPy names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::volume::{Affine, Grid};
 use std::sync::Arc;
 
 /// How messages name the memory that kept bytes take.
-const KEPT: &str = "what is kept of a session";
+const KEPT: &str = "the stored state of a session";
 
 /// The message for bytes that were not written by this module.
 const ODD: &str = "the stored state of a session has an unknown format";

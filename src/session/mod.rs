@@ -108,7 +108,7 @@ pub const MASK_LOGIT: f32 = 8.0;
 /// How messages name the memory that an answer takes.
 const ANSWER: &str = "an answer";
 /// What a refusal of memory for the voxels of prompts names.
-const CLICKS: &str = "what was said of the object";
+const CLICKS: &str = "the prompts of the object";
 
 /// The points that the prompt encoder is given, and the number left to the refiner alone.
 fn thin(points: Vec<([i32; 3], bool)>) -> (Vec<([i32; 3], bool)>, usize) {

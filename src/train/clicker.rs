@@ -17,7 +17,7 @@ use crate::volume::distance::components;
 use rand::{Rng, RngExt};
 
 /// What messages call the memory of what this person sees and draws.
-const SEEN: &str = "what a simulated user sees";
+const SEEN: &str = "the view of a simulated user";
 
 /// How a person goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use std::sync::Arc;
 const BUCKET: usize = 8 << 20;
 
 /// How a refusal of memory names it.
-const GRADIENTS: &str = "gradients that are added up";
+const GRADIENTS: &str = "sums of gradients";
 
 /// The order in which a network's gradients are exchanged, in groups that are sent together.
 pub struct Buckets {

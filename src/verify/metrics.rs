@@ -39,8 +39,9 @@ pub fn run(path: &Path) -> Result<Vec<Check>, VerifyError> {
             &prediction,
             &Grid { size, affine: Affine::from_spacing(spacing) },
         );
-        let fields =
-            case.as_object().ok_or_else(|| archive.error(format!("case {number} is no object")))?;
+        let fields = case
+            .as_object()
+            .ok_or_else(|| archive.error(format!("case {number} is not an object")))?;
         for (key, want) in fields {
             let got = match key.as_str() {
                 "case" | "spacing_mm" => continue,

@@ -65,7 +65,7 @@ impl Modality {
             return (
                 Modality::Pet,
                 format!(
-                    "most of it is dim beside a few bright parts: its median is {median:.3}, its 99.9th percentile {top:.3}"
+                    "most values are low compared with a few bright regions: its median is {median:.3}, its 99.9th percentile {top:.3}"
                 ),
             );
         }

@@ -404,8 +404,7 @@ fn no_series(head: &[u8], series: &str) -> String {
 const UNNAMED: &str = "the file";
 
 /// The message for a header that came without the files it names.
-const VOXELS_ELSEWHERE: &str =
-    "its voxels lie in another file beside it: expected one file that holds both";
+const VOXELS_ELSEWHERE: &str = "its voxels are in a separate file: expected one file with both";
 
 /// Reads a file of any format from memory.
 fn contents_of(bytes: Vec<u8>, which: Which) -> Result<Contents, VolumeError> {

@@ -75,7 +75,7 @@ fn what_is_wrong_is_told_by_its_status() {
     pair[344..348].copy_from_slice(b"ni1\0");
     for bytes in [nrrd.as_bytes(), mha.as_bytes(), &pair] {
         let error = ask(at, "POST", "/v1/scans", &[], bytes).error(422, "error");
-        assert!(error.contains("lie in another file"), "{error}");
+        assert!(error.contains("in a separate file"), "{error}");
     }
     // More than is possible, or without a length: refused before it is read.
     let huge = [("Content-Length", "99999999999999")];

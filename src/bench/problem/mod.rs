@@ -130,10 +130,10 @@ fn numbers<const N: usize>(
         let which = letters
             .iter()
             .position(|l| *l == letter)
-            .ok_or_else(|| format!("'{letter}' is none of {}", letters.join(", ")))?;
+            .ok_or_else(|| format!("'{letter}' is not one of {}", letters.join(", ")))?;
         let value = number.parse().ok().filter(|v| *v <= MOST);
         values[which] = Some(value.ok_or_else(|| {
-            format!("'{letter}{number}' needs a number up to {MOST} behind {letter}")
+            format!("'{letter}{number}' needs a number up to {MOST} after {letter}")
         })?);
         if std::mem::replace(&mut given[which], true) {
             return Err(format!("'{letter}' is given twice"));

@@ -169,7 +169,7 @@ pub fn bounds(given: &Value, size: [usize; 3]) -> Result<Option<[usize; 6]>, Str
         if start >= end {
             let [from, to] = names;
             return Err(format!(
-                "its box contains no voxel: '{from}' is {low}, '{to}' is {high}, the image has {} there",
+                "its box contains no voxel: '{from}' is {low}, '{to}' is {high}, the image has {} voxels there",
                 size[a]
             ));
         }

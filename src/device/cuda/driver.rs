@@ -537,7 +537,7 @@ impl Launcher for Driver {
             ),
             ("recorded launches", {
                 let early = if self.chain.overlaps { "may begin early" } else { "wait" };
-                let branches = if self.branches { "in branches" } else { "one behind the other" };
+                let branches = if self.branches { "in branches" } else { "one after another" };
                 format!("{early}, {branches}")
             }),
             ("convolutions", {

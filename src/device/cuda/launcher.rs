@@ -77,13 +77,13 @@ impl Limits {
         }
         if threads == 0 || threads > self.threads {
             return fail(format!(
-                "{threads} threads a block; the device takes at most {}",
+                "{threads} threads per block; the device takes at most {}",
                 self.threads
             ));
         }
         if shared > self.shared {
             return fail(format!(
-                "{shared} bytes of shared memory a block; the device has {}",
+                "{shared} bytes of shared memory per block; the device has {}",
                 self.shared
             ));
         }

@@ -525,7 +525,7 @@ impl Cuda {
         self.0.launcher.download_read(memory.address, bytes, &mut |values| {
             result = read.take().map(|read| read(values));
         })?;
-        result.ok_or_else(|| CudaError::Launch("a copy from the device that nobody read".into()))
+        result.ok_or_else(|| CudaError::Launch("an unread copy from the device".into()))
     }
 
     /// Whether `bytes` bytes of `memory` can be copied back; false in a dry run, where reads give

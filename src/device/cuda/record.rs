@@ -337,7 +337,7 @@ pub(super) fn outside_capture<R, E: From<CudaError>>(
     }
     if here(device, |here| matches!(here.stage, Some(Stage::Capturing { .. }))) {
         return Err(CudaError::Launch(
-            "recorded work lays out for good what its first run did not".into(),
+            "recorded work keeps memory that its first run did not".into(),
         )
         .into());
     }
@@ -715,7 +715,7 @@ impl Cuda {
                     elsewhere.insert(*index, to);
                 }
                 _ => {
-                    let text = "recorded work is to leave elsewhere what it did not allocate so";
+                    let text = "recorded work must move memory that it did not allocate";
                     return Err(CudaError::Launch(text.into()).into());
                 }
             }

@@ -260,7 +260,7 @@ fn results_lie_where_they_are_wanted() {
     cuda.download(&to, &mut values).unwrap();
     assert_eq!(values, [2.0; 4]);
     let failure = record(&|_| x.clone()).map(drop).unwrap_err().to_string();
-    assert_eq!(failure, "recorded work is to leave elsewhere what it did not allocate so");
+    assert_eq!(failure, "recorded work must move memory that it did not allocate");
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn what_stays_is_laid_out_in_the_first_run_of_a_recording() {
             _ => late.get(&cuda, DType::F32, || cuda.upload(&[1.0f32])).map(Some),
         });
     let failure = recorded.map(drop).unwrap_err().to_string();
-    assert_eq!(failure, "recorded work lays out for good what its first run did not");
+    assert_eq!(failure, "recorded work keeps memory that its first run did not");
 }
 
 /// `x + x` in memory of its own, of four values.
@@ -500,7 +500,7 @@ fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
     );
     assert_eq!(
         add(Launch { threads: 2048, ..launch }),
-        "kernel add_f32: 2048 threads a block; the device takes at most 1024"
+        "kernel add_f32: 2048 threads per block; the device takes at most 1024"
     );
     assert_eq!(
         add(Launch { threads: 512, ..launch }),
@@ -508,7 +508,7 @@ fn counts_beyond_their_parameters_and_launches_beyond_the_device_are_errors() {
     );
     assert_eq!(
         add(Launch { shared: 1 << 20, ..launch }),
-        "kernel add_f32: 1048576 bytes of shared memory a block; the device has 232448"
+        "kernel add_f32: 1048576 bytes of shared memory per block; the device has 232448"
     );
     let many = cuda.launch(
         kernels::ADD_F32,

@@ -86,7 +86,7 @@ impl User {
 }
 
 /// How a refusal of memory names it.
-const ERRORS: &str = "where an answer is wrong";
+const ERRORS: &str = "the errors of a mask";
 
 /// Where an answer is wrong: voxels it missed, and voxels it has in excess. At first (without an
 /// answer) the whole object is missed.

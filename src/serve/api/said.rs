@@ -17,7 +17,7 @@ const MOST_AREA: f64 = 4.0 * MOST_VOXELS as f64;
 const MOST_HELD: f64 = 4e9;
 
 /// How messages name the memory that points and scribbles take.
-const PLACES: &str = "voxels that are spoken of";
+const PLACES: &str = "the voxels of the prompts";
 
 /// What is said in one interaction. Places are voxels of the scan, `[x, y, z]`.
 #[derive(Default, Deserialize)]
