@@ -142,7 +142,7 @@ fn what_is_wrong_is_told_to_clients_of_monai_label() {
         (vec![file("a.nii.gz"), file("b.nii.gz")], 422, "several files"),
         (vec![file("a.dcm")], 415, ".nii.gz"),
         (vec![("files", Some("a.nii.gz"), &b"not a scan"[..])], 422, "is not recognised"),
-        (vec![("files", Some("../../a.nrrd"), detached.as_bytes())], 422, "in another file"),
+        (vec![("files", Some("../../a.nrrd"), detached.as_bytes())], 422, "in a separate file"),
     ] {
         let error = send(at, "PUT", "/session/", &parts).error(status, "detail");
         assert!(error.contains(says), "{error}");
