@@ -1,21 +1,21 @@
-/* prism: interactive segmentation of tumours in 3D scans, for programs in C and whatever calls C.
+/* prism: interactive segmentation of tumours in 3D scans, for C and languages that call C.
  *
- * A session in short: open an engine, load a model, read or wrap a volume, open a session on it,
- * interact as often as the user says something, read the prediction.
+ * Usage: open an engine, load a model, read or wrap a volume, open a session on it, interact for
+ * each of the user's prompts, read the prediction.
  *
- * - Every call returns a prism_status; prism_last_error says in words what went wrong. No call
- *   aborts the process because of its arguments, and none writes to the standard streams.
- * - Handles are owned by the caller, who gives each back with its own _free, once, in any order:
- *   what a session or a prediction needs of others it keeps. A handle that was given back, or is of
- *   another kind, is refused.
+ * - Every call returns a prism_status; prism_last_error explains a failure. No call aborts the
+ *   process because of its arguments, and none writes to the standard streams.
+ * - The caller owns handles and frees each with its own _free function, once, in any order:
+ *   sessions and predictions keep what they need. A handle that was freed, or is of another kind,
+ *   is refused.
  * - Engines, models, volumes and predictions may be used by any number of threads at once. A
  *   session may be used by one thread at a time; a second gets PRISM_BUSY.
- * - Structures begin with struct_size: zero them, then set it to their sizeof. So they can grow
- *   without breaking programs compiled before.
+ * - Structures begin with struct_size: zero them, then set it to their sizeof. They can
+ *   grow without breaking programs that are already compiled.
  * - Voxels are (i, j, k) from 0, in the order of the volume; in dense results i is the fastest
  *   unless strides say otherwise.
  *
- * docs/embedding.md is the tutorial. Made from src/capi by cbindgen; not to be edited. Apache-2.0.
+ * docs/embedding.md is the tutorial. Generated from src/capi by cbindgen; do not edit. Apache-2.0.
  */
 
 #ifndef PRISM_H
@@ -46,20 +46,20 @@ typedef enum {
    */
   PRISM_OK = 0,
   /**
-   * An argument is not what the function takes: NULL where something must be, a size or a
-   * position out of range, an unknown constant, a path that is not UTF-8.
+   * An argument is invalid: NULL where a value is required, a size or position out of range, an
+   * unknown constant, a path that is not UTF-8.
    */
   PRISM_INVALID_ARGUMENT = 1,
   /**
-   * A handle was freed, is of another kind, or never was one.
+   * A handle was freed, is of another kind, or is invalid.
    */
   PRISM_INVALID_HANDLE = 2,
   /**
-   * A file cannot be read or written, or does not hold what it should.
+   * A file cannot be read or written, or has invalid content.
    */
   PRISM_FILE = 3,
   /**
-   * The device is not there, lacks what was asked of it, or failed.
+   * The device is not available, does not support the request, or failed.
    */
   PRISM_DEVICE = 4,
   /**
@@ -77,12 +77,12 @@ typedef enum {
    */
   PRISM_CANCELLED = 7,
   /**
-   * There is nothing to undo, to redo or to read yet.
+   * There is nothing to undo, redo or read yet.
    */
   PRISM_NOTHING = 8,
   /**
-   * The prompts cannot be used with this volume: nothing was said, something lies outside, or a
-   * place or a logit is NaN or infinite.
+   * The prompts cannot be used with this volume: there are none, one lies outside, or a position
+   * or logit is NaN or infinite.
    */
   PRISM_PROMPT = 9,
   /**
@@ -107,13 +107,13 @@ typedef enum {
 } prism_status;
 
 /**
- * Element types in which a CUDA device keeps maps, or in which the CPU takes products; sums are in
- * float32 always.
+ * Element types of feature maps on a CUDA device, or of products on the CPU; sums are always
+ * float32.
  */
 typedef enum {
   /**
-   * 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products
-   * of TF32: within 2^-21, and held to float32's bounds.
+   * 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three TF32
+   * products: within 2^-21, checked against float32's bounds.
    */
   PRISM_F32 = 0,
   /**
@@ -125,11 +125,11 @@ typedef enum {
    */
   PRISM_BF16 = 2,
   /**
-   * 32-bit floats, rounded to TF32 where they are multiplied, as PyTorch's tf32: CUDA devices.
+   * 32-bit floats, rounded to TF32 for products, as with PyTorch's tf32: CUDA devices.
    */
   PRISM_TF32 = 3,
   /**
-   * 32-bit floats, multiplied as they are in plain arithmetic, as PyTorch's ieee.
+   * 32-bit floats in plain arithmetic, as with PyTorch's ieee.
    */
   PRISM_IEEE = 4,
 } prism_precision;
@@ -187,14 +187,12 @@ typedef enum {
  */
 typedef enum {
   /**
-   * Voxel indices (i, j, k) of the volume, from 0, whole numbers. A box ends behind its last
-   * voxel.
+   * Voxel indices (i, j, k) of the volume, from 0, whole numbers. The end of a box is exclusive.
    */
   PRISM_VOXELS = 0,
   /**
-   * Millimetres, x to the right, y to the front, z to the head (NIfTI). A point counts for the
-   * nearest voxel; a box, given by two opposite corners, for the voxels whose centres lie within
-   * it.
+   * Millimetres, x to the right, y to the front, z to the head (NIfTI). A point selects the
+   * nearest voxel; a box, given by two opposite corners, the voxels whose centres lie within it.
    */
   PRISM_RAS = 1,
   /**
@@ -212,11 +210,11 @@ typedef enum {
    */
   PRISM_DENSE_NONE = 0,
   /**
-   * uint8, not 0 on the object.
+   * uint8, nonzero on the object.
    */
   PRISM_DENSE_MASK = 1,
   /**
-   * float32, positive on the object. One that is NaN or infinite is refused: PRISM_PROMPT.
+   * float32, positive on the object. NaN or infinity gives PRISM_PROMPT.
    */
   PRISM_DENSE_LOGITS = 2,
 } prism_dense;
@@ -226,12 +224,12 @@ typedef enum {
  */
 typedef enum {
   /**
-   * The volume's own: its size, every voxel. This is the answer.
+   * The volume's own grid: every voxel. This is the result.
    */
   PRISM_GRID_VOLUME = 0,
   /**
-   * The patch, the cube that the model saw last: prism_session_get_patch tells where it lies.
-   * The answer there, as it was when the model looked.
+   * The patch, the cube that the model saw last; prism_session_get_patch gives its position. The
+   * result there, as the model computed it.
    */
   PRISM_GRID_PATCH = 1,
 } prism_grid;
@@ -277,7 +275,7 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Threads to compute with, at most as many as there are processors; 0: one per processor.
+   * Number of threads, at most one per processor; 0: one per processor.
    */
   uint32_t threads;
   /**
@@ -321,9 +319,9 @@ typedef struct {
 } prism_model_info;
 
 /**
- * Called with a message: something was odd, and how it was understood. `message` is the caller's
- * for the duration of the call. It runs on the thread whose call has the message, within that
- * call, at times on several threads at once; it must not throw or jump out.
+ * Called with a message about something unusual and how it was handled. `message` is valid during
+ * the call. It runs on the thread of the call that produced the message, within that call,
+ * possibly on several threads at once; it must not throw or jump out.
  */
 typedef void (*prism_log_callback)(void *user, const char *message);
 
@@ -340,7 +338,7 @@ typedef struct {
    */
   size_t candidates;
   /**
-   * The candidate that was refined into the answer, from 0.
+   * Index of the candidate that was refined into the result, from 0.
    */
   size_t selected;
   /**
@@ -383,8 +381,8 @@ typedef struct {
    */
   size_t struct_size;
   /**
-   * Spacing in mm at which the model looks at the scan, below 100; 0: the model's own, or, for a
-   * model that fits its patch to boxes, what the box asks for.
+   * Spacing in mm at which the model looks at the scan, below 100; 0: the model's own, or fitted
+   * to the box if the model does that.
    */
   double spacing;
   /**
@@ -405,12 +403,12 @@ typedef struct {
    */
   float sd;
   /**
-   * Not used: 0.
+   * Unused: 0.
    */
   int32_t reserved;
   /**
-   * 1: answers are the network's alone, as the paper runs it: one patch, the prompts of the last
-   * interaction, no promise that they are obeyed. 0: the session keeps its contract.
+   * 1: the network alone, as in the paper: one patch, the prompts of the last interaction, no
+   * guarantee that they are obeyed. 0: the session keeps its guarantees.
    */
   int32_t released;
   /**
@@ -419,22 +417,22 @@ typedef struct {
    */
   size_t memory;
   /**
-   * Interactions that can be undone, at most: the oldest are forgotten; 0: 1000.
+   * Most interactions that can be undone; older ones are dropped; 0: 1000.
    */
   size_t undo_steps;
   /**
-   * Bytes that the undo history may take, at most a quarter of what the library may use, in
-   * equal shares where further sessions were made of the first (the last interaction can be
-   * undone whatever it takes); 0: 1 GiB.
+   * Bytes that the undo history may take, at most a quarter of the library's budget, shared
+   * equally with sessions forked from this one (the last interaction can always be undone); 0: 1
+   * GiB.
    */
   size_t undo_bytes;
 } prism_session_options;
 
 /**
- * Called as work proceeds: `done` runs from 0 to 1, `stage` names what was done and is the
- * caller's for the duration of the call. Returning 0 ends the call that is under way with
- * PRISM_CANCELLED, leaving the session as it was. It runs on the thread of that call, must not
- * throw or jump out, and gets PRISM_BUSY from this session's other functions.
+ * Called as work proceeds: `done` runs from 0 to 1, `stage` names the completed stage and is valid
+ * during the call. Returning 0 cancels the current call with PRISM_CANCELLED and leaves the
+ * session unchanged. It runs on the thread of that call, must not throw or jump out, and gets
+ * PRISM_BUSY from this session's other functions.
  */
 typedef int32_t (*prism_progress_callback)(void *user, double done, const char *stage);
 
@@ -460,12 +458,12 @@ typedef struct {
    */
   const uint8_t *point_labels;
   /**
-   * How many points.
+   * Number of points.
    */
   size_t point_count;
   /**
    * NULL, or six numbers: i0, j0, k0, i1, j1, k1, ends exclusive, or two corners in mm. It stays
-   * for later interactions until another is given.
+   * in force until another is given.
    */
   const double *bounds;
   /**
@@ -477,12 +475,12 @@ typedef struct {
    */
   const uint8_t *scribble_labels;
   /**
-   * How many voxels of scribbles.
+   * Number of scribble voxels.
    */
   size_t scribble_count;
   /**
    * Voxel (0, 0, 0) of a mask or of logits on the volume's grid to start from, instead of the
-   * session's last prediction; read where dense_kind says what it is.
+   * session's last prediction; used if dense_kind says so.
    */
   const void *dense;
   /**
@@ -495,12 +493,11 @@ typedef struct {
    */
   ptrdiff_t dense_strides[3];
   /**
-   * line_count times six coordinates: lines from one border of the object to the other, as
-   * RECIST measures them.
+   * line_count times six coordinates: lines from border to border of the object, as in RECIST.
    */
   const double *lines;
   /**
-   * How many lines.
+   * Number of lines.
    */
   size_t line_count;
   /**
@@ -509,12 +506,12 @@ typedef struct {
    */
   const double *lasso;
   /**
-   * How many corners: 0, or 3 or more.
+   * Number of corners: 0, or at least 3.
    */
   size_t lasso_count;
   /**
-   * NULL, or a mask on the volume's grid, uint8, not 0 in other objects: the answer never enters
-   * them. It stays for later interactions until another is given.
+   * NULL, or a mask on the volume's grid, uint8, nonzero in other objects: the result never
+   * enters them. It stays in force until another is given.
    */
   const uint8_t *others;
   /**
@@ -525,7 +522,7 @@ typedef struct {
 } prism_prompts;
 
 /**
- * Where a session's patch lies: the cube of the scan that the model saw last, or will see first. A
+ * The patch of a session: the cube of the scan that the model saw last, or will see first. A
  * session that follows an object looks at several.
  */
 typedef struct {
@@ -542,21 +539,21 @@ typedef struct {
    */
   double spacing;
   /**
-   * Whether the spacing was made coarser than asked for, so that the object fits.
+   * Whether the spacing was made coarser than requested, so that the object fits.
    */
   int32_t coarsened;
   /**
-   * The matrix, row by row, that takes patch voxel (i, j, k, 1) to millimetres in RAS.
+   * Row-major matrix that maps patch voxel (i, j, k, 1) to millimetres in RAS.
    */
   double affine[16];
   /**
-   * Bytes of all patches that were encoded and are kept.
+   * Bytes of all encoded patches that are kept.
    */
   size_t bytes;
 } prism_patch_info;
 
 /**
- * An array of voxels in the caller's memory, and where they lie. Voxel (i, j, k) is at data + i *
+ * An array of voxels in the caller's memory, and its geometry. Voxel (i, j, k) is at data + i *
  * strides[0] + j * strides[1] + k * strides[2].
  */
 typedef struct {
@@ -577,17 +574,17 @@ typedef struct {
    */
   size_t size[3];
   /**
-   * Bytes from a voxel to the next along i, j and k, of any sign; all 0: one behind the other, i
-   * fastest, as in a NIfTI file.
+   * Bytes from a voxel to the next along i, j and k, of any sign; all 0: contiguous, i fastest,
+   * as in a NIfTI file.
    */
   ptrdiff_t strides[3];
   /**
-   * NULL, or 16 numbers, row by row: the matrix that takes (i, j, k, 1) to millimetres in RAS (x
-   * to the right, y to the front, z to the head). Without it the axes run along x, y and z.
+   * NULL, or 16 numbers: the row-major matrix that maps (i, j, k, 1) to millimetres in RAS (x to
+   * the right, y to the front, z to the head). Without it the axes run along x, y and z.
    */
   const double *affine;
   /**
-   * NULL, or the distances between voxels along i, j and k in mm, where there is no affine;
+   * NULL, or the distances between voxels along i, j and k in mm, used without an affine;
    * without either, 1 mm.
    */
   const double *spacing;
@@ -610,7 +607,7 @@ typedef struct {
    */
   double spacing[3];
   /**
-   * The matrix, row by row, that takes (i, j, k, 1) to millimetres in RAS.
+   * Row-major matrix that maps (i, j, k, 1) to millimetres in RAS.
    */
   double affine[16];
   /**
@@ -648,9 +645,9 @@ const char *prism_version(void);
 prism_status prism_engine_open(const char *device, const prism_engine_options *options, prism_engine **engine);
 
 /**
- * Writes a line about an engine, for example "cpu, 2 threads, avx512", with a NUL behind it, to
- * `buffer`, which holds `capacity` bytes. `*needed`, unless `needed` is NULL, becomes the bytes
- * that it takes, the NUL counted; with `buffer` NULL nothing else happens.
+ * Writes a line about an engine, for example "cpu, 2 threads, avx512", NUL-terminated, to
+ * `buffer`, which holds `capacity` bytes. `*needed`, unless `needed` is NULL, becomes the number
+ * of bytes, including the NUL; if `buffer` is NULL, nothing else happens.
  *
  * Required: `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.
  */
@@ -703,13 +700,13 @@ prism_status prism_model_warm_up(const prism_model *model);
 prism_status prism_model_free(prism_model *model);
 
 /**
- * Sends all messages of the process to `callback`, with `user` handed back to it; NULL for none.
- * Without a callback messages are dropped: the library writes nothing to the standard streams.
+ * Sends all messages of the process to `callback`, passing `user` to it; NULL for none. Without a
+ * callback messages are dropped: the library writes nothing to the standard streams.
  *
- * When this returns, no other thread is within a callback that was set before, and none will be.
- * For that it waits for those that are: hold no lock that they take. Within a callback, which
- * cannot wait, it is PRISM_BUSY where another thread is within one of the log's, and nothing
- * changes; a callback of the log that sets another, or none, goes on to its own end.
+ * When this returns, no other thread is inside a callback that was set before, and none will enter
+ * it. It waits for those that are: hold no lock that they take. Inside a callback, which cannot
+ * wait, it returns PRISM_BUSY if another thread is inside a log callback, and nothing changes; a
+ * log callback that sets another one, or none, still runs to its own end.
  *
  * Required: `user` must stay usable, from any thread, until another callback was set and, where a callback
  * of the log did that itself, until that has returned.
@@ -724,21 +721,20 @@ prism_status prism_set_log(prism_log_callback callback, void *user);
 prism_status prism_prediction_get_info(const prism_prediction *prediction, prism_prediction_info *info);
 
 /**
- * Writes the candidates' scores, what the network thinks each one's Dice is (not calibrated), to
+ * Writes the candidates' scores, the network's estimate of the Dice of each (not calibrated), to
  * `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their
- * number; with `scores` NULL nothing else happens.
+ * number; if `scores` is NULL, nothing else happens.
  *
  * Required: `scores` is NULL or holds `capacity` floats; `needed` is NULL or can be written.
  */
 prism_status prism_prediction_get_scores(const prism_prediction *prediction, float *scores, size_t capacity, size_t *needed);
 
 /**
- * Writes the answer's mask, a uint8 a voxel, 1 on the object and 0 off it, to `buffer`, which
- * holds `capacity` bytes. `grid` is a prism_grid. Voxel (i, j, k) goes to
- * buffer + i * strides[0] + j * strides[1] + k * strides[2]; strides are in bytes, none negative;
- * NULL: one behind the other, i fastest, as in a NIfTI file. `*needed`, unless `needed` is NULL,
- * becomes the bytes from the first to behind the last voxel; with `buffer` NULL nothing else
- * happens.
+ * Writes the mask to `buffer`, which holds `capacity` bytes: one uint8 per voxel, 1 on the object
+ * and 0 off it. `grid` is a prism_grid. Voxel (i, j, k) is at buffer + i * strides[0] + j *
+ * strides[1] + k * strides[2]; strides are in bytes, none negative; NULL: contiguous, i fastest,
+ * as in a NIfTI file. `*needed`, unless `needed` is NULL, becomes the number of bytes from the
+ * first voxel to the end of the last; if `buffer` is NULL, nothing else happens.
  *
  * Required: `buffer` is NULL or holds `capacity` bytes; `strides` is NULL or three numbers; `needed` is NULL
  * or can be written.
@@ -751,9 +747,9 @@ prism_status prism_prediction_get_mask(const prism_prediction *prediction,
                                        size_t *needed);
 
 /**
- * Writes the answer's logits, a float32 a voxel, positive on the object, to `buffer`, which holds
+ * Writes the logits, one float32 per voxel, positive on the object, to `buffer`, which holds
  * `capacity` bytes; grid, strides and `*needed` are as for prism_prediction_get_mask. The
- * probability is 1 / (1 + exp(-logit)). On PRISM_GRID_VOLUME voxels of which nothing was ever said
+ * probability is 1 / (1 + exp(-logit)). On PRISM_GRID_VOLUME, voxels that were never predicted
  * hold PRISM_LOGIT_OUTSIDE.
  *
  * Required: As prism_prediction_get_mask.
@@ -779,13 +775,13 @@ prism_status prism_prediction_get_candidate(const prism_prediction *prediction,
                                             size_t *needed);
 
 /**
- * Writes the answer's mask on the volume's grid to a file of the format that its name's ending
- * says: NIfTI (.nii.gz, .nii) with the volume's affine, codes and units, NRRD (.nrrd; .seg.nrrd,
- * which 3D Slicer opens as a segmentation) or MetaImage (.mha; .mhd with its voxels in a .zraw
- * file beside it); the same bytes as `prism segment` writes. Of a volume that was read from a
- * DICOM series also a DICOM segmentation (.dcm), which refers to its slices. It appears whole or
- * not at all. A file that the volume was read from is not written over, by whatever name (a link,
- * a hard link): that is PRISM_FILE, and nothing is written.
+ * Writes the mask on the volume's grid to a file whose extension selects the format: NIfTI
+ * (.nii.gz, .nii) with the volume's affine, codes and units, NRRD (.nrrd; .seg.nrrd, a 3D Slicer
+ * segmentation) or MetaImage (.mha; .mhd with its voxels in a .zraw file beside it); the same
+ * bytes as `prism segment` writes. For a volume read from a DICOM series also a DICOM segmentation
+ * (.dcm), which refers to its slices. The file appears complete or not at all. A file that the
+ * volume was read from is not overwritten, by whatever name (a link, a hard link): that gives
+ * PRISM_FILE, and nothing is written.
  *
  * Required: `path` ends with a NUL.
  */
@@ -798,8 +794,8 @@ prism_status prism_prediction_free(prism_prediction *prediction);
 
 /**
  * Opens a session on a volume, for one object. `options` may be NULL. The scan is not encoded yet:
- * prism_session_encode or the first interaction does it. On success `*session` is the caller's,
- * for prism_session_free.
+ * prism_session_encode or the first interaction does it. On success the caller owns `*session` and
+ * releases it with prism_session_free.
  *
  * Required: `options` is NULL or a structure of the size that it says; `session` can be written.
  */
@@ -814,8 +810,8 @@ prism_status prism_session_open(const prism_model *model, const prism_volume *vo
 prism_status prism_session_fork(const prism_session *session, prism_session **another);
 
 /**
- * Calls `callback` as this session's later encodings and interactions proceed, with `user` handed
- * back to it; NULL for none.
+ * Calls `callback` as later encodings and interactions of this session proceed, passing `user` to
+ * it; NULL for none.
  *
  * Required: `user` must stay usable, from any thread that calls this session's functions, until another
  * callback was set or the session was freed.
@@ -823,25 +819,25 @@ prism_status prism_session_fork(const prism_session *session, prism_session **an
 prism_status prism_session_set_progress(const prism_session *session, prism_progress_callback callback, void *user);
 
 /**
- * Ends the session's call that is under way on another thread with PRISM_CANCELLED, at its next
- * stage; where there is none, nothing happens.
+ * Cancels the session's call that is running on another thread, at its next stage, with
+ * PRISM_CANCELLED; without such a call nothing happens.
  */
 prism_status prism_session_cancel(const prism_session *session);
 
 /**
- * Encodes the scan where `prompts` make the model look (at a box, else at the points on the
- * object), so that the first interaction does not have to; say what is known before the user's
- * first click. Nothing is said of the object by it. A released session that was at work before
- * starts anew: its predictions and history are gone.
+ * Encodes the patch that `prompts` would make the model look at (a box, else the points on the
+ * object), so that the first interaction does not have to; give what is known before the user's
+ * first click. It adds no prompts. A released session that was used before starts over: its
+ * predictions and history are dropped.
  *
  * Required: `prompts` is a structure of the size that it says, its arrays hold what its counts say.
  */
 prism_status prism_session_encode(const prism_session *session, const prism_prompts *prompts);
 
 /**
- * One interaction: what the user says now, added to what was said before. Encodes the scan first
- * where that was not done. On success `*prediction`, unless `prediction` is NULL, is the answer,
- * the caller's for prism_prediction_free. On a failure the session stays as it was.
+ * One interaction: these prompts are added to the earlier ones. Encodes the scan first if needed.
+ * On success `*prediction`, unless `prediction` is NULL, is the result; the caller owns it and
+ * releases it with prism_prediction_free. On failure the session is unchanged.
  *
  * Required: `prompts` is a structure of the size that it says, its arrays hold what its counts say;
  * `prediction` is NULL or can be written.
@@ -859,28 +855,28 @@ prism_status prism_session_undo(const prism_session *session);
 prism_status prism_session_redo(const prism_session *session);
 
 /**
- * Forgets prompts, predictions and history. The scan stays encoded where it was.
+ * Removes prompts, predictions and history. Encoded patches are kept.
  */
 prism_status prism_session_reset(const prism_session *session);
 
 /**
- * How many interactions can be undone and redone. Either place may be NULL.
+ * Number of interactions that can be undone and redone. Either pointer may be NULL.
  *
  * Required: Each is NULL or can be written.
  */
 prism_status prism_session_get_depth(const prism_session *session, size_t *undo, size_t *redo);
 
 /**
- * The session's answer as it stands, after undo and redo too; PRISM_NOTHING where there is none.
- * On success `*prediction` is the caller's, for prism_prediction_free.
+ * The current prediction, also after undo and redo; PRISM_NOTHING if there is none. On success the
+ * caller owns `*prediction` and releases it with prism_prediction_free.
  *
  * Required: `prediction` can be written.
  */
 prism_status prism_session_get_prediction(const prism_session *session, prism_prediction **prediction);
 
 /**
- * Fills `*info` in with where the patch lies; set its struct_size first. PRISM_NOTHING before the
- * scan is encoded.
+ * Fills in `*info` about the patch; set its struct_size first. PRISM_NOTHING before the scan is
+ * encoded.
  *
  * Required: `info` is a structure of the size that it says.
  */
@@ -896,36 +892,36 @@ prism_status prism_session_get_patch(const prism_session *session, prism_patch_i
 prism_status prism_session_free(prism_session *session);
 
 /**
- * The message of the last call of this thread that failed, naming the file, argument or voxel and
- * what was expected; "" before any did. It stays until the thread's next call that fails; do not
+ * The message of the last failed call on this thread, naming the file, argument or voxel and what
+ * was expected; "" if none failed. It is valid until the next failed call on this thread; do not
  * free it.
  */
 const char *prism_last_error(void);
 
 /**
- * A status as a word, for example "PRISM_BUSY"; "unknown status" for any other number. The text is
- * the library's and stays.
+ * The name of a status, for example "PRISM_BUSY"; "unknown status" for any other number. The text
+ * is owned by the library and stays valid.
  */
 const char *prism_status_name(int32_t status);
 
 /**
  * Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr) or MetaImage (.mha,
- * .mhd), of any orientation; in a library that was built with the feature dicom also the only
- * DICOM series of a folder or zip archive, or that of one file. `which` picks one of several
- * volumes, from 0; -1 where there is one. What was odd about the file goes to the log. On success
- * `*volume` is the caller's, for prism_volume_free.
+ * .mhd), of any orientation; in a library built with the feature dicom also the only DICOM series
+ * of a folder or zip archive, or that of one file. `which` selects one of several volumes, from 0;
+ * -1 if there is only one. Warnings about the file go to the log. On success the caller owns
+ * `*volume` and releases it with prism_volume_free.
  *
  * Required: `path` ends with a NUL; `volume` can be written.
  */
 prism_status prism_volume_read(const char *path, int32_t which, prism_volume **volume);
 
 /**
- * Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is,
- * unchanged, until this volume and all sessions opened on it were freed; when the last of these
- * functions has returned, nothing reads it any more, whatever other threads were doing.
- * Predictions do not need it. NaN and -inf read as the lowest value, +inf as the highest, which
- * the log tells; an array without any finite value is refused. On success `*volume` is the
- * caller's, for prism_volume_free, which leaves the array alone.
+ * Wraps an array of the caller's as a scan. Nothing is copied: the array must stay valid and
+ * unchanged until this volume and all sessions opened on it are freed; when the last of these
+ * calls returns, nothing reads it any more, whatever other threads were doing. Predictions do not
+ * need it. NaN and -inf are read as the lowest value, +inf as the highest, with a message in the
+ * log; an array without any finite value is refused. On success the caller owns `*volume` and
+ * releases it with prism_volume_free, which leaves the array alone.
  *
  * Required: `array` is a structure of the size that it says; all its voxels can be read for that long;
  * `volume` can be written.
@@ -940,9 +936,9 @@ prism_status prism_volume_wrap(const prism_array *array, prism_volume **volume);
 prism_status prism_volume_get_info(const prism_volume *volume, prism_volume_info *info);
 
 /**
- * Gives a volume back. Sessions opened on it go on, and go on reading an array that was wrapped.
- * Where another thread's call has the volume itself, this waits for its end; in a callback it is
- * PRISM_BUSY instead, and the volume stays. NULL is allowed.
+ * Frees a volume. Sessions opened on it stay valid, and keep reading a wrapped array. If another
+ * thread is inside a call on the volume itself, this waits for it; inside a callback it returns
+ * PRISM_BUSY and the volume stays. NULL is allowed.
  */
 prism_status prism_volume_free(prism_volume *volume);
 

@@ -486,8 +486,7 @@ impl Read for Input {
 }
 
 /// The warning about bytes after a packed stream.
-pub(crate) const BEHIND: &str =
-    "other bytes follow the compressed stream and were not read";
+pub(crate) const BEHIND: &str = "other bytes follow the compressed stream and were not read";
 
 /// The contents of a packed file. `behind` becomes true if bytes of something else follow.
 pub(crate) fn unpacked(

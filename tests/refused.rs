@@ -70,7 +70,10 @@ fn texts() {
     std::fs::write(&path, vec![b' '; 1 << 20]).unwrap();
     // It fits, and what it says may not.
     let said = within(12 << 20, || read_text(&path, "JSON")).unwrap_err();
-    assert!(said.starts_with("out of memory: what a text file says would take 16.8 MB"), "{said}");
+    assert!(
+        said.starts_with("out of memory: the content of a text file would take 16.8 MB"),
+        "{said}"
+    );
     assert_eq!(read_text(&path, "JSON").unwrap().len(), 1 << 20);
     std::fs::write(&path, vec![b' '; 20 << 20]).unwrap();
     let said = within(12 << 20, || read_text(&path, "JSON")).unwrap_err();
@@ -93,7 +96,10 @@ fn bodies() {
     };
     for said in within(12 << 20, all) {
         let said = said.unwrap_err();
-        assert!(said.starts_with("out of memory: what a body says would take 16.8 MB"), "{said}");
+        assert!(
+            said.starts_with("out of memory: the content of a request would take 16.8 MB"),
+            "{said}"
+        );
     }
     all().into_iter().for_each(Result::unwrap);
 }
@@ -105,7 +111,7 @@ fn outlines() {
     let outline = RawOutline(corners.map(|[i, j]| [i, j, 0.0]).to_vec());
     let add = || Prompts::default().add_lasso(&grid, &outline, Space::Ijk);
     let error = within(12 << 20, add).unwrap_err();
-    let words = "out of memory: points of what was drawn would take";
+    let words = "out of memory: points of a drawn prompt would take";
     assert!(matches!(error, PromptError::Memory(_)), "{error}");
     assert!(error.to_string().starts_with(words), "{error}");
 }
@@ -127,7 +133,7 @@ fn clicks() {
         // The same voxels, many times.
         let many = said(2_000_000);
         let error = within(20 << 20, || session.interact(&many).map(|_| ())).unwrap_err();
-        let (error, words) = (error.to_string(), "out of memory: what was said of the object");
+        let (error, words) = (error.to_string(), "out of memory: the prompts of the object");
         assert!(error.starts_with(words), "{error}");
         assert_eq!(session.depth(), (1, 0));
         session.interact(&said(60)).unwrap();

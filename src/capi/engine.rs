@@ -37,21 +37,21 @@ impl Object for ModelObject {
     const NAME: &'static str = "a model";
 }
 
-/// Element types in which a CUDA device keeps maps, or in which the CPU takes products; sums are in
-/// float32 always.
+/// Element types of feature maps on a CUDA device, or of products on the CPU; sums are always
+/// float32.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_precision {
-    /// 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three products
-    /// of TF32: within 2^-21, and held to float32's bounds.
+    /// 32-bit floats. A CUDA device multiplies them on tensor cores, as the sum of three TF32
+    /// products: within 2^-21, checked against float32's bounds.
     PRISM_F32 = 0,
     /// IEEE half precision: CUDA devices.
     PRISM_F16 = 1,
     /// bfloat16: CUDA devices, and processors with AVX512-BF16.
     PRISM_BF16 = 2,
-    /// 32-bit floats, rounded to TF32 where they are multiplied, as PyTorch's tf32: CUDA devices.
+    /// 32-bit floats, rounded to TF32 for products, as with PyTorch's tf32: CUDA devices.
     PRISM_TF32 = 3,
-    /// 32-bit floats, multiplied as they are in plain arithmetic, as PyTorch's ieee.
+    /// 32-bit floats in plain arithmetic, as with PyTorch's ieee.
     PRISM_IEEE = 4,
 }
 
@@ -61,7 +61,7 @@ pub enum prism_precision {
 pub struct prism_engine_options {
     /// sizeof(prism_engine_options).
     pub struct_size: usize,
-    /// Threads to compute with, at most as many as there are processors; 0: one per processor.
+    /// Number of threads, at most one per processor; 0: one per processor.
     pub threads: u32,
     /// A prism_precision.
     pub precision: i32,
@@ -153,9 +153,9 @@ pub unsafe extern "C" fn prism_engine_open(
     })
 }
 
-/// Writes a line about an engine, for example "cpu, 2 threads, avx512", with a NUL behind it, to
-/// `buffer`, which holds `capacity` bytes. `*needed`, unless `needed` is NULL, becomes the bytes
-/// that it takes, the NUL counted; with `buffer` NULL nothing else happens.
+/// Writes a line about an engine, for example "cpu, 2 threads, avx512", NUL-terminated, to
+/// `buffer`, which holds `capacity` bytes. `*needed`, unless `needed` is NULL, becomes the number
+/// of bytes, including the NUL; if `buffer` is NULL, nothing else happens.
 ///
 /// # Safety
 /// `buffer` is NULL or holds `capacity` bytes; `needed` is NULL or can be written.

@@ -5,9 +5,9 @@ use std::ffi::{c_char, c_void};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-/// Called with a message: something was odd, and how it was understood. `message` is the caller's
-/// for the duration of the call. It runs on the thread whose call has the message, within that
-/// call, at times on several threads at once; it must not throw or jump out.
+/// Called with a message about something unusual and how it was handled. `message` is valid during
+/// the call. It runs on the thread of the call that produced the message, within that call,
+/// possibly on several threads at once; it must not throw or jump out.
 pub type prism_log_callback =
     Option<unsafe extern "C" fn(user: *mut c_void, message: *const c_char)>;
 
@@ -36,13 +36,13 @@ fn listening() -> MutexGuard<'static, Listening> {
     LISTENING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sends all messages of the process to `callback`, with `user` handed back to it; NULL for none.
-/// Without a callback messages are dropped: the library writes nothing to the standard streams.
+/// Sends all messages of the process to `callback`, passing `user` to it; NULL for none. Without a
+/// callback messages are dropped: the library writes nothing to the standard streams.
 ///
-/// When this returns, no other thread is within a callback that was set before, and none will be.
-/// For that it waits for those that are: hold no lock that they take. Within a callback, which
-/// cannot wait, it is PRISM_BUSY where another thread is within one of the log's, and nothing
-/// changes; a callback of the log that sets another, or none, goes on to its own end.
+/// When this returns, no other thread is inside a callback that was set before, and none will enter
+/// it. It waits for those that are: hold no lock that they take. Inside a callback, which cannot
+/// wait, it returns PRISM_BUSY if another thread is inside a log callback, and nothing changes; a
+/// log callback that sets another one, or none, still runs to its own end.
 ///
 /// # Safety
 /// `user` must stay usable, from any thread, until another callback was set and, where a callback

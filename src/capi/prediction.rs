@@ -33,10 +33,10 @@ pub const PRISM_LOGIT_OUTSIDE: f32 = -100.0;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_grid {
-    /// The volume's own: its size, every voxel. This is the answer.
+    /// The volume's own grid: every voxel. This is the result.
     PRISM_GRID_VOLUME = 0,
-    /// The patch, the cube that the model saw last: prism_session_get_patch tells where it lies.
-    /// The answer there, as it was when the model looked.
+    /// The patch, the cube that the model saw last; prism_session_get_patch gives its position. The
+    /// result there, as the model computed it.
     PRISM_GRID_PATCH = 1,
 }
 
@@ -48,7 +48,7 @@ pub struct prism_prediction_info {
     pub struct_size: usize,
     /// Candidate masks.
     pub candidates: usize,
-    /// The candidate that was refined into the answer, from 0.
+    /// Index of the candidate that was refined into the result, from 0.
     pub selected: usize,
     /// The expected Dice of the answer, 0 to 1; NaN if the model is not calibrated, has not run for
     /// this answer, or the answer is empty.
@@ -151,9 +151,9 @@ pub unsafe extern "C" fn prism_prediction_get_info(
     })
 }
 
-/// Writes the candidates' scores, what the network thinks each one's Dice is (not calibrated), to
+/// Writes the candidates' scores, the network's estimate of the Dice of each (not calibrated), to
 /// `scores`, which holds `capacity` of them. `*needed`, unless `needed` is NULL, becomes their
-/// number; with `scores` NULL nothing else happens.
+/// number; if `scores` is NULL, nothing else happens.
 ///
 /// # Safety
 /// `scores` is NULL or holds `capacity` floats; `needed` is NULL or can be written.
@@ -285,12 +285,11 @@ unsafe fn read<T: Copy>(
     Ok(())
 }
 
-/// Writes the answer's mask, a uint8 a voxel, 1 on the object and 0 off it, to `buffer`, which
-/// holds `capacity` bytes. `grid` is a prism_grid. Voxel (i, j, k) goes to
-/// buffer + i * strides[0] + j * strides[1] + k * strides[2]; strides are in bytes, none negative;
-/// NULL: one behind the other, i fastest, as in a NIfTI file. `*needed`, unless `needed` is NULL,
-/// becomes the bytes from the first to behind the last voxel; with `buffer` NULL nothing else
-/// happens.
+/// Writes the mask to `buffer`, which holds `capacity` bytes: one uint8 per voxel, 1 on the object
+/// and 0 off it. `grid` is a prism_grid. Voxel (i, j, k) is at buffer + i * strides[0] + j *
+/// strides[1] + k * strides[2]; strides are in bytes, none negative; NULL: contiguous, i fastest,
+/// as in a NIfTI file. `*needed`, unless `needed` is NULL, becomes the number of bytes from the
+/// first voxel to the end of the last; if `buffer` is NULL, nothing else happens.
 ///
 /// # Safety
 /// `buffer` is NULL or holds `capacity` bytes; `strides` is NULL or three numbers; `needed` is NULL
@@ -318,9 +317,9 @@ pub unsafe extern "C" fn prism_prediction_get_mask(
     })
 }
 
-/// Writes the answer's logits, a float32 a voxel, positive on the object, to `buffer`, which holds
+/// Writes the logits, one float32 per voxel, positive on the object, to `buffer`, which holds
 /// `capacity` bytes; grid, strides and `*needed` are as for prism_prediction_get_mask. The
-/// probability is 1 / (1 + exp(-logit)). On PRISM_GRID_VOLUME voxels of which nothing was ever said
+/// probability is 1 / (1 + exp(-logit)). On PRISM_GRID_VOLUME, voxels that were never predicted
 /// hold PRISM_LOGIT_OUTSIDE.
 ///
 /// # Safety
@@ -382,13 +381,13 @@ pub unsafe extern "C" fn prism_prediction_get_candidate(
     })
 }
 
-/// Writes the answer's mask on the volume's grid to a file of the format that its name's ending
-/// says: NIfTI (.nii.gz, .nii) with the volume's affine, codes and units, NRRD (.nrrd; .seg.nrrd,
-/// which 3D Slicer opens as a segmentation) or MetaImage (.mha; .mhd with its voxels in a .zraw
-/// file beside it); the same bytes as `prism segment` writes. Of a volume that was read from a
-/// DICOM series also a DICOM segmentation (.dcm), which refers to its slices. It appears whole or
-/// not at all. A file that the volume was read from is not written over, by whatever name (a link,
-/// a hard link): that is PRISM_FILE, and nothing is written.
+/// Writes the mask on the volume's grid to a file whose extension selects the format: NIfTI
+/// (.nii.gz, .nii) with the volume's affine, codes and units, NRRD (.nrrd; .seg.nrrd, a 3D Slicer
+/// segmentation) or MetaImage (.mha; .mhd with its voxels in a .zraw file beside it); the same
+/// bytes as `prism segment` writes. For a volume read from a DICOM series also a DICOM segmentation
+/// (.dcm), which refers to its slices. The file appears complete or not at all. A file that the
+/// volume was read from is not overwritten, by whatever name (a link, a hard link): that gives
+/// PRISM_FILE, and nothing is written.
 ///
 /// # Safety
 /// `path` ends with a NUL.

@@ -10,12 +10,10 @@ use std::ffi::c_void;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum prism_space {
-    /// Voxel indices (i, j, k) of the volume, from 0, whole numbers. A box ends behind its last
-    /// voxel.
+    /// Voxel indices (i, j, k) of the volume, from 0, whole numbers. The end of a box is exclusive.
     PRISM_VOXELS = 0,
-    /// Millimetres, x to the right, y to the front, z to the head (NIfTI). A point counts for the
-    /// nearest voxel; a box, given by two opposite corners, for the voxels whose centres lie within
-    /// it.
+    /// Millimetres, x to the right, y to the front, z to the head (NIfTI). A point selects the
+    /// nearest voxel; a box, given by two opposite corners, the voxels whose centres lie within it.
     PRISM_RAS = 1,
     /// Millimetres, x to the left, y to the back, z to the head (DICOM, ITK).
     PRISM_LPS = 2,
@@ -27,9 +25,9 @@ pub enum prism_space {
 pub enum prism_dense {
     /// There is none: the session's last prediction is corrected.
     PRISM_DENSE_NONE = 0,
-    /// uint8, not 0 on the object.
+    /// uint8, nonzero on the object.
     PRISM_DENSE_MASK = 1,
-    /// float32, positive on the object. One that is NaN or infinite is refused: PRISM_PROMPT.
+    /// float32, positive on the object. NaN or infinity gives PRISM_PROMPT.
     PRISM_DENSE_LOGITS = 2,
 }
 
@@ -46,37 +44,36 @@ pub struct prism_prompts {
     pub points: *const f64,
     /// point_count numbers, 0 off the object and 1 on it; NULL: all on it.
     pub point_labels: *const u8,
-    /// How many points.
+    /// Number of points.
     pub point_count: usize,
     /// NULL, or six numbers: i0, j0, k0, i1, j1, k1, ends exclusive, or two corners in mm. It stays
-    /// for later interactions until another is given.
+    /// in force until another is given.
     pub bounds: *const f64,
     /// scribble_count times the three indices of a voxel.
     pub scribble: *const i32,
     /// scribble_count numbers, 0 off the object and 1 on it; NULL: all on it.
     pub scribble_labels: *const u8,
-    /// How many voxels of scribbles.
+    /// Number of scribble voxels.
     pub scribble_count: usize,
     /// Voxel (0, 0, 0) of a mask or of logits on the volume's grid to start from, instead of the
-    /// session's last prediction; read where dense_kind says what it is.
+    /// session's last prediction; used if dense_kind says so.
     pub dense: *const c_void,
     /// A prism_dense.
     pub dense_kind: i32,
     /// Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i
     /// fastest.
     pub dense_strides: [isize; 3],
-    /// line_count times six coordinates: lines from one border of the object to the other, as
-    /// RECIST measures them.
+    /// line_count times six coordinates: lines from border to border of the object, as in RECIST.
     pub lines: *const f64,
-    /// How many lines.
+    /// Number of lines.
     pub line_count: usize,
     /// lasso_count times three coordinates: the corners of a closed outline around the object on
     /// one slice, of any axis.
     pub lasso: *const f64,
-    /// How many corners: 0, or 3 or more.
+    /// Number of corners: 0, or at least 3.
     pub lasso_count: usize,
-    /// NULL, or a mask on the volume's grid, uint8, not 0 in other objects: the answer never enters
-    /// them. It stays for later interactions until another is given.
+    /// NULL, or a mask on the volume's grid, uint8, nonzero in other objects: the result never
+    /// enters them. It stays in force until another is given.
     pub others: *const u8,
     /// Bytes from a voxel of it to the next along i, j and k; all 0: one behind the other, i
     /// fastest.

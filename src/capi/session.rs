@@ -88,8 +88,8 @@ pub enum prism_intensity {
 pub struct prism_session_options {
     /// sizeof(prism_session_options).
     pub struct_size: usize,
-    /// Spacing in mm at which the model looks at the scan, below 100; 0: the model's own, or, for a
-    /// model that fits its patch to boxes, what the box asks for.
+    /// Spacing in mm at which the model looks at the scan, below 100; 0: the model's own, or fitted
+    /// to the box if the model does that.
     pub spacing: f64,
     /// A prism_intensity.
     pub intensity: i32,
@@ -100,19 +100,19 @@ pub struct prism_session_options {
     /// With PRISM_INTENSITY_GIVEN: the standard deviation, above 0, by which the difference is
     /// divided.
     pub sd: f32,
-    /// Not used: 0.
+    /// Unused: 0.
     pub reserved: i32,
-    /// 1: answers are the network's alone, as the paper runs it: one patch, the prompts of the last
-    /// interaction, no promise that they are obeyed. 0: the session keeps its contract.
+    /// 1: the network alone, as in the paper: one patch, the prompts of the last interaction, no
+    /// guarantee that they are obeyed. 0: the session keeps its guarantees.
     pub released: i32,
     /// The most bytes of encoded patches that are kept, so that they need not be encoded again; at
     /// most half of the memory budget; 0: 2 GiB.
     pub memory: usize,
-    /// Interactions that can be undone, at most: the oldest are forgotten; 0: 1000.
+    /// Most interactions that can be undone; older ones are dropped; 0: 1000.
     pub undo_steps: usize,
-    /// Bytes that the undo history may take, at most a quarter of what the library may use, in
-    /// equal shares where further sessions were made of the first (the last interaction can be
-    /// undone whatever it takes); 0: 1 GiB.
+    /// Bytes that the undo history may take, at most a quarter of the library's budget, shared
+    /// equally with sessions forked from this one (the last interaction can always be undone); 0: 1
+    /// GiB.
     pub undo_bytes: usize,
 }
 
@@ -121,7 +121,7 @@ impl VersionedStruct for prism_session_options {
     const LEAST: usize = std::mem::offset_of!(prism_session_options, released);
 }
 
-/// Where a session's patch lies: the cube of the scan that the model saw last, or will see first. A
+/// The patch of a session: the cube of the scan that the model saw last, or will see first. A
 /// session that follows an object looks at several.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -132,11 +132,11 @@ pub struct prism_patch_info {
     pub edge: usize,
     /// Spacing of these voxels in mm.
     pub spacing: f64,
-    /// Whether the spacing was made coarser than asked for, so that the object fits.
+    /// Whether the spacing was made coarser than requested, so that the object fits.
     pub coarsened: i32,
-    /// The matrix, row by row, that takes patch voxel (i, j, k, 1) to millimetres in RAS.
+    /// Row-major matrix that maps patch voxel (i, j, k, 1) to millimetres in RAS.
     pub affine: [f64; 16],
-    /// Bytes of all patches that were encoded and are kept.
+    /// Bytes of all encoded patches that are kept.
     pub bytes: usize,
 }
 
@@ -144,16 +144,16 @@ impl VersionedStruct for prism_patch_info {
     const NAME: &'static str = "prism_patch_info";
 }
 
-/// Called as work proceeds: `done` runs from 0 to 1, `stage` names what was done and is the
-/// caller's for the duration of the call. Returning 0 ends the call that is under way with
-/// PRISM_CANCELLED, leaving the session as it was. It runs on the thread of that call, must not
-/// throw or jump out, and gets PRISM_BUSY from this session's other functions.
+/// Called as work proceeds: `done` runs from 0 to 1, `stage` names the completed stage and is valid
+/// during the call. Returning 0 cancels the current call with PRISM_CANCELLED and leaves the
+/// session unchanged. It runs on the thread of that call, must not throw or jump out, and gets
+/// PRISM_BUSY from this session's other functions.
 pub type prism_progress_callback =
     Option<unsafe extern "C" fn(user: *mut c_void, done: f64, stage: *const c_char) -> i32>;
 
 /// Opens a session on a volume, for one object. `options` may be NULL. The scan is not encoded yet:
-/// prism_session_encode or the first interaction does it. On success `*session` is the caller's,
-/// for prism_session_free.
+/// prism_session_encode or the first interaction does it. On success the caller owns `*session` and
+/// releases it with prism_session_free.
 ///
 /// # Safety
 /// `options` is NULL or a structure of the size that it says; `session` can be written.
@@ -280,8 +280,8 @@ pub unsafe extern "C" fn prism_session_fork(
     })
 }
 
-/// Calls `callback` as this session's later encodings and interactions proceed, with `user` handed
-/// back to it; NULL for none.
+/// Calls `callback` as later encodings and interactions of this session proceed, passing `user` to
+/// it; NULL for none.
 ///
 /// # Safety
 /// `user` must stay usable, from any thread that calls this session's functions, until another
@@ -298,8 +298,8 @@ pub unsafe extern "C" fn prism_session_set_progress(
     })
 }
 
-/// Ends the session's call that is under way on another thread with PRISM_CANCELLED, at its next
-/// stage; where there is none, nothing happens.
+/// Cancels the session's call that is running on another thread, at its next stage, with
+/// PRISM_CANCELLED; without such a call nothing happens.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_cancel(session: *const prism_session) -> prism_status {
     call(|| {
@@ -386,10 +386,10 @@ impl State {
     }
 }
 
-/// Encodes the scan where `prompts` make the model look (at a box, else at the points on the
-/// object), so that the first interaction does not have to; say what is known before the user's
-/// first click. Nothing is said of the object by it. A released session that was at work before
-/// starts anew: its predictions and history are gone.
+/// Encodes the patch that `prompts` would make the model look at (a box, else the points on the
+/// object), so that the first interaction does not have to; give what is known before the user's
+/// first click. It adds no prompts. A released session that was used before starts over: its
+/// predictions and history are dropped.
 ///
 /// # Safety
 /// `prompts` is a structure of the size that it says, its arrays hold what its counts say.
@@ -409,9 +409,9 @@ pub unsafe extern "C" fn prism_session_encode(
     })
 }
 
-/// One interaction: what the user says now, added to what was said before. Encodes the scan first
-/// where that was not done. On success `*prediction`, unless `prediction` is NULL, is the answer,
-/// the caller's for prism_prediction_free. On a failure the session stays as it was.
+/// One interaction: these prompts are added to the earlier ones. Encodes the scan first if needed.
+/// On success `*prediction`, unless `prediction` is NULL, is the result; the caller owns it and
+/// releases it with prism_prediction_free. On failure the session is unchanged.
 ///
 /// # Safety
 /// `prompts` is a structure of the size that it says, its arrays hold what its counts say;
@@ -469,7 +469,7 @@ pub extern "C" fn prism_session_redo(session: *const prism_session) -> prism_sta
     step(session, "redo", Session::redo)
 }
 
-/// Forgets prompts, predictions and history. The scan stays encoded where it was.
+/// Removes prompts, predictions and history. Encoded patches are kept.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_session_reset(session: *const prism_session) -> prism_status {
     call(|| {
@@ -479,7 +479,7 @@ pub extern "C" fn prism_session_reset(session: *const prism_session) -> prism_st
     })
 }
 
-/// How many interactions can be undone and redone. Either place may be NULL.
+/// Number of interactions that can be undone and redone. Either pointer may be NULL.
 ///
 /// # Safety
 /// Each is NULL or can be written.
@@ -502,8 +502,8 @@ pub unsafe extern "C" fn prism_session_get_depth(
     })
 }
 
-/// The session's answer as it stands, after undo and redo too; PRISM_NOTHING where there is none.
-/// On success `*prediction` is the caller's, for prism_prediction_free.
+/// The current prediction, also after undo and redo; PRISM_NOTHING if there is none. On success the
+/// caller owns `*prediction` and releases it with prism_prediction_free.
 ///
 /// # Safety
 /// `prediction` can be written.
@@ -523,8 +523,8 @@ pub unsafe extern "C" fn prism_session_get_prediction(
     })
 }
 
-/// Fills `*info` in with where the patch lies; set its struct_size first. PRISM_NOTHING before the
-/// scan is encoded.
+/// Fills in `*info` about the patch; set its struct_size first. PRISM_NOTHING before the scan is
+/// encoded.
 ///
 /// # Safety
 /// `info` is a structure of the size that it says.

@@ -23,14 +23,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub enum prism_status {
     /// Done.
     PRISM_OK = 0,
-    /// An argument is not what the function takes: NULL where something must be, a size or a
-    /// position out of range, an unknown constant, a path that is not UTF-8.
+    /// An argument is invalid: NULL where a value is required, a size or position out of range, an
+    /// unknown constant, a path that is not UTF-8.
     PRISM_INVALID_ARGUMENT = 1,
-    /// A handle was freed, is of another kind, or never was one.
+    /// A handle was freed, is of another kind, or is invalid.
     PRISM_INVALID_HANDLE = 2,
-    /// A file cannot be read or written, or does not hold what it should.
+    /// A file cannot be read or written, or has invalid content.
     PRISM_FILE = 3,
-    /// The device is not there, lacks what was asked of it, or failed.
+    /// The device is not available, does not support the request, or failed.
     PRISM_DEVICE = 4,
     /// The buffer is smaller than the result. The size that is needed was stored; the buffer is
     /// unchanged.
@@ -40,10 +40,10 @@ pub enum prism_status {
     PRISM_BUSY = 6,
     /// A progress callback returned 0, or prism_session_cancel was called.
     PRISM_CANCELLED = 7,
-    /// There is nothing to undo, to redo or to read yet.
+    /// There is nothing to undo, redo or read yet.
     PRISM_NOTHING = 8,
-    /// The prompts cannot be used with this volume: nothing was said, something lies outside, or a
-    /// place or a logit is NaN or infinite.
+    /// The prompts cannot be used with this volume: there are none, one lies outside, or a position
+    /// or logit is NaN or infinite.
     PRISM_PROMPT = 9,
     /// A bug in the library. The handle can still be used; please report the message.
     PRISM_INTERNAL = 10,
@@ -265,16 +265,16 @@ fn what_panicked(payload: &(dyn Any + Send)) -> String {
         .to_string()
 }
 
-/// The message of the last call of this thread that failed, naming the file, argument or voxel and
-/// what was expected; "" before any did. It stays until the thread's next call that fails; do not
+/// The message of the last failed call on this thread, naming the file, argument or voxel and what
+/// was expected; "" if none failed. It is valid until the next failed call on this thread; do not
 /// free it.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_last_error() -> *const c_char {
     LAST.with_borrow(|last| last.as_ptr())
 }
 
-/// A status as a word, for example "PRISM_BUSY"; "unknown status" for any other number. The text is
-/// the library's and stays.
+/// The name of a status, for example "PRISM_BUSY"; "unknown status" for any other number. The text
+/// is owned by the library and stays valid.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_status_name(status: i32) -> *const c_char {
     const NAMES: [&CStr; 14] = [

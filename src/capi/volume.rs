@@ -91,7 +91,7 @@ pub enum prism_element {
     PRISM_FLOAT64 = 9,
 }
 
-/// An array of voxels in the caller's memory, and where they lie. Voxel (i, j, k) is at data + i *
+/// An array of voxels in the caller's memory, and its geometry. Voxel (i, j, k) is at data + i *
 /// strides[0] + j * strides[1] + k * strides[2].
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -104,13 +104,13 @@ pub struct prism_array {
     pub element: i32,
     /// Voxels along i, j and k: 1 to 65536 each.
     pub size: [usize; 3],
-    /// Bytes from a voxel to the next along i, j and k, of any sign; all 0: one behind the other, i
-    /// fastest, as in a NIfTI file.
+    /// Bytes from a voxel to the next along i, j and k, of any sign; all 0: contiguous, i fastest,
+    /// as in a NIfTI file.
     pub strides: [isize; 3],
-    /// NULL, or 16 numbers, row by row: the matrix that takes (i, j, k, 1) to millimetres in RAS (x
-    /// to the right, y to the front, z to the head). Without it the axes run along x, y and z.
+    /// NULL, or 16 numbers: the row-major matrix that maps (i, j, k, 1) to millimetres in RAS (x to
+    /// the right, y to the front, z to the head). Without it the axes run along x, y and z.
     pub affine: *const f64,
-    /// NULL, or the distances between voxels along i, j and k in mm, where there is no affine;
+    /// NULL, or the distances between voxels along i, j and k in mm, used without an affine;
     /// without either, 1 mm.
     pub spacing: *const f64,
 }
@@ -129,7 +129,7 @@ pub struct prism_volume_info {
     pub size: [usize; 3],
     /// Distances in mm between voxels along i, j and k.
     pub spacing: [f64; 3],
-    /// The matrix, row by row, that takes (i, j, k, 1) to millimetres in RAS.
+    /// Row-major matrix that maps (i, j, k, 1) to millimetres in RAS.
     pub affine: [f64; 16],
     /// The lowest and the highest value.
     pub range: [f32; 2],
@@ -140,10 +140,10 @@ impl VersionedStruct for prism_volume_info {
 }
 
 /// Reads a scan: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr) or MetaImage (.mha,
-/// .mhd), of any orientation; in a library that was built with the feature dicom also the only
-/// DICOM series of a folder or zip archive, or that of one file. `which` picks one of several
-/// volumes, from 0; -1 where there is one. What was odd about the file goes to the log. On success
-/// `*volume` is the caller's, for prism_volume_free.
+/// .mhd), of any orientation; in a library built with the feature dicom also the only DICOM series
+/// of a folder or zip archive, or that of one file. `which` selects one of several volumes, from 0;
+/// -1 if there is only one. Warnings about the file go to the log. On success the caller owns
+/// `*volume` and releases it with prism_volume_free.
 ///
 /// # Safety
 /// `path` ends with a NUL; `volume` can be written.
@@ -195,12 +195,12 @@ unsafe fn numbers<const N: usize>(from: *const f64, usual: [f64; N]) -> [f64; N]
     }
 }
 
-/// Takes an array of the caller's for a scan. Nothing is copied: the array must stay where it is,
-/// unchanged, until this volume and all sessions opened on it were freed; when the last of these
-/// functions has returned, nothing reads it any more, whatever other threads were doing.
-/// Predictions do not need it. NaN and -inf read as the lowest value, +inf as the highest, which
-/// the log tells; an array without any finite value is refused. On success `*volume` is the
-/// caller's, for prism_volume_free, which leaves the array alone.
+/// Wraps an array of the caller's as a scan. Nothing is copied: the array must stay valid and
+/// unchanged until this volume and all sessions opened on it are freed; when the last of these
+/// calls returns, nothing reads it any more, whatever other threads were doing. Predictions do not
+/// need it. NaN and -inf are read as the lowest value, +inf as the highest, with a message in the
+/// log; an array without any finite value is refused. On success the caller owns `*volume` and
+/// releases it with prism_volume_free, which leaves the array alone.
 ///
 /// # Safety
 /// `array` is a structure of the size that it says; all its voxels can be read for that long;
@@ -275,9 +275,9 @@ pub unsafe extern "C" fn prism_volume_get_info(
     })
 }
 
-/// Gives a volume back. Sessions opened on it go on, and go on reading an array that was wrapped.
-/// Where another thread's call has the volume itself, this waits for its end; in a callback it is
-/// PRISM_BUSY instead, and the volume stays. NULL is allowed.
+/// Frees a volume. Sessions opened on it stay valid, and keep reading a wrapped array. If another
+/// thread is inside a call on the volume itself, this waits for it; inside a callback it returns
+/// PRISM_BUSY and the volume stays. NULL is allowed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prism_volume_free(volume: *mut prism_volume) -> prism_status {
     call(|| handles::free::<Scan, _>(volume))

@@ -69,7 +69,7 @@ pub fn kept(bytes: Vec<u8>) -> Result<Body, Failure> {
 /// An error unless there is room to take so many bytes apart: that may need many times their own
 /// memory, in lists that grow unasked.
 pub fn apart(bytes: usize) -> Result<(), Failure> {
-    Ok(room_apart("what a body says", bytes)?)
+    Ok(room_apart("the content of a request", bytes)?)
 }
 
 /// What JSON says, if there is [room](apart) for it. `wrong` makes the failure if it cannot be

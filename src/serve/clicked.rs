@@ -24,7 +24,7 @@ const BROUGHT: u8 = 3;
 const BEGUN: u8 = 4;
 
 /// How messages name the memory that clicks take.
-const CLICKS: &str = "what was said of the object";
+const CLICKS: &str = "the prompts of the object";
 
 /// All that a client says about an object.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -8,24 +8,24 @@ use cbindgen::{
 use std::path::{Path, PathBuf};
 
 const HEAD: &str = "\
-/* prism: interactive segmentation of tumours in 3D scans, for programs in C and whatever calls C.
+/* prism: interactive segmentation of tumours in 3D scans, for C and languages that call C.
  *
- * A session in short: open an engine, load a model, read or wrap a volume, open a session on it,
- * interact as often as the user says something, read the prediction.
+ * Usage: open an engine, load a model, read or wrap a volume, open a session on it, interact for
+ * each of the user's prompts, read the prediction.
  *
- * - Every call returns a prism_status; prism_last_error says in words what went wrong. No call
- *   aborts the process because of its arguments, and none writes to the standard streams.
- * - Handles are owned by the caller, who gives each back with its own _free, once, in any order:
- *   what a session or a prediction needs of others it keeps. A handle that was given back, or is of
- *   another kind, is refused.
+ * - Every call returns a prism_status; prism_last_error explains a failure. No call aborts the
+ *   process because of its arguments, and none writes to the standard streams.
+ * - The caller owns handles and frees each with its own _free function, once, in any order:
+ *   sessions and predictions keep what they need. A handle that was freed, or is of another kind,
+ *   is refused.
  * - Engines, models, volumes and predictions may be used by any number of threads at once. A
  *   session may be used by one thread at a time; a second gets PRISM_BUSY.
- * - Structures begin with struct_size: zero them, then set it to their sizeof. So they can grow
- *   without breaking programs compiled before.
+ * - Structures begin with struct_size: zero them, then set it to their sizeof. They can
+ *   grow without breaking programs that are already compiled.
  * - Voxels are (i, j, k) from 0, in the order of the volume; in dense results i is the fastest
  *   unless strides say otherwise.
  *
- * docs/embedding.md is the tutorial. Made from src/capi by cbindgen; not to be edited. Apache-2.0.
+ * docs/embedding.md is the tutorial. Generated from src/capi by cbindgen; do not edit. Apache-2.0.
  */";
 
 fn root() -> PathBuf {

@@ -277,7 +277,7 @@ mod tests {
             ("conv3d:ic1oc1d9k0s0p0", "k3s1p1, or another kernel"),
             ("conv3d:ic1oc1d9k2s2p0", "divides d"),
             ("conv3d:ic1ic1oc1d8", "given twice"),
-            ("linear:m5x7", "'x' is none of m, k, n"),
+            ("linear:m5x7", "'x' is not one of m, k, n"),
             ("linear:m0k1n1", "a size is 0"),
             ("linear:m99999999999999999999k1n1", "up to"),
             ("conv3d:ic1048576oc1048576d1048576", "GB"),
