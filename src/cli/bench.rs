@@ -297,7 +297,7 @@ impl Bench {
         }
         let device = self.device.open()?;
         let Device::Cuda(cuda) = &device else {
-            return Err(Failure::Usage("--variants: only CUDA devices have them".into()));
+            return Err(Failure::Usage("--variants needs a CUDA device".into()));
         };
         print(&format!("{}\n\n", device.describe()))?;
         let ceilings = match device.is_emulated() {

@@ -9,22 +9,22 @@ use crate::model::Model;
 use clap::Args;
 use std::sync::Arc;
 
-/// Choose the variants of kernels that are fastest on this GPU
+/// Select the fastest kernel variants for this GPU
 ///
-/// Where a kernel has several variants (other tiles, other numbers of blocks that share a sum), a
-/// rule chooses among them. This command times all of them on the GPU for the shapes of a model, a
-/// few seconds at each precision, and keeps those that are faster beyond doubt in a table beside
-/// the compiled kernels. Every program that is started afterwards uses them, on GPUs of this kind,
-/// with this driver and these kernels. Nothing else ever makes or changes a table.
+/// If a kernel has several variants (other tiles, other numbers of blocks that share a sum), a rule
+/// selects one. This command times all of them on the GPU for the shapes of a model, a few seconds
+/// at each precision, and saves those that are clearly faster in a table beside the compiled
+/// kernels. Programs started afterwards use it, on GPUs of this kind, with this driver and these
+/// kernels. No other command creates or changes a table.
 ///
-/// Variants add up in another order, so results differ by rounding from those of the rule. With a
-/// table they are the same each time. PRISM_TUNE=0 ignores it, --forget removes what is in it for
-/// this model. 'prism info --device cuda' tells whether one is used.
+/// Variants sum in another order, so results differ from those of the rule by rounding; with the
+/// same table they are the same bits each time. PRISM_TUNE=0 ignores the table, --forget removes
+/// the entries of this model. 'prism info --device cuda' reports whether a table is used.
 #[derive(Args)]
 pub struct Tune {
     #[command(flatten)]
     model: ModelArgs,
-    /// Prompt voxels of clicks to be fast for
+    /// Numbers of prompt voxels of a click to tune for
     #[arg(
         long,
         default_value = "1,60,500",
@@ -33,13 +33,13 @@ pub struct Tune {
         value_parser = number(0, 10_000)
     )]
     points: Vec<usize>,
-    /// Also choose for training this model: a step of one item
+    /// Also tune for training this model, with steps of one item
     #[arg(long)]
     training: bool,
-    /// Show what is fastest, and keep nothing
+    /// Print the fastest variants without saving them
     #[arg(long, conflicts_with = "forget")]
     dry_run: bool,
-    /// Follow the rule again in everything that would be timed
+    /// Return to the rule for everything that would be timed
     #[arg(long)]
     forget: bool,
     #[command(flatten)]
@@ -53,7 +53,9 @@ impl Tune {
             return Err(Failure::Usage("tune needs a GPU: --device cuda".into()));
         };
         if device.is_emulated() {
-            return Err(Failure::Usage("the emulator's times mean nothing: --device cuda".into()));
+            return Err(Failure::Usage(
+                "the emulator has no meaningful times: use --device cuda".into(),
+            ));
         }
         let weights = self.model.choose()?.open()?;
         let model = Arc::new(Model::new(&device, &weights)?);
@@ -73,7 +75,7 @@ impl Tune {
         let others = choices.iter().filter(|choice| choice.best > 0).count();
         let gain: f64 = choices.iter().map(|choice| choice.gain()).sum();
         print(&format!(
-            "{others} of {} choices are not the rule's; all work timed here takes {} less\n",
+            "{others} of {} choices differ from the rule; the timed work takes {} less\n",
             choices.len(),
             time_of(gain)
         ))?;
@@ -82,11 +84,11 @@ impl Tune {
         }
         let path = cuda.keep_variants(&chosen)?;
         if self.forget {
-            return say(&format!("all of them follow the rule again: {}\n", path.display()));
+            return say(&format!("returned to the rule: {}\n", path.display()));
         }
         if cuda.ignores_tables() {
-            warn("PRISM_TUNE is off: programs that have it so follow the rule");
+            warn("PRISM_TUNE is off: with it, programs follow the rule");
         }
-        say(&format!("kept in {}\n", path.display()))
+        say(&format!("saved in {}\n", path.display()))
     }
 }

@@ -175,11 +175,11 @@ fn variants_are_judged_anywhere_and_chosen_on_a_gpu() {
         code(&prism("tune").file("-m", place.at("model.safetensors")).with(more).output(), 2)
     };
     assert!(tune("").contains("tune needs a GPU: --device cuda"));
-    assert!(tune("--device emulated").contains("the emulator's times mean nothing"));
+    assert!(tune("--device emulated").contains("the emulator has no meaningful times"));
     let error = code(&prism("bench --variants linear:m3k264n8").output(), 2);
-    assert!(error.contains("only CUDA devices have them"), "{error}");
+    assert!(error.contains("needs a CUDA device"), "{error}");
     let error = code(&prism("bench --variants").output(), 2);
-    assert!(error.contains("--variants go with problems"), "{error}");
+    assert!(error.contains("--variants need problems"), "{error}");
     let run = prism("bench --variants linear:m3k264n8 lnorm:m4c8 --device emulated");
     let out = run.with("--precision f16").file("--save", place.at("variants.json")).output();
     code(&out, 0);

@@ -149,7 +149,7 @@ impl Cuda {
     pub fn keep_variants(&self, chosen: &[(String, Option<String>)]) -> Result<PathBuf, CudaError> {
         let place = self.0.tuned.place.as_ref().ok_or_else(|| {
             CudaError::Unavailable(
-                "no folder is known for a table of variants: set PRISM_CACHE".into(),
+                "no cache folder for the table of variants: set PRISM_CACHE".into(),
             )
         })?;
         // What other processes kept meanwhile stays. A damaged table is replaced.
@@ -301,7 +301,7 @@ impl Place {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Table::default()),
             Err(e) => return Err(unusable(&e)),
         };
-        let text = String::from_utf8(bytes).map_err(|_| unusable(&"it is no text"))?;
+        let text = String::from_utf8(bytes).map_err(|_| unusable(&"it is not text"))?;
         Table::read(&text, &self.identity)
             .ok_or_else(|| unusable(&"it belongs to another device, driver or version"))
     }
@@ -396,7 +396,7 @@ mod tests {
         for (text, reason) in [
             (good.replace("a GPU", "another GPU").into_bytes(), "another device"),
             (format!("{good}what is this\n").into_bytes(), "another device"),
-            (vec![0xff; 40], "no text"),
+            (vec![0xff; 40], "not text"),
         ] {
             cache::write(&place.path, &text).unwrap();
             ignored(reason);
