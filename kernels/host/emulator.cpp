@@ -744,16 +744,32 @@ void fence_async() { own_record().fenced = ++arena->watch.now; }
 
 void fence_sums() { own_record().sums_fenced = true; }
 
-// Where a row's 16 bytes of an operand are in shared memory, the first or the second along k.
+constexpr uint64_t SWIZZLED = 1ull << 62;
+
+// A field of a descriptor that begins at bit `from`, in bytes.
+static unsigned field(uint64_t descriptor, int from) { return (unsigned)(descriptor >> from & 0x3fff) << 4; }
+
+// Where a row's 16 bytes of an operand are in shared memory, the first or the second along k. If it
+// is swizzled, rows are 128 bytes apart, and bits 7 to 9 of an address go into bits 4 to 6, by
+// exclusive or.
 static unsigned row_of(uint64_t descriptor, int row, int k) {
-    auto field = [descriptor](int from) { return (unsigned)(descriptor >> from & 0x3fff) << 4; };
-    return field(0) + k * field(16) + row / 8 * field(32) + row % 8 * 16;
+    unsigned start = field(descriptor, 0) + row / 8 * field(descriptor, 32);
+    if (!(descriptor & SWIZZLED)) return start + k * field(descriptor, 16) + row % 8 * 16;
+    unsigned at = start + row % 8 * 128 + k * 16;
+    return at ^ (at >> 7 & 7) << 4;
 }
 
 // Whether a product that began at `time` may read an operand of so many rows, now.
 static void check_operand(uint64_t descriptor, int rows, unsigned time) {
     Arena &a = *arena;
-    if (descriptor & ~(0x3fffull | 0x3fffull << 16 | 0x3fffull << 32)) fail("a descriptor with a swizzle or an offset, which the emulator does not have");
+    if (descriptor & ~(0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | SWIZZLED)) {
+        fail("a descriptor with an offset, or a swizzle other than that of 128 bytes, which the emulator does not have");
+    }
+    if (descriptor & SWIZZLED) {
+        unsigned start = field(descriptor, 0);
+        if (start & 0x380 || field(descriptor, 32) % 1024) fail("a swizzled operand whose rows do not begin at multiples of 1024 bytes");
+        if ((start & 0x70) == 0x70) fail("a swizzled operand that reaches beyond its rows' 128 bytes");
+    }
     for (int row = 0; row < rows; row++) {
         for (int k = 0; k < 2; k++) {
             unsigned from = row_of(descriptor, row, k);

@@ -13,7 +13,8 @@
 // The emulator keeps a record of who stored what.
 #define WGMMA_SHARED_MEMORY(name) unsigned char *name = emulator::watched_shared_memory()
 #else
-#define WGMMA_SHARED_MEMORY(name) SHARED_MEMORY(name)
+// Swizzled operands begin at multiples of 1024 bytes.
+#define WGMMA_SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
 #ifndef __CUDA_ARCH_FEAT_SM90_ALL
 #define WITHOUT_WGMMA
 #endif
@@ -87,6 +88,16 @@ __device__ __forceinline__ Descriptor describe(const void *operand, int along_k,
     unsigned at = (unsigned)__cvta_generic_to_shared(operand);
 #endif
     return (Descriptor)(at >> 4) | (Descriptor)(along_k >> 4) << 16 | (Descriptor)(along_rows >> 4) << 32;
+}
+
+// How an operand lies that is swizzled by 128 bytes: rows of 64 elements along k, one behind the
+// other from a multiple of 1024 bytes on, in which piece p of 16 bytes of row r has the place of
+// piece p ^ r % 8. So neither the stores of a row nor the reads of a piece of eight rows meet in a
+// bank. 16 elements further along k are 32 bytes more of address, as if nothing was swizzled: only
+// then do bits 7 to 9 of each address go into bits 4 to 6, by exclusive or.
+__device__ __forceinline__ Descriptor describe_swizzled(const void *operand) {
+    // The step along k is not used; eight rows are 1024 bytes; the last field says 128 bytes.
+    return describe(operand, 16, 1024) | (Descriptor)1 << 62;
 }
 
 #ifndef PRISM_EMULATOR

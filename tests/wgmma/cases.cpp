@@ -10,7 +10,7 @@ extern "C" const Kernel *prism_emulator_find(const char *name);
 extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, unsigned threads, unsigned shared, void *const *arguments, uint64_t from,
                                    uint64_t to, const uint64_t *allocations, size_t allocation_count, uint64_t seed, char *message, size_t length);
 
-alignas(256) static unsigned short a[64 * 16], b[96 * 16];
+alignas(256) static unsigned short a[64 * 64], b[96 * 64];
 alignas(256) static float d[64 * 96];
 alignas(256) static int sums[32];
 static int failures = 0;
@@ -37,8 +37,8 @@ int main() {
     auto value = [](int i) { return (float)(i * 7919 % 2039 % 9 - 4); };
     for (bool bfloat : {false, true}) {
         auto of = [bfloat](float v) { return bfloat ? emulator::float_to_bfloat(v) : emulator::float_to_half(v); };
-        for (int i = 0; i < 64 * 16; i++) a[i] = of(value(i));
-        for (int i = 0; i < 96 * 16; i++) b[i] = of(value(i + 5000));
+        for (int i = 0; i < 64 * 64; i++) a[i] = of(value(i));
+        for (int i = 0; i < 96 * 64; i++) b[i] = of(value(i + 5000));
         const char *name = bfloat ? "product_bf16" : "product_f16";
         void *pointers[3] = {a, b, d};
         auto product = [&](int at, int along_k, int along_rows, int wrong, const char *error, const char *what, uint64_t seed) {
@@ -67,9 +67,26 @@ int main() {
                                        {"that are not committed", "not committed"},
                                        {"start different products", "not the same descriptors"},
                                        {"of shared memory, which has 16384 bytes", "an operand beyond the end"},
-                                       {"a descriptor with a swizzle", "a swizzle"}};
+                                       {"a swizzle other than that of 128 bytes", "another swizzle"}};
             for (int wrong = 1; wrong <= 10; wrong++) product(0, 128, 256, wrong, errors[wrong - 1][0], errors[wrong - 1][1], seed);
             product(0, 128, 256, 13, "for the warps of its warpgroup for ever", "fewer warps", seed);
+
+            const char *swizzled = bfloat ? "swizzled_product_bf16" : "swizzled_product_f16";
+            auto swizzled_product = [&](int at, int wrong, const char *error, const char *what) {
+                run(swizzled, 128, 20480, {&pointers[0], &pointers[1], &pointers[2], &at, &wrong}, error, what, seed);
+            };
+            for (int at = 0; at < 4; at++) {
+                memset(d, 0, sizeof d);
+                swizzled_product(at, 0, nullptr, "a swizzled product");
+                for (int row = 0; row < 64; row++)
+                    for (int column = 0; column < 96; column++) {
+                        float sum = 0;
+                        for (int k = at * 16; k < at * 16 + 16; k++) sum += value(row * 64 + k) * value(column * 64 + k + 5000);
+                        if (d[row * 96 + column] != sum) return complain("a product is wrong", swizzled), 1;
+                    }
+            }
+            swizzled_product(0, 14, "do not begin at multiples of 1024 bytes", "off its place");
+            swizzled_product(0, 15, "beyond its rows' 128 bytes", "beyond its row");
         }
     }
     for (uint64_t seed : {0, 3}) {

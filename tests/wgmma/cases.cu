@@ -1,7 +1,7 @@
 // Products of a warpgroup and barriers with phases by themselves, right and wrong, for cases.cpp.
 #include "lib/wgmma.cuh"
 
-enum Wrong { RIGHT, NO_FENCE, FENCE_OF_ANOTHER, STORED_AFTER_FENCE, STORED_DURING, NOT_STORED, NO_SUMS_FENCE, NOT_COMMITTED, NOT_THE_SAME, BEYOND, SWIZZLED, NOT_MADE, ONE_MISSING, FEWER_WARPS };
+enum Wrong { RIGHT, NO_FENCE, FENCE_OF_ANOTHER, STORED_AFTER_FENCE, STORED_DURING, NOT_STORED, NO_SUMS_FENCE, NOT_COMMITTED, NOT_THE_SAME, BEYOND, SWIZZLED, NOT_MADE, ONE_MISSING, FEWER_WARPS, OFF_ITS_PLACE, BEYOND_ITS_ROW };
 
 // D[64 x 96] = A[64 x 16] B[96 x 16]^T, of matrices by rows. In shared memory the pieces of A are
 // `along_k` bytes apart along k and `along_rows` along the rows, from `at` on; those of B lie
@@ -31,7 +31,7 @@ template <class T> __device__ void product(const T *a, const T *b, float *d, int
     float sums[1][48] = {};
     Descriptor left = describe(shared + at, along_k, along_rows), right = describe(shared + behind, 128, 256);
     if (wrong == BEYOND) right += 4096;
-    if (wrong == SWIZZLED) right |= 1ull << 62;
+    if (wrong == SWIZZLED) right |= 2ull << 62;
     if (wrong == NOT_THE_SAME && thread == 100) left += 1;
     if (wrong != NO_SUMS_FENCE) fence_sums(sums);
     start_product<T>(sums[0], left, right);
@@ -43,6 +43,38 @@ template <class T> __device__ void product(const T *a, const T *b, float *d, int
         d[row * 96 + column] = sums[0][i];
     }
 }
+
+// The same of matrices with 64 columns, swizzled, of which step `at` along k is multiplied; B lies
+// behind A.
+template <class T> __device__ void swizzled_product(const T *a, const T *b, float *d, int at, int wrong) {
+    WGMMA_SHARED_MEMORY(shared);
+    unsigned char *behind = shared + 64 * 128;
+    auto put = [](unsigned char *to, const T *from, int rows) {
+        for (int i = threadIdx.x; i < rows * 8; i += 128) {
+            int row = i / 8, piece = i % 8;
+            *reinterpret_cast<RawVector<T, 8> *>(to + row * 128 + (piece ^ row % 8) * 16) = load_raw<8>(from + row * 64 + piece * 8);
+        }
+    };
+    put(shared, a, 64), put(behind, b, 96);
+    fence_async();
+    __syncthreads();
+    float sums[1][48] = {};
+    Descriptor left = describe_swizzled(shared) + at * 2, right = describe_swizzled(behind) + at * 2;
+    if (wrong == OFF_ITS_PLACE) left += 8;
+    if (wrong == BEYOND_ITS_ROW) left += 7;
+    fence_sums(sums);
+    start_product<T>(sums[0], left, right);
+    commit_products();
+    await_products(sums);
+    for (int i = 0; i < 48; i++) {
+        int row = threadIdx.x / 32 * 16 + i / 2 % 2 * 8 + threadIdx.x % 32 / 4, column = i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+        d[row * 96 + column] = sums[0][i];
+    }
+}
+#define SWIZZLED_PRODUCT(T) KERNEL(swizzled_product_##T, 128, 1, (const T *a, const T *b, float *d, int at, int wrong), swizzled_product(a, b, d, at, wrong))
+SWIZZLED_PRODUCT(f16)
+SWIZZLED_PRODUCT(bf16)
+
 #define PRODUCT(T) KERNEL(product_##T, 128, 1, (const T *a, const T *b, float *d, int at, int along_k, int along_rows, int wrong), product(a, b, d, at, along_k, along_rows, wrong))
 PRODUCT(f16)
 PRODUCT(bf16)
