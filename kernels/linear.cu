@@ -4,55 +4,23 @@
 //   matrix   block 64 x 64 or, if there are few rows, 16 x 64; k in steps of 128 bytes (64 elements
 //            of 16 bits, 32 floats) through three buffers filled by asynchronous copies. If there
 //            are few blocks, several share a product's k: each writes its sums in float, and
-//            linear_splitk_reduce adds them up
+//            linear_splitk_reduce adds them up. For 16 bits on sm_90a there is a second body:
+//            linear_wgmma.cu
 //   plain    block 64 x 64, 256 threads of 4 x 4; k in steps of 16, each summed separately before
 //            it is added to the total. For float32 as the oracle, and for rows that are not a
 //            multiple of 16 bytes
-#include "lib/base.cuh"
-#include "lib/matrix.cuh"
+#include "lib/linear.cuh"
 
 constexpr int EDGE = 64, PLAIN_ROW = EDGE + 4;
-
-struct Dense {
-    int m, n, k, act;
-};
 
 // How a block is laid out: rows and columns, warps along both, bytes of k per step, buffers.
 template <int ROWS_, int COLUMNS_, int DOWN_, int ACROSS_, int BYTES_, int STAGES_> struct Layout {
     static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, DOWN = DOWN_, ACROSS = ACROSS_, BYTES = BYTES_, STAGES = STAGES_;
     static constexpr int THREADS = 32 * DOWN * ACROSS;
+    static constexpr bool SWIZZLED = false;
 };
 typedef Layout<64, 64, 2, 2, 128, 3> Many;
 typedef Layout<16, 64, 1, 4, 128, 3> Few;
-
-// In elements: the elements of k per step, and the distance from one row of a step to the next,
-// which is 16 bytes more.
-template <class T, class L> constexpr int STEP_DEPTH = L::BYTES / (int)sizeof(T);
-template <class T, class L> constexpr int STEP_STRIDE = STEP_DEPTH<T, L> + PIECE<T>;
-
-// Loads ROWS rows of a matrix into shared memory, DEPTH elements per step; a thread keeps its
-// positions, of 16 bytes each. Rows after the last are copies of the last, and their results are
-// never written.
-template <class T, class L, int ROWS> struct TileLoader {
-    static constexpr int PIECES = L::BYTES / 16, APART = L::THREADS / PIECES, EACH = ROWS / APART;
-    const T *from;
-    T *to;
-    int column, k, further[EACH];
-
-    __device__ __forceinline__ TileLoader(const T *matrix, T *shared, int row0, int rows, int k0, int k) : column(k0 + threadIdx.x % PIECES * PIECE<T>), k(k) {
-        int row = threadIdx.x / PIECES, first = min(row0 + row, rows - 1);
-        from = matrix + (int64)first * k + column, to = shared + row * STEP_STRIDE<T, L> + threadIdx.x % PIECES * PIECE<T>;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) further[i] = (min(row0 + row + i * APART, rows - 1) - first) * k;
-    }
-    // Starts the next step, into its buffer. Beyond k is zero.
-    __device__ __forceinline__ void load_tile_async(int buffer) {
-        T *cell = to + buffer * ROWS * STEP_STRIDE<T, L>;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) copy_async(cell + i * APART * STEP_STRIDE<T, L>, from + further[i], column < k);
-        from += STEP_DEPTH<T, L>, column += STEP_DEPTH<T, L>;
-    }
-};
 
 // Loads columns of a matrix [k, n] into shared memory: DEPTH rows per step, COLUMNS elements of
 // each. Rows of n values are whole pieces of 16 bytes; beyond k and n there are zeros.
@@ -91,7 +59,7 @@ template <class A, class B> struct Either<false, A, B> {
 // tensor cores
 template <class P, class L, bool LIES, class T = typename Products<P>::Element>
 __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const float *bias, const T *residual, T *y, float *splitk_workspace, const Dense &s) {
-    constexpr int ROWS = L::ROWS, COLUMNS = L::COLUMNS, STRIDE = STEP_STRIDE<T, L>, DEPTH = STEP_DEPTH<T, L>, STAGES = L::STAGES, STAGE = COLUMNS + 8;
+    constexpr int ROWS = L::ROWS, COLUMNS = L::COLUMNS, STRIDE = STEP_STRIDE<T, L>, DEPTH = STEP_DEPTH<T, L>, STAGES = L::STAGES;
     constexpr int M = ROWS / L::DOWN / 16, N = COLUMNS / L::ACROSS / 8;
     SHARED_MEMORY(shared);
     T *left = reinterpret_cast<T *>(shared), *right = left + STAGES * ROWS * STRIDE;
@@ -150,7 +118,7 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
     // share the code that follows.
     copy_wait<0>();
     __syncthreads();
-    float *stage = reinterpret_cast<float *>(shared);
+    float *sums = reinterpret_cast<float *>(shared);
 #pragma unroll
     for (int i = 0; i < M; i++) {
 #pragma unroll
@@ -158,31 +126,12 @@ __device__ __forceinline__ void linear_matrix(const T *x, const T *w, const floa
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 float v[2] = {acc[i][j][half * 2], acc[i][j][half * 2 + 1]};
-                store(stage + (wm + i * 16 + half * 8 + lane / 4) * STAGE + wn + j * 8 + lane % 4 * 2, v);
+                store(sums + (wm + i * 16 + half * 8 + lane / 4) * SUMS_ROW<COLUMNS> + wn + j * 8 + lane % 4 * 2, v);
             }
         }
     }
     __syncthreads();
-    float *share = gridDim.z > 1 ? splitk_workspace + (int64)blockIdx.z * s.m * s.n : nullptr;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < ROWS * COLUMNS / 8; i += L::THREADS) {
-        int row = i / (COLUMNS / 8), column = i % (COLUMNS / 8) * 8;
-        const float *from = stage + row * STAGE + column;
-        row += m0, column += n0;
-        if (row >= s.m || column >= s.n) continue;
-        int64 at = (int64)row * s.n + column;
-        if (s.n % 8 == 0) {
-            float v[8];
-            load(v, from);
-            if (share) store(share + at, v); else put(y, v, at, column, bias, residual, s.act);
-        } else {
-#pragma unroll 1
-            for (int j = 0; j < 8 && column + j < s.n; j++) {
-                float v[1] = {from[j]};
-                if (share) share[at + j] = v[0]; else put(y, v, at + j, column + j, bias, residual, s.act);
-            }
-        }
-    }
+    write_tile<ROWS, COLUMNS, L::THREADS>(sums, m0, n0, bias, residual, y, splitk_workspace, s);
 }
 
 // Adds up partial sums [split_k][m][n], V values per thread.
