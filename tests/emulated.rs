@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    apart, convolved, device_name, here, judge_rolling, judge_rounding, judge_stage, judge_tokens,
-    stage, tiny,
+    apart, convolved, dense_by_all, device_name, here, judge_dense, judge_rolling, judge_rounding,
+    judge_stage, judge_tokens, stage, tiny,
 };
 use prism::autograd::{ParamGrads, Tape};
 use prism::bench::{TrainingStep, try_variants};
@@ -273,11 +273,13 @@ fn every_variant_of_a_problem_is_right() {
             );
         }
     }
-    // Where wgmma was asked for, that and tiles.
-    if let Some(device) = rolling(&device_name(), DType::F16) {
-        let problem = "conv3d:n1ic32oc32d4k3s1p1".parse().unwrap();
-        let tried = try_variants(cuda_of(&device), &problem, None).unwrap();
-        assert!(tried.errors.len() == 2 && tried.is_right(), "{:?}", tried.errors);
+    // Where wgmma was asked for, that and mma.sync.
+    if let Some(device) = with_wgmma(&device_name(), DType::F16) {
+        for (text, variants) in [("conv3d:n1ic32oc32d4k3s1p1", 2), ("linear:m40k520n72", 16)] {
+            let tried = try_variants(cuda_of(&device), &text.parse().unwrap(), None).unwrap();
+            let errors = &tried.errors;
+            assert!(errors.len() == variants && tried.is_right(), "{text}: {errors:?}");
+        }
     }
 }
 
@@ -668,10 +670,9 @@ fn a_stage_of_few_and_of_many_blocks_is_as_on_the_cpu() {
     }
 }
 
-/// A device whose convolutions of 32 channels go over rolling planes; none if it has no `wgmma`, or
-/// is a GPU for which that was not asked for: should it fail there, no other test shall fail with
-/// it.
-fn rolling(name: &str, dtype: DType) -> Option<Device> {
+/// A device that multiplies by `wgmma` where it can; none if it cannot, or is a GPU for which that
+/// was not asked for: should it fail there, no other test shall fail with it.
+fn with_wgmma(name: &str, dtype: DType) -> Option<Device> {
     let asked = std::env::var("PRISM_CUDA_WGMMA").is_ok_and(|v| v == "on");
     if !asked && !name.starts_with("emulated") {
         return None;
@@ -688,7 +689,7 @@ fn rolling(name: &str, dtype: DType) -> Option<Device> {
 fn rolling_planes_are_convolved_as_tiles_are() {
     // What a rounding may change of a value of 1, twice.
     for (dtype, bound) in [(DType::F16, 2e-3), (DType::Bf16, 1.6e-2)] {
-        let Some(planes) = rolling(&device_name(), dtype) else {
+        let Some(planes) = with_wgmma(&device_name(), dtype) else {
             common::skipped("this GPU has no wgmma, or PRISM_CUDA_WGMMA is not on");
             return;
         };
@@ -740,13 +741,82 @@ fn the_order_of_threads_changes_no_bit_of_rolling_planes() {
         return;
     }
     let of = |name: &str| {
-        let device = rolling(name, DType::F16).unwrap();
+        let device = with_wgmma(name, DType::F16).unwrap();
         convolved(&device, [1, 15, 9, 18], true, true).unwrap().map(|map| map.data().to_vec())
     };
     let expected = of("emulated");
     for seed in [1, 7] {
         assert!(of(&format!("emulated:{seed}")) == expected, "seed {seed}");
     }
+}
+
+/// Dense layers by `wgmma` have the bits of those by `mma.sync` where sums are exact in any order,
+/// in any order of threads: of one row and of several blocks, of few columns and of such as are no
+/// whole pieces, of k that ends within a step, and shared by blocks.
+#[test]
+fn warpgroups_compute_dense_layers_as_warps_do() {
+    for dtype in [DType::F16, DType::Bf16] {
+        let Some(device) = with_wgmma(&device_name(), dtype) else {
+            common::skipped("this GPU has no wgmma, or PRISM_CUDA_WGMMA is not on");
+            return;
+        };
+        judge_dense(&device).unwrap_or_else(|e| panic!("{dtype}: {e}"));
+        let shuffled = (device_name() == "emulated")
+            .then(|| with_wgmma("emulated:7", dtype).expect("the emulator has wgmma"));
+        for device in [Some(device), shuffled].iter().flatten() {
+            for (shape, added, variants) in [
+                ([1, 97, 520], true, 8),
+                ([33, 100, 264], true, 4),
+                ([129, 8, 72], false, 2),
+                ([200, 193, 8], false, 2),
+            ] {
+                let made = dense_by_all(cuda_of(device), shape, added).unwrap();
+                let what = format!("{dtype}, {shape:?}");
+                let (first, want) = &made[0];
+                assert!(!first.contains("wgmma"), "{what}: {first}");
+                let by_wgmma = made.iter().filter(|(name, _)| name.contains("by wgmma")).count();
+                assert_eq!(by_wgmma, variants, "{what}");
+                for (name, got) in &made {
+                    assert!(got.data() == want.data(), "{what}, {name}");
+                }
+            }
+        }
+    }
+}
+
+/// Where `wgmma` was asked for, layers of many rows go by it. Few rows, rows that are no multiple
+/// of 16 bytes, gradients and float32 do not.
+#[test]
+fn dense_layers_go_by_wgmma_where_the_rule_says_so() {
+    let Some(device) = with_wgmma(&device_name(), DType::F16) else {
+        common::skipped("this GPU has no wgmma, or PRISM_CUDA_WGMMA is not on");
+        return;
+    };
+    let linears = |launches: Vec<KernelRecord>| -> Vec<String> {
+        let names = launches.into_iter().map(|launch| launch.kernel);
+        names.filter(|name| name.starts_with("linear")).collect()
+    };
+    let kernels = |device: &Device, m: usize, n: usize, k: usize| {
+        let run = || common::dense(device, [m, n, k], false);
+        linears(cuda_of(device).launches(false, run).unwrap().0)
+    };
+    for (m, n, k, expected) in [
+        (512, 2304, 8, "linear_wgmma_tall_f16"),
+        (512, 768, 8, "linear_wgmma_f16"),
+        (64, 768, 8, "linear_few_f16"),
+        (512, 768, 9, "linear_odd_f16"),
+    ] {
+        assert_eq!(kernels(&device, m, n, k), [expected], "{m}, {n}, {k}");
+    }
+    let (w, dy) = (whole(&[768, 768], 1), whole(&[512, 768], 2));
+    let back = || linear::grad::input(&device, &w, &dy);
+    let back = cuda_of(&device).launches(false, back).unwrap().0;
+    assert_eq!(linears(back), ["linear_back_f16"]);
+    if let Some(device) = with_wgmma(&device_name(), DType::F32) {
+        assert_eq!(kernels(&device, 512, 768, 8), ["linear_tf32x3"]);
+    }
+    cuda_of(&device).use_wgmma(false);
+    assert_eq!(kernels(&device, 512, 768, 8), ["linear_f16"]);
 }
 
 /// The gradients of a stage's biases, from maps whose edges have all kinds of voxel or few of them.

@@ -10,7 +10,7 @@ mod built;
 mod common;
 
 use built::{compile, is_clang};
-use common::{here, judge_rolling, judge_rounding, judge_stage, judge_tokens};
+use common::{here, judge_dense, judge_rolling, judge_rounding, judge_stage, judge_tokens};
 use prism::device::{Cpu, Cuda, Device, Precision};
 use prism::verify::run;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,8 @@ enum Check {
     Rounding,
     /// A convolution of rolling planes, compared with the CPU's.
     Rolling,
+    /// Dense layers by `wgmma`, compared with the CPU's.
+    Dense,
 }
 
 /// A change of one kernel, and the check that has to notice it.
@@ -49,7 +51,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 50] = [
+const MUTANTS: [Mutant; 53] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -550,6 +552,36 @@ const MUTANTS: [Mutant; 50] = [
         precision: Precision::F16,
         message: Some("of shared memory, which nothing has stored"),
     },
+    Mutant {
+        what: "copies of a step are not fenced before products read it",
+        kernel: "linear_wgmma",
+        file: "linear_wgmma.cu",
+        from: "        fence_async();\n        __syncthreads();",
+        to: "        __syncthreads();",
+        check: Check::Dense,
+        precision: Precision::F16,
+        message: Some("is not fenced by the thread that stored it"),
+    },
+    Mutant {
+        what: "rows are swizzled by another number of bytes than products read them by",
+        kernel: "linear_wgmma",
+        file: "lib/linear.cuh",
+        from: "(L::SWIZZLED ? row % 8 : 0)",
+        to: "(L::SWIZZLED ? row % 4 : 0)",
+        check: Check::Dense,
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a buffer is filled again before its products have ended",
+        kernel: "linear_wgmma",
+        file: "linear_wgmma.cu",
+        from: "        await_products(acc);",
+        to: "        if (step + 1 == steps) await_products(acc);",
+        check: Check::Dense,
+        precision: Precision::F16,
+        message: Some("has been stored since it began"),
+    },
 ];
 
 /// What each library is compiled with, beside its file.
@@ -617,6 +649,7 @@ fn judge(library: &Path, m: &Mutant, folder: &Path) -> [Result<(), String>; 3] {
         Check::Tokens => judge_tokens(&device),
         Check::Rounding => judge_rounding(&device),
         Check::Rolling => judge_rolling(&device),
+        Check::Dense => judge_dense(&device),
         Check::Case(case) => judge_case(&device, &alone(folder, case)),
     })
 }

@@ -1,5 +1,5 @@
 """Times encode and interaction of the base network with early launches, branches of recorded work and the token path's own launches switched off, with the variants of a table if `prism tune` made one,
-and with convolutions by wgmma switched on, each between runs with all as they are by default and variants by rule, and demands the same bits of all but the last three, whose sums have another order.
+and with convolutions and dense layers by wgmma switched on, each between runs with all as they are by default and variants by rule, and demands the same bits of all but the last three, whose sums have another order.
 wgmma is last: a failure of it ends this, and leaves what was timed before.
 
 python switches.py --executables target/gpu [--size 128] [--repeats 20] [--device cuda] [--json FILE]

@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 use prism::autograd::{Tape, TokenLayer, TokenRows, Var};
-use prism::device::{DType, Device, Precision};
+use prism::device::{Cuda, DType, Device, Precision};
 use prism::model::{Config, Intensity, Model, Weights};
 use prism::ops::conv3d::{self, ConvInput, Epilogue, PackedConv};
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
@@ -142,6 +142,57 @@ pub fn judge_rolling(device: &Device) -> Result<(), String> {
             if apart.is_nan() || apart > bound {
                 return Err(format!("result {what} of {extent:?} voxels: {apart} apart"));
             }
+        }
+    }
+    Ok(())
+}
+
+/// A dense layer of `m` rows, `n` outputs and `k` inputs, which may have rows added.
+pub fn dense(device: &Device, [m, n, k]: [usize; 3], added: bool) -> Result<Tensor, OpError> {
+    let [x, w] = [(m, 10), (n, 11)].map(|(rows, seed)| scattered(&[rows, k], seed));
+    let (bias, residual) = (scattered(&[n], 12), scattered(&[m, n], 13));
+    linear::linear(device, &x, &w, Some(&bias), Activation::Relu, added.then_some(&residual))
+}
+
+/// The layer by each of its variants, the rule's first, with their names.
+pub fn dense_by_all(
+    cuda: &Cuda,
+    shape: [usize; 3],
+    added: bool,
+) -> Result<Vec<(String, Tensor)>, OpError> {
+    let device = Device::Cuda(cuda.clone());
+    let run = || dense(&device, shape, added);
+    let seen = cuda.with_variant(0, || cuda.launches(false, run))?.0;
+    let choice = seen.into_iter().find_map(|launch| launch.choice).expect("a choice");
+    let by = |(nth, name): (usize, &String)| {
+        cuda.with_variant(nth, run).map(|made| (name.clone(), made))
+    };
+    choice.variants.iter().enumerate().map(by).collect()
+}
+
+/// What is wrong with dense layers by `wgmma` on a CUDA device, compared with the CPU: fewer rows
+/// and columns than a block has and more, k that ends within a step, in one step and in more than
+/// there are buffers, by itself and shared by blocks.
+#[cfg(feature = "emulator")]
+pub fn judge_dense(device: &Device) -> Result<(), String> {
+    let Device::Cuda(cuda) = device else { return Err("not a CUDA device".into()) };
+    if !cuda.use_wgmma(true) {
+        return Err("it has no wgmma".into());
+    }
+    let bound = if device.precision() == DType::F16 { 4e-3 } else { 3e-2 };
+    let cpu = Device::open("cpu", 1).unwrap();
+    for (shape, added) in [([70, 9, 40], false), ([130, 100, 328], true)] {
+        let expected = dense(&cpu, shape, added).unwrap();
+        let mut tried = 0;
+        for (name, made) in dense_by_all(cuda, shape, added).map_err(|e| e.to_string())? {
+            let apart = apart(made.try_data().map_err(|e| e.to_string())?, expected.data());
+            if apart.is_nan() || apart > bound {
+                return Err(format!("{shape:?} by {name}: {apart} apart"));
+            }
+            tried += usize::from(name.contains("by wgmma"));
+        }
+        if tried < 2 {
+            return Err(format!("{shape:?}: {tried} variants by wgmma"));
         }
     }
     Ok(())

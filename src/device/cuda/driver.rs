@@ -540,7 +540,7 @@ impl Launcher for Driver {
                 let branches = if self.branches { "in branches" } else { "one after another" };
                 format!("{early}, {branches}")
             }),
-            ("convolutions", {
+            ("16-bit products", {
                 let rolls = self.has_wgmma() && self.wgmma;
                 let how = if rolls { "by wgmma where it fits" } else { "by mma.sync" };
                 how.into()

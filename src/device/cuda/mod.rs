@@ -344,8 +344,8 @@ impl Cuda {
         self.0.launcher.fuses_tokens()
     }
 
-    /// Whether convolutions multiply by `wgmma` where they can: only where `PRISM_CUDA_WGMMA` asks
-    /// for it, and only on GPUs of compute capability 9.0.
+    /// Whether convolutions and dense layers multiply by `wgmma` where they can: only where
+    /// `PRISM_CUDA_WGMMA` asks for it, and only on GPUs of compute capability 9.0.
     pub(crate) fn uses_wgmma(&self) -> bool {
         self.0.wgmma.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Dense layers on CUDA devices. See `kernels/linear.cu`.
+//! Dense layers on CUDA devices. See `kernels/linear.cu` and `kernels/linear_wgmma.cu`.
 
 use super::Activation;
 use crate::device::cuda::kernels::{LinearArgs, LinearOddArgs};
@@ -13,9 +13,10 @@ const EDGE: usize = 64;
 /// Blocks that keep a GPU busy.
 const BLOCKS: usize = 320;
 
-/// The layout of a block: see `kernels/linear.cu`.
+/// The layout of a block: see `kernels/linear.cu` and `kernels/linear_wgmma.cu`.
 struct Block {
     rows: usize,
+    columns: usize,
     threads: usize,
     /// Bytes of shared memory.
     shared: usize,
@@ -23,13 +24,22 @@ struct Block {
 
 /// On tensor cores: three buffers of 128 bytes of each row, and 16 more.
 const fn matrix(rows: usize) -> Block {
-    Block { rows, threads: 128, shared: 3 * (rows + EDGE) * (128 + 16) }
+    Block { rows, columns: EDGE, threads: 128, shared: 3 * (rows + EDGE) * (128 + 16) }
 }
 
-const MANY: Block = matrix(EDGE);
-const FEW: Block = matrix(16);
+/// By `wgmma`, with 64 rows for each warpgroup: four buffers of 128 bytes of each row.
+const fn wgmma(groups: usize) -> Block {
+    let (rows, columns) = (64 * groups, 96);
+    Block { rows, columns, threads: 128 * groups, shared: 4 * (rows + columns) * 128 }
+}
+
 /// Two tiles in float.
-const PLAIN: Block = Block { rows: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4 };
+const PLAIN: Block =
+    Block { rows: EDGE, columns: EDGE, threads: 256, shared: 2 * 16 * (EDGE + 4) * 4 };
+/// The blocks by `wgmma` that run at a time: two on each of 132 multiprocessors, as most GPUs with
+/// `wgmma` have. Tall ones read less, and are taken if that gives so many.
+const WGMMA_BLOCKS: usize = 264;
+const ENOUGH_TALL: usize = 88;
 /// The smallest part of k that a block takes if several share it: by the rule of thumb, and that is
 /// tried.
 const LEAST: usize = 768;
@@ -46,39 +56,68 @@ fn piece(dtype: DType) -> usize {
     16 / dtype.bytes()
 }
 
+/// The rows and columns of a block on tensor cores, and how it multiplies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Tile {
+    /// 64 x 64.
+    Many,
+    /// 16 x 64.
+    Few,
+    /// 64 x 96, by `wgmma`.
+    Wgmma,
+    /// 128 x 96, by `wgmma`.
+    WgmmaTall,
+}
+
+impl Tile {
+    const fn block(self) -> Block {
+        match self {
+            Tile::Many => matrix(EDGE),
+            Tile::Few => matrix(16),
+            Tile::Wgmma => wgmma(1),
+            Tile::WgmmaTall => wgmma(2),
+        }
+    }
+
+    /// The number of blocks, if none share k.
+    fn blocks(self, m: usize, n: usize) -> usize {
+        let Block { rows, columns, .. } = self.block();
+        m.div_ceil(rows) * n.div_ceil(columns)
+    }
+}
+
 /// How a product is divided among blocks on tensor cores.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Division {
-    /// Whether blocks have few rows.
-    few: bool,
+    tile: Tile,
     /// The number of blocks that share k.
     split_k: usize,
 }
 
 impl Division {
-    fn block(self) -> Block {
-        if self.few { FEW } else { MANY }
-    }
-
-    /// The number of blocks, if none share k.
-    fn blocks(few: bool, m: usize, n: usize) -> usize {
-        let rows = if few { FEW.rows } else { MANY.rows };
-        m.div_ceil(rows) * n.div_ceil(EDGE)
-    }
-
-    /// By the rule of thumb.
-    fn usual([m, n, k]: [usize; 3]) -> Division {
-        let few = Division::blocks(false, m, n) * 10 <= BLOCKS;
-        let split_k = (BLOCKS / Division::blocks(few, m, n)).min(k / LEAST).max(1);
-        Division { few, split_k }
+    /// By the rule of thumb; `wgmma` says whether that can be used, and was asked for: then it is,
+    /// unless there are few rows.
+    fn usual([m, n, k]: [usize; 3], wgmma: bool) -> Division {
+        let few = Tile::Many.blocks(m, n) * 10 <= BLOCKS;
+        let tall = Tile::WgmmaTall.blocks(m, n) >= ENOUGH_TALL;
+        let (tile, busy) = match (few, wgmma, tall) {
+            (true, ..) => (Tile::Few, BLOCKS),
+            (_, false, _) => (Tile::Many, BLOCKS),
+            (_, _, false) => (Tile::Wgmma, WGMMA_BLOCKS),
+            (_, _, true) => (Tile::WgmmaTall, WGMMA_BLOCKS),
+        };
+        let split_k = (busy / tile.blocks(m, n)).min(k / LEAST).max(1);
+        Division { tile, split_k }
     }
 
     /// The others that are tried.
-    fn others([m, n, k]: [usize; 3]) -> Vec<Division> {
-        let both = [false, true].into_iter();
-        let all = both.flat_map(|few| SPLITS_OF_K.map(|split_k| Division { few, split_k }));
-        all.filter(|Division { few, split_k }| {
-            let blocks = Division::blocks(*few, m, n) * split_k;
+    fn others([m, n, k]: [usize; 3], wgmma: bool) -> Vec<Division> {
+        let all = [Tile::Many, Tile::Few, Tile::Wgmma, Tile::WgmmaTall];
+        let tiles = &all[..if wgmma { 4 } else { 2 }];
+        let all =
+            tiles.iter().flat_map(|&tile| SPLITS_OF_K.map(|split_k| Division { tile, split_k }));
+        all.filter(|Division { tile, split_k }| {
+            let blocks = tile.blocks(m, n) * split_k;
             *split_k == 1 || k / split_k >= LEAST_TRIED && blocks <= MOST_BLOCKS
         })
         .collect()
@@ -87,18 +126,23 @@ impl Division {
     /// The division of a product, and what its launches belong to.
     fn of(cuda: &Cuda, [m, n, k]: [usize; 3], lies: bool) -> (Division, Chosen) {
         let rounded = m.next_power_of_two().max(LEAST_ROWS);
+        let wgmma = cuda.uses_wgmma() && cuda.precision() != DType::F32 && !lies;
         cuda.choose(
             if lies { "linear_back" } else { "linear" },
             format_args!("m{rounded}n{n}k{k}"),
-            Division::usual([m, n, k]),
-            || Division::others([rounded, n, k]),
+            Division::usual([m, n, k], wgmma),
+            || Division::others([rounded, n, k], wgmma),
         )
     }
 }
 
 impl fmt::Display for Division {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} rows, k in {}", self.block().rows, self.split_k)
+        let how = match self.tile {
+            Tile::Many | Tile::Few => "",
+            Tile::Wgmma | Tile::WgmmaTall => " by wgmma",
+        };
+        write!(f, "{} rows{how}, k in {}", self.tile.block().rows, self.split_k)
     }
 }
 
@@ -127,14 +171,16 @@ impl Kernel {
             return Ok((Kernel::Simt(plain), PLAIN, 1, None));
         }
         let (division, chosen) = Division::of(cuda, shape, lies);
-        let family = match (division.few, lies) {
-            (false, false) => kernels::LINEAR,
-            (false, true) => kernels::LINEAR_BACK,
-            (true, false) => kernels::LINEAR_FEW,
-            (true, true) => kernels::LINEAR_BACK_FEW,
+        let family = match (division.tile, lies) {
+            (Tile::Many, false) => kernels::LINEAR,
+            (Tile::Many, true) => kernels::LINEAR_BACK,
+            (Tile::Few, false) => kernels::LINEAR_FEW,
+            (Tile::Few, true) => kernels::LINEAR_BACK_FEW,
+            (Tile::Wgmma, _) => kernels::LINEAR_WGMMA,
+            (Tile::WgmmaTall, _) => kernels::LINEAR_WGMMA_TALL,
         };
         let kernel = Kernel::Mma(family.multiplying(precision)?);
-        Ok((kernel, division.block(), division.split_k, Some(chosen)))
+        Ok((kernel, division.tile.block(), division.split_k, Some(chosen)))
     }
 }
 
@@ -175,9 +221,9 @@ fn product(
         Activation::Gelu => 1,
         Activation::Relu => 2,
     };
-    let Block { rows, threads, shared } = block;
+    let Block { rows, columns, threads, shared } = block;
     let launch = Launch {
-        grid: [m.div_ceil(rows), n.div_ceil(EDGE), split_k],
+        grid: [m.div_ceil(rows), n.div_ceil(columns), split_k],
         threads,
         shared,
         ..Launch::per_element(0)
@@ -386,6 +432,29 @@ pub fn weight_gradient(
 mod tests {
     use super::*;
     use crate::device::Cpu;
+
+    /// The base network's shapes, and few rows.
+    #[test]
+    fn the_rule_takes_tall_blocks_by_wgmma_where_there_are_many() {
+        for ([m, n, k], expected) in [
+            ([512, 2304, 768], (Tile::WgmmaTall, 1)),
+            ([512, 3072, 768], (Tile::WgmmaTall, 1)),
+            ([512, 768, 768], (Tile::Wgmma, 1)),
+            ([512, 768, 3072], (Tile::Wgmma, 4)),
+            ([60, 2048, 384], (Tile::Few, 1)),
+        ] {
+            let Division { tile, split_k } = Division::usual([m, n, k], true);
+            assert_eq!((tile, split_k), expected, "{m}, {n}, {k}");
+            let Division { tile, .. } = Division::usual([m, n, k], false);
+            assert!(matches!(tile, Tile::Many | Tile::Few), "{m}, {n}, {k}");
+            let [by_either, by_mma] = [true, false].map(|on| Division::others([m, n, k], on));
+            assert!(by_either.len() > by_mma.len() && by_either.starts_with(&by_mma));
+        }
+        // Two blocks have room on a multiprocessor, which keeps 1 KB for each.
+        for tile in [Tile::Wgmma, Tile::WgmmaTall] {
+            assert!(2 * (tile.block().shared + 1024) <= 228 << 10, "{tile:?}");
+        }
+    }
 
     /// For small and for wide blocks, for rows in one run and in several, for any number of
     /// columns.
