@@ -434,7 +434,7 @@ mod tests {
     #[test]
     fn frames_that_lie_end_the_run_and_name_their_sender() {
         for (kind, length, said) in [
-            (9, 0, "a frame of kind 9"),
+            (9, 0, "a frame of unknown kind 9"),
             (ALIVE, 1, "a frame of kind 2 and 1 bytes"),
             (LOST, 1 << 20, "a frame of kind 3 and 1048576 bytes"),
             (DATA, u64::MAX, "expected at most 68719476736"),

@@ -558,6 +558,6 @@ fn a_copy_back_that_fails_is_an_error_of_whoever_asked() {
     let text = panic.downcast_ref::<String>().unwrap();
     assert_eq!(
         text,
-        "values [2] do not come back from their device: a copy from the device: made to fail"
+        "values [2] cannot be read back from the device: a copy from the device: made to fail"
     );
 }

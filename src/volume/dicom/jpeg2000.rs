@@ -366,10 +366,10 @@ mod tests {
         let narrow = |b: &mut Vec<u8>| b[24..28].copy_from_slice(&[0, 0, 0, 36]);
         assert!(error(&narrow, SIZE, 16).contains("has no tile 1"));
         let part = part_of(&bytes);
-        assert!(error(&|b| b[part + 5] = 1, SIZE, 16).contains("damaged in a number"));
+        assert!(error(&|b| b[part + 5] = 1, SIZE, 16).contains("damaged in a tile number"));
         // A coding style whose length does not match its contents.
         let style = bytes.windows(2).position(|w| w == [0xff, 0x52]).unwrap();
-        assert!(error(&|b| b[style + 4] = 1, SIZE, 16).contains("damaged in what it says"));
+        assert!(error(&|b| b[style + 4] = 1, SIZE, 16).contains("damaged in its coding style"));
         // More steps than there can be bands, of which each tile would have a copy; orders without
         // end, each of which would be a list of all parts.
         let at = bytes.windows(2).position(|w| w == [0xff, 0x5c]).unwrap();
