@@ -13,7 +13,10 @@
 mod table;
 
 mod common;
+#[path = "common/listing.rs"]
+mod listing;
 
+use listing::{Listing, instruction};
 use prism::device::cuda::nvrtc;
 use prism::device::cuda::source::{self, is_matrix};
 use std::collections::BTreeMap;
@@ -401,7 +404,7 @@ struct Shown {
 
 impl Shown {
     fn see(&mut self, line: &str) {
-        let Some(name) = instruction(line) else { return };
+        let Some((name, _)) = instruction(line) else { return };
         let at = self.instructions;
         self.instructions += 1;
         let base = name.split('.').next().unwrap_or(name);
@@ -418,15 +421,6 @@ impl Shown {
         };
         first.get_or_insert(at);
     }
-}
-
-/// The name of the instruction in a line of a listing: `/*0080*/ @!P0 LDG.E.64 R2, ...`.
-fn instruction(line: &str) -> Option<&str> {
-    let (address, rest) = line.trim_start().strip_prefix("/*")?.split_once("*/")?;
-    if address.is_empty() || !address.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    rest.split_whitespace().find(|word| !word.starts_with('@'))
 }
 
 #[test]
@@ -448,9 +442,22 @@ fn what_a_kernel_does_is_read_from_a_listing() {
     assert_eq!((shown.waits, shown.acts, shown.lets_begin), (Some(1), Some(2), Some(3)));
 }
 
-/// Everything disassembled, once: architecture, kernel, and the facts; none if it cannot be.
-fn disassembled() -> Option<&'static [(&'static str, String, Shown)]> {
-    static ALL: OnceLock<Vec<(&'static str, String, Shown)>> = OnceLock::new();
+/// A kernel's machine code.
+struct Disassembled {
+    arch: &'static str,
+    kernel: String,
+    shown: Shown,
+    /// Its line of the table, for [`TABLED`].
+    line: Option<String>,
+}
+
+/// The table of what the kernels' machine code consists of, and the architecture that it is for.
+const TABLE: &str = "kernels/instructions.txt";
+const TABLED: &str = "sm_90a";
+
+/// Everything disassembled, once; none if it cannot be.
+fn disassembled() -> Option<&'static [Disassembled]> {
+    static ALL: OnceLock<Vec<Disassembled>> = OnceLock::new();
     let all = built()?;
     if Command::new("nvdisasm").arg("--version").output().is_err() {
         assert!(!required(), "PRISM_TEST_NVRTC=required: no nvdisasm in PATH");
@@ -468,18 +475,26 @@ fn disassembled() -> Option<&'static [(&'static str, String, Shown)]> {
                 assert!(out.status.success(), "nvdisasm: {}", String::from_utf8_lossy(&out.stderr));
                 let text = String::from_utf8_lossy(&out.stdout);
                 // A function's code follows its section's name.
-                let mut shown: BTreeMap<&str, Shown> = BTreeMap::new();
+                let mut shown: BTreeMap<&str, (Shown, Listing)> = BTreeMap::new();
                 let mut kernel = "";
                 for line in text.lines() {
                     if let Some(name) = line.split(".section\t.text.").nth(1) {
                         kernel = name.split([',', '\t', ' ']).next().unwrap();
                     }
-                    shown.entry(kernel).or_default().see(line);
+                    let (shown, listing) = shown.entry(kernel).or_default();
+                    shown.see(line);
+                    if arch == TABLED {
+                        listing.see(line);
+                    }
                 }
-                for kernel in b.kernels.keys() {
-                    let shown = shown.remove(kernel.as_str()).unwrap_or_default();
+                for (kernel, usage) in &b.kernels {
+                    let (shown, listing) = shown.remove(kernel.as_str()).unwrap_or_default();
                     assert!(shown.instructions > 0, "{kernel} for {arch} has no code");
-                    found.push((arch, kernel.clone(), shown));
+                    let line = (arch == TABLED).then(|| {
+                        let threads = source::find(kernel).unwrap().threads;
+                        listing::line(kernel, threads, usage.registers, &listing)
+                    });
+                    found.push(Disassembled { arch, kernel: kernel.clone(), shown, line });
                 }
             }
             found
@@ -498,7 +513,7 @@ fn is_for(arch: &str, kernel: &str) -> bool {
 #[test]
 fn matrix_kernels_use_tensor_cores() {
     let Some(all) = disassembled() else { return };
-    for (arch, kernel, shown) in all {
+    for Disassembled { arch, kernel, shown, .. } in all {
         assert_eq!(
             shown.matrix > 0,
             is_matrix(kernel) && is_for(arch, kernel),
@@ -506,7 +521,7 @@ fn matrix_kernels_use_tensor_cores() {
             shown.matrix
         );
     }
-    assert!(all.iter().any(|(_, _, shown)| shown.matrix > 0));
+    assert!(all.iter().any(|built| built.shown.matrix > 0));
 }
 
 /// What early launches depend on: a kernel waits for the previous launch before it does anything,
@@ -514,7 +529,7 @@ fn matrix_kernels_use_tensor_cores() {
 #[test]
 fn kernels_wait_for_their_turn_before_they_touch_memory() {
     let Some(all) = disassembled() else { return };
-    for (arch, kernel, shown) in all {
+    for Disassembled { arch, kernel, shown, .. } in all {
         if ["sm_80", "sm_86", "sm_89"].contains(arch) {
             assert_eq!((shown.waits, shown.lets_begin), (None, None), "{kernel} for {arch}");
             continue;
@@ -527,4 +542,98 @@ fn kernels_wait_for_their_turn_before_they_touch_memory() {
             "{kernel} for {arch}: {shown:?}"
         );
     }
+}
+
+#[test]
+fn kernels_consist_of_the_instructions_that_their_table_says() {
+    let update = std::env::var_os("PRISM_UPDATE_INSTRUCTIONS").is_some();
+    let Some(all) = disassembled() else { return };
+    let mut lines: Vec<&str> = all.iter().filter_map(|built| built.line.as_deref()).collect();
+    if !architectures().contains(&TABLED) {
+        return;
+    }
+    lines.sort_unstable();
+    let (major, minor) = nvrtc::version().unwrap();
+    let by = format!("# NVRTC {major}.{minor}, {TABLED}");
+    let file = common::here(TABLE);
+    let kept = std::fs::read_to_string(&file).unwrap_or_default();
+    let theirs: Vec<&str> = kept.lines().filter(|line| !line.starts_with('#')).collect();
+    // Every compiler builds the same kernels: each must have its line.
+    let names = |lines: &[&str]| -> Vec<String> {
+        lines.iter().filter_map(|line| line.split(' ').next()).map(str::to_string).collect()
+    };
+    if update {
+        let about = "# What the kernels' machine code consists of: docs/kernels.md says what the columns are. PRISM_UPDATE_INSTRUCTIONS=1 cargo test --test kernels kernels_consist writes it.";
+        let table = [&[about, by.as_str(), listing::HEAD][..], &lines[..]].concat().join("\n");
+        std::fs::write(&file, table + "\n").unwrap();
+        return;
+    }
+    assert_eq!(names(&theirs), names(&lines), "{TABLE} has other kernels");
+    let other = kept.lines().nth(1).unwrap_or_default();
+    if other != by {
+        common::skipped(&format!("{TABLE} is by another compiler: '{other}', here '{by}'"));
+        return;
+    }
+    let differ: Vec<String> = theirs
+        .iter()
+        .zip(&lines)
+        .filter(|(theirs, ours)| theirs != ours)
+        .map(|(theirs, ours)| format!("- {theirs}\n+ {ours}"))
+        .collect();
+    assert!(
+        differ.is_empty(),
+        "{TABLE} differs from what is compiled (PRISM_UPDATE_INSTRUCTIONS=1 writes it anew):\n{}\n{}",
+        listing::HEAD,
+        differ.join("\n")
+    );
+}
+
+#[test]
+fn instructions_are_counted_by_loop_and_kind() {
+    let code = "
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDGSTS.E.BYPASS.128 [R2], desc[UR4][R4.64] ;
+.L_x_2:
+        /*0020*/                   LDSM.16.M88.4 R8, [R3] ;
+        /*0030*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+        /*0040*/                   HFMA2.MMA R9, -RZ, RZ, 0, 0 ;
+        /*0050*/              @!P1 IMAD.MOV.U32 R7, RZ, RZ, R9 ;
+        /*0060*/               @P0 BRA `(.L_x_2) ;
+        /*0070*/                   FFMA R5, R5, R6, R7 ;
+        /*0080*/                   STS [R2], R5 ;
+        /*0090*/               @P2 BRA `(.L_x_1) ;
+        /*00a0*/                   STG.E desc[UR4][R2.64], R5 ;
+        /*00b0*/                   EXIT ;
+.L_x_3:
+        /*00c0*/                   BRA `(.L_x_3);
+        /*00d0*/                   NOP ;";
+    let mut listing = Listing::default();
+    code.lines().for_each(|line| listing.see(line));
+    let whole = listing.whole();
+    let counts = |mix: listing::Mix| {
+        let shared = [mix.from_shared, mix.to_shared];
+        let global = [mix.from_global, mix.to_global];
+        (mix.instructions, mix.matrix, shared, global, mix.integer, mix.float, mix.multiply_adds)
+    };
+    assert_eq!(counts(whole), (13, 1, [1, 1], [1, 1], 2, 1, 65));
+    // The loop around it has products of its own, and no matrix instruction.
+    let found = listing.loop_of_most().unwrap();
+    assert_eq!(counts(found), (5, 1, [1, 0], [0, 0], 2, 0, 64));
+    assert_eq!(
+        listing::line("some", Some(128), 168, &listing),
+        "some                                       168    12    13     5      1      1      0       2     0   12.80"
+    );
+    // No loop, or none with the matrix instruction: that counts for nothing.
+    let mut straight = Listing::default();
+    let once = code.lines().filter(|line| !line.contains("L_x_2"));
+    once.for_each(|line| straight.see(line));
+    assert_eq!(counts(straight.loop_of_most().unwrap()).0, 8);
+    let mut straight = Listing::default();
+    code.lines().filter(|line| !line.contains("BRA")).for_each(|line| straight.see(line));
+    assert_eq!(straight.loop_of_most(), None);
+    // Registers by the eight of a thread, warps by the four, blocks of a multiprocessor.
+    let of = |threads, registers| listing::warps(threads, registers);
+    assert_eq!([of(128, 168), of(256, 64), of(256, 65), of(384, 168)], [12, 32, 24, 12]);
+    assert_eq!([of(32, 16), of(1024, 32), of(512, 20), of(128, 255)], [32, 64, 64, 8]);
 }
