@@ -184,6 +184,20 @@ fn every_kernel_fits_its_budget_on_every_architecture() {
     }
 }
 
+/// For a GPU that is newer than NVRTC. PTX ends with a zero, because a driver reads it as text.
+#[test]
+fn kernels_are_compiled_for_drivers_to_translate() {
+    if built().is_none() {
+        return;
+    }
+    let (file, text) = source::FILES.iter().find(|(file, _)| *file == "session.cu").unwrap();
+    let code = nvrtc::compile(file, text, "compute_80").unwrap_or_else(|e| panic!("{e}")).code;
+    let ptx = std::ffi::CStr::from_bytes_with_nul(&code).unwrap().to_str().unwrap();
+    assert!(ptx.contains(".target sm_80") && ptx.contains(".entry pack_bits_f16"), "{ptx}");
+    // One that every NVRTC here knows.
+    assert_eq!(nvrtc::target((9, 0)).unwrap().arch, "sm_90a");
+}
+
 #[test]
 fn the_budget_has_a_line_a_kernel() {
     let named: Vec<&str> = budget().into_iter().map(|(kernel, _)| kernel).collect();

@@ -28,10 +28,10 @@ use std::sync::{Mutex, MutexGuard};
 
 /// The lowest compute capability that kernels are written for.
 const LEAST: (i32, i32) = (8, 0);
-/// The compute capability and driver version from which on a recorded launch may begin before the
+/// The architecture and driver version from which on a recorded launch may begin before the
 /// previous one has finished: every kernel itself waits for the previous one, and says when the
-/// next may begin (`await_turn` in `kernels/lib/base.cuh`).
-const OVERLAPPING: ((i32, i32), i32) = ((9, 0), 12040);
+/// next may begin (`await_turn` in `kernels/lib/base.cuh`), if it is compiled for that.
+const OVERLAPPING: (i32, i32) = (90, 12040);
 /// Environment variables that switch off early launches, branches of recorded work, the token
 /// path's own launches, and memory that is lent again, so that the gain of each can be measured and
 /// a fault traced to it.
@@ -40,9 +40,9 @@ const BRANCHES: &str = "PRISM_CUDA_BRANCHES";
 const TOKENS: &str = "PRISM_CUDA_TOKENS";
 const IDLE: &str = "PRISM_CUDA_IDLE";
 /// The environment variable that switches on products by `wgmma`, which have not run on a GPU yet,
-/// and the compute capability that has them: newer ones do not.
+/// and the architecture that has them: newer ones do not.
 const WGMMA: &str = "PRISM_CUDA_WGMMA";
-const WITH_WGMMA: (i32, i32) = (9, 0);
+const WITH_WGMMA: &str = "sm_90a";
 /// The environment variable that switches recorded training steps on.
 const TRAIN_GRAPHS: &str = "PRISM_CUDA_TRAIN_GRAPHS";
 /// Shared memory that a block gets without asking for it.
@@ -67,6 +67,8 @@ pub struct Driver {
     chain: Chain,
     name: String,
     capability: (i32, i32),
+    /// The architecture that kernels are compiled for.
+    arch: String,
     limits: Limits,
     code: Mutex<Code>,
     /// Whether small pieces of memory are kept for reuse, and those that are not in use.
@@ -181,6 +183,7 @@ impl Driver {
                 "{name} has compute capability {major}.{minor}, 8.0 (Ampere) or newer is needed"
             )));
         }
+        let nvrtc::Target { arch, number } = nvrtc::target(capability)?;
         let fail = |e: DriverError| none(text(&e));
         // SAFETY: the device exists; released when dropped.
         let handle = unsafe { result::primary_ctx::retain(device) }.map_err(fail)?;
@@ -188,7 +191,7 @@ impl Driver {
         context.enter().map_err(fail)?;
         let (stream, staging) = (Stream::new().map_err(fail)?, Staging::new().map_err(fail)?);
         let branch = Branch::new().map_err(fail)?;
-        let able = capability >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1;
+        let able = number >= OVERLAPPING.0 && driver_version() >= OVERLAPPING.1;
         let (overlaps, branches, tokens) = (is_on(OVERLAP)?, is_on(BRANCHES)?, is_on(TOKENS)?);
         let (keeps, wgmma) = (is_on(IDLE)?, is_asked_for(WGMMA)?);
         let trains_recorded = is_asked_for(TRAIN_GRAPHS)?;
@@ -218,6 +221,7 @@ impl Driver {
             chain,
             name,
             capability,
+            arch,
             limits,
             code,
             keeps,
@@ -240,7 +244,7 @@ impl Driver {
         format!(
             "{}, {}, {count} multiprocessors, driver {}, NVRTC {}.{}",
             self.name,
-            self.arch(),
+            self.arch,
             driver_version(),
             nvrtc.0,
             nvrtc.1
@@ -256,13 +260,6 @@ impl Driver {
     fn line(&self, next: Next) -> (&Stream, bool) {
         let (branched, early) = self.chain.next(next);
         (if branched { &self.branch.stream } else { &self.stream }, early)
-    }
-
-    /// The architecture's name for machine code. Of the newer architectures only those with
-    /// instructions of their own need the suffix.
-    fn arch(&self) -> String {
-        let (major, minor) = self.capability;
-        if self.capability == WITH_WGMMA { "sm_90a".into() } else { format!("sm_{major}{minor}") }
     }
 
     /// At least `bytes` bytes of pinned memory for a copy from the device to arrive in; none for
@@ -335,7 +332,7 @@ impl Driver {
             let module = match modules.get(file) {
                 Some(module) => *module,
                 None => {
-                    let code = nvrtc::code_of(file, &self.arch())?;
+                    let code = nvrtc::code_of(file, &self.arch)?;
                     let module =
                         result::module::load_data(code.as_ptr().cast()).map_err(failed(file))?;
                     modules.insert(file, module);
@@ -518,12 +515,7 @@ impl Launcher for Driver {
             ("name", self.name.clone()),
             (
                 "compute capability",
-                format!(
-                    "{}.{}, compiled for {}",
-                    self.capability.0,
-                    self.capability.1,
-                    self.arch()
-                ),
+                format!("{}.{}, compiled for {}", self.capability.0, self.capability.1, self.arch),
             ),
             ("memory", memory),
             ("multiprocessors", attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)),
@@ -588,7 +580,7 @@ impl Launcher for Driver {
     }
 
     fn has_wgmma(&self) -> bool {
-        self.capability == WITH_WGMMA
+        self.arch == WITH_WGMMA
     }
 
     fn wants_wgmma(&self) -> bool {

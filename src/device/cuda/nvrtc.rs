@@ -28,15 +28,63 @@ pub fn version() -> Result<(i32, i32), CudaError> {
     Ok((major, minor))
 }
 
+/// What to compile for on a GPU.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// The architecture as [`compile`] takes it.
+    pub arch: String,
+    /// Its number, as 86 for 8.6: what the kernels' sources see.
+    pub number: i32,
+}
+
+/// What to compile for on a GPU of a compute capability: its own architecture, if this NVRTC knows
+/// that. Otherwise the highest that is not newer: as machine code, if the major numbers are the
+/// same, or as PTX (`compute_86`), which the driver translates.
+///
+/// # Errors
+/// [`CudaError::Unavailable`] without NVRTC, or if all architectures that it knows are newer.
+pub fn target(capability: (i32, i32)) -> Result<Target, CudaError> {
+    let (major, minor) = version()?;
+    let fail = |e: result::NvrtcError| {
+        CudaError::Unavailable(format!("NVRTC does not tell its architectures: {e}"))
+    };
+    let mut count: c_int = 0;
+    // SAFETY: an integer to write to.
+    unsafe { sys::nvrtcGetNumSupportedArchs(&mut count) }.result().map_err(fail)?;
+    let mut known: Vec<c_int> = vec![0; usize::try_from(count).unwrap_or(0)];
+    // SAFETY: as many integers to write to as it has architectures.
+    unsafe { sys::nvrtcGetSupportedArchs(known.as_mut_ptr()) }.result().map_err(fail)?;
+    nearest(&known, capability).ok_or_else(|| {
+        let (high, low) = capability;
+        CudaError::Unavailable(format!(
+            "NVRTC {major}.{minor} compiles for {known:?}, and a GPU of compute capability {high}.{low} is older"
+        ))
+    })
+}
+
+/// [`target`] for a compiler that knows some architectures; none if all are newer.
+fn nearest(known: &[c_int], (major, minor): (i32, i32)) -> Option<Target> {
+    let own = 10 * major + minor;
+    let number = known.iter().copied().filter(|number| *number <= own).max()?;
+    let arch = match number {
+        // Of the newer architectures only those with instructions of their own need the suffix.
+        90 if own == 90 => "sm_90a".into(),
+        _ if number / 10 == major => format!("sm_{number}"),
+        _ => format!("compute_{number}"),
+    };
+    Some(Target { arch, number })
+}
+
 /// A compiled file of kernels: machine code, and the assembler's report.
 pub struct Compiled {
-    /// The machine code, a cubin.
+    /// The machine code, a cubin; for a virtual architecture PTX, which ends with a zero.
     pub code: Vec<u8>,
     /// The lines of `ptxas --verbose`: registers, spills and local memory of each kernel.
     pub log: String,
 }
 
-/// Compiles a file of kernels to machine code for the GPU architecture `arch`, such as `sm_90a`.
+/// Compiles a file of kernels to machine code for the GPU architecture `arch`, such as `sm_90a`, or
+/// to PTX for a virtual one, such as `compute_90`.
 ///
 /// `file` is its name, for messages, and `text` its source, which may include [`HEADERS`].
 ///
@@ -72,12 +120,18 @@ pub fn compile(file: &str, text: &str, arch: &str) -> Result<Compiled, CudaError
         let log: Vec<u8> = log.iter().map(|v| *v as u8).take_while(|v| *v != 0).collect();
         let log = String::from_utf8_lossy(&log).trim_end().to_string();
         compiled.map_err(|e| fail(format!("{e}\n{log}"))).and_then(|()| {
-            let mut size = 0;
-            sys::nvrtcGetCUBINSize(program, &mut size).result().map_err(|e| fail(e.to_string()))?;
+            let (mut size, is_virtual) = (0, arch.starts_with("compute_"));
+            let asked = match is_virtual {
+                true => sys::nvrtcGetPTXSize(program, &mut size),
+                false => sys::nvrtcGetCUBINSize(program, &mut size),
+            };
+            asked.result().map_err(|e| fail(e.to_string()))?;
             let mut code = vec![0u8; size];
-            sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast())
-                .result()
-                .map_err(|e| fail(e.to_string()))?;
+            let asked = match is_virtual {
+                true => sys::nvrtcGetPTX(program, code.as_mut_ptr().cast()),
+                false => sys::nvrtcGetCUBIN(program, code.as_mut_ptr().cast()),
+            };
+            asked.result().map_err(|e| fail(e.to_string()))?;
             Ok(Compiled { code, log })
         })
     };
@@ -94,8 +148,8 @@ fn options(arch: &str) -> Vec<String> {
     ]
 }
 
-/// The machine code of `file`, one of [`FILES`], for the GPU architecture `arch`: from the cache,
-/// or compiled and stored there.
+/// The code of `file`, one of [`FILES`], for the GPU architecture `arch`: from the cache, or
+/// compiled and stored there.
 ///
 /// # Errors
 /// There is no such file, or those of [`compile`]. A cache that cannot be written is no error.
@@ -121,4 +175,25 @@ pub fn code_of(file: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
         let _ = cache::write(&path, &code);
     }
     Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_gets_code_that_runs_on_it() {
+        let all = [75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121];
+        let of = |known: &[c_int], capability| nearest(known, capability).unwrap().arch;
+        let own = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 1)].map(|c| of(&all, c));
+        assert_eq!(own, ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_103", "sm_121"]);
+        // Of a compiler that is older than the GPU: machine code of the same family, or PTX.
+        let older = [80, 86, 90, 100, 120];
+        let near = [(8, 9), (10, 3), (11, 0), (12, 1), (13, 0)].map(|c| of(&older, c));
+        assert_eq!(near, ["sm_86", "sm_100", "compute_100", "sm_120", "compute_120"]);
+        assert_eq!([(9, 0), (10, 0)].map(|c| of(&older[..2], c)), ["compute_86", "compute_86"]);
+        let newest = nearest(&older[..3], (10, 0)).unwrap();
+        assert_eq!((newest.arch.as_str(), newest.number), ("compute_90", 90));
+        assert_eq!(nearest(&[90, 100], (8, 6)), None);
+    }
 }
