@@ -395,6 +395,82 @@ fn a_run_that_loses_a_process_ends_and_names_it() {
     });
 }
 
+/// Lets a device be lost when an epoch was validated, before the epoch is saved.
+#[cfg(feature = "emulator")]
+struct Loses<'a> {
+    cuda: &'a prism::device::Cuda,
+    epoch: usize,
+}
+
+#[cfg(feature = "emulator")]
+impl Watch for Loses<'_> {
+    fn step(&mut self, _: &StepReport, _: usize) {}
+    fn case(&mut self, _: usize, _: usize) {}
+    fn validation(&mut self, report: &ValidationReport) {
+        if report.epoch == self.epoch {
+            self.cuda.lose_after(0);
+        }
+    }
+}
+
+/// If a device is lost, as a GPU whose context an error has ended, the run ends with that error.
+/// What it saved before is whole, and goes on bit for bit.
+#[cfg(feature = "emulator")]
+#[test]
+fn a_run_whose_device_is_lost_goes_on_from_what_it_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = written(&tiny(), folder.path());
+    let at = |name: &str| Settings {
+        steps: 1,
+        batch: 1,
+        iterations: 1,
+        validation_cases: 1,
+        validation_iterations: 1,
+        ..settings(&folder.path().join(name), &model)
+    };
+    // Goes on with a new device until it is lost, after launches or behind a validation. Returns
+    // how many launches were left.
+    let go_on = |state: State, launches: u64, epoch: usize| {
+        let device = Device::open("emulated", 2).unwrap();
+        let Device::Cuda(cuda) = &device else { panic!("{} is no CUDA device", device.describe()) };
+        let s = state.progress.settings.clone();
+        let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
+        let never = AtomicBool::new(false);
+        cuda.lose_after(launches);
+        let mut watch = Loses { cuda, epoch };
+        let ended = run(&device, state, &pools, &Peers::alone(), &never, &mut watch);
+        (ended, cuda.lose_after(u64::MAX))
+    };
+    let most = u64::MAX - 1;
+    let (ended, left) = go_on(begin(at("whole")).unwrap(), most, 0);
+    assert_eq!(ended, Ok(Ended::Finished));
+    let all = most - left;
+    // Before anything is saved; in the second epoch's step and validation; before it is saved.
+    for (name, launches, epoch) in [
+        ("early", all / 5, 0),
+        ("step", all * 3 / 5, 0),
+        ("validation", all - 5, 0),
+        ("saved", most, 2),
+    ] {
+        let out = at(name).out;
+        let failure = go_on(begin(at(name)).unwrap(), launches, epoch).0.unwrap_err();
+        assert!(failure.contains("the device is lost"), "{name}: {failure}");
+        let saved = out.join("last.state.safetensors");
+        if name == "early" {
+            assert!(!saved.exists() && !out.join("last.safetensors").exists());
+            continue;
+        }
+        let state = State::open(&saved).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(state.progress.step, 1, "{name}");
+        Weights::open(&out.join("last.safetensors")).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(go_on(state, u64::MAX, 0).0, Ok(Ended::Finished), "{name}");
+        for file in ["last.safetensors", "best.safetensors"] {
+            let [a, b] = [&at("whole").out, &out].map(|at| std::fs::read(at.join(file)).unwrap());
+            assert!(a == b, "{name}: {file} differs");
+        }
+    }
+}
+
 #[test]
 fn recomputing_iterations_changes_no_gradient() {
     let device = device();

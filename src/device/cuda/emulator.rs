@@ -8,6 +8,7 @@ use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{CString, c_char, c_uchar, c_uint, c_void};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 #[repr(C)]
@@ -122,6 +123,8 @@ pub struct Emulator {
     buffers: Mutex<BTreeMap<u64, usize>>,
     recorded: Mutex<Recorded>,
     uploads: Mutex<Uploads>,
+    /// See [`Launcher::lose_after`]: the launches that are left; [`u64::MAX`] is no end.
+    left: AtomicU64,
 }
 
 /// The places that copies to the device started from. On a GPU such a copy may wait behind any
@@ -216,6 +219,7 @@ impl Emulator {
             buffers: Mutex::default(),
             recorded: Mutex::default(),
             uploads: Mutex::default(),
+            left: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -275,9 +279,23 @@ impl Emulator {
         Ok((library, found))
     }
 
-    /// An error while work is being recorded: on a GPU, any other request to the stream would be
-    /// recorded too, or break the recording.
+    /// An error if the device is lost. Launches, as many as are given, bring that nearer.
+    fn alive(&self, launches: u64) -> Result<(), CudaError> {
+        let less = |left| match left {
+            0 => None,
+            u64::MAX => Some(left),
+            _ => Some(left - launches),
+        };
+        match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(CudaError::Launch("the device is lost: made to be".into())),
+        }
+    }
+
+    /// An error if the device is lost, or while work is being recorded: on a GPU, any other request
+    /// to the stream would be recorded too, or break the recording.
     fn idle(&self, what: &str) -> Result<(), CudaError> {
+        self.alive(0)?;
         match self.recorded().current {
             Some(_) => Err(CudaError::Launch(format!("{what} while work is being recorded"))),
             None => Ok(()),
@@ -304,6 +322,9 @@ impl Launcher for Emulator {
     }
     fn has_wgmma(&self) -> bool {
         true
+    }
+    fn lose_after(&self, launches: u64) -> u64 {
+        self.left.swap(launches, Ordering::Relaxed)
     }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         self.idle("an allocation")?;
@@ -362,6 +383,7 @@ impl Launcher for Emulator {
         if self.note(|| Step::Copy { from, to, bytes }) {
             return Ok(());
         }
+        self.alive(0)?;
         self.check(from, bytes)?;
         self.check(to, bytes)?;
         // SAFETY: just checked.
@@ -373,6 +395,7 @@ impl Launcher for Emulator {
         if self.note(|| Step::Clear { address, bytes }) {
             return Ok(());
         }
+        self.alive(0)?;
         self.check(address, bytes)?;
         // SAFETY: just checked.
         unsafe { (address as *mut u8).write_bytes(0, bytes) };
@@ -391,6 +414,7 @@ impl Launcher for Emulator {
         if self.note(|| Step::Launch { kernel, launch, arguments: values() }) {
             return Ok(());
         }
+        self.alive(1)?;
         let grid = launch.grid.map(|g| g as c_uint);
         let allocations: Vec<[u64; 2]> =
             self.buffers().iter().map(|(start, bytes)| [*start, *bytes as u64]).collect();

@@ -181,6 +181,11 @@ pub(super) trait Launcher: Send + Sync {
     fn wants_wgmma(&self) -> bool {
         false
     }
+    /// See [`Cuda::lose_after`](super::Cuda::lose_after). A GPU takes no notice.
+    #[cfg(feature = "emulator")]
+    fn lose_after(&self, _launches: u64) -> u64 {
+        u64::MAX
+    }
     /// See [`Cuda::records_training`](super::Cuda::records_training).
     fn records_training(&self) -> bool {
         false

@@ -181,6 +181,15 @@ impl Cuda {
         self.0.failing.store(nth, Ordering::Relaxed);
     }
 
+    /// Lets the emulator be lost after so many more launches, [`u64::MAX`] for never: from then on
+    /// whatever it is asked for fails, as on a GPU whose context an error has ended. Returns how
+    /// many were left until now. For tests of how that is handled.
+    #[cfg(feature = "emulator")]
+    #[doc(hidden)]
+    pub fn lose_after(&self, launches: u64) -> u64 {
+        self.0.launcher.lose_after(launches)
+    }
+
     /// Switches products by `wgmma` on, if the device has it, or off; returns whether they are on.
     /// For tests, which compare both ways: `PRISM_CUDA_WGMMA` decides at first.
     #[cfg(feature = "emulator")]

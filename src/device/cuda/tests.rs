@@ -561,3 +561,52 @@ fn a_copy_back_that_fails_is_an_error_of_whoever_asked() {
         "values [2] cannot be read back from the device: a copy from the device: made to fail"
     );
 }
+
+/// As a GPU whose context an error has ended: nothing is done any more, and what is dropped then
+/// does no harm.
+#[test]
+fn a_device_that_is_lost_does_nothing_more() {
+    let cuda = emulated();
+    let x = cuda.upload(&[1.0f32; 4]).unwrap();
+    let add = || cuda.launch(kernels::ADD_F32, Launch::per_element(4), doubling(&x));
+    let (graph, ()) = cuda.record(&mut Arena::default(), add).unwrap();
+    // Recording it launched nothing; a replay does.
+    assert_eq!(cuda.lose_after(2), u64::MAX);
+    graph.replay().unwrap();
+    add().unwrap();
+    let mut values = [0.0f32; 4];
+    for failure in [
+        add().unwrap_err(),
+        graph.replay().unwrap_err(),
+        cuda.download(&x, &mut values).unwrap_err(),
+        cuda.upload_to(&x, &values).unwrap_err(),
+        cuda.copy(&x, 0, &x, 8, 8).unwrap_err(),
+        cuda.clear(&x).unwrap_err(),
+        cuda.synchronize().unwrap_err(),
+        cuda.allocate(4, DType::F32).map(drop).unwrap_err(),
+        cuda.record(&mut Arena::default(), add).map(drop).unwrap_err(),
+    ] {
+        assert_eq!(failure.to_string(), "the device is lost: made to be");
+    }
+    assert_eq!(cuda.lose_after(u64::MAX), 0);
+    cuda.download(&x, &mut values).unwrap();
+    assert_eq!(values, [4.0; 4]);
+}
+
+/// A recording keeps its arena, and not what it was given: if that is gone, a replay that still
+/// reads it is an error and not a result of whatever lies there.
+#[test]
+fn recorded_work_that_reads_memory_which_is_gone_is_an_error() {
+    let cuda = emulated();
+    let (x, y) = (cuda.upload(&[1.0f32; 4]).unwrap(), cuda.upload(&[2.0f32; 4]).unwrap());
+    let add = |x: &Arc<Memory>| {
+        let arguments = kernels::AddArgs { a: x.into(), ..doubling(&y) };
+        cuda.launch(kernels::ADD_F32, Launch::per_element(4), arguments)
+    };
+    let (graph, ()) = cuda.record(&mut Arena::default(), || add(&x)).unwrap();
+    graph.replay().unwrap();
+    assert_eq!(four(&cuda, &y), [3.0; 4]);
+    drop(x);
+    let failure = graph.replay().unwrap_err().to_string();
+    assert!(failure.contains("add_f32"), "{failure}");
+}
