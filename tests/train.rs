@@ -6,7 +6,7 @@ use common::{here, tiny};
 use prism::autograd::ParamGrads;
 use prism::data::cases::{Loaded, TargetLabel};
 use prism::data::source::Pools;
-use prism::device::Device;
+use prism::device::{Device, Precision};
 use prism::model::{Config, Encoder, Model, PatchPrompts, Weights};
 use prism::ops::loss::{KERNEL, Target};
 use prism::tensor::Tensor;
@@ -337,6 +337,75 @@ fn a_gpu_alone_in_its_group_learns_as_the_cpu() {
     let (cpu, gpu) = (steps_of(1, "cpu", &at("cpu"), None), steps_of(1, &name, &at("gpu"), None));
     for (a, b) in cpu.iter().zip(&gpu) {
         assert!((a.loss / b.loss - 1.0).abs() < 1e-2, "{a:?} {b:?}");
+    }
+}
+
+/// A GPU learns as the CPU does. Once an answer differs by a voxel, the simulated user gives other
+/// prompts: so first steps are compared one by one, and all by their means.
+#[test]
+fn a_gpu_learns_for_200_steps_as_the_cpu() {
+    let name = common::device_name();
+    if !name.starts_with("cuda") {
+        common::skipped("PRISM_TEST_DEVICE names no GPU");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = written(&tiny(), folder.path());
+    let losses = |device: Device, out: &str| -> Vec<f64> {
+        let given = Settings {
+            epochs: 1,
+            steps: 200,
+            batch: 1,
+            validation_cases: 0,
+            ..settings(&folder.path().join(out), &model)
+        };
+        let s = given.clone();
+        let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
+        let (never, mut seen) = (AtomicBool::new(false), Seen::default());
+        run(&device, begin(given).unwrap(), &pools, &Peers::alone(), &never, &mut seen).unwrap();
+        seen.steps.iter().map(|step| step.loss).collect()
+    };
+    let cpu = losses(Device::open("cpu", 0).unwrap(), "cpu");
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    assert!(cpu.len() == 200 && mean(&cpu[180..]) < mean(&cpu[..20]), "{cpu:?}");
+    for (precision, bound) in [(Precision::F32, 1e-2), (Precision::F16, 5e-2)] {
+        let gpu = losses(Device::open_as(&name, 0, precision).unwrap(), &precision.to_string());
+        for (step, (a, b)) in cpu.iter().zip(&gpu).take(10).enumerate() {
+            assert!((b / a - 1.0).abs() < bound, "{precision}, step {step}: {a} and {b}");
+        }
+        for (run, (a, b)) in cpu.chunks(20).zip(gpu.chunks(20)).enumerate() {
+            let (a, b) = (mean(a), mean(b));
+            assert!((b / a - 1.0).abs() < 0.1, "{precision}, 20 steps {run}: {a} and {b}");
+        }
+    }
+}
+
+/// A run on a GPU that was stopped goes on to the bits of one that was not.
+#[test]
+fn a_gpu_goes_on_bit_for_bit() {
+    let name = common::device_name();
+    if !name.starts_with("cuda") {
+        common::skipped("PRISM_TEST_DEVICE names no GPU");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = written(&tiny(), folder.path());
+    let device = Device::open_as(&name, 0, Precision::F16).unwrap();
+    let on = |state: State, stop_at: Option<usize>| {
+        let s = state.progress.settings.clone();
+        let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
+        let stop = AtomicBool::new(false);
+        let mut seen = Seen { stop: stop_at.map(|at| (at, &stop)), ..Default::default() };
+        run(&device, state, &pools, &Peers::alone(), &stop, &mut seen)
+    };
+    let at = |name: &str| settings(&folder.path().join(name), &model);
+    assert_eq!(on(begin(at("whole")).unwrap(), None), Ok(Ended::Finished));
+    assert_eq!(on(begin(at("parts")).unwrap(), Some(2)), Ok(Ended::Stopped));
+    let state = State::open(&at("parts").out.join("last.state.safetensors")).unwrap();
+    assert_eq!(on(state, None), Ok(Ended::Finished));
+    for file in ["last.safetensors", "best.safetensors"] {
+        let [a, b] = ["whole", "parts"].map(|name| std::fs::read(at(name).out.join(file)).unwrap());
+        assert!(a == b, "{file} differs");
     }
 }
 
