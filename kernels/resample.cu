@@ -1,5 +1,6 @@
 // Resampling inside the network and its gradients, one thread per value of the result; d, h, w are
-// the result's grid. Also patches of voxels as rows, and back.
+// the result's grid, `count` is the number of values of each map, and blockIdx.y the map. Also
+// patches of voxels as rows, and back.
 #include "lib/base.cuh"
 
 struct Voxel {
@@ -7,20 +8,23 @@ struct Voxel {
     int i, j, k, c;
 };
 
-// The value of a map [n, d, h, w, c] that this thread computes; false after the last.
-__device__ __forceinline__ bool mine(Voxel &v, int64 &at, int64 count, int d, int h, int w, int c) {
-    at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= count) return false;
-    int64 voxel = at / c;
-    v = Voxel{voxel / w / h / d, (int)(voxel / w / h % d), (int)(voxel / w % h), (int)(voxel % w), (int)(at % c)};
+// The first of V values of a map [d, h, w, c] that this thread computes, and its place in
+// [n, d, h, w, c]; false after the last. Numbers within a map have 32 bits: divisions of 64 bits
+// would take most of the time.
+template <int V = 1> __device__ __forceinline__ bool mine(Voxel &v, int64 &at, int count, int h, int w, int c) {
+    unsigned number = (blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (number >= (unsigned)count) return false;
+    unsigned voxel = number / (unsigned)c, line = voxel / (unsigned)w, plane = line / (unsigned)h;
+    at = (int64)blockIdx.y * count + number;
+    v = Voxel{blockIdx.y, (int)plane, (int)(line - plane * h), (int)(voxel - line * w), (int)(number - voxel * c)};
     return true;
 }
 
 // The mean of 2 x 2 x 2 voxels.
-template <class T> __device__ __forceinline__ void halve(const T *x, T *y, int64 count, int d, int h, int w, int c) {
+template <class T> __device__ __forceinline__ void halve(const T *x, T *y, int count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
-    if (!mine(v, at, count, d, h, w, c)) return;
+    if (!mine(v, at, count, h, w, c)) return;
     float sum = 0.0f;
     for (int p = 0; p < 8; p++) {
         int64 from = ((v.item * 2 * d + 2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w + 2 * v.k + (p & 1);
@@ -31,10 +35,10 @@ template <class T> __device__ __forceinline__ void halve(const T *x, T *y, int64
 
 // Twice the size, trilinear, corners not aligned: a fine voxel lies a quarter of a coarse one off
 // its parent's middle.
-template <class T> __device__ __forceinline__ void twice(const T *x, T *y, int64 count, int d, int h, int w, int c) {
+template <class T> __device__ __forceinline__ void twice(const T *x, T *y, int count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
-    if (!mine(v, at, count, d, h, w, c)) return;
+    if (!mine(v, at, count, h, w, c)) return;
     int place[3] = {v.i, v.j, v.k}, edge[3] = {d / 2, h / 2, w / 2}, other[3];
 #pragma unroll
     for (int a = 0; a < 3; a++) {
@@ -53,19 +57,19 @@ template <class T> __device__ __forceinline__ void twice(const T *x, T *y, int64
 }
 
 // Every fourth voxel.
-template <class T> __device__ __forceinline__ void quarter(const T *x, T *y, int64 count, int d, int h, int w, int c) {
+template <class T> __device__ __forceinline__ void quarter(const T *x, T *y, int count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
-    if (!mine(v, at, count, d, h, w, c)) return;
+    if (!mine(v, at, count, h, w, c)) return;
     int64 from = ((v.item * 4 * d + 4 * v.i) * 4 * h + 4 * v.j) * 4 * w + 4 * v.k;
     y[at] = x[from * c + v.c];
 }
 
 // The maximum of 2 x 2 x 2 voxels.
-template <class T> __device__ __forceinline__ void pool(const T *x, T *y, int64 count, int d, int h, int w, int c) {
+template <class T> __device__ __forceinline__ void pool(const T *x, T *y, int count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
-    if (!mine(v, at, count, d, h, w, c)) return;
+    if (!mine(v, at, count, h, w, c)) return;
     float top = 0.0f;
     for (int p = 0; p < 8; p++) {
         int64 from = ((v.item * 2 * d + 2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w + 2 * v.k + (p & 1);
@@ -76,20 +80,20 @@ template <class T> __device__ __forceinline__ void pool(const T *x, T *y, int64 
 }
 
 // Gradients: d, h, w are the grid of the result, dx.
-template <class T> __device__ __forceinline__ void halve_gradient(const T *dy, T *dx, int64 count, int d, int h, int w, int c) {
+template <class T> __device__ __forceinline__ void halve_gradient(const T *dy, T *dx, int count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
-    if (!mine(v, at, count, d, h, w, c)) return;
+    if (!mine(v, at, count, h, w, c)) return;
     int64 from = ((v.item * (d / 2) + v.i / 2) * (h / 2) + v.j / 2) * (w / 2) + v.k / 2;
     dx[at] = from_float<T>(to_float(dy[from * c + v.c]) * 0.125f);
 }
 
 // A coarse voxel is read by the fine positions 2i - 1 to 2i + 2 with weights 1/4, 3/4, 3/4, 1/4; at
 // the border also by those that would read beyond it.
-template <class T> __device__ __forceinline__ void twice_gradient(const T *dy, T *dx, int64 count, int d, int h, int w, int c) {
+template <class T> __device__ __forceinline__ void twice_gradient(const T *dy, T *dx, int count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
-    if (!mine(v, at, count, d, h, w, c)) return;
+    if (!mine(v, at, count, h, w, c)) return;
     auto weight = [](int step, int i, int edge) {
         float inner = step == 0 || step == 3 ? 0.25f : 0.75f;
         return inner + ((step == 1 && i == 0) || (step == 2 && i + 1 == edge) ? 0.25f : 0.0f);
@@ -112,10 +116,10 @@ template <class T> __device__ __forceinline__ void twice_gradient(const T *dy, T
     dx[at] = from_float<T>(sum);
 }
 
-template <class T> __device__ __forceinline__ void quarter_gradient(const T *dy, T *dx, int64 count, int d, int h, int w, int c) {
+template <class T> __device__ __forceinline__ void quarter_gradient(const T *dy, T *dx, int count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
-    if (!mine(v, at, count, d, h, w, c)) return;
+    if (!mine(v, at, count, h, w, c)) return;
     bool read = v.i % 4 == 0 && v.j % 4 == 0 && v.k % 4 == 0;
     int64 from = ((v.item * (d / 4) + v.i / 4) * (h / 4) + v.j / 4) * (w / 4) + v.k / 4;
     dx[at] = read ? dy[from * c + v.c] : from_float<T>(0.0f);
@@ -125,10 +129,10 @@ template <class T> __device__ __forceinline__ void quarter_gradient(const T *dy,
 // gradient dy [n, d, h, w, c] goes to the first of the largest of its eight voxels. One thread per
 // pooled value.
 template <class T>
-__device__ __forceinline__ void unpool(const T *x, const float *norm, const T *add, const T *dy, T *dx, int64 count, int d, int h, int w, int c, float slope) {
+__device__ __forceinline__ void unpool(const T *x, const float *norm, const T *add, const T *dy, T *dx, int count, int d, int h, int w, int c, float slope) {
     Voxel v;
     int64 at;
-    if (!mine(v, at, count, d, h, w, c)) return;
+    if (!mine(v, at, count, h, w, c)) return;
     auto place = [&](int p) {
         return (((v.item * 2 * d + 2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w + 2 * v.k + (p & 1)) * c + v.c;
     };
@@ -145,22 +149,32 @@ __device__ __forceinline__ void unpool(const T *x, const float *norm, const T *a
 
 // Rows back to patches: x [n, d, h, w, c] from rows [n, d / e, h / e, w / e, c e^3]. One thread per
 // value of x.
-template <class T> __device__ __forceinline__ void fold(const T *rows, T *x, int64 count, int d, int h, int w, int c, int e) {
+template <class T> __device__ __forceinline__ void fold(const T *rows, T *x, int count, int d, int h, int w, int c, int e) {
     Voxel v;
     int64 at;
-    if (!mine(v, at, count, d, h, w, c)) return;
+    if (!mine(v, at, count, h, w, c)) return;
     int64 patch = ((v.item * (d / e) + v.i / e) * (h / e) + v.j / e) * (w / e) + v.k / e;
     x[at] = rows[patch * c * e * e * e + ((v.c * e + v.i % e) * e + v.j % e) * e + v.k % e];
 }
 
 // Patches of edge e as rows: y [n, d, h, w, c e^3], channel slowest, from x [n, d e, h e, w e, c].
-template <class T> __device__ __forceinline__ void unfold(const T *x, T *y, int64 count, int d, int h, int w, int c, int e) {
+// V values per thread: more than one only of a single channel, where they are side by side in a
+// patch.
+template <int V, class T> __device__ __forceinline__ void unfold(const T *x, T *y, int count, int d, int h, int w, int c, int e) {
     Voxel v;
     int64 at;
-    if (!mine(v, at, count, d, h, w, c * e * e * e)) return;
-    int tw = v.c % e, th = v.c / e % e, td = v.c / (e * e) % e, channel = v.c / (e * e * e);
+    if (!mine<V>(v, at, count, h, w, c * e * e * e)) return;
+    unsigned edge = e, line = v.c / edge, plane = line / edge, channel = plane / edge;
+    int tw = v.c - line * edge, th = line - plane * edge, td = plane - channel * edge;
     int64 from = ((v.item * d * e + v.i * e + td) * h * e + v.j * e + th) * w * e + v.k * e + tw;
-    y[at] = x[from * c + channel];
+    *reinterpret_cast<RawVector<T, V> *>(y + at) = load_raw<V>(x + from * c + channel);
+}
+
+// By 16 bytes if rows of patches are: src/ops/strided/cuda.rs decides in the same way.
+template <class T> __device__ __forceinline__ void unfold_any(const T *x, T *y, int count, int d, int h, int w, int c, int e) {
+    constexpr int V = 16 / (int)sizeof(T);
+    if (c == 1 && e % V == 0) unfold<V>(x, y, count, d, h, w, c, e);
+    else unfold<1>(x, y, count, d, h, w, c, e);
 }
 
 // The refiner's input at half the resolution [d, h, w, 4]: image, share of mask, positive and
@@ -170,13 +184,14 @@ template <class T>
 __device__ __forceinline__ void refiner_input(const T *image, const T *masks, const T *prompts, T *y, T *logits, const int *choice, int selected, int d,
                                               int h, int w) {
     Voxel v;
-    int64 at, count = (int64)d * h * w;
-    if (!mine(v, at, count, d, h, w, 1)) return;
+    int64 at;
+    int count = d * h * w;
+    if (!mine(v, at, count, h, w, 1)) return;
     if (choice) selected = *choice;
     float mask = 0.0f, positive = 0.0f, negative = 0.0f, sum = 0.0f;
     for (int p = 0; p < 8; p++) {
         int64 from = (((int64)2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w + 2 * v.k + (p & 1);
-        float m = to_float(masks[selected * count * 8 + from]), both[2];
+        float m = to_float(masks[(int64)selected * count * 8 + from]), both[2];
         load(both, prompts + from * 2);
         mask += m > 0.0f ? 1.0f : 0.0f, positive += both[0], negative += both[1], sum += m;
     }
@@ -186,7 +201,7 @@ __device__ __forceinline__ void refiner_input(const T *image, const T *masks, co
 }
 
 #define GRID(NAME, FUNCTION, T) \
-    KERNEL(NAME##_##T, 256, 4, (const T *x, T *y, int64 count, int d, int h, int w, int c), FUNCTION(x, y, count, d, h, w, c))
+    KERNEL(NAME##_##T, 256, 4, (const T *x, T *y, int count, int d, int h, int w, int c), FUNCTION(x, y, count, d, h, w, c))
 #define RESAMPLE(T)                                                                                                                      \
     GRID(halve, halve, T)                                                                                                                \
     GRID(double, twice, T)                                                                                                               \
@@ -196,10 +211,10 @@ __device__ __forceinline__ void refiner_input(const T *image, const T *masks, co
     GRID(double_gradient, twice_gradient, T)                                                                                             \
     GRID(quarter_gradient, quarter_gradient, T)                                                                                          \
     KERNEL(unpool_##T, 256, 4,                                                                                                           \
-           (const T *x, const float *norm, const T *add, const T *dy, T *dx, int64 count, int d, int h, int w, int c, float slope),      \
+           (const T *x, const float *norm, const T *add, const T *dy, T *dx, int count, int d, int h, int w, int c, float slope),      \
            unpool(x, norm, add, dy, dx, count, d, h, w, c, slope))                                                                       \
-    KERNEL(fold_##T, 256, 4, (const T *rows, T *x, int64 count, int d, int h, int w, int c, int e), fold(rows, x, count, d, h, w, c, e))   \
-    KERNEL(unfold_##T, 256, 4, (const T *x, T *y, int64 count, int d, int h, int w, int c, int e), unfold(x, y, count, d, h, w, c, e))       \
+    KERNEL(fold_##T, 256, 4, (const T *rows, T *x, int count, int d, int h, int w, int c, int e), fold(rows, x, count, d, h, w, c, e))   \
+    KERNEL(unfold_##T, 256, 4, (const T *x, T *y, int count, int d, int h, int w, int c, int e), unfold_any(x, y, count, d, h, w, c, e))      \
     KERNEL(refiner_input_##T, 256, 4,                                                                                                       \
            (const T *image, const T *masks, const T *prompts, T *y, T *logits, const int *choice, int selected, int d, int h, int w),    \
            refiner_input(image, masks, prompts, y, logits, choice, selected, d, h, w))

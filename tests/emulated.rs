@@ -20,7 +20,7 @@ use prism::ops::linear;
 use prism::ops::loss::{self, KERNEL, Target, Terms};
 use prism::ops::norm;
 use prism::ops::optimizer::{AdamW, AdamWConfig, follow, global_norm, upload_parameters};
-use prism::ops::pointwise;
+use prism::ops::{pointwise, resample, strided};
 use prism::prompt::Prompts;
 use prism::session::{Options, Scan, Session, SessionError};
 use prism::tensor::{OpError, Param, Tensor};
@@ -622,6 +622,39 @@ fn windows_go_back_as_on_the_cpu(n: usize, s: usize, edge: usize, heads: usize, 
 fn whole(shape: &[usize], seed: usize) -> Tensor {
     let count: usize = shape.iter().product();
     Tensor::new(shape, (0..count).map(|i| ((i * 7919 + seed * 131) % 9) as f32 - 4.0).collect())
+}
+
+/// Several maps at once, and patches whose rows are moved by 16 bytes or value by value.
+#[test]
+fn maps_are_resampled_and_cut_into_patches_as_on_the_cpu() {
+    type Op = fn(&Device, &Tensor) -> Result<Tensor, OpError>;
+    let ops: [Op; 7] = [
+        resample::downsample2_trilinear,
+        resample::upsample2_trilinear,
+        resample::downsample4_nearest,
+        resample::grad::downsample2_trilinear,
+        resample::grad::upsample2_trilinear,
+        resample::grad::downsample4_nearest,
+        pointwise::max_pool3d,
+    ];
+    let cpu = Device::open("cpu", 1).unwrap();
+    let x = whole(&[3, 8, 4, 12, 5], 1);
+    for (at, op) in ops.into_iter().enumerate() {
+        let [made, expected] = [open(DType::F32), cpu.clone()].map(|on| op(&on, &x).unwrap());
+        assert_eq!((made.shape(), made.data()), (expected.shape(), expected.data()), "op {at}");
+    }
+    for (e, c) in [(16, 1), (8, 1), (4, 1), (4, 2)] {
+        let x = whole(&[2, e, 2 * e, 3 * e, c], 2);
+        let (weight, bias) = (whole(&[3, c, e, e, e], 3), whole(&[3], 4));
+        let expected = strided::patch_conv(&cpu, &x, &weight, Some(&bias)).unwrap();
+        // Each sum is exact in float32, and rounded once in 16 bits.
+        for (dtype, bound) in [(DType::F32, 0.0), (DType::F16, 1e-3)] {
+            let made = strided::patch_conv(&open(dtype), &x, &weight, Some(&bias)).unwrap();
+            assert_eq!(made.shape(), expected.shape());
+            let apart = apart(made.data(), expected.data());
+            assert!(apart <= bound, "{dtype}, patches of {c} x {e}: {apart}");
+        }
+    }
 }
 
 /// The backward pass through a stage's composition, for sizes that fill no block and for several

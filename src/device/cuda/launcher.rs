@@ -51,6 +51,11 @@ impl Launch {
         Launch::per_element(if whole { count / lanes } else { count })
     }
 
+    /// This launch for each of several maps: their number is that of blocks along y.
+    pub fn for_each(self, maps: usize) -> Launch {
+        Launch { grid: [self.grid[0], maps, 1], ..self }
+    }
+
     /// This launch with its work set: floating-point operations, and bytes to read and to write.
     pub fn with_cost(self, flops: usize, bytes: usize) -> Launch {
         Launch { cost: KernelCost { flops: flops as f64, bytes: bytes as f64 }, ..self }

@@ -653,14 +653,16 @@ pub(crate) fn weight_gradient(
 
 /// The gradient of a map before pooling, see [`grad::unpool`](super::grad::unpool).
 pub(crate) fn unpool(cuda: &Cuda, x: &ConvInput, g: &Tensor) -> Result<Tensor, OpError> {
-    let ([_, d, h, w, c], dtype) = (g.map5("unpool", "g")?, cuda.precision());
+    let ([n, d, h, w, c], dtype) = (g.map5("unpool", "g")?, cuda.precision());
     let out = cuda.allocate(x.map.len(), dtype)?;
     let (map, gradient) = (x.map.to_device(cuda, dtype)?, g.to_device(cuda, dtype)?);
     let Prologue { norm, add, .. } = &x.prologue;
     let norm =
         norm.as_ref().map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
     let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
-    let launch = Launch::per_element(g.len())
+    let each = d * h * w * c;
+    let launch = Launch::per_element(each)
+        .for_each(n)
         .with_cost(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
     cuda.launch(
         kernels::UNPOOL.of(dtype)?,
@@ -671,7 +673,7 @@ pub(crate) fn unpool(cuda: &Cuda, x: &ConvInput, g: &Tensor) -> Result<Tensor, O
             add: (&add).into(),
             dy: (&gradient).into(),
             dx: (&out).into(),
-            count: g.len().into(),
+            count: each.into(),
             d: d.into(),
             h: h.into(),
             w: w.into(),

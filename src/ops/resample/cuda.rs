@@ -13,16 +13,18 @@ pub fn run(
     x: &Tensor,
     shape: [usize; 5],
 ) -> Result<Tensor, OpError> {
-    let ([_, d, h, w, c], dtype) = (shape, cuda.precision());
-    let count: usize = shape.iter().product();
+    let ([n, d, h, w, c], dtype) = (shape, cuda.precision());
+    let (each, count) = (d * h * w * c, n * d * h * w * c);
     let (out, values) = (cuda.allocate(count, dtype)?, x.to_device(cuda, dtype)?);
     cuda.launch(
         family.of(dtype)?,
-        Launch::per_element(count).with_cost(8 * count, (x.len() + count) * dtype.bytes()),
+        Launch::per_element(each)
+            .for_each(n)
+            .with_cost(8 * count, (x.len() + count) * dtype.bytes()),
         Args {
             x: (&values).into(),
             y: (&out).into(),
-            count: count.into(),
+            count: each.into(),
             d: d.into(),
             h: h.into(),
             w: w.into(),

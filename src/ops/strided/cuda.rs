@@ -15,13 +15,17 @@ pub fn unfold(
 ) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
+    // Of a single channel, a patch's rows are values side by side.
+    let (each, row) = (d * h * w * c * e.pow(3), if c == 1 { e } else { 1 });
     cuda.launch(
         kernels::UNFOLD.of(dtype)?,
-        Launch::per_element(x.len()).with_cost(0, 2 * x.len() * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), each, row)
+            .for_each(n)
+            .with_cost(0, 2 * x.len() * dtype.bytes()),
         kernels::UnfoldArgs {
             x: (&values).into(),
             y: (&out).into(),
-            count: x.len().into(),
+            count: each.into(),
             d: d.into(),
             h: h.into(),
             w: w.into(),
@@ -41,13 +45,14 @@ pub fn fold(
 ) -> Result<Tensor, OpError> {
     let dtype = cuda.precision();
     let (out, values) = (cuda.allocate(rows.len(), dtype)?, rows.to_device(cuda, dtype)?);
+    let each = d * h * w * c;
     cuda.launch(
         kernels::FOLD.of(dtype)?,
-        Launch::per_element(rows.len()).with_cost(0, 2 * rows.len() * dtype.bytes()),
+        Launch::per_element(each).for_each(n).with_cost(0, 2 * rows.len() * dtype.bytes()),
         kernels::FoldArgs {
             rows: (&values).into(),
             x: (&out).into(),
-            count: rows.len().into(),
+            count: each.into(),
             d: d.into(),
             h: h.into(),
             w: w.into(),
