@@ -310,14 +310,16 @@ __device__ __forceinline__ void layer_sums(const T *x, const T *dy, const float 
 }
 
 // Undoes how layer_norm placed the rows of a transposed convolution: `rows` has, per coarse voxel,
-// its 8 phases one after the other; one thread per value of it.
-template <class T> __device__ __forceinline__ void split_phases(const T *fine, T *rows, int64 count, int d, int h, int w, int c) {
-    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= count) return;
-    int64 voxel = at / c / 8;
-    int phase = at / c % 8, k = voxel % w, j = voxel / w % h, i = voxel / w / h % d;
-    int64 item = voxel / w / h / d;
-    rows[at] = fine[((((item * 2 * d + 2 * i + (phase >> 2)) * 2 * h + 2 * j + (phase >> 1 & 1)) * 2 * w) + 2 * k + (phase & 1)) * c + at % c];
+// its 8 phases one after the other; V values of a phase per thread. `count` is the number of values
+// of each map, which fits 32 bits, and blockIdx.y the map.
+template <int V, class T> __device__ __forceinline__ void split_phases(const T *fine, T *rows, int count, int d, int h, int w, int c) {
+    unsigned number = (blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (number >= (unsigned)count) return;
+    unsigned row = number / (unsigned)c, phase = row % 8, voxel = row / 8, line = voxel / (unsigned)w, i = line / (unsigned)h;
+    unsigned channel = number - row * c, k = voxel - line * w, j = line - i * h;
+    int64 plane = (int64)blockIdx.y * 2 * d + 2 * i + (phase >> 2);
+    int64 from = (plane * 2 * h + 2 * j + (phase >> 1 & 1)) * 2 * w + 2 * k + (phase & 1);
+    *reinterpret_cast<RawVector<T, V> *>(rows + (int64)blockIdx.y * count + number) = load_raw<V>(fine + from * c + channel);
 }
 
 #define NORM(T)                                                                                                                              \
@@ -363,7 +365,9 @@ template <class T> __device__ __forceinline__ void split_phases(const T *fine, T
            Totals to{partial, first, second, 0};                                                                                             \
            if (c % COLUMNS_EACH == 0) layer_sums<COLUMNS_EACH>(x, dy, weight, bias, rows_are, to, rows, c, run, lanes, gelu_behind);         \
            else layer_sums<1>(x, dy, weight, bias, rows_are, to, rows, c, run, lanes, gelu_behind))                                          \
-    KERNEL(norm_split_phases_##T, 256, 4, (const T *fine, T *rows, int64 count, int d, int h, int w, int c), split_phases(fine, rows, count, d, h, w, c))
+    KERNEL(norm_split_phases_##T, 256, 4, (const T *fine, T *rows, int count, int d, int h, int w, int c),                                \
+           if (c % (16 / (int)sizeof(T)) == 0) split_phases<16 / (int)sizeof(T)>(fine, rows, count, d, h, w, c);                              \
+           else split_phases<1>(fine, rows, count, d, h, w, c))
 NORM(f32)
 NORM(f16)
 NORM(bf16)

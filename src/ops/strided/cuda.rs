@@ -68,13 +68,16 @@ pub fn fold(
 pub fn split_phases(cuda: &Cuda, x: &Tensor, [n, d, h, w]: [usize; 4]) -> Result<Tensor, OpError> {
     let (c, dtype) = (x.channels(), cuda.precision());
     let (out, values) = (cuda.allocate(x.len(), dtype)?, x.to_device(cuda, dtype)?);
+    let each = 8 * d * h * w * c;
     cuda.launch(
         kernels::NORM_SPLIT_PHASES.of(dtype)?,
-        Launch::per_element(x.len()).with_cost(0, 2 * x.len() * dtype.bytes()),
+        Launch::per_vector(dtype.bytes(), each, c)
+            .for_each(n)
+            .with_cost(0, 2 * x.len() * dtype.bytes()),
         kernels::NormSplitPhasesArgs {
             fine: (&values).into(),
             rows: (&out).into(),
-            count: x.len().into(),
+            count: each.into(),
             d: d.into(),
             h: h.into(),
             w: w.into(),
