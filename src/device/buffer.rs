@@ -11,7 +11,7 @@
 //! of their own ([`Workspace::alloc_persistent`]).
 
 use crate::memory::{self, Charge};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 
 /// Chunks of at least this size are separate pages, zero when first touched and placed by the
 /// thread that touches them; large pages are asked for.
@@ -144,17 +144,27 @@ fn trim_all() {
     let workspaces: Vec<Arc<Workspace>> =
         locked(&WORKSPACES).iter().filter_map(Weak::upgrade).collect();
     for workspace in workspaces {
-        if let Ok(mut arena) = workspace.arena.try_lock() {
+        if let Some(mut arena) = if_free(&workspace.arena) {
             trim(&mut arena);
         }
-        if let Ok(mut waiting) = workspace.persistent.try_lock() {
+        if let Some(mut waiting) = if_free(&workspace.persistent) {
             waiting.clear();
         }
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Locks what no thread holds. A refusal of memory unwinds through an allocation and poisons its
+/// lock, but changes nothing before: what it protects is whole.
+fn if_free<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(held) => Some(held),
+        Err(TryLockError::Poisoned(held)) => Some(held.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 /// `len` floats in whole lines; if that cannot be counted, more than memory has.
@@ -209,8 +219,10 @@ impl Workspace {
         let mut waiting = locked(&self.persistent);
         let found =
             waiting.iter().position(|chunk| chunk.len >= need && chunk.len <= need + need / 8);
-        let chunk = found.map_or_else(|| Chunk::new(need), |at| waiting.swap_remove(at));
+        let found = found.map(|at| waiting.swap_remove(at));
+        // If a new one does not fit, those that wait are given back for it: they must not be locked.
         drop(waiting);
+        let chunk = found.unwrap_or_else(|| Chunk::new(need));
         let range = [0, chunk.len];
         self.buffer(chunk, range, len, true)
     }
@@ -360,6 +372,23 @@ mod tests {
         let place = other.base();
         drop(other);
         assert_eq!(workspace.alloc_persistent(104).base(), place);
+    }
+
+    #[test]
+    fn what_waits_is_given_back_after_a_refusal_too() {
+        let workspace = Workspace::new();
+        drop((workspace.alloc(100, 0), workspace.alloc_persistent(100)));
+        assert!(workspace.bytes() > 0);
+        std::thread::scope(|s| {
+            let refused = s.spawn(|| {
+                let _held = (locked(&workspace.arena), locked(&workspace.persistent));
+                std::panic::resume_unwind(Box::new("refused"));
+            });
+            assert!(refused.join().is_err());
+        });
+        assert!(workspace.arena.is_poisoned() && workspace.persistent.is_poisoned());
+        trim_all();
+        assert_eq!(workspace.bytes(), 0);
     }
 
     #[test]
