@@ -64,7 +64,10 @@ fn copies_are_left_out_gaps_are_errors_and_uneven_steps_warnings() {
     let folder = series.folder(6, |k| straight(if k < 3 { k } else { k + 1 }), |_, _| ());
     let error = refused(folder.path());
     assert!(error.starts_with(at(folder.path(), 3).to_str().unwrap()), "{error}");
-    assert!(error.contains("a slice is missing: this slice is 5 mm from the previous one"), "{error}");
+    assert!(
+        error.contains("a slice is missing: this slice is 5 mm from the previous one"),
+        "{error}"
+    );
 
     let uneven = |k: usize| [0.0, 0.0, [0.0, 2.0, 4.3, 6.0][k]];
     let volume = read(series.folder(SLICES, uneven, |_, _| ()).path());
