@@ -64,6 +64,6 @@ fn main() {
     };
     println!(
         "{}",
-        serde_json::json!({ "step": step, "loss": losses, "peak_bytes": peak_memory(), "device_bytes": device_bytes, "device": device.describe() })
+        serde_json::json!({ "step": step, "loss": losses, "peak_bytes": peak_memory(), "device_bytes": device_bytes, "recorded": training.recorded(), "device": device.describe() })
     );
 }

@@ -14,7 +14,7 @@
 //! use std::{path::Path, sync::Arc};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let device = Device::open("cpu", 0)?; // or "cuda"; 0: a thread per core
+//! let device = Device::open("cpu", 0)?; // or "cuda"; 0: a thread per processor
 //! let weights = Weights::open(Path::new("model.safetensors"))?;
 //! let model = Arc::new(Model::new(&device, &weights)?);
 //!

@@ -196,6 +196,9 @@ def main():
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     if "failed" in result["prism"]["f16"]:
         sys.exit("prism did not run")
+    late = [n for side in ("peer", "peer_step") for n in FIRST if result[side].get(n, {}).get("failed") == "no time left"]
+    if late:
+        sys.exit(f"no time left for {', '.join(late)}: run it again")
 
 
 if __name__ == "__main__":

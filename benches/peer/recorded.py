@@ -55,6 +55,8 @@ def main():
         (folder / "label.f32").write_bytes(ball())
         for name, switches in ORDER:
             result = run(pathlib.Path(args.executables) / "train", folder, args, switches)
+            if switches and 0 in result["recorded"][:2]:
+                sys.exit(f"nothing was recorded: {result['recorded']} pieces of the encoder, of iterations, and without a tape")
             step = statistics.median(result["step"][BEFORE:])
             runs.append({"name": name, "step": step, "loss": result["loss"], "device_bytes": result["device_bytes"]})
             print(f"{name}: {step * 1e3:.2f} ms a step, {(result['device_bytes'] or 0) / 1e9:.2f} GB, last loss {result['loss'][-1]}", flush=True)

@@ -51,7 +51,7 @@ impl GradMemory {
         for Composed { stage, gradient, of } in &grads.composed {
             composed.push((*stage, of.clone(), place(gradient.shape())));
         }
-        for (stage, of, shape) in &grads.settled {
+        for (stage, of, shape) in grads.settled.iter().flatten() {
             if !composed.iter().any(|known: &(u64, _, _)| known.0 == *stage) {
                 composed.push((*stage, of.clone(), place(shape)));
             }

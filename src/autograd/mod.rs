@@ -380,11 +380,15 @@ pub struct ParamGrads {
     touched: Vec<usize>,
     /// Sums that wait for the rest of their backward pass.
     composed: Vec<Composed>,
-    /// Stages whose sums have been taken further: number, parameters, shape of the sum.
-    settled: Vec<(u64, [Param; 2], Vec<usize>)>,
+    /// Stages whose sums have been taken further, where that is noted. They hold the parameters,
+    /// which an optimiser changes in place only while nothing else does.
+    settled: Option<Vec<Settled>>,
     /// Where sums are, if recorded work adds to them too.
     memory: Option<Arc<GradMemory>>,
 }
+
+/// A stage whose sum has been taken further: its number, its parameters, and the sum's shape.
+type Settled = (u64, [Param; 2], Vec<usize>);
 
 /// A sum of gradients of the weights that a decoder stage composed of two parameters. The backward
 /// pass from there is linear, and costs as much as a whole iteration, so it is done once, with the
@@ -401,6 +405,11 @@ impl ParamGrads {
     /// No gradients yet, for `count` parameters.
     pub fn new(count: usize) -> ParamGrads {
         ParamGrads { sums: vec![None; count], ..ParamGrads::default() }
+    }
+
+    /// As [`ParamGrads::new`]; notes which stages' sums are taken further, for [`GradMemory::like`].
+    pub(crate) fn noting(count: usize) -> ParamGrads {
+        ParamGrads { settled: Some(vec![]), ..ParamGrads::new(count) }
     }
 
     /// Adds `gradient`, of as many values as the parameter, to the gradient of parameter `id`.
@@ -472,7 +481,9 @@ impl ParamGrads {
             for (param, gradient) in of.iter().zip(gradients) {
                 param.id().map_or(Ok(()), |id| self.add(id, gradient))?;
             }
-            self.settled.push((stage, of, gradient.shape().to_vec()));
+            if let Some(settled) = &mut self.settled {
+                settled.push((stage, of, gradient.shape().to_vec()));
+            }
         }
         Ok(())
     }

@@ -53,7 +53,8 @@ impl TrainingStep {
         }
     }
 
-    /// This step by replay, whatever `PRISM_CUDA_TRAIN_GRAPHS` says, if the device is a CUDA device.
+    /// This step by replay, whatever `PRISM_CUDA_TRAIN_GRAPHS` says, if the device is a CUDA
+    /// device.
     pub fn replayed(self) -> TrainingStep {
         let recorder = match &self.device {
             Device::Cuda(cuda) => Some(Recorder::new(cuda)),

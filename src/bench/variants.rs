@@ -180,7 +180,13 @@ fn unless_refused<T>(tried: Result<T, OpError>) -> Result<Option<T>, OpError> {
 }
 
 /// The choices that the work has, each once, and the largest number of variants.
-fn choices(cuda: &Cuda, work: &mut [Timed]) -> Result<(Vec<Arc<Choice>>, usize), OpError> {
+///
+/// # Errors
+/// The work fails.
+pub(crate) fn choices(
+    cuda: &Cuda,
+    work: &mut [Timed],
+) -> Result<(Vec<Arc<Choice>>, usize), OpError> {
     let mut all: Vec<Arc<Choice>> = vec![];
     for timed in work {
         for choice in cuda.with_variant(0, timed)?.into_iter().filter_map(|record| record.choice) {
@@ -208,10 +214,11 @@ pub fn time_variants(
     }
     let added = LaunchCost::measure(cuda)?.added();
     let spare = cuda.allocate_bytes(CACHES)?;
-    let mut samples: BTreeMap<(String, usize), Vec<Sample>> = BTreeMap::new();
+    // By name: work that has the same key may not have all of its variants.
+    let mut samples: BTreeMap<(String, String), Vec<Sample>> = BTreeMap::new();
     for round in 0..=ROUNDS {
         'variant: for nth in 0..most {
-            let mut sums: BTreeMap<(String, usize), Sample> = BTreeMap::new();
+            let mut sums: BTreeMap<(String, String), Sample> = BTreeMap::new();
             for timed in &mut *work {
                 // Between two runs of the same op its inputs would stay in a cache.
                 cuda.clear(&spare)?;
@@ -220,7 +227,8 @@ pub fn time_variants(
                 let Some(records) = records else { continue 'variant };
                 for record in &records {
                     if let Some(choice) = &record.choice {
-                        let sum = sums.entry((choice.key.clone(), choice.taken)).or_default();
+                        let name = choice.variants[choice.taken].clone();
+                        let sum = sums.entry((choice.key.clone(), name)).or_default();
                         sum.add(record, ceilings);
                     }
                 }
@@ -231,10 +239,10 @@ pub fn time_variants(
         }
     }
     let timed = |choice: &Arc<Choice>| {
-        let of = |(at, name): (usize, &String)| {
-            Variant::of(name, samples.get(&(choice.key.clone(), at))?, added)
+        let of = |name: &String| {
+            Variant::of(name, samples.get(&(choice.key.clone(), name.clone()))?, added)
         };
-        let variants: Vec<Variant> = choice.variants.iter().enumerate().filter_map(of).collect();
+        let variants: Vec<Variant> = choice.variants.iter().filter_map(of).collect();
         let best = best(&variants);
         (!variants.is_empty()).then(|| Variants { key: choice.key.clone(), variants, best })
     };

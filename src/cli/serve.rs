@@ -47,10 +47,10 @@ pub struct Serve {
     /// File with the secret
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Most scans and clients at a time; further ones are told to try again later
+    /// Maximum number of scans and clients at a time; further ones are told to try again later
     #[arg(long, value_name = "N", default_value_t = 16)]
     max_sessions: usize,
-    /// Seconds without a click after which a scan is released
+    /// Seconds without use after which a scan is released
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     idle_timeout: u64,
     /// Origin of another web page whose scripts may call the server, such as
@@ -62,7 +62,7 @@ pub struct Serve {
     /// one server only
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Most bytes in the --state folder, such as 8G [default: 32Gi]
+    /// Maximum size of the --state folder, such as 8G [default: 32Gi]
     #[arg(long, value_name = "SIZE", value_parser = size_of_text, requires = "state")]
     state_bytes: Option<u64>,
     /// Days without use after which a starting server deletes a scan from the --state folder

@@ -37,7 +37,7 @@ pub struct Simulate {
     /// Points to draw
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = number(0, 10_000))]
     points: usize,
-    /// Most voxels by which each side of the box grows, at random
+    /// Maximum number of voxels by which each side of the box grows, at random
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = number(0, 10_000))]
     box_growth: usize,
     /// Voxels by which the sides of the box are moved out, or in if negative

@@ -160,7 +160,9 @@ impl Train {
             ));
         }
         if let (Device::Cpu(_), true) = (&device, device.is_half()) {
-            return Err(Failure::Usage("--precision: training on the CPU needs f32".into()));
+            return Err(Failure::Usage(
+                "--precision: training on the CPU needs float32 (f32 or ieee)".into(),
+            ));
         }
         let disk = s.cache.as_deref().map(|folder| (folder, config.spacing as f64));
         let pools = Pools::open(

@@ -39,7 +39,7 @@ pub struct Tune {
     /// Print the fastest variants without saving them
     #[arg(long, conflicts_with = "forget")]
     dry_run: bool,
-    /// Return to the rule for everything that would be timed
+    /// Remove this model's entries from the table, so that the rule selects again
     #[arg(long)]
     forget: bool,
     #[command(flatten)]

@@ -138,19 +138,22 @@ fn trim(arena: &mut Vec<Shared>) {
 /// All arenas, so that memory they hold and do not use can be taken back.
 static WORKSPACES: Mutex<Vec<Weak<Workspace>>> = Mutex::new(vec![]);
 
+/// Gives chunks of an arena that are not in use back to the system, unless it is locked.
+fn trim_if_free(workspace: &Workspace) {
+    if let Some(mut arena) = if_free(&workspace.arena) {
+        trim(&mut arena);
+    }
+    if let Some(mut waiting) = if_free(&workspace.persistent) {
+        waiting.clear();
+    }
+}
+
 /// Gives chunks that are not in use back to the system, from every arena in which no allocation is
 /// in progress.
 fn trim_all() {
     let workspaces: Vec<Arc<Workspace>> =
         locked(&WORKSPACES).iter().filter_map(Weak::upgrade).collect();
-    for workspace in workspaces {
-        if let Some(mut arena) = if_free(&workspace.arena) {
-            trim(&mut arena);
-        }
-        if let Some(mut waiting) = if_free(&workspace.persistent) {
-            waiting.clear();
-        }
-    }
+    workspaces.iter().for_each(|workspace| trim_if_free(workspace));
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -193,15 +196,19 @@ impl Workspace {
             s.free.iter().enumerate().map(move |(r, range)| (range[1] - range[0], c, r))
         });
         let best = ranges.filter(|(size, ..)| *size >= need).min();
-        let (c, r) = best.map_or_else(
-            || {
+        let (c, r) = match best {
+            Some((_, c, r)) => (c, r),
+            None => {
+                // If it does not fit, chunks that are not in use are given back for it: not while
+                // they are locked.
+                drop(arena);
                 let chunk = Chunk::new(need.max(CHUNK / 4));
+                arena = locked(&self.arena);
                 let free = vec![[0, chunk.len]];
                 arena.push(Shared { chunk, free });
                 (arena.len() - 1, 0)
-            },
-            |(_, c, r)| (c, r),
-        );
+            }
+        };
         let shared = &mut arena[c];
         let start = shared.free[r][0];
         shared.free[r][0] += need;
@@ -220,7 +227,8 @@ impl Workspace {
         let found =
             waiting.iter().position(|chunk| chunk.len >= need && chunk.len <= need + need / 8);
         let found = found.map(|at| waiting.swap_remove(at));
-        // If a new one does not fit, those that wait are given back for it: they must not be locked.
+        // If a new one does not fit, those that wait are given back for it: not while they are
+        // locked.
         drop(waiting);
         let chunk = found.unwrap_or_else(|| Chunk::new(need));
         let range = [0, chunk.len];
@@ -376,7 +384,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_given_back_after_a_refusal_too() {
-        let workspace = Workspace::new();
+        let workspace = Arc::new(Workspace::default());
         drop((workspace.alloc(100, 0), workspace.alloc_persistent(100)));
         assert!(workspace.bytes() > 0);
         std::thread::scope(|s| {
@@ -387,7 +395,7 @@ mod tests {
             assert!(refused.join().is_err());
         });
         assert!(workspace.arena.is_poisoned() && workspace.persistent.is_poisoned());
-        trim_all();
+        trim_if_free(&workspace);
         assert_eq!(workspace.bytes(), 0);
     }
 

@@ -270,6 +270,15 @@ impl<'a> Observer<'a> {
         }
     }
 
+    /// So many stages, done before memory was refused, need not be done again.
+    pub(crate) fn skip(&mut self, stages: usize) {
+        if let Watch::Steps(_, told) = &mut self.0
+            && told.done < told.most
+        {
+            told.done = (told.done + stages).min(told.most);
+        }
+    }
+
     /// Whether the observer wants results.
     pub(super) fn wants_results(&self) -> bool {
         matches!(self.0, Watch::Results(_))

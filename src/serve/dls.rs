@@ -119,8 +119,13 @@ impl Call {
                 return Err(gone);
             }
         };
-        let sent = body::read(&headers, body, shared.most_scan).await?;
-        Ok(Call { key, lease, headers, sent })
+        match body::read(&headers, body, shared.most_scan).await {
+            Ok(sent) => Ok(Call { key, lease, headers, sent }),
+            Err(e) => {
+                let_go(lease);
+                Err(e)
+            }
+        }
     }
 }
 

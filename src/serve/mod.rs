@@ -377,8 +377,8 @@ async fn aside<T: Send + 'static>(
 /// Lets go what a request held. If it was released meanwhile this is its end, and its memory and
 /// files are given back on a thread that does not delay any request.
 fn let_go<T: Send + Sync + 'static>(held: Arc<T>) {
-    if Arc::strong_count(&held) == 1 {
-        tokio::task::spawn_blocking(move || drop(held));
+    if let Some(last) = Arc::into_inner(held) {
+        tokio::task::spawn_blocking(move || drop(last));
     }
 }
 

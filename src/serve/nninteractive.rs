@@ -13,7 +13,7 @@ use super::store::{Touch, new_id, text};
 use super::turns::Turn;
 use super::wire::{Dtype, unpack};
 use super::work::{Key, Kind};
-use super::{Route, Shared, aside, tidy};
+use super::{Route, Shared, aside, let_go, tidy};
 use crate::message::quoted;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -85,8 +85,13 @@ impl Call {
                 return Err(gone);
             }
         };
-        let sent = body::read(&headers, body, most).await?;
-        Ok(Call { shared: shared.clone(), key, lease, headers, sent })
+        match body::read(&headers, body, most).await {
+            Ok(sent) => Ok(Call { shared: shared.clone(), key, lease, headers, sent }),
+            Err(e) => {
+                let_go(lease);
+                Err(e)
+            }
+        }
     }
 
     /// The body as JSON.

@@ -441,7 +441,7 @@ fn told(before: &State, size: [usize; 3], from: &mut Reader) -> Result<State, St
         notes.push(from.note()?);
     }
     let logits = Tensor::new([0; 3], vec![]);
-    let rest = Prediction::unasked(field, logits, patch);
+    let rest = Prediction::unasked(field, logits, patch, 0);
     let prediction = Prediction { score, looks, changed, left_out, thinned, notes, ..rest };
     state.prediction = Some(Arc::new(prediction));
     Ok(state)
@@ -558,7 +558,7 @@ mod tests {
                 looks: looked,
                 changed: 7,
                 notes: vec![Note::Agreed, Note::NotLookedAt(5)],
-                ..Prediction::unasked(field, Tensor::new([0; 3], vec![]), patch(3))
+                ..Prediction::unasked(field, Tensor::new([0; 3], vec![]), patch(3), 0)
             })),
             replaced: 0,
         };

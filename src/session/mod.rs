@@ -322,12 +322,12 @@ impl Prediction {
             bits: Arc::new(memory::copied(ANSWER, bits)),
         };
         let candidates: Vec<Candidate> = each.map(candidate).collect();
+        let bits = candidates.iter().map(|c| c.bits.len()).sum();
         Ok(Prediction {
-            _charge: charge(&logits, candidates.iter().map(|c| c.bits.len()).sum()),
             candidates,
             selected: summary.selected,
             seconds: answer.seconds,
-            ..Prediction::unasked(field, logits, encoded.patch().clone())
+            ..Prediction::unasked(field, logits, encoded.patch().clone(), bits)
         })
     }
 
@@ -337,10 +337,10 @@ impl Prediction {
         self.logits.len() * 4 + bits + self.field.bytes_beyond(other.map(|o| &o.field))
     }
 
-    /// An answer in which the network has no part.
-    fn unasked(field: Field, logits: Tensor, patch: Patch) -> Prediction {
+    /// An answer in which the network has no part, with the charge of so many bytes of candidates.
+    fn unasked(field: Field, logits: Tensor, patch: Patch, bits: usize) -> Prediction {
         Prediction {
-            _charge: charge(&logits, 0),
+            _charge: charge(&logits, bits),
             field,
             patch,
             logits,

@@ -284,7 +284,10 @@ impl Scan {
             && observer.elsewhere(&|| coming.is_over())?
         {}
         match self.encodings.get(self.number, patch) {
-            Some(found) => Ok((found, false)),
+            Some(found) => {
+                observer.skip(self.model.steps()[0]);
+                Ok((found, false))
+            }
             None => {
                 let encoded = self.encode(patch, true, observer)?;
                 self.encodings.keep(self.number, &encoded, true);

@@ -139,17 +139,17 @@ settings! {
     corrective_boundary: f64 = 10.0, "X";
     /// Recompute iterations in the backward pass instead of keeping them in memory [default: true]
     recompute: bool = true, "BOOL";
-    /// Fewest simulated points per iteration [default: 1]
+    /// Minimum number of simulated points per iteration [default: 1]
     points_min: usize = 1, "N";
-    /// Most simulated points per iteration [default: 50]
+    /// Maximum number of simulated points per iteration [default: 50]
     points_max: usize = 50, "N";
     /// Probability of a box [default: 0.5]
     boxed: f64 = 0.5, "P";
-    /// Most voxels by which each side of the box grows, at random [default: 10]
+    /// Maximum number of voxels by which each side of the box grows, at random [default: 10]
     box_growth: usize = 10, "N";
     /// Probability of scribbles in an iteration [default: 0.5]
     scribbles: f64 = 0.5, "P";
-    /// Most scribble voxels per iteration [default: 500]
+    /// Maximum number of scribble voxels per iteration [default: 500]
     scribble_limit: usize = 500, "N";
     /// Probability that an item's user is sparing: the fewest points per iteration, no scribbles
     /// [default: 0]

@@ -278,7 +278,7 @@ static void predictions(prism_session *session, const char *folder) {
     OK(prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, NULL, 0, NULL, &needed));
     TRUE(needed == ALL);
     memset(mask, 9, ALL);
-    EXPECT(PRISM_BUFFER_TOO_SMALL, "takes 64000", prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, mask, ALL - 1, NULL, &needed));
+    EXPECT(PRISM_BUFFER_TOO_SMALL, "needs 64000", prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, mask, ALL - 1, NULL, &needed));
     TRUE(mask[0] == 9);
     OK(prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, mask, ALL, NULL, NULL));
     OK(prism_prediction_get_logits(prediction, PRISM_GRID_VOLUME, logits, ALL * sizeof *logits, NULL, NULL));

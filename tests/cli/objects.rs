@@ -270,7 +270,7 @@ fn what_does_not_go_together_is_said_before_anything_is_written() {
         (&objects(&[]), none, 1, "holds 0 objects"),
         (&objects(&[object("a", json!([]))]), none, 1, "no iteration of 'a'"),
         (&objects(&[object("a", click(64))]), none, 1, "'a': iteration 1: point at voxel [64"),
-        (&objects(&[object("a", json!([{}]))]), none, 1, "'a': iteration 1 says nothing"),
+        (&objects(&[object("a", json!([{}]))]), none, 1, "'a': iteration 1 is empty"),
         (&prompts, &["--released"][..], 2, "--released handles a single object"),
         (&reads_output, &probability[..], 2, "p-2.nii.gz is an input"),
     ] {

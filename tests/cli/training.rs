@@ -61,7 +61,7 @@ fn simulated_prompts_can_be_looked_at() {
     code(&out, 0);
     assert!(
         text(&out.stdout)
-            .starts_with("missed 0 voxels, 0 too much\npoints: 0 positive, 0 negative\n")
+            .starts_with("missed 0 voxels, 0 in excess\npoints: 0 positive, 0 negative\n")
     );
 }
 

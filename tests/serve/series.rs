@@ -115,7 +115,7 @@ fn of_several_series_one_is_asked_for() {
     // Only what was requested was read.
     assert!(get(there, "/metrics").text().contains("prism_scans 3\n"));
     let plain = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
-    assert!(send(there, "series=7", &plain).error(422, "error").contains("no DICOM"));
+    assert!(send(there, "series=7", &plain).error(422, "error").contains("not DICOM"));
 }
 
 #[test]

@@ -51,7 +51,8 @@ impl Launch {
         Launch::per_element(if whole { count / lanes } else { count })
     }
 
-    /// This launch for each of several maps: their number is that of blocks along y.
+    /// This launch for each of several maps: their number is that of blocks along y, of which a
+    /// launch has 65,535 at most.
     pub fn for_each(self, maps: usize) -> Launch {
         Launch { grid: [self.grid[0], maps, 1], ..self }
     }

@@ -152,7 +152,8 @@ impl Cuda {
                 "no cache folder for the table of variants: set PRISM_CACHE".into(),
             )
         })?;
-        // What other processes kept meanwhile stays. A damaged table is replaced.
+        // What other processes have kept since this device was opened stays, unless they write at
+        // this very moment. A table that cannot be read is replaced.
         let mut table = place.load().unwrap_or_default();
         for (key, variant) in chosen {
             match variant {

@@ -390,7 +390,7 @@ impl Packed {
         let chunks = c.div_ceil(self.kernel.chunk()) * if gathers { 8 } else { 1 };
         let (share, _launches) = cuda.choose(
             op.choice(),
-            format_args!("n{n}c{c}o{}d{d}h{h}w{w}", self.outputs),
+            format_args!("n{n}c{c}o{}d{d}h{h}w{w}p{}", self.outputs, u8::from(x.prologue.max_pool)),
             match self.rolls(cuda, op, x, c) {
                 true => Share::RollingPlanes,
                 false => self.kernel.share(op, blocks, chunks),

@@ -129,7 +129,7 @@ pub fn linears(
     let per_row = if staged { row_bytes(k, dtype) } else { 0 };
     let (block, _launch) = cuda.choose(
         "token_linear",
-        format_args!("m{}n{n}k{k}l{}", rounded(m), layers.len()),
+        format_args!("m{}n{n}k{k}l{}s{}", rounded(m), layers.len(), u8::from(staged)),
         Block::of(m),
         || Block::fitting(per_row, 0),
     );

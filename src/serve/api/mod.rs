@@ -13,7 +13,7 @@ pub(super) use scans::scan_sent;
 
 use super::body::{self, Sent};
 use super::failure::{Failure, reply};
-use super::{Route, Shared};
+use super::{Route, Shared, let_go};
 use crate::volume::PALETTE;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -82,9 +82,13 @@ async fn sent_to(
     request: Request,
     most: usize,
 ) -> Result<Sent, Failure> {
-    let held = shared.store.object(name)?;
+    let (scan, study, object) = shared.store.object(name)?;
     let (parts, body) = request.into_parts();
-    let sent = body::read(&parts.headers, body, most).await?;
-    shared.store.worked(held.0);
-    Ok(sent)
+    let sent = body::read(&parts.headers, body, most).await;
+    if sent.is_ok() {
+        shared.store.worked(scan);
+    }
+    drop(object);
+    let_go(study);
+    sent
 }

@@ -25,6 +25,8 @@ use crate::prompt::{Dense, Prompts};
 use crate::session::kept::Writer;
 use crate::session::{Ahead, Session};
 use crate::volume::{Affine, Description, Grid, Volume, reorder};
+use axum::http::StatusCode;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use told::{BUFFER, INITIAL, QUEUED, SAID, UNDONE, put_prompts};
@@ -255,7 +257,12 @@ impl State {
         // Its memory is given back before the next one's is requested.
         let journal = self.journal.take();
         *self = State { turn: self.turn, journal, ..State::default() };
-        match memory::caught(open).unwrap_or_else(|refused| Err(refused.into())) {
+        let opened = catch_unwind(AssertUnwindSafe(|| memory::caught(open)));
+        let opened = opened.unwrap_or_else(|_| {
+            let what = "internal server error: there is no image now";
+            Ok(Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, what)))
+        });
+        match opened.unwrap_or_else(|refused| Err(refused.into())) {
             Ok(opened) => self.begin(opened, stored),
             Err(e) => {
                 // There is none, on disk either.

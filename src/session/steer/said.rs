@@ -133,7 +133,7 @@ impl Work<'_, '_> {
                         .swap_remove(0),
                     };
                     let logits = Tensor::new(patch.grid.size, self.on_patch(&patch));
-                    Prediction::unasked(self.field, logits, patch)
+                    Prediction::unasked(self.field, logits, patch, 0)
                 }
             },
         };

@@ -90,7 +90,7 @@ impl Recorder {
             kept.renew(&self.cuda)?;
         }
         let memory = self.kept.as_ref().and_then(|kept| kept.memory.as_ref());
-        Ok(memory.map_or_else(|| ParamGrads::new(names.len()), ParamGrads::within))
+        Ok(memory.map_or_else(|| ParamGrads::noting(names.len()), ParamGrads::within))
     }
 
     /// Runs an item of the step that was begun forward and backward, and adds its gradients to
