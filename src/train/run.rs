@@ -859,10 +859,9 @@ mod tests {
     /// resumed, which records anew.
     #[test]
     fn replayed_steps_leave_the_bits_of_their_ops() {
-        for (precision, recompute, batch, clicking, steps) in [
-            (DType::F16, true, 1, 0.0, 7),
-            (DType::F32, false, 2, 0.5, 2),
-        ] {
+        for (precision, recompute, batch, clicking, steps) in
+            [(DType::F16, true, 1, 0.0, 7), (DType::F32, false, 2, 0.5, 2)]
+        {
             let cuda = Cuda::emulated(Cpu::new(2).unwrap(), precision, 0);
             let device = Device::Cuda(cuda.clone());
             let mut states = [(); 2].map(|()| state());
