@@ -632,9 +632,9 @@ const char *prism_version(void);
 
 /**
  * Opens a device. `device` is "cpu", or "cuda" or "cuda:N" for NVIDIA GPU number N (its driver and
- * NVRTC are loaded now; neither is needed for "cpu"). `options` may be NULL: a thread per processor,
- * float32. The environment variable PRISM_ISA (avx512, avx2, neon, portable) limits the CPU's
- * instruction set.
+ * NVRTC are loaded now; neither is needed for "cpu"). `options` may be NULL: a thread per
+ * processor, float32. The environment variable PRISM_ISA (avx512, avx2, neon, portable) limits the
+ * CPU's instruction set.
  *
  * Fails with PRISM_DEVICE if there is no such device, or it lacks what was asked for. On success
  * `*engine` is the caller's, to be freed with prism_engine_free.

@@ -407,7 +407,8 @@ impl ParamGrads {
         ParamGrads { sums: vec![None; count], ..ParamGrads::default() }
     }
 
-    /// As [`ParamGrads::new`]; notes which stages' sums are taken further, for [`GradMemory::like`].
+    /// [`ParamGrads::new`] that notes which stages' sums are taken further, for
+    /// [`GradMemory::like`].
     pub(crate) fn noting(count: usize) -> ParamGrads {
         ParamGrads { settled: Some(vec![]), ..ParamGrads::new(count) }
     }

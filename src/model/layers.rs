@@ -185,6 +185,9 @@ struct Told {
     /// The most that were done at any time, and the name of the last of them.
     most: usize,
     last: String,
+    /// How many were done to encode patches that are kept: in this attempt, and in those before as
+    /// far as this one has not met these patches.
+    kept: [usize; 2],
 }
 
 impl<'a> Observer<'a> {
@@ -267,15 +270,25 @@ impl<'a> Observer<'a> {
     pub(crate) fn again(&mut self, done: usize) {
         if let Watch::Steps(_, told) = &mut self.0 {
             told.done = done;
+            told.kept = [0, told.kept[0] + told.kept[1]];
         }
     }
 
-    /// So many stages, done before memory was refused, need not be done again.
+    /// So many stages need not be done again: the patch that they encoded is kept.
+    pub(crate) fn keep(&mut self, stages: usize) {
+        if let Watch::Steps(_, told) = &mut self.0 {
+            told.kept[0] += stages;
+        }
+    }
+
+    /// A patch is there, which it takes so many stages to encode: they count as done if an attempt
+    /// before did them.
     pub(crate) fn skip(&mut self, stages: usize) {
         if let Watch::Steps(_, told) = &mut self.0
-            && told.done < told.most
+            && told.kept[1] >= stages
         {
-            told.done = (told.done + stages).min(told.most);
+            told.kept = [told.kept[0] + stages, told.kept[1] - stages];
+            told.done += stages;
         }
     }
 
@@ -309,4 +322,40 @@ impl<'a> Observer<'a> {
 /// An error unless the work is to go on.
 fn goes_on(does: bool) -> Result<(), OpError> {
     if does { Ok(()) } else { Err(OpError::Cancelled) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_that_are_done_again_are_told_as_the_last_one() {
+        let mut told = vec![];
+        let mut note = |done: usize, name: &str| {
+            told.push((done, name.to_string()));
+            true
+        };
+        let mut observer = Observer::steps(&mut note);
+        let see = |observer: &mut Observer, names: [&str; 2]| {
+            for name in names {
+                observer.see(name, || unreachable!("only progress is watched")).unwrap();
+            }
+        };
+        // A patch is encoded and kept, and memory refused behind it: the second attempt finds it.
+        see(&mut observer, ["encoded", "joined"]);
+        observer.keep(2);
+        see(&mut observer, ["tokens", "masks"]);
+        observer.again(0);
+        observer.skip(2);
+        see(&mut observer, ["tokens", "masks"]);
+        // So does the third one, and another patch was there from the beginning.
+        observer.again(0);
+        observer.skip(2);
+        observer.skip(2);
+        see(&mut observer, ["tokens", "masks"]);
+        see(&mut observer, ["refined", "answered"]);
+        let numbers: Vec<usize> = told.iter().map(|(done, _)| *done).collect();
+        assert_eq!(numbers, [1, 2, 3, 4, 4, 4, 4, 4, 5, 6]);
+        assert_eq!(told[6].1, "masks");
+    }
 }

@@ -398,8 +398,8 @@ impl Journal {
     }
 
     /// Lets the journal go with its object: it will not be found again, not even after a power cut,
-    /// and is removed when it is no longer in use. Until then it is written as before; a scan that is being
-    /// written at that moment may fail.
+    /// and is removed when it is no longer in use. Until then it is written as before; a scan that
+    /// is being written at that moment may fail.
     pub fn release(&self) {
         // Not while it is rewritten, which needs its folder where it is.
         let _turn = self.written();

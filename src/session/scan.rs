@@ -291,6 +291,7 @@ impl Scan {
             None => {
                 let encoded = self.encode(patch, true, observer)?;
                 self.encodings.keep(self.number, &encoded, true);
+                observer.keep(self.model.steps()[0]);
                 Ok((encoded, true))
             }
         }

@@ -170,10 +170,7 @@ fn a_field_that_is_not_understood_is_named() {
         read(header.replace("endian", "space units: \"cm\" \"cm\" \"cm\"\nendian"), &voxels)
             .unwrap();
     assert_eq!(centimetres.grid.spacing(), [20.0, 20.0, 50.0]);
-    assert!(
-        refused("endian: little", "byte skip:24\nendian: little")
-            .contains("unknown field 'byte skip:24'")
-    );
+    assert!(refused("endian: little", "byte skip:24\nendian: little").contains("'byte skip:24'"));
     assert!(refused("endian: little", "endian: big-endian").contains("'endian' is 'big-endian'"));
     let micrometres =
         read(header.replace("endian", "space units: um um um\nendian"), &voxels).unwrap();
