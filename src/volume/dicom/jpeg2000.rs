@@ -380,7 +380,7 @@ mod tests {
         };
         assert!(error(&stepped, SIZE, 16).contains("damaged in its coding style"));
         let ordered = |b: &mut Vec<u8>| drop(b.splice(part..part, orders(33)));
-        assert!(error(&ordered, SIZE, 16).contains("33 orders"));
+        assert!(error(&ordered, SIZE, 16).contains("33 progression order changes"));
         // With precincts of one voxel and many layers there is much more to decode.
         let mut many = bytes[..style].to_vec();
         many.extend([0xff, 0x52, 0, 18, 1, 0, 0, 32, 0, 5, 4, 4, 0, 1, 0, 0x11, 0x11, 0x11]);
