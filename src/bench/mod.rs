@@ -31,7 +31,9 @@ pub use problem::{Problem, ProblemError, Timed, launches_of, suite, training_lau
 pub use report::table;
 pub use run::{Change, Outcome, Record, Timing, compare, measure};
 pub use step::TrainingStep;
-pub use variants::{LaunchCost, Tried, Variant, Variants, time_variants, try_variants};
+pub use variants::{
+    LaunchCost, Tried, Variant, Variants, choice_keys, time_variants, try_variants,
+};
 
 use crate::device::Device;
 use crate::device::profile::OpRecord;

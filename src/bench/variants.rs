@@ -180,13 +180,7 @@ fn unless_refused<T>(tried: Result<T, OpError>) -> Result<Option<T>, OpError> {
 }
 
 /// The choices that the work has, each once, and the largest number of variants.
-///
-/// # Errors
-/// The work fails.
-pub(crate) fn choices(
-    cuda: &Cuda,
-    work: &mut [Timed],
-) -> Result<(Vec<Arc<Choice>>, usize), OpError> {
+fn choices(cuda: &Cuda, work: &mut [Timed]) -> Result<(Vec<Arc<Choice>>, usize), OpError> {
     let mut all: Vec<Arc<Choice>> = vec![];
     for timed in work {
         for choice in cuda.with_variant(0, timed)?.into_iter().filter_map(|record| record.choice) {
@@ -197,6 +191,15 @@ pub(crate) fn choices(
     }
     let most = all.iter().map(|choice| choice.variants.len()).max().unwrap_or(0);
     Ok((all, most))
+}
+
+/// The keys of the choices that the work has, which is done once for that.
+///
+/// # Errors
+/// The work fails.
+pub fn choice_keys(cuda: &Cuda, work: &mut [Timed]) -> Result<Vec<String>, OpError> {
+    let (choices, _) = choices(cuda, work)?;
+    Ok(choices.iter().map(|choice| choice.key.clone()).collect())
 }
 
 /// Times every variant of every choice that the work has.

@@ -3,7 +3,7 @@
 use super::bench::{lines, time_of};
 use super::model::ModelArgs;
 use super::{DeviceArgs, Failure, number, print, say, warn};
-use crate::bench::{CudaCeilings, launches_of, time_variants, training_launches};
+use crate::bench::{CudaCeilings, choice_keys, launches_of, time_variants, training_launches};
 use crate::device::Device;
 use crate::model::Model;
 use clap::Args;
@@ -64,14 +64,17 @@ impl Tune {
         if self.training {
             work.push(training_launches(cuda, weights.config.clone(), 1)?);
         }
+        if self.forget {
+            let keys = choice_keys(cuda, &mut work)?.into_iter();
+            let path = cuda.keep_variants(&keys.map(|key| (key, None)).collect::<Vec<_>>())?;
+            return say(&format!("returned to the rule: {}\n", path.display()));
+        }
         let ceilings = CudaCeilings::measure(cuda, device.products())?;
         let choices = time_variants(cuda, &ceilings, &mut work)?;
         say(&format!("{}\n\n{}\n", device.describe(), lines(&choices)))?;
         let keys = choices.iter().map(|choice| choice.key.clone());
-        let chosen: Vec<(String, Option<String>)> = match self.forget {
-            true => keys.map(|key| (key, None)).collect(),
-            false => keys.zip(choices.iter().map(|c| c.chosen().map(String::from))).collect(),
-        };
+        let chosen: Vec<(String, Option<String>)> =
+            keys.zip(choices.iter().map(|c| c.chosen().map(String::from))).collect();
         let others = choices.iter().filter(|choice| choice.best > 0).count();
         let gain: f64 = choices.iter().map(|choice| choice.gain()).sum();
         print(&format!(
@@ -83,9 +86,6 @@ impl Tune {
             return Ok(());
         }
         let path = cuda.keep_variants(&chosen)?;
-        if self.forget {
-            return say(&format!("returned to the rule: {}\n", path.display()));
-        }
         if cuda.ignores_tables() {
             warn("PRISM_TUNE is off: with it, programs follow the rule");
         }
