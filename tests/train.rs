@@ -500,7 +500,7 @@ fn a_run_whose_device_is_lost_goes_on_from_what_it_saved() {
     // Goes on with a new device until it is lost, after launches or behind a validation. Returns
     // how many launches were left.
     let go_on = |state: State, launches: u64, epoch: usize| {
-        let device = Device::open("emulated", 2).unwrap();
+        let device = Device::open_as("emulated", 2, Precision::F16).unwrap();
         let Device::Cuda(cuda) = &device else { panic!("{} is no CUDA device", device.describe()) };
         let s = state.progress.settings.clone();
         let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
