@@ -322,15 +322,21 @@ fn processes_that_share_batches_learn_as_one_does() {
     }
 }
 
+/// The name of the GPU to test on; none, which is said, if there is none.
+fn a_gpu() -> Option<String> {
+    let name = common::device_name();
+    let is_gpu = name.starts_with("cuda");
+    if !is_gpu {
+        common::skipped("PRISM_TEST_DEVICE names no GPU");
+    }
+    is_gpu.then_some(name)
+}
+
 /// A GPU alone in its group sums its gradients by NCCL, if NCCL is available, and learns as without
 /// a group.
 #[test]
 fn a_gpu_alone_in_its_group_learns_as_the_cpu() {
-    let name = common::device_name();
-    if !name.starts_with("cuda") {
-        common::skipped("PRISM_TEST_DEVICE names no GPU");
-        return;
-    }
+    let Some(name) = a_gpu() else { return };
     let folder = tempfile::tempdir().unwrap();
     let model = written(&tiny(), folder.path());
     let at = |name: &str| Settings { epochs: 1, ..settings(&folder.path().join(name), &model) };
@@ -344,11 +350,7 @@ fn a_gpu_alone_in_its_group_learns_as_the_cpu() {
 /// prompts: so first steps are compared one by one, and all by their means.
 #[test]
 fn a_gpu_learns_for_200_steps_as_the_cpu() {
-    let name = common::device_name();
-    if !name.starts_with("cuda") {
-        common::skipped("PRISM_TEST_DEVICE names no GPU");
-        return;
-    }
+    let Some(name) = a_gpu() else { return };
     let folder = tempfile::tempdir().unwrap();
     let model = written(&tiny(), folder.path());
     let losses = |device: Device, out: &str| -> Vec<f64> {
@@ -383,11 +385,7 @@ fn a_gpu_learns_for_200_steps_as_the_cpu() {
 /// A run on a GPU that was stopped goes on to the bits of one that was not.
 #[test]
 fn a_gpu_goes_on_bit_for_bit() {
-    let name = common::device_name();
-    if !name.starts_with("cuda") {
-        common::skipped("PRISM_TEST_DEVICE names no GPU");
-        return;
-    }
+    let Some(name) = a_gpu() else { return };
     let folder = tempfile::tempdir().unwrap();
     let model = written(&tiny(), folder.path());
     let device = Device::open_as(&name, 0, Precision::F16).unwrap();

@@ -5,14 +5,14 @@ python recorded.py --executables target/gpu [--iterations 4] [--repeats 10] [--d
 
 import argparse
 import json
-import os
 import pathlib
 import random
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
+
+from switches import run
 
 SIZE = 128
 # Steps before those that are timed: the first is op by op in any case, in the next ones recordings are made.
@@ -26,16 +26,6 @@ def ball():
     axis = [2 * i / (SIZE - 1) - 1 for i in range(SIZE)]
     rows = (i * i + 1.5 * j * j for i in axis for j in axis)
     return struct.pack(f"<{SIZE**3}f", *(float(row + k * k < 0.3) for row in rows for k in axis))
-
-
-def run(executable, folder, args, switches):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("PRISM_CUDA_")}
-    points = "40,50,60;64,64,64;80,30,90"
-    command = [executable, folder / "image.f32", folder / "label.f32", "base", args.iterations, args.repeats + BEFORE, 0, points, "false", args.device, args.precision]
-    done = subprocess.run([str(c) for c in command], env={**clean, **switches}, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{switches or 'op by op'}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main():
@@ -54,7 +44,10 @@ def main():
         (folder / "image.f32").write_bytes(struct.pack(f"<{SIZE**3}f", *(rng.gauss(0, 1) for _ in range(SIZE**3))))
         (folder / "label.f32").write_bytes(ball())
         for name, switches in ORDER:
-            result = run(pathlib.Path(args.executables) / "train", folder, args, switches)
+            files = [folder / "image.f32", folder / "label.f32"]
+            points = "40,50,60;64,64,64;80,30,90"
+            command = [pathlib.Path(args.executables) / "train", *files, "base", args.iterations, args.repeats + BEFORE, 0, points, "false", args.device, args.precision]
+            result = run(command, switches)
             if switches and 0 in result["recorded"][:2]:
                 sys.exit(f"nothing was recorded: {result['recorded']} pieces of the encoder, of iterations, and without a tape")
             step = statistics.median(result["step"][BEFORE:])

@@ -24,12 +24,12 @@ ORDER += [("variants of the table", TUNED), ("on", {}), ("wgmma", WGMMA), ("on",
 OTHERS = (TOKENS, TUNED, WGMMA)
 
 
-def run(executable, image, args, switches):
+def run(command, switches):
+    """What an executable prints as JSON, with these switches alone and without a table of variants."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PRISM_CUDA_")} | {"PRISM_TUNE": "0"}
-    command = [executable, image, str(args.size), str(args.repeats), "0", "40,50,60;64,64,64;80,30,90", args.device, args.precision]
     done = subprocess.run([str(c) for c in command], env={**clean, **switches}, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{switches or 'all on'}: {done.stderr[-2000:]}")
+        sys.exit(f"{switches or 'no switch'}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -51,7 +51,8 @@ def main():
         count = args.size**3
         image.write_bytes(struct.pack(f"<{count}f", *(rng.gauss(0, 1) for _ in range(count))))
         for name, switches in ORDER:
-            result = run(pathlib.Path(args.executables) / "session", image, args, switches)
+            command = [pathlib.Path(args.executables) / "session", image, args.size, args.repeats, 0, "40,50,60;64,64,64;80,30,90", args.device, args.precision]
+            result = run(command, switches)
             # The first repeat warms up.
             times = {what: statistics.median(result[what][1:] or result[what]) * 1e3 for what in ("encode", "interact")}
             runs.append({"name": name, "bits": result["bits"], **times})

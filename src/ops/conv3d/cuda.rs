@@ -416,12 +416,7 @@ impl Packed {
             .then(|| cuda.allocate(split_k * n * fine * self.outputs, DType::F32))
             .transpose()?;
         let map = x.map.to_device(cuda, dtype)?;
-        let Prologue { norm, add, .. } = &x.prologue;
-        let norm = norm
-            .as_ref()
-            .map(|norm| norm.coefficients().to_device(cuda, DType::F32))
-            .transpose()?;
-        let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
+        let [norm, add] = x.prologue.on_device(cuda, dtype)?;
         let from = start.map(|s| s.to_device(cuda, dtype)).transpose()?;
         let bias = if start.is_some() { Pointer::none() } else { (&self.bias).into() };
         let voxels = n * d * h * w * phases;
@@ -606,10 +601,7 @@ pub(crate) fn weight_gradient(
     let each = phases * taps * c * outs;
     let partial = cuda.allocate(splits * each, DType::F32)?;
     let (map, gradient) = (x.map.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
-    let Prologue { norm, add, .. } = &x.prologue;
-    let norm =
-        norm.as_ref().map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
-    let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
+    let [norm, add] = x.prologue.on_device(cuda, dtype)?;
     let vector = if dtype == DType::F32 { 4 } else { 8 };
     let whole = c.is_multiple_of(vector) && outs.is_multiple_of(vector);
     // On tensor cores a map is pooled by a separate kernel, or by the kernel that takes any map.
@@ -651,15 +643,25 @@ pub(crate) fn weight_gradient(
     weight_total(cuda, &partial, splits, [phases, taps, c, outs], so_far)
 }
 
+impl Prologue {
+    /// On a device, where they are: the coefficients of the norm, and the map to add.
+    pub(super) fn on_device(
+        &self,
+        cuda: &Cuda,
+        dtype: DType,
+    ) -> Result<[Option<Arc<Memory>>; 2], CudaError> {
+        let norm = self.norm.as_ref().map(|norm| norm.coefficients().to_device(cuda, DType::F32));
+        let add = self.add.as_ref().map(|add| add.to_device(cuda, dtype));
+        Ok([norm.transpose()?, add.transpose()?])
+    }
+}
+
 /// The gradient of a map before pooling, see [`grad::unpool`](super::grad::unpool).
 pub(crate) fn unpool(cuda: &Cuda, x: &ConvInput, g: &Tensor) -> Result<Tensor, OpError> {
     let ([n, d, h, w, c], dtype) = (g.map5("unpool", "g")?, cuda.precision());
     let out = cuda.allocate(x.map.len(), dtype)?;
     let (map, gradient) = (x.map.to_device(cuda, dtype)?, g.to_device(cuda, dtype)?);
-    let Prologue { norm, add, .. } = &x.prologue;
-    let norm =
-        norm.as_ref().map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
-    let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
+    let [norm, add] = x.prologue.on_device(cuda, dtype)?;
     let each = d * h * w * c;
     let launch = Launch::per_element(each)
         .for_each(n)

@@ -1,8 +1,8 @@
 //! The convolution of 32 to 32 channels by `wgmma`: see `kernels/conv3d_wgmma.cu`.
 
-use super::{ConvInput, ConvOutput, Prologue};
+use super::{ConvInput, ConvOutput};
+use crate::device::Cuda;
 use crate::device::cuda::{Launch, Memory, kernels};
-use crate::device::{Cuda, DType};
 use crate::ops::norm::Sums;
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
@@ -53,10 +53,7 @@ pub(super) fn run(
     let out = cuda.allocate(voxels * CHANNELS, dtype)?;
     let partial = sums.then(|| cuda.allocate_bytes(n * tiles * CHANNELS * 16)).transpose()?;
     let map = x.map.to_device(cuda, dtype)?;
-    let Prologue { norm, add, .. } = &x.prologue;
-    let norm =
-        norm.as_ref().map(|norm| norm.coefficients().to_device(cuda, DType::F32)).transpose()?;
-    let add = add.as_ref().map(|a| a.to_device(cuda, dtype)).transpose()?;
+    let [norm, add] = x.prologue.on_device(cuda, dtype)?;
     let maps = 2 + usize::from(add.is_some());
     let launch =
         Launch { grid: [tiles, n, 1], threads: THREADS, shared: SHARED, ..Launch::per_element(0) }

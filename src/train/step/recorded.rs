@@ -496,6 +496,14 @@ impl Iterations {
         }
     }
 
+    /// Counts a try to record, in the arena that had so many bytes before, and what came of it.
+    fn note<T>(&mut self, before: usize, which: usize, made: Option<T>) -> Known<T> {
+        self.tidy(before);
+        self.tries += 1;
+        self.made[which] += usize::from(made.is_some());
+        made.map_or(Known::No, Known::Recorded)
+    }
+
     /// The recording of an iteration on a tape, if there is one or can be.
     fn taped(
         &mut self,
@@ -506,11 +514,8 @@ impl Iterations {
         if is_due(&mut self.taped, key, *replay.refused || self.tries >= MOST) {
             let before = self.arena.bytes();
             let made = Taped::record(replay, &mut self.arena, pass, key);
-            let made = tried(made, replay.refused)?;
-            self.tidy(before);
-            self.tries += 1;
-            self.made[0] += usize::from(made.is_some());
-            self.taped.insert(key, made.map_or(Known::No, Known::Recorded));
+            let known = self.note(before, 0, tried(made, replay.refused)?);
+            self.taped.insert(key, known);
         }
         Ok(self.taped.get(&key).and_then(Known::recorded))
     }
@@ -525,11 +530,8 @@ impl Iterations {
         if is_due(&mut self.answers, tokens, *replay.refused || self.tries >= MOST) {
             let before = self.arena.bytes();
             let made = AnswerOnly::record(replay, &mut self.arena, pass, tokens);
-            let made = tried(made, replay.refused)?;
-            self.tidy(before);
-            self.tries += 1;
-            self.made[1] += usize::from(made.is_some());
-            self.answers.insert(tokens, made.map_or(Known::No, Known::Recorded));
+            let known = self.note(before, 1, tried(made, replay.refused)?);
+            self.answers.insert(tokens, known);
         }
         Ok(self.answers.get(&tokens).and_then(Known::recorded))
     }
