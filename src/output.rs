@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
+use tempfile::NamedTempFile;
 
 /// A file that is being written under a temporary name. [`Pending::commit`] puts it in its place;
 /// dropped without that, it is removed.
@@ -32,9 +33,13 @@ fn temporary() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 struct Listed(PathBuf);
 
 impl Listed {
-    fn new(path: &Path) -> Listed {
-        temporary().insert(path.into());
-        Listed(path.into())
+    /// Has `make` make a temporary file, which is listed before [`abandon`] can read the list.
+    fn make(make: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<(NamedTempFile, Self)> {
+        let mut list = temporary();
+        let file = make()?;
+        list.insert(file.path().into());
+        let listed = Listed(file.path().into());
+        Ok((file, listed))
     }
 }
 
@@ -44,10 +49,17 @@ impl Drop for Listed {
     }
 }
 
-/// Removes the temporary files of this process, which is ending: what was begun will not be
-/// finished.
+/// Removes the temporary files of this process, which the caller ends at once: what was begun will
+/// not be finished. A thread that begins or ends another file waits for that end.
 pub fn abandon() {
-    remove(&temporary());
+    let list = temporary();
+    remove(&list);
+    // A writer that had its file's name, but had not opened it, may just have made it again.
+    if !list.is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+        remove(&list);
+    }
+    std::mem::forget(list);
 }
 
 /// [`abandon`] for the case that this very thread may be using the list: then the files stay, for
@@ -217,7 +229,7 @@ impl Pending {
         }
         sweep(folder(&destination));
         crate::memory::before_last_words(abandon_if_free);
-        let file = builder.tempfile_in(folder(&destination))?;
+        let (file, listed) = Listed::make(|| builder.tempfile_in(folder(&destination)))?;
         // By this another process can tell that it is not a leftover. If files cannot be locked,
         // none is taken for a leftover.
         let lock = file.as_file().try_clone()?;
@@ -228,7 +240,6 @@ impl Pending {
         // A file that was there before keeps its mode.
         let there = std::fs::metadata(&destination).ok();
         let permissions = there.map_or_else(|| file.as_file().metadata(), Ok)?.permissions();
-        let listed = Listed::new(file.path());
         Ok(Pending {
             temporary: file.into_temp_path(),
             _lock: lock,
