@@ -1,0 +1,464 @@
+//! One step: the items of a batch forward and backward, on one device or several, then the
+//! optimiser.
+
+use super::StepReport;
+use crate::autograd::ParamGrads;
+use crate::data::sample::Sample;
+use crate::device::{Cpu, DType, Device};
+use crate::model::{Config, Model, PatchPrompts};
+use crate::ops::loss::{KERNEL, Target};
+use crate::ops::optimizer::{follow, global_norm, upload_parameters};
+use crate::ops::pointwise::positive;
+use crate::prompt::simulate::{Errors, generator};
+use crate::tensor::{OpError, Tensor};
+use crate::train::clicker::Clicker;
+use crate::train::exchange::{Buckets, Exchange};
+use crate::train::peers::Peers;
+use crate::train::settings::Settings;
+use crate::train::state::State;
+use crate::train::step::{
+    IterationLoss, Lost, Outcome, Prompt, Recorder, Round, Share, run_item_sharing,
+};
+use rand::RngExt;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Builder;
+
+/// Devices for items in parallel, each with threads of its own: small maps do not keep many threads
+/// busy. Their buffers last for the whole run.
+pub(super) fn workers(device: &Device, batch: usize) -> Result<Vec<Device>, String> {
+    let threads = device.cpu().threads();
+    let count = batch.min(threads).max(1);
+    // On a GPU, which one item keeps busy, items take turns.
+    if count == 1 || matches!(device, Device::Cuda(_)) {
+        return Ok(vec![device.clone()]);
+    }
+    let open = |_| {
+        Cpu::with_isa(threads / count, device.cpu().isa())
+            .map(Device::Cpu)
+            .map_err(|e| e.to_string())
+    };
+    (0..count).map(open).collect()
+}
+
+/// Steps without an overflow after which the loss scale doubles, and its largest value.
+const SCALE_GROWS: u32 = 500;
+const MOST_SCALE: f32 = 16777216.0;
+
+/// One step: this process's items forward and backward, the gradients of all, then the optimiser.
+/// Also returns whether any process was asked to stop. With a recorder, which only a process that
+/// is alone has, items are replayed.
+pub(super) fn train_step(
+    device: &Device,
+    (workers, recorder): (&[Device], Option<&mut Recorder>),
+    (peers, buckets): (&Peers, &Buckets),
+    state: &mut State,
+    samples: &[Sample],
+    step: usize,
+    stop: &AtomicBool,
+) -> Result<(StepReport, bool), String> {
+    let settings = state.progress.settings.clone();
+    let fail = |e: OpError| e.to_string();
+    upload_parameters(device, &mut state.weights.tensors_mut()).map_err(fail)?;
+    // Gradients below 6e-8 are zero in f16; bf16 has the range of f32.
+    let scales = matches!(device, Device::Cuda(cuda) if cuda.precision() == DType::F16);
+    let scale = if scales { state.progress.scaling.0 } else { 1.0 };
+    let (weights, batch, first) =
+        (settings.weights(), settings.batch, peers.share(settings.batch).start);
+    let share = Share {
+        weights,
+        iterations: settings.iterations,
+        batch,
+        recompute: settings.recompute,
+        scale,
+    };
+    let config = &state.progress.config;
+    let count = config.tensors().len();
+    let item = |device: &Device, at: usize, work: Work| {
+        let numbers = [step as u64, (first + at) as u64];
+        learn(device, config, &samples[at], share, &settings, numbers, work)
+    };
+    let (lost, grads) = match recorder {
+        Some(recorder) => {
+            let (mut lost, mut grads) = (vec![], recorder.begin(&state.weights).map_err(fail)?);
+            for at in 0..samples.len() {
+                let last = at + 1 == samples.len();
+                lost.push(item(device, at, Work::Replayed(&mut *recorder, &mut grads, last))?);
+            }
+            (lost, grads)
+        }
+        None => {
+            let model = Model::new(device, &state.weights).map_err(fail)?;
+            let mut exchange = Exchange::new(peers, device, buckets);
+            let (lost, mut grads) = if matches!(device, Device::Cuda(_)) {
+                // One after the other into the same sums, so that they are final while the backward
+                // pass of the last item is still running.
+                let (mut lost, mut grads) = (vec![], ParamGrads::new(count));
+                for at in 0..samples.len() {
+                    let last = (at + 1 == samples.len()).then_some(&mut exchange);
+                    lost.push(item(device, at, Work::OpByOp(&model, &mut grads, last))?);
+                }
+                (lost, grads)
+            } else {
+                side_by_side(workers, samples.len(), |device, at| {
+                    let mut grads = ParamGrads::new(count);
+                    let lost = item(device, at, Work::OpByOp(&model, &mut grads, None))?;
+                    grads.settle(device).map_err(fail)?;
+                    Ok((lost, grads))
+                })?
+            };
+            drop(model);
+            exchange.finish(&mut grads)?;
+            (lost, grads)
+        }
+    };
+    // Sums on a GPU that waited for a lost process end with unspecified values: the optimiser must
+    // not use them. If the loss is reported only later, nothing is saved any more.
+    peers.intact()?;
+    let gradients: Vec<Option<&Tensor>> = (0..count).map(|id| grads.tensor(id)).collect();
+    let scaled_norm = global_norm(device, &gradients).map_err(fail)?;
+    let lr = settings.rate(step);
+    // If the norm is not finite, nothing changes: that is checked where the norm is. A GPU has all
+    // of the step's work before anything waits for it.
+    let mut values = state.weights.tensors_mut();
+    state
+        .optimizer
+        .step(device, lr, &mut values, &gradients, &scaled_norm, scale as f64)
+        .map_err(fail)?;
+    if let Some(average) = &mut state.average {
+        // Early on the average follows closely: its starting point is not worth remembering.
+        let decay = settings.ema.min((1.0 + step as f64) / (10.0 + step as f64)) as f32;
+        let values: Vec<&Tensor> = values.iter().map(|v| &**v).collect();
+        follow(device, average, &values, 1.0 - decay, &scaled_norm).map_err(fail)?;
+    }
+    drop(values);
+    let (outcomes, scaled_norm) = Lost::read_with(device, &lost, &scaled_norm).map_err(fail)?;
+    let (outcomes, stopping) =
+        everybodys(peers, outcomes, batch, settings.iterations, stop.load(Ordering::Relaxed))?;
+    let loss: f64 = outcomes.iter().map(|o| o.loss).sum();
+    let norm = scaled_norm / scale as f64;
+    peers.intact()?;
+    if !norm.is_finite() {
+        state.optimizer.take_back();
+    }
+    let overflow = scales && loss.is_finite() && !norm.is_finite() && scale > 1.0;
+    if scales {
+        state.progress.scaling = match state.progress.scaling {
+            _ if overflow => (scale / 2.0, 0),
+            (_, steps) if steps + 1 >= SCALE_GROWS => ((scale * 2.0).min(MOST_SCALE), 0),
+            (_, steps) => (scale, steps + 1),
+        };
+    }
+    if !overflow && (!loss.is_finite() || !norm.is_finite()) {
+        let names: Vec<&str> = samples.iter().map(|s| s.name.as_str()).collect();
+        return Err(format!(
+            "step {}: the loss is {loss}, the gradient's norm {norm}. Its samples: {}. The last saved state is unchanged",
+            step + 1,
+            names.join(", ")
+        ));
+    }
+    state.progress.step = step + 1;
+    state.progress.optimizer_steps = state.optimizer.steps();
+    let mean = |f: &dyn Fn(&IterationLoss) -> f64| -> f64 {
+        outcomes
+            .iter()
+            .map(|o| o.iterations.iter().map(f).sum::<f64>() / o.iterations.len().max(1) as f64)
+            .sum()
+    };
+    let longest = outcomes.iter().map(|o| o.iterations.len()).max().unwrap_or(0);
+    let dice = |t: usize| {
+        let values: Vec<f64> =
+            outcomes.iter().filter_map(|o| Some(o.iterations.get(t)?.dice)).collect();
+        values.iter().sum::<f64>() / values.len().max(1) as f64
+    };
+    let report = StepReport {
+        step: step + 1,
+        epoch: step / settings.steps + 1,
+        loss,
+        confidence: mean(&|l| l.confidence),
+        corrective: mean(&|l| l.corrective),
+        dice: (0..longest).map(dice).collect(),
+        norm,
+        lr,
+        seconds: 0.0,
+    };
+    Ok((report, stopping))
+}
+
+/// `count` items on the workers in parallel; their gradients are added in the items' order, however
+/// many workers there are.
+fn side_by_side(
+    workers: &[Device],
+    count: usize,
+    item: impl Fn(&Device, usize) -> Result<(Lost, ParamGrads), String> + Sync,
+) -> Result<(Vec<Lost>, ParamGrads), String> {
+    let mut results: Vec<Option<Result<(Lost, ParamGrads), String>>> =
+        (0..count).map(|_| None).collect();
+    std::thread::scope(|scope| {
+        let chunk = count.div_ceil(workers.len());
+        let mut running = vec![];
+        for (w, (device, results)) in workers.iter().zip(results.chunks_mut(chunk)).enumerate() {
+            let item = &item;
+            let work = move || {
+                results
+                    .iter_mut()
+                    .enumerate()
+                    .for_each(|(i, r)| *r = Some(item(device, w * chunk + i)))
+            };
+            running.push(Builder::new().spawn_scoped(scope, work));
+        }
+        // If one of them was refused memory, the refusal continues here. All are waited for before
+        // any result is examined.
+        let ended: Vec<_> = running.into_iter().map(|thread| thread.map(|t| t.join())).collect();
+        for thread in ended {
+            thread
+                .map_err(|e| format!("no thread for a part of the batch: {e}"))?
+                .unwrap_or_else(|payload| resume_unwind(payload));
+        }
+        Ok::<_, String>(())
+    })?;
+    let mut grads: Option<ParamGrads> = None;
+    let mut all = vec![];
+    for result in results {
+        let (lost, part) = result.ok_or("an item was not run")??;
+        all.push(lost);
+        match &mut grads {
+            None => grads = Some(part),
+            Some(sum) => sum.add_all(part).map_err(|e| e.to_string())?,
+        }
+    }
+    Ok((all, grads.ok_or("a step without items")?))
+}
+
+/// The outcomes of the whole batch from those of each process's items, and whether any process was
+/// asked to stop: a sum of tables with zeros in the places of other processes.
+fn everybodys(
+    peers: &Peers,
+    mine: Vec<Outcome>,
+    batch: usize,
+    iterations: usize,
+    stop: bool,
+) -> Result<(Vec<Outcome>, bool), String> {
+    if peers.world() == 1 {
+        return Ok((mine, stop));
+    }
+    let line = 2 + 3 * iterations;
+    let mut table = vec![0.0f64; 1 + batch * line];
+    table[0] = f64::from(u8::from(stop));
+    for (to, outcome) in
+        table[1 + peers.share(batch).start * line..].chunks_exact_mut(line).zip(&mine)
+    {
+        (to[0], to[1]) = (outcome.loss, outcome.iterations.len() as f64);
+        for (to, l) in to[2..].chunks_exact_mut(3).zip(&outcome.iterations) {
+            to.copy_from_slice(&[l.confidence, l.corrective, l.dice]);
+        }
+    }
+    peers.sum(&mut table)?;
+    let outcomes = table[1..].chunks_exact(line).map(|from| {
+        let each = from[2..].chunks_exact(3).take(from[1] as usize);
+        Outcome {
+            loss: from[0],
+            iterations: each
+                .map(|v| IterationLoss { confidence: v[0], corrective: v[1], dice: v[2] })
+                .collect(),
+        }
+    });
+    Ok((outcomes.collect(), table[0] > 0.0))
+}
+
+/// How an item's work is done, and the sums to which its gradients are added.
+enum Work<'w, 'x> {
+    /// By the ops of a model; for the last item with the step's exchange.
+    OpByOp(&'w Model, &'w mut ParamGrads, Option<&'w mut Exchange<'x>>),
+    /// From recordings; whether it is the last item.
+    Replayed(&'w mut Recorder, &'w mut ParamGrads, bool),
+}
+
+impl Work<'_, '_> {
+    fn run(
+        self,
+        device: &Device,
+        image: &Tensor,
+        target: &Target,
+        share: Share,
+        prompt: Prompt,
+    ) -> Result<Lost, OpError> {
+        match self {
+            Work::OpByOp(model, grads, exchange) => {
+                run_item_sharing(device, model, image, target, share, (grads, exchange), prompt)
+            }
+            Work::Replayed(recorder, grads, last) => {
+                recorder.item(image, target, share, (grads, last), prompt)
+            }
+        }
+    }
+}
+
+/// One item forward and backward, with simulated prompts.
+fn learn(
+    device: &Device,
+    config: &Config,
+    sample: &Sample,
+    share: Share,
+    settings: &Settings,
+    [step, item]: [u64; 2],
+    work: Work,
+) -> Result<Lost, String> {
+    let s = config.patch;
+    let fail = |e: OpError| format!("{}: {e}", sample.name);
+    let label: Vec<f32> =
+        crate::memory::collected("a label", sample.label.iter().map(|l| *l as f32));
+    let target = Target::new(device, label, [s; 3], KERNEL).map_err(fail)?;
+    let user = settings.item_user(&mut generator(settings.seed, &[4, step, item]));
+    let mut rng = generator(settings.seed, &[2, step, item]);
+    let image = Tensor::new([s; 3], sample.image.clone());
+    if generator(settings.seed, &[5, step, item]).random_bool(settings.clicking) {
+        let mut clicker =
+            Clicker::new(&mut rng, &sample.label, s, config.click_radius, settings.click_weight);
+        let mut prompt = |t: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+            let answer = answer.map(Tensor::try_data).transpose()?;
+            Ok(Some(clicker.give(&mut rng, t, answer)))
+        };
+        return work.run(device, &image, &target, share, &mut prompt).map_err(fail);
+    }
+    let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
+    let mut prompt = |_: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+        let answer = answer.map(|answer| positive(device, answer)).transpose()?;
+        let errors = Errors::of(&sample.label, answer.as_deref());
+        Ok((!errors.is_empty()).then(|| {
+            PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds }.into()
+        }))
+    };
+    work.run(device, &image, &target, share, &mut prompt).map_err(fail)
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::device::Cuda;
+    use crate::model::Weights;
+    use crate::train::run::before_any_step;
+    use crate::train::settings::Given;
+
+    fn state() -> State {
+        let settings = Given {
+            batch: Some(2),
+            iterations: Some(1),
+            points_max: Some(5),
+            scribbles: Some(0.0),
+            ema: Some(0.9),
+            ..Given::default()
+        }
+        .settings();
+        before_any_step(settings, Weights::hashed(Config::tiny(), "overflow"))
+    }
+
+    /// The bits of weights, averages and moments.
+    fn bits(state: &State) -> Vec<Vec<u32>> {
+        let of = |t: &Tensor| t.data().iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+        let tensors = state.progress.config.tensors();
+        let weights = tensors.iter().map(|(name, _)| of(&state.weights.get(name)));
+        let averages = state.average.iter().flatten().map(of);
+        weights.chain(averages).chain(state.optimizer.moments().iter().flatten().map(of)).collect()
+    }
+
+    fn sample(seed: usize) -> Sample {
+        Sample {
+            name: format!("sample {seed}"),
+            image: (0..32768).map(|i| ((i * 7919 + seed) % 997) as f32 / 500.0 - 1.0).collect(),
+            label: (0..32768).map(|i| u8::from(i / 1024 > 10 && i % 32 < 20)).collect(),
+        }
+    }
+
+    /// Steps by replay leave the bits that steps op by op leave: with other prompts and other
+    /// numbers of tokens in each iteration, users who steer among them, iterations that are run
+    /// again and others that would be kept, when a step overflows, and when a run is resumed, which
+    /// records anew.
+    #[test]
+    fn replayed_steps_leave_the_bits_of_their_ops() {
+        for (precision, recompute, batch, clicking, steps) in
+            [(DType::F16, true, 1, 0.0, 7), (DType::F32, false, 1, 0.5, 2)]
+        {
+            let cuda = Cuda::emulated(Cpu::new(2).unwrap(), precision, 0);
+            let device = Device::Cuda(cuda.clone());
+            let mut states = [(); 2].map(|()| state());
+            for state in &mut states {
+                let settings = &mut state.progress.settings;
+                (settings.batch, settings.iterations, settings.recompute) = (batch, 2, recompute);
+                (settings.points_min, settings.points_max, settings.boxed) = (1, 2, 0.5);
+                settings.clicking = clicking;
+            }
+            let [plain, replayed] = &mut states;
+            let samples: Vec<Sample> = (1..=batch).map(sample).collect();
+            let (peers, buckets) = (Peers::alone(), Buckets::new(&plain.progress.config));
+            let (workers, stop) = ([device.clone()], AtomicBool::new(false));
+            let mut recorder = Recorder::new(&cuda);
+            for step in 0..steps {
+                let overflows = step == 2 && precision == DType::F16;
+                let take = |state: &mut State, recorder: Option<&mut Recorder>| {
+                    let scale = if overflows { 2f32.powi(100) } else { 1024.0 };
+                    state.progress.scaling = (scale, 0);
+                    let (workers, shared) = ((&workers[..], recorder), (&peers, &buckets));
+                    train_step(&device, workers, shared, state, &samples, step, &stop).unwrap().0
+                };
+                let expected = take(plain, None);
+                let report = take(replayed, Some(&mut recorder));
+                let what = format!("{precision}, {recompute}, {batch}: step {step}");
+                assert_eq!(overflows, !report.norm.is_finite(), "{what}: {report:?}");
+                assert_eq!(report.loss.to_bits(), expected.loss.to_bits(), "{what}");
+                if !overflows {
+                    assert_eq!(report.norm.to_bits(), expected.norm.to_bits(), "{what}");
+                }
+                assert!(bits(replayed) == bits(plain), "{what}");
+                let [encoder, taped, answers] = recorder.recorded();
+                let records = usize::from(step != 0 && step != 5);
+                assert_eq!((encoder, recompute || answers == 0), (records, true), "{what}");
+                if step == 4 {
+                    // Behind the first step four items had one of three numbers of tokens: one of
+                    // these came twice.
+                    assert!(taped > 0 && (answers > 0) == recompute, "{taped}, {answers}");
+                    // The run is resumed.
+                    recorder = Recorder::new(&cuda);
+                }
+            }
+        }
+    }
+
+    /// If gradients overflow their 16 bits, a step changes nothing but the loss scale; and the
+    /// gradients that two items give a stage's weights go back to the weights from which those were
+    /// composed.
+    #[test]
+    fn a_step_that_overflowed_leaves_nothing_behind() {
+        let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
+        let device = Device::Cuda(cuda);
+        let samples = [1, 2].map(sample);
+        let take = |state: &mut State, scale: f32| {
+            state.progress.scaling = (scale, 0);
+            let (peers, buckets) = (Peers::alone(), Buckets::new(&state.progress.config));
+            let shared = (&peers, &buckets);
+            let (workers, stop) = ([device.clone()], AtomicBool::new(false));
+            let workers = (&workers[..], None);
+            train_step(&device, workers, shared, state, &samples, 0, &stop).unwrap().0
+        };
+        let (mut state, mut other) = (state(), state());
+        let before = bits(&state);
+        let large = 2f32.powi(100);
+        let report = take(&mut state, large);
+        assert!(report.loss.is_finite() && !report.norm.is_finite(), "{report:?}");
+        assert!(bits(&state) == before, "a step that overflowed changed something");
+        assert_eq!((state.progress.scaling, state.optimizer.steps()), ((large / 2.0, 0), 0));
+        for state in [&mut state, &mut other] {
+            let report = take(state, 1024.0);
+            assert!(report.norm.is_finite() && state.optimizer.steps() == 1, "{report:?}");
+        }
+        let after = bits(&state);
+        assert!(after == bits(&other), "the step behind it is another");
+        let tensors = state.progress.config.tensors();
+        let composed =
+            tensors.iter().zip(before.iter().zip(&after)).filter(|((name, shape), _)| {
+                name.starts_with("mask_decoder.decoder.upcat_") && shape.len() == 5
+            });
+        let unchanged: Vec<_> = composed.clone().filter(|(_, (b, a))| b == a).collect();
+        assert!(composed.count() > 4 && unchanged.is_empty(), "{} unchanged", unchanged.len());
+    }
+}

@@ -1,0 +1,90 @@
+//! What a run keeps in its folder: the log, the state, and the weights as model files.
+
+use crate::model::Weights;
+use crate::model::weights::Precision;
+use crate::output::write_text;
+use crate::train::curves;
+use crate::train::state::State;
+use serde::Serialize;
+use serde_json::json;
+use std::io::Write;
+use std::path::Path;
+
+/// The run's log, one JSON object per line.
+pub(super) struct Log(std::io::BufWriter<std::fs::File>);
+
+impl Log {
+    /// Opens the log to continue after `step` steps: later entries, by a run that did not save, are
+    /// dropped, and so is that of a validation after the last step if that is still to be made.
+    pub(super) fn open(path: &Path, step: usize, unvalidated: bool) -> Result<Log, String> {
+        let fail = |e: std::io::Error| format!("{}: {e}", path.display());
+        let kept: Vec<String> = match std::fs::read_to_string(path) {
+            Ok(text) if step > 0 => text
+                .lines()
+                .filter(|l| {
+                    logged(l).is_some_and(|(s, validation)| {
+                        s < step || s == step && !(validation && unvalidated)
+                    })
+                })
+                .map(str::to_string)
+                .collect(),
+            _ => vec![],
+        };
+        write_text(path, &kept.iter().map(|l| format!("{l}\n")).collect::<String>())?;
+        let file = std::fs::OpenOptions::new().append(true).open(path).map_err(fail)?;
+        Ok(Log(std::io::BufWriter::new(file)))
+    }
+
+    pub(super) fn write(&mut self, report: &impl Serialize) -> Result<(), String> {
+        writeln!(self.0, "{}", json!(report)).map_err(|e| format!("the log: {e}"))
+    }
+
+    /// Makes sure that everything written is on the disk.
+    fn sync(&mut self) -> Result<(), String> {
+        let synced = self.0.flush().and_then(|()| self.0.get_ref().sync_all());
+        synced.map_err(|e| format!("the log: {e}"))
+    }
+}
+
+/// The step of a line of the log, and whether it is a validation's.
+fn logged(line: &str) -> Option<(usize, bool)> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    Some((line["step"].as_u64()? as usize, line["validation"].is_array()))
+}
+
+/// Writes the run's results to disk, in the process that writes. The log first: it may contain more
+/// than the state, which a resumed run drops, but not less.
+pub(super) fn keep(state: &State, log: &mut Option<Log>, out: &Path) -> Result<(), String> {
+    let Some(log) = log else { return Ok(()) };
+    log.sync()?;
+    save(state, out)?;
+    curves::draw(out)
+}
+
+/// Saves the state, and the weights as a model file.
+fn save(state: &State, out: &Path) -> Result<(), String> {
+    save_weights(state, &out.join("last.safetensors"))?;
+    state.save(&out.join("last.state.safetensors"))
+}
+
+pub(super) fn save_weights(state: &State, path: &Path) -> Result<(), String> {
+    let mut weights = current(state)?;
+    // Copied back first: within the file's writer a failure could not be reported.
+    for tensor in weights.tensors_mut() {
+        tensor.try_data().map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    weights.save(path, Precision::F32).map_err(|e| e.to_string())
+}
+
+/// The weights that are validated and used: their moving average if there is one.
+pub(super) fn current(state: &State) -> Result<Weights, String> {
+    let list = state.progress.config.tensors();
+    let named = list.into_iter().enumerate().map(|(id, (name, shape))| {
+        let tensor = match &state.average {
+            Some(average) => average[id].reshape(shape),
+            None => (*state.weights.get(&name)).clone(),
+        };
+        (name, tensor)
+    });
+    Weights::from_tensors(state.progress.config.clone(), named.collect()).map_err(|e| e.to_string())
+}

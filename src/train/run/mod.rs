@@ -1,0 +1,336 @@
+//! A training run: draws samples ahead, steps, validates, saves, and can be stopped and resumed.
+//!
+//! In the folder [`Settings::out`] it writes `settings.toml`, `split.json` (and `split-2.json` and
+//! so on, one for each further list of cases), the log `log.jsonl`, the curves of
+//! [`curves`](super::curves), and after every epoch the weights, `last.safetensors`, and the
+//! [`State`], `last.state.safetensors`; when a validation is the best so far, `best.safetensors`.
+
+mod batch;
+mod folder;
+mod validation;
+
+use super::exchange::Buckets;
+use super::peers::Peers;
+use super::settings::Settings;
+use super::state::{Progress, State, scaling};
+use super::step::Recorder;
+use crate::data::sample::Sample;
+use crate::data::source::Pools;
+use crate::device::Device;
+use crate::input::read_text;
+use crate::model::{Config, Weights};
+use crate::ops::optimizer::AdamW;
+use crate::output::{lock, make_folder, write_text};
+use crate::tensor::caught;
+use batch::{train_step, workers};
+use folder::{Log, keep};
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::json;
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::thread::Builder;
+use std::time::Instant;
+use validation::judge;
+
+/// The name of the file in a run's folder that has all its settings.
+pub const SETTINGS: &str = "settings.toml";
+/// The name of the file in a run's folder that has the split of its first list of cases into
+/// training, validation and test.
+pub const SPLIT: &str = "split.json";
+
+/// Steps whose samples are drawn ahead.
+const AHEAD: usize = 3;
+
+/// The report of a step, also a line of the run's log.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    /// The step, from 1.
+    pub step: usize,
+    /// The epoch, from 1.
+    pub epoch: usize,
+    /// The loss of the batch, before the step.
+    pub loss: f64,
+    /// The part of the loss that the candidate masks and their scores have.
+    pub confidence: f64,
+    /// The part of the loss that the refined answers have.
+    pub corrective: f64,
+    /// The mean Dice over the batch of the answers' probabilities, after each iteration.
+    pub dice: Vec<f64>,
+    /// The global L2 norm of the gradients before clipping.
+    pub norm: f64,
+    /// The learning rate.
+    pub lr: f64,
+    /// How long the step took, in seconds.
+    pub seconds: f64,
+}
+
+/// The report of a validation, also a line of the run's log.
+#[derive(Clone, Debug, Serialize)]
+pub struct ValidationReport {
+    /// The epoch, from 1.
+    pub epoch: usize,
+    /// The step at which it was made.
+    pub step: usize,
+    /// The mean Dice over the cases of the masks after each iteration.
+    pub validation: Vec<f64>,
+    /// Whether the last of them is the best so far.
+    pub best: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All epochs are done.
+    Finished,
+    /// It was asked to stop; the state is saved, so that the run can be resumed.
+    Stopped,
+}
+
+/// What a run calls as it goes on, in the thread that called [`run()`].
+pub trait Watch {
+    /// Called after a step; `total` is the number of steps of the run.
+    fn step(&mut self, report: &StepReport, total: usize);
+    /// Called before a case of a validation is begun, with its number, from 1, and the number of
+    /// cases.
+    fn case(&mut self, number: usize, of: usize);
+    /// Called after a validation.
+    fn validation(&mut self, report: &ValidationReport);
+}
+
+/// The state of a new run: with random weights drawn by the seed, or with those of the model file
+/// [`Settings::init`].
+///
+/// # Errors
+/// A setting makes no sense, or the network's configuration or the model file cannot be read.
+pub fn begin(settings: Settings) -> Result<State, String> {
+    settings.check()?;
+    let mut weights = match &settings.init {
+        Some(path) => Weights::open(path).map_err(|e| e.to_string())?,
+        None => Weights::initial(network(&settings.model)?, settings.seed),
+    };
+    if let Some(radius) = settings.click_radius {
+        weights.config.click_radius = radius;
+    }
+    Ok(before_any_step(settings, weights))
+}
+
+/// The state before the first step that changes these weights.
+fn before_any_step(settings: Settings, weights: Weights) -> State {
+    let config = weights.config.clone();
+    let lengths: Vec<usize> = config.tensors().iter().map(|(_, s)| s.iter().product()).collect();
+    let optimizer = AdamW::new(settings.optimizer(), &lengths);
+    let values = || config.tensors().iter().map(|(n, _)| (*weights.get(n)).clone()).collect();
+    let average = (settings.ema > 0.0).then(values);
+    State {
+        progress: Progress {
+            step: 0,
+            best: None,
+            optimizer_steps: 0,
+            scaling: scaling(),
+            unvalidated: false,
+            settings,
+            config,
+        },
+        weights,
+        optimizer,
+        average,
+    }
+}
+
+/// The configuration of a network, by the name of a preset (`small` or `base`) or of a JSON file.
+///
+/// # Errors
+/// There is no such preset or file, or it is not a configuration.
+pub fn network(name: &str) -> Result<Config, String> {
+    if let Some(config) = Config::preset(name) {
+        return Ok(config);
+    }
+    let text = read_text(Path::new(name), "a network's configuration (JSON)").map_err(|e| {
+        format!("--model {name}: neither a preset (small, base) nor a readable file: {e}")
+    })?;
+    let config: Config = serde_json::from_str(&text)
+        .map_err(|e| format!("{name}: not a network's configuration: {e}"))?;
+    config.check().map_err(|e| format!("{name}: {e}"))?;
+    Ok(config)
+}
+
+/// Carries out a run, from `state` on, until all epochs are done or `stop` is set in any process.
+///
+/// When it is to stop, the present step, or in process 0 the present case of a validation, is
+/// finished and the state saved. A validation that was interrupted is repeated from its beginning
+/// when the run is resumed. Each process takes its share of every batch; process 0 validates and
+/// writes, and locks the run's folder meanwhile. A process that fails tells the others why.
+///
+/// # Errors
+/// A case or a file cannot be read or written, another run is writing to the folder, the batch has
+/// fewer items than there are processes, the loss or the gradients are not finite, memory is
+/// refused, the device fails, or another process is lost. The last saved state stays.
+pub fn run(
+    device: &Device,
+    state: State,
+    pools: &Pools,
+    peers: &Peers,
+    stop: &AtomicBool,
+    watch: &mut dyn Watch,
+) -> Result<Ended, String> {
+    let done = caught(|| Ok(all_steps(device, state, pools, peers, stop, watch)));
+    done.unwrap_or_else(|refused| Err(refused.to_string())).map_err(|why| peers.ended(why))
+}
+
+fn all_steps(
+    device: &Device,
+    mut state: State,
+    pools: &Pools,
+    peers: &Peers,
+    stop: &AtomicBool,
+    watch: &mut dyn Watch,
+) -> Result<Ended, String> {
+    let settings = state.progress.settings.clone();
+    let config = state.progress.config.clone();
+    let (share, buckets) = (peers.share(settings.batch), Buckets::new(&config));
+    if settings.batch < peers.world() {
+        return Err(format!(
+            "--batch {} is less than the {} processes that train: each needs at least one item",
+            settings.batch,
+            peers.world()
+        ));
+    }
+    let out = settings.out.clone();
+    let first_process = peers.rank() == 0;
+    let (mut log, mut _lock) = (None, None);
+    if first_process {
+        make_folder(&out).map_err(|e| format!("{}: {e}", out.display()))?;
+        let busy =
+            || format!("another training is writing to {}: give another --out", out.display());
+        _lock = Some(lock(&out, "run.lock")?.ok_or_else(busy)?);
+        let Progress { step, unvalidated, .. } = state.progress;
+        log = Some(Log::open(&out.join("log.jsonl"), step, unvalidated)?);
+        // A later evaluation of the run takes its target and its channel from here.
+        let text = toml::to_string(&settings).map_err(|e| format!("the settings: {e}"))?;
+        write_text(&out.join(SETTINGS), &text)?;
+        // The split into what was learned from and what was not belongs to the run: later splits of
+        // the same folder may be different.
+        for (at, (_, split)) in pools.splits.iter().enumerate() {
+            let name = if at == 0 { SPLIT.to_string() } else { format!("split-{}.json", at + 1) };
+            write_text(&out.join(name), &format!("{:#}\n", json!(split)))?;
+        }
+    }
+    let asked = || stop.load(Ordering::Relaxed);
+    let validation = match first_process {
+        true => pools.validation.fixed(&config, settings.validation_cases, &asked),
+        false => Some(vec![]),
+    };
+    // Asked while those cases were read, the last of them too, all end before a step is done.
+    let stopping = any(peers, validation.is_none() || asked())?;
+    let is_done = state.progress.step >= settings.total_steps() && !state.progress.unvalidated;
+    if stopping && !is_done {
+        keep(&state, &mut log, &out)?;
+        return Ok(Ended::Stopped);
+    }
+    let validation = validation.unwrap_or_default();
+    let workers = workers(device, share.len())?;
+    // Gradients are exchanged while they are computed: with other processes nothing is recorded.
+    let alone = peers.world() == 1 && peers.group(device).is_none();
+    let mut recorder = if alone { Recorder::wanted(device) } else { None };
+    let total = settings.total_steps();
+    let (first, augmentation) = (state.progress.step, settings.augmentation());
+    let abandoned = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (send, receive) = sync_channel::<Result<Vec<Sample>, String>>(AHEAD);
+        let (settings_ref, config_ref, abandoned_ref, items) =
+            (&settings, &config, &abandoned, share.clone());
+        let read = move || {
+            for step in first..total {
+                let draw = |item: usize| {
+                    pools.train.draw(
+                        config_ref,
+                        &augmentation,
+                        settings_ref.seed,
+                        step as u64,
+                        item as u64,
+                    )
+                };
+                let samples = items
+                    .clone()
+                    .into_par_iter()
+                    .map(draw)
+                    .collect::<Result<Vec<_>, _>>()
+                    .map_err(|e| e.to_string());
+                if abandoned_ref.load(Ordering::Relaxed) || send.send(samples).is_err() {
+                    return;
+                }
+            }
+        };
+        let reader = Builder::new()
+            .spawn_scoped(scope, read)
+            .map_err(|e| format!("no thread to read the data: {e}"))?;
+        let result = (|| {
+            // All processes read the same state.
+            if state.progress.unvalidated {
+                let asked = (false, stop);
+                let stopping =
+                    judge(device, &mut state, &validation, peers, asked, &mut log, watch)?;
+                keep(&state, &mut log, &out)?;
+                if stopping && (first < total || state.progress.unvalidated) {
+                    return Ok(Ended::Stopped);
+                }
+            }
+            for step in first..total {
+                let samples = receive
+                    .recv()
+                    .map_err(|_| "the thread that reads the data ended early".to_string())??;
+                let start = Instant::now();
+                let (mut report, stopping) = train_step(
+                    device,
+                    (&workers[..], recorder.as_mut()),
+                    (peers, &buckets),
+                    &mut state,
+                    &samples,
+                    step,
+                    stop,
+                )?;
+                report.seconds = start.elapsed().as_secs_f64();
+                if let Some(log) = &mut log {
+                    log.write(&report)?;
+                }
+                watch.step(&report, total);
+                // Alone, a request to stop that came during the step counts at once; several
+                // processes have to learn of it in the next.
+                let mut stopping = stopping || peers.world() == 1 && stop.load(Ordering::Relaxed);
+                let ends_epoch = (step + 1) % settings.steps == 0;
+                let epoch = step / settings.steps + 1;
+                if ends_epoch
+                    && (epoch.is_multiple_of(settings.validate_every) || step + 1 == total)
+                    && settings.validation_cases > 0
+                {
+                    let asked = (stopping, stop);
+                    stopping =
+                        judge(device, &mut state, &validation, peers, asked, &mut log, watch)?;
+                }
+                if ends_epoch || stopping || step + 1 == total {
+                    keep(&state, &mut log, &out)?;
+                }
+                if stopping && (step + 1 < total || state.progress.unvalidated) {
+                    return Ok(Ended::Stopped);
+                }
+            }
+            Ok(Ended::Finished)
+        })();
+        // The reader may be waiting for room: when the receiver is dropped it ends.
+        abandoned.store(true, Ordering::Relaxed);
+        drop(receive);
+        // If the reader was refused memory, the refusal continues here.
+        reader.join().unwrap_or_else(|payload| resume_unwind(payload));
+        result
+    })
+}
+
+/// Whether something is so in any process: all of them come here.
+fn any(peers: &Peers, here: bool) -> Result<bool, String> {
+    let mut all = [f64::from(u8::from(here))];
+    peers.sum(&mut all)?;
+    Ok(all[0] > 0.0)
+}
