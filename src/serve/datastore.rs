@@ -173,7 +173,9 @@ pub async fn scan(shared: &Arc<Shared>, uid: &str) -> Result<(Key, Arc<Clicked>)
         if !seen.is_settled {
             return Err(unsettled());
         }
-        let place = there.store.keep()?;
+        let (place, gone) = there.store.keep()?;
+        // Its memory is given back before that of the scan is requested.
+        drop(gone);
         let taken = Taken::new(seen.entry.clone());
         let image = seen.entry.read(there.most_scan)?;
         let mut opened = Opened::new(there.engine(), image)?;

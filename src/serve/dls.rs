@@ -397,7 +397,7 @@ fn message(bytes: &[u8]) -> Vec<u8> {
 async fn reset(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
     let (key, lease) = shared.store.snap(&name)?;
     let held = lease.clone();
-    let forget = move |_: &Turn| lease.state().reset();
+    let forget = move |_: &Turn| lease.state().reset().map(drop);
     let done = shared.work.run(key, Kind::Short, forget).await;
     shared.store.worked(key);
     let_go(held);

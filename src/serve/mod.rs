@@ -93,6 +93,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::Store;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use turns::Turn;
 use work::{Key, Kind, Work};
 
@@ -378,8 +379,13 @@ async fn aside<T: Send + 'static>(
 /// files are given back on a thread that does not delay any request.
 fn let_go<T: Send + Sync + 'static>(held: Arc<T>) {
     if let Some(last) = Arc::into_inner(held) {
-        tokio::task::spawn_blocking(move || drop(last));
+        freed(last);
     }
+}
+
+/// Drops something large on a thread that does not delay any request; the result can be waited for.
+fn freed<T: Send + 'static>(gone: T) -> JoinHandle<()> {
+    tokio::task::spawn_blocking(move || drop(gone))
 }
 
 /// Has the journal of an object that is worked on under `key` rewritten, if it became long: when
@@ -525,7 +531,9 @@ mod tests {
         }
         let (tells, told) = channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { let_go(Arc::new(Slow(tells))) });
+        runtime.block_on(async { let_go(Arc::new(Slow(tells.clone()))) });
+        assert_ne!(told.recv(), Ok(current().id()));
+        runtime.block_on(async { freed(Slow(tells)).await.unwrap() });
         assert_ne!(told.recv(), Ok(current().id()));
     }
 

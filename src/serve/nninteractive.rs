@@ -13,7 +13,7 @@ use super::store::{Touch, new_id, text};
 use super::turns::Turn;
 use super::wire::{Dtype, unpack};
 use super::work::{Key, Kind};
-use super::{Route, Shared, aside, let_go, tidy};
+use super::{Route, Shared, aside, freed, let_go, tidy};
 use crate::message::quoted;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -123,18 +123,21 @@ impl Call {
         done
     }
 
-    /// Work that costs nothing: at once if the lease is not in use, otherwise in its turn. Writing
-    /// to a disk is not free.
-    async fn at_once<F>(self, work: F) -> Result<(), Failure>
+    /// Work that costs nothing but to free what it returns: at once if the lease is not in use,
+    /// otherwise in its turn.
+    async fn at_once<T, F>(self, work: F) -> Result<(), Failure>
     where
-        F: FnOnce(&mut Work) -> Result<(), Failure> + Send + 'static,
+        T: Send + 'static,
+        F: FnOnce(&mut Work) -> Result<T, Failure> + Send + 'static,
     {
-        if self.lease.journal().is_none()
-            && let Some(mut state) = self.lease.idle()
-        {
-            return work(&mut state);
+        match if_idle(&self.lease, work) {
+            Ok(done) => {
+                let_go(self.lease);
+                freed(done?);
+                Ok(())
+            }
+            Err(work) => self.work(Kind::Short, move |_, state, _, _| work(state).map(drop)).await,
         }
-        self.work(Kind::Short, move |_, state, _, _| work(state)).await
     }
 
     /// An interaction, and its answer.
@@ -149,6 +152,21 @@ impl Call {
         }
         // A client that has disconnected by now is not told: what it misses is in the next answer.
         shown(outcome, &lease)
+    }
+}
+
+/// Works on a lease that is not in use, and whose changes are not written to a disk, which would
+/// not be free; otherwise gives the work back.
+fn if_idle<T, F>(lease: &Lease, work: F) -> Result<Result<T, Failure>, F>
+where
+    F: FnOnce(&mut Work) -> Result<T, Failure>,
+{
+    if lease.journal().is_some() {
+        return Err(work);
+    }
+    match lease.idle() {
+        Some(mut state) => Ok(work(&mut state)),
+        None => Err(work),
     }
 }
 

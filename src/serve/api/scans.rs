@@ -12,7 +12,7 @@ use crate::serve::query::field;
 use crate::serve::store::{Id, Place, Study, key_of, new_id, text};
 use crate::serve::turns::Turn;
 use crate::serve::work::Kind;
-use crate::serve::{Shared, aside};
+use crate::serve::{Shared, aside, freed};
 use crate::volume::Modality;
 use axum::body::Body;
 use axum::extract::{Path, RawQuery, Request, State};
@@ -83,13 +83,17 @@ pub async fn scan_sent<'a>(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Place<'a>, Sent), Failure> {
-    let place = match shared.store.keep() {
-        Ok(place) => place,
+    let (place, gone) = match shared.store.keep() {
+        Ok(kept) => kept,
         Err(full) => {
             body::pass_by(headers, body, shared.most_scan).await;
             return Err(full);
         }
     };
+    if let Some(gone) = gone {
+        // Its memory is given back before that of the scan is requested.
+        let _ = freed(gone).await;
+    }
     Ok((place, body::read(headers, body, shared.most_scan).await?))
 }
 

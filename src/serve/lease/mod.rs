@@ -288,12 +288,12 @@ impl State {
         image.layer().session.ahead().or_else(|| image.opened.ahead())
     }
 
-    /// Sets the buffer, which is empty.
-    pub fn set_buffer(&mut self, buffer: Buffer) -> Result<(), Failure> {
+    /// Sets the buffer, which is empty. Returns what the client was shown before, which may take a
+    /// while to free.
+    pub fn set_buffer(&mut self, buffer: Buffer) -> Result<Shown, Failure> {
         self.fits(buffer)?;
         self.note(BUFFER, |out| buffer.put(out))?;
-        self.put_buffer(buffer);
-        Ok(())
+        Ok(self.put_buffer(buffer))
     }
 
     /// An error unless a buffer has the image's shape.
@@ -307,16 +307,17 @@ impl State {
         }
     }
 
-    fn put_buffer(&mut self, buffer: Buffer) {
-        if let Some(image) = &mut self.image {
-            (image.shown, image.doubt) = (None, None);
-        }
+    fn put_buffer(&mut self, buffer: Buffer) -> Shown {
         self.buffer = Some(buffer);
+        self.image.as_mut().and_then(|image| {
+            image.doubt = None;
+            image.shown.take()
+        })
     }
 
-    /// Forgets all prompts.
-    pub fn reset(&mut self) -> Result<(), Failure> {
-        let Some(image) = &mut self.image else { return Ok(()) };
+    /// Forgets all prompts. Returns the sessions that had them, which may take a while to free.
+    pub fn reset(&mut self) -> Result<impl Send + use<>, Failure> {
+        let Some(image) = &mut self.image else { return Ok(None) };
         if let (Some(journal), Some(scan)) = (&self.journal, &image.scan) {
             // Forgotten prompts take no room any more.
             let buffer = self.buffer;
@@ -324,9 +325,10 @@ impl State {
                 buffer.map_or(Ok(()), |buffer| fresh.put(BUFFER, |out| buffer.put(out)))
             })?;
         }
-        image.layers = vec![Layer::new(Session::new(&image.opened.scan))];
-        (image.shown, image.doubt) = (None, None);
-        Ok(())
+        let fresh = vec![Layer::new(Session::new(&image.opened.scan))];
+        let layers = std::mem::replace(&mut image.layers, fresh);
+        image.doubt = None;
+        Ok(Some((layers, image.shown.take())))
     }
 
     /// The image that interactions refer to.

@@ -207,6 +207,21 @@ fn an_undo_ends_where_history_does() {
     assert_eq!(layers(), 2);
 }
 
+/// A thread that answers requests has another one drop it.
+#[test]
+fn what_is_forgotten_is_freed_where_it_is_dropped() {
+    let lease = begun(Options::default());
+    click(&lease, true);
+    let answer = {
+        let state = lease.state();
+        Arc::downgrade(state.image.as_ref().unwrap().layers[0].session.prediction().unwrap())
+    };
+    let forgotten = lease.state().reset().unwrap();
+    assert!(answer.upgrade().is_some());
+    drop(forgotten);
+    assert!(answer.upgrade().is_none());
+}
+
 #[test]
 fn a_box_beyond_the_image_counts_for_nothing() {
     let lease = begun(Options::default());

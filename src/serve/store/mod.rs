@@ -91,6 +91,16 @@ impl Drop for Place<'_> {
     }
 }
 
+/// A series that gave way to something new. It ends, on disk too, when this is dropped, which may
+/// take a while: a thread that answers requests has another one do that.
+pub struct GaveWay(Held<Clicked>);
+
+impl Drop for GaveWay {
+    fn drop(&mut self) {
+        end(&self.0);
+    }
+}
+
 impl Store {
     pub fn new(settings: &Settings, folder: Option<Arc<Folder>>) -> Store {
         let Settings { max_sessions, idle, liveness, .. } = *settings;
@@ -111,7 +121,7 @@ impl Store {
 
     /// An error unless there is room for one more. Series of the server's folder give way: the one
     /// that no caller uses, and was used least recently, is returned, to be let go.
-    fn room(&self, all: &mut All) -> Result<Option<Held<Clicked>>, Failure> {
+    fn room(&self, all: &mut All) -> Result<Option<GaveWay>, Failure> {
         self.comings.fetch_add(1, Ordering::Relaxed);
         if all.places() < self.most {
             return Ok(None);
@@ -123,7 +133,7 @@ impl Store {
         let oldest = series.min_by_key(|(_, held)| held.active).map(|(key, _)| *key);
         let gone = oldest.and_then(|key| all.labels.remove(&key));
         let full = || Failure::full(format!("server is at capacity ({} sessions)", self.most));
-        gone.map(Some).ok_or_else(full)
+        gone.map(|held| Some(GaveWay(held))).ok_or_else(full)
     }
 
     /// How many leases, sessions and scans there are.
@@ -152,7 +162,8 @@ impl Store {
     /// A new lease, or session of ITK-SNAP's, without an image.
     fn begin(&self, owner: Owner) -> Result<Id, Failure> {
         let id = new_id()?;
-        let place = self.keep()?;
+        let (place, gone) = self.keep()?;
+        drop(gone);
         let lease = Lease::new(self.journal(owner, key_of(id))?);
         self.put_lease(owner, key_of(id), lease);
         drop(place);
@@ -265,14 +276,12 @@ impl Store {
         Ok((id, value))
     }
 
-    /// Keeps a place for a scan.
-    pub fn keep(&self) -> Result<Place<'_>, Failure> {
+    /// Keeps a place for a scan; also returns what gave way to it.
+    pub fn keep(&self) -> Result<(Place<'_>, Option<GaveWay>), Failure> {
         let mut all = self.all();
         let gone = self.room(&mut all)?;
         all.kept += 1;
-        drop(all);
-        let_go(gone);
-        Ok(Place(self))
+        Ok((Place(self), gone))
     }
 
     /// Puts a scan among the others, with the objects on it.
@@ -407,10 +416,13 @@ fn held<T: Kept>(value: T) -> Held<T> {
 
 /// Lets things go, on disk too.
 fn let_go<T: Kept>(gone: impl IntoIterator<Item = Held<T>>) {
-    for held in gone {
-        if let Some(journal) = held.value.journal() {
-            journal.release();
-        }
+    gone.into_iter().for_each(|held| end(&held));
+}
+
+/// What is kept on disk of something that is let go ends with it.
+fn end<T: Kept>(held: &Held<T>) {
+    if let Some(journal) = held.value.journal() {
+        journal.release();
     }
 }
 
@@ -476,7 +488,8 @@ mod tests {
     fn there_is_room_for_so_many() {
         let store = store(2, 60_000, 60_000);
         let first = text(store.claim().unwrap());
-        let place = store.keep().unwrap();
+        let (place, gone) = store.keep().unwrap();
+        assert!(gone.is_none());
         assert!(store.claim().is_err() && store.keep().is_err());
         drop(place);
         let second = text(store.claim().unwrap());
