@@ -631,10 +631,10 @@ impl Session {
     }
 
     /// One interaction, as [`Session::interact`] does it, with an observer that sees every stage
-    /// and may cancel it. If memory is refused, the work begins again: once other work has given
-    /// memory back, if the observer can wait for that, and then, if the budget refuses what encoded
-    /// patches take, without half of these, and without any. Stages that are done again are not
-    /// told again.
+    /// and may cancel it. If memory is refused, by the budget, the system or a device, the work
+    /// begins again: once other work has given memory back, if the observer can wait for that, and
+    /// then, if encoded patches take what is refused, without half of these, and without any.
+    /// Stages that are done again are not told again.
     ///
     /// # Errors
     /// As [`Session::interact`]; [`OpError::Cancelled`] in [`SessionError::Op`] if the observer
@@ -666,10 +666,11 @@ impl Session {
         let (mut has_waited, mut attempt) = (false, 0);
         loop {
             let worked = memory::caught(|| work(self, observer));
-            let refused = match worked.unwrap_or_else(|refused| Err(refused.into())) {
+            let refusal = match worked.unwrap_or_else(|refused| Err(refused.into())) {
                 Err(SessionError::Memory(refused) | SessionError::Op(OpError::Memory(refused))) => {
-                    refused
+                    SessionError::Memory(refused)
                 }
+                Err(e @ SessionError::Op(OpError::Cuda(CudaError::Memory { .. }))) => e,
                 worked => return worked,
             };
             observer.again(done);
@@ -677,10 +678,10 @@ impl Session {
             // they go next, before an answer is refused.
             if !has_waited && observer.alone()? {
                 has_waited = true;
-            } else if self.scan.makes_room(&refused, attempt) {
+            } else if self.scan.makes_room(&refusal, attempt) {
                 attempt += 1;
             } else {
-                return Err(refused.into());
+                return Err(refusal);
             }
         }
     }

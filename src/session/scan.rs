@@ -4,7 +4,7 @@
 use super::SessionError;
 use super::encodings::{Coming, EncodedPatch, Encodings};
 use crate::device::CudaError;
-use crate::memory::{self, Charge, Refused};
+use crate::memory::{self, Charge};
 use crate::model::{Config, Intensity, Model, Observer, Part};
 use crate::tensor::{OpError, Tensor};
 use crate::volume::intensity::Normalization;
@@ -247,11 +247,15 @@ impl Scan {
         self.encodings.bytes(self.number)
     }
 
-    /// Drops encoded patches because the budget refused memory that they take: half of them the
-    /// first time, all the second. False if they would not help, and after that: then the refusal
-    /// stands.
-    pub(super) fn makes_room(&self, refused: &Refused, attempt: usize) -> bool {
-        let went = refused.fits_with(self.encodings.held())
+    /// Drops encoded patches because memory was refused that they take: half of them the first
+    /// time, all the second. False if they would not help, and after that: then the refusal stands.
+    pub(super) fn makes_room(&self, refusal: &SessionError, attempt: usize) -> bool {
+        let would_help = match refusal {
+            SessionError::Memory(refused) => refused.fits_with(self.encodings.held()),
+            // A device's, where they are: what its driver keeps of what was freed is not known.
+            _ => true,
+        };
+        let went = would_help
             && match attempt {
                 0 => self.encodings.halve(),
                 1 => self.encodings.clear(),

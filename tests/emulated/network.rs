@@ -3,8 +3,8 @@
 
 use crate::common::{self, apart, device_name, here, judge_rounding, judge_tokens, tiny};
 use crate::{PRECISIONS, expected, open, session};
-use prism::device::{DType, Device, Precision};
-use prism::model::{Model, Weights};
+use prism::device::{CudaError, DType, Device, Precision};
+use prism::model::{Model, Observer, Part, Weights};
 use prism::prompt::Prompts;
 use prism::session::{Options, Scan, Session, SessionError};
 use prism::tensor::OpError;
@@ -122,6 +122,54 @@ fn a_failed_read_is_an_error_of_its_session_alone() {
             assert!(answer(&mut failing).unwrap() == expected, "the answer afterwards is another");
         }
     }
+}
+
+/// Where a device refuses memory, an interaction begins again once other work has given some back;
+/// where there is no other work, it fails and changes nothing.
+#[test]
+fn what_a_device_refuses_is_waited_for() {
+    let device = open(DType::F16);
+    let Device::Cuda(cuda) = &device else { panic!("{} is no CUDA device", device_name()) };
+    let model = Arc::new(Model::new(&device, &Weights::hashed(tiny(), "full")).unwrap());
+    let image = Arc::new(Volume::read(&here("tests/data/odd/m17_oblique.nii.gz"), None).unwrap());
+    let prompts = Prompts { bounds: Some([22, 16, 10, 40, 32, 14]), ..Default::default() };
+    let session = || {
+        let normalization = Normalization { clip: [-1000.0, 400.0], mean: -300.0, sd: 350.0 };
+        let options = Options { spacing: Some(1.0), released: true, ..Default::default() };
+        let scan = Scan::new(&model, image.clone(), normalization, options);
+        Session::new(&Arc::new(scan))
+    };
+    // What recordings work in is there afterwards.
+    let mut first = session();
+    first.interact(&prompts).unwrap();
+    let mut second = session();
+    // There is as much as is held now: what the interaction needs beyond comes back while it waits,
+    // or does not.
+    let mut within = |comes_back: bool| {
+        cuda.limit_memory(cuda.held()[0]);
+        let mut waits = 0;
+        let mut pace = |part: Part<'_>| {
+            if !matches!(part, Part::Alone) {
+                return true;
+            }
+            waits += 1;
+            if comes_back {
+                cuda.limit_memory(u64::MAX);
+            }
+            comes_back
+        };
+        let done = second.interact_observed(&prompts, &mut Observer::paced(&mut pace));
+        let done = done.map(|prediction| prediction.mask());
+        cuda.limit_memory(u64::MAX);
+        (done, waits, second.depth())
+    };
+    let (refused, waits, depth) = within(false);
+    let refused = refused.unwrap_err();
+    let is_devices = matches!(refused, SessionError::Op(OpError::Cuda(CudaError::Memory { .. })));
+    assert!(is_devices && waits == 1 && depth == (0, 0), "{refused}, {waits} waits, {depth:?}");
+    let (done, waits, depth) = within(true);
+    assert_eq!((waits, depth), (1, (1, 0)));
+    assert!(done.unwrap() == first.mask());
 }
 
 #[test]

@@ -69,6 +69,9 @@ struct Inner {
     /// The number of the copy from the device, from now on, that is to fail, for tests; 0 for none.
     #[cfg(feature = "emulator")]
     failing: AtomicU64,
+    /// The most bytes that may be allocated, for tests; [`u64::MAX`] for no limit.
+    #[cfg(feature = "emulator")]
+    most: AtomicU64,
     /// Held by a thread that records, so that no work of another thread in the device's stream gets
     /// into the recording.
     stream: Mutex<()>,
@@ -112,6 +115,8 @@ impl Cuda {
             held: Default::default(),
             #[cfg(feature = "emulator")]
             failing: AtomicU64::new(0),
+            #[cfg(feature = "emulator")]
+            most: AtomicU64::new(u64::MAX),
             stream: Mutex::new(()),
         }))
     }
@@ -179,6 +184,14 @@ impl Cuda {
     #[doc(hidden)]
     pub fn fail_download(&self, nth: u64) {
         self.0.failing.store(nth, Ordering::Relaxed);
+    }
+
+    /// Lets the device have so many bytes of memory, [`u64::MAX`] for as many as it has: what goes
+    /// beyond is refused, as on a GPU that is full. For tests of how that is handled.
+    #[cfg(feature = "emulator")]
+    #[doc(hidden)]
+    pub fn limit_memory(&self, bytes: u64) {
+        self.0.most.store(bytes, Ordering::Relaxed);
     }
 
     /// Lets the emulator be lost after so many more launches, [`u64::MAX`] for never: from then on
@@ -405,6 +418,15 @@ impl Cuda {
         if let Some(place) = record::place(self.0.id, bytes) {
             let (address, arena) = place?;
             return Ok(Arc::new(Memory { cuda: self.clone(), address, bytes, arena }));
+        }
+        #[cfg(feature = "emulator")]
+        {
+            let (most, [held, _]) = (self.0.most.load(Ordering::Relaxed), self.held());
+            let free = most.saturating_sub(held);
+            if bytes as u64 > free {
+                let [free, total] = [free, most].map(|bytes| bytes as usize);
+                return Err(CudaError::Memory { asked: bytes, free, total });
+            }
         }
         let stream = self.lock_stream();
         let address = self.0.launcher.allocate(bytes)?;
