@@ -49,7 +49,7 @@ fn transfers(device: &Device) -> [u64; 2] {
 /// A device that multiplies by `wgmma` where it can; none if it cannot, or is a GPU for which that
 /// was not asked for: should it fail there, no other test shall fail with it.
 fn with_wgmma(name: &str, dtype: DType) -> Option<Device> {
-    let asked = std::env::var("PRISM_CUDA_WGMMA").is_ok_and(|v| v == "on");
+    let asked = std::env::var("PRISM_CUDA_WGMMA").is_ok_and(|v| v == "on" || v == "1");
     if !asked && !name.starts_with("emulated") {
         return None;
     }

@@ -16,6 +16,7 @@ use super::pinned::{Pinned, Staging};
 use super::source::Kernel;
 use super::staging;
 use super::stream::{Context, Event, Stream};
+use super::switch::{is_asked_for, is_on};
 use super::{CudaError, Launch, Launcher, Limits};
 use crate::memory;
 use cudarc::driver::result::{self, DriverError};
@@ -114,29 +115,6 @@ fn driver_version() -> i32 {
     // SAFETY: writes one number.
     let _ = unsafe { sys::cuDriverGetVersion(&mut version) };
     version
-}
-
-/// Whether an environment variable leaves the feature that it names switched on.
-fn is_on(name: &str) -> Result<bool, CudaError> {
-    switch(name, std::env::var(name).ok().as_deref(), true)
-}
-
-/// Whether an environment variable switches the feature on that it names.
-fn is_asked_for(name: &str) -> Result<bool, CudaError> {
-    switch(name, std::env::var(name).ok().as_deref(), false)
-}
-
-/// Whether a feature is on, given the value of the environment variable that names it, and whether
-/// it is on where there is none.
-fn switch(name: &str, value: Option<&str>, otherwise: bool) -> Result<bool, CudaError> {
-    match value {
-        None | Some("") => Ok(otherwise),
-        Some("on") => Ok(true),
-        Some("off") => Ok(false),
-        Some(other) => {
-            Err(CudaError::Unavailable(format!("{name} is '{other}', expected on or off")))
-        }
-    }
 }
 
 impl Driver {
@@ -774,21 +752,5 @@ impl Drop for Driver {
             self.give_up_idle();
             let _ = self.stream.synchronize();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn switches_are_on_or_off() {
-        let values = [None, Some(""), Some("on"), Some("off")];
-        let all = |name: &str, otherwise| values.map(|v| switch(name, v, otherwise).unwrap());
-        assert_eq!(all(OVERLAP, true), [true, true, true, false]);
-        assert_eq!(all(WGMMA, false), [false, false, true, false]);
-        assert_eq!(all(TRAIN_GRAPHS, false), [false, false, true, false]);
-        let failure = switch(BRANCHES, Some("0"), true).unwrap_err().to_string();
-        assert!(failure.ends_with("PRISM_CUDA_BRANCHES is '0', expected on or off"), "{failure}");
     }
 }

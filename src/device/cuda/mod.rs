@@ -26,6 +26,7 @@ mod record;
 pub mod source;
 mod staging;
 mod stream;
+mod switch;
 mod tune;
 mod weight_cache;
 

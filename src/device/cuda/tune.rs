@@ -18,7 +18,7 @@
 
 use super::cache::{self, Fnv};
 use super::source::{FILES, HEADERS};
-use super::{Cuda, CudaError};
+use super::{Cuda, CudaError, switch};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -218,9 +218,9 @@ impl Tuned {
     pub(super) fn load(
         folder: Option<&Path>,
         device: &str,
-        switch: Option<&str>,
+        value: Option<&str>,
     ) -> Result<Tuned, CudaError> {
-        let on = is_on(switch)?;
+        let on = switch::of_value(TUNE, value, true)?;
         let place = folder.map(|folder| Place::of(folder, device));
         let loaded = place.as_ref().filter(|_| on).map_or(Ok(Table::default()), Place::load);
         let (table, warning) = match loaded {
@@ -228,15 +228,6 @@ impl Tuned {
             Err(why) => (Table::default(), Some(why)),
         };
         Ok(Tuned { table, place, warning, on })
-    }
-}
-
-/// Whether the environment variable with this value leaves tables switched on.
-fn is_on(value: Option<&str>) -> Result<bool, CudaError> {
-    match value {
-        None | Some("" | "1" | "on") => Ok(true),
-        Some("0" | "off") => Ok(false),
-        Some(other) => Err(CudaError::Unavailable(format!("{TUNE} is '{other}', expected 1 or 0"))),
     }
 }
 
@@ -349,8 +340,8 @@ mod tests {
         assert!(failure.contains("PRISM_CACHE"), "{failure}");
     }
 
-    fn load(folder: &Path, device: &str, switch: Option<&str>) -> Tuned {
-        Tuned::load(Some(folder), device, switch).unwrap()
+    fn load(folder: &Path, device: &str, value: Option<&str>) -> Tuned {
+        Tuned::load(Some(folder), device, value).unwrap()
     }
 
     #[test]
@@ -361,21 +352,15 @@ mod tests {
         assert_eq!(place.load(), Ok(Table::default()));
         cache::write(&place.path, chosen.text(&place.identity).as_bytes()).unwrap();
         assert_eq!(place.load(), Ok(chosen.clone()));
-        for (switch, expected) in [
-            (None, &chosen),
-            (Some(""), &chosen),
-            (Some("1"), &chosen),
-            (Some("on"), &chosen),
-            (Some("0"), &Table::default()),
-            (Some("off"), &Table::default()),
-        ] {
-            let tuned = load(folder.path(), "a GPU, driver 1", switch);
-            assert_eq!((&tuned.table, &tuned.warning), (expected, &None), "{switch:?}");
+        for (value, expected) in [(None, &chosen), (Some("0"), &Table::default())] {
+            let tuned = load(folder.path(), "a GPU, driver 1", value);
+            assert_eq!((&tuned.table, &tuned.warning), (expected, &None), "{value:?}");
         }
         let other = load(folder.path(), "a GPU, driver 2", None);
         assert_eq!((other.table, other.warning), (Table::default(), None));
         let refused = Tuned::load(Some(folder.path()), "a GPU", Some("no")).err().unwrap();
-        assert!(refused.to_string().ends_with("PRISM_TUNE is 'no', expected 1 or 0"), "{refused}");
+        let words = "PRISM_TUNE is 'no', expected on or off";
+        assert!(refused.to_string().ends_with(words), "{refused}");
         assert_eq!(Tuned::load(None, "a GPU", None).unwrap().table, Table::default());
     }
 
