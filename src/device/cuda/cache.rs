@@ -4,6 +4,7 @@
 //! that hold a hash of what they were made from. They are written whole under another name and
 //! renamed, and carry a checksum, so that concurrent writers and damaged files do no harm.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -34,10 +35,26 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Writes a file, and its folder if there is none.
-pub(super) fn write(path: &Path, contents: &[u8]) -> io::Result<()> {
+/// The folder of a file, which is made if there is none.
+fn folder_of(path: &Path) -> io::Result<&Path> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
+    Ok(folder)
+}
+
+/// Locks a file, by another beside it: waits until no other process or thread has it locked, and
+/// keeps them waiting for as long as the result is open. On a file system without locks nobody
+/// waits.
+pub(super) fn lock(path: &Path) -> io::Result<File> {
+    folder_of(path)?;
+    let file = File::create(path.with_extension("lock"))?;
+    while file.lock().is_err_and(|e| e.kind() == io::ErrorKind::Interrupted) {}
+    Ok(file)
+}
+
+/// Writes a file, and its folder if there is none.
+pub(super) fn write(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let folder = folder_of(path)?;
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     let mut sum = Fnv::new();
     sum.add(contents);

@@ -152,18 +152,9 @@ impl Cuda {
                 "no cache folder for the table of variants: set PRISM_CACHE".into(),
             )
         })?;
-        // What other processes have kept since this device was opened stays, unless they write at
-        // this very moment. A table that cannot be read is replaced.
-        let mut table = place.load().unwrap_or_default();
-        for (key, variant) in chosen {
-            match variant {
-                Some(variant) => table.0.insert(key.clone(), variant.clone()),
-                None => table.0.remove(key),
-            };
-        }
         let fail =
             |e: std::io::Error| CudaError::Unavailable(format!("{}: {e}", place.path.display()));
-        cache::write(&place.path, table.text(&place.identity).as_bytes()).map_err(fail)?;
+        place.keep(chosen).map_err(fail)?;
         Ok(place.path.clone())
     }
 
@@ -282,6 +273,20 @@ impl Place {
         Place { path: folder.join(format!("variants-{:016x}.table", name.0)), identity }
     }
 
+    /// Changes the table by these choices. What others have kept stays, also if they do so at this
+    /// very moment. A table that cannot be read is replaced.
+    fn keep(&self, chosen: &[(String, Option<String>)]) -> std::io::Result<()> {
+        let _lock = cache::lock(&self.path)?;
+        let mut table = self.load().unwrap_or_default();
+        for (key, variant) in chosen {
+            match variant {
+                Some(variant) => table.0.insert(key.clone(), variant.clone()),
+                None => table.0.remove(key),
+            };
+        }
+        cache::write(&self.path, table.text(&self.identity).as_bytes())
+    }
+
     /// The table; an empty one if there is none yet, and the reason if it cannot be used.
     fn load(&self) -> Result<Table, String> {
         let unusable = |why: &dyn fmt::Display| {
@@ -362,6 +367,32 @@ mod tests {
         let words = "PRISM_TUNE is 'no', expected on or off";
         assert!(refused.to_string().ends_with(words), "{refused}");
         assert_eq!(Tuned::load(None, "a GPU", None).unwrap().table, Table::default());
+    }
+
+    #[test]
+    fn of_those_who_keep_choices_at_once_none_loses_anothers() {
+        const EACH: usize = 20;
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::of(folder.path(), "a GPU");
+        let key = |writer: usize, n: usize| format!("linear f16 m{writer}n{n}");
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let (place, key) = (&place, &key);
+                scope.spawn(move || {
+                    for n in 0..EACH {
+                        // The former goes again with the next.
+                        let mut chosen = vec![(key(writer, n), Some("k in 2".to_string()))];
+                        chosen.extend((n % 2 == 1).then(|| (key(writer, n - 1), None)));
+                        place.keep(&chosen).unwrap();
+                    }
+                });
+            }
+        });
+        let kept: Vec<String> = place.load().unwrap().0.into_keys().collect();
+        let odd = |writer: usize| (1..EACH).step_by(2).map(move |n| (writer, n));
+        let mut expected: Vec<String> = (0..4).flat_map(odd).map(|(w, n)| key(w, n)).collect();
+        expected.sort();
+        assert_eq!(kept, expected);
     }
 
     /// Under the name of this device's table, but damaged, another device's, or no table.
