@@ -84,15 +84,27 @@ KERNEL(norm_coefficients, 512, 2,
        (const double *partial, const float *weight, const float *bias, float *norm, float *deviations, int tiles, int c, double count, double eps),
        coefficients(partial, weight, bias, norm, deviations, tiles, c, count, eps))
 
+// The first of V values of [n, rows, c] that this thread computes, and its channel's number in
+// [n, c]; false after the last. `count` is the number of values of an item, and blockIdx.y the
+// item: numbers within an item have 32 bits, because divisions of 64 bits would take most of the
+// time.
+template <int V> __device__ __forceinline__ bool mine(int64 &at, int64 &channel, int count, int c) {
+    unsigned number = (blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (number >= (unsigned)count) return false;
+    at = (int64)blockIdx.y * count + number;
+    channel = (int64)blockIdx.y * c + number % (unsigned)c;
+    return true;
+}
+
 // y = norm(x) + add, V values of [n, rows, c] per thread.
 template <int V, class T>
-__device__ __forceinline__ void apply(const T *x, const float *norm, const T *add, T *y, int64 count, int64 per_item, int c, float slope) {
-    int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (at >= count) return;
+__device__ __forceinline__ void apply(const T *x, const float *norm, const T *add, T *y, int count, int c, float slope) {
+    int64 at, channel;
+    if (!mine<V>(at, channel, count, c)) return;
     float v[V], more[V] = {};
     load(v, x + at);
     if (add) load(more, add + at);
-    norm += (at / per_item * c + at % c) * 3;
+    norm += channel * 3;
 #pragma unroll
     for (int i = 0; i < V; i++) v[i] = normed(v[i], norm + i * 3, slope) + more[i];
     store(y + at, v);
@@ -199,10 +211,9 @@ __device__ __forceinline__ void gradient_sums(const T *x, const T *dy, const flo
 // as sums [n][c] and 1 / rows.
 template <int V, class T>
 __device__ __forceinline__ void gradient_apply(const T *x, const T *dy, const float *norm, const float *deviations, const float *first, const float *second,
-                                               T *dx, int64 count, int64 per_item, int c, float share, float slope) {
-    int64 at = ((int64)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (at >= count) return;
-    int64 channel = at / per_item * c + at % c;
+                                               T *dx, int count, int c, float share, float slope) {
+    int64 at, channel;
+    if (!mine<V>(at, channel, count, c)) return;
     norm += channel * 3, deviations += channel * 2, first += channel, second += channel;
     float v[V], g[V];
     load(v, x + at), load(g, dy + at);
@@ -324,10 +335,10 @@ template <int V, class T> __device__ __forceinline__ void split_phases(const T *
 
 #define NORM(T)                                                                                                                              \
     KERNEL(norm_sums_##T, 256, 4, (const T *x, double *partial, int rows, int c), sums(x, partial, rows, c))                                    \
-    KERNEL(norm_apply_##T, 256, 4, (const T *x, const float *norm, const T *add, T *y, int64 count, int64 per_item, int c, float slope),          \
-           apply<1>(x, norm, add, y, count, per_item, c, slope))                                                                             \
-    KERNEL(norm_apply_wide_##T, 256, 4, (const T *x, const float *norm, const T *add, T *y, int64 count, int64 per_item, int c, float slope),     \
-           apply<16 / (int)sizeof(T)>(x, norm, add, y, count, per_item, c, slope))                                                                                \
+    KERNEL(norm_apply_##T, 256, 4, (const T *x, const float *norm, const T *add, T *y, int count, int c, float slope),                            \
+           apply<1>(x, norm, add, y, count, c, slope))                                                                                       \
+    KERNEL(norm_apply_wide_##T, 256, 4, (const T *x, const float *norm, const T *add, T *y, int count, int c, float slope),                       \
+           apply<16 / (int)sizeof(T)>(x, norm, add, y, count, c, slope))                                                                                          \
     KERNEL(layer_norm_##T, 128, 4,                                                                                                              \
            (const T *x, const float *weight, const float *bias, T *y, int64 rows, int c, float eps, int gelu_behind, int d, int h, int w,     \
             int group),                                                                                                                       \
@@ -347,12 +358,12 @@ template <int V, class T> __device__ __forceinline__ void split_phases(const T *
            else gradient_sums<1>(x, dy, norm, deviations, to, rows, c, run, lanes, slope))                                                   \
     KERNEL(norm_gradient_apply_##T, 256, 4,                                                                                                  \
            (const T *x, const T *dy, const float *norm, const float *deviations, const float *first, const float *second, T *dx,             \
-            int64 count, int64 per_item, int c, float share, float slope),                                                                   \
-           gradient_apply<1>(x, dy, norm, deviations, first, second, dx, count, per_item, c, share, slope))                                  \
+            int count, int c, float share, float slope),                                                                                     \
+           gradient_apply<1>(x, dy, norm, deviations, first, second, dx, count, c, share, slope))                                            \
     KERNEL(norm_gradient_apply_wide_##T, 256, 3,                                                                                             \
            (const T *x, const T *dy, const float *norm, const float *deviations, const float *first, const float *second, T *dx,             \
-            int64 count, int64 per_item, int c, float share, float slope),                                                                   \
-           gradient_apply<16 / (int)sizeof(T)>(x, dy, norm, deviations, first, second, dx, count, per_item, c, share, slope))                \
+            int count, int c, float share, float slope),                                                                                     \
+           gradient_apply<16 / (int)sizeof(T)>(x, dy, norm, deviations, first, second, dx, count, c, share, slope))                          \
     KERNEL(layer_norm_gradient_##T, 256, 3,                                                                                                  \
            (const T *x, const T *dy, const float *weight, const float *bias, T *dx, float *rows_are, int64 rows, int c, float eps,           \
             int gelu_behind, int group),                                                                                                     \

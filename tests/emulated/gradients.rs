@@ -157,7 +157,8 @@ fn weights_of_a_convolution_go_back_as_on_the_cpu() {
     }
 }
 
-/// Gradients of norms and of the mask heads, over several tiles of rows, in one item and in two.
+/// Norms, their gradients and those of the mask heads, over several tiles of rows, in one item and
+/// in two, by vectors and by single values.
 #[test]
 fn norms_and_mask_logits_go_back_as_on_the_cpu() {
     // Numbers that are exact in 16 bits.
@@ -170,13 +171,14 @@ fn norms_and_mask_logits_go_back_as_on_the_cpu() {
                 .collect(),
         )
     };
-    for (n, d, c) in [(1, 6, 12), (2, 7, 8), (1, 7, 5)] {
+    for (n, d, c) in [(1, 6, 12), (2, 7, 8), (1, 7, 5), (2, 3, 5)] {
         let run = |device: &Device| -> Vec<Vec<f32>> {
             let shape = [n, d, 10, 9, c];
             let (x, add, dy) = (noise(&shape, 1), noise(&shape, 2), noise(&shape, 3));
             let (weight, bias) = (noise(&[c], 4), noise(&[c], 5));
             let sums = norm::sums(device, &x).unwrap();
             let instance = sums.instance_norm(&weight, &bias, 1e-5, 0.1).unwrap();
+            let applied = norm::apply(device, &x, &instance, Some(&add)).unwrap();
             let of_instance = norm::grad::instance_norm(device, &x, &instance, dy.clone());
             let of_layer = norm::grad::layer_norm(device, &x, &weight, &bias, 1e-5, true, &dy);
             let mut all = vec![of_instance.unwrap(), of_layer.unwrap()];
@@ -188,7 +190,8 @@ fn norms_and_mask_logits_go_back_as_on_the_cpu() {
                         .unwrap(),
                 );
             }
-            all.into_iter().flat_map(|(a, b, c)| [a, b, c]).map(|t| t.data().to_vec()).collect()
+            let gradients = all.into_iter().flat_map(|(a, b, c)| [a, b, c]);
+            gradients.chain([applied]).map(|t| t.data().to_vec()).collect()
         };
         let expected = run(&Device::open("cpu", 0).unwrap());
         for (dtype, bound) in [(DType::F32, 5e-5), (DType::F16, 2e-3)] {

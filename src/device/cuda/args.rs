@@ -64,7 +64,8 @@ impl Argument for Long {
 }
 
 /// An `int`, or a count that is too large for one: a launch with that fails. Kernels index maps by
-/// 64 bits and axes by 32; resampling and patches number the values of one item's map by 32, too.
+/// 64 bits and axes by 32; resampling, patches and norms number the values of one item's map by 32,
+/// too.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Int(Result<i32, usize>);
 

@@ -446,27 +446,35 @@ fn arguments_lie_in_the_order_of_the_parameters() {
         ]
     );
     // Parameters of every other kind: 32 bits are in the lower half.
-    let apply = kernels::NormApplyArgs {
+    let norm = kernels::LayerNormArgs {
         x: (&x).into(),
-        norm: (&x).into(),
-        add: (&missing).into(),
+        weight: (&x).into(),
+        bias: (&missing).into(),
         y: (&x).into(),
-        count: (1usize << 40).into(),
-        per_item: 3usize.into(),
+        rows: (1usize << 40).into(),
         c: (-1i32).into(),
-        slope: 0.5,
+        eps: 0.5,
+        gelu_behind: true.into(),
+        d: 2usize.into(),
+        h: 3usize.into(),
+        w: 4usize.into(),
+        group: 5usize.into(),
     };
     assert_eq!(
-        bits(&apply),
+        bits(&norm),
         [
             ("x", x.address()),
-            ("norm", x.address()),
-            ("add", 0),
+            ("weight", x.address()),
+            ("bias", 0),
             ("y", x.address()),
-            ("count", 1 << 40),
-            ("per_item", 3),
+            ("rows", 1 << 40),
             ("c", 0xffff_ffff),
-            ("slope", 0.5f32.to_bits().into()),
+            ("eps", 0.5f32.to_bits().into()),
+            ("gelu_behind", 1),
+            ("d", 2),
+            ("h", 3),
+            ("w", 4),
+            ("group", 5),
         ]
     );
 }

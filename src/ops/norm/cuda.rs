@@ -94,20 +94,20 @@ pub fn apply(
     let (values, channels) =
         (x.to_device(cuda, dtype)?, norm.channels.to_device(cuda, DType::F32)?);
     let add = add.map(|a| a.to_device(cuda, dtype)).transpose()?;
-    let per_item = x.len() / x.shape()[0];
-    let wide = lanes(dtype, x.channels());
+    let (n, wide) = (x.shape()[0], lanes(dtype, x.channels()));
+    let each = x.len() / n;
     let family = if wide > 1 { kernels::NORM_APPLY_WIDE } else { kernels::NORM_APPLY };
     cuda.launch(
         family.of(dtype)?,
-        Launch::per_element(x.len() / wide)
+        Launch::per_element(each / wide)
+            .for_each(n)
             .with_cost(4 * x.len(), (2 + usize::from(add.is_some())) * x.len() * dtype.bytes()),
         kernels::NormApplyArgs {
             x: (&values).into(),
             norm: (&channels).into(),
             add: (&add).into(),
             y: (&out).into(),
-            count: x.len().into(),
-            per_item: per_item.into(),
+            count: each.into(),
             c: x.channels().into(),
             slope: norm.slope,
         },
@@ -215,12 +215,14 @@ pub fn instance_norm_gradient(
     let out = cuda.allocate(x.len(), dtype)?;
     let [of_bias, of_weight] =
         [first.to_device(cuda, DType::F32)?, second.to_device(cuda, DType::F32)?];
-    let wide = lanes(dtype, c);
+    let (each, wide) = (x.len() / n, lanes(dtype, c));
     let family =
         if wide > 1 { kernels::NORM_GRADIENT_APPLY_WIDE } else { kernels::NORM_GRADIENT_APPLY };
     cuda.launch(
         family.of(dtype)?,
-        Launch::per_element(x.len() / wide).with_cost(10 * x.len(), 3 * x.len() * dtype.bytes()),
+        Launch::per_element(each / wide)
+            .for_each(n)
+            .with_cost(10 * x.len(), 3 * x.len() * dtype.bytes()),
         kernels::NormGradientApplyArgs {
             x: (&values).into(),
             dy: (&gradient).into(),
@@ -229,8 +231,7 @@ pub fn instance_norm_gradient(
             first: (&of_bias).into(),
             second: (&of_weight).into(),
             dx: (&out).into(),
-            count: x.len().into(),
-            per_item: (x.len() / n).into(),
+            count: each.into(),
             c: c.into(),
             share: (1.0 / rows as f64) as f32,
             slope: norm.slope,
