@@ -66,13 +66,15 @@ fn mask_of(at: SocketAddr, object: &str) -> Vec<u8> {
     values.iter().map(|v| u8::from(*v != 0.0)).collect()
 }
 
-/// A session of the library, and its encodings.
-fn library(image: &Arc<Volume>) -> (Session, Arc<Encodings>) {
+/// A session of the library that was given prompts, and its encodings.
+fn library(image: &Arc<Volume>, prompts: &Prompts) -> (Session, Arc<Encodings>) {
     let (model, options) = (model(), Options::default());
     let encodings = Arc::new(Encodings::new(options.memory));
     let decided = intensities(&**image, model.config().intensity);
     let scan = Scan::sharing(&model, image.clone(), decided.normalization, options, &encodings);
-    (Session::new(&Arc::new(scan)), encodings)
+    let mut session = Session::new(&Arc::new(scan));
+    session.interact(prompts).unwrap();
+    (session, encodings)
 }
 
 /// A block that begins at a voxel, as a mask of a scan, `[i][j][k]`.
@@ -131,8 +133,7 @@ fn clicks_are_answered_between_the_ops_of_anothers_encoding() {
         });
         let over = Over(&is_over);
         // Others come with scans and a first click, which is looked at from several distances.
-        let (mut first, _) = library(&image);
-        first.interact(&said(&[(CLICK, true)], None)).unwrap();
+        let (first, _) = library(&image, &said(&[(CLICK, true)], None));
         let mut encodings = 0;
         while encodings < 40 && overtaken() == 0 {
             let scan = upload(at);
@@ -147,8 +148,7 @@ fn clicks_are_answered_between_the_ops_of_anothers_encoding() {
     });
     assert!(overtaken() > 0, "{clicks} clicks waited for others' encodings");
     assert_eq!((count(at, "prism_waiting"), count(at, "prism_paused")), (0, 0));
-    let (mut own, _) = library(&image);
-    own.interact(&said(&[(CLICK, true)], Some(http::BOX))).unwrap();
+    let (mut own, _) = library(&image, &said(&[(CLICK, true)], Some(http::BOX)));
     for n in 0..clicks {
         own.interact(&said(&[(CLICK, sides(n))], None)).unwrap();
     }
@@ -161,11 +161,9 @@ fn one_encoding_of_each_goes_before_the_next_of_another() {
     let at = server.address;
     let image = Arc::new(example());
     // A first click is looked at from several distances, a box with a patch that fits it.
-    let (mut clicked, encodings) = library(&image);
-    clicked.interact(&said(&[(CLICK, true)], None)).unwrap();
+    let (clicked, encodings) = library(&image, &said(&[(CLICK, true)], None));
     assert!(encodings.made() > 6);
-    let (mut boxed, encodings) = library(&image);
-    boxed.interact(&said(&[(CLICK, true)], Some(http::BOX))).unwrap();
+    let (boxed, encodings) = library(&image, &said(&[(CLICK, true)], Some(http::BOX)));
     assert!(encodings.made() < 4);
     // The client that draws the box comes while the other's patches are encoded, unless that was
     // done already.
@@ -202,10 +200,9 @@ fn where_a_mask_lies_is_encoded_before_the_first_click() {
     let at = server.address;
     let image = Arc::new(example());
     // Both look once: on a mask, and where it is clicked on.
-    let (mut own, encodings) = library(&image);
     let (low, off) = ([74, 74, 12], [82, 82, 14]);
     let mask = Prompts { dense: Some(Dense::Mask(block(&image, low))), ..Prompts::default() };
-    own.interact(&mask).unwrap();
+    let (mut own, encodings) = library(&image, &mask);
     assert_eq!(encodings.made(), 0);
     own.interact(&said(&[(off, false)], None)).unwrap();
     assert_eq!(encodings.made(), 1);
@@ -265,8 +262,7 @@ fn where_a_pointer_rests_is_encoded_before_a_first_click() {
     // A first click is looked at from six distances, and then where the object may be according to
     // each.
     let beside = beside_click(&image);
-    let (mut own, encodings) = library(&image);
-    own.interact(&said(&[(beside, true)], None)).unwrap();
+    let (own, encodings) = library(&image, &said(&[(beside, true)], None));
     assert!(encodings.made() > 6);
     let object = object_on(at, &upload(at), &json!({}));
     assert_eq!(prepare(&object, CLICK), 6);
@@ -280,8 +276,7 @@ fn where_a_pointer_rests_is_encoded_before_a_first_click() {
 
     // The first of two places gives way.
     let (former, latter) = ([130, 130, 23], [40, 80, 14]);
-    let (mut own, encodings) = library(&image);
-    own.interact(&said(&[(latter, true)], None)).unwrap();
+    let (own, encodings) = library(&image, &said(&[(latter, true)], None));
     let object = object_on(at, &settled(at), &json!({}));
     let before = encoded(at);
     assert_eq!((prepare(&object, former), prepare(&object, latter)), (6, 6));

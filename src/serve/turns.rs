@@ -326,7 +326,7 @@ mod tests {
     use super::*;
     use std::panic::resume_unwind;
     use std::sync::mpsc::channel;
-    use std::thread::{scope, yield_now};
+    use std::thread::{Scope, scope, yield_now};
 
     /// A place, and the flag that its work is no longer waited for.
     fn enter(turns: &Arc<Turns>) -> (Turn, Arc<AtomicBool>) {
@@ -340,6 +340,28 @@ mod tests {
         while waiting() != count {
             yield_now();
         }
+    }
+
+    /// A click that has its turn, for which an encoding gave way between two ops. The encoding
+    /// waits on a thread of its own, and does the rest there.
+    fn giving_way<'s>(
+        s: &'s Scope<'s, '_>,
+        turns: &Arc<Turns>,
+        rest: impl FnOnce(&Turn) + Send + 's,
+    ) -> Turn {
+        let (encoding, _) = enter(turns);
+        assert!(encoding.goes_on(Part::Encoding));
+        let (click, _) = enter(turns);
+        let click = s.spawn(move || {
+            assert!(click.begin());
+            click
+        });
+        until_wait(turns, 1);
+        s.spawn(move || {
+            assert!(encoding.goes_on(Part::Encoding));
+            rest(&encoding);
+        });
+        click.join().unwrap()
     }
 
     /// What was done, in order.
@@ -643,20 +665,8 @@ mod tests {
     fn who_has_too_little_memory_goes_on_alone() {
         let (turns, log) = (Arc::<Turns>::default(), Log::default());
         let log = &log;
-        let (encoding, _) = enter(&turns);
-        assert!(encoding.goes_on(Part::Encoding));
-        let (click, _) = enter(&turns);
         scope(|s| {
-            let click = s.spawn(move || {
-                assert!(click.begin());
-                click
-            });
-            until_wait(&turns, 1);
-            s.spawn(move || {
-                assert!(encoding.goes_on(Part::Encoding));
-                log.note("encoding");
-            });
-            let click = click.join().unwrap();
+            let click = giving_way(s, &turns, move |_| log.note("encoding"));
             let (later, _) = enter(&turns);
             s.spawn(move || {
                 assert!(later.begin());
@@ -692,22 +702,12 @@ mod tests {
     fn of_two_with_too_little_memory_one_goes_on_at_once() {
         let (turns, log) = (Arc::<Turns>::default(), Log::default());
         let log = &log;
-        let (encoding, _) = enter(&turns);
-        assert!(encoding.goes_on(Part::Encoding));
-        let (click, _) = enter(&turns);
         scope(|s| {
-            let click = s.spawn(move || {
-                assert!(click.begin());
-                click
-            });
-            until_wait(&turns, 1);
-            s.spawn(move || {
-                assert!(encoding.goes_on(Part::Encoding));
+            let click = giving_way(s, &turns, move |encoding| {
                 // What the click held is there now.
                 assert!(encoding.goes_on(Part::Alone));
                 log.note("encoding");
             });
-            let click = click.join().unwrap();
             until_wait(&turns, 1);
             assert!(click.goes_on(Part::Alone));
             log.note("click");
