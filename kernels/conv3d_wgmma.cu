@@ -204,11 +204,7 @@ template <class T> struct RollingSums {
         double *bin = bins + (threadIdx.x / 32 * OUT + lane * 8) * 2;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-#pragma unroll
-            for (int o = 4; o < 32; o *= 2) {
-                sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], o);
-                squares[i] += __shfl_xor_sync(0xffffffffu, squares[i], o);
-            }
+            add_lanes<4>(sum[i], squares[i]);
             if (lane < 4) bin[i * 2] += sum[i], bin[i * 2 + 1] += squares[i];
             sum[i] = squares[i] = 0.0f;
         }

@@ -355,6 +355,15 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
     }
 }
 
+// Adds up the sums of a channel over the lanes of a warp that have it: every ACROSS-th.
+template <int ACROSS> __device__ __forceinline__ void add_lanes(float &sum, float &squares) {
+#pragma unroll
+    for (int o = ACROSS; o < 32; o *= 2) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, o);
+        squares += __shfl_xor_sync(0xffffffffu, squares, o);
+    }
+}
+
 // Adds up the sums of THREADS threads, of V channels each (OUT / V threads have all 32), and writes
 // them to `to`, [outs][2]. `bins` holds THREADS / 32 * 2 * OUT floats.
 template <int THREADS, int V>
@@ -362,11 +371,7 @@ __device__ __forceinline__ void store_partial_sums(float *bins, float (&sum)[V],
     constexpr int ACROSS = OUT / V;
 #pragma unroll
     for (int i = 0; i < V; i++) {
-#pragma unroll
-        for (int o = ACROSS; o < 32; o *= 2) {
-            sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], o);
-            squares[i] += __shfl_xor_sync(0xffffffffu, squares[i], o);
-        }
+        add_lanes<ACROSS>(sum[i], squares[i]);
         if (threadIdx.x % 32 < ACROSS) {
             float *bin = bins + (threadIdx.x / 32 * OUT + threadIdx.x % ACROSS * V + i) * 2;
             bin[0] = sum[i], bin[1] = squares[i];
@@ -593,11 +598,7 @@ __device__ __forceinline__ void store_fragment_sums(float *bins, float (&sum)[8]
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-#pragma unroll
-        for (int o = 4; o < 32; o *= 2) {
-            sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], o);
-            squares[i] += __shfl_xor_sync(0xffffffffu, squares[i], o);
-        }
+        add_lanes<4>(sum[i], squares[i]);
         if (lane < 4) {
             float *bin = bins + (warp * OUT + i / 2 * 8 + lane * 2 + i % 2) * 2;
             bin[0] = sum[i], bin[1] = squares[i];
