@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
@@ -54,7 +54,8 @@ impl Drop for Listed {
 pub fn abandon() {
     let list = temporary();
     remove(&list);
-    // A writer that had its file's name, but had not opened it, may just have made it again.
+    // A writer that opens its file by its name, and not by [`Pending::open`], may just have made it
+    // again.
     if !list.is_empty() {
         std::thread::sleep(Duration::from_millis(5));
         remove(&list);
@@ -260,6 +261,15 @@ impl Pending {
         &self.temporary
     }
 
+    /// Opens the file to be written from its beginning. If it was removed, because the process is
+    /// told to end ([`abandon`]), it is not made again.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn open(&self) -> io::Result<File> {
+        std::fs::OpenOptions::new().write(true).truncate(true).open(&self.temporary)
+    }
+
     /// Where the file will be.
     pub fn destination(&self) -> &Path {
         &self.destination
@@ -321,7 +331,7 @@ pub fn lock(folder: &Path, name: &str) -> Result<Option<std::fs::File>, String> 
 /// Those of [`Pending::new`], and those of writing.
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<Pending> {
     let pending = Pending::new(path, "")?;
-    std::fs::write(pending.path(), bytes)?;
+    pending.open()?.write_all(bytes)?;
     Ok(pending)
 }
 
@@ -403,6 +413,12 @@ mod tests {
         assert!(make_folder(&at("sub/real/three")).is_err(), "a folder within a file");
         let pending = write_bytes(&at("never"), b"d").unwrap();
         assert!(temporary().contains(pending.path()));
+        drop(pending);
+        // What is removed as the process ends is not made again.
+        let pending = Pending::new(&at("never"), "").unwrap();
+        std::fs::remove_file(pending.path()).unwrap();
+        assert_eq!(pending.open().unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(!pending.path().exists());
         drop(pending);
         let left: Vec<_> =
             std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();

@@ -1,5 +1,6 @@
 //! RGB pictures, written as PNG: the basis of the program's previews and montages.
 
+use crate::output::Pending;
 use font8x8::UnicodeFonts;
 use std::path::Path;
 
@@ -85,12 +86,12 @@ impl Picture {
         Ok(bytes)
     }
 
-    /// Writes the picture as PNG, in place of what was there.
+    /// Writes the picture as PNG into a file that is not in its place yet.
     ///
     /// # Errors
     /// The file cannot be written; the message does not name it.
-    pub fn save(&self, path: &Path) -> Result<(), String> {
-        let file = std::fs::File::create(path).map_err(|e| e.to_string())?;
+    pub(crate) fn put(&self, pending: &Pending) -> Result<(), String> {
+        let file = pending.open().map_err(|e| e.to_string())?;
         self.encode(std::io::BufWriter::new(file))
     }
 
@@ -109,8 +110,8 @@ impl Picture {
     /// The file cannot be written; the message names it.
     pub fn write(&self, path: &Path) -> Result<(), String> {
         let fail = |e: String| format!("{}: {e}", path.display());
-        let pending = crate::output::Pending::new(path, "").map_err(|e| fail(e.to_string()))?;
-        self.save(pending.path()).map_err(fail)?;
+        let pending = Pending::new(path, "").map_err(|e| fail(e.to_string()))?;
+        self.put(&pending).map_err(fail)?;
         pending.commit().map_err(|e| fail(e.to_string()))
     }
 }

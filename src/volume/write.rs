@@ -506,7 +506,7 @@ fn pending(
 ) -> Result<Pending, VolumeError> {
     let fail = |e: String| VolumeError::new(path, e);
     let pending = Pending::new(path, ending).map_err(|e| fail(e.to_string()))?;
-    let written = std::fs::File::create(pending.path()).and_then(|open| {
+    let written = pending.open().and_then(|open| {
         let mut open = Counted { file: open, bytes: 0 };
         put(&mut open).map(|()| open.bytes)
     });

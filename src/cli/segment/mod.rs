@@ -438,7 +438,7 @@ impl Segment {
                 let picture = preview::draw(&image, &fields, &Marks::of(&object.prompts));
                 let fail = |e: String| Failure::Failed(format!("{}: {e}", path.display()));
                 let pending = Pending::new(&path, ".png").map_err(|e| fail(e.to_string()))?;
-                picture.save(pending.path()).map_err(fail)?;
+                picture.put(&pending).map_err(fail)?;
                 outputs.push(pending);
                 stages.end("write");
             }
