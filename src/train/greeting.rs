@@ -473,9 +473,10 @@ mod tests {
     use std::thread::scope;
 
     fn terms(world: usize) -> Terms {
-        let minute = Duration::from_secs(60);
+        // Longer than anything here takes.
+        let long = Duration::from_secs(300);
         let token = Token::new("a token of tests").unwrap();
-        Terms { token, digest: [3; 32], world, patience: minute, greeting: minute, silence: minute }
+        Terms { token, digest: [3; 32], world, patience: long, greeting: long, silence: long }
     }
 
     fn listening() -> (TcpListener, String) {
@@ -511,63 +512,77 @@ mod tests {
         })
     }
 
+    /// Process 0 of two waits while `work` calls it, and then process 1, until it is met. Returns
+    /// what `work` did, and process 0's warnings.
+    fn beside<T>(terms: &Terms, work: impl FnOnce(&str) -> T) -> (T, Vec<String>) {
+        let (listener, address) = listening();
+        scope(|scope| {
+            let first = scope.spawn(|| waited(&listener, terms));
+            let done = work(&address);
+            // It is a stranger too where it is paused for longer than a greeting may take.
+            let _one = std::iter::repeat_with(|| call(&address, 1, terms)).find(Result::is_ok);
+            let (ended, warned) = first.join().unwrap();
+            assert_eq!(ended, Ok(()));
+            (done, warned)
+        })
+    }
+
     #[test]
     fn strangers_are_named_and_hung_up_on() {
-        let (listener, address) = listening();
-        let terms = Terms {
-            patience: Duration::from_secs(5),
-            greeting: Duration::from_millis(500),
-            ..terms(2)
-        };
-        let connect = || TcpStream::connect(&address).unwrap();
+        let terms = terms(2);
         let overheard = recorded(&terms);
-        let (ended, warned) = scope(|scope| {
-            let first = scope.spawn(|| waited(&listener, &terms));
-            let mut silent = connect();
-            let mut slow = connect();
-            let slow = scope.spawn(move || {
-                // A greeting that takes longer than process 0 waits.
-                let sent = HELLO.into_iter().chain([0; 4000]).take_while(|byte| {
-                    std::thread::sleep(Duration::from_millis(20));
-                    slow.write_all(&[*byte]).is_ok()
-                });
-                assert!(sent.count() < 4008);
-            });
-            let error = call(
-                &address,
-                1,
-                &Terms { token: Token::new("another").unwrap(), ..terms.clone() },
-            )
-            .unwrap_err();
+        let ((), warned) = beside(&terms, |address| {
+            let other = Terms { token: Token::new("another").unwrap(), ..terms.clone() };
+            let error = call(address, 1, &other).unwrap_err();
             assert!(
                 error.contains("process 0 has another token") && error.contains("PRISM_TOKEN"),
                 "{error}"
             );
-            let mut replay = connect();
+            let mut replay = TcpStream::connect(address).unwrap();
             replay.write_all(&overheard[..56]).unwrap();
             replay.read_exact(&mut [0; 40]).unwrap();
             replay.write_all(&overheard[56..]).unwrap();
             let mut verdict = [9; 33];
             replay.read_exact(&mut verdict).unwrap();
             assert_eq!(verdict, [UNKNOWN; 33]);
-            assert!(matches!(silent.read(&mut [0]), Ok(0) | Err(_)));
-            slow.join().unwrap();
-            first.join().unwrap()
         });
-        assert_eq!(
-            ended.unwrap_err(),
-            "only 1 of 2 processes appeared within 5 s: waited for process 1"
-        );
-        for (times, said) in [
-            (2, "claims to be process 1 but has another token"),
-            (2, "did not identify itself within 0.5 s"),
-        ] {
-            assert_eq!(
-                warned.iter().filter(|line| line.contains(said)).count(),
-                times,
-                "{warned:?}"
-            );
+        let said = "claims to be process 1 but has another token";
+        assert!(warned.len() == 2 && warned.iter().all(|line| line.contains(said)), "{warned:?}");
+    }
+
+    #[test]
+    fn strangers_that_take_too_long_are_named_and_hung_up_on() {
+        let terms = Terms { greeting: Duration::from_millis(500), ..terms(2) };
+        let (strangers, warned) = beside(&terms, |address| {
+            let connect = || TcpStream::connect(address).unwrap();
+            let (mut silent, mut slow) = (connect(), connect());
+            let strangers = [&silent, &slow].map(|stream| stream.local_addr().unwrap());
+            // A greeting that takes longer than process 0 waits, and by far.
+            let sent = HELLO.into_iter().chain([0; 1000]).take_while(|byte| {
+                std::thread::sleep(Duration::from_millis(100));
+                slow.write_all(&[*byte]).is_ok()
+            });
+            assert!(sent.count() < 1008);
+            assert!(matches!(silent.read(&mut [0]), Ok(0) | Err(_)));
+            strangers
+        });
+        for stranger in strangers {
+            let said = "is not a process of this training run: it did not identify itself";
+            let said = format!("{stranger} {said} within 0.5 s");
+            assert_eq!(warned.iter().filter(|line| **line == said).count(), 1, "{warned:?}");
         }
+    }
+
+    #[test]
+    fn who_never_comes_is_named() {
+        let terms = Terms { patience: Duration::from_millis(50), ..terms(2) };
+        assert_eq!(
+            waited(&listening().0, &terms),
+            (
+                Err("only 1 of 2 processes appeared within 0.05 s: waited for process 1".into()),
+                vec![]
+            )
+        );
     }
 
     #[test]
