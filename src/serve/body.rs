@@ -194,7 +194,12 @@ mod tests {
         drop(body);
         assert!(part.len() == SIZE && memory::used() >= SIZE as u64);
         drop(part);
-        assert!(memory::used() < SIZE as u64);
+        // Others give theirs back in time.
+        let goes = |_| {
+            std::thread::sleep(Duration::from_millis(20));
+            memory::used() < SIZE as u64
+        };
+        assert!(memory::used() < SIZE as u64 || (0..3000).any(goes));
     }
 
     #[test]

@@ -443,7 +443,7 @@ mod tests {
             (DATA, 4, "it sent 4 bytes where 8 were expected"),
         ] {
             let (here, there) = pair();
-            let mut wire = Wire::new(0, 4, Duration::from_secs(60));
+            let mut wire = Wire::new(0, 4, Duration::from_secs(600));
             wire.add(3, here).unwrap();
             send(&there, kind, length, &[7; 4]).unwrap();
             if length == 9 {
@@ -463,12 +463,12 @@ mod tests {
     fn a_loss_ends_waits_that_know_nothing_of_connections() {
         let (send, called) = std::sync::mpsc::channel();
         let (here, there) = pair();
-        let mut wire = Wire::new(1, 2, Duration::from_secs(60));
+        let mut wire = Wire::new(1, 2, Duration::from_secs(600));
         wire.add(0, here).unwrap();
         wire.shared.rescue_by(Box::new(move || send.send(()).unwrap()));
         assert!(called.try_recv().is_err());
         drop(there);
-        called.recv_timeout(Duration::from_secs(60)).unwrap();
+        called.recv_timeout(Duration::from_secs(600)).unwrap();
         assert!(wire.shared.lost().unwrap().contains("process 0 of this training run was lost"));
     }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Longer than anything here takes: a thread that has not finished by then never will.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(600);
 
 fn emulated() -> Cuda {
     Cuda::emulated(Cpu::new(1).unwrap(), DType::F32, 0)

@@ -554,28 +554,28 @@ mod tests {
     #[test]
     fn what_nobody_uses_is_let_go() {
         // A client that shows no life goes early.
-        let dead = store(2, 60_000, 20_000);
+        let dead = store(2, 180_000, 60_000);
         let name = text(dead.claim().unwrap());
-        back(&mut dead.all().leases, 25, 25);
+        back(&mut dead.all().leases, 75, 75);
         dead.lease(Some(&name), Touch::Seen).unwrap();
         dead.sweep();
         assert_eq!(dead.counts(), (1, 0, 0));
-        back(&mut dead.all().leases, 0, 25);
+        back(&mut dead.all().leases, 0, 75);
         dead.sweep();
         assert_eq!(dead.counts(), (0, 0, 0));
         // One that lives and does nothing goes too; to look changes nothing.
-        let idle = store(2, 20_000, 60_000);
+        let idle = store(2, 60_000, 180_000);
         let name = text(idle.claim().unwrap());
-        back(&mut idle.all().leases, 15, 15);
+        back(&mut idle.all().leases, 45, 45);
         let remaining = idle.remaining(idle.lease(Some(&name), Touch::Look).unwrap().0);
-        assert!((0.0..=5.0).contains(&remaining), "{remaining}");
+        assert!((0.0..=15.0).contains(&remaining), "{remaining}");
         idle.worked(idle.lease(Some(&name), Touch::Seen).unwrap().0);
-        back(&mut idle.all().leases, 15, 15);
+        back(&mut idle.all().leases, 45, 45);
         idle.sweep();
         assert_eq!(idle.counts(), (1, 0, 0));
         // What a request works on is in use, however long that takes.
         let (_, held) = idle.lease(Some(&name), Touch::Seen).unwrap();
-        back(&mut idle.all().leases, 15, 15);
+        back(&mut idle.all().leases, 45, 45);
         idle.sweep();
         assert_eq!(idle.counts(), (1, 0, 0));
         drop(held);
@@ -584,17 +584,17 @@ mod tests {
         // A session shows no life: it goes when it is idle, as its work's end says.
         let name = text(idle.start_snap().unwrap());
         assert_eq!(idle.counts(), (0, 1, 0));
-        back(&mut idle.all().snaps, 25, 25);
+        back(&mut idle.all().snaps, 75, 75);
         idle.worked(idle.snap(&name).unwrap().0);
         idle.sweep();
         assert!(idle.lease(Some(&name), Touch::Look).is_err());
         assert_eq!(idle.counts(), (0, 1, 0));
         // What was brought back long ago, while no call was answered, has its time from then on.
-        back(&mut idle.all().snaps, 25, 25);
+        back(&mut idle.all().snaps, 75, 75);
         idle.touch_all();
         idle.sweep();
         assert_eq!(idle.counts(), (0, 1, 0));
-        back(&mut idle.all().snaps, 25, 25);
+        back(&mut idle.all().snaps, 75, 75);
         idle.sweep();
         assert!(idle.snap(&name).is_err() && idle.end_snap(&name).is_err());
     }
