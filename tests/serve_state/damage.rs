@@ -3,14 +3,14 @@
 use crate::common::here;
 use crate::http::{ask, box_and_click, get, model, object_on, post, started};
 use crate::viewer::{Viewer, array_of_example, nnia};
-use crate::{OFF, act, answer, below, keeping, point, records, the, upload};
+use crate::{OFF, act, answer, below, keeping, point, records, the, until_empty, upload};
 use prism::serve::{Keep, Server, Settings};
 use serde_json::json;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[test]
 fn what_breaks_off_is_dropped_and_what_is_damaged_is_told() {
@@ -117,7 +117,7 @@ fn a_full_disk_changes_nothing() {
     let refused = ask(at, "POST", "/v1/scans?name=lung.nii.gz", &[], &file);
     let error = refused.error(507, "error");
     assert!(error.contains("--state-bytes"), "{error}");
-    assert_eq!(below(&state), [state.join("lock")]);
+    until_empty(&state);
     assert!(get(at, "/metrics").text().contains("prism_scans 0\n"));
     server.end();
     // Room for the scan and no answer: clicks are refused, and the object stays as it was.
@@ -201,16 +201,12 @@ fn the_folder_is_one_servers_and_its_owners_alone() {
     // What is released is removed at once, what is not in use in time.
     assert_eq!(ask(at, "DELETE", &format!("/v1/scans/{scan}"), &[], b"").status, 200);
     ask(at, "POST", "/release", &[("X-Lease-Token", &viewer.lease)], b"");
-    assert_eq!(below(&state), [state.join("lock")]);
+    until_empty(&state);
     upload(at);
     server.end();
     let idle = Duration::from_secs(1);
     let mut server = started(Settings { idle, ..settings() });
-    let end = Instant::now() + Duration::from_secs(30);
-    while below(&state) != [state.join("lock")] {
-        assert!(Instant::now() < end, "{:?}", below(&state));
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    until_empty(&state);
     server.end();
     // If other users may read it, nothing is kept.
     std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o755)).unwrap();

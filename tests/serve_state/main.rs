@@ -24,6 +24,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Off the example's nodule, beside it.
 const OFF: [usize; 3] = [72, 71, 14];
@@ -131,6 +132,23 @@ fn below(folder: &Path) -> Vec<PathBuf> {
         found.push(path);
     }
     found
+}
+
+/// Tries again until something holds, or it takes too long.
+#[track_caller]
+fn soon(mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(300);
+    while !is_so() {
+        assert!(Instant::now() < end, "it does not come to be");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until a server keeps nothing. What is released goes with the last request that works on
+/// it, whose client may have its answer already.
+#[track_caller]
+fn until_empty(state: &Path) {
+    soon(|| below(state) == [state.join("lock")]);
 }
 
 /// The only file with a name.
