@@ -52,8 +52,8 @@ static prism_prompts prompts(void) {
 /* Waits until another thread has set a flag. What never comes would otherwise hang whoever runs this. */
 static void await(_Atomic int *flag, const char *name) {
     for (int tries = 0; !*flag; tries++) {
-        if (tries == 600000) {
-            fprintf(stderr, "'%s' was not set within a minute\n", name);
+        if (tries == 6000000) {
+            fprintf(stderr, "'%s' was not set within ten minutes\n", name);
             _exit(1);
         }
         usleep(100);
@@ -164,8 +164,8 @@ static void listens(void *lent, const char *message) {
         told = 0;
         usleep(100);
         talk();
-    } while (told && ++tries < 600000);
-    if (told) fprintf(stderr, "the callback was not replaced within a minute\n"), _exit(1);
+    } while (told && ++tries < 6000000);
+    if (told) fprintf(stderr, "the callback was not replaced within ten minutes\n"), _exit(1);
     usleep(3000);
     TRUE(*(int *)lent == 77);
 }
@@ -224,7 +224,7 @@ static void forks(void) {
     fflush(NULL);
     pid_t child = fork();
     if (child == 0) {
-        alarm(20);
+        alarm(300);
         prism_prompts p = prompts();
         int right = prism_session_interact(session, &p, NULL) == PRISM_FORKED && strstr(prism_last_error(), "fork") && prism_session_free(session) == PRISM_FORKED &&
                     prism_abi_version() == PRISM_ABI_VERSION;

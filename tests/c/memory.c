@@ -518,7 +518,7 @@ static long refused_in_turn(const char *name, int (*part)(void), long step) {
     kind = NOTHING;
     /* Threads give back their memory when they end, for which no call waits. A block that is kept for later, such as an encoded patch, may be a few bytes larger than the one it replaced. */
     long slack = (long)smallest - 1;
-    for (int tenths = 0; held - before > slack && tenths < 600; tenths++) usleep(100000);
+    for (int tenths = 0; held - before > slack && tenths < 6000; tenths++) usleep(100000);
     if (held - before > slack) fprintf(stderr, "%s: %ld bytes were not given back\n", name, held - before), failures++;
     if (getenv("MEMORY_SAY")) fprintf(stderr, "%s: %ld allocations; %zu bytes were enough\n", name, each, budget);
     return refusals;

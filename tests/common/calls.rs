@@ -243,7 +243,7 @@ fn fork_calls(which: u8, session: *mut prism_session, prediction: *mut prism_pre
         if child == 0 {
             // A limit on this process's time does not end the child.
             libc::signal(libc::SIGALRM, libc::SIG_DFL);
-            libc::alarm(20);
+            libc::alarm(300);
             let (point, mut needed) = ([6.0; 3], 0);
             let told = match which % 6 {
                 0 => prism_session_interact(session, &click(&point), null_mut()),

@@ -115,7 +115,7 @@ pub fn ask(
         head += &format!("Content-Length: {}\r\n", body.len());
     }
     let mut stream = TcpStream::connect(at).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(600))).unwrap();
     stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
     // A server that has already answered may have closed the connection.
     let _ = stream.write_all(body);
