@@ -361,6 +361,13 @@ mod tests {
         // among the others changes.
         let damaged = [&[0; 128][..], &b"DICM\x08\0\x60\0CS\xff\x7f"[..]].concat();
         std::fs::write(folder.path().join("doe_jane"), damaged).unwrap();
+        // After a look that began then or later it rests, here for as long as the test takes.
+        let rests_since = |begun: Instant| {
+            let mut known = shelf.known();
+            assert!(known.next >= begun + REST);
+            known.next = Instant::now() + Duration::from_secs(3600);
+        };
+        let begun = Instant::now();
         for before in ["a", "b"] {
             shelf.known().next = Instant::now();
             assert_eq!(shelf.look(), Ok(true));
@@ -375,14 +382,17 @@ mod tests {
         }
         folder.close().unwrap();
         // It is not examined again so soon, whatever is asked for.
+        rests_since(begun);
         assert!(!shelf.is_due());
         assert!(shelf.find("1.2.3").unwrap().is_none() && shelf.look() == Ok(false));
-        shelf.known().next = Instant::now();
+        let begun = Instant::now();
+        shelf.known().next = begun;
         assert!(shelf.is_due());
         let failure = shelf.find("1.2.3").err().unwrap();
         assert!(failure.message().contains("cannot be scanned"), "{failure:?}");
         assert_eq!(of_it(), 2);
         // Nor after a look that failed.
+        rests_since(begun);
         assert!(!shelf.is_due() && shelf.find("1.2.3").unwrap().is_none());
         assert!(Shelf::open(Path::new("no such folder"), MOST, None, &mut warnings).is_err());
     }
