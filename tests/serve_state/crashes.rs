@@ -2,7 +2,7 @@
 
 use crate::common::here;
 use crate::http::{
-    BOX, CLICK, Part, ask, box_and_click, example, get, model, object_on, said, session, started,
+    BOX, CLICK, Part, ask, box_and_click, example, get, object_on, opened, said, session, started,
 };
 use crate::viewer::{Viewer, array_of_example, nnia};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 };
 use flate2::{Compression, write::GzEncoder};
 use prism::prompt::{Dense, Prompts};
-use prism::serve::{Server, Settings};
+use prism::serve::Settings;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -271,8 +271,7 @@ fn a_mask_that_was_given_comes_back() {
 
 /// A server in this process that is not waited for.
 fn beginning(settings: Settings) -> (SocketAddr, impl FnOnce() -> Vec<String>) {
-    let settings = Settings { bind: "127.0.0.1:0".into(), ..settings };
-    let server = Server::open(settings, model(), "small").unwrap();
+    let server = opened(settings);
     let (at, stop, restored) = (server.address(), server.stopper(), server.restored());
     let thread = std::thread::spawn(move || server.run());
     let end = move || {
