@@ -79,9 +79,9 @@ fn ending(run: Run) -> Run {
     born(run, &ENDS, libc::SIG_DFL)
 }
 
-/// A training of the tiny network that takes long.
+/// A training of the tiny network that takes long, and saves nothing before it is told to end.
 fn long(folder: &Path, model: &Path) -> Run {
-    let run = train(model, &folder.join("run")).with("--epochs 1000 --steps 100 --batch 1");
+    let run = train(model, &folder.join("run")).with("--epochs 1 --steps 100000 --batch 1");
     run.with("--iterations 1 --validation-cases 0 --threads 1")
 }
 
