@@ -69,12 +69,12 @@ def answers(url):
     area[10, 12:24, 14:26] = 1
 
     def get(path):
-        answer = requests.get(f"{url}/{path}", timeout=120)
+        answer = requests.get(f"{url}/{path}", timeout=600)
         assert answer.status_code == 200, (path, answer.status_code, answer.text)
         return answer.json()
 
     def post(path, array):
-        answer = requests.post(f"{url}/{path}", **volume(array), timeout=120)
+        answer = requests.post(f"{url}/{path}", **volume(array), timeout=600)
         assert answer.status_code == 200, (path, answer.status_code, answer.text)
         return answer.json()
 
@@ -137,10 +137,10 @@ def oracle(folder):
         stderr=log,
     )
     url = f"http://127.0.0.1:{port}"
-    end = time.time() + 60
+    end = time.time() + 600
     while True:
         try:
-            requests.get(f"{url}/status", timeout=5)
+            requests.get(f"{url}/status", timeout=60)
             return process, url
         except requests.RequestException:
             if process.poll() is not None or time.time() > end:
@@ -168,7 +168,7 @@ def main():
     version = tuple(int(part) for part in got[0][1]["version"].split("."))
     assert (0, 1, 2) <= version
     # Of a session that is not there ITK-SNAP tells its user where the status says so.
-    lost = requests.get(f"{URL}/v2/process_point_interaction/lost?point=1&point=2&point=3", timeout=30)
+    lost = requests.get(f"{URL}/v2/process_point_interaction/lost?point=1&point=2&point=3", timeout=600)
     assert lost.status_code == 404 and "no such session" in lost.json()["detail"]
     print("all is well")
 

@@ -266,7 +266,7 @@ def together():
 
     alone = [works(*scan) for scan in scans]
     assert (alone[0][0] != alone[1][0]).any()
-    ready, found = threading.Barrier(2, timeout=120), {}
+    ready, found = threading.Barrier(2, timeout=600), {}
 
     def keep(n):
         found[n] = works(*scans[n], ready)
