@@ -43,8 +43,8 @@ fn folder_of(path: &Path) -> io::Result<&Path> {
 }
 
 /// Locks a file, by another beside it: waits until no other process or thread has it locked, and
-/// keeps them waiting for as long as the result is open. On a file system without locks nobody
-/// waits.
+/// keeps them waiting for as long as the result is open. On a file system without locks there is no
+/// waiting.
 pub(super) fn lock(path: &Path) -> io::Result<File> {
     folder_of(path)?;
     let file = File::create(path.with_extension("lock"))?;
