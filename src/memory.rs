@@ -55,7 +55,7 @@ impl Refused {
 }
 
 /// A number of bytes, as text for people.
-fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     match n {
         0..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
@@ -185,19 +185,28 @@ fn fits<T>(what: &'static str, count: usize) -> Result<(), Refused> {
         return Err(refused::<T>(what, count));
     }
     let limit = limit();
-    let mut left = limit.saturating_sub(used());
-    if wanted >= LARGE && !is_set() {
-        let mut system = sysinfo::System::new();
-        system.refresh_memory();
-        if system.total_memory() > 0 {
-            // The memory that a group's processes hold; its file caches are given up for them.
-            let group = system
-                .cgroup_limits()
-                .map_or(u64::MAX, |group| group.total_memory.saturating_sub(group.rss));
-            left = left.min(system.available_memory()).min(group);
-        }
-    }
+    let left = if wanted >= LARGE { left() } else { limit.saturating_sub(used()) };
     if wanted <= left { Ok(()) } else { Err(Refused { what, wanted, left: Some([left, limit]) }) }
+}
+
+/// How many bytes are left: of the budget, and, if none was set, of what the machine and the
+/// control group have free at present.
+pub(crate) fn left() -> u64 {
+    let left = limit().saturating_sub(used());
+    // Miri does not support all the system calls that are needed here.
+    if is_set() || cfg!(miri) {
+        return left;
+    }
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    if system.total_memory() == 0 {
+        return left;
+    }
+    // The memory that a group's processes hold; its file caches are given up for them.
+    let group = system
+        .cgroup_limits()
+        .map_or(u64::MAX, |group| group.total_memory.saturating_sub(group.rss));
+    left.min(system.available_memory()).min(group)
 }
 
 /// A number of bytes counted against the budget, given back when dropped.

@@ -11,6 +11,7 @@ mod viewer;
 use common::{tiny, tiny_model};
 use http::{get, started};
 use prism::autograd::{ParamGrads, Tape, Var};
+use prism::data::source::Pools;
 use prism::device::Device;
 use prism::input::read_text;
 use prism::memory::{set_limit, used};
@@ -20,10 +21,14 @@ use prism::prompt::{Dense, PromptError, Prompts, RawOutline, Space};
 use prism::serve::{Settings, readers};
 use prism::session::{Encodings, Options, Said, Scan, Session};
 use prism::tensor::{OpError, Param, Tensor, caught};
+use prism::train::peers::Peers;
+use prism::train::run::{Ended, RecomputeReport, StepReport, ValidationReport, Watch, begin, run};
+use prism::train::settings::{Given, Recompute};
 use prism::volume::intensity::Normalization;
 use prism::volume::{Affine, Grid, Volume};
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use viewer::{Viewer, array_of_example, nnia};
 
@@ -62,6 +67,7 @@ fn what_grows_with_what_is_given_is_held_against_the_budget() {
     begun_again();
     waiting();
     gradients();
+    steps_of_training();
 }
 
 fn texts() {
@@ -361,4 +367,64 @@ fn gradients() {
 fn way_back(tape: Tape<'_>, y: &Var) -> String {
     let (seed, mut gradients) = (values(y.shape()), ParamGrads::new(1));
     refused(|| tape.backward(vec![(y, seed)], &mut gradients))
+}
+
+/// Remembers what a run chose, and leaves little of the budget after the first step.
+#[derive(Default)]
+struct Shortening {
+    told: Vec<RecomputeReport>,
+}
+
+impl Watch for Shortening {
+    fn step(&mut self, report: &StepReport, _: usize) {
+        if let (1, Some(told)) = (report.step, self.told.first()) {
+            set_limit(used() + told.needed / 4);
+        }
+    }
+    fn case(&mut self, _: usize, _: usize) {}
+    fn validation(&mut self, _: &ValidationReport) {}
+    fn recompute(&mut self, report: &RecomputeReport) {
+        self.told.push(report.clone());
+    }
+}
+
+/// A step that keeps its iterations and is refused memory for that is done again without keeping
+/// them, and learns the same.
+fn steps_of_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let network = folder.path().join("network.json");
+    std::fs::write(&network, serde_json::to_string(&tiny()).unwrap()).unwrap();
+    let learned = |name: &str, recompute: Recompute| {
+        let out = folder.path().join(name);
+        let given = Given {
+            model: Some(network.display().to_string()),
+            out: Some(out.clone()),
+            epochs: Some(1),
+            steps: Some(2),
+            batch: Some(1),
+            iterations: Some(16),
+            points_max: Some(5),
+            scribbles: Some(0.0),
+            validation_cases: Some(0),
+            recompute: Some(recompute),
+            ..Given::default()
+        };
+        let s = given.settings();
+        let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
+        let (device, never) = (Device::open("cpu", 1).unwrap(), AtomicBool::new(false));
+        let (state, mut watch) = (begin(s).unwrap(), Shortening::default());
+        let ended = run(&device, state, &pools, &Peers::alone(), &never, &mut watch);
+        set_limit(0);
+        assert_eq!(ended, Ok(Ended::Finished), "{name}");
+        (std::fs::read(out.join("last.safetensors")).unwrap(), watch.told)
+    };
+    let (expected, told) = learned("kept", Recompute::Never);
+    assert!(told.is_empty(), "{told:?}");
+    // More than it needs, whatever the machine has.
+    set_limit(1 << 40);
+    let (weights, told) = learned("auto", Recompute::Auto);
+    let choices: Vec<(usize, bool)> = told.iter().map(|t| (t.step, t.recompute)).collect();
+    assert_eq!(choices, [(1, false), (2, true)], "{told:?}");
+    assert!(told[1].why.contains("out of memory: "), "{told:?}");
+    assert!(weights == expected, "what was learned is another");
 }

@@ -12,9 +12,9 @@ use prism::ops::loss::{KERNEL, Target};
 use prism::tensor::Tensor;
 use prism::train::peers::{Peers, Place};
 use prism::train::run::{Ended, StepReport, ValidationReport, Watch, begin, run};
-use prism::train::settings::{Given, Schedule, Settings};
+use prism::train::settings::{Given, Recompute, Schedule, Settings};
 use prism::train::state::State;
-use prism::train::step::{LossWeights, Share, run_item};
+use prism::train::step::{LossWeights, Rerun, Share, run_item};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -550,7 +550,7 @@ fn recomputing_iterations_changes_no_gradient() {
     );
     let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
     let count = config.tensors().len();
-    let pass = |recompute: bool, prompts: usize| {
+    let pass = |recompute: Rerun, prompts: usize| {
         let share = Share {
             weights: LossWeights::default(),
             iterations: 3,
@@ -571,10 +571,13 @@ fn recomputing_iterations_changes_no_gradient() {
     };
     // Also if the user is satisfied early: then fewer iterations count.
     for prompts in [3, 1, 0] {
-        let ((a, ga), (b, gb)) = (pass(true, prompts), pass(false, prompts));
-        assert_eq!((a.iterations.len(), a.loss.to_bits()), (prompts, b.loss.to_bits()));
-        assert!((0..count).all(|id| ga.get(id) == gb.get(id)));
-        assert_eq!(prompts == 0, (0..count).all(|id| ga.get(id).is_none()));
+        let (b, gb) = pass(Rerun::Never, prompts);
+        for recompute in [Rerun::Exact, Rerun::Fast] {
+            let (a, ga) = pass(recompute, prompts);
+            assert_eq!((a.iterations.len(), a.loss.to_bits()), (prompts, b.loss.to_bits()));
+            assert!((0..count).all(|id| ga.get(id) == gb.get(id)), "{recompute:?}");
+            assert_eq!(prompts == 0, (0..count).all(|id| ga.get(id).is_none()));
+        }
     }
 }
 
@@ -684,6 +687,24 @@ fn settings_come_from_flags_then_the_file_then_defaults() {
         (s.lr, s.epochs, s.schedule, s.batch, s.boundary),
         (1e-3, 9, Schedule::Exponential, 2, 10.0)
     );
+    for (text, value) in
+        [("\"auto\"", Recompute::Auto), ("true", Recompute::Always), ("false", Recompute::Never)]
+    {
+        let line = format!("recompute = {text}");
+        let given: Given = toml::from_str(&line).unwrap();
+        assert_eq!(given.recompute, Some(value), "{line}");
+        // As a run's folder and its state have it.
+        let settings = given.settings();
+        let written = toml::to_string(&settings).unwrap();
+        assert!(written.lines().any(|l| l == line), "{written}");
+        let json = serde_json::to_string(&settings).unwrap();
+        assert_eq!(serde_json::from_str::<Settings>(&json).unwrap(), settings);
+    }
+    assert_eq!(s.recompute, Recompute::Auto);
+    for wrong in ["1", "\"always\""] {
+        let error = toml::from_str::<Given>(&format!("recompute = {wrong}")).unwrap_err();
+        assert!(error.to_string().contains("true, false or \"auto\""), "{error}");
+    }
     let unknown = toml::from_str::<Given>("learning_rate = 1").unwrap_err().to_string();
     assert!(unknown.contains("learning_rate"), "{unknown}");
     assert!(

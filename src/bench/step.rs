@@ -47,7 +47,7 @@ impl TrainingStep {
                 weights: LossWeights::default(),
                 iterations,
                 batch: 1,
-                recompute,
+                recompute: recompute.into(),
                 scale,
             },
         }

@@ -4,7 +4,7 @@ use super::{DeviceArgs, Failure, Precision, note, on_interrupt, progress, say, w
 use crate::data::source::Pools;
 use crate::device::Device;
 use crate::train::peers::{Peers, Place, Token};
-use crate::train::run::{Ended, StepReport, ValidationReport, Watch, begin, run};
+use crate::train::run::{Ended, RecomputeReport, StepReport, ValidationReport, Watch, begin, run};
 use crate::train::settings::Given;
 use crate::train::state::State;
 use clap::{Args, ValueEnum};
@@ -75,6 +75,8 @@ struct Bar {
     /// Whether standard error is a terminal; otherwise each epoch is printed on a line.
     live: bool,
     loss: f64,
+    /// The number of this process.
+    rank: usize,
 }
 
 impl Watch for Bar {
@@ -103,10 +105,25 @@ impl Watch for Bar {
             self.loss,
             dice.join(" ")
         );
+        self.say(&line);
+    }
+
+    fn recompute(&mut self, report: &RecomputeReport) {
+        let process = match self.rank {
+            0 => String::new(),
+            rank => format!("process {rank}: "),
+        };
+        self.say(&format!("{process}{}", report.why));
+    }
+}
+
+impl Bar {
+    /// Prints a line above the bar, if there is one.
+    fn say(&self, line: &str) {
         if self.live {
             self.bar.println(line);
         } else {
-            note(&line);
+            note(line);
         }
     }
 }
@@ -201,7 +218,7 @@ impl Train {
         );
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let live = !bar.is_hidden();
-        let mut watch = Bar { bar, live, loss: 0.0 };
+        let mut watch = Bar { bar, live, loss: 0.0, rank: peers.rank() };
         let ended = run(&device, state, &pools, &peers, &stop, &mut watch);
         watch.bar.finish_and_clear();
         let odd: BTreeSet<String> =

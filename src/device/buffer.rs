@@ -258,6 +258,12 @@ impl Workspace {
             + waiting.iter().map(|c| c.len).sum::<usize>())
     }
 
+    /// Bytes of the buffers of the arena that are in use.
+    pub fn bytes_in_use(&self) -> usize {
+        let of = |s: &Shared| s.chunk.len - s.free.iter().map(|r| r[1] - r[0]).sum::<usize>();
+        4 * locked(&self.arena).iter().map(of).sum::<usize>()
+    }
+
     /// Gives all chunks that are not in use back to the system.
     pub fn trim(&self) {
         trim(&mut locked(&self.arena));
@@ -357,6 +363,10 @@ mod tests {
         for shared in workspace.arena.lock().unwrap().iter() {
             assert_eq!(shared.free, [[0, shared.chunk.len]], "free ranges did not join");
         }
+        assert_eq!(workspace.bytes_in_use(), 0);
+        let one = workspace.alloc(100, 0);
+        assert_eq!(workspace.bytes_in_use(), 4 * 112);
+        drop(one);
         let bytes = workspace.bytes();
         drop([workspace.alloc(100, 0), workspace.alloc(1 << 18, 0)]);
         assert_eq!(workspace.bytes(), bytes);

@@ -136,6 +136,11 @@ impl Cpu {
         self.buffers.bytes()
     }
 
+    /// Bytes of the workspace's buffers that are in use, without persistent copies.
+    pub(crate) fn bytes_in_use(&self) -> usize {
+        self.buffers.bytes_in_use()
+    }
+
     /// A buffer of `len` zeros.
     pub fn zeros(&self, len: usize) -> Buffer {
         let mut b = self.alloc(len);

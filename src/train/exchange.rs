@@ -96,6 +96,12 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// Whether other processes have been sent something, or wait for it: then the step cannot be
+    /// begun again.
+    pub fn has_begun(&self) -> bool {
+        self.sent > 0 && (self.peers.world() > 1 || self.peers.group(self.device).is_some())
+    }
+
     /// Sends the first bucket. To be called once the backward passes of all iterations of this
     /// step's last item are done: only the encoder's gradients still change.
     ///
@@ -212,7 +218,7 @@ mod tests {
     use super::*;
     use crate::model::{Encoder, Model, PatchPrompts, Weights};
     use crate::ops::loss::{KERNEL, Target};
-    use crate::train::step::{LossWeights, Round, Share, run_item_sharing};
+    use crate::train::step::{LossWeights, Rerun, Round, Share, run_item_sharing};
 
     #[test]
     fn every_parameter_is_in_one_bucket() {
@@ -243,7 +249,7 @@ mod tests {
                 weights: LossWeights::default(),
                 iterations: 1,
                 batch: 1,
-                recompute: true,
+                recompute: Rerun::Fast,
                 scale: 1.0,
             };
             // One parameter per bucket: none is hidden by others.

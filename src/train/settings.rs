@@ -17,7 +17,9 @@ use crate::input::read_text;
 use crate::ops::optimizer::AdamWConfig;
 use crate::prompt::simulate::User;
 use rand::{Rng, RngExt};
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// How the learning rate decreases.
@@ -33,6 +35,60 @@ pub enum Schedule {
     Exponential,
     /// Not at all.
     Constant,
+}
+
+/// Whether iterations are computed again in the backward pass. In files it is `true`, `false` or
+/// `"auto"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum Recompute {
+    /// Where memory is too little to keep them; on a GPU the results are those of 'false', to the
+    /// last bit.
+    Auto,
+    /// Always; on a GPU the last bits are other ones than those of 'false'.
+    #[cfg_attr(feature = "cli", value(name = "true"))]
+    Always,
+    /// Never.
+    #[cfg_attr(feature = "cli", value(name = "false"))]
+    Never,
+}
+
+impl From<bool> for Recompute {
+    fn from(always: bool) -> Recompute {
+        if always { Recompute::Always } else { Recompute::Never }
+    }
+}
+
+impl Serialize for Recompute {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Recompute::Auto => serializer.serialize_str("auto"),
+            Recompute::Always => serializer.serialize_bool(true),
+            Recompute::Never => serializer.serialize_bool(false),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Recompute {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Recompute, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Recompute;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("true, false or \"auto\"")
+            }
+            fn visit_bool<E: de::Error>(self, always: bool) -> Result<Recompute, E> {
+                Ok(always.into())
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Recompute, E> {
+                match name {
+                    "auto" => Ok(Recompute::Auto),
+                    _ => Err(E::invalid_value(Unexpected::Str(name), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 macro_rules! settings {
@@ -137,8 +193,9 @@ settings! {
     boundary: f64 = 10.0, "X";
     /// Weight of the refined mask's boundary loss; 0 in the released code [default: 10]
     corrective_boundary: f64 = 10.0, "X";
-    /// Recompute iterations in the backward pass instead of keeping them in memory [default: true]
-    recompute: bool = true, "BOOL";
+    /// Recompute iterations in the backward pass instead of keeping them in memory; auto: where
+    /// memory is too little for that [default: auto]
+    recompute: Recompute = Recompute::Auto, "auto|BOOL";
     /// Minimum number of simulated points per iteration [default: 1]
     points_min: usize = 1, "N";
     /// Maximum number of simulated points per iteration [default: 50]

@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::model::PatchPrompts;
 use crate::ops::loss::{KERNEL, Target};
 use crate::tensor::{OpError, Tensor};
-use crate::train::step::{LossWeights, Outcome, Share, run_item};
+use crate::train::step::{LossWeights, Outcome, Rerun, Share, run_item};
 use std::path::Path;
 
 /// Largest relative error of the loss.
@@ -48,7 +48,7 @@ pub fn run(device: &Device, path: &Path, models: &mut Models) -> Result<Vec<Chec
         },
         iterations,
         batch,
-        recompute: true,
+        recompute: Rerun::Fast,
         // Without effect in float32.
         scale: if device.is_half() { SCALE } else { 1.0 },
     };

@@ -155,10 +155,13 @@ fn synthesise_train_and_evaluate() {
     std::fs::write(place.at("run.toml"), toml).unwrap();
     let train = |settings: &str| prism("train").file("-c", at(settings));
     let out = train("run.toml").with("--lr 1e-3").output();
-    code(&out, 0);
+    let told = code(&out, 0);
+    assert!(told.contains("recompute: o"), "{told}");
     assert_eq!(text(&out.stdout), format!("{}: finished\n", at("run").display()));
     let log = std::fs::read_to_string(place.at("run/log.jsonl")).unwrap();
-    assert!(log.lines().count() == 3 && log.contains("\"lr\":0.001"), "{log}");
+    assert!(log.lines().count() == 4 && log.contains("\"lr\":0.001"), "{log}");
+    // Whether iterations are computed again was left to the run, which says it once.
+    assert_eq!(log.lines().filter(|l| l.contains("\"recompute\":")).count(), 1, "{log}");
     // The split of the cases is kept, in the form that --split reads.
     let cases = prism::data::cases::list(&place.at("data"), None).unwrap();
     let split = prism::data::cases::Split::read(&place.at("run/split.json"), &cases).unwrap();
@@ -167,7 +170,7 @@ fn synthesise_train_and_evaluate() {
     let error = code(&train("run.toml").output(), 2);
     assert!(error.contains("--resume"), "{error}");
     code(&train("run.toml").with("--resume --epochs 2").output(), 0);
-    assert_eq!(std::fs::read_to_string(place.at("run/log.jsonl")).unwrap().lines().count(), 6);
+    assert_eq!(std::fs::read_to_string(place.at("run/log.jsonl")).unwrap().lines().count(), 8);
     std::fs::write(place.at("bad.toml"), "learning_rate = 1").unwrap();
     let error = code(&train("bad.toml").output(), 2);
     assert!(error.contains("bad.toml") && error.contains("learning_rate"), "{error}");

@@ -21,7 +21,7 @@ use prism::model::{Config, Model, Observer, PatchPrompts, Weights, prompt_maps};
 use prism::ops::loss::{KERNEL, Target};
 use prism::ops::optimizer::upload_parameters;
 use prism::tensor::Tensor;
-use prism::train::step::{LossWeights, Share, run_item};
+use prism::train::step::{LossWeights, Rerun, Share, run_item};
 use std::sync::OnceLock;
 
 fn open(precision: impl Into<Precision>) -> Device {
@@ -135,8 +135,8 @@ fn learn(device: &Device, scale: f32) -> (f64, Vec<f64>) {
         .map(|i| f32::from(u8::from(i / s / s > 10 && i / s % s > 14 && i % s < 20)))
         .collect();
     let target = Target::new(device, label, [s; 3], KERNEL).unwrap();
-    let share =
-        Share { weights: LossWeights::default(), iterations: 1, batch: 1, recompute: false, scale };
+    let (weights, recompute) = (LossWeights::default(), Rerun::Never);
+    let share = Share { weights, iterations: 1, batch: 1, recompute, scale };
     let mut grads = ParamGrads::new(count);
     let prompt = |_: usize, _: Option<&Tensor>| {
         Some(PatchPrompts { points: vec![([15, 16, 9], true), ([2, 2, 2], false)], bounds: None })

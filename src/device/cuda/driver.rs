@@ -333,6 +333,11 @@ impl Launcher for Driver {
         result::mem_get_info().ok().map(|(_, total)| total as u64)
     }
 
+    fn free_memory(&self) -> Option<u64> {
+        self.enter().ok()?;
+        result::mem_get_info().ok().map(|(free, _)| free as u64)
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         if self.keeps
             && let Some(address) = self.idle().lend(bytes)

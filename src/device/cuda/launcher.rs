@@ -122,6 +122,10 @@ pub(super) trait Launcher: Send + Sync {
     fn total_memory(&self) -> Option<u64> {
         None
     }
+    /// Bytes of it that are free, without those that were freed and are kept for later use.
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
     fn free(&self, address: u64);
     /// Copies `bytes` bytes to the device, after `write` has written them to the memory that the

@@ -255,6 +255,21 @@ impl Cuda {
         self.0.launcher.total_memory()
     }
 
+    /// Bytes of the device's memory that are free; none for the emulator, unless its memory is
+    /// limited, or if that is unknown.
+    ///
+    /// What was freed stays with the device for later use, and is not among them.
+    pub fn free_memory(&self) -> Option<u64> {
+        #[cfg(feature = "emulator")]
+        {
+            let most = self.0.most.load(Ordering::Relaxed);
+            if most != u64::MAX {
+                return Some(most.saturating_sub(self.held()[1]));
+            }
+        }
+        self.0.launcher.free_memory()
+    }
+
     /// Facts about the device as pairs of name and value, for people.
     pub fn details(&self) -> Vec<(&'static str, String)> {
         let products = match self.products() {

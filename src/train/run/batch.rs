@@ -2,22 +2,23 @@
 //! optimiser.
 
 use super::StepReport;
+use super::recompute::{Chosen, Failed};
 use crate::autograd::ParamGrads;
 use crate::data::sample::Sample;
 use crate::device::{Cpu, DType, Device};
-use crate::model::{Config, Model, PatchPrompts};
+use crate::model::{Model, PatchPrompts};
 use crate::ops::loss::{KERNEL, Target};
 use crate::ops::optimizer::{follow, global_norm, upload_parameters};
 use crate::ops::pointwise::positive;
 use crate::prompt::simulate::{Errors, generator};
-use crate::tensor::{OpError, Tensor};
+use crate::tensor::{OpError, Tensor, caught};
 use crate::train::clicker::Clicker;
 use crate::train::exchange::{Buckets, Exchange};
 use crate::train::peers::Peers;
 use crate::train::settings::Settings;
 use crate::train::state::State;
 use crate::train::step::{
-    IterationLoss, Lost, Outcome, Prompt, Recorder, Round, Share, run_item_sharing,
+    IterationLoss, Lost, Outcome, Prompt, Recorder, Rerun, Round, Share, run_item_sharing,
 };
 use rand::RngExt;
 use std::panic::resume_unwind;
@@ -50,7 +51,7 @@ const MOST_SCALE: f32 = 16777216.0;
 /// is alone has, items are replayed.
 pub(super) fn train_step(
     device: &Device,
-    (workers, recorder): (&[Device], Option<&mut Recorder>),
+    (workers, mut recorder, chosen): (&[Device], Option<&mut Recorder>, &mut Chosen),
     (peers, buckets): (&Peers, &Buckets),
     state: &mut State,
     samples: &[Sample],
@@ -63,55 +64,43 @@ pub(super) fn train_step(
     // Gradients below 6e-8 are zero in f16; bf16 has the range of f32.
     let scales = matches!(device, Device::Cuda(cuda) if cuda.precision() == DType::F16);
     let scale = if scales { state.progress.scaling.0 } else { 1.0 };
-    let (weights, batch, first) =
-        (settings.weights(), settings.batch, peers.share(settings.batch).start);
-    let share = Share {
-        weights,
-        iterations: settings.iterations,
-        batch,
-        recompute: settings.recompute,
+    let (batch, count) = (settings.batch, state.progress.config.tensors().len());
+    let items = Items {
+        device,
+        workers,
+        state: &*state,
+        settings: &settings,
+        samples,
+        step: step as u64,
+        first: peers.share(batch).start as u64,
         scale,
     };
-    let config = &state.progress.config;
-    let count = config.tensors().len();
-    let item = |device: &Device, at: usize, work: Work| {
-        let numbers = [step as u64, (first + at) as u64];
-        learn(device, config, &samples[at], share, &settings, numbers, work)
-    };
-    let (lost, grads) = match recorder {
-        Some(recorder) => {
-            let (mut lost, mut grads) = (vec![], recorder.begin(&state.weights).map_err(fail)?);
-            for at in 0..samples.len() {
-                let last = at + 1 == samples.len();
-                lost.push(item(device, at, Work::Replayed(&mut *recorder, &mut grads, last))?);
-            }
-            (lost, grads)
-        }
-        None => {
-            let model = Model::new(device, &state.weights).map_err(fail)?;
-            let mut exchange = Exchange::new(peers, device, buckets);
-            let (lost, mut grads) = if matches!(device, Device::Cuda(_)) {
-                // One after the other into the same sums, so that they are final while the backward
-                // pass of the last item is still running.
-                let (mut lost, mut grads) = (vec![], ParamGrads::new(count));
-                for at in 0..samples.len() {
-                    let last = (at + 1 == samples.len()).then_some(&mut exchange);
-                    lost.push(item(device, at, Work::OpByOp(&model, &mut grads, last))?);
+    let (lost, grads) = loop {
+        let (rerun, mut exchange) = (chosen.rerun(), Exchange::new(peers, device, buckets));
+        // On the CPU a refusal of memory unwinds.
+        let done = caught(|| Ok(items.all(rerun, recorder.as_deref_mut(), &mut exchange)));
+        let failed = match done {
+            Ok(Ok((lost, mut grads))) => {
+                // With a recorder there are no other processes.
+                if recorder.is_none() {
+                    exchange.finish(&mut grads)?;
                 }
-                (lost, grads)
-            } else {
-                side_by_side(workers, samples.len(), |device, at| {
-                    let mut grads = ParamGrads::new(count);
-                    let lost = item(device, at, Work::OpByOp(&model, &mut grads, None))?;
-                    grads.settle(device).map_err(fail)?;
-                    Ok((lost, grads))
-                })?
+                break (lost, grads);
+            }
+            Ok(Err(failed)) => failed,
+            Err(e) => e.into(),
+        };
+        if exchange.has_begun() || !chosen.does_again(&failed, step + 1) {
+            let hint = match failed.refused && rerun == Rerun::Never && settings.iterations > 1 {
+                true => ". A step takes less with --recompute auto or true",
+                false => "",
             };
-            drop(model);
-            exchange.finish(&mut grads)?;
-            (lost, grads)
+            return Err(failed.text + hint);
         }
     };
+    let tape = lost.iter().map(Lost::tape_bytes).max().unwrap_or(0);
+    let kept = settings.iterations.saturating_sub(1) * workers.len();
+    chosen.measured(tape.saturating_mul(kept as u64));
     // Sums on a GPU that waited for a lost process end with unspecified values: the optimiser must
     // not use them. If the loss is reported only later, nothing is saved any more.
     peers.intact()?;
@@ -190,9 +179,9 @@ pub(super) fn train_step(
 fn side_by_side(
     workers: &[Device],
     count: usize,
-    item: impl Fn(&Device, usize) -> Result<(Lost, ParamGrads), String> + Sync,
-) -> Result<(Vec<Lost>, ParamGrads), String> {
-    let mut results: Vec<Option<Result<(Lost, ParamGrads), String>>> =
+    item: impl Fn(&Device, usize) -> Result<(Lost, ParamGrads), Failed> + Sync,
+) -> Result<(Vec<Lost>, ParamGrads), Failed> {
+    let mut results: Vec<Option<Result<(Lost, ParamGrads), Failed>>> =
         (0..count).map(|_| None).collect();
     std::thread::scope(|scope| {
         let chunk = count.div_ceil(workers.len());
@@ -212,22 +201,22 @@ fn side_by_side(
         let ended: Vec<_> = running.into_iter().map(|thread| thread.map(|t| t.join())).collect();
         for thread in ended {
             thread
-                .map_err(|e| format!("no thread for a part of the batch: {e}"))?
+                .map_err(|e| Failed::other(format!("no thread for a part of the batch: {e}")))?
                 .unwrap_or_else(|payload| resume_unwind(payload));
         }
-        Ok::<_, String>(())
+        Ok::<_, Failed>(())
     })?;
     let mut grads: Option<ParamGrads> = None;
     let mut all = vec![];
     for result in results {
-        let (lost, part) = result.ok_or("an item was not run")??;
+        let (lost, part) = result.ok_or_else(|| Failed::other("an item was not run"))??;
         all.push(lost);
         match &mut grads {
             None => grads = Some(part),
-            Some(sum) => sum.add_all(part).map_err(|e| e.to_string())?,
+            Some(sum) => sum.add_all(part)?,
         }
     }
-    Ok((all, grads.ok_or("a step without items")?))
+    Ok((all, grads.ok_or_else(|| Failed::other("a step without items"))?))
 }
 
 /// The outcomes of the whole batch from those of each process's items, and whether any process was
@@ -294,51 +283,127 @@ impl Work<'_, '_> {
     }
 }
 
-/// One item forward and backward, with simulated prompts.
-fn learn(
-    device: &Device,
-    config: &Config,
-    sample: &Sample,
-    share: Share,
-    settings: &Settings,
-    [step, item]: [u64; 2],
-    work: Work,
-) -> Result<Lost, String> {
-    let s = config.patch;
-    let fail = |e: OpError| format!("{}: {e}", sample.name);
-    let label: Vec<f32> =
-        crate::memory::collected("a label", sample.label.iter().map(|l| *l as f32));
-    let target = Target::new(device, label, [s; 3], KERNEL).map_err(fail)?;
-    let user = settings.item_user(&mut generator(settings.seed, &[4, step, item]));
-    let mut rng = generator(settings.seed, &[2, step, item]);
-    let image = Tensor::new([s; 3], sample.image.clone());
-    if generator(settings.seed, &[5, step, item]).random_bool(settings.clicking) {
-        let mut clicker =
-            Clicker::new(&mut rng, &sample.label, s, config.click_radius, settings.click_weight);
-        let mut prompt = |t: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
-            let answer = answer.map(Tensor::try_data).transpose()?;
-            Ok(Some(clicker.give(&mut rng, t, answer)))
-        };
-        return work.run(device, &image, &target, share, &mut prompt).map_err(fail);
+/// The items of a step that belong to this process.
+struct Items<'s> {
+    device: &'s Device,
+    workers: &'s [Device],
+    state: &'s State,
+    settings: &'s Settings,
+    samples: &'s [Sample],
+    /// The step, from 0, and the number of the first item within the batch.
+    step: u64,
+    first: u64,
+    /// The loss scale.
+    scale: f32,
+}
+
+impl Items<'_> {
+    /// All items forward and backward: their losses, and the sums of their gradients. Nothing but
+    /// the exchange and the recorder remembers a call that failed.
+    fn all(
+        &self,
+        rerun: Rerun,
+        recorder: Option<&mut Recorder>,
+        exchange: &mut Exchange,
+    ) -> Result<(Vec<Lost>, ParamGrads), Failed> {
+        let Items { device, state, samples, .. } = *self;
+        if let Some(recorder) = recorder {
+            let (mut lost, mut grads) = (vec![], recorder.begin(&state.weights)?);
+            for at in 0..samples.len() {
+                let last = at + 1 == samples.len();
+                let work = Work::Replayed(&mut *recorder, &mut grads, last);
+                lost.push(self.one(device, at, rerun, work)?);
+            }
+            return Ok((lost, grads));
+        }
+        let model = Model::new(device, &state.weights)?;
+        let count = state.progress.config.tensors().len();
+        if matches!(device, Device::Cuda(_)) {
+            // One after the other into the same sums, so that they are final while the backward
+            // pass of the last item is still running.
+            let (mut lost, mut grads) = (vec![], ParamGrads::new(count));
+            for at in 0..samples.len() {
+                let last = (at + 1 == samples.len()).then_some(&mut *exchange);
+                let work = Work::OpByOp(&model, &mut grads, last);
+                lost.push(self.one(device, at, rerun, work)?);
+            }
+            return Ok((lost, grads));
+        }
+        side_by_side(self.workers, samples.len(), |device, at| {
+            let mut grads = ParamGrads::new(count);
+            let lost = self.one(device, at, rerun, Work::OpByOp(&model, &mut grads, None))?;
+            grads.settle(device)?;
+            Ok((lost, grads))
+        })
     }
-    let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
-    let mut prompt = |_: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
-        let answer = answer.map(|answer| positive(device, answer)).transpose()?;
-        let errors = Errors::of(&sample.label, answer.as_deref());
-        Ok((!errors.is_empty()).then(|| {
-            PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds }.into()
-        }))
-    };
-    work.run(device, &image, &target, share, &mut prompt).map_err(fail)
+
+    /// One item forward and backward, with simulated prompts.
+    fn one(&self, device: &Device, at: usize, rerun: Rerun, work: Work) -> Result<Lost, Failed> {
+        let sample = &self.samples[at];
+        self.learn(device, sample, self.first + at as u64, rerun, work).map_err(|e| {
+            let failed = Failed::from(e);
+            Failed { text: format!("{}: {}", sample.name, failed.text), ..failed }
+        })
+    }
+
+    fn learn(
+        &self,
+        device: &Device,
+        sample: &Sample,
+        item: u64,
+        rerun: Rerun,
+        work: Work,
+    ) -> Result<Lost, OpError> {
+        let Items { settings, step, scale, .. } = *self;
+        let config = &self.state.progress.config;
+        let share = Share {
+            weights: settings.weights(),
+            iterations: settings.iterations,
+            batch: settings.batch,
+            recompute: rerun,
+            scale,
+        };
+        let s = config.patch;
+        let label: Vec<f32> =
+            crate::memory::collected("a label", sample.label.iter().map(|l| *l as f32));
+        let target = Target::new(device, label, [s; 3], KERNEL)?;
+        let user = settings.item_user(&mut generator(settings.seed, &[4, step, item]));
+        let mut rng = generator(settings.seed, &[2, step, item]);
+        let image = Tensor::new([s; 3], sample.image.clone());
+        if generator(settings.seed, &[5, step, item]).random_bool(settings.clicking) {
+            let mut clicker = Clicker::new(
+                &mut rng,
+                &sample.label,
+                s,
+                config.click_radius,
+                settings.click_weight,
+            );
+            let mut prompt =
+                |t: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+                    let answer = answer.map(Tensor::try_data).transpose()?;
+                    Ok(Some(clicker.give(&mut rng, t, answer)))
+                };
+            return work.run(device, &image, &target, share, &mut prompt);
+        }
+        let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
+        let mut prompt = |_: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+            let answer = answer.map(|answer| positive(device, answer)).transpose()?;
+            let errors = Errors::of(&sample.label, answer.as_deref());
+            Ok((!errors.is_empty()).then(|| {
+                PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds }.into()
+            }))
+        };
+        work.run(device, &image, &target, share, &mut prompt)
+    }
 }
 
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
     use super::*;
     use crate::device::Cuda;
-    use crate::model::Weights;
+    use crate::model::{Config, Weights};
     use crate::train::run::before_any_step;
-    use crate::train::settings::Given;
+    use crate::train::settings::{Given, Recompute};
 
     fn state() -> State {
         let settings = Given {
@@ -372,8 +437,8 @@ mod tests {
 
     /// Steps by replay leave the bits that steps op by op leave: with other prompts and other
     /// numbers of tokens in each iteration, users who steer among them, iterations that are run
-    /// again and others that would be kept, when a step overflows, and when a run is resumed, which
-    /// records anew.
+    /// again and others that are kept, or would be where memory has room, when a step overflows,
+    /// and when a run is resumed, which records anew.
     #[test]
     fn replayed_steps_leave_the_bits_of_their_ops() {
         for (precision, recompute, batch, clicking, steps) in
@@ -384,11 +449,16 @@ mod tests {
             let mut states = [(); 2].map(|()| state());
             for state in &mut states {
                 let settings = &mut state.progress.settings;
-                (settings.batch, settings.iterations, settings.recompute) = (batch, 2, recompute);
+                (settings.batch, settings.iterations) = (batch, 2);
+                settings.recompute = recompute.into();
                 (settings.points_min, settings.points_max, settings.boxed) = (1, 2, 0.5);
                 settings.clicking = clicking;
             }
             let [plain, replayed] = &mut states;
+            if !recompute {
+                // Until that is chosen, iterations are run again, to the bits of those kept.
+                replayed.progress.settings.recompute = Recompute::Auto;
+            }
             let samples: Vec<Sample> = (1..=batch).map(sample).collect();
             let (peers, buckets) = (Peers::alone(), Buckets::new(&plain.progress.config));
             let (workers, stop) = ([device.clone()], AtomicBool::new(false));
@@ -398,7 +468,9 @@ mod tests {
                 let take = |state: &mut State, recorder: Option<&mut Recorder>| {
                     let scale = if overflows { 2f32.powi(100) } else { 1024.0 };
                     state.progress.scaling = (scale, 0);
-                    let (workers, shared) = ((&workers[..], recorder), (&peers, &buckets));
+                    let mut chosen = Chosen::new(&state.progress.settings);
+                    let workers = (&workers[..], recorder, &mut chosen);
+                    let shared = (&peers, &buckets);
                     train_step(&device, workers, shared, state, &samples, step, &stop).unwrap().0
                 };
                 let expected = take(plain, None);
@@ -424,6 +496,72 @@ mod tests {
         }
     }
 
+    /// Where a device has too little memory to keep iterations, they are run again, to the same
+    /// bits; and a step that is refused memory while it keeps them is done again.
+    #[test]
+    fn steps_have_the_same_bits_in_any_memory() {
+        // Every step asks for the same memory.
+        let begun = |recompute: Recompute| {
+            let mut state = state();
+            let settings = &mut state.progress.settings;
+            (settings.batch, settings.iterations, settings.recompute) = (1, 3, recompute);
+            (settings.points_min, settings.points_max, settings.boxed) = (2, 2, 0.0);
+            state.progress.scaling = (1024.0, 0);
+            let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
+            let chosen = Chosen::new(&state.progress.settings);
+            (cuda, state, chosen)
+        };
+        let samples = [sample(1)];
+        type Begun = (Cuda, State, Chosen);
+        let step = |(cuda, state, chosen): &mut Begun, step: usize| -> Result<(), String> {
+            let (peers, buckets) = (Peers::alone(), Buckets::new(&state.progress.config));
+            let (device, stop) = (Device::Cuda(cuda.clone()), AtomicBool::new(false));
+            let (workers, shared) = ([device.clone()], (&peers, &buckets));
+            let workers = (&workers[..], None, chosen);
+            train_step(&device, workers, shared, state, &samples, step, &stop)?;
+            Ok(())
+        };
+        // Chooses after the first step, where so much more is free than it took.
+        let choose = |(cuda, _, chosen): &mut Begun, more: u64| {
+            cuda.limit_memory(cuda.held()[1] + more);
+            chosen.choose(&Device::Cuda(cuda.clone()), 1, 1);
+            cuda.limit_memory(u64::MAX);
+            chosen.reports().pop().unwrap()
+        };
+
+        let mut kept = begun(Recompute::Never);
+        (0..2).for_each(|at| step(&mut kept, at).unwrap());
+        assert!(kept.2.reports().is_empty());
+        let expected = bits(&kept.1);
+
+        let mut again = begun(Recompute::Auto);
+        step(&mut again, 0).unwrap();
+        let told = choose(&mut again, 0);
+        assert!(told.recompute && told.needed > 0 && told.available == Some(0), "{told:?}");
+        step(&mut again, 1).unwrap();
+        assert!(bits(&again.1) == expected, "iterations that are run again have other bits");
+        let [least, most] = [&again, &kept].map(|(cuda, ..)| cuda.held()[1]);
+        assert!(least < most, "{least} bytes, {most} where iterations are kept");
+
+        // There is room at first, and then for a step that runs them again alone.
+        let between = least + (most - least) / 2;
+        let mut refused = begun(Recompute::Auto);
+        step(&mut refused, 0).unwrap();
+        let told = choose(&mut refused, 1 << 40);
+        assert!(!told.recompute && refused.2.rerun() == Rerun::Never, "{told:?}");
+        refused.0.limit_memory(between);
+        step(&mut refused, 1).unwrap();
+        let told = refused.2.reports().pop().expect("memory was refused");
+        assert!(told.recompute && told.step == 2 && told.available.is_none(), "{told:?}");
+        assert!(told.why.contains("sample 1: out of device memory"), "{told:?}");
+        assert!(bits(&refused.1) == expected, "a step that was done again has other bits");
+
+        // Who asked for it is told.
+        kept.0.limit_memory(between);
+        let error = step(&mut kept, 2).unwrap_err();
+        assert!(error.contains("out of device memory") && error.contains("--recompute"), "{error}");
+    }
+
     /// If gradients overflow their 16 bits, a step changes nothing but the loss scale; and the
     /// gradients that two items give a stage's weights go back to the weights from which those were
     /// composed.
@@ -437,7 +575,8 @@ mod tests {
             let (peers, buckets) = (Peers::alone(), Buckets::new(&state.progress.config));
             let shared = (&peers, &buckets);
             let (workers, stop) = ([device.clone()], AtomicBool::new(false));
-            let workers = (&workers[..], None);
+            let mut chosen = Chosen::new(&state.progress.settings);
+            let workers = (&workers[..], None, &mut chosen);
             train_step(&device, workers, shared, state, &samples, 0, &stop).unwrap().0
         };
         let (mut state, mut other) = (state(), state());

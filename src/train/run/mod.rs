@@ -7,7 +7,10 @@
 
 mod batch;
 mod folder;
+mod recompute;
 mod validation;
+
+pub use recompute::RecomputeReport;
 
 use super::exchange::Buckets;
 use super::peers::Peers;
@@ -18,6 +21,7 @@ use crate::data::sample::Sample;
 use crate::data::source::Pools;
 use crate::device::Device;
 use crate::input::read_text;
+use crate::memory;
 use crate::model::{Config, Weights};
 use crate::ops::optimizer::AdamW;
 use crate::output::{lock, make_folder, write_text};
@@ -25,6 +29,7 @@ use crate::tensor::caught;
 use batch::{train_step, workers};
 use folder::{Log, keep};
 use rayon::prelude::*;
+use recompute::Chosen;
 use serde::Serialize;
 use serde_json::json;
 use std::panic::resume_unwind;
@@ -98,6 +103,10 @@ pub trait Watch {
     fn case(&mut self, number: usize, of: usize);
     /// Called after a validation.
     fn validation(&mut self, report: &ValidationReport);
+    /// Called when the run has chosen whether iterations are computed again in the backward pass,
+    /// which [`Recompute::Auto`](super::settings::Recompute::Auto) leaves to it, before the call
+    /// for that step.
+    fn recompute(&mut self, _report: &RecomputeReport) {}
 }
 
 /// The state of a new run: with random weights drawn by the seed, or with those of the model file
@@ -235,30 +244,26 @@ fn all_steps(
     // Gradients are exchanged while they are computed: with other processes nothing is recorded.
     let alone = peers.world() == 1 && peers.group(device).is_none();
     let mut recorder = if alone { Recorder::wanted(device) } else { None };
+    let mut chosen = Chosen::new(&settings);
     let total = settings.total_steps();
     let (first, augmentation) = (state.progress.step, settings.augmentation());
+    // The samples of a step.
+    let draw = |step: usize| -> Result<Vec<Sample>, String> {
+        let draw = |item: usize| {
+            pools.train.draw(&config, &augmentation, settings.seed, step as u64, item as u64)
+        };
+        let samples = share.clone().into_par_iter().map(draw).collect::<Result<Vec<_>, _>>();
+        samples.map_err(|e| e.to_string())
+    };
     let abandoned = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let (send, receive) = sync_channel::<Result<Vec<Sample>, String>>(AHEAD);
-        let (settings_ref, config_ref, abandoned_ref, items) =
-            (&settings, &config, &abandoned, share.clone());
+        let (send, receive) = sync_channel::<Option<Result<Vec<Sample>, String>>>(AHEAD);
+        let (draw_ref, abandoned_ref) = (&draw, &abandoned);
         let read = move || {
             for step in first..total {
-                let draw = |item: usize| {
-                    pools.train.draw(
-                        config_ref,
-                        &augmentation,
-                        settings_ref.seed,
-                        step as u64,
-                        item as u64,
-                    )
-                };
-                let samples = items
-                    .clone()
-                    .into_par_iter()
-                    .map(draw)
-                    .collect::<Result<Vec<_>, _>>()
-                    .map_err(|e| e.to_string());
+                // None if memory was refused: a step may have taken all of it, and between steps
+                // there is more.
+                let samples = memory::caught(|| draw_ref(step)).ok();
                 if abandoned_ref.load(Ordering::Relaxed) || send.send(samples).is_err() {
                     return;
                 }
@@ -281,11 +286,12 @@ fn all_steps(
             for step in first..total {
                 let samples = receive
                     .recv()
-                    .map_err(|_| "the thread that reads the data ended early".to_string())??;
+                    .map_err(|_| "the thread that reads the data ended early".to_string())?;
+                let samples = samples.unwrap_or_else(|| draw(step))?;
                 let start = Instant::now();
                 let (mut report, stopping) = train_step(
                     device,
-                    (&workers[..], recorder.as_mut()),
+                    (&workers[..], recorder.as_mut(), &mut chosen),
                     (peers, &buckets),
                     &mut state,
                     &samples,
@@ -293,6 +299,13 @@ fn all_steps(
                     stop,
                 )?;
                 report.seconds = start.elapsed().as_secs_f64();
+                chosen.choose(device, peers.world(), step + 1);
+                for report in chosen.reports() {
+                    if let Some(log) = &mut log {
+                        log.write(&report)?;
+                    }
+                    watch.recompute(&report);
+                }
                 if let Some(log) = &mut log {
                     log.write(&report)?;
                 }
@@ -322,7 +335,7 @@ fn all_steps(
         // The reader may be waiting for room: when the receiver is dropped it ends.
         abandoned.store(true, Ordering::Relaxed);
         drop(receive);
-        // If the reader was refused memory, the refusal continues here.
+        // A panic of the reader continues here.
         reader.join().unwrap_or_else(|payload| resume_unwind(payload));
         result
     })

@@ -2,10 +2,10 @@
 //! through all of it.
 //!
 //! Each iteration has its own tape, whose inputs are the image's features and the previous answer.
-//! With `recompute` only one of these tapes exists at a time: the forward pass keeps only the
-//! answers, and in the backward pass an iteration is run again to record it. The encoder and the
-//! skip convolutions are on a tape that lasts the whole step; their gradient is the sum over the
-//! iterations.
+//! Where iterations are run again ([`Rerun`]), only one of these tapes exists at a time: the
+//! forward pass keeps only the answers, and in the backward pass an iteration is run again to
+//! record it. The encoder and the skip convolutions are on a tape that lasts the whole step; their
+//! gradient is the sum over the iterations.
 //!
 //! On a CUDA device the same work can be recorded and replayed: `recorded.rs`.
 
@@ -41,6 +41,25 @@ impl Default for LossWeights {
     }
 }
 
+/// Whether iterations are run again in the backward pass instead of being kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rerun {
+    /// They are kept, with all that their backward passes read.
+    Never,
+    /// They are run again. Their answers are computed by the ops of a tape, as those of kept
+    /// iterations are: all results have the same bits as with [`Rerun::Never`].
+    Exact,
+    /// They are run again. Their answers are computed by the ops of a session: on a GPU these are
+    /// fewer, and the last bits are others.
+    Fast,
+}
+
+impl From<bool> for Rerun {
+    fn from(recompute: bool) -> Rerun {
+        if recompute { Rerun::Fast } else { Rerun::Never }
+    }
+}
+
 /// How an item takes part in a training step.
 #[derive(Clone, Copy, Debug)]
 pub struct Share {
@@ -51,10 +70,18 @@ pub struct Share {
     /// The number of items of the batch, which means over the batch are divided by.
     pub batch: usize,
     /// Whether iterations are run again in the backward pass instead of being kept.
-    pub recompute: bool,
+    pub recompute: Rerun,
     /// The loss scale: gradients are multiplied by it, so that they are not lost in 16 bits, and
     /// [`AdamW::step`](crate::ops::optimizer::AdamW::step) divides by it. 1 for none.
     pub scale: f32,
+}
+
+impl Share {
+    /// Whether iteration `t` is run again in the backward pass. The last is the first there: it is
+    /// kept.
+    fn reruns(&self, t: usize) -> bool {
+        self.recompute != Rerun::Never && t + 1 < self.iterations
+    }
 }
 
 /// An item's part of the loss in one iteration, before the mean over iterations.
@@ -296,18 +323,21 @@ fn run_to_its_end(
     let mut pass = Pass { device, model, features, rounds: vec![], dense: vec![] };
     let mut kept: Vec<Option<Recorded>> = vec![];
     let mut previous: Option<Tensor> = None;
+    let mut tape_bytes = 0;
     for t in 0..share.iterations {
         if !pass.ask(t, &mut previous, &mut prompt)? {
             break;
         }
-        // The last iteration is the first of the backward pass: it is recorded at once.
-        if share.recompute && t + 1 < share.iterations {
+        let reruns = share.reruns(t);
+        if reruns && share.recompute == Rerun::Fast {
             previous = Some(pass.answer(t)?);
             kept.push(None);
         } else {
+            let before = in_use(device);
             let recorded = pass.record(t)?;
+            tape_bytes = in_use(device).saturating_sub(before);
             previous = Some(recorded.answer.logits.value().clone());
-            kept.push(Some(recorded));
+            kept.push((!reruns).then_some(recorded));
         }
     }
     drop(previous);
@@ -333,7 +363,15 @@ fn run_to_its_end(
     encoder.backward_watched(seeds, grads, |grads| {
         ends.exchange.as_mut().map_or(Ok(()), |e| e.encoder_reached(grads))
     })?;
-    Ok(Lost { iterations: unread, target: target.size(), share })
+    Ok(Lost { iterations: unread, target: target.size(), share, tape_bytes })
+}
+
+/// Bytes that a device's values take.
+fn in_use(device: &Device) -> u64 {
+    match device {
+        Device::Cpu(cpu) => cpu.bytes_in_use() as u64,
+        Device::Cuda(cuda) => cuda.held()[0],
+    }
 }
 
 /// Zeros on the device of the maps.
@@ -378,6 +416,7 @@ pub struct Lost {
     iterations: Vec<Unread>,
     target: TargetSize,
     share: Share,
+    tape_bytes: u64,
 }
 
 /// The loss of an iteration, kept where it was computed.
@@ -398,6 +437,12 @@ impl Unread {
 }
 
 impl Lost {
+    /// Bytes of the last iteration's tape, as long as that exists: what keeping an iteration takes.
+    /// 0 if it was replayed.
+    pub fn tape_bytes(&self) -> u64 {
+        self.tape_bytes
+    }
+
     /// The losses of items, and the norm of their gradients, all copied from the device at once; it
     /// is waited for.
     pub fn read_with(

@@ -18,7 +18,8 @@
 //! second time. Whatever is not recorded is done op by op.
 
 use super::{
-    Answered, Ends, Gathered, Lost, Pass, Recorded, Round, Seeds, Share, losses, run_to_its_end,
+    Answered, Ends, Gathered, Lost, Pass, Recorded, Rerun, Round, Seeds, Share, losses,
+    run_to_its_end,
 };
 use crate::autograd::{GradMemory, ParamGrads, Reached, Tape, Var, add_to};
 use crate::device::cuda::{Arena, Graph, Layouts};
@@ -602,7 +603,8 @@ impl<'k> Replay<'k> {
             if !pass.ask(t, &mut previous, &mut prompt)? {
                 break;
             }
-            if share.recompute && t + 1 < share.iterations {
+            let reruns = share.reruns(t);
+            if reruns && share.recompute == Rerun::Fast {
                 previous = Some(match self.answer(iterations, &pass, t)? {
                     Some(logits) => logits,
                     None => pass.answer(t)?,
@@ -621,7 +623,7 @@ impl<'k> Replay<'k> {
                 None => {
                     let recorded = pass.record(t)?;
                     previous = Some(recorded.answer.logits.value().clone());
-                    kept.push(Some(recorded));
+                    kept.push((!reruns).then_some(recorded));
                 }
             }
         }
@@ -660,7 +662,7 @@ impl<'k> Replay<'k> {
             encoder.back.replay()?;
             grads.replayed(&encoder.reached)?;
         }
-        Ok(Lost { iterations: unread, target: target.size(), share })
+        Ok(Lost { iterations: unread, target: target.size(), share, tape_bytes: 0 })
     }
 
     /// The answer of iteration `t`, without a tape; none if that is not recorded.
