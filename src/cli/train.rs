@@ -3,6 +3,7 @@
 use super::{DeviceArgs, Failure, Precision, note, on_interrupt, progress, say, warn};
 use crate::data::source::Pools;
 use crate::device::Device;
+use crate::message::shown;
 use crate::train::peers::{Peers, Place, Token};
 use crate::train::run::{Ended, RecomputeReport, StepReport, ValidationReport, Watch, begin, run};
 use crate::train::settings::Given;
@@ -118,10 +119,11 @@ impl Watch for Bar {
 }
 
 impl Bar {
-    /// Prints a line above the bar, if there is one.
+    /// Prints a line above the bar, if there is one. It may name a case, whose name comes from a
+    /// file.
     fn say(&self, line: &str) {
         if self.live {
-            self.bar.println(line);
+            self.bar.println(shown(line));
         } else {
             note(line);
         }

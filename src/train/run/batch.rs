@@ -15,7 +15,7 @@ use crate::tensor::{OpError, Tensor, caught};
 use crate::train::clicker::Clicker;
 use crate::train::exchange::{Buckets, Exchange};
 use crate::train::peers::Peers;
-use crate::train::settings::Settings;
+use crate::train::settings::{Recompute, Settings};
 use crate::train::state::State;
 use crate::train::step::{
     IterationLoss, Lost, Outcome, Prompt, Recorder, Rerun, Round, Share, run_item_sharing,
@@ -91,8 +91,10 @@ pub(super) fn train_step(
             Err(e) => e.into(),
         };
         if exchange.has_begun() || !chosen.does_again(&failed, step + 1) {
-            let hint = match failed.refused && rerun == Rerun::Never && settings.iterations > 1 {
-                true => ". A step takes less with --recompute auto or true",
+            // Where that was left to the run, it is no advice; a resumed run keeps its settings.
+            let keeps = settings.recompute == Recompute::Never && settings.iterations > 1;
+            let hint = match failed.refused && keeps {
+                true => ". A new run takes less with --recompute auto or true",
                 false => "",
             };
             return Err(failed.text + hint);
@@ -403,7 +405,7 @@ mod tests {
     use crate::device::Cuda;
     use crate::model::{Config, Weights};
     use crate::train::run::before_any_step;
-    use crate::train::settings::{Given, Recompute};
+    use crate::train::settings::Given;
 
     fn state() -> State {
         let settings = Given {

@@ -143,9 +143,11 @@ impl Chosen {
 /// Bytes that iterations may take beyond what a step has that computes them again: half of what is
 /// left, because others need memory too, and iterations of more points take more.
 fn available(device: &Device, processes: usize) -> u64 {
+    // The emulator's memory is the host's; of a GPU's, what is unknown is not relied on.
     let on_device = match device {
         Device::Cpu(_) => None,
-        Device::Cuda(cuda) => cuda.free_memory(),
+        Device::Cuda(cuda) if cuda.is_emulated() => cuda.free_memory(),
+        Device::Cuda(cuda) => Some(cuda.free_memory().unwrap_or(0)),
     };
     // Processes may share a host, but not a GPU.
     on_device.unwrap_or_else(|| left().saturating_sub(HOST) / processes.max(1) as u64) / 2
