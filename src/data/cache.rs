@@ -96,7 +96,8 @@ impl Cache {
     ) -> Result<(Volume, Vec<u8>), DataError> {
         let resampled = memory::caught(|| self.resampled(image, label));
         let (volume, label) = resampled.map_err(|e| {
-            DataError::new(&case.image, format!("resampled at {} mm: {e}", self.spacing))
+            let message = format!("resampled at {} mm: {e}", self.spacing);
+            DataError::new(&case.image, message).for_lack_of_memory(true)
         })?;
         if let Some(path) = self.entry(case) {
             let whole = image.description.whole;

@@ -4,7 +4,7 @@ use crate::input::read_text;
 use crate::prompt::simulate::generator;
 use crate::volume::labels::Labels;
 pub use crate::volume::labels::TargetLabel;
-use crate::volume::{Modality, Volume};
+use crate::volume::{Modality, Volume, VolumeError};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,12 +16,19 @@ use std::path::{Path, PathBuf};
 pub struct DataError {
     path: PathBuf,
     message: String,
+    /// Whether the reason is lack of memory.
+    pub(crate) refused: bool,
 }
 
 impl DataError {
     /// An error about a file or folder.
     pub fn new(path: &Path, message: impl Into<String>) -> DataError {
-        DataError { path: path.into(), message: message.into() }
+        DataError { path: path.into(), message: message.into(), refused: false }
+    }
+
+    /// The same error, whose reason is lack of memory if `refused` says so.
+    pub(crate) fn for_lack_of_memory(self, refused: bool) -> DataError {
+        DataError { refused, ..self }
     }
 }
 
@@ -57,9 +64,12 @@ impl Case {
     /// A file cannot be read, the label image does not fit the scan, or it contains nothing of the
     /// object; the message names the file.
     pub fn read(&self, target: &TargetLabel) -> Result<Loaded, DataError> {
-        let about = |path: &Path, e: &dyn std::fmt::Display| DataError::new(path, strip(&e, path));
-        let of_image = |e| {
-            DataError::new(&self.image, strip(&e, &self.image).replace("--volume", "--channel"))
+        let about = |path: &Path, e: &VolumeError| {
+            DataError::new(path, strip(e, path)).for_lack_of_memory(e.refused)
+        };
+        let of_image = |e: VolumeError| {
+            let message = strip(&e, &self.image).replace("--volume", "--channel");
+            DataError::new(&self.image, message).for_lack_of_memory(e.refused)
         };
         let mut image = Volume::read(&self.image, self.volume).map_err(of_image)?;
         image.description.modality = self.modality.or(image.description.modality);

@@ -148,6 +148,21 @@ impl Pool {
         step: u64,
         item: u64,
     ) -> Result<Sample, DataError> {
+        self.draw_at(config, a, [seed, step, item], true)
+    }
+
+    /// The sample that [`Pool::draw`] returns for a seed, a step and an item. Unless `passes_over`
+    /// is set, no other case is drawn for one that is refused memory.
+    ///
+    /// # Errors
+    /// Those of [`Pool::draw`]; a case is refused memory, which [`DataError::refused`] says.
+    pub(crate) fn draw_at(
+        &self,
+        config: &Config,
+        a: &Augmentation,
+        [seed, step, item]: [u64; 3],
+        passes_over: bool,
+    ) -> Result<Sample, DataError> {
         for attempt in 0..64 {
             let mut rng = generator(seed, &[1, step, item, attempt]);
             let total: f64 = self.sources.iter().map(|s| s.1).sum();
@@ -172,9 +187,14 @@ impl Pool {
                 Source::Cases(cases) if cases.is_empty() => None,
                 Source::Cases(cases) => {
                     let case = &cases[rng.random_range(0..cases.len())];
-                    self.load(case).and_then(|loaded| {
-                        random(&mut rng, config, a, &case.name, &loaded.0, &loaded.1)
-                    })
+                    match self.load(case) {
+                        Ok(loaded) => random(&mut rng, config, a, &case.name, &loaded.0, &loaded.1),
+                        Err(e) if e.refused && !passes_over => return Err(e),
+                        Err(e) => {
+                            self.pass_over(case, &e);
+                            None
+                        }
+                    }
                 }
             };
             if let Some(sample) = sample {
@@ -210,7 +230,7 @@ impl Pool {
             if stops() {
                 return None;
             }
-            let loaded = self.load(case);
+            let loaded = self.load(case).inspect_err(|e| self.pass_over(case, e)).ok();
             samples.extend(loaded.and_then(|l| centred(config, &case.name, &l.0, &l.1)));
         }
         let series: Vec<u64> = self
@@ -230,53 +250,53 @@ impl Pool {
         Some(samples)
     }
 
-    fn load(&self, case: &Case) -> Option<Decoded> {
+    fn load(&self, case: &Case) -> Result<Decoded, DataError> {
         let lock = |m: &Mutex<BTreeMap<String, Decoded>>| {
             m.lock().unwrap_or_else(|e| e.into_inner()).get(&case.name).cloned()
         };
         if let Some(found) = lock(&self.cache) {
-            return Some(found);
+            return Ok(found);
         }
         let kept = self.disk.as_ref().and_then(|disk| disk.get(case)).filter(|k| k.1.contains(&1));
-        let loaded = kept.map_or_else(
-            || {
-                let Loaded { mut image, mask: label, warnings } = case.read(&self.target)?;
-                // Decided once per case, not once per sample.
-                let modality = image.description.modality.unwrap_or_else(|| Modality::of(&image).0);
-                image.description.modality = Some(modality);
-                *self
-                    .modalities
-                    .lock()
-                    .unwrap_or_else(|e| e.into_inner())
-                    .entry(modality.name())
-                    .or_insert(0) += 1;
-                self.warnings.lock().unwrap_or_else(|e| e.into_inner()).extend(warnings);
-                Ok::<_, DataError>(match &self.disk {
-                    Some(disk) => disk.put(case, &image, &label)?,
-                    None => (image, label),
-                })
-            },
-            Ok,
-        );
-        match loaded {
-            Ok(loaded) => {
-                let loaded = Arc::new(loaded);
-                let mut cache = self.cache.lock().unwrap_or_else(|e| e.into_inner());
-                let size = |l: &(Volume, Vec<u8>)| l.0.array().bytes() + l.1.len();
-                let held: usize = cache.values().map(|l| size(l)).sum();
-                if held + size(&loaded) <= CACHE {
-                    cache.insert(case.name.clone(), loaded.clone());
-                }
-                Some(loaded)
-            }
-            Err(e) => {
-                self.skipped
-                    .lock()
-                    .unwrap_or_else(|e| e.into_inner())
-                    .insert(case.name.clone(), e.to_string());
-                None
-            }
+        let loaded = match kept {
+            Some(kept) => kept,
+            None => self.read(case)?,
+        };
+        let loaded = Arc::new(loaded);
+        let mut cache = self.cache.lock().unwrap_or_else(|e| e.into_inner());
+        let size = |l: &(Volume, Vec<u8>)| l.0.array().bytes() + l.1.len();
+        let held: usize = cache.values().map(|l| size(l)).sum();
+        if held + size(&loaded) <= CACHE {
+            cache.insert(case.name.clone(), loaded.clone());
         }
+        Ok(loaded)
+    }
+
+    /// Reads a case from its files; resampled, and kept on disk, if that is wanted.
+    fn read(&self, case: &Case) -> Result<(Volume, Vec<u8>), DataError> {
+        let Loaded { mut image, mask: label, warnings } = case.read(&self.target)?;
+        // Decided once per case, not once per sample.
+        let modality = image.description.modality.unwrap_or_else(|| Modality::of(&image).0);
+        image.description.modality = Some(modality);
+        *self
+            .modalities
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .entry(modality.name())
+            .or_insert(0) += 1;
+        self.warnings.lock().unwrap_or_else(|e| e.into_inner()).extend(warnings);
+        match &self.disk {
+            Some(disk) => disk.put(case, &image, &label),
+            None => Ok((image, label)),
+        }
+    }
+
+    /// Remembers a case that cannot be used.
+    fn pass_over(&self, case: &Case, why: &DataError) {
+        self.skipped
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .insert(case.name.clone(), why.to_string());
     }
 
     /// What was odd about the files read so far, and how it was interpreted.
@@ -292,5 +312,39 @@ impl Pool {
     /// Cases that could not be used so far, by name, and why.
     pub fn skipped(&self) -> Vec<(String, String)> {
         self.skipped.lock().unwrap_or_else(|e| e.into_inner()).clone().into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A case that memory is refused for is passed over only by who says so: what is learned from
+    /// does not depend on how much memory was left at a time.
+    #[test]
+    fn another_case_is_drawn_for_lack_of_memory_only_if_that_is_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        // At 1 mm it has more voxels than any memory.
+        let header = "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: 20 20 20\nspace directions: (90000,0,0) (0,90000,0) (0,0,90000)\nencoding: raw\n\n";
+        let voxels: Vec<u8> = (0..20 * 20 * 20).map(|v| u8::from(v > 4000)).collect();
+        for name in ["wide.nrrd", "label.nrrd"] {
+            std::fs::write(at(name), [header.as_bytes(), &voxels].concat()).unwrap();
+        }
+        std::fs::write(at("one.csv"), "image,label\nwide.nrrd,label.nrrd\n").unwrap();
+        let (data, cache) = (at("one.csv").display().to_string(), at("cache"));
+        let disk = Some((&*cache, 1.0));
+        let pools = Pools::open(&data, "", &TargetLabel::Any, None, None, disk, 0).unwrap();
+        let (config, a) = (Config::tiny(), Augmentation::default());
+        let draw = |passes_over: bool| {
+            let drawn = pools.train.draw_at(&config, &a, [0, 0, 0], passes_over);
+            drawn.expect_err("no memory has room for it")
+        };
+        let why = draw(false);
+        assert!(why.refused && pools.train.skipped().is_empty(), "{why}");
+        assert!(why.to_string().contains("wide.nrrd: resampled at 1 mm: out of memory"), "{why}");
+        let why = draw(true);
+        assert!(why.to_string().contains("no usable case was found in 64 attempts"), "{why}");
+        assert!(!why.refused && pools.train.skipped().len() == 1, "{why}");
     }
 }

@@ -17,6 +17,7 @@ use super::peers::Peers;
 use super::settings::Settings;
 use super::state::{Progress, State, scaling};
 use super::step::Recorder;
+use crate::data::cases::DataError;
 use crate::data::sample::Sample;
 use crate::data::source::Pools;
 use crate::device::Device;
@@ -247,23 +248,25 @@ fn all_steps(
     let mut chosen = Chosen::new(&settings);
     let total = settings.total_steps();
     let (first, augmentation) = (state.progress.step, settings.augmentation());
-    // The samples of a step.
-    let draw = |step: usize| -> Result<Vec<Sample>, String> {
+    // The samples of a step; with others in place of those whose cases are refused memory, if
+    // `passes_over` is set.
+    let draw = |step: usize, passes_over: bool| -> Result<Vec<Sample>, DataError> {
         let draw = |item: usize| {
-            pools.train.draw(&config, &augmentation, settings.seed, step as u64, item as u64)
+            let numbers = [settings.seed, step as u64, item as u64];
+            pools.train.draw_at(&config, &augmentation, numbers, passes_over)
         };
-        let samples = share.clone().into_par_iter().map(draw).collect::<Result<Vec<_>, _>>();
-        samples.map_err(|e| e.to_string())
+        share.clone().into_par_iter().map(draw).collect()
     };
     let abandoned = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let (send, receive) = sync_channel::<Option<Result<Vec<Sample>, String>>>(AHEAD);
+        let (send, receive) = sync_channel::<Option<Result<Vec<Sample>, DataError>>>(AHEAD);
         let (draw_ref, abandoned_ref) = (&draw, &abandoned);
         let read = move || {
             for step in first..total {
                 // None if memory was refused: a step may have taken all of it, and between steps
                 // there is more.
-                let samples = memory::caught(|| draw_ref(step)).ok();
+                let samples = memory::caught(|| draw_ref(step, false)).ok();
+                let samples = samples.filter(|s| !matches!(s, Err(e) if e.refused));
                 if abandoned_ref.load(Ordering::Relaxed) || send.send(samples).is_err() {
                     return;
                 }
@@ -287,7 +290,8 @@ fn all_steps(
                 let samples = receive
                     .recv()
                     .map_err(|_| "the thread that reads the data ended early".to_string())?;
-                let samples = samples.unwrap_or_else(|| draw(step))?;
+                let samples =
+                    samples.unwrap_or_else(|| draw(step, true)).map_err(|e| e.to_string())?;
                 let start = Instant::now();
                 let (mut report, stopping) = train_step(
                     device,
