@@ -33,13 +33,14 @@ fn temporary() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 struct Listed(PathBuf);
 
 impl Listed {
-    /// Has `make` make a temporary file, which is listed before [`abandon`] can read the list.
-    fn make(make: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<(NamedTempFile, Self)> {
+    /// Has `make` make a temporary file, which is listed before [`abandon`] can read the list. It
+    /// comes after its place, so that of two variables in this order the file is dropped first.
+    fn make(make: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<(Self, NamedTempFile)> {
         let mut list = temporary();
         let file = make()?;
         list.insert(file.path().into());
         let listed = Listed(file.path().into());
-        Ok((file, listed))
+        Ok((listed, file))
     }
 }
 
@@ -230,7 +231,7 @@ impl Pending {
         }
         sweep(folder(&destination));
         crate::memory::before_last_words(abandon_if_free);
-        let (file, listed) = Listed::make(|| builder.tempfile_in(folder(&destination)))?;
+        let (listed, file) = Listed::make(|| builder.tempfile_in(folder(&destination)))?;
         // By this another process can tell that it is not a leftover. If files cannot be locked,
         // none is taken for a leftover.
         let lock = file.as_file().try_clone()?;
