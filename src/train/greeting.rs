@@ -485,12 +485,20 @@ mod tests {
         (listener, address)
     }
 
+    /// The result of process 0's wait, whose warnings are added to `warned`.
+    fn warning(
+        listener: &TcpListener,
+        terms: &Terms,
+        warned: &Mutex<Vec<String>>,
+    ) -> Result<(), String> {
+        let mut wire = Wire::new(0, terms.world, terms.silence);
+        gather(&mut wire, listener, terms, &|text: &str| lock(warned).push(text.to_string()))
+    }
+
     /// The result of process 0's wait, and its warnings.
     fn waited(listener: &TcpListener, terms: &Terms) -> (Result<(), String>, Vec<String>) {
         let warned = Mutex::new(vec![]);
-        let mut wire = Wire::new(0, terms.world, terms.silence);
-        let ended =
-            gather(&mut wire, listener, terms, &|text: &str| lock(&warned).push(text.to_string()));
+        let ended = warning(listener, terms, &warned);
         (ended, warned.into_inner().unwrap())
     }
 
@@ -512,26 +520,38 @@ mod tests {
         })
     }
 
-    /// Process 0 of two waits while `work` calls it, and then process 1, until it is met. Returns
-    /// what `work` did, and process 0's warnings.
-    fn beside<T>(terms: &Terms, work: impl FnOnce(&str) -> T) -> (T, Vec<String>) {
-        let (listener, address) = listening();
-        scope(|scope| {
-            let first = scope.spawn(|| waited(&listener, terms));
+    /// Process 0 of two waits while `work` calls it as so many strangers, and then process 1, until
+    /// it is met. Returns what `work` did, and process 0's warnings.
+    fn beside<T>(
+        terms: &Terms,
+        strangers: usize,
+        work: impl FnOnce(&str) -> T,
+    ) -> (T, Vec<String>) {
+        let ((listener, address), warned) = (listening(), Mutex::new(vec![]));
+        let (done, ended) = scope(|scope| {
+            let first = scope.spawn(|| warning(&listener, terms, &warned));
             let done = work(&address);
+            // A stranger is hung up on before process 0 hears of it, which hears of nobody any more
+            // once all have come.
+            while lock(&warned).len() < strangers && !first.is_finished() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
             // It is a stranger too where it is paused for longer than a greeting may take.
-            let _one = std::iter::repeat_with(|| call(&address, 1, terms)).find(Result::is_ok);
-            let (ended, warned) = first.join().unwrap();
-            assert_eq!(ended, Ok(()));
-            (done, warned)
-        })
+            let mut one = None;
+            while one.is_none() && !first.is_finished() {
+                one = call(&address, 1, terms).ok();
+            }
+            (done, first.join().unwrap())
+        });
+        assert_eq!(ended, Ok(()));
+        (done, warned.into_inner().unwrap())
     }
 
     #[test]
     fn strangers_are_named_and_hung_up_on() {
         let terms = terms(2);
         let overheard = recorded(&terms);
-        let ((), warned) = beside(&terms, |address| {
+        let ((), warned) = beside(&terms, 2, |address| {
             let other = Terms { token: Token::new("another").unwrap(), ..terms.clone() };
             let error = call(address, 1, &other).unwrap_err();
             assert!(
@@ -553,7 +573,7 @@ mod tests {
     #[test]
     fn strangers_that_take_too_long_are_named_and_hung_up_on() {
         let terms = Terms { greeting: Duration::from_millis(500), ..terms(2) };
-        let (strangers, warned) = beside(&terms, |address| {
+        let (strangers, warned) = beside(&terms, 2, |address| {
             let connect = || TcpStream::connect(address).unwrap();
             let (mut silent, mut slow) = (connect(), connect());
             let strangers = [&silent, &slow].map(|stream| stream.local_addr().unwrap());
