@@ -37,7 +37,7 @@ pub struct Train {
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Resume the run in --out, bit for bit; it keeps its own settings, except that --epochs may be
-    /// raised
+    /// raised, and --recompute changed
     #[arg(long)]
     resume: bool,
     /// File with the token of a run of several processes, the same secret for all; not needed
@@ -145,19 +145,18 @@ impl Train {
         }
         let device = self.device.over(&given).map_err(Failure::Usage)?;
         let device = device.of(place.as_ref().map_or(0, |p| p.local)).open()?;
-        let epochs = given.epochs;
+        let (epochs, recompute) = (given.epochs, given.recompute);
         let settings = given.settings();
         let state = if self.resume {
             let path = settings.out.join("last.state.safetensors");
             let mut state = State::open(&path).map_err(Failure::Failed)?;
-            // The folder may have been moved; more epochs may be wanted.
-            state.progress.settings.out = settings.out.clone();
-            state.progress.settings.epochs = epochs.unwrap_or(state.progress.settings.epochs);
-            state
-                .progress
-                .settings
-                .check()
-                .map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+            // The folder may have been moved; more epochs may be wanted; memory may have been too
+            // little.
+            let resumed = &mut state.progress.settings;
+            resumed.out = settings.out.clone();
+            resumed.epochs = epochs.unwrap_or(resumed.epochs);
+            resumed.recompute = recompute.unwrap_or(resumed.recompute);
+            resumed.check().map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
             state
         } else {
             let finished = settings.out.join("last.state.safetensors");

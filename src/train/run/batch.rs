@@ -91,10 +91,10 @@ pub(super) fn train_step(
             Err(e) => e.into(),
         };
         if exchange.has_begun() || !chosen.does_again(&failed, step + 1) {
-            // Where that was left to the run, it is no advice; a resumed run keeps its settings.
+            // Where that was left to the run, it is no advice.
             let keeps = settings.recompute == Recompute::Never && settings.iterations > 1;
             let hint = match failed.refused && keeps {
-                true => ". A new run takes less with --recompute auto or true",
+                true => ". It takes less with --recompute auto, which --resume accepts",
                 false => "",
             };
             return Err(failed.text + hint);

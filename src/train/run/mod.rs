@@ -293,7 +293,7 @@ fn all_steps(
                 let samples =
                     samples.unwrap_or_else(|| draw(step, true)).map_err(|e| e.to_string())?;
                 let start = Instant::now();
-                let (mut report, stopping) = train_step(
+                let done = train_step(
                     device,
                     (&workers[..], recorder.as_mut(), &mut chosen),
                     (peers, &buckets),
@@ -301,15 +301,20 @@ fn all_steps(
                     &samples,
                     step,
                     stop,
-                )?;
-                report.seconds = start.elapsed().as_secs_f64();
-                chosen.choose(device, peers.world(), step + 1);
+                );
+                let seconds = start.elapsed().as_secs_f64();
+                // Recordings keep no iterations: with them there is nothing to choose.
+                if done.is_ok() && recorder.is_none() {
+                    chosen.choose(device, peers.world(), step + 1);
+                }
                 for report in chosen.reports() {
                     if let Some(log) = &mut log {
                         log.write(&report)?;
                     }
                     watch.recompute(&report);
                 }
+                let (mut report, stopping) = done?;
+                report.seconds = seconds;
                 if let Some(log) = &mut log {
                     log.write(&report)?;
                 }

@@ -7,7 +7,7 @@
 //! ([`Rerun::Exact`]): the choice is no part of a run's state, and each process has its own.
 
 use crate::device::{CudaError, Device};
-use crate::memory::{bytes, left};
+use crate::memory::{bytes, is_set, left};
 use crate::tensor::OpError;
 use crate::train::settings::{Recompute, Settings};
 use crate::train::step::Rerun;
@@ -149,8 +149,9 @@ fn available(device: &Device, processes: usize) -> u64 {
         Device::Cuda(cuda) if cuda.is_emulated() => cuda.free_memory(),
         Device::Cuda(cuda) => Some(cuda.free_memory().unwrap_or(0)),
     };
-    // Processes may share a host, but not a GPU.
-    on_device.unwrap_or_else(|| left().saturating_sub(HOST) / processes.max(1) as u64) / 2
+    // Processes may share what a host has, but neither a GPU nor a budget.
+    let sharing = if is_set() { 1 } else { processes.max(1) as u64 };
+    on_device.unwrap_or_else(|| left().saturating_sub(HOST) / sharing) / 2
 }
 
 #[cfg(test)]
