@@ -5,8 +5,10 @@
 //! `nvdisasm` in `PATH`: `eval "$(scripts/nvrtc)"` fetches both. Where they are absent these tests
 //! say that they were skipped, or fail if `PRISM_TEST_NVRTC=required`. `PRISM_TEST_ARCHITECTURES`
 //! names some of the architectures, as `sm_80,sm_120`: `.ci/run` compiles for all of them with the
-//! newest NVRTC, and for the first and the last with the oldest. How the table of kernels is
-//! read from their sources, and that the budget has a line for each, is tested everywhere.
+//! newest NVRTC, and for the first and the last with the oldest. What was compiled is kept in
+//! cargo's target folder, `tmp/kernels`: a kernel is compiled again when its text, the way to
+//! compile it or NVRTC is another. How the table of kernels is read from their sources, and that
+//! the budget has a line for each, is tested everywhere.
 
 #[path = "../kernels/table.rs"]
 #[allow(dead_code)]
@@ -17,9 +19,11 @@ mod common;
 mod listing;
 
 use listing::{Listing, instruction};
-use prism::device::cuda::nvrtc;
+use prism::device::cuda::nvrtc::{self, Compiled};
 use prism::device::cuda::source::{self, is_matrix};
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -113,16 +117,78 @@ fn usages(log: &str) -> BTreeMap<String, Usage> {
     all
 }
 
+/// What NVRTC makes of a source; a source that does not compile fails the test.
+fn compile(file: &str, text: &str, arch: &str) -> Compiled {
+    nvrtc::compile(file, text, arch).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// All that machine code depends on, but for the file and the architecture: NVRTC to its build,
+/// which it says in what it makes of any source, how it is called, and the headers.
+fn common_key() -> blake3::Hasher {
+    let mut key = blake3::Hasher::new();
+    let empty = compile("empty.cu", "extern \"C\" __global__ void empty() {}", "compute_80");
+    add(&mut key, &empty.code);
+    add(&mut key, include_bytes!("../src/device/cuda/nvrtc.rs"));
+    for (name, text) in source::HEADERS {
+        add(&mut key, name.as_bytes());
+        add(&mut key, text.as_bytes());
+    }
+    key
+}
+
+/// Adds bytes to a key, with their number, so that no two lists of them are the same.
+fn add(key: &mut blake3::Hasher, bytes: &[u8]) {
+    key.update(&(bytes.len() as u64).to_le_bytes());
+    key.update(bytes);
+}
+
+/// The same as [`compile`], from the file that keeps it if that has this key.
+fn compile_or_kept(kept: &Path, key: &[u8; 32], of: [&str; 3]) -> Compiled {
+    // The key, the length of the report, the report, the code.
+    let read = || -> Option<Compiled> {
+        let bytes = std::fs::read(kept).ok()?;
+        let rest = bytes.strip_prefix(&key[..])?;
+        let (length, rest) = rest.split_first_chunk()?;
+        let (log, code) =
+            rest.split_at_checked(usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+        Some(Compiled { code: code.to_vec(), log: String::from_utf8(log.to_vec()).ok()? })
+    };
+    if let Some(compiled) = read() {
+        return compiled;
+    }
+    let [file, text, arch] = of;
+    let compiled = compile(file, text, arch);
+    // Whole or not at all. If it cannot be kept, it is compiled again the next time.
+    let write = || -> std::io::Result<()> {
+        let folder = kept.parent().expect("a file in a folder");
+        std::fs::create_dir_all(folder)?;
+        let mut part = tempfile::NamedTempFile::new_in(folder)?;
+        part.write_all(key)?;
+        part.write_all(&(compiled.log.len() as u64).to_le_bytes())?;
+        part.write_all(compiled.log.as_bytes())?;
+        part.write_all(&compiled.code)?;
+        part.persist(kept)?;
+        Ok(())
+    };
+    let _ = write();
+    compiled
+}
+
 /// Everything compiled, once; none if there is no NVRTC.
 fn built() -> Option<&'static [Built]> {
     static ALL: OnceLock<Result<Vec<Built>, String>> = OnceLock::new();
     let all = ALL.get_or_init(|| match nvrtc::version() {
         Ok(version) => {
             eprintln!("NVRTC {version:?}");
+            let (key, (major, minor)) = (common_key(), version);
+            let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
             let compile = |arch: &'static str| -> Vec<Built> {
-                let each = source::FILES.iter().map(|(file, text)| {
-                    let compiled =
-                        nvrtc::compile(file, text, arch).unwrap_or_else(|e| panic!("{e}"));
+                let each = source::FILES.iter().map(|&(file, text)| {
+                    let mut key = key.clone();
+                    [file, text, arch].iter().for_each(|part| add(&mut key, part.as_bytes()));
+                    let kept = folder.join(format!("{file}-{arch}-{major}.{minor}"));
+                    let key = key.finalize();
+                    let compiled = compile_or_kept(&kept, key.as_bytes(), [file, text, arch]);
                     Built { file, arch, code: compiled.code, kernels: usages(&compiled.log) }
                 });
                 each.collect()
@@ -191,7 +257,7 @@ fn kernels_are_compiled_for_drivers_to_translate() {
         return;
     }
     let (file, text) = source::FILES.iter().find(|(file, _)| *file == "session.cu").unwrap();
-    let code = nvrtc::compile(file, text, "compute_80").unwrap_or_else(|e| panic!("{e}")).code;
+    let code = compile(file, text, "compute_80").code;
     let ptx = std::ffi::CStr::from_bytes_with_nul(&code).unwrap().to_str().unwrap();
     assert!(ptx.contains(".target sm_80") && ptx.contains(".entry pack_bits_f16"), "{ptx}");
     // One that every NVRTC here knows.
