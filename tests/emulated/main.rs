@@ -32,6 +32,18 @@ fn open(precision: impl Into<Precision>) -> Device {
 const PRECISIONS: [Precision; 5] =
     [Precision::F32, Precision::Tf32, Precision::Ieee, Precision::F16, Precision::Bf16];
 
+/// Whether a test is to run in which a whole network shows again what other tests show of its parts
+/// or in other precisions: on a GPU, where that takes no time, and where `PRISM_TEST_EMULATED=all`
+/// asks for it, as `.github/workflows/sanitize.yml` does once a week. Reports if not.
+fn at_length() -> bool {
+    let asked = std::env::var("PRISM_TEST_EMULATED").is_ok_and(|v| v == "all");
+    let runs = asked || device_name() != "emulated";
+    if !runs {
+        common::skipped("on the emulator it takes PRISM_TEST_EMULATED=all");
+    }
+    runs
+}
+
 fn cuda_of(device: &Device) -> &Cuda {
     match device {
         Device::Cuda(cuda) => cuda,
