@@ -142,7 +142,7 @@ fn add(key: &mut blake3::Hasher, bytes: &[u8]) {
     key.update(bytes);
 }
 
-/// The same as [`compile`], from the file that keeps it if that has this key.
+/// The result of [`compile`], from the file that keeps it if that has this key.
 fn compile_or_kept(kept: &Path, key: &[u8; 32], of: [&str; 3]) -> Compiled {
     // The key, the length of the report, the report, the code.
     let read = || -> Option<Compiled> {

@@ -26,7 +26,7 @@ impl DataError {
         DataError { path: path.into(), message: message.into(), refused: false }
     }
 
-    /// The same error, whose reason is lack of memory if `refused` says so.
+    /// This error, with lack of memory as its reason if `refused` says so.
     pub(crate) fn for_lack_of_memory(self, refused: bool) -> DataError {
         DataError { refused, ..self }
     }
