@@ -531,8 +531,8 @@ mod tests {
         let (done, ended) = scope(|scope| {
             let first = scope.spawn(|| warning(&listener, terms, &warned));
             let done = work(&address);
-            // A stranger is hung up on before process 0 hears of it, and process 0 hears of none any
-            // more once all have come.
+            // A stranger is hung up on before process 0 hears of it, and process 0 hears of none
+            // once all have come.
             while lock(&warned).len() < strangers && !first.is_finished() {
                 std::thread::sleep(Duration::from_millis(10));
             }
