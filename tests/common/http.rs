@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The small model, loaded once.
 pub fn model() -> Arc<Model> {
@@ -156,6 +156,16 @@ pub fn parsed(answer: &[u8], method: &str) -> Reply {
     }
     assert_eq!(reply.header("X-Content-Type-Options"), Some("nosniff"));
     reply
+}
+
+/// Tries again until something holds, or it takes too long.
+#[track_caller]
+pub fn soon(mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(300);
+    while !is_so() {
+        assert!(Instant::now() < end, "it does not come to be");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Waits until a server has restored what an earlier one left.

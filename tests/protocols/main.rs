@@ -26,7 +26,7 @@ mod snap;
 
 use common::here;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
-use http::{Part, Reply, ask, get, post, started};
+use http::{Part, Reply, ask, get, post, soon, started};
 use prism::serve::Settings;
 use prism::volume::{Affine, Description, Grid, mask_file};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -35,7 +35,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const BOUNDARY: &str = "----a boundary of this test";
 
@@ -138,16 +138,6 @@ fn start(at: SocketAddr, path: &str) -> String {
 
 fn counted(at: SocketAddr, line: &str) -> bool {
     get(at, "/metrics").text().lines().any(|l| l == line)
-}
-
-/// Tries again until something holds, or it takes too long.
-#[track_caller]
-fn soon(mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(300);
-    while !is_so() {
-        assert!(Instant::now() < end, "it does not come to be");
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// A session of MONAI Label's for the example.

@@ -1,10 +1,10 @@
 //! Series of a folder, as OHIF's extension of MONAI Label and 3D Slicer's ask for them.
 
-use crate::http::{self, CLICK, Reply, ask, example, get, post, said, session, started};
+use crate::http::{self, CLICK, Reply, ask, example, get, post, said, session, soon, started};
 use crate::writer::{
     COLUMNS, ROWS, SLICES, Series, at, identified, numbers, short, slice, straight, text, words,
 };
-use crate::{counted, created, parts_of, send, soon};
+use crate::{counted, created, parts_of, send};
 use dicom_core::VR;
 use dicom_dictionary_std::tags;
 use prism::serve::{Keep, Secret, Settings};

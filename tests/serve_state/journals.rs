@@ -1,11 +1,10 @@
 //! Journals are no longer than their state needs.
 
 use crate::common::here;
-use crate::http::{CLICK, ask, example, get, object_on, started};
+use crate::http::{CLICK, ask, example, get, object_on, soon, started};
 use crate::viewer::{Viewer, array_of_example, nnia};
 use crate::{
-    MORE, OFF, Process, act, answer, below, clicked, form, infer, keeping, records, soon, the,
-    upload,
+    MORE, OFF, Process, act, answer, below, clicked, form, infer, keeping, records, the, upload,
 };
 use prism::serve::Settings;
 use prism::volume::Volume;

@@ -15,7 +15,7 @@ mod damage;
 mod journals;
 
 use common::here;
-use http::{CLICK, Part, ask, get, object_on, post, started, wait_restored};
+use http::{CLICK, Part, ask, get, object_on, post, soon, started, wait_restored};
 use prism::serve::{Keep, Settings};
 use prism::volume::Volume;
 use serde_json::{Value, json};
@@ -24,7 +24,6 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// Off the example's nodule, beside it.
 const OFF: [usize; 3] = [72, 71, 14];
@@ -132,16 +131,6 @@ fn below(folder: &Path) -> Vec<PathBuf> {
         found.push(path);
     }
     found
-}
-
-/// Tries again until something holds, or it takes too long.
-#[track_caller]
-fn soon(mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(300);
-    while !is_so() {
-        assert!(Instant::now() < end, "it does not come to be");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Waits until a server keeps nothing. What is released goes with the last request that works on
