@@ -1,4 +1,5 @@
-// prism for C++17: owning handles, errors as exceptions. It wraps prism.h, which documents the calls.
+// prism for C++17: owning handles, errors as exceptions. It wraps prism.h, which documents the
+// calls.
 #ifndef PRISM_HPP
 #define PRISM_HPP
 
@@ -15,7 +16,8 @@ namespace prism {
 // A failed call: its status, and the library's message.
 class Error : public std::runtime_error {
 public:
-    Error(prism_status status, const std::string &message) : std::runtime_error(message), status(status) {}
+    Error(prism_status status, const std::string &message)
+        : std::runtime_error(message), status(status) {}
     prism_status status;
 };
 
@@ -50,7 +52,8 @@ struct Prompts {
 
     // The C structure; valid as long as this object exists unchanged.
     prism_prompts raw() const {
-        if ((!labels.empty() && labels.size() != points.size()) || (!scribble_labels.empty() && scribble_labels.size() != scribble.size()))
+        if ((!labels.empty() && labels.size() != points.size()) ||
+            (!scribble_labels.empty() && scribble_labels.size() != scribble.size()))
             throw std::invalid_argument("expected as many labels as points, or none");
         prism_prompts p{};
         p.struct_size = sizeof p;
@@ -73,7 +76,8 @@ struct Prompts {
 
 class Engine {
 public:
-    explicit Engine(const std::string &device = "cpu", const prism_engine_options *options = nullptr) {
+    explicit Engine(const std::string &device = "cpu",
+                    const prism_engine_options *options = nullptr) {
         prism_engine *made = nullptr;
         check(prism_engine_open(device.c_str(), options, &made));
         handle.reset(made);
@@ -161,16 +165,20 @@ public:
         std::size_t bytes = 0;
         check(prism_prediction_get_logits(handle.get(), grid, nullptr, 0, nullptr, &bytes));
         std::vector<float> logits(bytes / sizeof(float));
-        check(prism_prediction_get_logits(handle.get(), grid, logits.data(), bytes, nullptr, nullptr));
+        check(prism_prediction_get_logits(handle.get(), grid, logits.data(), bytes, nullptr,
+                                          nullptr));
         return logits;
     }
-    void save_mask(const std::string &path) const { check(prism_prediction_save_mask(handle.get(), path.c_str())); }
+    void save_mask(const std::string &path) const {
+        check(prism_prediction_save_mask(handle.get(), path.c_str()));
+    }
     Handle<prism_prediction, prism_prediction_free> handle;
 };
 
 class Session {
 public:
-    Session(const Model &model, const Volume &volume, const prism_session_options *options = nullptr) {
+    Session(const Model &model, const Volume &volume,
+            const prism_session_options *options = nullptr) {
         prism_session *made = nullptr;
         check(prism_session_open(model.handle.get(), volume.handle.get(), options, &made));
         handle.reset(made);

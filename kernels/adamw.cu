@@ -17,7 +17,9 @@ struct Part {
         first = (int64)runs[2 * blockIdx.x + 1] * RUN;
         count = (int)min((int64)RUN, line[4] - first);
     }
-    __device__ __forceinline__ float *of(int which) const { return reinterpret_cast<float *>(line[which]) + first; }
+    __device__ __forceinline__ float *of(int which) const {
+        return reinterpret_cast<float *>(line[which]) + first;
+    }
     // The number of values that are loaded four at a time: those of whole groups of four, if the
     // first `arrays` arrays begin at a multiple of 16 bytes.
     __device__ __forceinline__ int wide(int arrays) const {
@@ -78,14 +80,16 @@ struct Update {
 
 // Values `from` to `to` of a part, V per thread.
 template <int V>
-__device__ __forceinline__ void update(float *p, const float *gradient, float *m, float *v, int from, int to, const Update &u) {
+__device__ __forceinline__ void update(float *p, const float *gradient, float *m, float *v,
+                                       int from, int to, const Update &u) {
     for (int i = from + (int)threadIdx.x * V; i < to; i += 256 * V) {
         float value[V], g[V], first[V], second[V];
         load(value, p + i), load(g, gradient + i), load(first, m + i), load(second, v + i);
 #pragma unroll
         for (int j = 0; j < V; j++) {
             float clipped = g[j] * u.clip;
-            first[j] = u.keep1 * first[j] + u.new1 * clipped, second[j] = u.keep2 * second[j] + u.new2 * clipped * clipped;
+            first[j] = u.keep1 * first[j] + u.new1 * clipped,
+                second[j] = u.keep2 * second[j] + u.new2 * clipped * clipped;
             float step = first[j] * u.corrected1 / (sqrtf(second[j] * u.corrected2) + u.eps);
             value[j] -= u.decay * value[j] + u.lr * step;
         }
@@ -97,19 +101,24 @@ __device__ __forceinline__ void update(float *p, const float *gradient, float *m
 // `max_norm` they are scaled down to it; if it is not a finite number nothing changes. `corrected`
 // is 1 - beta^step of each moment, `decay` 1 - lr * weight decay.
 KERNEL(adamw_step, 256, 4,
-       (const int64 *table, const int *runs, const double *total, double beta1, double beta2, double corrected1, double corrected2, double eps, double max_norm,
-        double scale, double decay, double lr), {
+       (const int64 *table, const int *runs, const double *total, double beta1, double beta2,
+        double corrected1, double corrected2, double eps, double max_norm, double scale,
+        double decay, double lr),
+       {
            if (!is_number(*total)) return;
-           double most = max_norm / (sqrt(*total) / scale + 1e-6), clip = (most < 1.0 ? most : 1.0) / scale;
-           Update u{(float)beta1, (float)beta2, (float)(1.0 - beta1), (float)(1.0 - beta2), (float)(1.0 / corrected1), (float)(1.0 / corrected2),
-                    (float)eps, (float)clip, (float)(1.0 - decay), (float)lr};
+           double most = max_norm / (sqrt(*total) / scale + 1e-6),
+                  clip = (most < 1.0 ? most : 1.0) / scale;
+           Update u{(float)beta1, (float)beta2, (float)(1.0 - beta1), (float)(1.0 - beta2),
+                    (float)(1.0 / corrected1), (float)(1.0 / corrected2), (float)eps, (float)clip,
+                    (float)(1.0 - decay), (float)lr};
            Part part(table, runs);
            int wide = part.wide(4);
            update<4>(part.of(0), part.of(1), part.of(2), part.of(3), 0, wide, u);
            update<1>(part.of(0), part.of(1), part.of(2), part.of(3), wide, part.count, u);
        })
 
-__device__ __forceinline__ void follow(float *average, const float *value, int wide, int count, float rate) {
+__device__ __forceinline__ void follow(float *average, const float *value, int wide, int count,
+                                       float rate) {
     for (int i = threadIdx.x * 4; i < wide; i += 4 * 256) {
         float a[4], v[4];
         load(a, average + i), load(v, value + i);
@@ -117,12 +126,15 @@ __device__ __forceinline__ void follow(float *average, const float *value, int w
         for (int j = 0; j < 4; j++) a[j] += rate * (v[j] - a[j]);
         store(average + i, a);
     }
-    for (int i = wide + threadIdx.x; i < count; i += 256) average[i] += rate * (value[i] - average[i]);
+    for (int i = wide + threadIdx.x; i < count; i += 256)
+        average[i] += rate * (value[i] - average[i]);
 }
 
 // average += rate (value - average), unless `total` is no number.
-KERNEL(adamw_follow, 256, 4, (const int64 *table, const int *runs, const double *total, float rate), {
-    if (!is_number(*total)) return;
-    Part part(table, runs);
-    follow(part.of(0), part.of(1), part.wide(2), part.count, rate);
-})
+KERNEL(adamw_follow, 256, 4,
+       (const int64 *table, const int *runs, const double *total, float rate),
+       {
+           if (!is_number(*total)) return;
+           Part part(table, runs);
+           follow(part.of(0), part.of(1), part.wide(2), part.count, rate);
+       })

@@ -14,7 +14,9 @@
 #include "lib/attention_gradient_matrix.cuh"
 
 // Writes a thread's share of a row of `to`: every fourth channel.
-template <class T> __device__ __forceinline__ void write_row(T *to, const float (&acc)[MOST_DIM / 4], float scale, int dim) {
+template <class T>
+__device__ __forceinline__ void write_row(T *to, const float (&acc)[MOST_DIM / 4], float scale,
+                                          int dim) {
 #pragma unroll
     for (int i = 0; i < MOST_DIM / 4; i++) {
         int c = threadIdx.x % 4 + 4 * i;
@@ -36,8 +38,10 @@ __device__ __forceinline__ float output_dot(const Row &state, const float *g, in
 // Goes over all keys with the gradient `g` of this tile's outputs; `acc` becomes dS K. `each(k0,
 // count)` is called with a tile's dS in `t.scores`, after all threads have written theirs.
 template <class T, class K, class V, class B, class E>
-__device__ __forceinline__ void query_gradients(const Tiles &t, const float *g, float log_sum, float mean, float (&acc)[MOST_DIM / 4], int keys, int dim,
-                                                float scale, K key_row, V value_row, B bias, E each) {
+__device__ __forceinline__ void query_gradients(const Tiles &t, const float *g, float log_sum,
+                                                float mean, float (&acc)[MOST_DIM / 4], int keys,
+                                                int dim, float scale, K key_row, V value_row,
+                                                B bias, E each) {
     int query = threadIdx.x / 4, part = threadIdx.x % 4;
     float *scores = t.scores + query * (KEYS + 1);
     for (int k0 = 0; k0 < keys; k0 += KEYS) {
@@ -50,12 +54,16 @@ __device__ __forceinline__ void query_gradients(const Tiles &t, const float *g, 
         for (int c = 0; c < dim; c++) {
             float q = t.q[query * t.row + c], o = g[query * t.row + c];
 #pragma unroll
-            for (int j = 0; j < 8; j++) s[j] += q * t.k[(part + 4 * j) * t.row + c], dp[j] += o * t.v[(part + 4 * j) * t.row + c];
+            for (int j = 0; j < 8; j++)
+                s[j] += q * t.k[(part + 4 * j) * t.row + c],
+                    dp[j] += o * t.v[(part + 4 * j) * t.row + c];
         }
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             int key = part + 4 * j;
-            scores[key] = key < count ? expf(scale * s[j] + bias(query, k0 + key) - log_sum) * (dp[j] - mean) : 0.0f;
+            scores[key] =
+                key < count ? expf(scale * s[j] + bias(query, k0 + key) - log_sum) * (dp[j] - mean)
+                            : 0.0f;
         }
         __syncthreads();
 #pragma unroll
@@ -72,15 +80,18 @@ __device__ __forceinline__ void query_gradients(const Tiles &t, const float *g, 
 // One tile of queries for this thread's key, whose row of `t.k` and `t.v` is already loaded: adds
 // dS^T Q to `dk` and P^T dO to `dv`. `second` has room for as many scores as `t.scores`.
 template <class B>
-__device__ __forceinline__ void key_gradients(const Tiles &t, const float *g, float *second, const float *log_sum, const float *mean, int queries, int dim,
-                                              float scale, float (&dk)[MOST_DIM / 4], float (&dv)[MOST_DIM / 4], B bias) {
+__device__ __forceinline__ void key_gradients(const Tiles &t, const float *g, float *second,
+                                              const float *log_sum, const float *mean, int queries,
+                                              int dim, float scale, float (&dk)[MOST_DIM / 4],
+                                              float (&dv)[MOST_DIM / 4], B bias) {
     int key = threadIdx.x / 4, part = threadIdx.x % 4;
     float *p = t.scores + key * (KEYS + 1), *ds = second + key * (KEYS + 1);
     float s[8] = {}, dp[8] = {};
     for (int c = 0; c < dim; c++) {
         float k = t.k[key * t.row + c], v = t.v[key * t.row + c];
 #pragma unroll
-        for (int j = 0; j < 8; j++) s[j] += k * t.q[(part + 4 * j) * t.row + c], dp[j] += v * g[(part + 4 * j) * t.row + c];
+        for (int j = 0; j < 8; j++)
+            s[j] += k * t.q[(part + 4 * j) * t.row + c], dp[j] += v * g[(part + 4 * j) * t.row + c];
     }
 #pragma unroll
     for (int j = 0; j < 8; j++) {
@@ -95,49 +106,65 @@ __device__ __forceinline__ void key_gradients(const Tiles &t, const float *g, fl
         int c = part + 4 * i;
         if (c >= dim) break;
 #pragma unroll 4
-        for (int q = 0; q < QUERIES; q++) dk[i] += ds[q] * t.q[q * t.row + c], dv[i] += p[q] * g[q * t.row + c];
+        for (int q = 0; q < QUERIES; q++)
+            dk[i] += ds[q] * t.q[q * t.row + c], dv[i] += p[q] * g[q * t.row + c];
     }
 }
 
 // Grid (queries / 32, heads). sums [heads][tiles][L, D][32].
 template <class T>
-__device__ __forceinline__ void two_way_queries(const T *q, const T *k, const T *v, const T *dy, T *dq, float *sums, int queries, int keys, int width, int dim) {
+__device__ __forceinline__ void two_way_queries(const T *q, const T *k, const T *v, const T *dy,
+                                                T *dq, float *sums, int queries, int keys,
+                                                int width, int dim) {
     SHARED_MEMORY(shared);
     Tiles t(shared, dim);
     float *g = t.end(), scale = rsqrtf((float)dim), acc[MOST_DIM / 4] = {};
     int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim, query = q0 + threadIdx.x / 4;
-    load_tile<T>(t.q, t.row, queries - q0, dim, [&](int r) { return q + (int64)(q0 + r) * width + c0; });
-    load_tile<T>(g, t.row, queries - q0, dim, [&](int r) { return dy + (int64)(q0 + r) * width + c0; });
+    load_tile<T>(t.q, t.row, queries - q0, dim,
+                 [&](int r) { return q + (int64)(q0 + r) * width + c0; });
+    load_tile<T>(g, t.row, queries - q0, dim,
+                 [&](int r) { return dy + (int64)(q0 + r) * width + c0; });
     auto key_row = [&](int r) { return k + (int64)r * width + c0; };
     auto value_row = [&](int r) { return v + (int64)r * width + c0; };
     auto none = [](int, int) { return 0.0f; };
     Row state = {MINUS_INFINITY, 0.0f, {}};
     attend<T>(t, state, keys, dim, scale, key_row, value_row, none);
-    float log_sum = state.row_max + logf(state.sum), mean = output_dot(state, g + threadIdx.x / 4 * t.row, dim);
-    query_gradients<T>(t, g, log_sum, mean, acc, keys, dim, scale, key_row, value_row, none, [](int, int) {});
+    float log_sum = state.row_max + logf(state.sum),
+          mean = output_dot(state, g + threadIdx.x / 4 * t.row, dim);
+    query_gradients<T>(t, g, log_sum, mean, acc, keys, dim, scale, key_row, value_row, none,
+                       [](int, int) {});
     if (query < queries) write_row(dq + (int64)query * width + c0, acc, scale, dim);
     sums += ((int64)blockIdx.y * gridDim.x + blockIdx.x) * 2 * QUERIES;
-    if (threadIdx.x % 4 == 0) sums[threadIdx.x / 4] = log_sum, sums[QUERIES + threadIdx.x / 4] = mean;
+    if (threadIdx.x % 4 == 0)
+        sums[threadIdx.x / 4] = log_sum, sums[QUERIES + threadIdx.x / 4] = mean;
 }
 
 // Grid (keys / 32, heads).
 template <class T>
-__device__ __forceinline__ void two_way_keys(const T *q, const T *k, const T *v, const T *dy, const float *sums, T *dk, T *dv, int queries, int keys, int width,
-                                             int dim) {
+__device__ __forceinline__ void two_way_keys(const T *q, const T *k, const T *v, const T *dy,
+                                             const float *sums, T *dk, T *dv, int queries, int keys,
+                                             int width, int dim) {
     SHARED_MEMORY(shared);
     Tiles t(shared, dim);
-    float *g = t.end(), *second = g + QUERIES * t.row, scale = rsqrtf((float)dim), k_acc[MOST_DIM / 4] = {}, v_acc[MOST_DIM / 4] = {};
-    int k0 = blockIdx.x * KEYS, c0 = blockIdx.y * dim, key = k0 + threadIdx.x / 4, tiles = (queries + QUERIES - 1) / QUERIES;
-    load_tile<T>(t.k, t.row, keys - k0, dim, [&](int r) { return k + (int64)(k0 + r) * width + c0; });
-    load_tile<T>(t.v, t.row, keys - k0, dim, [&](int r) { return v + (int64)(k0 + r) * width + c0; });
+    float *g = t.end(), *second = g + QUERIES * t.row, scale = rsqrtf((float)dim),
+          k_acc[MOST_DIM / 4] = {}, v_acc[MOST_DIM / 4] = {};
+    int k0 = blockIdx.x * KEYS, c0 = blockIdx.y * dim, key = k0 + threadIdx.x / 4,
+        tiles = (queries + QUERIES - 1) / QUERIES;
+    load_tile<T>(t.k, t.row, keys - k0, dim,
+                 [&](int r) { return k + (int64)(k0 + r) * width + c0; });
+    load_tile<T>(t.v, t.row, keys - k0, dim,
+                 [&](int r) { return v + (int64)(k0 + r) * width + c0; });
     sums += (int64)blockIdx.y * tiles * 2 * QUERIES;
     for (int tile = 0; tile < tiles; tile++, sums += 2 * QUERIES) {
         int q0 = tile * QUERIES;
         __syncthreads();
-        load_tile<T>(t.q, t.row, queries - q0, dim, [&](int r) { return q + (int64)(q0 + r) * width + c0; });
-        load_tile<T>(g, t.row, queries - q0, dim, [&](int r) { return dy + (int64)(q0 + r) * width + c0; });
+        load_tile<T>(t.q, t.row, queries - q0, dim,
+                     [&](int r) { return q + (int64)(q0 + r) * width + c0; });
+        load_tile<T>(g, t.row, queries - q0, dim,
+                     [&](int r) { return dy + (int64)(q0 + r) * width + c0; });
         __syncthreads();
-        key_gradients(t, g, second, sums, sums + QUERIES, queries - q0, dim, scale, k_acc, v_acc, [](int) { return 0.0f; });
+        key_gradients(t, g, second, sums, sums + QUERIES, queries - q0, dim, scale, k_acc, v_acc,
+                      [](int) { return 0.0f; });
     }
     if (key < keys) {
         write_row(dk + (int64)key * width + c0, k_acc, scale, dim);
@@ -151,7 +178,9 @@ __device__ __forceinline__ void two_way_keys(const T *q, const T *k, const T *v,
 //   kept     [tile][A, B, C, L, D]: the position terms of a tile, then two numbers per query
 //   tables   [tile, head][3 (2 edge - 1) dim]: the tables' gradients, along d, h and w
 //   padding  [tile][3 width]: the bias' gradients, through the padded positions
-__device__ __forceinline__ int kept_size(const VitShape &v) { return QUERIES * v.edge + 2 * v.lines * v.edge * v.edge + 2 * QUERIES; }
+__device__ __forceinline__ int kept_size(const VitShape &v) {
+    return QUERIES * v.edge + 2 * v.lines * v.edge * v.edge + 2 * QUERIES;
+}
 
 __device__ __forceinline__ float *kept_of(const VitShape &v, float *kept, int tiles, int tile) {
     return kept + (((int64)blockIdx.z * gridDim.y + blockIdx.y) * tiles + tile) * kept_size(v);
@@ -159,7 +188,8 @@ __device__ __forceinline__ float *kept_of(const VitShape &v, float *kept, int ti
 
 // Gradients of a line's B and C, column kw, and of A of each of its queries, through the padded
 // keys. `da` holds, for each query, the gradient of the padded keys' score.
-__device__ __forceinline__ void padded_gradient(const VitWindow &w, const Positions &p, const Positions &d, int line, int kw) {
+__device__ __forceinline__ void padded_gradient(const VitWindow &w, const Positions &p,
+                                                const Positions &d, int line, int kw) {
     int edge = p.edge, at = line * edge * edge;
     float through = 0.0f;
     for (int x = 0; x < w.ew; x++) through += d.a[(line * w.ew + x) * edge + kw];
@@ -176,33 +206,41 @@ __device__ __forceinline__ void padded_gradient(const VitWindow &w, const Positi
 // Grid (tiles of query lines, heads, windows). What the forward pass kept is for tensor cores; here
 // it is computed again.
 template <class T>
-__device__ __forceinline__ void vit_queries(const T *qkv, const float *, const float *, const T *dy, T *dqkv, float *kept, float *tables, float *padding, const VitShape &v) {
+__device__ __forceinline__ void vit_queries(const T *qkv, const float *, const float *, const T *dy,
+                                            T *dqkv, float *kept, float *tables, float *padding,
+                                            const VitShape &v) {
     SHARED_MEMORY(shared);
     int dim = v.dim, edge = v.edge, length = (2 * edge - 1) * dim, t = threadIdx.x;
     Tiles tile(shared, dim);
     VitWindow w(v);
-    int line0 = blockIdx.x * v.lines, lines = max(0, min(v.lines, w.ed * w.eh - line0)), queries = lines * w.ew, first = line0 * w.ew, query = t / 4;
+    int line0 = blockIdx.x * v.lines, lines = max(0, min(v.lines, w.ed * w.eh - line0)),
+        queries = lines * w.ew, first = line0 * w.ew, query = t / 4;
     int64 block = (int64)blockIdx.z * gridDim.x + blockIdx.x;
     tables += (block * gridDim.y + blockIdx.y) * 3 * length, padding += block * 3 * v.width + w.c0;
     float *g = tile.end(), scale = rsqrtf((float)dim), acc[MOST_DIM / 4] = {};
     Positions p(g + QUERIES * tile.row, v), d(p.end(v.lines), v);
     float *weights = d.end(v.lines), *slopes = weights + QUERIES;
-    load_tile<T>(tile.q, tile.row, queries, dim, [&](int r) { return qkv + w.row(first + r) * 3 * v.width + w.c0; });
-    load_tile<T>(g, tile.row, queries, dim, [&](int r) { return dy + w.row(first + r) * v.width + w.c0; });
+    load_tile<T>(tile.q, tile.row, queries, dim,
+                 [&](int r) { return qkv + w.row(first + r) * 3 * v.width + w.c0; });
+    load_tile<T>(g, tile.row, queries, dim,
+                 [&](int r) { return dy + w.row(first + r) * v.width + w.c0; });
     __syncthreads();
     p.form(v, w, tile.q, tile.row, line0, lines);
     __syncthreads();
 
     Row state;
     float padded = vit_attend(v, w, tile, p, qkv, queries, state);
-    float log_sum = state.row_max + logf(state.sum), mean = output_dot(state, g + query * tile.row, dim);
+    float log_sum = state.row_max + logf(state.sum),
+          mean = output_dot(state, g + query * tile.row, dim);
     // The padded keys' common weight and the gradient of its score, which the first thread of each
     // query writes for all four.
     if (t % 4 == 0) {
         bool any = padded > MINUS_INFINITY && query < queries;
         float weight = any ? expf(padded - log_sum) : 0.0f;
         weights[query] = weight;
-        slopes[query] = any ? weight * (dot(g + query * tile.row, v.bias + 2 * v.width + w.c0, dim) - mean) : 0.0f;
+        slopes[query] =
+            any ? weight * (dot(g + query * tile.row, v.bias + 2 * v.width + w.c0, dim) - mean)
+                : 0.0f;
     }
     for (int i = t; i < QUERIES * edge; i += THREADS) d.a[i] = 0.0f;
     for (int i = t; i < 2 * v.lines * edge * edge; i += THREADS) d.b[i] = 0.0f;
@@ -212,7 +250,9 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
             float all = padded_positions(w, p, query);
             int line = query / w.ew * edge * edge;
             for (int kw = t % 4; kw < edge; kw += 4) {
-                float share = PaddedColumn(w, p.b + line, p.c + line, edge, kw, edge).log_weight(kw < w.ew) + p.a[query * edge + kw] - all;
+                float share =
+                    PaddedColumn(w, p.b + line, p.c + line, edge, kw, edge).log_weight(kw < w.ew) +
+                    p.a[query * edge + kw] - all;
                 d.a[query * edge + kw] = slopes[query] * expf(share);
             }
 #pragma unroll
@@ -222,26 +262,34 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
             }
         }
         __syncthreads();
-        for (int i = t; i < lines * edge; i += THREADS) padded_gradient(w, p, d, i / edge, i % edge);
+        for (int i = t; i < lines * edge; i += THREADS)
+            padded_gradient(w, p, d, i / edge, i % edge);
     }
 
-    auto bias = [&](int q, int key) { return q < queries ? p.of(w, q, key / w.ew / w.eh, key / w.ew % w.eh, key % w.ew) : 0.0f; };
+    auto bias = [&](int q, int key) {
+        return q < queries ? p.of(w, q, key / w.ew / w.eh, key / w.ew % w.eh, key % w.ew) : 0.0f;
+    };
     query_gradients<T>(
-        tile, g, log_sum, mean, acc, w.tokens(), dim, scale, [&](int r) { return qkv + w.row(r) * 3 * v.width + v.width + w.c0; },
-        [&](int r) { return qkv + w.row(r) * 3 * v.width + 2 * v.width + w.c0; }, bias, [&](int k0, int count) {
+        tile, g, log_sum, mean, acc, w.tokens(), dim, scale,
+        [&](int r) { return qkv + w.row(r) * 3 * v.width + v.width + w.c0; },
+        [&](int r) { return qkv + w.row(r) * 3 * v.width + 2 * v.width + w.c0; }, bias,
+        [&](int k0, int count) {
             // A: each thread of a row has every fourth kw. B and C: one thread per line, kw and
             // term.
             const float *row = tile.scores + query * (KEYS + 1);
             if (query >= queries) return;
-            int line = query / w.ew, mine = query % w.ew, kw = k0 % w.ew - 1, kh = k0 / w.ew % w.eh, kd = k0 / w.ew / w.eh;
+            int line = query / w.ew, mine = query % w.ew, kw = k0 % w.ew - 1, kh = k0 / w.ew % w.eh,
+                kd = k0 / w.ew / w.eh;
             for (int j = 0; j < count; j++) {
                 if (++kw == w.ew) kw = 0, kh++;
                 if (kh == w.eh) kh = 0, kd++;
                 if (kw % 4 == t % 4) d.a[query * edge + kw] += row[j];
                 if (kw != mine || t % 4 > 1) continue;
                 float sum = 0.0f;
-                for (int x = 0; x < w.ew; x++) sum += tile.scores[(line * w.ew + x) * (KEYS + 1) + j];
-                float *to = (t % 4 == 0 ? d.b + kd * edge : d.c + kh * edge) + line * edge * edge + kw;
+                for (int x = 0; x < w.ew; x++)
+                    sum += tile.scores[(line * w.ew + x) * (KEYS + 1) + j];
+                float *to =
+                    (t % 4 == 0 ? d.b + kd * edge : d.c + kh * edge) + line * edge * edge + kw;
                 *to += sum;
             }
         });
@@ -250,15 +298,19 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
     // The gradient through the position terms: to the queries, the tables and, for padded queries,
     // the bias.
     if (query < queries) {
-        int x = query % w.ew, line = query / w.ew, at = line * edge * edge + x * edge, dd = (line0 + line) / w.eh, h = (line0 + line) % w.eh;
+        int x = query % w.ew, line = query / w.ew, at = line * edge * edge + x * edge,
+            dd = (line0 + line) / w.eh, h = (line0 + line) % w.eh;
         float terms[MOST_DIM / 4] = {};
         for (int kw = 0; kw < edge; kw++) {
             float a = d.a[query * edge + kw], b = d.b[at + kw], c = d.c[at + kw];
-            const float *in_d = v.table_d + (dd - kw + edge - 1) * dim, *in_h = v.table_h + (h - kw + edge - 1) * dim, *in_w = v.table_w + (x - kw + edge - 1) * dim;
+            const float *in_d = v.table_d + (dd - kw + edge - 1) * dim,
+                        *in_h = v.table_h + (h - kw + edge - 1) * dim,
+                        *in_w = v.table_w + (x - kw + edge - 1) * dim;
 #pragma unroll
             for (int i = 0; i < MOST_DIM / 4; i++) {
                 int channel = t % 4 + 4 * i;
-                if (channel < dim) terms[i] += a * in_d[channel] + b * in_h[channel] + c * in_w[channel];
+                if (channel < dim)
+                    terms[i] += a * in_d[channel] + b * in_h[channel] + c * in_w[channel];
             }
         }
 #pragma unroll
@@ -273,8 +325,10 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
             for (int x = 0; x < (axis == 0 ? w.ew : edge); x++) {
                 int kw = (axis == 2 ? x : along) + edge - 1 - n;
                 if (kw < 0 || kw >= edge) continue;
-                float slope = axis == 0 ? d.a[(line * w.ew + x) * edge + kw] : (axis == 1 ? d.b : d.c)[(line * edge + x) * edge + kw];
-                sum += slope * (x < w.ew ? tile.q[(line * w.ew + x) * tile.row + c] : v.bias[w.c0 + c]);
+                float slope = axis == 0 ? d.a[(line * w.ew + x) * edge + kw]
+                                        : (axis == 1 ? d.b : d.c)[(line * edge + x) * edge + kw];
+                sum += slope *
+                       (x < w.ew ? tile.q[(line * w.ew + x) * tile.row + c] : v.bias[w.c0 + c]);
             }
         }
         tables[i] = sum;
@@ -287,11 +341,15 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
                 int h = (line0 + line) % w.eh;
                 for (int x = w.ew; x < edge; x++)
                     for (int kw = 0; kw < edge; kw++)
-                        sum += d.b[(line * edge + x) * edge + kw] * v.table_h[(h - kw + edge - 1) * dim + c] +
-                               d.c[(line * edge + x) * edge + kw] * v.table_w[(x - kw + edge - 1) * dim + c];
+                        sum += d.b[(line * edge + x) * edge + kw] *
+                                   v.table_h[(h - kw + edge - 1) * dim + c] +
+                               d.c[(line * edge + x) * edge + kw] *
+                                   v.table_w[(x - kw + edge - 1) * dim + c];
             }
         } else {
-            for (int q = 0; q < queries; q++) sum += part == 1 ? scale * slopes[q] * tile.q[q * tile.row + c] : weights[q] * g[q * tile.row + c];
+            for (int q = 0; q < queries; q++)
+                sum += part == 1 ? scale * slopes[q] * tile.q[q * tile.row + c]
+                                 : weights[q] * g[q * tile.row + c];
         }
         padding[part * v.width + c] = sum;
     }
@@ -299,37 +357,51 @@ __device__ __forceinline__ void vit_queries(const T *qkv, const float *, const f
     float *keep = kept_of(v, kept, gridDim.x, blockIdx.x);
     int terms = kept_size(v) - 2 * QUERIES;
     for (int i = t; i < terms; i += THREADS) {
-        bool formed = i < QUERIES * edge ? i < queries * edge : (i - QUERIES * edge) % (v.lines * edge * edge) < lines * edge * edge;
+        bool formed = i < QUERIES * edge
+                          ? i < queries * edge
+                          : (i - QUERIES * edge) % (v.lines * edge * edge) < lines * edge * edge;
         if (formed) keep[i] = p.a[i];
     }
     if (t % 4 == 0) keep[terms + query] = log_sum, keep[terms + QUERIES + query] = mean;
 }
 
 // Grid (tiles of keys, heads, windows); each window has `tiles` tiles of query lines.
-template <class T> __device__ __forceinline__ void vit_keys(const T *qkv, const T *dy, T *dqkv, float *kept, int tiles, const VitShape &v) {
+template <class T>
+__device__ __forceinline__ void vit_keys(const T *qkv, const T *dy, T *dqkv, float *kept, int tiles,
+                                         const VitShape &v) {
     SHARED_MEMORY(shared);
     int dim = v.dim, edge = v.edge, t = threadIdx.x, k0 = blockIdx.x * KEYS;
     Tiles tile(shared, dim);
     VitWindow w(v);
     int keys = w.tokens(), key = k0 + t / 4;
     if (k0 >= keys) return;
-    float *g = tile.end(), *second = g + QUERIES * tile.row, scale = rsqrtf((float)dim), k_acc[MOST_DIM / 4] = {}, v_acc[MOST_DIM / 4] = {};
+    float *g = tile.end(), *second = g + QUERIES * tile.row, scale = rsqrtf((float)dim),
+          k_acc[MOST_DIM / 4] = {}, v_acc[MOST_DIM / 4] = {};
     Positions p(second + KEYS * (QUERIES + 1), v);
-    load_tile<T>(tile.k, tile.row, keys - k0, dim, [&](int r) { return qkv + w.row(k0 + r) * 3 * v.width + v.width + w.c0; });
-    load_tile<T>(tile.v, tile.row, keys - k0, dim, [&](int r) { return qkv + w.row(k0 + r) * 3 * v.width + 2 * v.width + w.c0; });
-    int kw = key % w.ew, kh = key / w.ew % w.eh, kd = key / w.ew / w.eh, terms = kept_size(v) - 2 * QUERIES;
+    load_tile<T>(tile.k, tile.row, keys - k0, dim,
+                 [&](int r) { return qkv + w.row(k0 + r) * 3 * v.width + v.width + w.c0; });
+    load_tile<T>(tile.v, tile.row, keys - k0, dim,
+                 [&](int r) { return qkv + w.row(k0 + r) * 3 * v.width + 2 * v.width + w.c0; });
+    int kw = key % w.ew, kh = key / w.ew % w.eh, kd = key / w.ew / w.eh,
+        terms = kept_size(v) - 2 * QUERIES;
     for (int at = 0; at * v.lines < w.ed * w.eh; at++) {
-        int lines = min(v.lines, w.ed * w.eh - at * v.lines), queries = lines * w.ew, first = at * v.lines * w.ew;
+        int lines = min(v.lines, w.ed * w.eh - at * v.lines), queries = lines * w.ew,
+            first = at * v.lines * w.ew;
         const float *keep = kept_of(v, kept, tiles, at);
         __syncthreads();
-        load_tile<T>(tile.q, tile.row, queries, dim, [&](int r) { return qkv + w.row(first + r) * 3 * v.width + w.c0; });
-        load_tile<T>(g, tile.row, queries, dim, [&](int r) { return dy + w.row(first + r) * v.width + w.c0; });
+        load_tile<T>(tile.q, tile.row, queries, dim,
+                     [&](int r) { return qkv + w.row(first + r) * 3 * v.width + w.c0; });
+        load_tile<T>(g, tile.row, queries, dim,
+                     [&](int r) { return dy + w.row(first + r) * v.width + w.c0; });
         for (int i = t; i < terms; i += THREADS) {
-            bool formed = i < QUERIES * edge ? i < queries * edge : (i - QUERIES * edge) % (v.lines * edge * edge) < lines * edge * edge;
+            bool formed = i < QUERIES * edge ? i < queries * edge
+                                             : (i - QUERIES * edge) % (v.lines * edge * edge) <
+                                                   lines * edge * edge;
             if (formed) p.a[i] = keep[i];
         }
         __syncthreads();
-        key_gradients(tile, g, second, keep + terms, keep + terms + QUERIES, queries, dim, scale, k_acc, v_acc,
+        key_gradients(tile, g, second, keep + terms, keep + terms + QUERIES, queries, dim, scale,
+                      k_acc, v_acc,
                       [&](int query) { return key < keys ? p.of(w, query, kd, kh, kw) : 0.0f; });
     }
     if (key < keys) {
@@ -339,19 +411,29 @@ template <class T> __device__ __forceinline__ void vit_keys(const T *qkv, const 
     }
 }
 
-#define VIT_SHAPE const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w, int s, int edge, int width, int dim, int lines
-#define ATTENTION_GRADIENT(T, TWO_WAY_QUERIES, TWO_WAY_KEYS, VIT_QUERIES, VIT_KEYS, BLOCKS)                                                         \
-    KERNEL(attention_gradient_queries_##T, THREADS, 4,                                                                                             \
-           (const T *q, const T *k, const T *v, const T *dy, T *dq, float *sums, int queries, int keys, int width, int dim),                       \
-           TWO_WAY_QUERIES(q, k, v, dy, dq, sums, queries, keys, width, dim))                                                                      \
-    KERNEL(attention_gradient_keys_##T, THREADS, BLOCKS,                                                                                           \
-           (const T *q, const T *k, const T *v, const T *dy, const float *sums, T *dk, T *dv, int queries, int keys, int width, int dim),          \
-           TWO_WAY_KEYS(q, k, v, dy, sums, dk, dv, queries, keys, width, dim))                                                                     \
-    KERNEL(attention_gradient_vit_queries_##T, THREADS, 3,                                                                                         \
-           (const T *qkv, const float *values, const float *log_sums, const T *dy, T *dqkv, float *kept, float *tables, float *padding, VIT_SHAPE),     \
-           VIT_QUERIES(qkv, values, log_sums, dy, dqkv, kept, tables, padding, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))  \
-    KERNEL(attention_gradient_vit_keys_##T, THREADS, 3, (const T *qkv, const T *dy, T *dqkv, float *kept, int tiles, VIT_SHAPE),                   \
-           VIT_KEYS(qkv, dy, dqkv, kept, tiles, {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
+#define VIT_SHAPE                                                                                  \
+    const float *qkv_bias, const float *table_d, const float *table_h, const float *table_w,       \
+    int s, int edge, int width, int dim, int lines
+#define ATTENTION_GRADIENT(T, TWO_WAY_QUERIES, TWO_WAY_KEYS, VIT_QUERIES, VIT_KEYS, BLOCKS)        \
+    KERNEL(attention_gradient_queries_##T, THREADS, 4,                                             \
+           (const T *q, const T *k, const T *v, const T *dy, T *dq, float *sums, int queries,      \
+            int keys, int width, int dim),                                                         \
+           TWO_WAY_QUERIES(q, k, v, dy, dq, sums, queries, keys, width, dim))                      \
+    KERNEL(attention_gradient_keys_##T, THREADS, BLOCKS,                                           \
+           (const T *q, const T *k, const T *v, const T *dy, const float *sums, T *dk, T *dv,      \
+            int queries, int keys, int width, int dim),                                            \
+           TWO_WAY_KEYS(q, k, v, dy, sums, dk, dv, queries, keys, width, dim))                     \
+    KERNEL(attention_gradient_vit_queries_##T, THREADS, 3,                                         \
+           (const T *qkv, const float *values, const float *log_sums, const T *dy, T *dqkv,        \
+            float *kept, float *tables, float *padding, VIT_SHAPE),                                \
+           VIT_QUERIES(qkv, values, log_sums, dy, dqkv, kept, tables, padding,                     \
+                       {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))         \
+    KERNEL(attention_gradient_vit_keys_##T, THREADS, 3,                                            \
+           (const T *qkv, const T *dy, T *dqkv, float *kept, int tiles, VIT_SHAPE),                \
+           VIT_KEYS(qkv, dy, dqkv, kept, tiles,                                                    \
+                    {qkv_bias, table_d, table_h, table_w, s, edge, width, dim, lines}))
 ATTENTION_GRADIENT(f32, two_way_queries, two_way_keys, vit_queries, vit_keys, 4)
-ATTENTION_GRADIENT(f16, two_way_queries_matrix, two_way_keys_matrix, vit_queries_matrix, vit_keys_matrix, 3)
-ATTENTION_GRADIENT(bf16, two_way_queries_matrix, two_way_keys_matrix, vit_queries_matrix, vit_keys_matrix, 3)
+ATTENTION_GRADIENT(f16, two_way_queries_matrix, two_way_keys_matrix, vit_queries_matrix,
+                   vit_keys_matrix, 3)
+ATTENTION_GRADIENT(bf16, two_way_queries_matrix, two_way_keys_matrix, vit_queries_matrix,
+                   vit_keys_matrix, 3)

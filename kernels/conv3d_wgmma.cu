@@ -55,8 +55,10 @@ struct RollingMemory {
     PhaseBarrier *full, *empty;
 
     __device__ __forceinline__ RollingMemory(unsigned char *shared)
-        : planes(shared), weights(shared + PLANES * PLANE), bins(reinterpret_cast<double *>(weights + WEIGHTS)),
-          full(reinterpret_cast<PhaseBarrier *>(bins + MULTIPLIERS / 32 * OUT * 2)), empty(full + PLANES) {}
+        : planes(shared), weights(shared + PLANES * PLANE),
+          bins(reinterpret_cast<double *>(weights + WEIGHTS)),
+          full(reinterpret_cast<PhaseBarrier *>(bins + MULTIPLIERS / 32 * OUT * 2)),
+          empty(full + PLANES) {}
 };
 
 // The voxels that this block computes: planes d0 to d1 of a column.
@@ -64,8 +66,10 @@ struct RollingBlock {
     int item, d0, d1, h0, w0;
 
     __device__ __forceinline__ RollingBlock(const RollingShape &s) : item(blockIdx.y) {
-        int part = blockIdx.x % s.parts, column = blockIdx.x / s.parts, across = (s.w + EDGE - 1) / EDGE, each = (s.d + s.parts - 1) / s.parts;
-        d0 = part * each, d1 = min(d0 + each, s.d), h0 = column / across * EDGE, w0 = column % across * EDGE;
+        int part = blockIdx.x % s.parts, column = blockIdx.x / s.parts,
+            across = (s.w + EDGE - 1) / EDGE, each = (s.d + s.parts - 1) / s.parts;
+        d0 = part * each, d1 = min(d0 + each, s.d), h0 = column / across * EDGE,
+            w0 = column % across * EDGE;
     }
 
     // From the plane before the first to the one behind the last.
@@ -84,8 +88,10 @@ struct Turn {
 
 // Puts the weights, which lie as conv_matrix reads them, in the order of wgmma. A thread has the
 // same lane's fragments of the nine taps along d and w.
-template <class T> __device__ __forceinline__ void lay_out_weights(unsigned char *to, const T *weights) {
-    int thread = threadIdx.x, lane = thread % 32, pair = thread / 32 % 2, kh = thread / 64 % 3, deep = thread / 192;
+template <class T>
+__device__ __forceinline__ void lay_out_weights(unsigned char *to, const T *weights) {
+    int thread = threadIdx.x, lane = thread % 32, pair = thread / 32 % 2, kh = thread / 64 % 3,
+        deep = thread / 192;
     const uint4 *from = reinterpret_cast<const uint4 *>(weights) + thread;
 #pragma unroll
     for (int side = 0; side < 9; side++) {
@@ -98,18 +104,22 @@ template <class T> __device__ __forceinline__ void lay_out_weights(unsigned char
             int tile = i / 2, half = i % 2;
             unsigned char *at = tap + (deep * 2 + half) * DEEPER + (pair * 2 + tile) * 128;
 #pragma unroll
-            for (int block = 2 - kd; block < 5; block += 3) *reinterpret_cast<unsigned *>(at + block * (OUT / 8) * 128) = words[i];
+            for (int block = 2 - kd; block < 5; block += 3)
+                *reinterpret_cast<unsigned *>(at + block * (OUT / 8) * 128) = words[i];
         }
     }
 }
 
 // Fills the ring. A thread has 8 channels of every 32nd voxel of a plane.
 template <class T>
-__device__ __forceinline__ void load_planes(const RollingMemory &memory, const RollingShape &s, const RollingBlock &b, const T *x, const float *norm, const T *add) {
+__device__ __forceinline__ void load_planes(const RollingMemory &memory, const RollingShape &s,
+                                            const RollingBlock &b, const T *x, const float *norm,
+                                            const T *add) {
     constexpr int COUNT = (CELLS + 31) / 32, AHEAD = 6;
     int thread = threadIdx.x - MULTIPLIERS, pack = thread % 4, first = thread / 4;
     bool adds = add != nullptr;
-    Prologue<T> prologue(norm ? norm + ((int64)b.item * OUT + pack * 8) * 3 : nullptr, adds, s.slope);
+    Prologue<T> prologue(norm ? norm + ((int64)b.item * OUT + pack * 8) * 3 : nullptr, adds,
+                         s.slope);
     // The voxels' places in a plane, and which of them are there.
     int places[COUNT];
     unsigned there = 0;
@@ -120,7 +130,8 @@ __device__ __forceinline__ void load_planes(const RollingMemory &memory, const R
         places[i] = inside ? h * s.w + w : 0;
         there |= (unsigned)inside << i;
     }
-    int64 plane = (int64)s.h * s.w * OUT, from = ((int64)b.item * s.d + b.d0 - 1) * plane + pack * 8;
+    int64 plane = (int64)s.h * s.w * OUT,
+          from = ((int64)b.item * s.d + b.d0 - 1) * plane + pack * 8;
     Turn turn;
 #pragma unroll 1
     for (int step = 0; step < b.steps(); step++, from += plane, turn.next()) {
@@ -142,7 +153,8 @@ __device__ __forceinline__ void load_planes(const RollingMemory &memory, const R
             for (int i = 0; i < AHEAD && begin + i < COUNT; i++) {
                 RawVector<T, 8> value = {};
                 if (here >> (begin + i) & 1) value = prologue.of(values[i], more[i]);
-                if (first + (begin + i) * 32 < CELLS) *reinterpret_cast<RawVector<T, 8> *>(cell + (begin + i) * 32 * 16) = value;
+                if (first + (begin + i) * 32 < CELLS)
+                    *reinterpret_cast<RawVector<T, 8> *>(cell + (begin + i) * 32 * 16) = value;
             }
         }
         fence_async();
@@ -167,15 +179,18 @@ template <class T> struct RollingSums {
             for (int i = 0; i < 16; i += 2) {
                 float *pair_of = &acc[m][TURN * 16 + i];
                 int n = i / 4, row = i / 2 % 2;
-                done[m][row][n] = pair<T>(pair_of[0] + offset[n * 2], pair_of[1] + offset[n * 2 + 1]);
+                done[m][row][n] =
+                    pair<T>(pair_of[0] + offset[n * 2], pair_of[1] + offset[n * 2 + 1]);
                 pair_of[0] = pair_of[1] = 0.0f;
             }
         }
     }
 
     // Writes it as plane `d`.
-    __device__ __forceinline__ void put(const RollingShape &s, const RollingBlock &b, int d, T *out) {
-        int thread = own_thread(), lane = thread % 32, h = b.h0 + thread / 32 * 2, w = b.w0 + lane / 4;
+    __device__ __forceinline__ void put(const RollingShape &s, const RollingBlock &b, int d,
+                                        T *out) {
+        int thread = own_thread(), lane = thread % 32, h = b.h0 + thread / 32 * 2,
+            w = b.w0 + lane / 4;
         T *to = out + ((((int64)b.item * s.d + d) * s.h + h) * s.w + w) * OUT + lane % 4 * 8;
 #pragma unroll
         for (int m = 0; m < 2; m++) {
@@ -217,12 +232,15 @@ template <int N> struct Number {
 
 // Multiplies the planes of the ring one after the other.
 template <class T>
-__device__ __forceinline__ void multiply_planes(const RollingMemory &memory, const RollingShape &s, const RollingBlock &b, const float *bias, T *out, bool sums) {
+__device__ __forceinline__ void multiply_planes(const RollingMemory &memory, const RollingShape &s,
+                                                const RollingBlock &b, const float *bias, T *out,
+                                                bool sums) {
     int lane = threadIdx.x % 32, half = threadIdx.x / 128;
     RollingSums<T> of;
 #pragma unroll
     for (int i = 0; i < 8; i++) of.offset[i] = bias[i / 2 * 8 + lane % 4 * 2 + i % 2];
-    Descriptor left = describe(memory.planes + half * 8 * ROW, GROUP, ROW), right = describe(memory.weights, DEEPER, 128);
+    Descriptor left = describe(memory.planes + half * 8 * ROW, GROUP, ROW),
+               right = describe(memory.weights, DEEPER, 128);
     Turn turn;
     // Step `step` reads plane d0 - 1 + step. Before it the plane that was finished by the step
     // before is d0 + step - 3.
@@ -235,10 +253,14 @@ __device__ __forceinline__ void multiply_planes(const RollingMemory &memory, con
         for (int tap = 0; tap < 9; tap++) {
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                Descriptor columns = right + ((tap * 4 + k * 2) * DEEPER + (3 - TURN) % 3 * (OUT / 8) * 128) / 16;
+                Descriptor columns =
+                    right + ((tap * 4 + k * 2) * DEEPER + (3 - TURN) % 3 * (OUT / 8) * 128) / 16;
 #pragma unroll
                 for (int m = 0; m < 2; m++) {
-                    start_product<T>(of.acc[m], plane + (tap / 3 * ROW + (tap % 3 + m * 8) * 16 + k * 2 * GROUP) / 16, columns);
+                    start_product<T>(
+                        of.acc[m],
+                        plane + (tap / 3 * ROW + (tap % 3 + m * 8) * 16 + k * 2 * GROUP) / 16,
+                        columns);
                 }
             }
         }
@@ -267,17 +289,22 @@ __device__ __forceinline__ void multiply_planes(const RollingMemory &memory, con
 
 // tensor cores
 template <class T>
-__device__ __forceinline__ void conv_rolling(unsigned char *shared, const RollingShape &s, const T *x, const float *norm, const T *add, const T *weights,
-                                             const float *bias, T *out, double *partial) {
+__device__ __forceinline__ void conv_rolling(unsigned char *shared, const RollingShape &s,
+                                             const T *x, const float *norm, const T *add,
+                                             const T *weights, const float *bias, T *out,
+                                             double *partial) {
 #ifdef WITHOUT_WGMMA
     stop();
 #else
     RollingMemory memory(shared);
     RollingBlock b(s);
     if (threadIdx.x == 0) {
-        for (int i = 0; i < PLANES; i++) make_barrier(memory.full + i, LOADERS), make_barrier(memory.empty + i, MULTIPLIERS / 32);
+        for (int i = 0; i < PLANES; i++)
+            make_barrier(memory.full + i, LOADERS),
+                make_barrier(memory.empty + i, MULTIPLIERS / 32);
     }
-    for (int i = threadIdx.x; i < MULTIPLIERS / 32 * OUT * 2; i += MULTIPLIERS + LOADERS) memory.bins[i] = 0;
+    for (int i = threadIdx.x; i < MULTIPLIERS / 32 * OUT * 2; i += MULTIPLIERS + LOADERS)
+        memory.bins[i] = 0;
     lay_out_weights(memory.weights, weights);
     fence_async();
     __syncthreads();
@@ -289,15 +316,18 @@ __device__ __forceinline__ void conv_rolling(unsigned char *shared, const Rollin
     __syncthreads();
     if (!partial || threadIdx.x >= 2 * OUT) return;
     double total = 0;
-    for (int warp = 0; warp < MULTIPLIERS / 32; warp++) total += memory.bins[warp * OUT * 2 + threadIdx.x];
+    for (int warp = 0; warp < MULTIPLIERS / 32; warp++)
+        total += memory.bins[warp * OUT * 2 + threadIdx.x];
     partial[((int64)b.item * gridDim.x + blockIdx.x) * OUT * 2 + threadIdx.x] = total;
 #endif
 }
 
-#define ROLLING(T)                                                                                                                                     \
-    KERNEL(conv3d_rolling_##T, 384, 1,                                                                                                                 \
-           (const T *x, const float *norm, const T *add, const T *weights, const float *bias, T *out, double *partial, int d, int h, int w, int parts, \
-            float slope),                                                                                                                              \
-           WGMMA_SHARED_MEMORY(shared); conv_rolling(shared, RollingShape{d, h, w, parts, slope}, x, norm, add, weights, bias, out, partial))
+#define ROLLING(T)                                                                                 \
+    KERNEL(conv3d_rolling_##T, 384, 1,                                                             \
+           (const T *x, const float *norm, const T *add, const T *weights, const float *bias,      \
+            T *out, double *partial, int d, int h, int w, int parts, float slope),                 \
+           WGMMA_SHARED_MEMORY(shared);                                                            \
+           conv_rolling(shared, RollingShape{d, h, w, parts, slope}, x, norm, add, weights, bias,  \
+                        out, partial))
 ROLLING(f16)
 ROLLING(bf16)

@@ -18,7 +18,8 @@ constexpr int PAIRS = 8 * 27;
 
 // Weights [row][tap] with their taps first, [tap][row], or the reverse. A block has 256 rows: both
 // sides are read and written in the order of memory.
-template <bool FORWARD> __device__ __forceinline__ void transpose(const float *x, float *y, int64 rows, int taps) {
+template <bool FORWARD>
+__device__ __forceinline__ void transpose(const float *x, float *y, int64 rows, int taps) {
     SHARED_MEMORY(shared);
     float *tile = reinterpret_cast<float *>(shared);
     // An odd number of floats from one row to the next.
@@ -26,22 +27,27 @@ template <bool FORWARD> __device__ __forceinline__ void transpose(const float *x
     int64 first = (int64)blockIdx.x * THREADS;
     for (int i = threadIdx.x; i < THREADS * taps; i += THREADS) {
         int row = FORWARD ? i / taps : i % THREADS, tap = FORWARD ? i % taps : i / THREADS;
-        if (row < count) tile[row * stride + tap] = x[FORWARD ? first * taps + i : tap * rows + first + row];
+        if (row < count)
+            tile[row * stride + tap] = x[FORWARD ? first * taps + i : tap * rows + first + row];
     }
     __syncthreads();
     for (int i = threadIdx.x; i < THREADS * taps; i += THREADS) {
         int row = FORWARD ? i % THREADS : i / taps, tap = FORWARD ? i / THREADS : i % taps;
-        if (row < count) y[FORWARD ? tap * rows + first + row : first * taps + i] = tile[row * stride + tap];
+        if (row < count)
+            y[FORWARD ? tap * rows + first + row : first * taps + i] = tile[row * stride + tap];
     }
 }
 
-KERNEL(stage_taps_first, 256, 4, (const float *x, float *y, int64 rows, int taps), transpose<true>(x, y, rows, taps))
-KERNEL(stage_taps_last, 256, 4, (const float *x, float *y, int64 rows, int taps), transpose<false>(x, y, rows, taps))
+KERNEL(stage_taps_first, 256, 4, (const float *x, float *y, int64 rows, int taps),
+       transpose<true>(x, y, rows, taps))
+KERNEL(stage_taps_last, 256, 4, (const float *x, float *y, int64 rows, int taps),
+       transpose<false>(x, y, rows, taps))
 
 // The coarse tap and the deconvolution's phase that belong to phase p and tap t of the convolution
 // along an axis. Each is appended to those of the axes before.
 __device__ __forceinline__ void meet(int p, int t, int &coarse_tap, int &deconv_phase) {
-    coarse_tap = coarse_tap * 2 + (p + t + 1) / 2 - p, deconv_phase = deconv_phase * 2 + (p + t + 1) % 2;
+    coarse_tap = coarse_tap * 2 + (p + t + 1) / 2 - p,
+        deconv_phase = deconv_phase * 2 + (p + t + 1) % 2;
 }
 
 __device__ __forceinline__ void meet_all(int phase, int tap, int &coarse_tap, int &deconv_phase) {
@@ -54,11 +60,13 @@ __device__ __forceinline__ void meet_all(int phase, int tap, int &coarse_tap, in
 // 64 rows and 16 columns k of a matrix, as [k][row]; zero beyond its edges. With DEEP, columns are
 // contiguous in memory, otherwise rows are.
 template <bool DEEP>
-__device__ __forceinline__ void fill(float *to, const float *from, int stride, int row0, int rows, int k0, int columns) {
+__device__ __forceinline__ void fill(float *to, const float *from, int stride, int row0, int rows,
+                                     int k0, int columns) {
     for (int i = threadIdx.x; i < SPAN * STEP; i += THREADS) {
         int row = DEEP ? i / STEP : i % SPAN, k = DEEP ? i % STEP : i / SPAN;
         bool there = row0 + row < rows && k0 + k < columns;
-        int64 at = DEEP ? (int64)(row0 + row) * stride + k0 + k : (int64)(k0 + k) * stride + row0 + row;
+        int64 at =
+            DEEP ? (int64)(row0 + row) * stride + k0 + k : (int64)(k0 + k) * stride + row0 + row;
         to[k * STRIDE + row] = there ? from[at] : 0.0f;
     }
 }
@@ -70,10 +78,12 @@ enum Product { COMPOSED, OF_CONV, OF_DECONV };
 // A block computes 64 x 64 values of matrix blockIdx.z: that of a composed weight (phase * 8 +
 // coarse tap), of a tap, or of a phase of the deconvolution.
 template <Product WHICH>
-__device__ __forceinline__ void products(const float *left, const float *right, float *y, int outs, int coarse, int up, int inputs) {
+__device__ __forceinline__ void products(const float *left, const float *right, float *y, int outs,
+                                         int coarse, int up, int inputs) {
     SHARED_MEMORY(shared);
     float *a = reinterpret_cast<float *>(shared), *b = a + STEP * STRIDE;
-    int t = threadIdx.x, row0 = blockIdx.y * SPAN, column0 = blockIdx.x * SPAN, group = blockIdx.z, skip = inputs - up;
+    int t = threadIdx.x, row0 = blockIdx.y * SPAN, column0 = blockIdx.x * SPAN, group = blockIdx.z,
+        skip = inputs - up;
     int rows = WHICH == OF_DECONV ? coarse : outs, columns = WHICH == COMPOSED ? coarse : up;
     int deep = WHICH == COMPOSED ? up : WHICH == OF_CONV ? coarse : outs;
     float sum[4][4] = {}, part[4][4] = {};
@@ -88,7 +98,9 @@ __device__ __forceinline__ void products(const float *left, const float *right, 
     for (int pair = 0; pair < PAIRS; pair++) {
         int phase = pair / 27, tap = pair % 27, coarse_tap, deconv_phase;
         meet_all(phase, tap, coarse_tap, deconv_phase);
-        if (group != (WHICH == COMPOSED ? phase * 8 + coarse_tap : WHICH == OF_CONV ? tap : deconv_phase)) continue;
+        if (group != (WHICH == COMPOSED ? phase * 8 + coarse_tap
+                                        : WHICH == OF_CONV ? tap : deconv_phase))
+            continue;
         int64 conv = (int64)tap * outs * inputs + skip, deconv = (int64)deconv_phase * coarse * up;
         int64 composed = (int64)(coarse_tap * 8 + phase) * outs * coarse;
 #pragma unroll 1
@@ -125,7 +137,8 @@ __device__ __forceinline__ void products(const float *left, const float *right, 
         for (int j = 0; j < 4; j++) {
             int row = row0 + t / 16 * 4 + i, column = column0 + t % 16 * 4 + j;
             if (row >= rows || column >= columns) continue;
-            int64 at = WHICH == COMPOSED  ? (((int64)(group / 8) * outs + row) * coarse + column) * 8 + group % 8
+            int64 at = WHICH == COMPOSED
+                           ? (((int64)(group / 8) * outs + row) * coarse + column) * 8 + group % 8
                        : WHICH == OF_CONV ? ((int64)group * outs + row) * inputs + skip + column
                                           : ((int64)group * coarse + row) * up + column;
             y[at] = sum[i][j];
@@ -133,8 +146,10 @@ __device__ __forceinline__ void products(const float *left, const float *right, 
     }
 }
 
-#define STAGE_PRODUCT(NAME, WHICH)                                                                                                     \
-    KERNEL(NAME, 256, 3, (const float *left, const float *right, float *y, int outs, int coarse, int up, int inputs),                  \
+#define STAGE_PRODUCT(NAME, WHICH)                                                                 \
+    KERNEL(NAME, 256, 3,                                                                           \
+           (const float *left, const float *right, float *y, int outs, int coarse, int up,         \
+            int inputs),                                                                           \
            products<WHICH>(left, right, y, outs, coarse, up, inputs))
 // From conv and deconv: y [phase][outs][coarse][coarse tap].
 STAGE_PRODUCT(stage_compose, COMPOSED)
@@ -160,14 +175,17 @@ __device__ __forceinline__ bool outside(int kind, int tap) {
 }
 
 KERNEL(stage_biases, 256, 4,
-       (const float *conv, const float *deconv_bias, const float *conv_bias, float *inner, float *border, int outs, int up, int inputs), {
+       (const float *conv, const float *deconv_bias, const float *conv_bias, float *inner,
+        float *border, int outs, int up, int inputs),
+       {
            SHARED_MEMORY(shared);
            double *sums = reinterpret_cast<double *>(shared), *all = sums + PARTS * 27;
            int o = blockIdx.x, t = threadIdx.x, tap = t % 27;
            const float *row = conv + ((int64)o * inputs + inputs - up) * 27;
            if (t < PARTS * 27) {
                double sum = 0.0;
-               for (int m = t / 27; m < up; m += PARTS) sum += (double)row[(int64)m * 27 + tap] * deconv_bias[m];
+               for (int m = t / 27; m < up; m += PARTS)
+                   sum += (double)row[(int64)m * 27 + tap] * deconv_bias[m];
                sums[t] = sum;
            }
            __syncthreads();
@@ -192,23 +210,27 @@ KERNEL(stage_biases, 256, 4,
 // The gradients of the biases, from `kinds` [27][outs], the sums of the skip map's gradient over
 // the kinds of voxel. First the gradient that reaches each tap, [outs][27], and that of the
 // convolution's bias; one thread per tap of an output.
-KERNEL(stage_taps_reached, 256, 4, (const float *kinds, double *reached, float *conv_bias, int outs), {
-    int at = blockIdx.x * blockDim.x + threadIdx.x, o = at / 27, tap = at % 27;
-    if (o >= outs) return;
-    double sum = 0.0, all = 0.0;
-    for (int kind = 0; kind < 27; kind++) {
-        double v = kinds[kind * outs + o];
-        all += v, sum += outside(kind, tap) ? 0.0 : v;
-    }
-    reached[at] = sum;
-    if (tap == 0) conv_bias[o] = (float)all;
-})
+KERNEL(stage_taps_reached, 256, 4,
+       (const float *kinds, double *reached, float *conv_bias, int outs),
+       {
+           int at = blockIdx.x * blockDim.x + threadIdx.x, o = at / 27, tap = at % 27;
+           if (o >= outs) return;
+           double sum = 0.0, all = 0.0;
+           for (int kind = 0; kind < 27; kind++) {
+               double v = kinds[kind * outs + o];
+               all += v, sum += outside(kind, tap) ? 0.0 : v;
+           }
+           reached[at] = sum;
+           if (tap == 0) conv_bias[o] = (float)all;
+       })
 
 // Then what the deconvolution's bias adds to the gradient of the convolution's weights, y
 // [outs][inputs][27], after that of the skip inputs, `skip_part`, which is zero if there is none;
 // one thread per value.
 KERNEL(stage_biases_to_conv, 256, 4,
-       (const double *reached, const float *deconv_bias, const float *skip_part, float *y, int64 count, int up, int inputs), {
+       (const double *reached, const float *deconv_bias, const float *skip_part, float *y,
+        int64 count, int up, int inputs),
+       {
            int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
            if (at >= count) return;
            int tap = at % 27, i = at / 27 % inputs, skip = inputs - up;
@@ -221,16 +243,19 @@ KERNEL(stage_biases_to_conv, 256, 4,
        })
 
 // Then the gradient of the deconvolution's bias itself, y [up]; one block per value.
-KERNEL(stage_biases_to_deconv, 256, 4, (const double *reached, const float *conv, float *y, int outs, int up, int inputs), {
-    SHARED_MEMORY(shared);
-    double *all = reinterpret_cast<double *>(shared);
-    int t = threadIdx.x, i = inputs - up + blockIdx.x;
-    double sum = 0.0;
-    for (int e = t; e < outs * 27; e += THREADS) sum += reached[e] * conv[((int64)(e / 27) * inputs + i) * 27 + e % 27];
-    all[t] = sum;
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (t < half) all[t] += all[t + half];
-    }
-    if (t == 0) y[blockIdx.x] = (float)all[0];
-})
+KERNEL(stage_biases_to_deconv, 256, 4,
+       (const double *reached, const float *conv, float *y, int outs, int up, int inputs),
+       {
+           SHARED_MEMORY(shared);
+           double *all = reinterpret_cast<double *>(shared);
+           int t = threadIdx.x, i = inputs - up + blockIdx.x;
+           double sum = 0.0;
+           for (int e = t; e < outs * 27; e += THREADS)
+               sum += reached[e] * conv[((int64)(e / 27) * inputs + i) * 27 + e % 27];
+           all[t] = sum;
+           for (int half = THREADS / 2; half > 0; half /= 2) {
+               __syncthreads();
+               if (t < half) all[t] += all[t + half];
+           }
+           if (t == 0) y[blockIdx.x] = (float)all[0];
+       })

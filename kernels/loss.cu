@@ -15,7 +15,8 @@ template <int N> __device__ __forceinline__ void block_sums(double (&v)[N]) {
         __syncthreads();
         if ((int)threadIdx.x < half) {
 #pragma unroll
-            for (int i = 0; i < N; i++) all[i * THREADS + threadIdx.x] += all[i * THREADS + threadIdx.x + half];
+            for (int i = 0; i < N; i++)
+                all[i * THREADS + threadIdx.x] += all[i * THREADS + threadIdx.x + half];
         }
     }
 #pragma unroll
@@ -24,14 +25,17 @@ template <int N> __device__ __forceinline__ void block_sums(double (&v)[N]) {
 
 // Probabilities, and a tile's sums of p g, p^2, p and the cross entropy: the first four of partial
 // [mask][tile][5]. Grid (tiles, masks).
-template <class T> __device__ __forceinline__ void probabilities(const T *x, const float *label, float *p, double *partial, int64 voxels) {
+template <class T>
+__device__ __forceinline__ void probabilities(const T *x, const float *label, float *p,
+                                              double *partial, int64 voxels) {
     int64 first = (int64)blockIdx.x * THREADS * EACH + threadIdx.x;
     x += blockIdx.y * voxels, p += blockIdx.y * voxels;
     float both = 0.0f, squares = 0.0f, total = 0.0f, entropy = 0.0f;
     for (int i = 0; i < EACH; i++) {
         int64 at = first + i * THREADS;
         if (at >= voxels) break;
-        float logit = to_float(x[at]), g = label[at], e = expf(-fabsf(logit)), value = (logit >= 0.0f ? 1.0f : e) / (1.0f + e);
+        float logit = to_float(x[at]), g = label[at], e = expf(-fabsf(logit)),
+              value = (logit >= 0.0f ? 1.0f : e) / (1.0f + e);
         p[at] = value;
         both += value * g, squares += value * value, total += value;
         entropy += fmaxf(logit, 0.0f) - logit * g + log1pf(e);
@@ -48,24 +52,28 @@ template <class T> __device__ __forceinline__ void probabilities(const T *x, con
 // The mean over 2 reach + 1 neighbours along one axis, zeros beyond the border counted, times their
 // number and `scale`: one factor of an average pooling, which is its own transpose. `stride` is
 // that of the axis. One thread per value.
-__device__ __forceinline__ void window(const float *x, float *y, int64 count, int extent, int stride, int reach, float scale) {
+__device__ __forceinline__ void window(const float *x, float *y, int64 count, int extent,
+                                       int stride, int reach, float scale) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= count) return;
     int place = at / stride % extent;
     float sum = 0.0f;
-    for (int i = max(-reach, -place); i <= min(reach, extent - 1 - place); i++) sum += x[at + (int64)i * stride];
+    for (int i = max(-reach, -place); i <= min(reach, extent - 1 - place); i++)
+        sum += x[at + (int64)i * stride];
     y[at] = scale * sum;
 }
 
 // |x - pooled|: the boundary map of one mask.
-__device__ __forceinline__ void boundary(const float *x, const float *pooled, float *y, int64 count) {
+__device__ __forceinline__ void boundary(const float *x, const float *pooled, float *y,
+                                         int64 count) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at < count) y[at] = fabsf(x[at] - pooled[at]);
 }
 
 // From `pooled` probabilities to the gradient with respect to p - pooled, in place, times `scale`;
 // a tile's sum of squared differences is the last of its five.
-__device__ __forceinline__ void slopes(const float *p, const float *target, float *pooled, double *partial, int64 voxels, float scale) {
+__device__ __forceinline__ void slopes(const float *p, const float *target, float *pooled,
+                                       double *partial, int64 voxels, float scale) {
     int64 first = (int64)blockIdx.x * THREADS * EACH + threadIdx.x;
     p += blockIdx.y * voxels, pooled += blockIdx.y * voxels;
     float squares = 0.0f;
@@ -78,7 +86,8 @@ __device__ __forceinline__ void slopes(const float *p, const float *target, floa
     }
     double sums[1] = {squares};
     block_sums(sums);
-    if (threadIdx.x == 0) partial[((int64)blockIdx.y * gridDim.x + blockIdx.x) * COLUMNS + 4] = sums[0];
+    if (threadIdx.x == 0)
+        partial[((int64)blockIdx.y * gridDim.x + blockIdx.x) * COLUMNS + 4] = sums[0];
 }
 
 // sums [mask][5] of partial [mask][tile][5]; one block per mask.
@@ -98,13 +107,17 @@ __device__ __forceinline__ void totals(const double *partial, double *sums, int 
 // whose `slopes` and their `pooled` map are given (or none); `label` has `volume` voxels that are
 // one. One thread per voxel, grid (.., masks).
 template <class T>
-__device__ __forceinline__ void gradient(const float *p, const float *label, const float *slopes, const float *pooled, const double *sums, T *dx, int64 voxels,
-                                         double volume, double region, double smooth, float scale) {
+__device__ __forceinline__ void gradient(const float *p, const float *label, const float *slopes,
+                                         const float *pooled, const double *sums, T *dx,
+                                         int64 voxels, double volume, double region, double smooth,
+                                         float scale) {
     int64 i = (int64)blockIdx.x * THREADS + threadIdx.x, at = blockIdx.y * voxels + i;
     if (i >= voxels) return;
     sums += blockIdx.y * COLUMNS;
     double below = sums[1] + volume + smooth;
-    float a = (float)(-2.0 * region / below), b = (float)(2.0 * region * (2.0 * sums[0] + smooth) / (below * below)), c = (float)(region / voxels);
+    float a = (float)(-2.0 * region / below),
+          b = (float)(2.0 * region * (2.0 * sums[0] + smooth) / (below * below)),
+          c = (float)(region / voxels);
     float value = p[at], g = label[i], through = a * g + b * value;
     if (slopes) through += slopes[at] - pooled[at];
     dx[at] = from_float<T>(scale * (through * value * (1.0f - value) + c * (value - g)));
@@ -113,7 +126,9 @@ __device__ __forceinline__ void gradient(const float *p, const float *label, con
 // The gradient of the squared differences of scores from their masks' Dice, computed from `sums`:
 // one thread per score. No gradient goes through Dice.
 template <class T>
-__device__ __forceinline__ void score_gradient(const double *sums, const T *scores, T *dx, int masks, double volume, double smooth, double factor, float scale) {
+__device__ __forceinline__ void score_gradient(const double *sums, const T *scores, T *dx,
+                                               int masks, double volume, double smooth,
+                                               double factor, float scale) {
     int mask = blockIdx.x * blockDim.x + threadIdx.x;
     if (mask >= masks) return;
     const double *s = sums + (int64)mask * COLUMNS;
@@ -125,8 +140,9 @@ __device__ __forceinline__ void score_gradient(const double *sums, const T *scor
 // five, the others are zero. y is `gradient` plus `factor` times the gradient of the sum. Grid
 // (tiles, masks).
 template <class T>
-__device__ __forceinline__ void emphasis(const T *x, const float *label, const float *weights, const T *gradient, T *y, double *partial, int64 voxels, float share,
-                                         float factor) {
+__device__ __forceinline__ void emphasis(const T *x, const float *label, const float *weights,
+                                         const T *gradient, T *y, double *partial, int64 voxels,
+                                         float share, float factor) {
     int64 first = (int64)blockIdx.x * THREADS * EACH + threadIdx.x, from = blockIdx.y * voxels;
     float sum = 0.0f;
     for (int i = 0; i < EACH; i++) {
@@ -143,34 +159,44 @@ __device__ __forceinline__ void emphasis(const T *x, const float *label, const f
     }
     double sums[1] = {sum};
     block_sums(sums);
-    if (threadIdx.x < COLUMNS) partial[((int64)blockIdx.y * gridDim.x + blockIdx.x) * COLUMNS + threadIdx.x] = threadIdx.x == 0 ? sums[0] : 0.0;
+    if (threadIdx.x < COLUMNS)
+        partial[((int64)blockIdx.y * gridDim.x + blockIdx.x) * COLUMNS + threadIdx.x] =
+            threadIdx.x == 0 ? sums[0] : 0.0;
 }
 
-KERNEL(loss_window, 256, 4, (const float *x, float *y, int64 count, int extent, int stride, int reach, float scale),
+KERNEL(loss_window, 256, 4,
+       (const float *x, float *y, int64 count, int extent, int stride, int reach, float scale),
        window(x, y, count, extent, stride, reach, scale))
-KERNEL(loss_boundary, 256, 4, (const float *x, const float *pooled, float *y, int64 count), boundary(x, pooled, y, count))
-KERNEL(loss_slopes, 256, 4, (const float *p, const float *target, float *pooled, double *partial, int64 voxels, float scale),
+KERNEL(loss_boundary, 256, 4, (const float *x, const float *pooled, float *y, int64 count),
+       boundary(x, pooled, y, count))
+KERNEL(loss_slopes, 256, 4,
+       (const float *p, const float *target, float *pooled, double *partial, int64 voxels,
+        float scale),
        slopes(p, target, pooled, partial, voxels, scale))
-KERNEL(loss_totals, 256, 4, (const double *partial, double *sums, int tiles), totals(partial, sums, tiles))
+KERNEL(loss_totals, 256, 4, (const double *partial, double *sums, int tiles),
+       totals(partial, sums, tiles))
 
-#define SCORES(T)                                                                                                                                  \
-    KERNEL(loss_scores_##T, 32, 4,                                                                                                                \
-           (const double *sums, const T *scores, T *dx, int masks, double volume, double smooth, double factor, float scale),                     \
-           score_gradient(sums, scores, dx, masks, volume, smooth, factor, scale))                                                                \
-    KERNEL(loss_emphasis_##T, 256, 4,                                                                                                             \
-           (const T *x, const float *label, const float *weights, const T *gradient, T *y, double *partial, int64 voxels, float share,            \
-            float factor),                                                                                                                       \
+#define SCORES(T)                                                                                  \
+    KERNEL(loss_scores_##T, 32, 4,                                                                 \
+           (const double *sums, const T *scores, T *dx, int masks, double volume, double smooth,   \
+            double factor, float scale),                                                           \
+           score_gradient(sums, scores, dx, masks, volume, smooth, factor, scale))                 \
+    KERNEL(loss_emphasis_##T, 256, 4,                                                              \
+           (const T *x, const float *label, const float *weights, const T *gradient, T *y,         \
+            double *partial, int64 voxels, float share, float factor),                             \
            emphasis(x, label, weights, gradient, y, partial, voxels, share, factor))
 SCORES(f32)
 SCORES(f16)
 SCORES(bf16)
 
-#define LOSS(T)                                                                                                                                   \
-    KERNEL(loss_probabilities_##T, 256, 4, (const T *x, const float *label, float *p, double *partial, int64 voxels),                             \
-           probabilities(x, label, p, partial, voxels))                                                                                          \
-    KERNEL(loss_gradient_##T, 256, 4,                                                                                                             \
-           (const float *p, const float *label, const float *slopes, const float *pooled, const double *sums, T *dx, int64 voxels, double volume, \
-            double region, double smooth, float scale),                                                                                          \
+#define LOSS(T)                                                                                    \
+    KERNEL(loss_probabilities_##T, 256, 4,                                                         \
+           (const T *x, const float *label, float *p, double *partial, int64 voxels),              \
+           probabilities(x, label, p, partial, voxels))                                            \
+    KERNEL(loss_gradient_##T, 256, 4,                                                              \
+           (const float *p, const float *label, const float *slopes, const float *pooled,          \
+            const double *sums, T *dx, int64 voxels, double volume, double region, double smooth,  \
+            float scale),                                                                          \
            gradient(p, label, slopes, pooled, sums, dx, voxels, volume, region, smooth, scale))
 LOSS(f32)
 LOSS(f16)

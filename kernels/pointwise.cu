@@ -11,25 +11,30 @@ template <class T> constexpr int WIDE = 16 / (int)sizeof(T);
 
 // Calls FUNCTION for the number of values per thread that divides both counts, for which
 // src/device/cuda/launcher.rs launches it (Launch::per_vector).
-#define BY_VECTORS(V, count, period, FUNCTION, ...) \
-    if ((count) % (V) == 0 && (period) % (V) == 0) FUNCTION<V>(__VA_ARGS__); else FUNCTION<1>(__VA_ARGS__)
+#define BY_VECTORS(V, count, period, FUNCTION, ...)                                                \
+    if ((count) % (V) == 0 && (period) % (V) == 0) FUNCTION<V>(__VA_ARGS__);                       \
+    else FUNCTION<1>(__VA_ARGS__)
 
 // From one element type to another.
-template <int V, class A, class B> __device__ __forceinline__ void convert(const A *x, B *y, int64 count) {
+template <int V, class A, class B>
+__device__ __forceinline__ void convert(const A *x, B *y, int64 count) {
     EACH(V, count);
     float v[V];
     load(v, x + at);
     store(y + at, v);
 }
 
-#define CONVERT(A, B) KERNEL(convert_##A##_##B, 256, 4, (const A *x, B *y, int64 count), BY_VECTORS(8, count, count, convert, x, y, count))
+#define CONVERT(A, B)                                                                              \
+    KERNEL(convert_##A##_##B, 256, 4, (const A *x, B *y, int64 count),                             \
+           BY_VECTORS(8, count, count, convert, x, y, count))
 CONVERT(f32, f16)
 CONVERT(f32, bf16)
 CONVERT(f16, f32)
 CONVERT(bf16, f32)
 
 // a + b, the second repeated.
-template <int V, class T> __device__ __forceinline__ void add(const T *a, const T *b, T *y, int64 count, int64 period) {
+template <int V, class T>
+__device__ __forceinline__ void add(const T *a, const T *b, T *y, int64 count, int64 period) {
     EACH(V, count);
     float v[V], more[V];
     load(v, a + at), load(more, b + (period == count ? at : at % period));
@@ -40,7 +45,8 @@ template <int V, class T> __device__ __forceinline__ void add(const T *a, const 
 
 enum Function { GELU = 0, SIGMOID = 1 };
 
-template <int V, class T> __device__ __forceinline__ void function(const T *x, T *y, int64 count, int which) {
+template <int V, class T>
+__device__ __forceinline__ void function(const T *x, T *y, int64 count, int which) {
     EACH(V, count);
     float v[V];
     load(v, x + at);
@@ -53,18 +59,23 @@ template <int V, class T> __device__ __forceinline__ void function(const T *x, T
 // from their values.
 enum Slope { GELU_SLOPE = 0, SIGMOID_SLOPE = 1, RELU_SLOPE = 2 };
 
-template <int V, class T> __device__ __forceinline__ void slope(const T *x, const T *dy, T *dx, int64 count, int which) {
+template <int V, class T>
+__device__ __forceinline__ void slope(const T *x, const T *dy, T *dx, int64 count, int which) {
     EACH(V, count);
     float v[V], g[V];
     load(v, x + at), load(g, dy + at);
 #pragma unroll
     for (int i = 0; i < V; i++) {
-        g[i] *= which == GELU_SLOPE ? gelu_slope(v[i]) : which == SIGMOID_SLOPE ? v[i] * (1.0f - v[i]) : v[i] > 0.0f ? 1.0f : 0.0f;
+        g[i] *= which == GELU_SLOPE      ? gelu_slope(v[i])
+                : which == SIGMOID_SLOPE ? v[i] * (1.0f - v[i])
+                : v[i] > 0.0f            ? 1.0f
+                                         : 0.0f;
     }
     store(dx + at, g);
 }
 
-template <int V, class T> __device__ __forceinline__ void times(const T *a, const T *b, T *y, int64 count) {
+template <int V, class T>
+__device__ __forceinline__ void times(const T *a, const T *b, T *y, int64 count) {
     EACH(V, count);
     float v[V], by[V];
     load(v, a + at), load(by, b + at);
@@ -74,7 +85,9 @@ template <int V, class T> __device__ __forceinline__ void times(const T *a, cons
 }
 
 // a b + c.
-template <int V, class T> __device__ __forceinline__ void multiply_add(const T *a, const T *b, const T *c, T *y, int64 count) {
+template <int V, class T>
+__device__ __forceinline__ void multiply_add(const T *a, const T *b, const T *c, T *y,
+                                             int64 count) {
     EACH(V, count);
     float v[V], by[V], more[V];
     load(v, a + at), load(by, b + at), load(more, c + at);
@@ -87,8 +100,9 @@ template <int V, class T> __device__ __forceinline__ void multiply_add(const T *
 // its norm and an added map: weights [m, c], bias [m] or none, m at most 4, y [m, voxels]. Reads
 // the map once and writes m values a voxel: traffic is all there is.
 template <class T>
-__device__ __forceinline__ void mask_logits(const T *x, const float *norm, const T *add, const T *weights, const T *bias, T *y, int64 voxels, int c, int m,
-                                            float slope) {
+__device__ __forceinline__ void mask_logits(const T *x, const float *norm, const T *add,
+                                            const T *weights, const T *bias, T *y, int64 voxels,
+                                            int c, int m, float slope) {
     SHARED_MEMORY(shared);
     float *w = reinterpret_cast<float *>(shared), *n = w + m * c;
     for (int i = threadIdx.x; i < m * c; i += blockDim.x) w[i] = to_float(weights[i]);
@@ -119,7 +133,9 @@ __device__ __forceinline__ void mask_logits(const T *x, const float *norm, const
 }
 
 // Their gradient of the activated map: dx [voxels, c] from dy [m, voxels].
-template <int V, class T> __device__ __forceinline__ void mask_logits_gradient(const T *weights, const T *dy, T *dx, int64 voxels, int c, int m) {
+template <int V, class T>
+__device__ __forceinline__ void mask_logits_gradient(const T *weights, const T *dy, T *dx,
+                                                     int64 voxels, int c, int m) {
     EACH(V, voxels * c);
     int64 voxel = at / c;
     weights += at - voxel * c;
@@ -136,8 +152,9 @@ template <int V, class T> __device__ __forceinline__ void mask_logits_gradient(c
 // Sums over voxels for the gradients of their weights and bias, [m][c + 1]: a thread has V
 // channels of all maps, and the column of the bias after them.
 template <int V, class T>
-__device__ __forceinline__ void mask_logits_sums(const T *x, const float *norm, const T *add, const T *dy, const Totals &to, int voxels, int c, int m, int run, int lanes,
-                                                 float slope) {
+__device__ __forceinline__ void mask_logits_sums(const T *x, const float *norm, const T *add,
+                                                 const T *dy, const Totals &to, int voxels, int c,
+                                                 int m, int run, int lanes, float slope) {
     constexpr int MAPS = 4;
     int column = own_group(lanes) * V;
     x += column, add = add ? add + column : add;
@@ -172,26 +189,31 @@ __device__ __forceinline__ void mask_logits_sums(const T *x, const float *norm, 
         });
 }
 
-#define POINTWISE(T)                                                                                                                   \
-    KERNEL(add_##T, 256, 4, (const T *a, const T *b, T *y, int64 count, int64 period),                                                     \
-           BY_VECTORS(WIDE<T>, count, period, add, a, b, y, count, period))                                                                \
-    KERNEL(function_##T, 256, 4, (const T *x, T *y, int64 count, int which),                                                               \
-           BY_VECTORS(WIDE<T>, count, count, function, x, y, count, which))                                                                \
-    KERNEL(multiply_add_##T, 256, 4, (const T *a, const T *b, const T *c, T *y, int64 count),                                              \
-           BY_VECTORS(WIDE<T>, count, count, multiply_add, a, b, c, y, count))                                                             \
-    KERNEL(slope_##T, 256, 4, (const T *x, const T *dy, T *dx, int64 count, int which),                                                    \
-           BY_VECTORS(WIDE<T>, count, count, slope, x, dy, dx, count, which))                                                              \
-    KERNEL(times_##T, 256, 4, (const T *a, const T *b, T *y, int64 count), BY_VECTORS(WIDE<T>, count, count, times, a, b, y, count))       \
-    KERNEL(mask_logits_gradient_##T, 256, 4, (const T *weights, const T *dy, T *dx, int64 voxels, int c, int m),                           \
-           BY_VECTORS(WIDE<T>, c, c, mask_logits_gradient, weights, dy, dx, voxels, c, m))                                                 \
-    KERNEL(mask_logits_sums_##T, 256, 2,                                                                                                   \
-           (const T *x, const float *norm, const T *add, const T *dy, double *partial, float *first, int voxels, int c, int m, int run,    \
-            int lanes, float slope),                                                                                                       \
-           Totals to{partial, first, nullptr, 0};                                                                                          \
-           if (c % COLUMNS_EACH == 0) mask_logits_sums<COLUMNS_EACH>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope);               \
-           else mask_logits_sums<1>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope))                                                \
-    KERNEL(mask_logits_##T, 256, 4,                                                                                                       \
-           (const T *x, const float *norm, const T *add, const T *weights, const T *bias, T *y, int64 voxels, int c, int m, float slope), \
+#define POINTWISE(T)                                                                               \
+    KERNEL(add_##T, 256, 4, (const T *a, const T *b, T *y, int64 count, int64 period),             \
+           BY_VECTORS(WIDE<T>, count, period, add, a, b, y, count, period))                        \
+    KERNEL(function_##T, 256, 4, (const T *x, T *y, int64 count, int which),                       \
+           BY_VECTORS(WIDE<T>, count, count, function, x, y, count, which))                        \
+    KERNEL(multiply_add_##T, 256, 4, (const T *a, const T *b, const T *c, T *y, int64 count),      \
+           BY_VECTORS(WIDE<T>, count, count, multiply_add, a, b, c, y, count))                     \
+    KERNEL(slope_##T, 256, 4, (const T *x, const T *dy, T *dx, int64 count, int which),            \
+           BY_VECTORS(WIDE<T>, count, count, slope, x, dy, dx, count, which))                      \
+    KERNEL(times_##T, 256, 4, (const T *a, const T *b, T *y, int64 count),                         \
+           BY_VECTORS(WIDE<T>, count, count, times, a, b, y, count))                               \
+    KERNEL(mask_logits_gradient_##T, 256, 4,                                                       \
+           (const T *weights, const T *dy, T *dx, int64 voxels, int c, int m),                     \
+           BY_VECTORS(WIDE<T>, c, c, mask_logits_gradient, weights, dy, dx, voxels, c, m))         \
+    KERNEL(mask_logits_sums_##T, 256, 2,                                                           \
+           (const T *x, const float *norm, const T *add, const T *dy, double *partial,             \
+            float *first, int voxels, int c, int m, int run, int lanes, float slope),              \
+           Totals to{partial, first, nullptr, 0};                                                  \
+           if (c % COLUMNS_EACH == 0)                                                              \
+               mask_logits_sums<COLUMNS_EACH>(x, norm, add, dy, to, voxels, c, m, run, lanes,      \
+                                              slope);                                              \
+           else mask_logits_sums<1>(x, norm, add, dy, to, voxels, c, m, run, lanes, slope))        \
+    KERNEL(mask_logits_##T, 256, 4,                                                                \
+           (const T *x, const float *norm, const T *add, const T *weights, const T *bias, T *y,    \
+            int64 voxels, int c, int m, float slope),                                              \
            mask_logits(x, norm, add, weights, bias, y, voxels, c, m, slope))
 POINTWISE(f32)
 POINTWISE(f16)

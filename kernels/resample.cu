@@ -11,23 +11,28 @@ struct Voxel {
 // The first of V values of a map [d, h, w, c] that this thread computes, and its place in
 // [n, d, h, w, c]; false after the last. Numbers within a map have 32 bits: divisions of 64 bits
 // would take most of the time.
-template <int V = 1> __device__ __forceinline__ bool mine(Voxel &v, int64 &at, int count, int h, int w, int c) {
+template <int V = 1>
+__device__ __forceinline__ bool mine(Voxel &v, int64 &at, int count, int h, int w, int c) {
     unsigned number = (blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (number >= (unsigned)count) return false;
     unsigned voxel = number / (unsigned)c, line = voxel / (unsigned)w, plane = line / (unsigned)h;
     at = (int64)blockIdx.y * count + number;
-    v = Voxel{blockIdx.y, (int)plane, (int)(line - plane * h), (int)(voxel - line * w), (int)(number - voxel * c)};
+    v = Voxel{blockIdx.y, (int)plane, (int)(line - plane * h), (int)(voxel - line * w),
+              (int)(number - voxel * c)};
     return true;
 }
 
 // The mean of 2 x 2 x 2 voxels.
-template <class T> __device__ __forceinline__ void halve(const T *x, T *y, int count, int d, int h, int w, int c) {
+template <class T>
+__device__ __forceinline__ void halve(const T *x, T *y, int count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
     if (!mine(v, at, count, h, w, c)) return;
     float sum = 0.0f;
     for (int p = 0; p < 8; p++) {
-        int64 from = ((v.item * 2 * d + 2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w + 2 * v.k + (p & 1);
+        int64 from =
+            ((v.item * 2 * d + 2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w +
+            2 * v.k + (p & 1);
         sum += to_float(x[from * c + v.c]);
     }
     y[at] = from_float<T>(sum * 0.125f);
@@ -35,7 +40,8 @@ template <class T> __device__ __forceinline__ void halve(const T *x, T *y, int c
 
 // Twice the size, trilinear, corners not aligned: a fine voxel lies a quarter of a coarse one off
 // its parent's middle.
-template <class T> __device__ __forceinline__ void twice(const T *x, T *y, int count, int d, int h, int w, int c) {
+template <class T>
+__device__ __forceinline__ void twice(const T *x, T *y, int count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
     if (!mine(v, at, count, h, w, c)) return;
@@ -49,15 +55,18 @@ template <class T> __device__ __forceinline__ void twice(const T *x, T *y, int c
     float sum = 0.0f;
 #pragma unroll
     for (int p = 0; p < 8; p++) {
-        int i = p & 4 ? other[0] : place[0], j = p & 2 ? other[1] : place[1], k = p & 1 ? other[2] : place[2];
+        int i = p & 4 ? other[0] : place[0], j = p & 2 ? other[1] : place[1],
+            k = p & 1 ? other[2] : place[2];
         float weight = (p & 4 ? 0.25f : 0.75f) * (p & 2 ? 0.25f : 0.75f) * (p & 1 ? 0.25f : 0.75f);
-        sum += weight * to_float(x[(((v.item * edge[0] + i) * edge[1] + j) * edge[2] + k) * c + v.c]);
+        sum +=
+            weight * to_float(x[(((v.item * edge[0] + i) * edge[1] + j) * edge[2] + k) * c + v.c]);
     }
     y[at] = from_float<T>(sum);
 }
 
 // Every fourth voxel.
-template <class T> __device__ __forceinline__ void quarter(const T *x, T *y, int count, int d, int h, int w, int c) {
+template <class T>
+__device__ __forceinline__ void quarter(const T *x, T *y, int count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
     if (!mine(v, at, count, h, w, c)) return;
@@ -66,13 +75,16 @@ template <class T> __device__ __forceinline__ void quarter(const T *x, T *y, int
 }
 
 // The maximum of 2 x 2 x 2 voxels.
-template <class T> __device__ __forceinline__ void pool(const T *x, T *y, int count, int d, int h, int w, int c) {
+template <class T>
+__device__ __forceinline__ void pool(const T *x, T *y, int count, int d, int h, int w, int c) {
     Voxel v;
     int64 at;
     if (!mine(v, at, count, h, w, c)) return;
     float top = 0.0f;
     for (int p = 0; p < 8; p++) {
-        int64 from = ((v.item * 2 * d + 2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w + 2 * v.k + (p & 1);
+        int64 from =
+            ((v.item * 2 * d + 2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w +
+            2 * v.k + (p & 1);
         float value = to_float(x[from * c + v.c]);
         top = p ? fmaxf(top, value) : value;
     }
@@ -80,7 +92,9 @@ template <class T> __device__ __forceinline__ void pool(const T *x, T *y, int co
 }
 
 // Gradients: d, h, w are the grid of the result, dx.
-template <class T> __device__ __forceinline__ void halve_gradient(const T *dy, T *dx, int count, int d, int h, int w, int c) {
+template <class T>
+__device__ __forceinline__ void halve_gradient(const T *dy, T *dx, int count, int d, int h, int w,
+                                               int c) {
     Voxel v;
     int64 at;
     if (!mine(v, at, count, h, w, c)) return;
@@ -90,7 +104,9 @@ template <class T> __device__ __forceinline__ void halve_gradient(const T *dy, T
 
 // A coarse voxel is read by the fine positions 2i - 1 to 2i + 2 with weights 1/4, 3/4, 3/4, 1/4; at
 // the border also by those that would read beyond it.
-template <class T> __device__ __forceinline__ void twice_gradient(const T *dy, T *dx, int count, int d, int h, int w, int c) {
+template <class T>
+__device__ __forceinline__ void twice_gradient(const T *dy, T *dx, int count, int d, int h, int w,
+                                               int c) {
     Voxel v;
     int64 at;
     if (!mine(v, at, count, h, w, c)) return;
@@ -109,14 +125,17 @@ template <class T> __device__ __forceinline__ void twice_gradient(const T *dy, T
                 int k = 2 * v.k - 1 + e;
                 if (k < 0 || k >= 2 * w) continue;
                 float share = weight(a, v.i, d) * weight(b, v.j, h) * weight(e, v.k, w);
-                sum += share * to_float(dy[(((v.item * 2 * d + i) * 2 * h + j) * 2 * w + k) * c + v.c]);
+                sum += share *
+                       to_float(dy[(((v.item * 2 * d + i) * 2 * h + j) * 2 * w + k) * c + v.c]);
             }
         }
     }
     dx[at] = from_float<T>(sum);
 }
 
-template <class T> __device__ __forceinline__ void quarter_gradient(const T *dy, T *dx, int count, int d, int h, int w, int c) {
+template <class T>
+__device__ __forceinline__ void quarter_gradient(const T *dy, T *dx, int count, int d, int h, int w,
+                                                 int c) {
     Voxel v;
     int64 at;
     if (!mine(v, at, count, h, w, c)) return;
@@ -129,12 +148,14 @@ template <class T> __device__ __forceinline__ void quarter_gradient(const T *dy,
 // gradient dy [n, d, h, w, c] goes to the first of the largest of its eight voxels. One thread per
 // pooled value.
 template <class T>
-__device__ __forceinline__ void unpool(const T *x, const float *norm, const T *add, const T *dy, T *dx, int count, int d, int h, int w, int c, float slope) {
+__device__ __forceinline__ void unpool(const T *x, const float *norm, const T *add, const T *dy,
+                                       T *dx, int count, int d, int h, int w, int c, float slope) {
     Voxel v;
     int64 at;
     if (!mine(v, at, count, h, w, c)) return;
     auto place = [&](int p) {
-        return (((v.item * 2 * d + 2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w + 2 * v.k + (p & 1)) * c + v.c;
+        return (((v.item * 2 * d + 2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w +
+                2 * v.k + (p & 1)) * c + v.c;
     };
     float best = MINUS_INFINITY;
     int winner = 0;
@@ -149,7 +170,9 @@ __device__ __forceinline__ void unpool(const T *x, const float *norm, const T *a
 
 // Rows back to patches: x [n, d, h, w, c] from rows [n, d / e, h / e, w / e, c e^3]. One thread per
 // value of x.
-template <class T> __device__ __forceinline__ void fold(const T *rows, T *x, int count, int d, int h, int w, int c, int e) {
+template <class T>
+__device__ __forceinline__ void fold(const T *rows, T *x, int count, int d, int h, int w, int c,
+                                     int e) {
     Voxel v;
     int64 at;
     if (!mine(v, at, count, h, w, c)) return;
@@ -160,7 +183,9 @@ template <class T> __device__ __forceinline__ void fold(const T *rows, T *x, int
 // Patches of edge e as rows: y [n, d, h, w, c e^3], channel slowest, from x [n, d e, h e, w e, c].
 // V values per thread: more than one only of a single channel, where they are side by side in a
 // patch.
-template <int V, class T> __device__ __forceinline__ void unfold(const T *x, T *y, int count, int d, int h, int w, int c, int e) {
+template <int V, class T>
+__device__ __forceinline__ void unfold(const T *x, T *y, int count, int d, int h, int w, int c,
+                                       int e) {
     Voxel v;
     int64 at;
     if (!mine<V>(v, at, count, h, w, c * e * e * e)) return;
@@ -171,7 +196,9 @@ template <int V, class T> __device__ __forceinline__ void unfold(const T *x, T *
 }
 
 // By 16 bytes if rows of patches are: src/ops/strided/cuda.rs decides in the same way.
-template <class T> __device__ __forceinline__ void unfold_any(const T *x, T *y, int count, int d, int h, int w, int c, int e) {
+template <class T>
+__device__ __forceinline__ void unfold_any(const T *x, T *y, int count, int d, int h, int w, int c,
+                                           int e) {
     constexpr int V = 16 / (int)sizeof(T);
     if (c == 1 && e % V == 0) unfold<V>(x, y, count, d, h, w, c, e);
     else unfold<1>(x, y, count, d, h, w, c, e);
@@ -181,8 +208,9 @@ template <class T> __device__ __forceinline__ void unfold_any(const T *x, T *y, 
 // negative prompt voxels; and the halved logits. The mask is number `selected`, or `*choice` if
 // given, of `masks` [m, 2d, 2h, 2w]; `prompts` is [2d, 2h, 2w, 2].
 template <class T>
-__device__ __forceinline__ void refiner_input(const T *image, const T *masks, const T *prompts, T *y, T *logits, const int *choice, int selected, int d,
-                                              int h, int w) {
+__device__ __forceinline__ void refiner_input(const T *image, const T *masks, const T *prompts,
+                                              T *y, T *logits, const int *choice, int selected,
+                                              int d, int h, int w) {
     Voxel v;
     int64 at;
     int count = d * h * w;
@@ -190,7 +218,8 @@ __device__ __forceinline__ void refiner_input(const T *image, const T *masks, co
     if (choice) selected = *choice;
     float mask = 0.0f, positive = 0.0f, negative = 0.0f, sum = 0.0f;
     for (int p = 0; p < 8; p++) {
-        int64 from = (((int64)2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w + 2 * v.k + (p & 1);
+        int64 from = (((int64)2 * v.i + (p >> 2)) * 2 * h + 2 * v.j + (p >> 1 & 1)) * 2 * w +
+                     2 * v.k + (p & 1);
         float m = to_float(masks[(int64)selected * count * 8 + from]), both[2];
         load(both, prompts + from * 2);
         mask += m > 0.0f ? 1.0f : 0.0f, positive += both[0], negative += both[1], sum += m;
@@ -200,23 +229,28 @@ __device__ __forceinline__ void refiner_input(const T *image, const T *masks, co
     logits[at] = from_float<T>(sum * 0.125f);
 }
 
-#define GRID(NAME, FUNCTION, T) \
-    KERNEL(NAME##_##T, 256, 4, (const T *x, T *y, int count, int d, int h, int w, int c), FUNCTION(x, y, count, d, h, w, c))
-#define RESAMPLE(T)                                                                                                                      \
-    GRID(halve, halve, T)                                                                                                                \
-    GRID(double, twice, T)                                                                                                               \
-    GRID(quarter, quarter, T)                                                                                                            \
-    GRID(max_pool, pool, T)                                                                                                              \
-    GRID(halve_gradient, halve_gradient, T)                                                                                              \
-    GRID(double_gradient, twice_gradient, T)                                                                                             \
-    GRID(quarter_gradient, quarter_gradient, T)                                                                                          \
-    KERNEL(unpool_##T, 256, 4,                                                                                                           \
-           (const T *x, const float *norm, const T *add, const T *dy, T *dx, int count, int d, int h, int w, int c, float slope),      \
-           unpool(x, norm, add, dy, dx, count, d, h, w, c, slope))                                                                       \
-    KERNEL(fold_##T, 256, 4, (const T *rows, T *x, int count, int d, int h, int w, int c, int e), fold(rows, x, count, d, h, w, c, e))   \
-    KERNEL(unfold_##T, 256, 4, (const T *x, T *y, int count, int d, int h, int w, int c, int e), unfold_any(x, y, count, d, h, w, c, e))      \
-    KERNEL(refiner_input_##T, 256, 4,                                                                                                       \
-           (const T *image, const T *masks, const T *prompts, T *y, T *logits, const int *choice, int selected, int d, int h, int w),    \
+#define GRID(NAME, FUNCTION, T)                                                                    \
+    KERNEL(NAME##_##T, 256, 4, (const T *x, T *y, int count, int d, int h, int w, int c),          \
+           FUNCTION(x, y, count, d, h, w, c))
+#define RESAMPLE(T)                                                                                \
+    GRID(halve, halve, T)                                                                          \
+    GRID(double, twice, T)                                                                         \
+    GRID(quarter, quarter, T)                                                                      \
+    GRID(max_pool, pool, T)                                                                        \
+    GRID(halve_gradient, halve_gradient, T)                                                        \
+    GRID(double_gradient, twice_gradient, T)                                                       \
+    GRID(quarter_gradient, quarter_gradient, T)                                                    \
+    KERNEL(unpool_##T, 256, 4,                                                                     \
+           (const T *x, const float *norm, const T *add, const T *dy, T *dx, int count, int d,     \
+            int h, int w, int c, float slope),                                                     \
+           unpool(x, norm, add, dy, dx, count, d, h, w, c, slope))                                 \
+    KERNEL(fold_##T, 256, 4, (const T *rows, T *x, int count, int d, int h, int w, int c, int e),  \
+           fold(rows, x, count, d, h, w, c, e))                                                    \
+    KERNEL(unfold_##T, 256, 4, (const T *x, T *y, int count, int d, int h, int w, int c, int e),   \
+           unfold_any(x, y, count, d, h, w, c, e))                                                 \
+    KERNEL(refiner_input_##T, 256, 4,                                                              \
+           (const T *image, const T *masks, const T *prompts, T *y, T *logits, const int *choice,  \
+            int selected, int d, int h, int w),                                                    \
            refiner_input(image, masks, prompts, y, logits, choice, selected, d, h, w))
 RESAMPLE(f32)
 RESAMPLE(f16)
@@ -231,11 +265,13 @@ KERNEL(reverse_axes, 256, 4, (const float *x, float *y, int a, int b, int c), {
     int64 inner = (int64)b * c, i0 = (int64)blockIdx.x * 32;
     int a0 = blockIdx.y * 32;
     for (int row = first; row < 32; row += 8)
-        if (a0 + row < a && i0 + lane < inner) tile[row * 33 + lane] = x[(a0 + row) * inner + i0 + lane];
+        if (a0 + row < a && i0 + lane < inner)
+            tile[row * 33 + lane] = x[(a0 + row) * inner + i0 + lane];
     __syncthreads();
     for (int column = first; column < 32; column += 8) {
         int64 at = i0 + column;
-        if (a0 + lane < a && at < inner) y[(at % c * b + at / c) * a + a0 + lane] = tile[lane * 33 + column];
+        if (a0 + lane < a && at < inner)
+            y[(at % c * b + at / c) * a + a0 + lane] = tile[lane * 33 + column];
     }
 })
 

@@ -3,7 +3,8 @@
 #include "lib/base.cuh"
 
 // Sets the listed values of a map to one; one thread per entry.
-template <class T> __device__ __forceinline__ void scatter(const unsigned *list, T *maps, int count) {
+template <class T>
+__device__ __forceinline__ void scatter(const unsigned *list, T *maps, int count) {
     int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at < count) maps[list[at]] = from_float<T>(1.0f);
 }
@@ -21,14 +22,17 @@ template <class T> __device__ __forceinline__ void select(const T *scores, int *
 }
 
 // Row `*row` of x [.., c].
-template <class T> __device__ __forceinline__ void gather_row(const T *x, const int *row, T *y, int64 c) {
+template <class T>
+__device__ __forceinline__ void gather_row(const T *x, const int *row, T *y, int64 c) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at < c) y[at] = x[*row * c + at];
 }
 
 // Up to four matrices of `each` values one below the other: block y copies matrix y, one thread per
 // value.
-template <class T> __device__ __forceinline__ void join_rows(const T *a, const T *b, const T *c, const T *d, T *y, int64 each) {
+template <class T>
+__device__ __forceinline__ void join_rows(const T *a, const T *b, const T *c, const T *d, T *y,
+                                          int64 each) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= each) return;
     const T *from = blockIdx.y == 0 ? a : blockIdx.y == 1 ? b : blockIdx.y == 2 ? c : d;
@@ -36,7 +40,8 @@ template <class T> __device__ __forceinline__ void join_rows(const T *a, const T
 }
 
 // One bit per value, set if it is positive, the first in the highest bit; eight values per thread.
-template <class T> __device__ __forceinline__ void pack_bits(const T *x, unsigned char *bits, int64 bytes) {
+template <class T>
+__device__ __forceinline__ void pack_bits(const T *x, unsigned char *bits, int64 bytes) {
     int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= bytes) return;
     float v[8];
@@ -49,15 +54,18 @@ template <class T> __device__ __forceinline__ void pack_bits(const T *x, unsigne
 
 // Rows of parameters: y[r] = base[r] + the row at address table[r], rows of c floats. One block per
 // row.
-template <class T> __device__ __forceinline__ void embed(const int64 *table, const float *base, T *y, int c) {
+template <class T>
+__device__ __forceinline__ void embed(const int64 *table, const float *base, T *y, int c) {
     int64 at = (int64)blockIdx.x * c;
     const float *row = reinterpret_cast<const float *>(table[blockIdx.x]);
-    for (int i = threadIdx.x; i < c; i += blockDim.x) y[at + i] = from_float<T>(base[at + i] + row[i]);
+    for (int i = threadIdx.x; i < c; i += blockDim.x)
+        y[at + i] = from_float<T>(base[at + i] + row[i]);
 }
 
 // The gradient of embed: the row at address table[b] becomes the sum of the rows of dy whose
 // number, after the gridDim.x addresses in the table, is b. One block per address.
-template <class T> __device__ __forceinline__ void embed_gradient(const T *dy, const int64 *table, int rows, int c) {
+template <class T>
+__device__ __forceinline__ void embed_gradient(const T *dy, const int64 *table, int rows, int c) {
     const int64 *number = table + gridDim.x;
     float *to = reinterpret_cast<float *>(table[blockIdx.x]);
     for (int i = threadIdx.x; i < c; i += blockDim.x) {
@@ -68,14 +76,22 @@ template <class T> __device__ __forceinline__ void embed_gradient(const T *dy, c
     }
 }
 
-#define SESSION(T)                                                                                                                  \
-    KERNEL(scatter_##T, 256, 4, (const unsigned *list, T *maps, int count), scatter(list, maps, count))                             \
-    KERNEL(select_##T, 32, 4, (const T *scores, int *report, int count), select(scores, report, count))                             \
-    KERNEL(embed_##T, 128, 8, (const int64 *table, const float *base, T *y, int c), embed(table, base, y, c))                       \
-    KERNEL(embed_gradient_##T, 128, 8, (const T *dy, const int64 *table, int rows, int c), embed_gradient(dy, table, rows, c))      \
-    KERNEL(gather_row_##T, 256, 4, (const T *x, const int *row, T *y, int64 c), gather_row(x, row, y, c))                           \
-    KERNEL(join_rows_##T, 256, 4, (const T *a, const T *b, const T *c, const T *d, T *y, int64 each), join_rows(a, b, c, d, y, each)) \
-    KERNEL(pack_bits_##T, 256, 4, (const T *x, unsigned char *bits, int64 bytes), pack_bits(x, bits, bytes))
+#define SESSION(T)                                                                                 \
+    KERNEL(scatter_##T, 256, 4, (const unsigned *list, T *maps, int count),                        \
+           scatter(list, maps, count))                                                             \
+    KERNEL(select_##T, 32, 4, (const T *scores, int *report, int count),                           \
+           select(scores, report, count))                                                          \
+    KERNEL(embed_##T, 128, 8, (const int64 *table, const float *base, T *y, int c),                \
+           embed(table, base, y, c))                                                               \
+    KERNEL(embed_gradient_##T, 128, 8, (const T *dy, const int64 *table, int rows, int c),         \
+           embed_gradient(dy, table, rows, c))                                                     \
+    KERNEL(gather_row_##T, 256, 4, (const T *x, const int *row, T *y, int64 c),                    \
+           gather_row(x, row, y, c))                                                               \
+    KERNEL(join_rows_##T, 256, 4,                                                                  \
+           (const T *a, const T *b, const T *c, const T *d, T *y, int64 each),                     \
+           join_rows(a, b, c, d, y, each))                                                         \
+    KERNEL(pack_bits_##T, 256, 4, (const T *x, unsigned char *bits, int64 bytes),                  \
+           pack_bits(x, bits, bytes))
 SESSION(f32)
 SESSION(f16)
 SESSION(bf16)

@@ -14,13 +14,15 @@
 // of k within a product does not matter.
 #include "lib/matrix.cuh"
 
-constexpr int WARPS = 8, THREADS = 32 * WARPS, CHUNK = 32, MOST_COLUMNS = 512, MOST_KEYS = 64, MOST_DIM = 64;
+constexpr int WARPS = 8, THREADS = 32 * WARPS, CHUNK = 32, MOST_COLUMNS = 512, MOST_KEYS = 64,
+              MOST_DIM = 64;
 constexpr float LOG2_E = 1.4426950408889634f;
 
 // How a block is laid out: the multiple of 16 rows, warps of 8 columns each, and the number of
 // weights that a lane has in flight.
 template <int M_, int ACROSS_, int DEPTH_> struct Layout {
-    static constexpr int M = M_, ACROSS = ACROSS_, DEPTH = DEPTH_, ROWS = 16 * M, COLUMNS = 8 * ACROSS, SPLITS = WARPS / ACROSS;
+    static constexpr int M = M_, ACROSS = ACROSS_, DEPTH = DEPTH_, ROWS = 16 * M,
+                         COLUMNS = 8 * ACROSS, SPLITS = WARPS / ACROSS;
 };
 typedef Layout<1, 2, 8> Narrow;
 typedef Layout<2, 8, 4> Wide;
@@ -40,8 +42,11 @@ template <class T, class L> struct Product {
     int k, step, chunk;
     RawVector<T, 8> weights[L::DEPTH];
 
-    __device__ __forceinline__ Product(const T *matrix, int column, int n, int k, int first, int step) : k(k), step(step * CHUNK), chunk(first * CHUNK) {
-        w = matrix + (int64)min(column + (int)threadIdx.x % 32 / 4, n - 1) * k + threadIdx.x % 4 * 8;
+    __device__ __forceinline__ Product(const T *matrix, int column, int n, int k, int first,
+                                       int step)
+        : k(k), step(step * CHUNK), chunk(first * CHUNK) {
+        w = matrix + (int64)min(column + (int)threadIdx.x % 32 / 4, n - 1) * k +
+            threadIdx.x % 4 * 8;
         fetch();
     }
     // Starts loading the next chunks' weights. Beyond k nothing is read, nor used.
@@ -71,10 +76,13 @@ template <class T, class L> struct Product {
                 const unsigned *b = now[i].words.v;
 #pragma unroll
                 for (int m = 0; m < L::M; m++) {
-                    RawVector<T, 8> low = at < k ? load_raw<8>(rows[m][0] + at) : RawVector<T, 8>{}, high = at < k ? load_raw<8>(rows[m][1] + at) : RawVector<T, 8>{};
+                    RawVector<T, 8> low = at < k ? load_raw<8>(rows[m][0] + at) : RawVector<T, 8>{},
+                        high = at < k ? load_raw<8>(rows[m][1] + at) : RawVector<T, 8>{};
                     const unsigned *l = low.words.v, *h = high.words.v;
-                    multiply<T>(acc[m], FragmentA{{l[0], h[0], l[1], h[1]}}, FragmentB{{b[0], b[1]}});
-                    multiply<T>(acc[m], FragmentA{{l[2], h[2], l[3], h[3]}}, FragmentB{{b[2], b[3]}});
+                    multiply<T>(acc[m], FragmentA{{l[0], h[0], l[1], h[1]}},
+                                FragmentB{{b[0], b[1]}});
+                    multiply<T>(acc[m], FragmentA{{l[2], h[2], l[3], h[3]}},
+                                FragmentB{{b[2], b[3]}});
                 }
             }
         }
@@ -87,10 +95,14 @@ template <class L> struct Product<f32, L> {
     const float *w[2];
     int k, step, chunk;
 
-    __device__ __forceinline__ Product(const float *matrix, int column, int n, int k, int first, int step) : k(k), step(step * CHUNK), chunk(first * CHUNK) {
-        for (int e = 0; e < 2; e++) w[e] = matrix + (int64)min(column + (int)threadIdx.x % 4 * 2 + e, n - 1) * k;
+    __device__ __forceinline__ Product(const float *matrix, int column, int n, int k, int first,
+                                       int step)
+        : k(k), step(step * CHUNK), chunk(first * CHUNK) {
+        for (int e = 0; e < 2; e++)
+            w[e] = matrix + (int64)min(column + (int)threadIdx.x % 4 * 2 + e, n - 1) * k;
     }
-    __device__ __forceinline__ void run(float (&acc)[L::M][4], const float *const (&rows)[L::M][2]) {
+    __device__ __forceinline__ void run(float (&acc)[L::M][4],
+                                        const float *const (&rows)[L::M][2]) {
 #pragma unroll 1
         for (; chunk < k; chunk += step) {
             float sums[L::M][4] = {};
@@ -105,7 +117,9 @@ template <class L> struct Product<f32, L> {
                         float a[4];
                         load(a, rows[m][half] + at);
 #pragma unroll
-                        for (int j = 0; j < 4; j++) sums[m][half * 2] += a[j] * b[0][j], sums[m][half * 2 + 1] += a[j] * b[1][j];
+                        for (int j = 0; j < 4; j++)
+                            sums[m][half * 2] += a[j] * b[0][j],
+                                sums[m][half * 2 + 1] += a[j] * b[1][j];
                     }
                 }
             }
@@ -127,8 +141,10 @@ template <class T> struct Layer {
 // Computes a block's product with the rows at `row_at(r)`, and writes it. `parts` has room for the
 // sums of the warps that share k.
 template <class T, class L, class F>
-__device__ __forceinline__ void multiply_and_write(Product<T, L> &product, const Layer<T> &layer, int row0, int n0, float *parts, F row_at) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = warp % L::ACROSS, split = warp / L::ACROSS;
+__device__ __forceinline__ void multiply_and_write(Product<T, L> &product, const Layer<T> &layer,
+                                                   int row0, int n0, float *parts, F row_at) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, across = warp % L::ACROSS,
+        split = warp / L::ACROSS;
     const T *rows[L::M][2];
 #pragma unroll
     for (int i = 0; i < L::M * 2; i++) rows[i / 2][i % 2] = row_at(i * 8 + lane / 4);
@@ -139,13 +155,16 @@ __device__ __forceinline__ void multiply_and_write(Product<T, L> &product, const
         for (int i = 0; i < L::M * 2; i++) {
             int row = row0 + i * 8 + lane / 4, column = n0 + across * 8 + lane % 4 * 2;
             float v[2] = {acc[i / 2][i % 2 * 2], acc[i / 2][i % 2 * 2 + 1]};
-            if (row < layer.rows && column < layer.n) put(layer.y, v, (int64)row * layer.n + column, column, layer.bias, layer.residual, layer.act);
+            if (row < layer.rows && column < layer.n)
+                put(layer.y, v, (int64)row * layer.n + column, column, layer.bias, layer.residual,
+                    layer.act);
         }
     } else {
 #pragma unroll
         for (int i = 0; i < L::M * 2; i++) {
             float v[2] = {acc[i / 2][i % 2 * 2], acc[i / 2][i % 2 * 2 + 1]};
-            store(parts + (split * L::ROWS + i * 8 + lane / 4) * L::COLUMNS + across * 8 + lane % 4 * 2, v);
+            store(parts + (split * L::ROWS + i * 8 + lane / 4) * L::COLUMNS +
+                      across * 8 + lane % 4 * 2, v);
         }
         __syncthreads();
         for (int i = threadIdx.x * 2; i < L::ROWS * L::COLUMNS; i += THREADS * 2) {
@@ -158,7 +177,8 @@ __device__ __forceinline__ void multiply_and_write(Product<T, L> &product, const
                 load(part, parts + s * L::ROWS * L::COLUMNS + i);
                 v[0] += part[0], v[1] += part[1];
             }
-            put(layer.y, v, (int64)row * layer.n + column, column, layer.bias, layer.residual, layer.act);
+            put(layer.y, v, (int64)row * layer.n + column, column, layer.bias, layer.residual,
+                layer.act);
         }
     }
 }
@@ -176,7 +196,8 @@ template <class T> struct Input {
 
 // Loads a block's rows into shared memory, two per warp at a time: both are in flight before either
 // is needed. Rows after the last are copies of the last.
-template <class T, class L> __device__ __forceinline__ void load_tile(T *to, const Input<T> &in, int row0, int stride) {
+template <class T, class L>
+__device__ __forceinline__ void load_tile(T *to, const Input<T> &in, int row0, int stride) {
     constexpr int V = 4, MOST = MOST_COLUMNS / 32 / V;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -211,7 +232,8 @@ template <class T, class L> __device__ __forceinline__ void load_tile(T *to, con
                 }
             }
 #pragma unroll
-            for (int e = 0; e < 2; e++) scale[e] = 1.0f / sqrtf(warp_sum(squares[e]) / in.k + in.eps);
+            for (int e = 0; e < 2; e++)
+                scale[e] = 1.0f / sqrtf(warp_sum(squares[e]) / in.k + in.eps);
         }
 #pragma unroll
         for (int i = 0; i < MOST; i++) {
@@ -223,7 +245,8 @@ template <class T, class L> __device__ __forceinline__ void load_tile(T *to, con
             for (int e = 0; e < 2; e++) {
                 if (in.weight) {
 #pragma unroll
-                    for (int j = 0; j < V; j++) v[e][i][j] = (v[e][i][j] - mean[e]) * scale[e] * a[j] + b[j];
+                    for (int j = 0; j < V; j++)
+                        v[e][i][j] = (v[e][i][j] - mean[e]) * scale[e] * a[j] + b[j];
                 }
                 int row = row0 + r0 + e;
                 int64 place = (int64)min(row, in.rows - 1) * in.k + at;
@@ -233,7 +256,8 @@ template <class T, class L> __device__ __forceinline__ void load_tile(T *to, con
                     load(more, in.add + place);
                     // Rounded in between, as if it were written out.
 #pragma unroll
-                    for (int j = 0; j < V; j++) v[e][i][j] = to_float(from_float<T>(v[e][i][j])) + more[j];
+                    for (int j = 0; j < V; j++)
+                        v[e][i][j] = to_float(from_float<T>(v[e][i][j])) + more[j];
                 }
                 store(to + (r0 + e) * stride + at, v[e][i]);
             }
@@ -245,12 +269,15 @@ template <class T, class L> __device__ __forceinline__ void load_tile(T *to, con
 // `added`: the input of layer i is the sum. k and n are multiples of 8; with a norm or a sum, k is
 // at most MOST_COLUMNS.
 template <class T, class L>
-__device__ __forceinline__ void token_layers(Input<T> in, const T *const (&w)[3], const float *const (&biases)[3], T *const (&y)[3], const T *residual, int n,
-                                             int act, int added) {
+__device__ __forceinline__ void token_layers(Input<T> in, const T *const (&w)[3],
+                                             const float *const (&biases)[3], T *const (&y)[3],
+                                             const T *residual, int n, int act, int added) {
     SHARED_MEMORY(shared);
-    int blocks = (n + L::COLUMNS - 1) / L::COLUMNS, which = blockIdx.y / blocks, n0 = (blockIdx.y - which * blocks) * L::COLUMNS, row0 = blockIdx.x * L::ROWS;
+    int blocks = (n + L::COLUMNS - 1) / L::COLUMNS, which = blockIdx.y / blocks,
+        n0 = (blockIdx.y - which * blocks) * L::COLUMNS, row0 = blockIdx.x * L::ROWS;
     int warp = threadIdx.x / 32;
-    Layer<T> layer = {which == 0 ? w[0] : which == 1 ? w[1] : w[2], which == 0 ? biases[0] : which == 1 ? biases[1] : biases[2], residual,
+    Layer<T> layer = {which == 0 ? w[0] : which == 1 ? w[1] : w[2],
+                      which == 0 ? biases[0] : which == 1 ? biases[1] : biases[2], residual,
                       which == 0 ? y[0] : which == 1 ? y[1] : y[2], in.rows, n, act};
     if (!(added >> which & 1)) in.add = nullptr;
     if (blockIdx.y) in.normed = nullptr;
@@ -265,18 +292,22 @@ __device__ __forceinline__ void token_layers(Input<T> in, const T *const (&w)[3]
         parts = reinterpret_cast<float *>(tile + L::ROWS * stride);
         __syncthreads();
     }
-    multiply_and_write(product, layer, row0, n0, parts, [&](int r) -> const T * { return staged ? tile + r * stride : in.x + (int64)min(row0 + r, in.rows - 1) * in.k; });
+    multiply_and_write(product, layer, row0, n0, parts, [&](int r) -> const T * {
+        return staged ? tile + r * stride : in.x + (int64)min(row0 + r, in.rows - 1) * in.k;
+    });
 }
 
 template <class L>
-__device__ __forceinline__ void token_plain(const Input<f32> &in, const f32 *const (&w)[3], const float *const (&biases)[3], f32 *const (&y)[3], const f32 *residual,
-                                            int n, int act, int added) {
+__device__ __forceinline__ void token_plain(const Input<f32> &in, const f32 *const (&w)[3],
+                                            const float *const (&biases)[3], f32 *const (&y)[3],
+                                            const f32 *residual, int n, int act, int added) {
     token_layers<f32, L>(in, w, biases, y, residual, n, act, added);
 }
 // tensor cores
 template <class T, class L>
-__device__ __forceinline__ void token_matrix(const Input<T> &in, const T *const (&w)[3], const float *const (&biases)[3], T *const (&y)[3], const T *residual, int n,
-                                             int act, int added) {
+__device__ __forceinline__ void token_matrix(const Input<T> &in, const T *const (&w)[3],
+                                             const float *const (&biases)[3], T *const (&y)[3],
+                                             const T *residual, int n, int act, int added) {
     token_layers<T, L>(in, w, biases, y, residual, n, act, added);
 }
 
@@ -288,7 +319,9 @@ template <class T> __device__ __forceinline__ unsigned two_of(const T *row, int 
 
 // The attention of 16 queries of a head to `keys` keys, by one warp; the queries are in `tile`,
 // where the result replaces them. `k` and `v` have zeros after the last key.
-template <class T> __device__ __forceinline__ void attend(T *tile, const T *k, const T *v, int stride, int keys, int dim) {
+template <class T>
+__device__ __forceinline__ void attend(T *tile, const T *k, const T *v, int stride, int keys,
+                                       int dim) {
     int lane = threadIdx.x % 32, row = lane / 4, two = lane % 4 * 2;
     float s[MOST_KEYS / 8][4] = {};
 #pragma unroll
@@ -296,15 +329,18 @@ template <class T> __device__ __forceinline__ void attend(T *tile, const T *k, c
         if (c >= dim) break;
         FragmentA q;
 #pragma unroll
-        for (int i = 0; i < 4; i++) q.r[i] = two_of(tile + (row + i % 2 * 8) * stride, c + two + i / 2 * 8, dim);
+        for (int i = 0; i < 4; i++)
+            q.r[i] = two_of(tile + (row + i % 2 * 8) * stride, c + two + i / 2 * 8, dim);
 #pragma unroll
         for (int j = 0; j < MOST_KEYS / 8; j++) {
             if (j * 8 >= keys) break;
             const T *key = k + (j * 8 + row) * stride;
-            multiply<T>(s[j], q, FragmentB{{two_of(key, c + two, dim), two_of(key, c + two + 8, dim)}});
+            multiply<T>(s[j], q,
+                        FragmentB{{two_of(key, c + two, dim), two_of(key, c + two + 8, dim)}});
         }
     }
-    float scale = LOG2_E * rsqrtf((float)dim), row_max[2] = {MINUS_INFINITY, MINUS_INFINITY}, sum[2] = {};
+    float scale = LOG2_E * rsqrtf((float)dim), row_max[2] = {MINUS_INFINITY, MINUS_INFINITY},
+          sum[2] = {};
 #pragma unroll
     for (int j = 0; j < MOST_KEYS / 8; j++) {
 #pragma unroll
@@ -322,8 +358,10 @@ template <class T> __device__ __forceinline__ void attend(T *tile, const T *k, c
 #pragma unroll
     for (int j = 0; j < MOST_KEYS / 8; j++) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) s[j][e] = exp2f(s[j][e] - row_max[e / 2]), sum[e / 2] += s[j][e];
-        p[j / 2].r[j % 2 * 2] = pair<T>(s[j][0], s[j][1]), p[j / 2].r[j % 2 * 2 + 1] = pair<T>(s[j][2], s[j][3]);
+        for (int e = 0; e < 4; e++)
+            s[j][e] = exp2f(s[j][e] - row_max[e / 2]), sum[e / 2] += s[j][e];
+        p[j / 2].r[j % 2 * 2] = pair<T>(s[j][0], s[j][1]),
+            p[j / 2].r[j % 2 * 2 + 1] = pair<T>(s[j][2], s[j][3]);
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -341,11 +379,16 @@ template <class T> __device__ __forceinline__ void attend(T *tile, const T *k, c
         for (int j = 0; j < MOST_KEYS / 16; j++) {
             if (j * 16 >= keys) break;
             const T *value = v + (j * 16 + two) * stride + channel;
-            multiply<T>(acc, p[j], FragmentB{{value[0].bits | (unsigned)value[stride].bits << 16, value[8 * stride].bits | (unsigned)value[9 * stride].bits << 16}});
+            multiply<T>(
+                acc, p[j],
+                FragmentB{{value[0].bits | (unsigned)value[stride].bits << 16,
+                           value[8 * stride].bits | (unsigned)value[9 * stride].bits << 16}});
         }
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            if (c + two + e % 2 < dim) tile[(row + e / 2 * 8) * stride + c + two + e % 2] = from_float<T>(acc[e] * sum[e / 2]);
+            if (c + two + e % 2 < dim)
+                tile[(row + e / 2 * 8) * stride + c + two + e % 2] =
+                    from_float<T>(acc[e] * sum[e / 2]);
         }
     }
 }
@@ -355,13 +398,18 @@ template <class T> __device__ __forceinline__ void attend(T *tile, const T *k, c
 // is the number of valid keys. Grid (queries, columns).
 // tensor cores
 template <class T, class L>
-__device__ __forceinline__ void token_attention(const T *q, const T *k, const T *v, const int *live, int keys, int width, int dim, const Layer<T> &layer) {
+__device__ __forceinline__ void token_attention(const T *q, const T *k, const T *v, const int *live,
+                                                int keys, int width, int dim,
+                                                const Layer<T> &layer) {
     SHARED_MEMORY(shared);
-    int warp = threadIdx.x / 32, row0 = blockIdx.x * L::ROWS, n0 = blockIdx.y * L::COLUMNS, stride = stride_of<T>(width);
+    int warp = threadIdx.x / 32, row0 = blockIdx.x * L::ROWS, n0 = blockIdx.y * L::COLUMNS,
+        stride = stride_of<T>(width);
     int there = (keys + 15) / 16 * 16;
     if (live) keys = min(keys, *live);
-    Product<T, L> product(layer.w, n0 + warp % L::ACROSS * 8, layer.n, width, warp / L::ACROSS, L::SPLITS);
-    T *tile = reinterpret_cast<T *>(shared), *own_k = tile + L::ROWS * stride, *own_v = own_k + there * stride;
+    Product<T, L> product(layer.w, n0 + warp % L::ACROSS * 8, layer.n, width, warp / L::ACROSS,
+                          L::SPLITS);
+    T *tile = reinterpret_cast<T *>(shared), *own_k = tile + L::ROWS * stride,
+      *own_v = own_k + there * stride;
     // One warp per row.
     for (int r = warp; r < L::ROWS + 2 * there; r += WARPS) {
         int key = r - L::ROWS;
@@ -372,7 +420,8 @@ __device__ __forceinline__ void token_attention(const T *q, const T *k, const T 
             key = key < there ? key : key - there;
             counts = key < keys, from = of + (int64)(counts ? key : 0) * width;
         }
-        for (int at = threadIdx.x % 32 * 8; at < width; at += 32 * 8) copy_async(tile + r * stride + at, from + at, counts);
+        for (int at = threadIdx.x % 32 * 8; at < width; at += 32 * 8)
+            copy_async(tile + r * stride + at, from + at, counts);
     }
     copy_commit();
     copy_wait<0>();
@@ -384,12 +433,15 @@ __device__ __forceinline__ void token_attention(const T *q, const T *k, const T 
         attend(tile + i % L::M * 16 * stride + c0, own_k + c0, own_v + c0, stride, keys, dim);
     }
     __syncthreads();
-    multiply_and_write(product, layer, row0, n0, reinterpret_cast<float *>(own_v + there * stride), [&](int r) -> const T * { return tile + r * stride; });
+    multiply_and_write(product, layer, row0, n0, reinterpret_cast<float *>(own_v + there * stride),
+                       [&](int r) -> const T * { return tile + r * stride; });
 }
 
 // y = act(w x + bias) of a row x of k values, a multiple of 4. Grid (columns, layers): one warp per
 // column.
-template <class T> __device__ __forceinline__ void row_linear(const T *x, const T *w, const float *bias, T *y, int n, int k, int act) {
+template <class T>
+__device__ __forceinline__ void row_linear(const T *x, const T *w, const float *bias, T *y, int n,
+                                           int k, int act) {
     int column = blockIdx.x * WARPS + threadIdx.x / 32;
     if (column >= n) return;
     w += (int64)column * k;
@@ -405,27 +457,34 @@ template <class T> __device__ __forceinline__ void row_linear(const T *x, const 
     if (threadIdx.x % 32 == 0) y[column] = from_float<T>(activate(sum + bias[column], act));
 }
 
-#define TOKEN_LINEAR(NAME, T, ...)                                                                                                                        \
-    KERNEL(NAME, 256, 2,                                                                                                                                   \
-           (const T *x, const float *weight, const float *bias, float eps, const T *add, T *normed, const T *w0, const T *w1, const T *w2, const float *b0,  \
-            const float *b1, const float *b2, T *y0, T *y1, T *y2, const T *residual, int rows, int n, int k, int act, int added),                         \
-           __VA_ARGS__({x, weight, bias, add, normed, eps, rows, k}, {w0, w1, w2}, {b0, b1, b2}, {y0, y1, y2}, residual, n, act, added))
-#define TOKEN_ATTENTION(NAME, T, LAYOUT)                                                                                                                   \
-    KERNEL(NAME, 256, 2,                                                                                                                                   \
-           (const T *q, const T *k, const T *v, const int *live, const T *w, const float *bias, const T *residual, T *y, int rows, int keys, int width,     \
-            int dim, int n),                                                                                                                               \
-           token_attention<T, LAYOUT>(q, k, v, live, keys, width, dim, {w, bias, residual, y, rows, n, ACT_NONE}))
-#define ROW_OF(OF) (blockIdx.y == 0 ? OF##0 : blockIdx.y == 1 ? OF##1 : blockIdx.y == 2 ? OF##2 : OF##3)
-#define ROW_LINEAR(T)                                                                                                                                      \
-    KERNEL(row_linear_##T, 256, 2,                                                                                                                         \
-           (const T *x0, const T *x1, const T *x2, const T *x3, const T *w0, const T *w1, const T *w2, const T *w3, const float *b0, const float *b1,       \
-            const float *b2, const float *b3, T *y0, T *y1, T *y2, T *y3, int n0, int n1, int n2, int n3, int k0, int k1, int k2, int k3, int act),            \
+#define TOKEN_LINEAR(NAME, T, ...)                                                                 \
+    KERNEL(NAME, 256, 2,                                                                           \
+           (const T *x, const float *weight, const float *bias, float eps, const T *add,           \
+            T *normed, const T *w0, const T *w1, const T *w2, const float *b0, const float *b1,    \
+            const float *b2, T *y0, T *y1, T *y2, const T *residual, int rows, int n, int k,       \
+            int act, int added),                                                                   \
+           __VA_ARGS__({x, weight, bias, add, normed, eps, rows, k}, {w0, w1, w2}, {b0, b1, b2},   \
+                       {y0, y1, y2}, residual, n, act, added))
+#define TOKEN_ATTENTION(NAME, T, LAYOUT)                                                           \
+    KERNEL(NAME, 256, 2,                                                                           \
+           (const T *q, const T *k, const T *v, const int *live, const T *w, const float *bias,    \
+            const T *residual, T *y, int rows, int keys, int width, int dim, int n),               \
+           token_attention<T, LAYOUT>(q, k, v, live, keys, width, dim,                             \
+                                      {w, bias, residual, y, rows, n, ACT_NONE}))
+#define ROW_OF(OF)                                                                                 \
+    (blockIdx.y == 0 ? OF##0 : blockIdx.y == 1 ? OF##1 : blockIdx.y == 2 ? OF##2 : OF##3)
+#define ROW_LINEAR(T)                                                                              \
+    KERNEL(row_linear_##T, 256, 2,                                                                 \
+           (const T *x0, const T *x1, const T *x2, const T *x3, const T *w0, const T *w1,          \
+            const T *w2, const T *w3, const float *b0, const float *b1, const float *b2,           \
+            const float *b3, T *y0, T *y1, T *y2, T *y3, int n0, int n1, int n2, int n3, int k0,   \
+            int k1, int k2, int k3, int act),                                                      \
            row_linear(ROW_OF(x), ROW_OF(w), ROW_OF(b), ROW_OF(y), ROW_OF(n), ROW_OF(k), act))
-#define TOKENS(T)                                                                                                                                          \
-    TOKEN_LINEAR(token_linear_##T, T, token_matrix<T, Narrow>)                                                                                           \
-    TOKEN_LINEAR(token_linear_wide_##T, T, token_matrix<T, Wide>)                                                                                        \
-    TOKEN_ATTENTION(token_attention_##T, T, Narrow)                                                                                                        \
-    TOKEN_ATTENTION(token_attention_wide_##T, T, Wide)                                                                                                     \
+#define TOKENS(T)                                                                                  \
+    TOKEN_LINEAR(token_linear_##T, T, token_matrix<T, Narrow>)                                     \
+    TOKEN_LINEAR(token_linear_wide_##T, T, token_matrix<T, Wide>)                                  \
+    TOKEN_ATTENTION(token_attention_##T, T, Narrow)                                                \
+    TOKEN_ATTENTION(token_attention_wide_##T, T, Wide)                                             \
     ROW_LINEAR(T)
 TOKENS(f16)
 TOKENS(bf16)

@@ -8,13 +8,13 @@
 #include <string.h>
 #include <time.h>
 
-#define CHECK(call)                                                                                                                      \
-    do {                                                                                                                                 \
-        int32_t status_ = (call);                                                                                                        \
-        if (status_ != PRISM_OK) {                                                                                                       \
-            fprintf(stderr, "%s: %s\n", prism_status_name(status_), prism_last_error());                                                 \
-            exit(1);                                                                                                                     \
-        }                                                                                                                                \
+#define CHECK(call)                                                                                \
+    do {                                                                                           \
+        int32_t status_ = (call);                                                                  \
+        if (status_ != PRISM_OK) {                                                                 \
+            fprintf(stderr, "%s: %s\n", prism_status_name(status_), prism_last_error());           \
+            exit(1);                                                                               \
+        }                                                                                          \
     } while (0)
 
 static inline double seconds(void) {

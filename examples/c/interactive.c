@@ -1,4 +1,5 @@
-/* What a viewer does: encodes the scan at a box before the user clicks, answers clicks, takes one back: interactive MODEL IMAGE I0,J0,K0,I1,J1,K1
+/* What a viewer does: encodes the scan at a box before the user clicks, answers clicks, takes one
+ * back: interactive MODEL IMAGE I0,J0,K0,I1,J1,K1
  *
  * The clicks are made up: on the object's centre, then off it at the box's corner. */
 #include "common.h"
@@ -49,10 +50,12 @@ int main(int argc, char **argv) {
     CHECK(prism_session_encode(session, &prompts));
     printf("encode   %6.1f ms, progress ended at %.2f\n", 1e3 * (seconds() - start), done);
 
-    double centre[3] = {(double)(int)((box[0] + box[3]) / 2), (double)(int)((box[1] + box[4]) / 2), (double)(int)((box[2] + box[5]) / 2)};
+    double centre[3] = {(double)(int)((box[0] + box[3]) / 2), (double)(int)((box[1] + box[4]) / 2),
+                        (double)(int)((box[2] + box[5]) / 2)};
     size_t counts[3];
     for (int click = 0; click < 3; click++) {
-        uint8_t label = click < 2; /* the third corrects: the box's first corner is not the object */
+        /* the third corrects: the box's first corner is not the object */
+        uint8_t label = click < 2;
         prompts.points = click < 2 ? centre : box;
         prompts.point_labels = &label;
         prompts.point_count = 1;
@@ -60,7 +63,8 @@ int main(int argc, char **argv) {
         CHECK(prism_session_interact(session, &prompts, NULL));
         double answered = seconds();
         counts[click] = voxels(session, mask, size);
-        printf("click %d  %6.1f ms, mask in %.1f ms: %zu voxels\n", click + 1, 1e3 * (answered - start), 1e3 * (seconds() - answered), counts[click]);
+        printf("click %d  %6.1f ms, mask in %.1f ms: %zu voxels\n", click + 1,
+               1e3 * (answered - start), 1e3 * (seconds() - answered), counts[click]);
         prompts.bounds = NULL; /* it stays */
     }
 

@@ -1,4 +1,5 @@
-// Segments an object of a scan file by a box and a point, through the C++ wrapper: segment_cpp MODEL IMAGE MASK I0,J0,K0,I1,J1,K1 I,J,K
+// Segments an object of a scan file by a box and a point, through the C++ wrapper:
+// segment_cpp MODEL IMAGE MASK I0,J0,K0,I1,J1,K1 I,J,K
 #include <prism.hpp>
 
 #include <chrono>
@@ -11,7 +12,8 @@ static std::array<double, N> numbers(const char *text) {
     std::istringstream in(text);
     char comma = ',';
     for (std::size_t i = 0; i < N; i++)
-        if ((i > 0 && (!(in >> comma) || comma != ',')) || !(in >> values[i])) throw std::invalid_argument(std::string("expected numbers between commas: ") + text);
+        if ((i > 0 && (!(in >> comma) || comma != ',')) || !(in >> values[i]))
+            throw std::invalid_argument(std::string("expected numbers between commas: ") + text);
     return values;
 }
 
@@ -33,11 +35,13 @@ int main(int argc, char **argv) {
 
         const auto start = std::chrono::steady_clock::now();
         const prism::Prediction prediction = session.interact(prompts);
-        const std::chrono::duration<double, std::milli> taken = std::chrono::steady_clock::now() - start;
+        const std::chrono::duration<double, std::milli> taken =
+            std::chrono::steady_clock::now() - start;
         prediction.save_mask(argv[3]);
         std::size_t voxels = 0;
         for (auto v : prediction.mask()) voxels += v;
-        std::printf("%s: %zu voxels, expected Dice %.2f, %.0f ms on %s\n", argv[3], voxels, prediction.info().score, taken.count(), engine.describe().c_str());
+        std::printf("%s: %zu voxels, expected Dice %.2f, %.0f ms on %s\n", argv[3], voxels,
+                    prediction.info().score, taken.count(), engine.describe().c_str());
 
         // What fails says why.
         try {

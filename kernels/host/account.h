@@ -103,7 +103,8 @@ class Launch {
             words += (buffers[2 * i + 1] + 64 * PAGE - 1) / (64 * PAGE) * PAGE;
         }
         for (int way : {READ, WRITTEN}) {
-            if (touched[way].size() < words) touched[way].resize(words), pages[way].resize(words / PAGE);
+            if (touched[way].size() < words)
+                touched[way].resize(words), pages[way].resize(words / PAGE);
         }
     }
 
@@ -123,9 +124,11 @@ class Launch {
         last = counts;
         FILE *file = fopen(PRISM_ACCOUNT, "a");
         if (!file) return;
-        fprintf(file, "%s %llu %llu", kernel, (unsigned long long)counts.shared, (unsigned long long)counts.conflicts);
+        fprintf(file, "%s %llu %llu", kernel, (unsigned long long)counts.shared,
+                (unsigned long long)counts.conflicts);
         for (const Way &w : counts.ways) {
-            for (uint64_t v : {w.requests, w.sectors, w.needed, w.bytes}) fprintf(file, " %llu", (unsigned long long)v);
+            for (uint64_t v : {w.requests, w.sectors, w.needed, w.bytes})
+                fprintf(file, " %llu", (unsigned long long)v);
         }
         fprintf(file, "\n");
         fclose(file);
@@ -134,14 +137,17 @@ class Launch {
     // Records bytes that a request asks for; false if no buffer has them.
     bool touch(int way, Run run, size_t &recent) {
         if (recent >= starts.size() || !starts[recent].holds(run)) {
-            auto above = std::upper_bound(starts.begin(), starts.end(), run.start, [](uint64_t at, const Buffer &b) { return at < b.start; });
+            auto above =
+                std::upper_bound(starts.begin(), starts.end(), run.start,
+                                 [](uint64_t at, const Buffer &b) { return at < b.start; });
             if (above == starts.begin() || !above[-1].holds(run)) return false;
             recent = above - starts.begin() - 1;
         }
         const Buffer &b = starts[recent];
         for (uint64_t at = run.start - b.start, end = run.end - b.start; at < end;) {
             uint64_t word = b.word + at / 64, bits = std::min<uint64_t>(64 - at % 64, end - at);
-            uint64_t mask = (bits == 64 ? ~0ull : (1ull << bits) - 1) << at % 64, *here = &touched[way][word];
+            uint64_t mask = (bits == 64 ? ~0ull : (1ull << bits) - 1) << at % 64,
+                     *here = &touched[way][word];
             // Other host threads do the same.
             if ((__atomic_load_n(here, __ATOMIC_RELAXED) & mask) != mask) {
                 __atomic_fetch_or(here, mask, __ATOMIC_RELAXED);
@@ -170,7 +176,9 @@ class Launch {
         for (size_t page = 0; page < pages[way].size(); page++) {
             if (!pages[way][page]) continue;
             pages[way][page] = 0;
-            for (uint64_t *word = &touched[way][page * PAGE], *end = word + PAGE; word < end; word++) bytes += __builtin_popcountll(*word), *word = 0;
+            for (uint64_t *word = &touched[way][page * PAGE], *end = word + PAGE; word < end;
+                 word++)
+                bytes += __builtin_popcountll(*word), *word = 0;
         }
         return bytes;
     }
@@ -192,9 +200,11 @@ class Log {
     void add(const void *from, unsigned part, Kind kind, int lane, uint64_t at, unsigned bytes) {
         // The key includes the width, because an access that is split by its alignment is split
         // differently for each lane.
-        uint64_t key = (uint64_t)from << 15 | (uint64_t)part << 5 | __builtin_ctz(bytes) << 2 | kind;
+        uint64_t key =
+            (uint64_t)from << 15 | (uint64_t)part << 5 | __builtin_ctz(bytes) << 2 | kind;
         Place *&place = recent[(key >> 15 ^ key >> 23 ^ key) % 1024];
-        if (!place || place->key != key) place = &places.try_emplace(key, Place{key, kind, bytes, 0, {}, {}}).first->second;
+        if (!place || place->key != key)
+            place = &places.try_emplace(key, Place{key, kind, bytes, 0, {}, {}}).first->second;
         Place &p = *place;
         if (!p.used) open.push_back(&p);
         unsigned n = p.times[lane]++;

@@ -175,7 +175,8 @@ Arena &get_arena() {
     if (!arena) {
         arena = new Arena;
         size_t bytes = MOST_SHARED + MOST_THREADS * STACK;
-        void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) {
             fprintf(stderr, "emulator: no memory for the stacks of a block\n");
             abort();
@@ -212,8 +213,9 @@ inline __attribute__((always_inline)) void change(void **here, void *there) {
                  "leaq 128(%%rsp), %%rsp"
                  : "+D"(here), "+S"(there)
                  :
-                 : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6",
-                   "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "memory", "cc");
+                 : "rax", "rcx", "rdx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+                   "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+                   "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "memory", "cc");
 }
 #endif
 
@@ -231,7 +233,8 @@ void resume(Arena &a, Fibre &f) {
 // Whether what a fibre waits for has happened: its warpgroup has come, its barrier's phase has
 // ended, or its pause is over.
 bool goes_on(Arena &a, Fibre &f) {
-    if (f.state == State::Group) return a.watch.groups[(&f - a.fibres.data()) / GROUP_THREADS].epoch != f.epoch;
+    if (f.state == State::Group)
+        return a.watch.groups[(&f - a.fibres.data()) / GROUP_THREADS].epoch != f.epoch;
     if (f.state == State::Phase) {
         Phases barrier;
         memcpy(&barrier, (const void *)(f.phase & ~7ull), sizeof barrier);
@@ -270,8 +273,8 @@ __attribute__((noinline)) void leave() {
     Arena &a = *arena;
     if (!a.failed) {
         const Place &p = *a.current->place;
-        snprintf(a.message, sizeof a.message, "kernel %s, block (%u, %u, %u), thread %u: %s", a.kernel->name, p.block.x, p.block.y, p.block.z,
-                 p.thread.x, what);
+        snprintf(a.message, sizeof a.message, "kernel %s, block (%u, %u, %u), thread %u: %s",
+                 a.kernel->name, p.block.x, p.block.y, p.block.z, p.thread.x, what);
         a.failed = true;
     }
     a.current->state = State::Done;
@@ -282,7 +285,8 @@ __attribute__((noinline)) void leave() {
 void watch_store(Arena &a, uint64_t at, size_t bytes) {
     size_t offset = at - (uint64_t)a.shared;
     unsigned now = ++a.watch.now;
-    for (size_t i = 0; i < bytes; i++) a.watch.stored[offset + i] = now, a.watch.by[offset + i] = a.current - a.fibres.data();
+    for (size_t i = 0; i < bytes; i++)
+        a.watch.stored[offset + i] = now, a.watch.by[offset + i] = a.current - a.fibres.data();
 }
 
 void copies_of(Fibre &f, int pending) {
@@ -377,7 +381,9 @@ bool run_block(Arena &a, uint3 block, dim3 grid, uint64_t seed) {
             for (int t = 0; t < a.threads; t++) {
                 Fibre &f = a.fibres[t];
                 if (f.state == State::Ready || f.state == State::Done) continue;
-                snprintf(a.message, sizeof a.message, "kernel %s, block (%u, %u, %u), thread %d waits %s for ever: not every thread arrives",
+                snprintf(a.message, sizeof a.message,
+                         "kernel %s, block (%u, %u, %u), thread %d waits %s for ever: "
+                         "not every thread arrives",
                          a.kernel->name, block.x, block.y, block.z, t,
                          f.state == State::Warp    ? "for the lanes of its warp"
                          : f.state == State::Group ? "for the warps of its warpgroup"
@@ -493,7 +499,8 @@ FOR_THIS_MACHINE void products_tf32(Slot *slots, int stride, int count) {
     for (int l = 0; l < 32; l++) {
         int g = l / 4, t = l % 4;
         const unsigned *a = slots[l].a;
-        left[g][t] = seen(a[0]), left[g + 8][t] = seen(a[1]), left[g][t + 4] = seen(a[2]), left[g + 8][t + 4] = seen(a[3]);
+        left[g][t] = seen(a[0]), left[g + 8][t] = seen(a[1]), left[g][t + 4] = seen(a[2]),
+            left[g + 8][t + 4] = seen(a[3]);
     }
     for (int n = 0; n < count; n++) {
         for (int l = 0; l < 32; l++) {
@@ -526,7 +533,8 @@ void check_slowly(Arena &a, uint64_t at, size_t bytes, bool aligned, const char 
 inline Allocation &recent(Arena &a, uint64_t at) { return a.recent[(at >> 12 ^ at >> 20) % 64]; }
 
 // An access of `bytes` bytes by the running thread.
-inline __attribute__((always_inline)) void check(uint64_t at, size_t bytes, bool aligned, const char *what) {
+inline __attribute__((always_inline)) void check(uint64_t at, size_t bytes, bool aligned,
+                                                 const char *what) {
     bool misaligned = aligned && (at & (bytes - 1));
     uint64_t offset = at - shared_start;
     // Most accesses are to shared memory. It begins at a page, so an aligned access that begins
@@ -548,21 +556,26 @@ inline __attribute__((always_inline)) void check(uint64_t at, size_t bytes, bool
     check_slowly(*a, at, bytes, aligned, what);
 }
 
-__attribute__((noinline)) void check_slowly(Arena &a, uint64_t at, size_t bytes, bool aligned, const char *what) {
+__attribute__((noinline)) void check_slowly(Arena &a, uint64_t at, size_t bytes, bool aligned,
+                                            const char *what) {
     uint64_t shared = (uint64_t)a.shared;
     if (aligned && (at & (bytes - 1))) {
         char text[160];
-        snprintf(text, sizeof text, "%s of %zu bytes at address %#lx, which is not a multiple of it", what, bytes, (unsigned long)at);
+        snprintf(text, sizeof text,
+                 "%s of %zu bytes at address %#lx, which is not a multiple of it", what, bytes,
+                 (unsigned long)at);
         fail(text);
     }
     if (at >= shared && at < shared + MOST_SHARED) {
         char text[160];
-        snprintf(text, sizeof text, "%s of %zu bytes at offset %lu of shared memory, which has %zu bytes", what, bytes, (unsigned long)(at - shared),
-                 a.shared_bytes);
+        snprintf(text, sizeof text,
+                 "%s of %zu bytes at offset %lu of shared memory, which has %zu bytes", what, bytes,
+                 (unsigned long)(at - shared), a.shared_bytes);
         fail(text);
     }
     const Allocation *end = a.allocations + a.allocation_count;
-    const Allocation *above = std::upper_bound(a.allocations, end, at, [](uint64_t v, const Allocation &x) { return v < x.start; });
+    const Allocation *above = std::upper_bound(
+        a.allocations, end, at, [](uint64_t v, const Allocation &x) { return v < x.start; });
     if (above != a.allocations) {
         const Allocation &l = above[-1];
         if (at + bytes <= l.start + l.bytes) {
@@ -571,7 +584,9 @@ __attribute__((noinline)) void check_slowly(Arena &a, uint64_t at, size_t bytes,
         }
     }
     // Constant tables that the compiler made.
-    if (&__executable_start && at >= (uint64_t)&__executable_start && at + bytes <= (uint64_t)&_end && what[0] == 'r') return;
+    if (&__executable_start && at >= (uint64_t)&__executable_start &&
+        at + bytes <= (uint64_t)&_end && what[0] == 'r')
+        return;
     const Allocation *near = nullptr;
     long distance = 0;
     for (const Allocation *x = a.allocations; x != end; x++) {
@@ -580,10 +595,13 @@ __attribute__((noinline)) void check_slowly(Arena &a, uint64_t at, size_t bytes,
     }
     char text[240];
     if (near) {
-        snprintf(text, sizeof text, "%s of %zu bytes at address %#lx, %ld bytes %s the nearest buffer of %lu bytes", what, bytes, (unsigned long)at,
-                 labs(distance), distance < 0 ? "before" : "beyond the end of", (unsigned long)near->bytes);
+        snprintf(text, sizeof text,
+                 "%s of %zu bytes at address %#lx, %ld bytes %s the nearest buffer of %lu bytes",
+                 what, bytes, (unsigned long)at, labs(distance),
+                 distance < 0 ? "before" : "beyond the end of", (unsigned long)near->bytes);
     } else {
-        snprintf(text, sizeof text, "%s of %zu bytes at address %#lx, and there is no buffer", what, bytes, (unsigned long)at);
+        snprintf(text, sizeof text, "%s of %zu bytes at address %#lx, and there is no buffer", what,
+                 bytes, (unsigned long)at);
     }
     fail(text);
 }
@@ -605,7 +623,8 @@ void note(const void *from, unsigned part, const void *address, unsigned bytes, 
 // Counts an access of any size as the widest accesses that its alignment allows, at most words.
 void note_apart(const void *from, const void *address, size_t bytes, bool written) {
     unsigned each = ((uint64_t)address | bytes) % 4 ? 1 : 4;
-    for (size_t i = 0; i < bytes; i += each) note(from, i / each, (const char *)address + i, each, written);
+    for (size_t i = 0; i < bytes; i += each)
+        note(from, i / each, (const char *)address + i, each, written);
 }
 #endif
 
@@ -634,18 +653,23 @@ unsigned vote(unsigned mask, bool value) {
     return votes;
 }
 
-void multiply(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count, bool bfloat) {
-    exchange([&](Slot &s) { s.a = a, s.b = b, s.d = d; }, [=](Slot *slots) { products(slots, stride, count, bfloat); });
+void multiply(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count,
+              bool bfloat) {
+    exchange([&](Slot &s) { s.a = a, s.b = b, s.d = d; },
+             [=](Slot *slots) { products(slots, stride, count, bfloat); });
 }
 
-void multiply_tf32(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count) {
-    exchange([&](Slot &s) { s.a = a, s.b = b, s.d = d; }, [=](Slot *slots) { products_tf32(slots, stride, count); });
+void multiply_tf32(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride,
+                   int count) {
+    exchange([&](Slot &s) { s.a = a, s.b = b, s.d = d; },
+             [=](Slot *slots) { products_tf32(slots, stride, count); });
 }
 
 // The rows that a warp's lanes point to.
 static Slot *matrix_rows(const void *row) {
     check((uint64_t)row, 16, true, "read by ldmatrix");
-    if ((unsigned char *)row < arena->shared || (unsigned char *)row >= arena->shared + MOST_SHARED) fail("ldmatrix from memory that is not shared");
+    if ((unsigned char *)row < arena->shared || (unsigned char *)row >= arena->shared + MOST_SHARED)
+        fail("ldmatrix from memory that is not shared");
     return exchange([&](Slot &s) { memcpy(s.row, row, 16); }, [](Slot *) {});
 }
 
@@ -655,7 +679,8 @@ void load_matrices_transposed(unsigned (&r)[4], const void *row) {
     int l = lane();
     for (int m = 0; m < 4; m++) {
         unsigned short pair[2];
-        for (int e = 0; e < 2; e++) memcpy(&pair[e], slots[m * 8 + l % 4 * 2 + e].row + l / 4 * 2, 2);
+        for (int e = 0; e < 2; e++)
+            memcpy(&pair[e], slots[m * 8 + l % 4 * 2 + e].row + l / 4 * 2, 2);
         r[m] = pair[0] | (unsigned)pair[1] << 16;
     }
 }
@@ -691,7 +716,8 @@ unsigned char *watched_shared_memory() {
         a.watch.stored.assign(a.shared_bytes, 0), a.watch.by.assign(a.shared_bytes, 0);
         a.watch.threads.assign(a.threads, {});
         a.watch.groups.resize((a.threads + GROUP_THREADS - 1) / GROUP_THREADS);
-        for (WarpGroup &group : a.watch.groups) group.arrived = 0, group.epoch = 0, group.products.clear();
+        for (WarpGroup &group : a.watch.groups)
+            group.arrived = 0, group.epoch = 0, group.products.clear();
     }
     return a.shared;
 }
@@ -702,22 +728,29 @@ unsigned shared_address(const void *at) { return (const unsigned char *)at - are
 static int own_number() { return arena->current - arena->fibres.data(); }
 
 static Watch::Thread &own_record() {
-    if (!arena->watched) fail("a product of a warpgroup, or a fence for it, in a kernel whose shared memory is not watched");
+    if (!arena->watched)
+        fail("a product of a warpgroup, or a fence for it, in a kernel whose shared memory is not "
+             "watched");
     return arena->watch.threads[own_number()];
 }
 
-static bool in_shared(const void *at) { return (uint64_t)at - (uint64_t)arena->shared < MOST_SHARED; }
+static bool in_shared(const void *at) {
+    return (uint64_t)at - (uint64_t)arena->shared < MOST_SHARED;
+}
 
 static Phases &phases_of(void *barrier) {
     check((uint64_t)barrier, 8, true, "read of a barrier");
-    if (!in_shared(barrier) || ((Phases *)barrier)->mark != Phases::MARK) fail("a barrier that was not made");
+    if (!in_shared(barrier) || ((Phases *)barrier)->mark != Phases::MARK)
+        fail("a barrier that was not made");
     return *(Phases *)barrier;
 }
 
 void make_barrier(void *barrier, int arrivals) {
     check((uint64_t)barrier, 8, true, "write of a barrier");
-    if (!in_shared(barrier) || arrivals <= 0 || arrivals > MOST_THREADS) fail("a barrier that cannot be made");
-    *(Phases *)barrier = Phases{Phases::MARK, (unsigned short)arrivals, (unsigned short)arrivals, 0};
+    if (!in_shared(barrier) || arrivals <= 0 || arrivals > MOST_THREADS)
+        fail("a barrier that cannot be made");
+    *(Phases *)barrier =
+        Phases{Phases::MARK, (unsigned short)arrivals, (unsigned short)arrivals, 0};
 }
 
 // Who ends a phase pauses, so that what waits for it goes on before anything that the same thread
@@ -747,7 +780,9 @@ void fence_sums() { own_record().sums_fenced = true; }
 constexpr uint64_t SWIZZLED = 1ull << 62;
 
 // A field of a descriptor that begins at bit `from`, in bytes.
-static unsigned field(uint64_t descriptor, int from) { return (unsigned)(descriptor >> from & 0x3fff) << 4; }
+static unsigned field(uint64_t descriptor, int from) {
+    return (unsigned)(descriptor >> from & 0x3fff) << 4;
+}
 
 // Where a row's 16 bytes of an operand are in shared memory, the first or the second along k. If it
 // is swizzled, rows are 128 bytes apart, and bits 7 to 9 of an address go into bits 4 to 6, by
@@ -763,27 +798,36 @@ static unsigned row_of(uint64_t descriptor, int row, int k) {
 static void check_operand(uint64_t descriptor, int rows, unsigned time) {
     Arena &a = *arena;
     if (descriptor & ~(0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | SWIZZLED)) {
-        fail("a descriptor with an offset, or a swizzle other than that of 128 bytes, which the emulator does not have");
+        fail("a descriptor with an offset, or a swizzle other than that of 128 bytes, which the "
+             "emulator does not have");
     }
     if (descriptor & SWIZZLED) {
         unsigned start = field(descriptor, 0);
-        if (start & 0x380 || field(descriptor, 32) % 1024) fail("a swizzled operand whose rows do not begin at multiples of 1024 bytes");
-        if ((start & 0x70) == 0x70) fail("a swizzled operand that reaches beyond its rows' 128 bytes");
+        if (start & 0x380 || field(descriptor, 32) % 1024)
+            fail("a swizzled operand whose rows do not begin at multiples of 1024 bytes");
+        if ((start & 0x70) == 0x70)
+            fail("a swizzled operand that reaches beyond its rows' 128 bytes");
     }
     for (int row = 0; row < rows; row++) {
         for (int k = 0; k < 2; k++) {
             unsigned from = row_of(descriptor, row, k);
             char text[160];
             if (from + 16 > a.shared_bytes) {
-                snprintf(text, sizeof text, "a product reads 16 bytes at offset %u of shared memory, which has %zu bytes", from, a.shared_bytes);
+                snprintf(text, sizeof text,
+                         "a product reads 16 bytes at offset %u of shared memory, which has "
+                         "%zu bytes",
+                         from, a.shared_bytes);
                 fail(text);
             }
             for (unsigned at = from; at < from + 16; at++) {
                 unsigned stored = a.watch.stored[at];
                 int by = a.watch.by[at];
                 if (stored && stored <= time && stored < a.watch.threads[by].fenced) continue;
-                snprintf(text, sizeof text, "a product reads byte %u of shared memory, which %s", at,
-                         !stored ? "nothing has stored" : stored > time ? "has been stored since it began" : "is not fenced by the thread that stored it");
+                snprintf(text, sizeof text,
+                         "a product reads byte %u of shared memory, which %s", at,
+                         !stored         ? "nothing has stored"
+                         : stored > time ? "has been stored since it began"
+                                         : "is not fenced by the thread that stored it");
                 fail(text);
             }
         }
@@ -802,14 +846,16 @@ void start_product(float *d, int columns, uint64_t left, uint64_t right, bool bf
         group.products.push_back(p);
     }
     Product &p = group.products[number];
-    if (p.a != left || p.b != right || p.columns != columns || p.bfloat != bfloat) fail("the threads of a warpgroup start different products");
+    if (p.a != left || p.b != right || p.columns != columns || p.bfloat != bfloat)
+        fail("the threads of a warpgroup start different products");
     p.sums[own_number() % GROUP_THREADS] = d;
 }
 
 void commit_products() { own_record().committed = own_record().products; }
 
 // Adds a row's 16 products to the sums of its columns, in order.
-FOR_THIS_MACHINE static void add_row(float *sums, const float *left, const float (*right)[MOST_COLUMNS], int columns) {
+FOR_THIS_MACHINE static void add_row(float *sums, const float *left,
+                                     const float (*right)[MOST_COLUMNS], int columns) {
     for (int k = 0; k < 16; k++)
         for (int c = 0; c < columns; c++) sums[c] += left[k] * right[k][c];
 }
@@ -833,7 +879,10 @@ static void compute(const Product &p) {
     for (int row = 0; row < 64; row++) {
         for (int k = 0; k < 16; k++) left[k] = element(p.a, row, k);
         // Column c's sum: of a lane that has two of every eight columns, of rows 8 apart.
-        auto sum_of = [&](int c) -> float & { return p.sums[row / 16 * 32 + row % 8 * 4 + c % 8 / 2][c / 8 * 4 + row / 8 % 2 * 2 + c % 2]; };
+        auto sum_of = [&](int c) -> float & {
+            return p.sums[row / 16 * 32 + row % 8 * 4 + c % 8 / 2]
+                         [c / 8 * 4 + row / 8 % 2 * 2 + c % 2];
+        };
         for (int c = 0; c < p.columns; c++) sums[c] = sum_of(c);
         add_row(sums, left, right, p.columns);
         for (int c = 0; c < p.columns; c++) sum_of(c) = sums[c];
@@ -854,7 +903,8 @@ void await_products() {
     }
     for (int t = first; t < first + GROUP_THREADS; t++) {
         Watch::Thread &thread = a.watch.threads[t];
-        if (thread.products != (int)group.products.size()) fail("the threads of a warpgroup start different products");
+        if (thread.products != (int)group.products.size())
+            fail("the threads of a warpgroup start different products");
         thread.products = thread.committed = 0, thread.sums_fenced = false;
     }
     for (const Product &p : group.products) compute(p);
@@ -871,7 +921,9 @@ float atomic_add(float *to, float value) {
         after = before + value;
         unsigned next;
         memcpy(&next, &after, 4);
-        if (__atomic_compare_exchange_n(bits, &old, next, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return before;
+        if (__atomic_compare_exchange_n(bits, &old, next, false, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED))
+            return before;
     }
 }
 
@@ -899,12 +951,17 @@ extern "C" int prism_emulator_arguments(const Kernel *kernel, const unsigned cha
 
 // Runs blocks `from` to `to` of a launch on the calling thread. Returns whether all of them ended;
 // if not, the error's text is in `message`.
-extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, unsigned threads, unsigned shared, void *const *arguments, uint64_t from,
-                                   uint64_t to, const uint64_t *allocations, size_t allocation_count, uint64_t seed, char *message, size_t length) {
+extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, unsigned threads,
+                                   unsigned shared, void *const *arguments, uint64_t from,
+                                   uint64_t to, const uint64_t *allocations,
+                                   size_t allocation_count, uint64_t seed, char *message,
+                                   size_t length) {
     Arena &a = get_arena();
     if (threads == 0 || threads > MOST_THREADS || threads % 32 || shared > MOST_SHARED) {
-        snprintf(message, length, "kernel %s: a block of %u threads and %u bytes of shared memory (at most 1024, in whole warps, and %zu)", kernel->name,
-                 threads, shared, MOST_SHARED);
+        snprintf(message, length,
+                 "kernel %s: a block of %u threads and %u bytes of shared memory (at most 1024, in "
+                 "whole warps, and %zu)",
+                 kernel->name, threads, shared, MOST_SHARED);
         return false;
     }
     a.kernel = kernel, a.arguments = arguments, a.threads = threads, a.shared_bytes = shared;
@@ -915,7 +972,8 @@ extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, u
     ACCOUNT(a.log.begin(kernel);)
     a.running = true, shared_start = (uint64_t)a.shared, shared_size = shared;
     for (uint64_t b = from; b < to && good; b++) {
-        uint3 block{(unsigned)(b % grid[0]), (unsigned)(b / grid[0] % grid[1]), (unsigned)(b / grid[0] / grid[1])};
+        uint3 block{(unsigned)(b % grid[0]), (unsigned)(b / grid[0] % grid[1]),
+                    (unsigned)(b / grid[0] / grid[1])};
         uint64_t order = seed ? seed + b * 0x9E3779B97F4A7C15ull : 0;
         good = run_block(a, block, dim3{grid[0], grid[1], grid[2]}, order);
     }
@@ -926,8 +984,8 @@ extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, u
 }
 
 // What the compiler calls before each access of a kernel.
-#define CHECKED(bytes)                                                                                                 \
-    extern "C" void __asan_load##bytes##_noabort(uint64_t at) { check(at, bytes, true, "read"); }                      \
+#define CHECKED(bytes)                                                                             \
+    extern "C" void __asan_load##bytes##_noabort(uint64_t at) { check(at, bytes, true, "read"); }  \
     extern "C" void __asan_store##bytes##_noabort(uint64_t at) { check(at, bytes, true, "write"); }
 CHECKED(1)
 CHECKED(2)
@@ -935,7 +993,9 @@ CHECKED(4)
 CHECKED(8)
 CHECKED(16)
 extern "C" void __asan_loadN_noabort(uint64_t at, size_t bytes) { check(at, bytes, false, "read"); }
-extern "C" void __asan_storeN_noabort(uint64_t at, size_t bytes) { check(at, bytes, false, "write"); }
+extern "C" void __asan_storeN_noabort(uint64_t at, size_t bytes) {
+    check(at, bytes, false, "write");
+}
 extern "C" void __asan_handle_no_return() {}
 extern "C" void __asan_before_dynamic_init(const char *) {}
 extern "C" void __asan_after_dynamic_init() {}
@@ -943,16 +1003,24 @@ extern "C" void __asan_after_dynamic_init() {}
 #ifdef PRISM_ACCOUNT
 // What the compiler calls if accesses are counted: then kernels are compiled with
 // -fsanitize=thread, which does not leave out repeated accesses to the same place.
-#define COUNTED(bytes)                                                                                                          \
-    extern "C" void __tsan_read##bytes(void *at) { note(__builtin_return_address(0), 0, at, bytes, false); }                     \
-    extern "C" void __tsan_write##bytes(void *at) { note(__builtin_return_address(0), 0, at, bytes, true); }
+#define COUNTED(bytes)                                                                             \
+    extern "C" void __tsan_read##bytes(void *at) {                                                 \
+        note(__builtin_return_address(0), 0, at, bytes, false);                                    \
+    }                                                                                              \
+    extern "C" void __tsan_write##bytes(void *at) {                                                \
+        note(__builtin_return_address(0), 0, at, bytes, true);                                     \
+    }
 COUNTED(1)
 COUNTED(2)
 COUNTED(4)
 COUNTED(8)
 COUNTED(16)
-extern "C" void __tsan_read_range(void *at, size_t bytes) { note_apart(__builtin_return_address(0), at, bytes, false); }
-extern "C" void __tsan_write_range(void *at, size_t bytes) { note_apart(__builtin_return_address(0), at, bytes, true); }
+extern "C" void __tsan_read_range(void *at, size_t bytes) {
+    note_apart(__builtin_return_address(0), at, bytes, false);
+}
+extern "C" void __tsan_write_range(void *at, size_t bytes) {
+    note_apart(__builtin_return_address(0), at, bytes, true);
+}
 extern "C" void __tsan_func_entry(void *) {}
 extern "C" void __tsan_func_exit() {}
 extern "C" void __tsan_init() {}

@@ -58,7 +58,8 @@ void barrier();
 uint64_t shuffle(unsigned mask, uint64_t value, int from);
 unsigned vote(unsigned mask, bool value);
 // D[n] += A B[n] for `count` right sides, each `stride` registers behind the one before.
-void multiply(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count, bool bfloat);
+void multiply(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count,
+              bool bfloat);
 void multiply_tf32(float (*d)[4], const unsigned (&a)[4], const unsigned *b, int stride, int count);
 void load_matrices(unsigned (&r)[4], const void *row);
 void load_matrices_transposed(unsigned (&r)[4], const void *row);
@@ -157,7 +158,8 @@ template <class... A> struct Caller {
     template <int N, int... I> struct Make : Make<N - 1, N - 1, I...> {};
     template <int... I> struct Make<0, I...> {
         // The arguments are in the launcher's memory, which a kernel may not access.
-        __attribute__((no_sanitize("kernel-address"))) static void call(void *const *a, const void *f) {
+        __attribute__((no_sanitize("kernel-address")))
+        static void call(void *const *a, const void *f) {
             ((void (*)(A...))f)(*(A *)a[I]...);
         }
     };
@@ -167,7 +169,8 @@ template <class... A> struct Caller {
 struct Registration {
     Kernel kernel;
     template <class... A> Registration(const char *name, void (*f)(A...)) {
-        kernel = Kernel{name, Caller<A...>::call, (const void *)f, (int)sizeof...(A), {sizeof(A)...}, nullptr};
+        kernel = Kernel{
+            name, Caller<A...>::call, (const void *)f, (int)sizeof...(A), {sizeof(A)...}, nullptr};
         add(&kernel);
     }
 };

@@ -19,7 +19,8 @@ struct Tiles {
 
     __device__ __forceinline__ Tiles(unsigned char *shared, int dim) {
         row = dim + 1;
-        q = reinterpret_cast<float *>(shared), k = q + QUERIES * row, v = k + KEYS * row, scores = v + KEYS * row;
+        q = reinterpret_cast<float *>(shared), k = q + QUERIES * row, v = k + KEYS * row,
+            scores = v + KEYS * row;
     }
     __device__ __forceinline__ float *end() const { return scores + QUERIES * (KEYS + 1); }
 };
@@ -30,7 +31,8 @@ struct Row {
 };
 
 // Loads `count` rows of a tile: `row_of(i)` is the address of row i's `dim` values.
-template <class T, class F> __device__ __forceinline__ void load_tile(float *to, int row, int count, int dim, F row_of) {
+template <class T, class F>
+__device__ __forceinline__ void load_tile(float *to, int row, int count, int dim, F row_of) {
     for (int i = threadIdx.x; i < 32 * dim; i += THREADS) {
         int r = i / dim, c = i % dim;
         const T *from = r < count ? row_of(r) : nullptr;
@@ -40,7 +42,8 @@ template <class T, class F> __device__ __forceinline__ void load_tile(float *to,
 
 // Goes over all keys. `bias(query, key)` is added to the scaled score.
 template <class T, class K, class V, class B>
-__device__ __forceinline__ void attend(const Tiles &t, Row &state, int keys, int dim, float scale, K key_row, V value_row, B bias) {
+__device__ __forceinline__ void attend(const Tiles &t, Row &state, int keys, int dim, float scale,
+                                       K key_row, V value_row, B bias) {
     int query = threadIdx.x / 4, part = threadIdx.x % 4;
     float *scores = t.scores + query * (KEYS + 1);
     for (int k0 = 0; k0 < keys; k0 += KEYS) {
@@ -134,12 +137,15 @@ struct VitWindow {
     __device__ __forceinline__ VitWindow(const VitShape &v) {
         int across = (v.s + v.edge - 1) / v.edge, cell = blockIdx.z % (across * across * across);
         s = v.s, item = blockIdx.z / (across * across * across), c0 = blockIdx.y * v.dim;
-        d0 = cell / across / across * v.edge, h0 = cell / across % across * v.edge, w0 = cell % across * v.edge;
+        d0 = cell / across / across * v.edge, h0 = cell / across % across * v.edge,
+            w0 = cell % across * v.edge;
         ed = min(v.edge, s - d0), eh = min(v.edge, s - h0), ew = min(v.edge, s - w0);
         by_w = ((1u << 31) + ew - 1) / ew, by_h = ((1u << 31) + eh - 1) / eh;
     }
     // The plane along d that contains a line.
-    __device__ __forceinline__ int plane(int line) const { return (int)((unsigned long long)line * by_h >> 31); }
+    __device__ __forceinline__ int plane(int line) const {
+        return (int)((unsigned long long)line * by_h >> 31);
+    }
     // The position of token r in the window.
     __device__ __forceinline__ void split(int r, int &d, int &h, int &w) const {
         int line = (int)((unsigned long long)r * by_w >> 31);
@@ -152,9 +158,13 @@ struct VitWindow {
         return (((int64)item * s + d0 + d) * s + h0 + h) * s + w0 + w;
     }
     // The grid's row of its first token.
-    __device__ __forceinline__ int64 origin() const { return (((int64)item * s + d0) * s + h0) * s + w0; }
+    __device__ __forceinline__ int64 origin() const {
+        return (((int64)item * s + d0) * s + h0) * s + w0;
+    }
     __device__ __forceinline__ int tokens() const { return ed * eh * ew; }
-    __device__ __forceinline__ bool is_padded(int edge) const { return ed < edge || eh < edge || ew < edge; }
+    __device__ __forceinline__ bool is_padded(int edge) const {
+        return ed < edge || eh < edge || ew < edge;
+    }
 };
 
 // The position terms of a tile of query lines, in shared memory: A for each query, B and C for each
@@ -163,20 +173,25 @@ struct Positions {
     float *a, *b, *c;
     int edge;
 
-    __device__ __forceinline__ Positions(float *at, const VitShape &v) : a(at), b(at + QUERIES * v.edge), c(b + v.lines * v.edge * v.edge), edge(v.edge) {}
+    __device__ __forceinline__ Positions(float *at, const VitShape &v)
+        : a(at), b(at + QUERIES * v.edge), c(b + v.lines * v.edge * v.edge), edge(v.edge) {}
     __device__ __forceinline__ float *end(int lines) const { return c + lines * edge * edge; }
 
     // Computed from the queries of `lines` lines from `line0` on, rows of `row` values.
     template <class T>
-    __device__ __forceinline__ void form(const VitShape &v, const VitWindow &w, const T *queries, int row, int line0, int lines) const {
+    __device__ __forceinline__ void form(const VitShape &v, const VitWindow &w, const T *queries,
+                                         int row, int line0, int lines) const {
         int dim = v.dim;
         for (int i = threadIdx.x; i < lines * w.ew * edge; i += THREADS) {
             int d = (line0 + i / edge / w.ew) / w.eh;
-            a[i] = dot(queries + i / edge * row, v.table_d + (int64)(d - i % edge + edge - 1) * dim, dim);
+            a[i] = dot(queries + i / edge * row, v.table_d + (int64)(d - i % edge + edge - 1) * dim,
+                       dim);
         }
         for (int i = threadIdx.x; i < lines * edge * edge; i += THREADS) {
-            int line = i / edge / edge, p = i / edge % edge, kw = i % edge, h = (line0 + line) % w.eh;
-            const float *in_h = v.table_h + (int64)(h - kw + edge - 1) * dim, *in_w = v.table_w + (int64)(p - kw + edge - 1) * dim;
+            int line = i / edge / edge, p = i / edge % edge, kw = i % edge,
+                h = (line0 + line) % w.eh;
+            const float *in_h = v.table_h + (int64)(h - kw + edge - 1) * dim,
+                        *in_w = v.table_w + (int64)(p - kw + edge - 1) * dim;
             if (p < w.ew) {
                 const T *q = queries + (line * w.ew + p) * row;
                 b[i] = dot(q, in_h, dim), c[i] = dot(q, in_w, dim);
@@ -186,7 +201,8 @@ struct Positions {
         }
     }
     // What a key adds to a query's score.
-    __device__ __forceinline__ float of(const VitWindow &w, int query, int kd, int kh, int kw) const {
+    __device__ __forceinline__ float of(const VitWindow &w, int query, int kd, int kh,
+                                        int kw) const {
         int line = query / w.ew * edge * edge;
         return a[query * edge + kw] + b[line + kd * edge + kw] + c[line + kh * edge + kw];
     }
@@ -198,9 +214,12 @@ struct PaddedColumn {
     float top_b, top_c, b_in, b_out, c_in, c_out;
 
     // Rows of B and C are `row` values apart.
-    __device__ __forceinline__ PaddedColumn(const VitWindow &w, const float *b, const float *c, int edge, int kw, int row) {
-        top_b = MINUS_INFINITY, top_c = MINUS_INFINITY, b_in = 0.0f, b_out = 0.0f, c_in = 0.0f, c_out = 0.0f;
-        for (int p = 0; p < edge; p++) top_b = fmaxf(top_b, b[p * row + kw]), top_c = fmaxf(top_c, c[p * row + kw]);
+    __device__ __forceinline__ PaddedColumn(const VitWindow &w, const float *b, const float *c,
+                                            int edge, int kw, int row) {
+        top_b = MINUS_INFINITY, top_c = MINUS_INFINITY, b_in = 0.0f, b_out = 0.0f, c_in = 0.0f,
+            c_out = 0.0f;
+        for (int p = 0; p < edge; p++)
+            top_b = fmaxf(top_b, b[p * row + kw]), top_c = fmaxf(top_c, c[p * row + kw]);
         for (int p = 0; p < edge; p++) {
             float eb = expf(b[p * row + kw] - top_b), ec = expf(c[p * row + kw] - top_c);
             if (p < w.ed) b_in += eb; else b_out += eb;
@@ -211,17 +230,24 @@ struct PaddedColumn {
     __device__ __forceinline__ float weight(bool inside) const {
         return inside ? b_out * (c_in + c_out) + b_in * c_out : (b_in + b_out) * (c_in + c_out);
     }
-    __device__ __forceinline__ float log_weight(bool inside) const { return top_b + top_c + logf(weight(inside)); }
+    __device__ __forceinline__ float log_weight(bool inside) const {
+        return top_b + top_c + logf(weight(inside));
+    }
 };
 
 // The logarithm of the total weight of a query's padded keys, without their q.k: in two passes over
 // kw, first the largest logarithm, then the sum relative to it.
-__device__ __forceinline__ float padded_positions(const VitWindow &w, const Positions &p, int query) {
+__device__ __forceinline__ float padded_positions(const VitWindow &w, const Positions &p,
+                                                  int query) {
     int edge = p.edge, line = query / w.ew * edge * edge;
     float row_max = MINUS_INFINITY, sum = 0.0f;
     for (int kw = 0; kw < edge; kw++) {
-        float weight = PaddedColumn(w, p.b + line, p.c + line, edge, kw, edge).log_weight(kw < w.ew) + p.a[query * edge + kw], higher = fmaxf(row_max, weight);
-        if (weight > MINUS_INFINITY) sum = sum * expf(row_max - higher) + expf(weight - higher), row_max = higher;
+        float weight =
+                  PaddedColumn(w, p.b + line, p.c + line, edge, kw, edge).log_weight(kw < w.ew) +
+                  p.a[query * edge + kw],
+              higher = fmaxf(row_max, weight);
+        if (weight > MINUS_INFINITY)
+            sum = sum * expf(row_max - higher) + expf(weight - higher), row_max = higher;
     }
     return row_max + logf(sum);
 }
@@ -229,12 +255,15 @@ __device__ __forceinline__ float padded_positions(const VitWindow &w, const Posi
 // A query's attention to the whole window: its state, and the padded keys' score, minus infinity if
 // there are none.
 template <class T>
-__device__ __forceinline__ float vit_attend(const VitShape &v, const VitWindow &w, const Tiles &t, const Positions &p, const T *qkv, int queries, Row &state) {
+__device__ __forceinline__ float vit_attend(const VitShape &v, const VitWindow &w, const Tiles &t,
+                                            const Positions &p, const T *qkv, int queries,
+                                            Row &state) {
     int query = threadIdx.x / 4, dim = v.dim;
     float scale = rsqrtf((float)dim);
     state = {MINUS_INFINITY, 0.0f, {}};
     if (w.is_padded(v.edge) && query < queries) {
-        state.row_max = scale * dot(t.q + query * t.row, v.bias + v.width + w.c0, dim) + padded_positions(w, p, query);
+        state.row_max = scale * dot(t.q + query * t.row, v.bias + v.width + w.c0, dim) +
+                        padded_positions(w, p, query);
         state.sum = 1.0f;
 #pragma unroll
         for (int i = 0; i < MOST_DIM / 4; i++) {
@@ -243,9 +272,12 @@ __device__ __forceinline__ float vit_attend(const VitShape &v, const VitWindow &
         }
     }
     float padded = state.row_max;
-    auto bias = [&](int q, int key) { return q < queries ? p.of(w, q, key / w.ew / w.eh, key / w.ew % w.eh, key % w.ew) : 0.0f; };
+    auto bias = [&](int q, int key) {
+        return q < queries ? p.of(w, q, key / w.ew / w.eh, key / w.ew % w.eh, key % w.ew) : 0.0f;
+    };
     attend<T>(
-        t, state, w.tokens(), dim, scale, [&](int r) { return qkv + w.row(r) * 3 * v.width + v.width + w.c0; },
+        t, state, w.tokens(), dim, scale,
+        [&](int r) { return qkv + w.row(r) * 3 * v.width + v.width + w.c0; },
         [&](int r) { return qkv + w.row(r) * 3 * v.width + 2 * v.width + w.c0; }, bias);
     return padded;
 }

@@ -29,18 +29,24 @@ template <class T> struct MatrixTiles {
         // 16 bytes more, so that the rows of a matrix fall on different banks.
         row = (dim + 15) / 16 * 16 + PIECE<T>;
         int chunks = (row - PIECE<T>) / PIECE<T>;
-        first_row = threadIdx.x / chunks, first_chunk = threadIdx.x % chunks, rows_on = THREADS / chunks, chunks_on = THREADS % chunks;
+        first_row = threadIdx.x / chunks, first_chunk = threadIdx.x % chunks,
+            rows_on = THREADS / chunks, chunks_on = THREADS % chunks;
         q = reinterpret_cast<T *>(shared), k = q + QUERIES * row, v = k + 2 * STEP * row;
     }
-    __device__ __forceinline__ float *end() const { return reinterpret_cast<float *>(v + 2 * STEP * row); }
+    __device__ __forceinline__ float *end() const {
+        return reinterpret_cast<float *>(v + 2 * STEP * row);
+    }
     // The buffer of a step.
-    __device__ __forceinline__ T *buffer(T *of, int step) const { return of + step % 2 * STEP * row; }
+    __device__ __forceinline__ T *buffer(T *of, int step) const {
+        return of + step % 2 * STEP * row;
+    }
 
     // Starts loading `rows` rows of a tensor, and those of a second one if `also` is given:
     // `row_at(r, a, b)` gives the address of row r's values in each, aligned to 16 bytes if the
     // size of a head's channels is a multiple of that, and returns whether the row exists;
     // otherwise it is filled with zeros.
-    template <class F> __device__ __forceinline__ void load_tile_async(T *to, T *also, int rows, F row_at) const {
+    template <class F>
+    __device__ __forceinline__ void load_tile_async(T *to, T *also, int rows, F row_at) const {
         int chunks = (row - PIECE<T>) / PIECE<T>;
         for (int r = first_row, chunk = first_chunk; r < rows; r += rows_on, chunk += chunks_on) {
             if (chunk >= chunks) {
@@ -94,13 +100,17 @@ __device__ __forceinline__ float power_of_two(float x) {
 
 // The factor that turns weights relative to `row_max` into weights relative to `higher`; zero if
 // there was no weight yet.
-__device__ __forceinline__ float rescale_factor(float row_max, float higher) { return row_max == MINUS_INFINITY ? 0.0f : power_of_two(row_max - higher); }
+__device__ __forceinline__ float rescale_factor(float row_max, float higher) {
+    return row_max == MINUS_INFINITY ? 0.0f : power_of_two(row_max - higher);
+}
 
 // One step's scores, weights and sums of this warp. `score(step, j, s)` turns the products of 8
 // keys, the half's fragment j, into base-2 scores: minus infinity where there is no key. Of each 32
 // keys that begin before `keys`, the first is a real key.
 template <class P, class T, class S>
-__device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const FragmentA (&q)[MOST_DIM / ALONG<T>], MatrixRows &rows, int step, int keys, S score) {
+__device__ __forceinline__ void attend_step(const MatrixTiles<T> &t,
+                                            const FragmentA (&q)[MOST_DIM / ALONG<T>],
+                                            MatrixRows &rows, int step, int keys, S score) {
     int lane = threadIdx.x % 32, half = half_of_step() * (STEP / 2);
     if (step * STEP + half >= keys) return;
     const T *k = t.buffer(t.k, step) + half * t.row, *v = t.buffer(t.v, step) + half * t.row;
@@ -111,8 +121,10 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             unsigned b[4];
-            load_matrices(b, k + (j * 16 + lane / 16 * 8 + lane % 8) * t.row + c * ALONG<T> + lane / 8 % 2 * PIECE<T>);
-            typename Products<P>::Right right[2] = {Products<P>::right(b[0], b[1]), Products<P>::right(b[2], b[3])};
+            load_matrices(b, k + (j * 16 + lane / 16 * 8 + lane % 8) * t.row + c * ALONG<T> +
+                                 lane / 8 % 2 * PIECE<T>);
+            typename Products<P>::Right right[2] = {Products<P>::right(b[0], b[1]),
+                                                    Products<P>::right(b[2], b[3])};
             Products<P>::add(s + 2 * j, q[c], right);
         }
     }
@@ -130,12 +142,14 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
         float rescale = rescale_factor(rows.row_max[i], row_max[i]);
         rows.row_max[i] = row_max[i], rows.sum[i] *= rescale;
 #pragma unroll
-        for (int c = 0; c < MOST_DIM / 8; c++) rows.acc[c][2 * i] *= rescale, rows.acc[c][2 * i + 1] *= rescale;
+        for (int c = 0; c < MOST_DIM / 8; c++)
+            rows.acc[c][2 * i] *= rescale, rows.acc[c][2 * i + 1] *= rescale;
     }
 #pragma unroll
     for (int j = 0; j < 4; j++) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) s[j][e] = power_of_two(s[j][e] - row_max[e / 2]), rows.sum[e / 2] += s[j][e];
+        for (int e = 0; e < 4; e++)
+            s[j][e] = power_of_two(s[j][e] - row_max[e / 2]), rows.sum[e / 2] += s[j][e];
     }
 #pragma unroll
     for (int j = 0; j < 32 / ALONG<T>; j++) {
@@ -143,10 +157,13 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
         if constexpr (sizeof(T) == 4) {
             // A fragment of scores is a valid fragment of weights if the first four of its keys are
             // the even ones of the eight. The values use the same order of keys.
-            p = {{__float_as_uint(s[j][0]), __float_as_uint(s[j][2]), __float_as_uint(s[j][1]), __float_as_uint(s[j][3])}};
+            p = {{__float_as_uint(s[j][0]), __float_as_uint(s[j][2]), __float_as_uint(s[j][1]),
+                  __float_as_uint(s[j][3])}};
         } else {
             // Two fragments of scores form one fragment of weights: the layouts agree.
-            p = {{pair<T>(s[2 * j][0], s[2 * j][1]), pair<T>(s[2 * j][2], s[2 * j][3]), pair<T>(s[2 * j + 1][0], s[2 * j + 1][1]), pair<T>(s[2 * j + 1][2], s[2 * j + 1][3])}};
+            p = {{pair<T>(s[2 * j][0], s[2 * j][1]), pair<T>(s[2 * j][2], s[2 * j][3]),
+                  pair<T>(s[2 * j + 1][0], s[2 * j + 1][1]),
+                  pair<T>(s[2 * j + 1][2], s[2 * j + 1][3])}};
         }
 #pragma unroll
         for (int c = 0; c < MOST_DIM / 16; c++) {
@@ -157,9 +174,11 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
 #pragma unroll
                 for (int i = 0; i < 4; i++) b[i] = __float_as_uint(from[i % 2 * t.row + i / 2 * 8]);
             } else {
-                load_matrices_transposed(b, v + (j * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
+                load_matrices_transposed(b,
+                                         v + (j * 16 + lane % 16) * t.row + c * 16 + lane / 16 * 8);
             }
-            typename Products<P>::Right right[2] = {Products<P>::right(b[0], b[1]), Products<P>::right(b[2], b[3])};
+            typename Products<P>::Right right[2] = {Products<P>::right(b[0], b[1]),
+                                                    Products<P>::right(b[2], b[3])};
             Products<P>::add(rows.acc + 2 * c, p, right);
         }
     }
@@ -168,7 +187,9 @@ __device__ __forceinline__ void attend_step(const MatrixTiles<T> &t, const Fragm
 // Merges the two halves of the keys and writes the result: `write_row(query)` is the destination of
 // a query's values, or null to skip it. `keep(query, log_sum)` receives the base-2 logarithm of the
 // sum of the query's weights, and returns the destination of the values in float, or null for none.
-template <class T, class W, class S> __device__ __forceinline__ void join(const MatrixTiles<T> &t, MatrixRows &rows, W write_row, S keep) {
+template <class T, class W, class S>
+__device__ __forceinline__ void join(const MatrixTiles<T> &t, MatrixRows &rows, W write_row,
+                                     S keep) {
     int row0 = threadIdx.x / 32 % 2 * 16;
     // In the memory of the keys: a row of sums per query, then its maximum and its sum.
     float *others = reinterpret_cast<float *>(t.k);
@@ -183,7 +204,8 @@ template <class T, class W, class S> __device__ __forceinline__ void join(const 
 #pragma unroll
             for (int c = 0; c < MOST_DIM / 8; c++)
                 if (c * 8 < t.dim) to[c * 8 + column_of_element(e)] = rows.acc[c][e];
-            if (threadIdx.x % 4 == 0 && e % 2 == 0) to[width - 2] = rows.row_max[e / 2], to[width - 1] = rows.sum[e / 2];
+            if (threadIdx.x % 4 == 0 && e % 2 == 0)
+                to[width - 2] = rows.row_max[e / 2], to[width - 1] = rows.sum[e / 2];
         }
     }
     __syncthreads();
@@ -194,8 +216,11 @@ template <class T, class W, class S> __device__ __forceinline__ void join(const 
         const float *other = others + query * width;
         T *to = write_row(query);
         if (!to) continue;
-        float row_max = fmaxf(rows.row_max[e / 2], other[width - 2]), rescale = rescale_factor(rows.row_max[e / 2], row_max), rescale_other = rescale_factor(other[width - 2], row_max);
-        float sum = rows.sum[e / 2] * rescale + other[width - 1] * rescale_other, scale = 1.0f / sum;
+        float row_max = fmaxf(rows.row_max[e / 2], other[width - 2]),
+              rescale = rescale_factor(rows.row_max[e / 2], row_max),
+              rescale_other = rescale_factor(other[width - 2], row_max);
+        float sum = rows.sum[e / 2] * rescale + other[width - 1] * rescale_other,
+              scale = 1.0f / sum;
         float *values = keep(query, row_max + log2f(sum));
 #pragma unroll
         for (int c = 0; c < MOST_DIM / 8; c++) {
@@ -210,12 +235,16 @@ template <class T, class W, class S> __device__ __forceinline__ void join(const 
 
 // Goes over all keys, the first step of which is already being loaded, with the queries in shared
 // memory: `load_step_async(step)` starts loading a step. `rows` is the initial state.
-template <class P, class T, class B, class S> __device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys, B load_step_async, S score) {
+template <class P, class T, class B, class S>
+__device__ __forceinline__ void attend(const MatrixTiles<T> &t, MatrixRows &rows, int keys,
+                                       B load_step_async, S score) {
     int lane = threadIdx.x % 32;
     FragmentA q[MOST_DIM / ALONG<T>];
 #pragma unroll
     for (int c = 0; c < MOST_DIM / ALONG<T>; c++)
-        if (c * ALONG<T> < t.dim) load_matrices(q[c].r, t.q + (threadIdx.x / 32 % 2 * 16 + lane % 16) * t.row + c * ALONG<T> + lane / 16 * PIECE<T>);
+        if (c * ALONG<T> < t.dim)
+            load_matrices(q[c].r, t.q + (threadIdx.x / 32 % 2 * 16 + lane % 16) * t.row +
+                                      c * ALONG<T> + lane / 16 * PIECE<T>);
     for (int step = 0; step * STEP < keys; step++) {
         copy_wait<0>();
         __syncthreads();
@@ -255,13 +284,16 @@ struct SlotPositions {
     float *a, *b, *c, *end;
 
     __device__ __forceinline__ SlotPositions(float *at, const VitShape &v, const Slots &slots) {
-        a = at, b = a + QUERIES * slots.stride, c = b + v.lines * v.edge * slots.stride, end = c + v.lines * v.edge * slots.stride;
+        a = at, b = a + QUERIES * slots.stride, c = b + v.lines * v.edge * slots.stride,
+            end = c + v.lines * v.edge * slots.stride;
     }
 };
 
 // The channels from `first` on of a table's rows, as fragments of a product's right side; zeros
 // after the last channel.
-template <class P> __device__ __forceinline__ typename Products<P>::Right table_fragment(const float *row, int first, int dim) {
+template <class P>
+__device__ __forceinline__ typename Products<P>::Right table_fragment(const float *row, int first,
+                                                                      int dim) {
     typedef typename Products<P>::Element T;
     float low[2] = {}, high[2] = {};
     if constexpr (sizeof(T) == 4) {
@@ -290,9 +322,12 @@ template <class P> __device__ __forceinline__ typename Products<P>::Right table_
 // the bias, which is the query of positions beyond the grid. Terms are zero for empty slots and for
 // lines that do not exist.
 template <class P, class T>
-__device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShape &v, const VitWindow &w, const Slots &slots, const MatrixTiles<T> &t, float *products,
-                                           int line0, int lines) {
-    int edge = v.edge, dim = v.dim, count = 2 * edge - 1, wide = (count + 7) / 8 * 8 + 2, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+__device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShape &v,
+                                           const VitWindow &w, const Slots &slots,
+                                           const MatrixTiles<T> &t, float *products, int line0,
+                                           int lines) {
+    int edge = v.edge, dim = v.dim, count = 2 * edge - 1, wide = (count + 7) / 8 * 8 + 2,
+        warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // The number of threads is a multiple of a row's columns, so each thread has the same column in
     // every row.
     int kw = threadIdx.x & (slots.stride - 1);
@@ -309,14 +344,17 @@ __device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShap
 #pragma unroll
                 for (int m = 0; m < QUERIES / 16; m++) {
                     FragmentA a;
-                    load_matrices(a.r, t.q + (m * 16 + lane % 16) * t.row + c * ALONG<T> + lane / 16 * PIECE<T>);
+                    load_matrices(a.r, t.q + (m * 16 + lane % 16) * t.row + c * ALONG<T> +
+                                           lane / 16 * PIECE<T>);
                     Products<P>::add(sums + m, a, b);
                 }
             }
 #pragma unroll
             for (int m = 0; m < QUERIES / 16; m++) {
 #pragma unroll
-                for (int e = 0; e < 4; e++) products[(m * 16 + row_of_element(e)) * wide + n0 + column_of_element(e)] = sums[m][e];
+                for (int e = 0; e < 4; e++)
+                    products[(m * 16 + row_of_element(e)) * wide + n0 + column_of_element(e)] =
+                        sums[m][e];
             }
         }
         if (axis && w.ew < edge) {
@@ -337,16 +375,23 @@ __device__ __forceinline__ void form_slots(const SlotPositions &p, const VitShap
         __syncthreads();
         if (axis == 0) {
             for (int i = threadIdx.x; i < QUERIES << slots.wide; i += THREADS) {
-                int slot = i >> slots.wide, line = slot >> slots.shift, x = slot & ((1 << slots.shift) - 1);
-                p.a[i] = kw < edge && line < lines && x < w.ew ? products[slot * wide + w.plane(line0 + line) - kw + edge - 1] : 0.0f;
+                int slot = i >> slots.wide, line = slot >> slots.shift,
+                    x = slot & ((1 << slots.shift) - 1);
+                p.a[i] = kw < edge && line < lines && x < w.ew
+                             ? products[slot * wide + w.plane(line0 + line) - kw + edge - 1]
+                             : 0.0f;
             }
         } else {
             for (int line = 0; line < v.lines; line++) {
                 int h = line0 + line - w.plane(line0 + line) * w.eh;
                 float *to = (axis == 1 ? p.b : p.c) + (line * edge << slots.wide);
                 for (int i = threadIdx.x; i < edge << slots.wide; i += THREADS) {
-                    int at = i >> slots.wide, slot = at < w.ew ? (line << slots.shift) + at : QUERIES, place = axis == 1 ? h : at;
-                    to[i] = kw < edge && line < lines ? products[slot * wide + place - kw + edge - 1] : 0.0f;
+                    int at = i >> slots.wide,
+                        slot = at < w.ew ? (line << slots.shift) + at : QUERIES,
+                        place = axis == 1 ? h : at;
+                    to[i] = kw < edge && line < lines
+                                ? products[slot * wide + place - kw + edge - 1]
+                                : 0.0f;
                 }
             }
         }

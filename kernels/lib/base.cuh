@@ -31,8 +31,11 @@ __device__ __forceinline__ void await_turn() {
 
 // Exports an instance of a kernel template: KERNEL(name, threads, blocks, (parameters), body).
 // `blocks` is how many blocks must fit in a multiprocessor's registers.
-#define KERNEL(name, threads, blocks, parameters, ...)                                                         \
-    extern "C" __global__ void __launch_bounds__(threads, blocks) name parameters { await_turn(); __VA_ARGS__; } \
+#define KERNEL(name, threads, blocks, parameters, ...)                                             \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name parameters {                \
+        await_turn();                                                                              \
+        __VA_ARGS__;                                                                               \
+    }                                                                                              \
     KERNEL_REGISTER(name)
 
 // The thread's number within its block, read again: values computed from threadIdx outside a loop
@@ -71,7 +74,9 @@ __device__ __forceinline__ float to_float(f16 v) {
 #endif
 }
 
-__device__ __forceinline__ float to_float(bf16 v) { return __uint_as_float((unsigned)v.bits << 16); }
+__device__ __forceinline__ float to_float(bf16 v) {
+    return __uint_as_float((unsigned)v.bits << 16);
+}
 
 // Rounds to nearest even.
 template <class T> __device__ __forceinline__ T from_float(float v);
@@ -190,9 +195,12 @@ template <> struct RawVector<f32, 1> {
     f32 value;
 };
 
-template <int N, class T> __device__ __forceinline__ RawVector<T, N> load_raw(const T *from) { return load_vector(reinterpret_cast<const RawVector<T, N> *>(from)); }
+template <int N, class T> __device__ __forceinline__ RawVector<T, N> load_raw(const T *from) {
+    return load_vector(reinterpret_cast<const RawVector<T, N> *>(from));
+}
 
-template <class T, int N> __device__ __forceinline__ float element(const RawVector<T, N> &raw, int i) {
+template <class T, int N>
+__device__ __forceinline__ float element(const RawVector<T, N> &raw, int i) {
     if constexpr (N == 1) {
         return to_float(raw.value);
     } else if constexpr (sizeof(T) == 4) {
@@ -208,7 +216,8 @@ template <int N, class T> __device__ __forceinline__ void load(float (&to)[N], c
     constexpr int step = N * (int)sizeof(T) > 16 ? 16 / (int)sizeof(T) : N;
 #pragma unroll
     for (int i = 0; i < N; i += step) {
-        AlignedVector<T, step> p = load_vector(reinterpret_cast<const AlignedVector<T, step> *>(from + i));
+        AlignedVector<T, step> p =
+            load_vector(reinterpret_cast<const AlignedVector<T, step> *>(from + i));
 #pragma unroll
         for (int j = 0; j < step; j++) to[i + j] = to_float(p.v[j]);
     }
@@ -232,7 +241,8 @@ template <class T, int N> __device__ __forceinline__ RawVector<T, N> to_raw(cons
 template <int N, class T> __device__ __forceinline__ void store(T *to, const float (&from)[N]) {
     constexpr int step = N * (int)sizeof(T) > 16 ? 16 / (int)sizeof(T) : N;
 #pragma unroll
-    for (int i = 0; i < N; i += step) *reinterpret_cast<RawVector<T, step> *>(to + i) = to_raw<T, step>(from + i);
+    for (int i = 0; i < N; i += step)
+        *reinterpret_cast<RawVector<T, step> *>(to + i) = to_raw<T, step>(from + i);
 }
 
 #define MINUS_INFINITY __uint_as_float(0xff800000u)
@@ -244,10 +254,13 @@ __device__ __forceinline__ float warp_sum(float v) {
 }
 
 // The exact-erf GELU.
-__device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+__device__ __forceinline__ float gelu(float x) {
+    return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+}
 
 __device__ __forceinline__ float gelu_slope(float x) {
-    return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) + x * 0.39894228040143268f * expf(-0.5f * x * x);
+    return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) +
+           x * 0.39894228040143268f * expf(-0.5f * x * x);
 }
 
 // What follows a dense layer's sum; the numbers are shared with the launching side.
@@ -259,7 +272,8 @@ __device__ __forceinline__ float activate(float x, int act) {
 
 // y = act(v + bias) + residual, for V values from column `column` on.
 template <int V, class T>
-__device__ __forceinline__ void put(T *y, float (&v)[V], int64 at, int column, const float *bias, const T *residual, int act) {
+__device__ __forceinline__ void put(T *y, float (&v)[V], int64 at, int column, const float *bias,
+                                    const T *residual, int act) {
     float more[V] = {};
     if (bias) {
         load(more, bias + column);

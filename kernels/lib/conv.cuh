@@ -72,20 +72,24 @@ struct ConvBlock {
     }
 
     // Any tile of an item.
-    __device__ __forceinline__ ConvBlock(const ConvShape &s, int item, int tile, int n0, int phase) : n0(n0), item(item), phase(phase), split(0) {
+    __device__ __forceinline__ ConvBlock(const ConvShape &s, int item, int tile, int n0, int phase)
+        : n0(n0), item(item), phase(phase), split(0) {
         int th = (s.h + TILE_H - 1) / TILE_H, tw = (s.w + TILE_W - 1) / TILE_W;
         w0 = tile % tw * TILE_W, h0 = tile / tw % th * TILE_H, d0 = tile / tw / th * TILE_D;
     }
 
     // The phase's voxel in a map `up` times as fine.
     __device__ __forceinline__ int64 voxel(const ConvShape &s, int up, int d, int h, int w) const {
-        return (((int64)item * up * s.d + up * d + (phase >> 2)) * up * s.h + up * h + (phase >> 1 & 1)) * up * s.w + up * w + (phase & 1);
+        return (((int64)item * up * s.d + up * d + (phase >> 2)) * up * s.h +
+                up * h + (phase >> 1 & 1)) * up * s.w +
+               up * w + (phase & 1);
     }
 };
 
 // The number of tiles of an item.
 __device__ __forceinline__ int conv_tiles(const ConvShape &s) {
-    return ((s.d + TILE_D - 1) / TILE_D) * ((s.h + TILE_H - 1) / TILE_H) * ((s.w + TILE_W - 1) / TILE_W);
+    return ((s.d + TILE_D - 1) / TILE_D) * ((s.h + TILE_H - 1) / TILE_H) *
+           ((s.w + TILE_W - 1) / TILE_W);
 }
 
 template <int TAPS> struct Halo {
@@ -93,7 +97,8 @@ template <int TAPS> struct Halo {
     static constexpr int D = TILE_D + R, H = TILE_H + R, W = TILE_W + R, VOXELS = D * H * W;
 
     // The halo's first voxel on the coarse grid, or that of the loaded map.
-    template <bool GATHER> static __device__ __forceinline__ void origin(const ConvBlock &b, int &d, int &h, int &w) {
+    template <bool GATHER>
+    static __device__ __forceinline__ void origin(const ConvBlock &b, int &d, int &h, int &w) {
         d = b.d0 - 1, h = b.h0 - 1, w = b.w0 - 1;
         if (GATHER) {
             d += 1 - (b.phase >> 2), h += 1 - (b.phase >> 1 & 1), w += 1 - (b.phase & 1);
@@ -104,14 +109,17 @@ template <int TAPS> struct Halo {
 
     // The halo voxel that tap `t` adds to a tile voxel's own.
     static __device__ __forceinline__ int tap(int t) {
-        return TAPS == 27 ? (t / 9 * H + t / 3 % 3) * W + t % 3 : ((t >> 2) * H + (t >> 1 & 1)) * W + (t & 1);
+        return TAPS == 27 ? (t / 9 * H + t / 3 % 3) * W + t % 3
+                          : ((t >> 2) * H + (t >> 1 & 1)) * W + (t & 1);
     }
 };
 
 // The convolution's prologue (norm, activation, addition) for one voxel's V channels:
 // `norm_of(first, to)` gives the coefficients of a few channels from `first` on.
 template <class T, int V, class N>
-__device__ __forceinline__ void apply_prologue(float (&v)[V], const RawVector<T, V> &x, const RawVector<T, V> &more, bool adds, bool norms, N norm_of, float slope) {
+__device__ __forceinline__ void apply_prologue(float (&v)[V], const RawVector<T, V> &x,
+                                               const RawVector<T, V> &more, bool adds, bool norms,
+                                               N norm_of, float slope) {
     constexpr int FEW = V < 4 ? V : 4;
 #pragma unroll
     for (int first = 0; first < V; first += FEW) {
@@ -130,7 +138,8 @@ __device__ __forceinline__ void apply_prologue(float (&v)[V], const RawVector<T,
 // Loads channels `c0` to `c0 + CH` of the halo tile, V at a time, to `to` with STRIDE elements per
 // voxel. `norm` holds [item][c][3].
 template <int TAPS, bool GATHER, int CH, int V, int STRIDE, int THREADS, class T, class S>
-__device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0) {
+__device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvBlock &b, const T *x,
+                                          const float *norm, const T *add, int c0) {
     typedef Halo<TAPS> H;
     static_assert(THREADS % (CH / V) == 0, "a thread keeps its channels");
     int channel = c0 + threadIdx.x % (CH / V) * V;
@@ -165,8 +174,13 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
     bool adds = add != nullptr, norms = norm != nullptr;
     int fine = s.pool || GATHER ? 2 : 1;
     int64 origin = (int64)b.item * fine * s.d * fine * s.h * fine * s.w * s.c + channel;
-    auto within = [&](int d, int h, int w) { return there && (unsigned)d < (unsigned)s.d && (unsigned)h < (unsigned)s.h && (unsigned)w < (unsigned)s.w; };
-    auto load_at = [&](int slot, int voxel) { return load_raw<V>((adds && slot % 2 ? add : x) + (origin + (int64)voxel * s.c)); };
+    auto within = [&](int d, int h, int w) {
+        return there && (unsigned)d < (unsigned)s.d && (unsigned)h < (unsigned)s.h &&
+               (unsigned)w < (unsigned)s.w;
+    };
+    auto load_at = [&](int slot, int voxel) {
+        return load_raw<V>((adds && slot % 2 ? add : x) + (origin + (int64)voxel * s.c));
+    };
     if (s.pool) {
 #pragma unroll 1
         for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
@@ -182,13 +196,15 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
 #pragma unroll
                     for (int a = 0; a < LOADS; a++) {
                         int q = p + (adds ? a / 2 : a);
-                        values[a] = load_at(a, voxel + ((q >> 2) * 2 * s.h + (q >> 1 & 1)) * 2 * s.w + (q & 1));
+                        values[a] = load_at(
+                            a, voxel + ((q >> 2) * 2 * s.h + (q >> 1 & 1)) * 2 * s.w + (q & 1));
                     }
 #pragma unroll
                     for (int a = 0; a < LOADS; a++) {
                         if (adds && a % 2) continue;
                         float u[V];
-                        apply_prologue(u, values[a], values[a / 2 * 2 + 1], adds, norms, norm_of, s.slope);
+                        apply_prologue(u, values[a], values[a / 2 * 2 + 1], adds, norms, norm_of,
+                                       s.slope);
 #pragma unroll
                         for (int i = 0; i < V; i++) v[i] = p || a ? fmaxf(v[i], u[i]) : u[i];
                     }
@@ -201,7 +217,10 @@ __device__ __forceinline__ void load_halo(S *to, const ConvShape &s, const ConvB
 #pragma unroll 1
     for (int at = threadIdx.x / (CH / V); at < H::VOXELS; at += EACH) {
         int d = od + at / (H::W * H::H), h = oh + at / H::W % H::H, w = ow + at % H::W;
-        int voxel = GATHER ? ((2 * d + (b.phase >> 2)) * 2 * s.h + 2 * h + (b.phase >> 1 & 1)) * 2 * s.w + 2 * w + (b.phase & 1) : (d * s.h + h) * s.w + w;
+        int voxel =
+            GATHER ? ((2 * d + (b.phase >> 2)) * 2 * s.h + 2 * h + (b.phase >> 1 & 1)) * 2 * s.w +
+                         2 * w + (b.phase & 1)
+                   : (d * s.h + h) * s.w + w;
         float v[V];
 #pragma unroll
         for (int i = 0; i < V; i++) v[i] = 0.0f;
@@ -231,11 +250,14 @@ template <class T> struct Prologue {
         if (norms) load(of, norm);
 #pragma unroll
         for (int i = 0; i < V; i++) {
-            mean[i] = of[3 * i], scale[i] = of[3 * i + 1], shift[i] = sizeof(T) == 4 ? of[3 * i + 2] : fmaf(-of[3 * i], of[3 * i + 1], of[3 * i + 2]);
+            mean[i] = of[3 * i], scale[i] = of[3 * i + 1],
+                shift[i] =
+                    sizeof(T) == 4 ? of[3 * i + 2] : fmaf(-of[3 * i], of[3 * i + 1], of[3 * i + 2]);
         }
     }
 
-    __device__ __forceinline__ RawVector<T, V> of(const RawVector<T, V> &x, const RawVector<T, V> &more) const {
+    __device__ __forceinline__ RawVector<T, V> of(const RawVector<T, V> &x,
+                                                  const RawVector<T, V> &more) const {
         RawVector<T, V> y = x;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -246,7 +268,8 @@ template <class T> struct Prologue {
             } else {
                 unsigned &v = y.words.v[i];
                 if (norms) {
-                    float low = fmaf(element(x, 2 * i), scale[2 * i], shift[2 * i]), high = fmaf(element(x, 2 * i + 1), scale[2 * i + 1], shift[2 * i + 1]);
+                    float low = fmaf(element(x, 2 * i), scale[2 * i], shift[2 * i]),
+                          high = fmaf(element(x, 2 * i + 1), scale[2 * i + 1], shift[2 * i + 1]);
                     v = pair<T>(fmaxf(low, low * slope), fmaxf(high, high * slope));
                 }
                 if (adds) v = pair_sum<T>(v, more.words.v[i]);
@@ -257,7 +280,9 @@ template <class T> struct Prologue {
 };
 
 // The larger of each pair of elements of two pieces of 16 bytes.
-template <class T> __device__ __forceinline__ RawVector<T, PIECE<T>> larger(const RawVector<T, PIECE<T>> &a, const RawVector<T, PIECE<T>> &b) {
+template <class T>
+__device__ __forceinline__ RawVector<T, PIECE<T>> larger(const RawVector<T, PIECE<T>> &a,
+                                                         const RawVector<T, PIECE<T>> &b) {
     RawVector<T, PIECE<T>> y;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -272,12 +297,17 @@ template <class T> __device__ __forceinline__ RawVector<T, PIECE<T>> larger(cons
 // a time, so that a step is an addition. The whole tile is in flight at once; the prologue is
 // computed in place, by the thread that copied the data.
 template <int TAPS, bool GATHER, int CH, int STRIDE, int THREADS, class T>
-__device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const ConvBlock &b, const T *x, const float *norm, const T *add, int c0) {
+__device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const ConvBlock &b,
+                                                const T *x, const float *norm, const T *add,
+                                                int c0) {
     typedef Halo<TAPS> H;
     int thread = own_thread();
-    constexpr int V = PIECE<T>, PACKS = CH / V, ACROSS = H::W * PACKS, ROWS = THREADS / ACROSS, ALL = H::D * H::H, COUNT = (ALL + ROWS - 1) / ROWS;
-    static_assert(ROWS < H::H && COUNT <= 32, "a step passes at most one end of a plane, and a bit each");
-    int row = thread / ACROSS, place = thread % ACROSS / PACKS, pack = thread % PACKS * V, channel = c0 + pack;
+    constexpr int V = PIECE<T>, PACKS = CH / V, ACROSS = H::W * PACKS, ROWS = THREADS / ACROSS,
+                  ALL = H::D * H::H, COUNT = (ALL + ROWS - 1) / ROWS;
+    static_assert(ROWS < H::H && COUNT <= 32,
+                  "a step passes at most one end of a plane, and a bit each");
+    int row = thread / ACROSS, place = thread % ACROSS / PACKS, pack = thread % PACKS * V,
+        channel = c0 + pack;
     int od, oh, ow;
     H::template origin<GATHER>(b, od, oh, ow);
     int w = ow + place, fine = s.pool || GATHER ? 2 : 1;
@@ -286,17 +316,21 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
     // Voxels of the loaded map from one row, and from one plane, to the next.
     int along_h = fine * fine * s.w, along_d = fine * s.h * along_h;
     int h = oh + row % H::H, d = od + row / H::H;
-    int at = ((phase >> 2) * fine * s.h + (phase >> 1 & 1)) * fine * s.w + (phase & 1) + d * along_d + h * along_h + fine * w;
+    int at = ((phase >> 2) * fine * s.h + (phase >> 1 & 1)) * fine * s.w + (phase & 1) +
+             d * along_d + h * along_h + fine * w;
     int64 origin = (int64)b.item * s.d * along_d * s.c + channel;
     auto step = [&]() {
         h += ROWS, at += ROWS * along_h;
         if (h >= oh + H::H) h -= H::H, d++, at += along_d - H::H * along_h;
     };
-    auto within = [&]() { return there && (unsigned)d < (unsigned)s.d && (unsigned)h < (unsigned)s.h; };
+    auto within = [&]() {
+        return there && (unsigned)d < (unsigned)s.d && (unsigned)h < (unsigned)s.h;
+    };
     T *cell = to + (row * H::W + place) * STRIDE + pack;
     constexpr int NEXT = ROWS * H::W * STRIDE;
     bool adds = add != nullptr, norms = norm != nullptr;
-    const float *coefficients = there && norms ? norm + ((int64)b.item * s.c + channel) * 3 : nullptr;
+    const float *coefficients =
+        there && norms ? norm + ((int64)b.item * s.c + channel) * 3 : nullptr;
     if (row >= ROWS) return;
     if (s.pool) {
         Prologue<T> prologue(coefficients, adds, s.slope);
@@ -307,13 +341,16 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
 #pragma unroll 1
                 for (int p = 0; p < 8; p += 4) {
                     int from = at + p * s.h * s.w;
-                    auto place = [&](int a) { return origin + (int64)(from + a / 2 * 2 * s.w + a % 2) * s.c; };
+                    auto place = [&](int a) {
+                        return origin + (int64)(from + a / 2 * 2 * s.w + a % 2) * s.c;
+                    };
                     RawVector<T, V> values[4];
 #pragma unroll
                     for (int a = 0; a < 4; a++) values[a] = load_raw<V>(x + place(a));
 #pragma unroll
                     for (int a = 0; a < 4; a++) {
-                        RawVector<T, V> value = prologue.of(values[a], adds ? load_raw<V>(add + place(a)) : values[a]);
+                        RawVector<T, V> value =
+                            prologue.of(values[a], adds ? load_raw<V>(add + place(a)) : values[a]);
                         most = p || a ? larger<T>(most, value) : value;
                     }
                 }
@@ -343,14 +380,17 @@ __device__ __forceinline__ void load_halo_async(T *to, const ConvShape &s, const
         if (adds) {
 #pragma unroll
             for (int a = 0; a < 2; a++) {
-                if (there_now >> (first + a) & 1) more[a] = load_raw<V>(add + origin + (int64)at * s.c);
+                if (there_now >> (first + a) & 1)
+                    more[a] = load_raw<V>(add + origin + (int64)at * s.c);
                 step();
             }
         }
 #pragma unroll
         for (int a = 0; a < 2; a++) {
             T *here = cell + (first + a) * NEXT;
-            if (there_now >> (first + a) & 1) *reinterpret_cast<RawVector<T, V> *>(here) = prologue.of(load_raw<V>(here), more[a]);
+            if (there_now >> (first + a) & 1)
+                *reinterpret_cast<RawVector<T, V> *>(here) =
+                    prologue.of(load_raw<V>(here), more[a]);
         }
     }
 }
@@ -367,7 +407,8 @@ template <int ACROSS> __device__ __forceinline__ void add_lanes(float &sum, floa
 // Adds up the sums of THREADS threads, of V channels each (OUT / V threads have all 32), and writes
 // them to `to`, [outs][2]. `bins` holds THREADS / 32 * 2 * OUT floats.
 template <int THREADS, int V>
-__device__ __forceinline__ void store_partial_sums(float *bins, float (&sum)[V], float (&squares)[V], int channels, double *to) {
+__device__ __forceinline__ void store_partial_sums(float *bins, float (&sum)[V],
+                                                   float (&squares)[V], int channels, double *to) {
     constexpr int ACROSS = OUT / V;
 #pragma unroll
     for (int i = 0; i < V; i++) {
@@ -388,8 +429,9 @@ __device__ __forceinline__ void store_partial_sums(float *bins, float (&sum)[V],
 // Adds the bias or the initial map to the block's staged result [256][STAGE], writes it, and writes
 // the sums. A thread writes 16 bytes of a voxel. `bins`: see store_partial_sums.
 template <bool PHASED, int THREADS, class T>
-__device__ __forceinline__ void write_staged(const float *stage, float *bins, const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
-                                             double *partial) {
+__device__ __forceinline__ void write_staged(const float *stage, float *bins, const ConvShape &s,
+                                             const ConvBlock &b, const float *bias, const T *start,
+                                             T *out, double *partial) {
     // ROWS is the number of rows of 8 voxels that the block's threads write in one pass.
     constexpr int V = 16 / (int)sizeof(T), ROWS = THREADS / (OUT / V) / 8;
     int column = threadIdx.x % (OUT / V) * V, channel = b.n0 + column, v0 = threadIdx.x / (OUT / V);
@@ -421,7 +463,8 @@ __device__ __forceinline__ void write_staged(const float *stage, float *bins, co
 #pragma unroll
             for (int j = 0; j < V; j++) {
                 if (channel + j >= s.outs) continue;
-                y[j] = to_float(from_float<T>(y[j] + offset[j] + (start ? to_float(start[at + j]) : 0.0f)));
+                y[j] = to_float(
+                    from_float<T>(y[j] + offset[j] + (start ? to_float(start[at + j]) : 0.0f)));
                 out[at + j] = from_float<T>(y[j]);
             }
         }
@@ -430,7 +473,8 @@ __device__ __forceinline__ void write_staged(const float *stage, float *bins, co
     }
     if (!partial) return;
     int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * phases + b.phase;
-    store_partial_sums<THREADS>(bins, sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
+    store_partial_sums<THREADS>(bins, sum, squares, s.outs - b.n0,
+                                partial + (tile * s.outs + b.n0) * 2);
 }
 
 // Writes a warp's sums of 32 voxels, four rows of 8, and 32 outputs to the staged result, and waits
@@ -444,7 +488,8 @@ __device__ __forceinline__ void stage_fragments(float *stage, const float (&acc)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 float pair[2] = {acc[m][n][half * 2], acc[m][n][half * 2 + 1]};
-                store(stage + ((warp * 4 + 2 * m + half) * 8 + lane / 4) * STAGE + n * 8 + lane % 4 * 2, pair);
+                store(stage + ((warp * 4 + 2 * m + half) * 8 + lane / 4) * STAGE + n * 8 +
+                          lane % 4 * 2, pair);
             }
         }
     }
@@ -473,14 +518,20 @@ __device__ __forceinline__ void transpose_lanes(unsigned (&r)[4]) {
 // not transposed: two are 8 bytes, and four lanes have 32 contiguous bytes. Adds what it wrote to
 // `sum` and `squares`, 8 channels per lane, but not for partial sums of a result.
 template <bool PHASED, class T>
-__device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], const ConvShape &s, const ConvBlock &b, const float *bias, const T *start, T *out,
-                                                float (&sum)[8], float (&squares)[8]) {
-    int thread = own_thread(), lane = thread % 32, column = lane % 4 * 2, d = b.d0 + thread / 32, w = b.w0 + lane / 4, up = PHASED ? 2 : 1;
+__device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], const ConvShape &s,
+                                                const ConvBlock &b, const float *bias,
+                                                const T *start, T *out, float (&sum)[8],
+                                                float (&squares)[8]) {
+    int thread = own_thread(), lane = thread % 32, column = lane % 4 * 2, d = b.d0 + thread / 32,
+        w = b.w0 + lane / 4, up = PHASED ? 2 : 1;
     // All lanes go on, because they exchange registers.
     bool within = d < s.d && w < s.w;
-    int64 row = (int64)up * up * s.w * s.outs, plane = row * up * s.h, origin = b.voxel(s, up, d, b.h0, w) * s.outs + b.n0;
+    int64 row = (int64)up * up * s.w * s.outs, plane = row * up * s.h,
+          origin = b.voxel(s, up, d, b.h0, w) * s.outs + b.n0;
     if (s.split_k > 1) {
-        float *share = s.splitk_workspace + b.split * (gridDim.z / ((PHASED ? 8 : 1) * s.split_k)) * plane * s.d + origin + column;
+        float *share = s.splitk_workspace +
+                       b.split * (gridDim.z / ((PHASED ? 8 : 1) * s.split_k)) * plane * s.d +
+                       origin + column;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int h = i / 2 + i % 2 * 4;
@@ -516,7 +567,8 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
                 int channel = j / 2 * 8 + column + j % 2;
                 if (b.n0 + channel >= s.outs) continue;
                 int64 at = origin + h * row + channel;
-                T y = from_float<T>(acc[i / 2][j / 2][i % 2 * 2 + j % 2] + (offset[j] + (start ? to_float(start[at]) : 0.0f)));
+                T y = from_float<T>(acc[i / 2][j / 2][i % 2 * 2 + j % 2] +
+                                    (offset[j] + (start ? to_float(start[at]) : 0.0f)));
                 out[at] = y;
                 sum[j] += to_float(y), squares[j] += to_float(y) * to_float(y);
             }
@@ -578,7 +630,8 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
                 bool inside = b.h0 + h < s.h && within;
                 float v[8];
 #pragma unroll
-                for (int j = 0; j < 8; j++) v[j] = acc[m][j / 2][i % 2 * 2 + j % 2] + (offset[j] + element(starts[i], j));
+                for (int j = 0; j < 8; j++)
+                    v[j] = acc[m][j / 2][i % 2 * 2 + j % 2] + (offset[j] + element(starts[i], j));
                 RawVector<T, 8> y = to_raw<T, 8>(v);
 #pragma unroll
                 for (int j = 0; j < 8; j++) {
@@ -586,7 +639,8 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
                     sum[j] += rounded, squares[j] += rounded * rounded;
                 }
                 transpose_lanes(y.words.v);
-                if (mine && inside) *reinterpret_cast<RawVector<T, 8> *>(out + origin + h * row) = y;
+                if (mine && inside)
+                    *reinterpret_cast<RawVector<T, 8> *>(out + origin + h * row) = y;
             }
         }
     }
@@ -594,7 +648,8 @@ __device__ __forceinline__ void write_fragments(const float (&acc)[4][4][4], con
 
 // Adds up the sums of 32 channels over the four warps of a block and writes them to `to`,
 // [outs][2]. `bins` holds 4 * 2 * OUT floats.
-__device__ __forceinline__ void store_fragment_sums(float *bins, float (&sum)[8], float (&squares)[8], int channels, double *to) {
+__device__ __forceinline__ void store_fragment_sums(float *bins, float (&sum)[8],
+                                                    float (&squares)[8], int channels, double *to) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -615,13 +670,16 @@ __device__ __forceinline__ void store_fragment_sums(float *bins, float (&sum)[8]
 // Adds the products of a chunk of input channels: EDGE taps along each axis, from the warp's halo
 // rows at `mine`.
 template <class P, class H, int EDGE, int DEEP, int STRIDE, class T>
-__device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *mine, const uint4 *w, int pairs, bool idle) {
+__device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *mine, const uint4 *w,
+                                             int pairs, bool idle) {
     // A turn is a column of taps along h with all channels or, with floats, with a fragment's
     // channels. If products take several passes, it is a single step that loads its own rows: if
     // steps were unrolled, more of them would be started at a time than registers can hold, and the
     // products take longer than loading the rows.
     constexpr bool WHOLE = Products<P>::PASSES == 1;
-    constexpr int STEPS = !WHOLE ? 1 : sizeof(T) == 4 ? EDGE : DEEP * EDGE, ROWS = WHOLE ? EDGE + 3 : 4, PARTS = DEEP * EDGE / STEPS, TURNS = EDGE * EDGE * PARTS;
+    constexpr int STEPS = !WHOLE ? 1 : sizeof(T) == 4 ? EDGE : DEEP * EDGE,
+                  ROWS = WHOLE ? EDGE + 3 : 4, PARTS = DEEP * EDGE / STEPS,
+                  TURNS = EDGE * EDGE * PARTS;
     uint4 next[2] = {load_vector(w), load_vector(w + 32)};
 #pragma unroll 1
     for (int turn = idle ? TURNS : 0; turn < TURNS; turn++) {
@@ -635,10 +693,13 @@ __device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *min
             int k = step / EDGE, kh = step % EDGE;
             if (kh == 0) {
 #pragma unroll
-                for (int i = 0; i < ROWS; i++) load_matrices(rows[i].r, from, (i * H::W * STRIDE + k * ALONG<T>) * (int)sizeof(T));
+                for (int i = 0; i < ROWS; i++)
+                    load_matrices(rows[i].r, from,
+                                  (i * H::W * STRIDE + k * ALONG<T>) * (int)sizeof(T));
             }
-            typename Products<P>::Right right[4] = {Products<P>::right(next[0].x, next[0].y), Products<P>::right(next[0].z, next[0].w),
-                                                    Products<P>::right(next[1].x, next[1].y), Products<P>::right(next[1].z, next[1].w)};
+            typename Products<P>::Right right[4] = {
+                Products<P>::right(next[0].x, next[0].y), Products<P>::right(next[0].z, next[0].w),
+                Products<P>::right(next[1].x, next[1].y), Products<P>::right(next[1].z, next[1].w)};
             // The next step's weights are being loaded while this one multiplies.
             if (step + 1 < STEPS || turn + 1 < TURNS) {
                 w += pairs * 32;
@@ -656,8 +717,10 @@ __device__ __forceinline__ void add_products(float (&acc)[4][4][4], const T *min
 // of each. 128 threads, one warp per plane of the tile.
 // tensor cores
 template <class P, int CH, int TAPS, bool GATHER, class T = typename Products<P>::Element>
-__device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
-                                            const float *bias, const T *start, T *out, double *partial) {
+__device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvShape &s, const T *x,
+                                            const float *norm, const T *add, const T *weights,
+                                            const float *bias, const T *start, T *out,
+                                            double *partial) {
     typedef Halo<TAPS> H;
     // Taps along an axis, and steps of 16 channels.
     constexpr int STRIDE = CH + PIECE<T>, EDGE = H::R + 1, DEEP = CH / ALONG<T>;
@@ -668,8 +731,10 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     float acc[4][4][4] = {};
     int chunks = (s.c + CH - 1) / CH, pairs = (s.outs + OUT - 1) / OUT * 2;
     // This block's share of the chunks, and with GATHER of the phases.
-    int all = GATHER ? 8 * chunks : chunks, turn = b.split * all / s.split_k, turns = (b.split + 1) * all / s.split_k;
-    const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * PIECE<T>;
+    int all = GATHER ? 8 * chunks : chunks, turn = b.split * all / s.split_k,
+        turns = (b.split + 1) * all / s.split_k;
+    const T *mine =
+        halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * PIECE<T>;
     // A warp beyond the map's edge only loads.
     bool idle = b.d0 + warp >= s.d;
     for (; turn < turns; turn++) {
@@ -677,7 +742,9 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
         if (GATHER) b.phase = turn / chunks;
         load_halo_async<TAPS, GATHER, CH, STRIDE, 128>(halo, s, b, x, norm, add, chunk * CH);
         __syncthreads();
-        const uint4 *w = reinterpret_cast<const uint4 *>(weights) + ((int64)(b.phase * chunks + chunk) * TAPS * DEEP * pairs + b.n0 / 16) * 32 + lane;
+        const uint4 *w =
+            reinterpret_cast<const uint4 *>(weights) +
+            ((int64)(b.phase * chunks + chunk) * TAPS * DEEP * pairs + b.n0 / 16) * 32 + lane;
         add_products<P, H, EDGE, DEEP, STRIDE>(acc, mine, w, pairs, idle);
         __syncthreads();
     }
@@ -686,15 +753,18 @@ __device__ __forceinline__ void conv_matrix(unsigned char *shared, const ConvSha
     write_fragments<PHASED>(acc, s, b, bias, start, out, sum, squares);
     if (!partial || s.split_k > 1) return;
     int64 tile = ((int64)b.item * gridDim.x + blockIdx.x) * (PHASED ? s.phases : 1) + b.phase;
-    store_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
+    store_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0,
+                        partial + (tile * s.outs + b.n0) * 2);
 }
 
 // A decoder stage of at most CH input channels: a block computes all 8 phases of its tile, one
 // after the other, from one halo tile. Phase p reads it from p on.
 // tensor cores
 template <class P, int CH, class T = typename Products<P>::Element>
-__device__ __forceinline__ void stage_matrix(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
-                                             const float *bias, const T *start, T *out, double *partial) {
+__device__ __forceinline__ void stage_matrix(unsigned char *shared, const ConvShape &s, const T *x,
+                                             const float *norm, const T *add, const T *weights,
+                                             const float *bias, const T *start, T *out,
+                                             double *partial) {
     typedef Halo<27> H;
     constexpr int STRIDE = CH + PIECE<T>, DEEP = CH / ALONG<T>;
     T *halo = reinterpret_cast<T *>(shared);
@@ -702,28 +772,34 @@ __device__ __forceinline__ void stage_matrix(unsigned char *shared, const ConvSh
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, pairs = (s.outs + OUT - 1) / OUT * 2;
     load_halo_async<27, false, CH, STRIDE, 128>(halo, s, b, x, norm, add, 0);
     __syncthreads();
-    const T *mine = halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * PIECE<T>;
+    const T *mine =
+        halo + ((warp * H::H + lane / 8 % 2 * 4) * H::W + lane % 8) * STRIDE + lane / 16 * PIECE<T>;
     const uint4 *w = reinterpret_cast<const uint4 *>(weights) + b.n0 / 16 * 32 + lane;
     bool idle = b.d0 + warp >= s.d;
     float sum[8] = {}, squares[8] = {};
 #pragma unroll 1
     for (b.phase = 0; b.phase < 8; b.phase++) {
         float acc[4][4][4] = {};
-        const T *from = mine + (((b.phase >> 2) * H::H + (b.phase >> 1 & 1)) * H::W + (b.phase & 1)) * STRIDE;
-        add_products<P, H, 2, DEEP, STRIDE>(acc, from, w + (int64)b.phase * 8 * DEEP * pairs * 32, pairs, idle);
+        const T *from =
+            mine + (((b.phase >> 2) * H::H + (b.phase >> 1 & 1)) * H::W + (b.phase & 1)) * STRIDE;
+        add_products<P, H, 2, DEEP, STRIDE>(acc, from, w + (int64)b.phase * 8 * DEEP * pairs * 32,
+                                            pairs, idle);
         write_fragments<true>(acc, s, b, bias, start, out, sum, squares);
     }
     if (!partial) return;
     __syncthreads();
     int64 tile = (int64)b.item * gridDim.x + blockIdx.x;
-    store_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0, partial + (tile * s.outs + b.n0) * 2);
+    store_fragment_sums(reinterpret_cast<float *>(shared), sum, squares, s.outs - b.n0,
+                        partial + (tile * s.outs + b.n0) * 2);
 }
 
 // Adds up partial sums [split_k][n][voxels][outs], and the bias or the initial map; writes sums of
 // the result by tiles of 64 voxels, as conv_matrix does for its own tiles. Grid (tiles, outs / 32,
 // n), 256 threads of 4 channels.
 template <class T>
-__device__ __forceinline__ void conv_splitk_reduce(const float *splitk_workspace, const float *bias, const T *start, T *out, double *partial, int64 voxels, int outs, int split_k) {
+__device__ __forceinline__ void conv_splitk_reduce(const float *splitk_workspace, const float *bias,
+                                                   const T *start, T *out, double *partial,
+                                                   int64 voxels, int outs, int split_k) {
     SHARED_MEMORY(shared);
     int n0 = blockIdx.y * OUT, channel = n0 + threadIdx.x % 8 * 4;
     int64 all = gridDim.z * voxels * outs;
@@ -744,12 +820,14 @@ __device__ __forceinline__ void conv_splitk_reduce(const float *splitk_workspace
             float more[4] = {};
             if (start) load(more, start + at);
 #pragma unroll
-            for (int j = 0; j < 4; j++) y[j] = to_float(from_float<T>(y[j] + (bias ? bias[channel + j] : 0.0f) + more[j]));
+            for (int j = 0; j < 4; j++)
+                y[j] = to_float(from_float<T>(y[j] + (bias ? bias[channel + j] : 0.0f) + more[j]));
             store(out + at, y);
         } else {
             for (int j = 0; j < 4 && channel + j < outs; j++) {
                 for (int i = 0; i < split_k; i++) y[j] += splitk_workspace[i * all + at + j];
-                y[j] = to_float(from_float<T>(y[j] + (bias ? bias[channel + j] : 0.0f) + (start ? to_float(start[at + j]) : 0.0f)));
+                y[j] = to_float(from_float<T>(y[j] + (bias ? bias[channel + j] : 0.0f) +
+                                              (start ? to_float(start[at + j]) : 0.0f)));
                 out[at + j] = from_float<T>(y[j]);
             }
         }
@@ -758,15 +836,18 @@ __device__ __forceinline__ void conv_splitk_reduce(const float *splitk_workspace
     }
     if (!partial) return;
     int64 tile = (int64)blockIdx.z * gridDim.x + blockIdx.x;
-    store_partial_sums<256>(reinterpret_cast<float *>(shared), sum, squares, outs - n0, partial + (tile * outs + n0) * 2);
+    store_partial_sums<256>(reinterpret_cast<float *>(shared), sum, squares, outs - n0,
+                            partial + (tile * outs + n0) * 2);
 }
 
 // One input channel on tensor cores: the 27 taps, padded to 32, take the place of the channels.
 // Weights [32 / ALONG][outs / 16][lane][16 bytes of elements], zero from tap 27 on.
 // tensor cores
 template <class P, class T = typename Products<P>::Element>
-__device__ __forceinline__ void conv_single(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const T *weights,
-                                            const float *bias, const T *start, T *out, double *partial) {
+__device__ __forceinline__ void conv_single(unsigned char *shared, const ConvShape &s, const T *x,
+                                            const float *norm, const T *add, const T *weights,
+                                            const float *bias, const T *start, T *out,
+                                            double *partial) {
     typedef Halo<27> H;
     T *halo = reinterpret_cast<T *>(shared);
     ConvBlock b(s, false);
@@ -785,7 +866,9 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
     for (int k = 0; k < 32 / ALONG<T>; k++) {
         uint4 w0 = load_vector(w), w1 = load_vector(w + 32);
         w += pairs * 32;
-        typename Products<P>::Right right[4] = {Products<P>::right(w0.x, w0.y), Products<P>::right(w0.z, w0.w), Products<P>::right(w1.x, w1.y), Products<P>::right(w1.z, w1.w)};
+        typename Products<P>::Right right[4] = {
+            Products<P>::right(w0.x, w0.y), Products<P>::right(w0.z, w0.w),
+            Products<P>::right(w1.x, w1.y), Products<P>::right(w1.z, w1.w)};
         // Taps after the last are multiplied by zero, so any voxel will do. A register has two taps
         // of 16 bits, or one.
         constexpr int EACH = 4 / (int)sizeof(T);
@@ -801,8 +884,11 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const T *from = mine + (m * 2 + i % 2) * H::W;
-                if constexpr (sizeof(T) == 4) left.r[i] = __float_as_uint(from[taps[i / 2]]);
-                else left.r[i] = from[taps[i / 2 * 2]].bits | (unsigned)from[taps[i / 2 * 2 + 1]].bits << 16;
+                if constexpr (sizeof(T) == 4)
+                    left.r[i] = __float_as_uint(from[taps[i / 2]]);
+                else
+                    left.r[i] =
+                        from[taps[i / 2 * 2]].bits | (unsigned)from[taps[i / 2 * 2 + 1]].bits << 16;
             }
             Products<P>::add(acc[m], left, right);
         }
@@ -817,8 +903,10 @@ __device__ __forceinline__ void conv_single(unsigned char *shared, const ConvSha
 // channels. Weights are float [phase][chunk][tap][CH][outs, padded to 32]. Sums run over a chunk,
 // then over the chunks, so that no chain of additions is long.
 template <class T, int CH, int V, int TAPS, bool GATHER>
-__device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShape &s, const T *x, const float *norm, const T *add, const float *weights,
-                                           const float *bias, const T *start, T *out, double *partial) {
+__device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShape &s, const T *x,
+                                           const float *norm, const T *add, const float *weights,
+                                           const float *bias, const T *start, T *out,
+                                           double *partial) {
     typedef Halo<TAPS> H;
     constexpr int STRIDE = CH % 2 ? CH : CH + 1;
     float *halo = reinterpret_cast<float *>(shared);
@@ -855,13 +943,15 @@ __device__ __forceinline__ void conv_plain(unsigned char *shared, const ConvShap
     float *stage = reinterpret_cast<float *>(shared);
     store(stage + t * STAGE, total);
     __syncthreads();
-    write_staged<TAPS == 8 && !GATHER, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out, partial);
+    write_staged<TAPS == 8 && !GATHER, 256>(stage, stage + TILE * STAGE, s, b, bias, start, out,
+                                            partial);
 }
 
-#define CONV_PARAMETERS(T, W)                                                                                                                  \
-    (const T *x, const float *norm, const T *add, const W *weights, const float *bias, const T *start, T *out, double *partial, int d, int h,  \
-     int w, int c, int outs, int phases, int pool, float slope, int split_k, float *splitk_workspace)
-#define CONV_BODY(TAPS, ...)                                                                                                  \
-    SHARED_MEMORY(shared);                                                                                                    \
-    ConvShape s{d, h, w, c, outs, phases, pool, slope, split_k, splitk_workspace};                                                            \
+#define CONV_PARAMETERS(T, W)                                                                      \
+    (const T *x, const float *norm, const T *add, const W *weights, const float *bias,             \
+     const T *start, T *out, double *partial, int d, int h, int w, int c, int outs, int phases,    \
+     int pool, float slope, int split_k, float *splitk_workspace)
+#define CONV_BODY(TAPS, ...)                                                                       \
+    SHARED_MEMORY(shared);                                                                         \
+    ConvShape s{d, h, w, c, outs, phases, pool, slope, split_k, splitk_workspace};                 \
     __VA_ARGS__(shared, s, x, norm, add, weights, bias, start, out, partial)

@@ -15,43 +15,57 @@ struct FragmentB {
     unsigned r[2];
 };
 
-template <class T> __device__ __forceinline__ void multiply(float (&d)[4], const FragmentA &a, const FragmentB &b);
+template <class T>
+__device__ __forceinline__ void multiply(float (&d)[4], const FragmentA &a, const FragmentB &b);
 
-template <> __device__ __forceinline__ void multiply<f16>(float (&d)[4], const FragmentA &a, const FragmentB &b) {
+template <>
+__device__ __forceinline__ void multiply<f16>(float (&d)[4], const FragmentA &a,
+                                              const FragmentB &b) {
 #ifdef PRISM_EMULATOR
     emulator::multiply(&d, a.r, b.r, 2, 1, false);
 #else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
 #endif
 }
 
-template <> __device__ __forceinline__ void multiply<bf16>(float (&d)[4], const FragmentA &a, const FragmentB &b) {
+template <>
+__device__ __forceinline__ void multiply<bf16>(float (&d)[4], const FragmentA &a,
+                                               const FragmentB &b) {
 #ifdef PRISM_EMULATOR
     emulator::multiply(&d, a.r, b.r, 2, 1, true);
 #else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
 #endif
 }
 
 // A product of TF32 elements, float32 with 10 bits of mantissa: the remaining bits of a register
 // are ignored.
-__device__ __forceinline__ void multiply_tf32(float (&d)[4], const FragmentA &a, const FragmentB &b) {
+__device__ __forceinline__ void multiply_tf32(float (&d)[4], const FragmentA &a,
+                                              const FragmentB &b) {
 #ifdef PRISM_EMULATOR
     emulator::multiply_tf32(&d, a.r, b.r, 2, 1);
 #else
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]));
 #endif
 }
 
 // D[n] += A B[n] for N right sides. In the emulator this is one exchange: the lanes of a warp wait
 // for each other once.
-template <class T, int N> __device__ __forceinline__ void multiply_each(float (*d)[4], const FragmentA &a, const FragmentB (&b)[N]) {
+template <class T, int N>
+__device__ __forceinline__ void multiply_each(float (*d)[4], const FragmentA &a,
+                                              const FragmentB (&b)[N]) {
 #ifdef PRISM_EMULATOR
     emulator::multiply(d, a.r, b[0].r, 2, N, !T::HALF);
 #else
@@ -62,7 +76,8 @@ template <class T, int N> __device__ __forceinline__ void multiply_each(float (*
 
 // D[n] += A B[n] in TF32, where B[n] is the member `part` of each right side.
 template <int N, class Right>
-__device__ __forceinline__ void multiply_each_tf32(float (*d)[4], const FragmentA &a, const Right (&b)[N], FragmentB Right::*part) {
+__device__ __forceinline__ void multiply_each_tf32(float (*d)[4], const FragmentA &a,
+                                                   const Right (&b)[N], FragmentB Right::*part) {
 #ifdef PRISM_EMULATOR
     emulator::multiply_tf32(d, a.r, (b[0].*part).r, sizeof(Right) / sizeof(unsigned), N);
 #else
@@ -104,8 +119,12 @@ template <class P> struct Products {
     typedef P Element;
     typedef FragmentB Right;
 
-    static __device__ __forceinline__ Right right(unsigned first, unsigned second) { return {{first, second}}; }
-    template <int N> static __device__ __forceinline__ void add(float (*d)[4], const FragmentA &a, const Right (&b)[N]) {
+    static __device__ __forceinline__ Right right(unsigned first, unsigned second) {
+        return {{first, second}};
+    }
+    template <int N>
+    static __device__ __forceinline__ void add(float (*d)[4], const FragmentA &a,
+                                               const Right (&b)[N]) {
         multiply_each<P>(d, a, b);
     }
 };
@@ -118,9 +137,12 @@ template <> struct Products<tf32> {
     };
 
     static __device__ __forceinline__ Right right(unsigned first, unsigned second) {
-        return {{{rounded_to_tf32(__uint_as_float(first)), rounded_to_tf32(__uint_as_float(second))}}};
+        return {{{rounded_to_tf32(__uint_as_float(first)),
+                  rounded_to_tf32(__uint_as_float(second))}}};
     }
-    template <int N> static __device__ __forceinline__ void add(float (*d)[4], const FragmentA &a, const Right (&b)[N]) {
+    template <int N>
+    static __device__ __forceinline__ void add(float (*d)[4], const FragmentA &a,
+                                               const Right (&b)[N]) {
         FragmentA rounded;
 #pragma unroll
         for (int i = 0; i < 4; i++) rounded.r[i] = rounded_to_tf32(__uint_as_float(a.r[i]));
@@ -137,10 +159,13 @@ template <> struct Products<tf32x3> {
 
     static __device__ __forceinline__ Right right(unsigned first, unsigned second) {
         Right b;
-        split_to_tf32(first, b.high.r[0], b.low.r[0]), split_to_tf32(second, b.high.r[1], b.low.r[1]);
+        split_to_tf32(first, b.high.r[0], b.low.r[0]),
+            split_to_tf32(second, b.high.r[1], b.low.r[1]);
         return b;
     }
-    template <int N> static __device__ __forceinline__ void add(float (*d)[4], const FragmentA &a, const Right (&b)[N]) {
+    template <int N>
+    static __device__ __forceinline__ void add(float (*d)[4], const FragmentA &a,
+                                               const Right (&b)[N]) {
         FragmentA high, low;
 #pragma unroll
         for (int i = 0; i < 4; i++) split_to_tf32(a.r[i], high.r[i], low.r[i]);
@@ -178,7 +203,8 @@ __device__ __forceinline__ void load_matrices(unsigned (&r)[4], const void *row,
 
 // Loads four 8 x 8 matrices as load_matrices does, each transposed on the way: lane i receives
 // elements i / 4 of rows 2 (i % 4) and + 1.
-__device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], const void *row, int offset = 0) {
+__device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], const void *row,
+                                                         int offset = 0) {
 #ifdef PRISM_EMULATOR
     emulator::load_matrices_transposed(r, reinterpret_cast<const char *>(row) + offset);
 #else
@@ -197,7 +223,9 @@ __device__ __forceinline__ void copy_async(void *shared, const void *global, boo
     emulator::copy_async(shared, global, present);
 #else
     unsigned to = (unsigned)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(present ? 16 : 0) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 ::"r"(to), "l"(global), "r"(present ? 16 : 0)
+                 : "memory");
 #endif
 }
 

@@ -20,7 +20,8 @@ struct Totals {
 
     __device__ __forceinline__ void put(int column, int columns, double a, double b) const {
         if (partial) {
-            double *to = partial + (((int64)blockIdx.y * gridDim.x + blockIdx.x) * columns + column) * 2;
+            double *to =
+                partial + (((int64)blockIdx.y * gridDim.x + blockIdx.x) * columns + column) * 2;
             to[0] = a, to[1] = b;
         } else {
             int64 at = (int64)blockIdx.y * columns + column;
@@ -31,16 +32,20 @@ struct Totals {
 };
 
 // The group of columns that the thread has.
-__device__ __forceinline__ int own_group(int lanes) { return blockIdx.z * lanes + threadIdx.x % lanes; }
+__device__ __forceinline__ int own_group(int lanes) {
+    return blockIdx.z * lanes + threadIdx.x % lanes;
+}
 
 // K sums of each of a group's W columns. `add(row, some)` adds a row's values to `some` [K][W], for
 // threads whose group is `live`; `put(group, i, all)` receives all K sums of column i of a group.
 // AHEAD rows are in flight at a time.
 template <int K, int W, int AHEAD, class Add, class Put>
-__device__ __forceinline__ void column_sums(int rows, int run, int lanes, bool live, Add add, Put put) {
+__device__ __forceinline__ void column_sums(int rows, int run, int lanes, bool live, Add add,
+                                            Put put) {
     SHARED_MEMORY(shared);
     double *bins = reinterpret_cast<double *>(shared);
-    int lane = threadIdx.x % lanes, apart = 256 / lanes, first = blockIdx.x * run, count = min(run, rows - first);
+    int lane = threadIdx.x % lanes, apart = 256 / lanes, first = blockIdx.x * run,
+        count = min(run, rows - first);
     double sum[K][W] = {};
     if (live) {
 #pragma unroll 1

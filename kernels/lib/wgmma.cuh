@@ -32,7 +32,9 @@ __device__ __forceinline__ void make_barrier(PhaseBarrier *barrier, int arrivals
 #ifdef PRISM_EMULATOR
     emulator::make_barrier(barrier, arrivals);
 #else
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"((unsigned)__cvta_generic_to_shared(barrier)), "r"(arrivals) : "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
+                 ::"r"((unsigned)__cvta_generic_to_shared(barrier)), "r"(arrivals)
+                 : "memory");
 #endif
 }
 
@@ -40,7 +42,9 @@ __device__ __forceinline__ void arrive(PhaseBarrier *barrier) {
 #ifdef PRISM_EMULATOR
     emulator::arrive(barrier);
 #else
-    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"((unsigned)__cvta_generic_to_shared(barrier)) : "memory");
+    asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}"
+                 ::"r"((unsigned)__cvta_generic_to_shared(barrier))
+                 : "memory");
 #endif
 }
 
@@ -56,10 +60,12 @@ __device__ __forceinline__ void wait(PhaseBarrier *barrier, unsigned parity) {
 #pragma unroll 1
     for (unsigned tries = 0; tries < 1u << 26; tries++) {
         unsigned done;
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-                     : "=r"(done)
-                     : "r"(at), "r"(parity)
-                     : "memory");
+        asm volatile(
+            "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n}"
+            : "=r"(done)
+            : "r"(at), "r"(parity)
+            : "memory");
         if (done) return;
     }
     stop();
@@ -87,7 +93,8 @@ __device__ __forceinline__ Descriptor describe(const void *operand, int along_k,
 #else
     unsigned at = (unsigned)__cvta_generic_to_shared(operand);
 #endif
-    return (Descriptor)(at >> 4) | (Descriptor)(along_k >> 4) << 16 | (Descriptor)(along_rows >> 4) << 32;
+    return (Descriptor)(at >> 4) |
+           (Descriptor)(along_k >> 4) << 16 | (Descriptor)(along_rows >> 4) << 32;
 }
 
 // How an operand lies that is swizzled by 128 bytes: rows of 64 elements along k, one behind the
@@ -113,7 +120,8 @@ template <int M, int N> __device__ __forceinline__ void pin(float (&d)[M][N]) {
 
 // Before the first product, and before one that follows other accesses to the registers of its
 // sums.
-template <int M, int N> __device__ __forceinline__ void fence_sums([[maybe_unused]] float (&d)[M][N]) {
+template <int M, int N>
+__device__ __forceinline__ void fence_sums([[maybe_unused]] float (&d)[M][N]) {
 #ifdef PRISM_EMULATOR
     emulator::fence_sums();
 #else
@@ -132,7 +140,8 @@ __device__ __forceinline__ void commit_products() {
 }
 
 // Waits until all of this warpgroup's groups are finished: their sums are then in `d`.
-template <int M, int N> __device__ __forceinline__ void await_products([[maybe_unused]] float (&d)[M][N]) {
+template <int M, int N>
+__device__ __forceinline__ void await_products([[maybe_unused]] float (&d)[M][N]) {
 #ifdef PRISM_EMULATOR
     emulator::await_products();
 #else
@@ -142,26 +151,31 @@ template <int M, int N> __device__ __forceinline__ void await_products([[maybe_u
 }
 
 #ifndef PRISM_EMULATOR
-#define WGMMA_96(TYPES)                                                                                                                                \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %50, 0;\n"                                                                                          \
-                 "wgmma.mma_async.sync.aligned.m64n96k16.f32." TYPES " "                                                                               \
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"                                              \
-                 "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47}, %48, %49, p, 1, 1, 0, 0;\n}"        \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]),             \
-                   "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]),                \
-                   "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),                \
-                   "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]),                \
-                   "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]),                \
-                   "+f"(d[46]), "+f"(d[47])                                                                                                            \
-                 : "l"(a), "l"(b), "r"(1)                                                                                                              \
-                 : "memory")
+#define WGMMA_96(TYPES)                                                                            \
+    asm volatile(                                                                                  \
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %50, 0;\n"                                               \
+        "wgmma.mma_async.sync.aligned.m64n96k16.f32." TYPES " "                                    \
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,"  \
+        "%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45," \
+        "%46,%47}, %48, %49, p, 1, 1, 0, 0;\n}"                                                    \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]),                  \
+          "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]),                \
+          "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]),            \
+          "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),            \
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),            \
+          "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),            \
+          "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),            \
+          "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])             \
+        : "l"(a), "l"(b), "r"(1)                                                                   \
+        : "memory")
 #endif
 
 // Starts D[64 x 96] += A[64 x 16] B[96 x 16]^T by the 128 threads of a warpgroup, which all give
 // the same descriptors. With g = lane / 4 and t = lane % 4, a thread of warp i has rows 16 i + g
 // and + 8, of every 8 columns 2t and 2t + 1: d[4 j] and d[4 j + 1] are the first row's of columns 8
 // j, the other two the second's.
-template <class T> __device__ __forceinline__ void start_product(float (&d)[48], Descriptor a, Descriptor b) {
+template <class T>
+__device__ __forceinline__ void start_product(float (&d)[48], Descriptor a, Descriptor b) {
 #ifdef PRISM_EMULATOR
     emulator::start_product(d, 96, a, b, !T::HALF);
 #else

@@ -1,4 +1,6 @@
-/* Frees, and replaces, what other threads are at work with, and takes the caller's memory away at once; opens a library in a process and uses it in its fork: lifetimes MODEL [TIMES [without-forks]]. */
+/* Frees, and replaces, what other threads are at work with, and takes the caller's memory away at
+ * once; opens a library in a process and uses it in its fork:
+ * lifetimes MODEL [TIMES [without-forks]]. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <prism.h>
@@ -14,9 +16,11 @@
 
 enum { EDGE = 40, BYTES = EDGE * EDGE * EDGE * 2 };
 static int failures = 0;
-#define TRUE(condition)                                                                                                                  \
-    do {                                                                                                                                 \
-        if (!(condition)) fprintf(stderr, "line %d: not %s: '%s'\n", __LINE__, #condition, prism_last_error()), failures++;              \
+#define TRUE(condition)                                                                            \
+    do {                                                                                           \
+        if (!(condition))                                                                          \
+            fprintf(stderr, "line %d: not %s: '%s'\n", __LINE__, #condition, prism_last_error()),  \
+                failures++;                                                                        \
     } while (0)
 
 static prism_model *model;
@@ -25,7 +29,8 @@ static double middle[3] = {20, 20, 20};
 /* Noise in pages of its own. */
 static int16_t *mapped(int edge) {
     int all = edge * edge * edge;
-    int16_t *voxels = mmap(NULL, all * sizeof *voxels, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int16_t *voxels = mmap(NULL, all * sizeof *voxels, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     for (int i = 0; i < all; i++) voxels[i] = (int16_t)(i * 7919 % 400 - 200);
     return voxels;
 }
@@ -49,7 +54,8 @@ static prism_prompts prompts(void) {
     return p;
 }
 
-/* Waits until another thread has set a flag. What never comes would otherwise hang whoever runs this. */
+/* Waits until another thread has set a flag. What never comes would otherwise hang whoever runs
+ * this. */
 static void await(_Atomic int *flag, const char *name) {
     for (int tries = 0; !*flag; tries++) {
         if (tries == 6000000) {
@@ -123,7 +129,8 @@ static void frees_volume(void) {
     await(&begun, "begun");
     usleep(3000);
     TRUE(prism_volume_free(volume) == PRISM_OK);
-    /* A session that was open already reads nothing by itself: the thread that opened it frees it, and opens no other. */
+    /* A session that was open already reads nothing by itself: the thread that opened it frees it,
+     * and opens no other. */
     mprotect(voxels, MANY * 2, PROT_NONE);
     pthread_join(worker, NULL);
     munmap(voxels, MANY * 2);
@@ -170,7 +177,8 @@ static void listens(void *lent, const char *message) {
     TRUE(*(int *)lent == 77);
 }
 
-/* Replaces a callback while another thread is within it, and takes away at once what was lent to it. */
+/* Replaces a callback while another thread is within it, and takes away at once what was lent to
+ * it. */
 static void replaces(void) {
     int *lent = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     *lent = 77;
@@ -226,7 +234,9 @@ static void forks(void) {
     if (child == 0) {
         alarm(300);
         prism_prompts p = prompts();
-        int right = prism_session_interact(session, &p, NULL) == PRISM_FORKED && strstr(prism_last_error(), "fork") && prism_session_free(session) == PRISM_FORKED &&
+        int right = prism_session_interact(session, &p, NULL) == PRISM_FORKED &&
+                    strstr(prism_last_error(), "fork") &&
+                    prism_session_free(session) == PRISM_FORKED &&
                     prism_abi_version() == PRISM_ABI_VERSION;
         _exit(right ? 0 : 1);
     }
@@ -270,7 +280,8 @@ int main(int count, char **arguments) {
     prism_engine_options options = {0};
     options.struct_size = sizeof options;
     options.threads = 2;
-    if (count < 2 || prism_engine_open("cpu", &options, &engine) != PRISM_OK || prism_model_load(engine, arguments[1], &model) != PRISM_OK) {
+    if (count < 2 || prism_engine_open("cpu", &options, &engine) != PRISM_OK ||
+        prism_model_load(engine, arguments[1], &model) != PRISM_OK) {
         fprintf(stderr, "%s\n", prism_last_error());
         return 1;
     }

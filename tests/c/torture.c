@@ -1,4 +1,5 @@
-/* Calls the interface wrongly in every way that it must survive, and rightly enough to see that it works: torture MODEL FOLDER. Run plainly, under valgrind and with AddressSanitizer. */
+/* Calls the interface wrongly in every way that it must survive, and rightly enough to see that it
+ * works: torture MODEL FOLDER. Run plainly, under valgrind and with AddressSanitizer. */
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <prism.h>
@@ -12,18 +13,19 @@
 static int failures = 0;
 
 /* The call gives this status and, unless it is done, a message with `part` in it. */
-#define EXPECT(expected, part, call)                                                                                                     \
-    do {                                                                                                                                 \
-        prism_status got_ = (call);                                                                                                      \
-        if (got_ != (expected) || (got_ != PRISM_OK && !strstr(prism_last_error(), part))) {                                             \
-            fprintf(stderr, "line %d: %s gave %s, '%s'\n", __LINE__, #call, prism_status_name(got_), prism_last_error());                \
-            failures++;                                                                                                                  \
-        }                                                                                                                                \
+#define EXPECT(expected, part, call)                                                               \
+    do {                                                                                           \
+        prism_status got_ = (call);                                                                \
+        if (got_ != (expected) || (got_ != PRISM_OK && !strstr(prism_last_error(), part))) {       \
+            fprintf(stderr, "line %d: %s gave %s, '%s'\n", __LINE__, #call,                        \
+                    prism_status_name(got_), prism_last_error());                                  \
+            failures++;                                                                            \
+        }                                                                                          \
     } while (0)
 #define OK(call) EXPECT(PRISM_OK, "", call)
-#define TRUE(condition)                                                                                                                  \
-    do {                                                                                                                                 \
-        if (!(condition)) fprintf(stderr, "line %d: not %s\n", __LINE__, #condition), failures++;                                        \
+#define TRUE(condition)                                                                            \
+    do {                                                                                           \
+        if (!(condition)) fprintf(stderr, "line %d: not %s\n", __LINE__, #condition), failures++;  \
     } while (0)
 
 enum { EDGE = 40 };
@@ -90,14 +92,18 @@ static void engines(const char *path, prism_engine **engine, prism_model **model
     EXPECT(PRISM_INVALID_ARGUMENT, "both NULL", prism_engine_describe(*engine, NULL, 0, NULL));
 
     prism_model *bad = NULL;
-    EXPECT(PRISM_FILE, "nowhere.safetensors", prism_model_load(*engine, "nowhere.safetensors", &bad));
+    EXPECT(PRISM_FILE, "nowhere.safetensors",
+           prism_model_load(*engine, "nowhere.safetensors", &bad));
     EXPECT(PRISM_INVALID_ARGUMENT, "path is NULL", prism_model_load(*engine, NULL, &bad));
     EXPECT(PRISM_INVALID_ARGUMENT, "NULL where an engine", prism_model_load(NULL, path, &bad));
     EXPECT(PRISM_INVALID_ARGUMENT, "model is NULL", prism_model_load(*engine, path, NULL));
-    EXPECT(PRISM_FILE, "model in memory", prism_model_load_memory(*engine, "rubbish rubbish", 15, &bad));
+    EXPECT(PRISM_FILE, "model in memory",
+           prism_model_load_memory(*engine, "rubbish rubbish", 15, &bad));
     EXPECT(PRISM_FILE, "model in memory", prism_model_load_memory(*engine, "", 0, &bad));
-    EXPECT(PRISM_INVALID_ARGUMENT, "data is NULL", prism_model_load_memory(*engine, NULL, 15, &bad));
-    EXPECT(PRISM_INVALID_ARGUMENT, "more bytes", prism_model_load_memory(*engine, "x", (size_t)-1, &bad));
+    EXPECT(PRISM_INVALID_ARGUMENT, "data is NULL",
+           prism_model_load_memory(*engine, NULL, 15, &bad));
+    EXPECT(PRISM_INVALID_ARGUMENT, "more bytes",
+           prism_model_load_memory(*engine, "x", (size_t)-1, &bad));
     TRUE(bad == NULL);
     FILE *file = fopen(path, "rb");
     TRUE(file != NULL);
@@ -123,10 +129,13 @@ static void handles(prism_engine *engine, prism_model *model) {
     /* The wrong kind, a number, an address, a handle that was given back. */
     prism_model_info info = {0};
     info.struct_size = sizeof info;
-    EXPECT(PRISM_INVALID_HANDLE, "is an engine, expected a model", prism_model_get_info((prism_model *)engine, &info));
-    EXPECT(PRISM_INVALID_HANDLE, "is invalid", prism_model_get_info((prism_model *)(uintptr_t)12345, &info));
+    EXPECT(PRISM_INVALID_HANDLE, "is an engine, expected a model",
+           prism_model_get_info((prism_model *)engine, &info));
+    EXPECT(PRISM_INVALID_HANDLE, "is invalid",
+           prism_model_get_info((prism_model *)(uintptr_t)12345, &info));
     EXPECT(PRISM_INVALID_HANDLE, "is invalid", prism_model_get_info((prism_model *)&info, &info));
-    EXPECT(PRISM_INVALID_HANDLE, "is invalid", prism_model_get_info((prism_model *)UINTPTR_MAX, &info));
+    EXPECT(PRISM_INVALID_HANDLE, "is invalid",
+           prism_model_get_info((prism_model *)UINTPTR_MAX, &info));
     EXPECT(PRISM_INVALID_HANDLE, "expected an engine", prism_engine_free((prism_engine *)model));
     prism_engine *spare = NULL;
     OK(prism_engine_open("cpu", NULL, &spare));
@@ -140,7 +149,8 @@ static void handles(prism_engine *engine, prism_model *model) {
     OK(prism_prediction_free(NULL));
     EXPECT(PRISM_INVALID_ARGUMENT, "NULL where a session", prism_session_undo(NULL));
     EXPECT(PRISM_INVALID_ARGUMENT, "NULL where a model", prism_model_warm_up(NULL));
-    TRUE(strcmp(prism_status_name(-1), "unknown status") == 0 && strcmp(prism_status_name(1000), "unknown status") == 0);
+    TRUE(strcmp(prism_status_name(-1), "unknown status") == 0 &&
+         strcmp(prism_status_name(1000), "unknown status") == 0);
 }
 
 static void volumes(const char *folder) {
@@ -176,7 +186,8 @@ static void volumes(const char *folder) {
     EXPECT(PRISM_INVALID_ARGUMENT, "beyond memory", prism_volume_wrap(&a, &volume));
     a = array(), a.strides[0] = PTRDIFF_MIN, a.strides[1] = 2, a.strides[2] = 2 * EDGE;
     EXPECT(PRISM_INVALID_ARGUMENT, "beyond memory", prism_volume_wrap(&a, &volume));
-    double singular[16] = {0}, skewed[16] = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0.5, 1}, odd[3] = {1, NAN, 1};
+    double singular[16] = {0}, skewed[16] = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0.5, 1},
+           odd[3] = {1, NAN, 1};
     singular[15] = 1;
     a = array(), a.affine = singular;
     EXPECT(PRISM_INVALID_ARGUMENT, "inverted", prism_volume_wrap(&a, &volume));
@@ -189,7 +200,8 @@ static void volumes(const char *folder) {
     prism_volume_info info = {0};
     info.struct_size = sizeof info;
     OK(prism_volume_get_info(volume, &info));
-    TRUE(info.spacing[1] == 3 && info.affine[5] == -3 && info.affine[15] == 1 && info.size[2] == EDGE);
+    TRUE(info.spacing[1] == 3 && info.affine[5] == -3 && info.affine[15] == 1 &&
+         info.size[2] == EDGE);
     OK(prism_volume_free(volume));
 
     float nothing[8] = {NAN, NAN, INFINITY, NAN, -INFINITY, NAN, NAN, NAN};
@@ -215,12 +227,14 @@ static prism_prompts prompts(void) {
 }
 
 static void bad_prompts(prism_session *session) {
-    double point[6] = {20, 20, 20, 1, 2, NAN}, box[6] = {12, 12, 12, 12, 28, 28}, far[3] = {1e300, 0, 0};
+    double point[6] = {20, 20, 20, 1, 2, NAN}, box[6] = {12, 12, 12, 12, 28, 28},
+           far[3] = {1e300, 0, 0};
     int32_t scribble[3] = {5, -1, 5};
     uint8_t label = 2;
     prism_prediction *none = NULL;
     prism_prompts p = {0};
-    EXPECT(PRISM_INVALID_ARGUMENT, "prism_prompts is NULL", prism_session_interact(session, NULL, &none));
+    EXPECT(PRISM_INVALID_ARGUMENT, "prism_prompts is NULL",
+           prism_session_interact(session, NULL, &none));
     EXPECT(PRISM_INVALID_ARGUMENT, "struct_size", prism_session_interact(session, &p, &none));
     p.struct_size = sizeof p;
     EXPECT(PRISM_PROMPT, "needs a point", prism_session_interact(session, &p, &none));
@@ -278,21 +292,29 @@ static void predictions(prism_session *session, const char *folder) {
     OK(prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, NULL, 0, NULL, &needed));
     TRUE(needed == ALL);
     memset(mask, 9, ALL);
-    EXPECT(PRISM_BUFFER_TOO_SMALL, "needs 64000", prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, mask, ALL - 1, NULL, &needed));
+    EXPECT(PRISM_BUFFER_TOO_SMALL, "needs 64000",
+           prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, mask, ALL - 1, NULL, &needed));
     TRUE(mask[0] == 9);
     OK(prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, mask, ALL, NULL, NULL));
-    OK(prism_prediction_get_logits(prediction, PRISM_GRID_VOLUME, logits, ALL * sizeof *logits, NULL, NULL));
+    OK(prism_prediction_get_logits(prediction, PRISM_GRID_VOLUME, logits, ALL * sizeof *logits,
+                                   NULL, NULL));
     for (int i = 0; i < ALL; i++) TRUE(mask[i] == (logits[i] > 0) && isfinite(logits[i]));
     /* k fastest: the same voxels elsewhere. */
-    ptrdiff_t strides[3] = {EDGE * EDGE, EDGE, 1}, back[3] = {-1, EDGE, EDGE * EDGE}, flat[3] = {1, 1, 1};
+    ptrdiff_t strides[3] = {EDGE * EDGE, EDGE, 1}, back[3] = {-1, EDGE, EDGE * EDGE},
+              flat[3] = {1, 1, 1};
     OK(prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, turned, ALL, strides, NULL));
     for (int i = 0; i < EDGE; i++)
         for (int j = 0; j < EDGE; j++)
-            for (int k = 0; k < EDGE; k++) TRUE(turned[(i * EDGE + j) * EDGE + k] == mask[(k * EDGE + j) * EDGE + i]);
-    EXPECT(PRISM_INVALID_ARGUMENT, "positive strides", prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, turned, ALL, back, NULL));
-    EXPECT(PRISM_INVALID_ARGUMENT, "overlap", prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, turned, ALL, flat, NULL));
-    EXPECT(PRISM_INVALID_ARGUMENT, "grid is 5", prism_prediction_get_mask(prediction, 5, mask, ALL, NULL, NULL));
-    EXPECT(PRISM_INVALID_ARGUMENT, "both NULL", prism_prediction_get_mask(prediction, PRISM_GRID_PATCH, NULL, 0, NULL, NULL));
+            for (int k = 0; k < EDGE; k++)
+                TRUE(turned[(i * EDGE + j) * EDGE + k] == mask[(k * EDGE + j) * EDGE + i]);
+    EXPECT(PRISM_INVALID_ARGUMENT, "positive strides",
+           prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, turned, ALL, back, NULL));
+    EXPECT(PRISM_INVALID_ARGUMENT, "overlap",
+           prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, turned, ALL, flat, NULL));
+    EXPECT(PRISM_INVALID_ARGUMENT, "grid is 5",
+           prism_prediction_get_mask(prediction, 5, mask, ALL, NULL, NULL));
+    EXPECT(PRISM_INVALID_ARGUMENT, "both NULL",
+           prism_prediction_get_mask(prediction, PRISM_GRID_PATCH, NULL, 0, NULL, NULL));
 
     prism_prediction_info info = {0};
     info.struct_size = sizeof info;
@@ -311,8 +333,10 @@ static void predictions(prism_session *session, const char *folder) {
     prism_prediction_info old = {0};
     old.struct_size = offsetof(prism_prediction_info, looks), old.looks = 77;
     OK(prism_prediction_get_info(prediction, &old));
-    TRUE(old.looks == 77 && old.candidates == info.candidates && old.struct_size == offsetof(prism_prediction_info, looks));
-    EXPECT(PRISM_INVALID_ARGUMENT, "candidate 99", prism_prediction_get_candidate(prediction, 99, mask, ALL, NULL, NULL));
+    TRUE(old.looks == 77 && old.candidates == info.candidates &&
+         old.struct_size == offsetof(prism_prediction_info, looks));
+    EXPECT(PRISM_INVALID_ARGUMENT, "candidate 99",
+           prism_prediction_get_candidate(prediction, 99, mask, ALL, NULL, NULL));
     OK(prism_prediction_get_candidate(prediction, info.selected, NULL, 0, NULL, &needed));
     uint8_t *candidate = malloc(needed);
     OK(prism_prediction_get_candidate(prediction, info.selected, candidate, needed, NULL, NULL));
@@ -330,13 +354,16 @@ static void predictions(prism_session *session, const char *folder) {
     int32_t scribble[6] = {13, 13, 13, 14, 13, 13};
     uint8_t off[2] = {0, 0};
     double corners[6] = {-8, -8, -8, 8, 8, 8};
-    p = prompts(), p.points = NULL, p.point_count = 0, p.dense = mask, p.dense_kind = PRISM_DENSE_MASK, p.bounds = corners, p.space = PRISM_RAS;
+    p = prompts(), p.points = NULL, p.point_count = 0, p.dense = mask,
+        p.dense_kind = PRISM_DENSE_MASK, p.bounds = corners, p.space = PRISM_RAS;
     OK(prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, mask, ALL, NULL, NULL));
     OK(prism_session_interact(session, &p, NULL));
-    p = prompts(), p.dense = logits, p.dense_kind = PRISM_DENSE_LOGITS, p.scribble = scribble, p.scribble_labels = off, p.scribble_count = 2;
+    p = prompts(), p.dense = logits, p.dense_kind = PRISM_DENSE_LOGITS, p.scribble = scribble,
+        p.scribble_labels = off, p.scribble_count = 2;
     /* One that is no number is named, alone or among many. */
     const float rubbish[3] = {NAN, INFINITY, -INFINITY};
-    const char *const named[3] = {"NaN at voxel [1, 2, 3]", "are inf at voxel [1, 2, 3]", "-inf at voxel [1, 2, 3]"};
+    const char *const named[3] = {"NaN at voxel [1, 2, 3]", "are inf at voxel [1, 2, 3]",
+                                  "-inf at voxel [1, 2, 3]"};
     float *one = logits + (3 * EDGE + 2) * EDGE + 1, was = *one;
     for (int n = 0; n < 3; n++) {
         *one = rubbish[n];
@@ -358,7 +385,8 @@ static void predictions(prism_session *session, const char *folder) {
     TRUE(patch.edge > 0 && patch.bytes > 0);
 
     OK(prism_prediction_free(prediction));
-    EXPECT(PRISM_INVALID_HANDLE, "freed", prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, mask, ALL, NULL, NULL));
+    EXPECT(PRISM_INVALID_HANDLE, "freed",
+           prism_prediction_get_mask(prediction, PRISM_GRID_VOLUME, mask, ALL, NULL, NULL));
     free(mask), free(turned), free(logits);
 }
 
@@ -368,9 +396,11 @@ static void put(const char *path, const void *bytes, size_t size) {
     fclose(file);
 }
 
-/* What a volume was read from is not written over by its mask, by any of its names: voxels of a name that a mask can have, and of one that the voxels of a mask would get. */
+/* What a volume was read from is not written over by its mask, by any of its names: voxels of a
+ * name that a mask can have, and of one that the voxels of a mask would get. */
 static void inputs(prism_model *model, const char *folder) {
-    static const char *const endings[2][2] = {{".nii", ".nii"}, {".zraw", ".mhd"}}, *const names[4] = {"scan", "./scan", "soft", "hard"};
+    static const char *const endings[2][2] = {{".nii", ".nii"}, {".zraw", ".mhd"}},
+                             *const names[4] = {"scan", "./scan", "soft", "hard"};
     static int16_t again[EDGE * EDGE * EDGE];
     char header[4096], data[4096], soft[4096], hard[4096], out[4096], target[64], text[512];
     snprintf(header, sizeof header, "%s/scan.nhdr", folder);
@@ -381,8 +411,10 @@ static void inputs(prism_model *model, const char *folder) {
         snprintf(hard, sizeof hard, "%s/hard%s", folder, ending);
         snprintf(target, sizeof target, "scan%s", ending);
         snprintf(text, sizeof text,
-                 "NRRD0004\ntype: short\ndimension: 3\nsizes: %d %d %d\nspace: RAS\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nendian: little\nencoding: raw\ndata file: %s\n", EDGE, EDGE,
-                 EDGE, target);
+                 "NRRD0004\ntype: short\ndimension: 3\nsizes: %d %d %d\nspace: RAS\n"
+                 "space directions: (1,0,0) (0,1,0) (0,0,1)\nendian: little\nencoding: raw\n"
+                 "data file: %s\n",
+                 EDGE, EDGE, EDGE, target);
         put(header, text, strlen(text));
         put(data, voxels, sizeof voxels);
         remove(soft), remove(hard);
@@ -401,7 +433,8 @@ static void inputs(prism_model *model, const char *folder) {
             EXPECT(PRISM_FILE, "is an input", prism_prediction_save_mask(prediction, out));
         }
         FILE *file = fopen(data, "rb");
-        TRUE(file && fread(again, 1, sizeof again, file) == sizeof again && memcmp(again, voxels, sizeof voxels) == 0);
+        TRUE(file && fread(again, 1, sizeof again, file) == sizeof again &&
+             memcmp(again, voxels, sizeof voxels) == 0);
         if (file) fclose(file);
         snprintf(out, sizeof out, "%s/other%s", folder, endings[n][1]);
         OK(prism_prediction_save_mask(prediction, out));
@@ -439,7 +472,8 @@ static void *click(void *user) {
 }
 
 static void threads(prism_session *session) {
-    /* A callback that meddles, and cancels at its third call. Nothing is answered yet that the click could find to be right already. */
+    /* A callback that meddles, and cancels at its third call. Nothing is answered yet that the
+     * click could find to be right already. */
     struct caller one = {session, 0, 0, 0}, two = one;
     prism_prompts p = prompts();
     OK(prism_session_reset(session));
@@ -451,7 +485,8 @@ static void threads(prism_session *session) {
     OK(prism_session_cancel(session)); /* nothing is under way: the next call is not its business */
     OK(prism_session_interact(session, &p, NULL));
 
-    /* Two threads on one session, one on a fork of it, a fourth that cancels and then gives the session back under their hands. */
+    /* Two threads on one session, one on a fork of it, a fourth that cancels and then gives the
+     * session back under their hands. */
     prism_session *other = NULL;
     EXPECT(PRISM_INVALID_ARGUMENT, "another is NULL", prism_session_fork(session, NULL));
     OK(prism_session_fork(session, &other));
@@ -474,7 +509,8 @@ int main(int argc, char **argv) {
         int x = i % EDGE - 20, y = i / EDGE % EDGE - 20, z = i / EDGE / EDGE - 20;
         voxels[i] = (int16_t)(x * x + y * y + z * z < 49 ? 80 : -20) + (int16_t)(i * 7919 % 21);
     }
-    TRUE(prism_abi_version() == PRISM_ABI_VERSION && strlen(prism_version()) >= 5 && strcmp(prism_last_error(), "") == 0);
+    TRUE(prism_abi_version() == PRISM_ABI_VERSION && strlen(prism_version()) >= 5 &&
+         strcmp(prism_last_error(), "") == 0);
     OK(prism_set_log(count_message, &messages));
     prism_engine *engine = NULL;
     prism_model *model = NULL;
@@ -487,20 +523,28 @@ int main(int argc, char **argv) {
     prism_array a = array();
     OK(prism_volume_wrap(&a, &volume));
     prism_session_options options = {0};
-    EXPECT(PRISM_INVALID_ARGUMENT, "struct_size", prism_session_open(model, volume, &options, &session));
+    EXPECT(PRISM_INVALID_ARGUMENT, "struct_size",
+           prism_session_open(model, volume, &options, &session));
     options.struct_size = sizeof options, options.spacing = -1;
-    EXPECT(PRISM_INVALID_ARGUMENT, "spacing is -1", prism_session_open(model, volume, &options, &session));
+    EXPECT(PRISM_INVALID_ARGUMENT, "spacing is -1",
+           prism_session_open(model, volume, &options, &session));
     options.spacing = NAN;
-    EXPECT(PRISM_INVALID_ARGUMENT, "spacing is NaN", prism_session_open(model, volume, &options, &session));
+    EXPECT(PRISM_INVALID_ARGUMENT, "spacing is NaN",
+           prism_session_open(model, volume, &options, &session));
     options.spacing = 1, options.released = 2;
-    EXPECT(PRISM_INVALID_ARGUMENT, "released is 2", prism_session_open(model, volume, &options, &session));
+    EXPECT(PRISM_INVALID_ARGUMENT, "released is 2",
+           prism_session_open(model, volume, &options, &session));
     options.released = 0, options.intensity = 6;
-    EXPECT(PRISM_INVALID_ARGUMENT, "intensity is 6", prism_session_open(model, volume, &options, &session));
+    EXPECT(PRISM_INVALID_ARGUMENT, "intensity is 6",
+           prism_session_open(model, volume, &options, &session));
     options.intensity = PRISM_INTENSITY_GIVEN;
-    EXPECT(PRISM_INVALID_ARGUMENT, "sd above 0", prism_session_open(model, volume, &options, &session));
+    EXPECT(PRISM_INVALID_ARGUMENT, "sd above 0",
+           prism_session_open(model, volume, &options, &session));
     options.clip[0] = -50, options.clip[1] = 120, options.mean = 10, options.sd = 40;
-    EXPECT(PRISM_INVALID_HANDLE, "expected a volume", prism_session_open(model, (prism_volume *)model, &options, &session));
-    EXPECT(PRISM_INVALID_ARGUMENT, "session is NULL", prism_session_open(model, volume, &options, NULL));
+    EXPECT(PRISM_INVALID_HANDLE, "expected a volume",
+           prism_session_open(model, (prism_volume *)model, &options, &session));
+    EXPECT(PRISM_INVALID_ARGUMENT, "session is NULL",
+           prism_session_open(model, volume, &options, NULL));
     OK(prism_session_open(model, volume, &options, &session));
     inputs(model, argv[2]);
     /* What the session needs it keeps. */
