@@ -90,7 +90,10 @@ macro_rules! failures {
     };
 }
 failures! {
-    DeviceError => PRISM_DEVICE, CudaError => PRISM_DEVICE, Refused => PRISM_OUT_OF_MEMORY, ArrayError => PRISM_INVALID_ARGUMENT,
+    DeviceError => PRISM_DEVICE,
+    CudaError => PRISM_DEVICE,
+    Refused => PRISM_OUT_OF_MEMORY,
+    ArrayError => PRISM_INVALID_ARGUMENT,
 }
 
 impl From<PromptError> for Failure {

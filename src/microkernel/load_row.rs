@@ -215,7 +215,14 @@ pub(crate) fn scatter_row(
 
 multiversion! {
     /// Folds one of the four rows under a row of pooled voxels into `out` `[w][c]`.
-    fn pool_row_plainly(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, first: bool, out: &mut [f32]) {
+    fn pool_row_plainly(
+        x: &[f32],
+        add: Option<&[f32]>,
+        norm: Option<&ItemNorm>,
+        c: usize,
+        first: bool,
+        out: &mut [f32],
+    ) {
         let mut value = vec![0.0; c];
         for (k, out) in out.chunks_exact_mut(c).enumerate() {
             if first {
@@ -255,11 +262,19 @@ pub(crate) struct ScratchRow {
 multiversion! {
     /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is
     /// padding and after the last channel.
-    fn scatter_row_plainly(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: ScratchRow, scratch: &mut [f32]) {
+    fn scatter_row_plainly(
+        x: &[f32],
+        add: Option<&[f32]>,
+        norm: Option<&ItemNorm>,
+        c: usize,
+        place: ScratchRow,
+        scratch: &mut [f32],
+    ) {
         for (b, c0) in (0..c).step_by(place.ic_block).enumerate() {
             let n = place.ic_block.min(c - c0);
             let [before, behind] = place.padding;
-            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.ic_block];
+            let voxels = x.len() / c + before + behind;
+            let row = &mut scratch[b * place.block_stride + place.at..][..voxels * place.ic_block];
             let (head, rest) = row.split_at_mut(before * place.ic_block);
             let (body, tail) = rest.split_at_mut(rest.len() - behind * place.ic_block);
             head.fill(0.0);
@@ -286,11 +301,19 @@ multiversion! {
 multiversion! {
     /// Writes a row `[w][c]` into the blocks of scratch in pairs of channels, normalised, with
     /// zeros where there is padding and after the last channel.
-    pub(crate) fn scatter_bf16_pairs(x: &[f32], add: Option<&[f32]>, norm: Option<&ItemNorm>, c: usize, place: ScratchRow, scratch: &mut [f32]) {
+    pub(crate) fn scatter_bf16_pairs(
+        x: &[f32],
+        add: Option<&[f32]>,
+        norm: Option<&ItemNorm>,
+        c: usize,
+        place: ScratchRow,
+        scratch: &mut [f32],
+    ) {
         for (b, c0) in (0..c).step_by(2 * place.ic_block).enumerate() {
             let n = (2 * place.ic_block).min(c - c0);
             let [before, behind] = place.padding;
-            let row = &mut scratch[b * place.block_stride + place.at..][..(x.len() / c + before + behind) * place.ic_block];
+            let voxels = x.len() / c + before + behind;
+            let row = &mut scratch[b * place.block_stride + place.at..][..voxels * place.ic_block];
             let (head, rest) = row.split_at_mut(before * place.ic_block);
             let (body, tail) = rest.split_at_mut(rest.len() - behind * place.ic_block);
             head.fill(0.0);

@@ -73,7 +73,9 @@ multiversion! {
             for (b, part) in row.chunks(x).enumerate() {
                 let to = &mut to[b * stride + r * x..][..x];
                 // With a length known at compile time, this is no call.
-                if let (Ok(part), Ok(to)) = (<&[f32; 32]>::try_from(part), <&mut [f32; 32]>::try_from(&mut *to)) {
+                if let (Ok(part), Ok(to)) =
+                    (<&[f32; 32]>::try_from(part), <&mut [f32; 32]>::try_from(&mut *to))
+                {
                     *to = *part;
                 } else {
                     to[..part.len()].copy_from_slice(part);

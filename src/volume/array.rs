@@ -48,7 +48,11 @@ macro_rules! typed {
         }
     };
     ($element:expr, $t:ident => $body:expr) => {
-        $crate::volume::array::typed!(@ $element, $t, $body; Int8 i8, Uint8 u8, Int16 i16, Uint16 u16, Int32 i32, Uint32 u32, Int64 i64, Uint64 u64, Float32 f32, Float64 f64)
+        $crate::volume::array::typed!(
+            @ $element, $t, $body;
+            Int8 i8, Uint8 u8, Int16 i16, Uint16 u16, Int32 i32, Uint32 u32, Int64 i64, Uint64 u64,
+            Float32 f32, Float64 f64
+        )
     };
 }
 
@@ -123,7 +127,10 @@ pub fn span(bytes: usize, size: [usize; 3], strides: [isize; 3]) -> Result<usize
     axes.sort_by_key(|a| strides[*a].unsigned_abs());
     axes.into_iter().try_fold(bytes, |reach, a| {
         let step = strides[a].unsigned_abs();
-        let span = step.checked_mul(size[a] - 1).and_then(|s| s.checked_add(reach)).filter(|s| *s <= isize::MAX as usize);
+        let span = step
+            .checked_mul(size[a] - 1)
+            .and_then(|s| s.checked_add(reach))
+            .filter(|s| *s <= isize::MAX as usize);
         span.filter(|_| step >= reach).ok_or_else(|| {
             ArrayError(format!("strides of {strides:?} bytes: voxels of {size:?} elements of {bytes} bytes overlap or reach beyond memory"))
         })

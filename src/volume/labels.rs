@@ -244,7 +244,8 @@ impl Labels {
         let Contents { grid, volumes, segments, mut warnings, .. } = contents;
         let fail = |message: String| VolumeError::new(path, message);
         let steps = Steps::between(&grid, image).or_else(|e| {
-            let as_passed_over = other.and_then(|affine| Steps::between(&grid, &Grid { affine, ..*image }).ok());
+            let as_passed_over =
+                other.and_then(|affine| Steps::between(&grid, &Grid { affine, ..*image }).ok());
             if as_passed_over.is_some() {
                 warnings.push(
                     "it is aligned with the scan's sform, which the scan itself does not use: it was aligned voxel by voxel".into(),

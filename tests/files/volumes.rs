@@ -23,7 +23,10 @@ fn affine(rng: &mut StdRng) -> Affine {
     n.iter_mut().for_each(|v| *v /= length);
     let (s, c) = angle.sin_cos();
     let cross = [[0.0, -n[2], n[1]], [n[2], 0.0, -n[0]], [-n[1], n[0], 0.0]];
-    let rotation = |r: usize, k: usize| if r == k { c } else { 0.0 } + s * cross[r][k] + (1.0 - c) * n[r] * n[k];
+    let rotation = |r: usize, k: usize| {
+        let along = if r == k { c } else { 0.0 };
+        along + s * cross[r][k] + (1.0 - c) * n[r] * n[k]
+    };
     let mut rows = [[0.0; 4]; 3];
     for (column, axis) in axes.into_iter().enumerate() {
         let step = rng.random_range(0.4..6.0) * if rng.random() { 1.0 } else { -1.0 };

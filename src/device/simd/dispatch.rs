@@ -81,7 +81,10 @@ pub(crate) use dispatch;
 /// line, compiled for the baseline. In it, `FUSED` says whether the instruction set has fused
 /// multiply-add, for the functions that take it.
 macro_rules! multiversion {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
+    ) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
         $vis fn $name(isa: $crate::device::Isa, $($arg: $ty),*) $(-> $ret)? {

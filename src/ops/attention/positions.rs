@@ -31,10 +31,17 @@ multiversion! {
 multiversion! {
     /// `B[kd, kw] + C[kh, kw]`, rows of `stride`, for every key `(kd, kh, kw)` of a window, zero
     /// after the last: the part that the queries of one `(d, h)` share.
-    pub(super) fn shared_positions(b: &[f32], c: &[f32], stride: usize, extent: [usize; 3], out: &mut [f32]) {
+    pub(super) fn shared_positions(
+        b: &[f32],
+        c: &[f32],
+        stride: usize,
+        extent: [usize; 3],
+        out: &mut [f32],
+    ) {
         let keys = extent[0] * extent[1] * extent[2];
         for (row, out) in out[..keys].chunks_exact_mut(extent[2]).enumerate() {
-            let (b, c) = (&b[row / extent[1] * stride..][..extent[2]], &c[row % extent[1] * stride..][..extent[2]]);
+            let b = &b[row / extent[1] * stride..][..extent[2]];
+            let c = &c[row % extent[1] * stride..][..extent[2]];
             for i in 0..extent[2] {
                 out[i] = b[i] + c[i];
             }
@@ -62,7 +69,13 @@ multiversion! {
 multiversion! {
     /// `ln Σ exp(A + pad)` over the first `edge` of each row of `a`, `stride` apart, plus the row's
     /// score.
-    pub(super) fn padded_scores(a: &[f32], stride: usize, edge: usize, pad: &[f32], out: &mut [f32]) {
+    pub(super) fn padded_scores(
+        a: &[f32],
+        stride: usize,
+        edge: usize,
+        pad: &[f32],
+        out: &mut [f32],
+    ) {
         for (a, out) in a.chunks_exact(stride).zip(out) {
             let mut lanes = [f32::NEG_INFINITY; 16];
             for (a, p) in a[..edge].chunks(16).zip(pad[..edge].chunks(16)) {
@@ -96,7 +109,14 @@ multiversion! {
 multiversion! {
     /// For each kw, the logarithm of the summed `exp(B + C)`, rows of `stride`, over the padded
     /// positions of a window; minus infinity if there are none.
-    pub(super) fn padded_log_weight(b: &[f32], c: &[f32], stride: usize, edge: usize, extent: [usize; 3], out: &mut [f32]) {
+    pub(super) fn padded_log_weight(
+        b: &[f32],
+        c: &[f32],
+        stride: usize,
+        edge: usize,
+        extent: [usize; 3],
+        out: &mut [f32],
+    ) {
         // Sixteen columns at a time.
         for first in (0..edge).step_by(16) {
             let n = (edge - first).min(16);
@@ -120,8 +140,13 @@ multiversion! {
                 }
             }
             for i in 0..n {
-                let (b_in, b_out, c_in, c_out) = (inside[0][i], outside[0][i], inside[1][i], outside[1][i]);
-                let padded = if first + i < extent[2] { b_out * (c_in + c_out) + b_in * c_out } else { (b_in + b_out) * (c_in + c_out) };
+                let (b_in, b_out) = (inside[0][i], outside[0][i]);
+                let (c_in, c_out) = (inside[1][i], outside[1][i]);
+                let padded = if first + i < extent[2] {
+                    b_out * (c_in + c_out) + b_in * c_out
+                } else {
+                    (b_in + b_out) * (c_in + c_out)
+                };
                 out[first + i] = tops[0][i] + tops[1][i] + padded.ln() as f32;
             }
         }

@@ -11,7 +11,14 @@ use crate::tensor::{OpError, Tensor};
 
 multiversion! {
     /// Adds `B[kd, kw] + C[kh, kw] + A[row, kw]` to the scores of the queries of one `(d, h)`.
-    fn add_positions(scores: &mut [f32], a: &[f32], b: &[f32], c: &[f32], edge: usize, extent: [usize; 3]) {
+    fn add_positions(
+        scores: &mut [f32],
+        a: &[f32],
+        b: &[f32],
+        c: &[f32],
+        edge: usize,
+        extent: [usize; 3],
+    ) {
         let keys = extent[0] * extent[1] * extent[2];
         for (scores, a) in scores.chunks_exact_mut(keys).zip(a.chunks_exact(edge)) {
             for (kd, plane) in scores.chunks_exact_mut(extent[1] * extent[2]).enumerate() {
@@ -30,7 +37,13 @@ multiversion! {
 multiversion! {
     /// Softmax over `keys` scores and the extra key of each row; then `dp` and `dextra` become the
     /// gradients of the scores.
-    fn score_gradients(p: &mut [f32], dp: &mut [f32], keys: usize, extra: &mut [f32], dextra: &mut [f32]) {
+    fn score_gradients(
+        p: &mut [f32],
+        dp: &mut [f32],
+        keys: usize,
+        extra: &mut [f32],
+        dextra: &mut [f32],
+    ) {
         for (r, (p, dp)) in p.chunks_exact_mut(keys).zip(dp.chunks_exact_mut(keys)).enumerate() {
             let mut row_max = extra[r];
             for v in p.iter() {
@@ -40,7 +53,11 @@ multiversion! {
                 *v = simd::exp::<FUSED>(*v - row_max);
             }
             // An absent extra key has a score of minus infinity.
-            let e = if extra[r] == f32::NEG_INFINITY { 0.0 } else { simd::exp::<FUSED>(extra[r] - row_max) };
+            let e = if extra[r] == f32::NEG_INFINITY {
+                0.0
+            } else {
+                simd::exp::<FUSED>(extra[r] - row_max)
+            };
             let inverse = 1.0 / (simd::sum(p) + e);
             for v in p.iter_mut() {
                 *v *= inverse;
@@ -58,7 +75,14 @@ multiversion! {
 multiversion! {
     /// Sums the score gradients of one line's queries for each position term, over the axes on
     /// which the term does not depend: `A[row, kw]`, `B[kd, kw]`, `C[kh, kw]`.
-    fn gather_positions(ds: &[f32], edge: usize, extent: [usize; 3], a: &mut [f32], b: &mut [f32], c: &mut [f32]) {
+    fn gather_positions(
+        ds: &[f32],
+        edge: usize,
+        extent: [usize; 3],
+        a: &mut [f32],
+        b: &mut [f32],
+        c: &mut [f32],
+    ) {
         let [ed, eh, ew] = extent;
         for (ds, a) in ds.chunks_exact(ed * eh * ew).zip(a.chunks_exact_mut(edge)) {
             let a = &mut a[..ew];

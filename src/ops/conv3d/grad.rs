@@ -170,7 +170,14 @@ pub fn weight_onto(
 multiversion! {
     /// Passes the gradients of a row of pooled voxels to the largest of the eight under each, the
     /// first of equals.
-    fn unpool_row(rows: &[&[f32]; 4], adds: Option<[&[f32]; 4]>, norm: Option<&ItemNorm>, c: usize, g: &[f32], out: &mut [Vec<f32>; 4]) {
+    fn unpool_row(
+        rows: &[&[f32]; 4],
+        adds: Option<[&[f32]; 4]>,
+        norm: Option<&ItemNorm>,
+        c: usize,
+        g: &[f32],
+        out: &mut [Vec<f32>; 4],
+    ) {
         let mut value = vec![0.0f32; c];
         let mut best = vec![0.0f32; c];
         let mut winner = vec![0u32; c];

@@ -109,7 +109,9 @@ multiversion! {
                     *out = v + residual;
                 }
             // With a length known at compile time, this is no call.
-            } else if let (Ok(sums), Ok(out)) = (<&[f32; 32]>::try_from(sums), <&mut [f32; 32]>::try_from(&mut *out)) {
+            } else if let (Ok(sums), Ok(out)) =
+                (<&[f32; 32]>::try_from(sums), <&mut [f32; 32]>::try_from(&mut *out))
+            {
                 *out = *sums;
             } else {
                 out.copy_from_slice(sums);

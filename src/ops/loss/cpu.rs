@@ -42,7 +42,13 @@ multiversion! {
                 let difference = p[i] - m[i];
                 let off = difference.abs() - target[i];
                 squares[i] = off * off;
-                let sign = if difference > 0.0 { 1.0 } else if difference < 0.0 { -1.0 } else { 0.0 };
+                let sign = if difference > 0.0 {
+                    1.0
+                } else if difference < 0.0 {
+                    -1.0
+                } else {
+                    0.0
+                };
                 m[i] = scale * off * sign;
             }
             total += simd::sum(&squares[..n]) as f64;
@@ -54,14 +60,21 @@ multiversion! {
 multiversion! {
     /// The gradient of the logits: `(a g + b p + u - v) p (1 - p) + c (p - g)`, where `u - v` comes
     /// from the boundary.
-    fn gradient_run(p: &[f32], g: &[f32], factors: [f32; 3], boundary: Option<(&[f32], &[f32])>, out: &mut [f32]) {
+    fn gradient_run(
+        p: &[f32],
+        g: &[f32],
+        factors: [f32; 3],
+        boundary: Option<(&[f32], &[f32])>,
+        out: &mut [f32],
+    ) {
         let ([a, b, c], n) = (factors, out.len());
         let (p, g) = (&p[..n], &g[..n]);
         match boundary {
             Some((u, v)) => {
                 let (u, v) = (&u[..n], &v[..n]);
                 for i in 0..n {
-                    out[i] = (a * g[i] + b * p[i] + u[i] - v[i]) * p[i] * (1.0 - p[i]) + c * (p[i] - g[i]);
+                    out[i] = (a * g[i] + b * p[i] + u[i] - v[i]) * p[i] * (1.0 - p[i])
+                        + c * (p[i] - g[i]);
                 }
             }
             None => {

@@ -127,7 +127,16 @@ pub fn instance_norm(
 
 multiversion! {
     /// Layer norm's gradient for rows of `x`; adds to `sums` `[2][c]` (weight, bias).
-    fn layer_norm_rows(x: &[f32], dy: &[f32], weight: &[f32], bias: &[f32], eps: f32, gelu: bool, dx: &mut [f32], sums: &mut [f32]) {
+    fn layer_norm_rows(
+        x: &[f32],
+        dy: &[f32],
+        weight: &[f32],
+        bias: &[f32],
+        eps: f32,
+        gelu: bool,
+        dx: &mut [f32],
+        sums: &mut [f32],
+    ) {
         let c = weight.len();
         let bias = &bias[..c];
         let (mut standard, mut slope) = (vec![0.0f32; c], vec![0.0f32; c]);

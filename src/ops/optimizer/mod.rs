@@ -54,7 +54,8 @@ multiversion! {
             let g = g[i] as f64 * s.clip;
             m[i] = (b1 * m[i] as f64 + (1.0 - b1) * g) as f32;
             v[i] = (b2 * v[i] as f64 + (1.0 - b2) * g * g) as f32;
-            let step = (m[i] as f64 / s.corrected[0]) / ((v[i] as f64 / s.corrected[1]).sqrt() + s.eps);
+            let step =
+                (m[i] as f64 / s.corrected[0]) / ((v[i] as f64 / s.corrected[1]).sqrt() + s.eps);
             p[i] = (p[i] as f64 * s.decay - s.lr * step) as f32;
         }
     }

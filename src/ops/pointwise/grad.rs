@@ -52,7 +52,16 @@ pub fn softmax(device: &Device, y: &Tensor, dy: &Tensor) -> Result<Tensor, OpErr
 multiversion! {
     /// The gradient of the activated values of a run of voxels, and what it adds to `sums`
     /// `[m][c]`, the weights' gradient, and `[m]`, the bias's.
-    fn mask_logits_run(x: &[f32], add: Option<&[f32]>, norm: &ItemNorm, c: usize, weights: &[f32], dy: &[&[f32]], dx: &mut [f32], sums: &mut [f32]) {
+    fn mask_logits_run(
+        x: &[f32],
+        add: Option<&[f32]>,
+        norm: &ItemNorm,
+        c: usize,
+        weights: &[f32],
+        dy: &[&[f32]],
+        dx: &mut [f32],
+        sums: &mut [f32],
+    ) {
         let mut value = vec![0.0f32; c];
         let m = dy.len();
         for (v, x) in x.chunks_exact(c).enumerate() {

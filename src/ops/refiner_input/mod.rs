@@ -117,9 +117,17 @@ pub fn refiner_input(
 multiversion! {
     /// A row of the refiner's input and of the halved logits, from the four rows of logits and
     /// prompts around it.
-    fn halve_row(image: &[f32], m: [&[f32]; 4], prompts: [&[f32]; 4], inputs: &mut [f32], logits: &mut [f32]) {
+    fn halve_row(
+        image: &[f32],
+        m: [&[f32]; 4],
+        prompts: [&[f32]; 4],
+        inputs: &mut [f32],
+        logits: &mut [f32],
+    ) {
         let set = |v: f32| if v > 0.0 { 1.0f32 } else { 0.0 };
-        for (k, ((inputs, logit), image)) in inputs.chunks_exact_mut(4).zip(logits).zip(image).enumerate() {
+        for (k, ((inputs, logit), image)) in
+            inputs.chunks_exact_mut(4).zip(logits).zip(image).enumerate()
+        {
             let mut sums = [0.0f32; 4];
             for (m, p) in m.iter().zip(prompts) {
                 let (m, p) = (&m[2 * k..][..2], &p[4 * k..][..4]);
