@@ -116,33 +116,46 @@ fn literal(text: &str) -> Option<usize> {
     inner[first.len_utf8()..].starts_with('\'').then(|| first.len_utf8() + 2)
 }
 
-/// The words and signs of a text, without comments, strings and characters.
-fn tokens(text: &str) -> Vec<Token<'_>> {
+/// What a piece of a text is.
+#[derive(Clone, Copy, PartialEq)]
+enum Piece {
+    Blank,
+    Comment,
+    /// A string or a character.
+    Literal,
+    /// A word or a sign.
+    Token,
+}
+
+/// All pieces of a text in order, each with the line that it begins in.
+fn pieces(text: &str) -> Vec<(Piece, Token<'_>)> {
     let (mut found, mut rest, mut line) = (vec![], text, 1);
     while let Some(first) = rest.chars().next() {
-        let len = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
+        let (piece, len) = if rest.starts_with("//") {
+            (Piece::Comment, rest.find('\n').unwrap_or(rest.len()))
         } else if rest.starts_with("/*") {
-            comment(rest)
+            (Piece::Comment, comment(rest))
         } else if let Some(len) = literal(rest) {
-            len
+            (Piece::Literal, len)
+        } else if first.is_whitespace() {
+            (Piece::Blank, rest.find(|c: char| !c.is_whitespace()).unwrap_or(rest.len()))
+        } else if is_word(first) {
+            (Piece::Token, rest.find(|c: char| !is_word(c)).unwrap_or(rest.len()))
+        } else if rest.starts_with("::") {
+            (Piece::Token, 2)
         } else {
-            let len = if is_word(first) {
-                rest.find(|c: char| !is_word(c)).unwrap_or(rest.len())
-            } else if rest.starts_with("::") {
-                2
-            } else {
-                first.len_utf8()
-            };
-            if !first.is_whitespace() {
-                found.push((&rest[..len], line));
-            }
-            len
+            (Piece::Token, first.len_utf8())
         };
+        found.push((piece, (&rest[..len], line)));
         line += rest[..len].matches('\n').count();
         rest = &rest[len..];
     }
     found
+}
+
+/// The words and signs of a text, without comments, strings and characters.
+fn tokens(text: &str) -> Vec<Token<'_>> {
+    pieces(text).into_iter().filter(|(piece, _)| *piece == Piece::Token).map(|(_, t)| t).collect()
 }
 
 /// Where the bracket at `at` closes.
@@ -716,14 +729,27 @@ fn what_is_planted_is_found() {
     );
 }
 
-/// The most columns of a line. rustfmt checks the code itself.
+/// The most columns of a line.
 const COLUMNS: usize = 100;
 
-/// The lines of comments that are longer than [`COLUMNS`], by number.
-fn wide_comments(text: &str) -> Vec<usize> {
-    let is_wide =
-        |line: &str| line.trim_start().starts_with("//") && line.chars().count() > COLUMNS;
+/// The lines that are longer than [`COLUMNS`], by number.
+fn wide_lines(text: &str) -> Vec<usize> {
+    let is_wide = |line: &str| line.chars().count() > COLUMNS;
     (1..).zip(text.lines()).filter(|(_, line)| is_wide(line)).map(|(n, _)| n).collect()
+}
+
+/// The lines of Rust that are longer than [`COLUMNS`], by number, but for those with a string:
+/// rustfmt breaks none, and a message that is in one piece is found by searching for it. rustfmt
+/// leaves what surrounds such a string as it is, and never looks into the bodies of macros.
+fn wide_rust(text: &str) -> Vec<usize> {
+    let is_string =
+        |(piece, (part, _)): &(Piece, Token)| *piece == Piece::Literal && !part.starts_with('\'');
+    let strings: BTreeSet<usize> = pieces(text)
+        .into_iter()
+        .filter(is_string)
+        .flat_map(|(_, (part, line))| line..=line + part.matches('\n').count())
+        .collect();
+    wide_lines(text).into_iter().filter(|n| !strings.contains(n)).collect()
 }
 
 /// The doc comments that begin by pointing at their neighbour, by number of their first lines.
@@ -755,27 +781,54 @@ fn vague_comments(text: &str) -> Vec<usize> {
     (1..).zip(text.lines()).filter(|(_, line)| is_vague(line)).map(|(n, _)| n).collect()
 }
 
-/// `file:line` of what `of` finds in all files whose comments keep to a rule: those of Rust, of the
-/// kernels and of their emulator.
-fn in_comments(of: fn(&str) -> Vec<usize>) -> Vec<String> {
+/// All files of Rust.
+fn files_of_rust() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folders = ["src", "tests", "benches", "fuzz/fuzz_targets"];
+    let folders = ["src", "tests", "benches", "fuzz/fuzz_targets", "kernels"];
     let mut files: Vec<_> = folders.iter().flat_map(|f| below(&root.join(f), &["rs"])).collect();
-    files.extend(below(&root.join("kernels"), &["rs", "cu", "cuh", "h", "cpp"]));
     files.push(root.join("build.rs"));
-    let found_in = |file: &PathBuf| {
+    files
+}
+
+/// The files of C, C++ and CUDA in these folders.
+fn files_of_c(folders: &[&str]) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let extensions = ["c", "h", "cpp", "hpp", "cu", "cuh"];
+    folders.iter().flat_map(|folder| below(&root.join(folder), &extensions)).collect()
+}
+
+/// `file:line` of what `of` finds in files.
+fn found_in(files: &[PathBuf], of: fn(&str) -> Vec<usize>) -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let places = |file: &PathBuf| {
         let name = file.strip_prefix(root).unwrap().display().to_string();
         let lines = of(&std::fs::read_to_string(file).unwrap());
         lines.into_iter().map(move |n| format!("{name}:{n}"))
     };
-    files.iter().flat_map(found_in).collect()
+    files.iter().flat_map(places).collect()
+}
+
+/// `file:line` of what `of` finds in all files whose comments keep to a rule: those of Rust, of the
+/// kernels and of their emulator.
+fn in_comments(of: fn(&str) -> Vec<usize>) -> Vec<String> {
+    found_in(&[files_of_rust(), files_of_c(&["kernels"])].concat(), of)
 }
 
 #[test]
-fn comments_keep_to_their_columns() {
-    let wide = in_comments(wide_comments);
-    assert!(wide.is_empty(), "comments of more than {COLUMNS} columns:\n{}", wide.join("\n"));
-    assert_eq!(wide_comments(&format!("fn f() {{}}\n    // {}\n", "x".repeat(94))), [2]);
+fn lines_keep_to_their_columns() {
+    let of_c = files_of_c(&["kernels", "tests/c", "tests/wgmma", "examples/c", "examples/cpp"]);
+    assert!(of_c.len() > 30, "only {} files of C, C++ and CUDA were found", of_c.len());
+    let wide = [found_in(&files_of_rust(), wide_rust), found_in(&of_c, wide_lines)].concat();
+    assert!(wide.is_empty(), "lines of more than {COLUMNS} columns:\n{}", wide.join("\n"));
+
+    let (fits, wide) = ("x".repeat(96), "x".repeat(97));
+    assert_eq!(wide_lines(&format!("    {fits}\n    {wide}\n    \"{wide}\"\n")), [2, 3]);
+    let planted = format!(
+        "fn f() {{}}\n    // {fits} \"s\"\n    g(\"{fits}\");\n    {wide}\n    \"s\\\n {wide}\\\n {wide}\";\n\
+         m! {{ {wide} }}\n/* \"{wide}\" */ 'x'\n"
+    );
+    assert_eq!(wide_rust(&planted), [2, 4, 8, 9]);
+    assert_eq!(wide_rust(&format!("    {}\n", "×".repeat(96))), [0; 0]);
 }
 
 /// rustdoc shows first lines in lists, alone and out of order.
