@@ -6,8 +6,8 @@ docs/kernels.md is its output.
 
 A layer is a 3x3x3 convolution of 32 to 32 channels of a map as it is in the network: normed, leaky
 ReLU. Sums are exact here (float64), so what differs is how operands are rounded. The error is the
-distance to the same with no rounding at all, relative to its length; the output is not rounded.
-A chain is a number of such layers with their norms, each of which gets the output of the one before,
+distance to the same with no rounding at all, relative to its length; the output is not rounded. A
+chain is a number of such layers with their norms, each of which gets the output of the one before,
 rounded to the type of maps."""
 
 import numpy as np

@@ -1,4 +1,5 @@
-"""Writes reference cases of what the authors' cases leave out, computed by the peer in float64: python benches/peer/cases.py FOLDER"""
+"""Writes reference cases of what the authors' cases leave out, computed by the peer in float64:
+python benches/peer/cases.py FOLDER"""
 
 import json
 import pathlib

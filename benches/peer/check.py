@@ -1,4 +1,5 @@
-"""Checks the PyTorch peer against a reference session: python check.py session_32.safetensors [float64]"""
+"""Checks the PyTorch peer against a reference session:
+python check.py session_32.safetensors [float64]"""
 
 import sys
 

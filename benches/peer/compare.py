@@ -1,9 +1,12 @@
-"""Times prism and the same network in PyTorch in turn: same image, same prompts, same threads, same hashed weights.
+"""Times prism and the same network in PyTorch in turn: same image, same prompts, same threads, same
+hashed weights.
 
     python benches/peer/compare.py [--size 128] [--threads 2] [--rounds 3] [--json FILE]
 
-Needs torch, numpy and safetensors, and cargo; torch.compile also a C++ compiler. Each round runs every configuration of the peer, then prism in every precision, each in a
-process of its own; medians are printed, and their ratios to the peer's best configuration of each column. On a shared machine only the ratios mean something.
+Needs torch, numpy and safetensors, and cargo; torch.compile also a C++ compiler. Each round runs
+every configuration of the peer, then prism in every precision, each in a process of its own;
+medians are printed, and their ratios to the peer's best configuration of each column. On a shared
+machine only the ratios mean something.
 """
 
 import argparse

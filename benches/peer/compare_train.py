@@ -1,9 +1,11 @@
-"""Times a training step of prism and of the same network in PyTorch in turn: same image, label, prompts, hashed weights, threads.
+"""Times a training step of prism and of the same network in PyTorch in turn: same image, label,
+prompts, hashed weights, threads.
 
     python benches/peer/compare_train.py [--model small|base] [--iterations 4] [--threads 2] [--rounds 2] [--repeats 3] [--checkpoint] [--json FILE]
 
-A step: encode, N iterations with their losses, all gradients, clipping, AdamW; batch 1, float32. With --checkpoint both sides compute iterations again on the way back
-instead of keeping their activations. Needs torch, numpy and safetensors, and cargo.
+A step: encode, N iterations with their losses, all gradients, clipping, AdamW; batch 1, float32.
+With --checkpoint both sides compute iterations again on the way back instead of keeping their
+activations. Needs torch, numpy and safetensors, and cargo.
 """
 
 import argparse
@@ -30,7 +32,8 @@ def label_of(size):
 
 
 def peer(path, model, iterations, repeats, checkpoint, device="cpu", autocast=None, channels_last=False, compiled=None):
-    """The peer's side: seconds and loss of each step, on a device, in its autocast type and compiled in a mode where given."""
+    """The peer's side: seconds and loss of each step, on a device, in its autocast type and
+    compiled in a mode where given."""
     import contextlib
     import time
 

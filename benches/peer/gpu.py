@@ -1,8 +1,12 @@
-"""Times the network in PyTorch on a GPU in every configuration worth a try, and prism beside it: python gpu.py --executables FOLDER --json FILE
+"""Times the network in PyTorch on a GPU in every configuration worth a try, and prism beside it:
+python gpu.py --executables FOLDER --json FILE
 
-Same image, prompts and hashed weights. Encode and interaction, base at 128^3: medians by the device's clock for PyTorch, by the host's for prism, whose
-interactions end with the masks on the host. A training step, base, one item, 4 iterations: medians by the host's clock, device waited for. What says most comes first: prism, PyTorch's best configuration
-eager, then through torch.compile as it is by default and with max-autotune, in inference and training; then the others. A configuration that fails or runs out of time is reported as that. Called by scripts/gpu-check.
+Same image, prompts and hashed weights. Encode and interaction, base at 128^3: medians by the
+device's clock for PyTorch, by the host's for prism, whose interactions end with the masks on the
+host. A training step, base, one item, 4 iterations: medians by the host's clock, device waited for.
+What says most comes first: prism, PyTorch's best configuration eager, then through torch.compile as
+it is by default and with max-autotune, in inference and training; then the others. A configuration
+that fails or runs out of time is reported as that. Called by scripts/gpu-check.
 """
 
 import argparse
@@ -135,7 +139,8 @@ def prism(executables, size, precision, repeats):
 
 
 def compare_best(result):
-    """Notes which of PyTorch's configurations so far is the fastest, and how much longer it takes than prism."""
+    """Notes which of PyTorch's configurations so far is the fastest, and how much longer it takes
+    than prism."""
     for what, side in (("encode", "peer"), ("interact", "peer"), ("step", "peer_step")):
         own = result["prism" if side == "peer" else "prism_step"].get("f16", {})
         good = {n: r for n, r in result[side].items() if "failed" not in r}
@@ -146,7 +151,8 @@ def compare_best(result):
 
 @contextlib.contextmanager
 def at_most(seconds):
-    """Ends what is done within by an exception when the seconds are over; compilers may take any time."""
+    """Ends what is done within by an exception when the seconds are over; compilers may take any
+    time."""
 
     def end(*_):
         raise TimeoutError(f"not done after {seconds:.0f} s")

@@ -1,4 +1,5 @@
-"""Puts what scripts/gpu-check left in a folder into one result.json and result.md: python gpu_report.py FOLDER COMMIT"""
+"""Puts what scripts/gpu-check left in a folder into one result.json and result.md:
+python gpu_report.py FOLDER COMMIT"""
 
 import datetime
 import json
@@ -7,7 +8,8 @@ import sys
 
 
 def choices_of(tried):
-    """Lines on the variants of kernels: where another than the rule's is the best, the largest gain first."""
+    """Lines on the variants of kernels: where another than the rule's is the best, the largest gain
+    first."""
     rows, count, wrong = [], 0, [p["problem"] for p in tried["problems"] if any(e is None or e > p["tolerance"] for e in p["errors"])]
     for problem in tried["problems"]:
         for choice in problem["choices"]:

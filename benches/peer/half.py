@@ -1,4 +1,5 @@
-"""Measures the peer's own error in 16 bits on the reference cases in a folder, as src/verify/half.json: python benches/peer/half.py tests/reference
+"""Measures the peer's own error in 16 bits on the reference cases in a folder, as
+src/verify/half.json: python benches/peer/half.py tests/reference
 
 A case of `prism verify` passes in 16 bits within 2e-2 or four times what is written there.
 """
@@ -50,8 +51,8 @@ def session(f, dtype):
 
 
 def gradient(f, dtype):
-    """Training as it is done in 16 bits: float32 weights, products in `dtype` (autocast), the loss in float32 and scaled as far as
-    nothing overflows. A gradient's error is a matter of chance: of
+    """Training as it is done in 16 bits: float32 weights, products in `dtype` (autocast), the loss
+    in float32 and scaled as far as nothing overflows. A gradient's error is a matter of chance: of
     parameters whose names differ in numbers only, the largest counts; and of all, the median."""
     meta, get = f.metadata(), f.get_tensor
     size, iterations, scale = int(meta["image_size"]), int(meta["iterations"]), 1024.0

@@ -1,7 +1,8 @@
 """The PRISM network in plain PyTorch, to measure against and to check the check.
 
-Written from the architecture's description, with the released checkpoints' tensor names. Straightforward on purpose: padded windows,
-concatenated skips, no exact-algebra shortcuts, so that it does the work that the released network does.
+Written from the architecture's description, with the released checkpoints' tensor names.
+Straightforward on purpose: padded windows, concatenated skips, no exact-algebra shortcuts, so that
+it does the work that the released network does.
 """
 
 import math
@@ -187,7 +188,8 @@ class Prism:
         index = torch.arange(s, device=x.device)[:, None] - torch.arange(s, device=x.device)[None] + s - 1
         rd, rh, rw = (self.w[f"{at}.rel_pos_{a}"][index] for a in "dhw")
         rq = q.reshape(b * heads, s, s, s, hd)
-        # d: by the query's own place; h and w: read the queries at (d, h, key d) and (d, h, key h); tables by the key's last index.
+        # d: by the query's own place; h and w: read the queries at (d, h, key d) and (d, h, key h);
+        # tables by the key's last index.
         a = torch.einsum("bdhwc,dkc->bdhwk", rq, rd)
         bb = torch.einsum("bdhpc,hkc->bdhpk", rq, rh)
         cc = torch.einsum("bdhpc,pkc->bdhpk", rq, rw)
@@ -295,7 +297,8 @@ class Prism:
         return x
 
     def interact(self, image, features, points, labels, box, dense, history):
-        """Points [n, 3], labels [n], box [6], dense prompt [1, 1, s, s, s], prompt maps [1, 2, s, s, s]; returns candidates, scores, answer."""
+        """Points [n, 3], labels [n], box [6], dense prompt [1, 1, s, s, s], prompt maps [1, 2, s,
+        s, s]; returns candidates, scores, answer."""
         embedding, skips = features
         tokens, x = self._prompts(embedding, points, labels, box, dense)
         for level in range(4, 0, -1):
@@ -319,7 +322,8 @@ class Prism:
 
 
     def losses(self, answer, label, boundary=10.0, batch=1):
-        """The training loss of one iteration: an item's share of a batch's, over which the errors of scores are summed and all else averaged."""
+        """The training loss of one iteration: an item's share of a batch's, over which the errors
+        of scores are summed and all else averaged."""
         masks, scores, refined = answer
 
         def edges(m):

@@ -1,8 +1,10 @@
-"""PyTorch's side of `prism bench --peer`: times problems and prints JSON, {problem: seconds or null}.
+"""PyTorch's side of `prism bench --peer`: times problems and prints JSON, {problem: seconds or
+null}.
 
     python problems.py DEVICE PRECISION THREADS SECONDS PROBLEM ...
 
-The plain ops of PyTorch, as a program without prism would call them; a problem that this file does not know is null. Networks need prism_torch.py beside it.
+The plain ops of PyTorch, as a program without prism would call them; a problem that this file does
+not know is null. Networks need prism_torch.py beside it.
 """
 
 import json

@@ -1,6 +1,8 @@
-"""Times training steps of the base network that are recorded and replayed, between steps that are launched op by op, and demands the same losses of all.
+"""Times training steps of the base network that are recorded and replayed, between steps that are
+launched op by op, and demands the same losses of all.
 
-python recorded.py --executables target/gpu [--iterations 4] [--repeats 10] [--device cuda] [--precision f16] [--json FILE]
+python recorded.py --executables target/gpu [--iterations 4] [--repeats 10] [--device cuda]
+[--precision f16] [--json FILE]
 """
 
 import argparse
@@ -15,7 +17,8 @@ import tempfile
 from switches import run
 
 SIZE = 128
-# Steps before those that are timed: the first is op by op in any case, in the next ones recordings are made.
+# Steps before those that are timed: the first is op by op in any case, in the next ones recordings
+# are made.
 BEFORE = 3
 # A B A.
 ORDER = [("op by op", {}), ("recorded", {"PRISM_CUDA_TRAIN_GRAPHS": "on"}), ("op by op", {})]

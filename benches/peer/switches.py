@@ -1,8 +1,11 @@
-"""Times encode and interaction of the base network with early launches, branches of recorded work and the token path's own launches switched off, with the variants of a table if `prism tune` made one,
-and with convolutions and dense layers by wgmma switched on, each between runs with all as they are by default and variants by rule, and demands the same bits of all but the last three, whose sums have another order.
-wgmma is last: a failure of it ends this, and leaves what was timed before.
+"""Times encode and interaction of the base network with early launches, branches of recorded work
+and the token path's own launches switched off, with the variants of a table if `prism tune` made
+one, and with convolutions and dense layers by wgmma switched on, each between runs with all as they
+are by default and variants by rule, and demands the same bits of all but the last three, whose sums
+have another order. wgmma is last: a failure of it ends this, and leaves what was timed before.
 
-python switches.py --executables target/gpu [--size 128] [--repeats 20] [--device cuda] [--json FILE]
+python switches.py --executables target/gpu [--size 128] [--repeats 20] [--device cuda]
+[--json FILE]
 """
 
 import argparse
@@ -25,7 +28,8 @@ OTHERS = (TOKENS, TUNED, WGMMA)
 
 
 def run(command, switches):
-    """What an executable prints as JSON, with these switches alone and without a table of variants."""
+    """What an executable prints as JSON, with these switches alone and without a table of
+    variants."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PRISM_CUDA_")} | {"PRISM_TUNE": "0"}
     done = subprocess.run([str(c) for c in command], env={**clean, **switches}, capture_output=True, text=True)
     if done.returncode:

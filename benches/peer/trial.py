@@ -1,6 +1,9 @@
-"""Trains the small network on synthetic cases for a given time, as a trial: python trial.py --prism PROGRAM --json FILE [--seconds 120] [--device cuda] [--precision f16]
+"""Trains the small network on synthetic cases for a given time, as a trial:
+python trial.py --prism PROGRAM --json FILE [--seconds 120] [--device cuda] [--precision f16]
 
-What training is like as its users run it, with data, simulated users, validation and saving. Fails if the run does, or if its loss does not fall. The cases are made as they are needed: no data is read.
+What training is like as its users run it, with data, simulated users, validation and saving. Fails
+if the run does, or if its loss does not fall. The cases are made as they are needed: no data is
+read.
 """
 
 import argparse
