@@ -1,7 +1,7 @@
 """Sends ITK-SNAP's requests to its own server and to another, and compares what comes back.
 
-python3 dls.py URL, with itksnap-dls 0.1.6 and what it needs to be imported but for torch, of which its mock
-models want no more than a word. Says "all is well" at its end.
+python3 dls.py URL, with itksnap-dls 0.1.6 and what it needs to be imported but for torch, of which
+its mock models want no more than a word. Says "all is well" at its end.
 """
 
 import base64

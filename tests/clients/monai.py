@@ -1,8 +1,9 @@
-"""Works with a server as 3D Slicer's extension of MONAI Label does: by MONAI Label's own Python client.
+"""Works with a server as 3D Slicer's extension of MONAI Label does: by MONAI Label's own Python
+client.
 
-python3 monai.py URL TOKEN IMAGE I,J,K SERIES, with monailabel 0.8.5 to be imported; IMAGE is a packed NIfTI file,
-the voxel lies on what is to be found, and SERIES is the same scan in the server's folder, or nothing. Says "all
-is well" at its end.
+python3 monai.py URL TOKEN IMAGE I,J,K SERIES, with monailabel 0.8.5 to be imported; IMAGE is a
+packed NIfTI file, the voxel lies on what is to be found, and SERIES is the same scan in the
+server's folder, or nothing. Says "all is well" at its end.
 """
 
 import gzip
@@ -112,7 +113,8 @@ def main(folder):
     assert one[i, j, k] == 1 and one.max() == 1
     two = infer([CLICK], [away])
     assert two[i, j, k] == 1 and two[tuple(away)] == 0
-    # The same again, in other files; then without the last click, which brings back the answer before.
+    # The same again, in other files; then without the last click, which brings back the answer
+    # before.
     assert (infer([CLICK], [away], result_compress=True) == two).all()
     assert (infer([CLICK], [away], result_compress=False) == two).all()
     assert (infer([CLICK], [away], nifti, result_extension=".nii.gz") == two).all()

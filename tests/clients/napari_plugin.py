@@ -1,9 +1,11 @@
-"""Works with a server as somebody does who has napari's nnInteractive plugin, unchanged: opens a scan, connects,
-draws with the mouse on the window, and compares the layer with what the server's own interface answers to the same.
+"""Works with a server as somebody does who has napari's nnInteractive plugin, unchanged: opens a
+scan, connects, draws with the mouse on the window, and compares the layer with what the server's
+own interface answers to the same.
 
-python3 napari_plugin.py URL TOKEN SCAN LABEL FOLDER, in a display, with napari-nninteractive 2.5.4 to be imported;
-SCAN and LABEL are NIfTI files, and FOLDER takes pictures of the window. scripts/napari-test has all of that. Not
-called napari.py, which would be the package that it imports. Says "all is well" at its end.
+python3 napari_plugin.py URL TOKEN SCAN LABEL FOLDER, in a display, with napari-nninteractive 2.5.4
+to be imported; SCAN and LABEL are NIfTI files, and FOLDER takes pictures of the window.
+scripts/napari-test has all of that. Not called napari.py, which would be the package that it
+imports. Says "all is well" at its end.
 """
 
 import itertools
@@ -28,10 +30,12 @@ PATIENCE = 120
 
 
 class Reference:
-    """An object of the server's own interface, of the scan as the plugin sends it: an array, and distances."""
+    """An object of the server's own interface, of the scan as the plugin sends it: an array, and
+    distances."""
 
     def __init__(self, array, spacing, path):
-        # The protocol tells no directions. The server takes voxels to run to the left, the back and the head.
+        # The protocol tells no directions. The server takes voxels to run to the left, the back and
+        # the head.
         dk, dj, di = np.abs(spacing)
         nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), np.diag([-di, -dj, dk, 1])), path)
         self.http = httpx.Client(base_url=URL, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=PATIENCE)
@@ -136,7 +140,8 @@ class Person:
         self.wait(seconds=0.05)
 
     def tool(self, index, on=True):
-        """Chooses a tool (point, box, scribble, lasso), on the object or off it. What it draws on is returned."""
+        """Chooses a tool (point, box, scribble, lasso), on the object or off it. What it draws on
+        is returned."""
         self.press(self.panel.prompt_button.buttons[0 if on else 1])
         self.press(self.panel.interaction_button.buttons[index])
         return self.viewer.layers[self.panel.layer_dict[index]]
@@ -168,7 +173,8 @@ class Both:
         self.person.drag(one, other)
         corners = np.round(layer.data[-1]).astype(int)
         low, high = corners.min(0), corners.max(0)
-        # Of the corners that the plugin sends the higher ones lie behind the box, but on the slice that is seen.
+        # Of the corners that the plugin sends the higher ones lie behind the box, but on the slice
+        # that is seen.
         high = np.where(low == high, high, high - 1)
         near = [np.abs(low - np.minimum(one, other)).max(), np.abs(high + 1 - np.maximum(one, other)).max()]
         assert max(near) <= 1, f"drawn from {one} to {other}, and the plugin has {corners.tolist()}"
@@ -205,7 +211,8 @@ class Both:
         assert (outline[:, 2].round() == slice).all()
         lasso = {"on": on, "axis": 2, "slice": slice, "outline": outline[:, :2].tolist()}
         self.reference.say(lassos=[lasso])
-        # The plugin sends the voxels within, not the outline: of those right at it both may make something else.
+        # The plugin sends the voxels within, not the outline: of those right at it both may make
+        # something else.
         mask, expected = self.person.mask().copy(), self.reference.mask()
         agreed = dice(mask, expected)
         print(f"{name}: {int(mask.sum())} voxels, a Dice coefficient of {agreed:.3f}", flush=True)
@@ -229,7 +236,8 @@ def main():
     person = Person()
     panel, image = person.panel, person.image
     array = np.asarray(image.data)
-    # The expert's outline, in the order of the window's array: from toe to head, back to front, left to right.
+    # The expert's outline, in the order of the window's array: from toe to head, back to front,
+    # left to right.
     [label] = person.viewer.open(LABEL, plugin="napari-nifti", layer_type="labels")
     truth = np.asarray(label.data) > 0
     person.viewer.layers.remove(label)

@@ -1,8 +1,8 @@
 """Works with a server as 3D Slicer's and napari's extensions do: by nnInteractive's own client.
 
-python3 nninteractive.py URL LASTING, with nninteractive-client 2.6.0 to be imported. The server at URL lets a
-lease go after 6 seconds without work, and has room for two; that at LASTING gives time for everything else.
-Says "all is well" at its end.
+python3 nninteractive.py URL LASTING, with nninteractive-client 2.6.0 to be imported. The server at
+URL lets a lease go after 6 seconds without work, and has room for two; that at LASTING gives time
+for everything else. Says "all is well" at its end.
 """
 
 import subprocess
@@ -69,7 +69,8 @@ def every_type():
             with opened(two) as session:
                 session.add_bbox_interaction([[4, 20], [12, 28], [14, 30]], True)
                 assert (session.target_buffer == expected).all()
-    # Distances have a sign where napari shows an axis the other way round; none is another distance.
+    # Distances have a sign where napari shows an axis the other way round; none is another
+    # distance.
     image, _ = ball()
     for spacing, same in (((-2.0, -1.0, -1.0), True), (None, False)):
         with opened(image, spacing=spacing) as session:
@@ -137,7 +138,8 @@ def every_method():
     assert (session.target_buffer == inside).all()
     step(session.add_point_interaction([12, 20, 22], True))
     assert (session.target_buffer == inside).all()
-    # One that is to be predicted from is as good an answer: it stays as it is, and nothing more comes of it.
+    # One that is to be predicted from is as good an answer: it stays as it is, and nothing more
+    # comes of it.
     smaller = inside & (np.arange(inside.shape[2]) < 24)
     assert session.add_initial_seg_interaction(smaller.astype(np.uint8), run_prediction=True) is None
     states.append(session.target_buffer.copy())
@@ -198,7 +200,8 @@ def leases():
     assert killed.stdout.readline() == "there\n"
     killed.kill()
     killed.wait()
-    # The other place is kept by work meanwhile, so that the one that comes free is the killed client's.
+    # The other place is kept by work meanwhile, so that the one that comes free is the killed
+    # client's.
     one = opened(image, url=URL)
     end = time.time() + 30
     while True:
@@ -215,7 +218,8 @@ def leases():
 
 
 def initial():
-    """A mask that was to be predicted from comes back whole from the server where its buffer is a new one."""
+    """A mask that was to be predicted from comes back whole from the server where its buffer is a
+    new one."""
     image, inside = ball()
     with opened(image) as session:
         session.add_initial_seg_interaction(inside.astype(np.uint8), run_prediction=True)
@@ -284,7 +288,8 @@ def together():
 
 
 def patiently(work, tries=5):
-    """Does it again if it fails, when all leases are over: somebody may have been paused for longer than one lasts."""
+    """Does it again if it fails, when all leases are over: somebody may have been paused for longer
+    than one lasts."""
     for left in reversed(range(tries)):
         try:
             return work()

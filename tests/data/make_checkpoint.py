@@ -1,7 +1,8 @@
-"""Writes checkpoint.pth.tar, a PyTorch checkpoint as a training script leaves it: python tests/data/make_checkpoint.py
+"""Writes checkpoint.pth.tar, a PyTorch checkpoint as a training script leaves it:
+python tests/data/make_checkpoint.py
 
-Its network is checkpoint.json's; its weights are hashed with the salt `checkpoint`, so that a test knows them without PyTorch. Needs cargo,
-torch and safetensors.
+Its network is checkpoint.json's; its weights are hashed with the salt `checkpoint`, so that a test
+knows them without PyTorch. Needs cargo, torch and safetensors.
 """
 
 import pathlib
