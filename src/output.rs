@@ -1,11 +1,12 @@
 //! Files that appear whole or not at all: written under a temporary name beside their destination,
 //! then renamed ([`Pending`]).
 
-use std::collections::BTreeSet;
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tempfile::NamedTempFile;
 
@@ -16,7 +17,8 @@ pub struct Pending {
     /// Locked for as long as the file is being written.
     _lock: File,
     destination: PathBuf,
-    permissions: std::fs::Permissions,
+    /// Those that it gets if nothing is at its destination by then.
+    permissions: Permissions,
     /// A file that this one refers to: it takes its place before this one does.
     named: Option<Box<Pending>>,
     _listed: Listed,
@@ -69,8 +71,8 @@ pub fn abandon() {
 fn abandon_if_free() {
     match TEMPORARY.try_lock() {
         Ok(list) => remove(&list),
-        Err(TryLockError::Poisoned(list)) => remove(&list.into_inner()),
-        Err(TryLockError::WouldBlock) => {}
+        Err(sync::TryLockError::Poisoned(list)) => remove(&list.into_inner()),
+        Err(sync::TryLockError::WouldBlock) => {}
     }
 }
 
@@ -104,8 +106,10 @@ fn sweep(folder: &Path) {
                     .and_then(|at| at.elapsed().ok())
                     .is_some_and(|age| age > LEFT_OVER)
         });
-        // The lock ended with the process that held it.
-        if is_old && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+        // The lock ended with the process that held it. Network file systems lock only files that
+        // are open for writing.
+        let unlocked = |file: File| file.try_lock().is_ok();
+        if is_old && OpenOptions::new().write(true).open(&path).is_ok_and(unlocked) {
             let _ = std::fs::remove_file(&path);
         }
     }
@@ -128,6 +132,31 @@ pub fn spelled_out(path: &Path) -> PathBuf {
         (Ok(folder), Some(name)) => folder.join(name),
         _ => at,
     }
+}
+
+/// A name without the differences that not all file systems tell apart: those of case.
+pub fn uncased(name: &str) -> String {
+    name.to_lowercase()
+}
+
+/// An error if two of these outputs are one file, or would be one on a file system that does not
+/// tell upper and lower case apart.
+///
+/// # Errors
+/// A message that names the first two of them.
+pub fn all_differ(outputs: &[PathBuf]) -> Result<(), String> {
+    let mut seen = BTreeMap::new();
+    for output in outputs {
+        let place = uncased(&spelled_out(output).to_string_lossy());
+        if let Some(other) = seen.insert(place, output) {
+            return Err(format!(
+                "the outputs {} and {} are the same file, or differ only in upper and lower case, which not all file systems tell apart",
+                other.display(),
+                output.display()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Checks that a file could be put at `path`.
@@ -175,7 +204,7 @@ fn destination(path: &Path) -> io::Result<PathBuf> {
             }
             // If it has another owner, the folder may let it be replaced although its mode does not
             // let it be written.
-            Ok(_) => return std::fs::OpenOptions::new().append(true).open(&at).map(|_| at),
+            Ok(_) => return OpenOptions::new().append(true).open(&at).map(|_| at),
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(at),
             Err(e) => return Err(e),
         }
@@ -194,10 +223,21 @@ pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes sure that the names in a folder survive a power cut. If folders cannot be synchronised, as
-/// on some network file systems, the names are there all the same.
-pub(crate) fn sync_folder(path: &Path) {
-    let _ = std::fs::File::open(path).and_then(|folder| folder.sync_all());
+/// Makes sure that the names in a folder survive a power cut. If its file system, as some network
+/// file systems, or the operating system cannot do that, the names are there all the same.
+///
+/// # Errors
+/// The names may not be on the disk: it failed, or is full.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    let synced = File::open(path).and_then(|folder| folder.sync_all());
+    synced.or_else(|e| if is_unsupported(&e) { Ok(()) } else { Err(e) })
+}
+
+/// Whether an error only says that a folder cannot be opened or synchronised here.
+fn is_unsupported(e: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    matches!(e.kind(), InvalidInput | PermissionDenied | Unsupported)
+        || cfg!(unix) && matches!(e.raw_os_error(), Some(libc::EBADF | libc::ENOTSUP))
 }
 
 /// Makes a folder if it does not exist, with those above it, so that it survives a power cut.
@@ -208,8 +248,7 @@ pub fn make_folder(path: &Path) -> io::Result<()> {
     let is_missing = |at: &&Path| !at.as_os_str().is_empty() && !at.exists();
     let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
     std::fs::create_dir_all(path)?;
-    missing.into_iter().for_each(|made| sync_folder(folder(made)));
-    Ok(())
+    missing.into_iter().try_for_each(|made| sync_folder(folder(made)))
 }
 
 impl Pending {
@@ -222,12 +261,14 @@ impl Pending {
         let destination = destination(path)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(PREFIX).rand_bytes(RANDOM).suffix(ending);
+        // In place of a file that is there, it is private while it is written: it gets that one's
+        // mode at the end. A new one has the mode that the user's umask, or the folder's access
+        // list, gives from the beginning: only the system knows it.
+        let there = std::fs::metadata(&destination).ok();
         #[cfg(unix)]
-        {
-            // Temporary files are private by default; the result should have the mode that the
-            // user's umask gives.
+        if there.is_none() {
             use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
+            builder.permissions(Permissions::from_mode(0o666));
         }
         sweep(folder(&destination));
         crate::memory::before_last_words(abandon_if_free);
@@ -239,8 +280,6 @@ impl Pending {
         if cfg!(unix) {
             let _ = lock.try_lock();
         }
-        // A file that was there before keeps its mode.
-        let there = std::fs::metadata(&destination).ok();
         let permissions = there.map_or_else(|| file.as_file().metadata(), Ok)?.permissions();
         Ok(Pending {
             temporary: file.into_temp_path(),
@@ -268,7 +307,7 @@ impl Pending {
     /// # Errors
     /// Those of the operating system.
     pub fn open(&self) -> io::Result<File> {
-        std::fs::OpenOptions::new().write(true).truncate(true).open(&self.temporary)
+        OpenOptions::new().write(true).truncate(true).open(&self.temporary)
     }
 
     /// Where the file will be.
@@ -280,50 +319,88 @@ impl Pending {
     ///
     /// # Errors
     /// Those of the operating system. In that case a file that it refers to is not left behind if
-    /// none was there before.
+    /// none was there before. If only the folder could not be synchronised, the file is in its
+    /// place, but may be lost by a power cut.
     pub fn commit(mut self) -> io::Result<()> {
         let named = self.named.take().map(|file| *file);
         // Everything that can fail is done before the first file takes its place.
         self.settle()?;
-        let Some(named) = named else { return self.put() };
+        let Some(named) = named else { return sync_folder(folder(&self.put()?)) };
         named.settle()?;
-        let (file, is_new) = (named.destination.clone(), !named.destination.exists());
-        named.put()?;
-        self.put().inspect_err(|_| {
+        let is_new = !named.destination.exists();
+        let file = named.put()?;
+        // The name that the other refers to is on the disk before the other is.
+        let put = sync_folder(folder(&file)).and_then(|()| self.put());
+        let put = put.inspect_err(|_| {
             if is_new {
                 let _ = std::fs::remove_file(&file);
             }
-        })
+        });
+        sync_folder(folder(&put?))
     }
 
     /// Gives a file its final mode, and writes all of it to the disk.
     fn settle(&self) -> io::Result<()> {
         // A writer may have replaced the file by one of its own.
-        std::fs::set_permissions(&self.temporary, self.permissions.clone())?;
-        std::fs::OpenOptions::new().append(true).open(&self.temporary)?.sync_all()
+        let file = OpenOptions::new().append(true).open(&self.temporary)?;
+        // A file that is there keeps its mode, as it is by now.
+        let there = std::fs::metadata(&self.destination);
+        file.set_permissions(there.map_or_else(|_| self.permissions.clone(), |m| m.permissions()))?;
+        file.sync_all()
     }
 
-    fn put(self) -> io::Result<()> {
+    /// Renames a file; returns where it is.
+    fn put(self) -> io::Result<PathBuf> {
         self.temporary.persist(&self.destination).map_err(|e| e.error)?;
-        sync_folder(folder(&self.destination));
-        Ok(())
+        Ok(self.destination)
+    }
+}
+
+/// A file that other processes find locked for as long as this lives.
+pub struct Lock {
+    _file: File,
+    warning: Option<String>,
+}
+
+impl Lock {
+    /// What a user should know: that the file could not be locked, as on a file system without
+    /// locks, so that other processes are not kept away.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
+
+    /// The outcome of trying to lock a file called `path`; none if another process has the lock.
+    fn of(path: &Path, file: File, tried: Result<(), TryLockError>) -> Option<Lock> {
+        let warning = match tried {
+            Ok(()) => None,
+            Err(TryLockError::WouldBlock) => return None,
+            Err(TryLockError::Error(e)) => Some(format!(
+                "{}: cannot be locked ({e}): see to it that no other process writes to {}",
+                path.display(),
+                folder(path).display()
+            )),
+        };
+        Some(Lock { _file: file, warning })
     }
 }
 
 /// Locks what a file called `name` stands for in a folder, so that other processes do not write it
-/// for as long as the result is open; none if another process has the lock.
+/// for as long as the result lives; none if another process has the lock. What the file contains
+/// stays.
 ///
 /// # Errors
-/// The file cannot be made or locked; the message names it.
-pub fn lock(folder: &Path, name: &str) -> Result<Option<std::fs::File>, String> {
+/// The file cannot be made; the message names it.
+pub fn lock(folder: &Path, name: &str) -> Result<Option<Lock>, String> {
     let path = folder.join(name);
-    let file = std::fs::File::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        // A file system without locks.
-        Err(std::fs::TryLockError::Error(_)) => Ok(Some(file)),
-    }
+    let file = to_lock(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let tried = file.try_lock();
+    Ok(Lock::of(&path, file, tried))
+}
+
+/// Opens a file to lock it, which is made if there is none. It is not truncated: it may be, or be a
+/// link to, a file of the user's.
+pub(crate) fn to_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).open(path)
 }
 
 /// Writes a file of bytes, to appear when the result is committed.
@@ -357,6 +434,10 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    fn mode_of(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
     #[test]
     fn what_is_there_is_followed_kept_or_left() {
         let folder = tempfile::tempdir().unwrap();
@@ -373,7 +454,7 @@ mod tests {
         // The file's mode stays, no matter who can read it.
         mode("sub/real", 0o600);
         write_text(&at("link"), "b").unwrap();
-        assert_eq!(std::fs::metadata(at("sub/real")).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(mode_of(&at("sub/real")), 0o600);
         mode("sub/real", 0o444);
         assert!(write_text(&at("link"), "c").unwrap_err().contains("write-protected"));
         assert_eq!(std::fs::read_to_string(at("sub/real")).unwrap(), "b");
@@ -387,6 +468,16 @@ mod tests {
         mode("sub/real", 0o644);
         assert_eq!(spelled_out(&at("sub/../link")), spelled_out(&at("sub/real")));
         assert_eq!(spelled_out(&at("sub/../new")), spelled_out(&at("./new")));
+        for (a, b, differ) in [
+            ("new", "other", true),
+            ("sub/../new", "./new", false),
+            ("M.nii", "m.nii", false),
+            ("link", "sub/real", false),
+        ] {
+            let said = all_differ(&[at(a), at("third"), at(b)]);
+            assert_eq!(said.is_ok(), differ, "{a}, {b}: {said:?}");
+            assert!(said.err().is_none_or(|e| e.contains(a) && e.contains(b)));
+        }
         // Leftovers of a killed process are removed; files that are still being written, new ones
         // and other users' files stay.
         let old = std::time::SystemTime::now() - 2 * LEFT_OVER;
@@ -424,5 +515,71 @@ mod tests {
         let left: Vec<_> =
             std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left.len(), 4, "{left:?}");
+    }
+
+    #[test]
+    fn a_file_is_never_readable_by_more_than_the_one_it_replaces() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let set = |name: &str, mode: u32| {
+            std::fs::set_permissions(at(name), Permissions::from_mode(mode)).unwrap()
+        };
+        for mode in [0o600, 0o640, 0o664, 0o666] {
+            std::fs::write(at("there"), "old").unwrap();
+            set("there", mode);
+            let pending = write_bytes(&at("there"), b"new").unwrap();
+            assert_eq!(mode_of(pending.path()), 0o600, "{mode:o}");
+            // A writer that puts a file of its own in the place of the temporary one.
+            std::fs::remove_file(pending.path()).unwrap();
+            std::fs::write(pending.path(), "newer").unwrap();
+            pending.commit().unwrap();
+            assert_eq!(mode_of(&at("there")), mode, "{mode:o}");
+            assert_eq!(std::fs::read(at("there")).unwrap(), b"newer");
+        }
+        // It was made private while the other was being written.
+        let pending = write_bytes(&at("there"), b"new").unwrap();
+        set("there", 0o600);
+        pending.commit().unwrap();
+        assert_eq!(mode_of(&at("there")), 0o600);
+        // A new file has the mode of all new files there.
+        File::create(at("plain")).unwrap();
+        let pending = write_bytes(&at("new"), b"new").unwrap();
+        assert_eq!(mode_of(pending.path()), mode_of(&at("plain")));
+        pending.commit().unwrap();
+        assert_eq!(mode_of(&at("new")), mode_of(&at("plain")));
+    }
+
+    #[test]
+    fn only_folders_that_cannot_be_synchronised_go_without() {
+        let error = io::Error::from_raw_os_error;
+        for code in [libc::EINVAL, libc::ENOTSUP, libc::EBADF, libc::EACCES] {
+            assert!(is_unsupported(&error(code)), "{}", error(code));
+        }
+        for code in [libc::EIO, libc::ENOSPC, libc::EDQUOT] {
+            assert!(!is_unsupported(&error(code)), "{}", error(code));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        sync_folder(folder.path()).unwrap();
+        let none = sync_folder(&folder.path().join("none")).unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_lock_leaves_the_content_and_says_where_there_are_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("notes"), "a user's").unwrap();
+        symlink("notes", at("run.lock")).unwrap();
+        let held = lock(folder.path(), "run.lock").unwrap().unwrap();
+        assert!(held.warning().is_none());
+        assert!(lock(folder.path(), "run.lock").unwrap().is_none(), "it is held");
+        drop(held);
+        assert!(lock(folder.path(), "run.lock").unwrap().is_some());
+        assert_eq!(std::fs::read(at("notes")).unwrap(), b"a user's");
+        // As a file system without locks answers.
+        let file = to_lock(&at("notes")).unwrap();
+        let refused = TryLockError::Error(io::Error::from_raw_os_error(libc::ENOTSUP));
+        let lock = Lock::of(&at("notes"), file, Err(refused)).unwrap();
+        assert!(lock.warning().unwrap().contains("cannot be locked"));
     }
 }

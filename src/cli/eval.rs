@@ -139,12 +139,13 @@ impl Eval {
             let path = self.output.join(name);
             check(&path).map_err(|e| Failure::Usage(format!("{}: {e}", path.display())))?;
         }
-        let Some(_lock) = lock(&self.output, "eval.lock").map_err(Failure::Failed)? else {
+        let Some(locked) = lock(&self.output, "eval.lock").map_err(Failure::Failed)? else {
             return Err(Failure::Failed(format!(
                 "another evaluation is writing to {}: give another --output",
                 self.output.display()
             )));
         };
+        locked.warning().into_iter().for_each(warn);
         let settings = self.settings(&chosen, &device, &target, channel, &cases)?;
         let mut kept = Kept::open(&self.output, &settings, self.fresh).map_err(|e| match e {
             KeptError::Settings { .. } => {

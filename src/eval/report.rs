@@ -4,6 +4,7 @@
 use super::metrics::mean_interval;
 use super::result::{CaseResult, Steered};
 use crate::chart::{Chart, Series};
+use crate::output::uncased;
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -26,9 +27,7 @@ pub fn file_names<'a>(
 ) -> Result<BTreeMap<String, String>, String> {
     let plain = |case: &str| case.replace([' ', ',', '/'], "_");
     let mut alike: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    cases
-        .into_iter()
-        .for_each(|case| alike.entry(plain(case).to_lowercase()).or_default().push(case));
+    cases.into_iter().for_each(|case| alike.entry(uncased(&plain(case))).or_default().push(case));
     let mut files = BTreeMap::new();
     for group in alike.values() {
         // A case that has this very name keeps it.
@@ -45,7 +44,7 @@ pub fn file_names<'a>(
     }
     let mut owners: BTreeMap<String, &str> = BTreeMap::new();
     for (case, file) in &files {
-        if let Some(other) = owners.insert(file.to_lowercase(), case) {
+        if let Some(other) = owners.insert(uncased(file), case) {
             return Err(format!(
                 "the files of the cases '{other}' and '{case}' would both be called {file}: rename one of the cases"
             ));

@@ -281,7 +281,7 @@ impl Found {
                 let copied = fs::copy(&journal, &copy)
                     .and_then(|_| OpenOptions::new().write(true).open(&copy)?.sync_all());
                 copied.map_err(at(&copy))?;
-                sync_folder(&path);
+                sync_folder(&path).map_err(at(&path))?;
                 warnings.push(format!(
                     "{}: damaged after its first {good} bytes: later changes are lost; the damaged file is kept beside it as {DAMAGED}",
                     journal.display()

@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::settings::Keep;
 use super::work::Key;
 use crate::memory;
-use crate::output::{self, sync_folder};
+use crate::output::{self, Lock, sync_folder};
 use crate::session::Session;
 use crate::session::kept::{Reader, Saved, Writer};
 use crate::volume::Modality;
@@ -145,7 +145,7 @@ pub struct Folder {
     pub(super) used: AtomicU64,
     /// The description with which each journal begins, which a later server compares with its own.
     pub(super) about: String,
-    _lock: File,
+    lock: Lock,
 }
 
 /// Something in a folder could not be written; its path is not shown.
@@ -203,7 +203,7 @@ impl Folder {
     pub fn open(keep: &Keep, about: &str) -> Result<Folder, String> {
         let Keep { folder: path, bytes: most, age } = keep;
         match new_folder(path) {
-            Ok(()) => sync_folder(output::folder(path)),
+            Ok(()) => sync_folder(output::folder(path)).map_err(at(path))?,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
             Err(e) => {
                 return Err(format!("{}: cannot keep state in this folder: {e}", path.display()));
@@ -225,7 +225,12 @@ impl Folder {
             .ok_or_else(|| format!("{}: another server uses this folder", path.display()))?;
         let about = about.to_string();
         let (path, used) = (path.clone(), AtomicU64::new(0));
-        Ok(Folder { path, most: *most, age: *age, used, about, _lock: lock })
+        Ok(Folder { path, most: *most, age: *age, used, about, lock })
+    }
+
+    /// What the server's operator should know about it.
+    pub fn warning(&self) -> Option<String> {
+        self.lock.warning().map(str::to_string)
     }
 
     /// Reserves room for `bytes` bytes.
@@ -266,8 +271,7 @@ impl Folder {
         let journal = Journal::new(self, name, Written::new(file));
         let begun = journal.written().begin(self);
         begun?;
-        sync_folder(&path);
-        sync_folder(&self.path);
+        sync_folder(&path).and_then(|()| sync_folder(&self.path)).map_err(|e| full(&e))?;
         Ok(journal)
     }
 }
@@ -410,7 +414,8 @@ impl Journal {
             // As on systems that cannot rename a folder with an open file.
             Err(_) => drop(fs::remove_dir_all(self.path())),
         }
-        sync_folder(&self.folder.path);
+        // A release has no way to fail: what a failing disk brings back is removed by its age.
+        let _ = sync_folder(&self.folder.path);
     }
 
     /// Appends what happened, as `tell` writes it. It is on disk when this returns; on an error it
@@ -438,8 +443,7 @@ impl Journal {
             file.write_all(bytes)?;
             file.sync_all()
         });
-        write.map_err(|e| full(&e))?;
-        sync_folder(&self.path());
+        write.and_then(|()| sync_folder(&self.path())).map_err(|e| full(&e))?;
         Ok(scan)
     }
 
@@ -563,13 +567,15 @@ impl<'a> Fresh<'a> {
         let put = new.file.sync_all();
         let put = put.and_then(|()| fs::rename(path.join(FRESH), path.join(JOURNAL)));
         put.map_err(|e| full(&e))?;
-        sync_folder(&path);
+        let synced = sync_folder(&path);
         let Some(mut new) = self.new.take() else { return Ok(()) };
         let scans = old.bytes - old.length_taken();
         self.journal.folder.give_back(old.length_taken());
         (new.bytes, new.next) = (new.bytes + scans, old.next);
         *old = new;
-        Ok(())
+        // Which of the two a power cut would leave is not known: nothing is added to either.
+        old.broken = synced.is_err();
+        synced.map_err(|e| full(&e))
     }
 }
 

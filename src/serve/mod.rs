@@ -217,7 +217,9 @@ impl Server {
         let folder = match &settings.keep {
             Some(keep) => {
                 let about = restore::about(&model, name);
-                Some(Arc::new(Folder::open(keep, &about)?))
+                let folder = Folder::open(keep, &about)?;
+                warnings.extend(folder.warning());
+                Some(Arc::new(folder))
             }
             None => None,
         };

@@ -146,6 +146,7 @@ fn an_output_is_no_input_and_no_other_output_however_it_is_spelled() {
         (to("d/../others.nii.gz").file("--prompts", at("p.json")), "is an input"),
         (to("link.nii.gz").with(point).file("--mask", at("mask.nii.gz")), "is an input"),
         (to("x.nii").with(point).file("--probability", at("d/../x.nii")), "the same file"),
+        (to("x.nii").with(point).file("--probability", at("X.nii")), "upper and lower case"),
         (
             to("x.nii").with(point).with("--clip 0,9 --mean nan --sd 1"),
             "--mean must be a finite number",

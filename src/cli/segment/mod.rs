@@ -272,10 +272,8 @@ impl Segment {
         }
         let outputs = self.outputs(objects.len());
         can_be_written(&outputs)?;
+        output::all_differ(&outputs).map_err(Failure::Usage)?;
         let places: Vec<PathBuf> = outputs.iter().map(|p| output::spelled_out(p)).collect();
-        if (1..places.len()).any(|i| places[..i].contains(&places[i])) {
-            return usage("two outputs are the same file");
-        }
         let named = objects
             .iter()
             .flat_map(|object| &object.iterations)
