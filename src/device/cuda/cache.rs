@@ -1,9 +1,10 @@
 //! Files that are kept between runs: compiled kernels, and tables of chosen variants.
 //!
 //! They are in `PRISM_CACHE` (by default `$XDG_CACHE_HOME/prism` or `~/.cache/prism`), under names
-//! that hold a hash of what they were made from. They are written whole under another name and
-//! renamed, and carry a checksum, so that concurrent writers and damaged files do no harm.
+//! that hold a hash of what they were made from. They appear whole or not at all, and carry a
+//! checksum, so that concurrent writers and damaged files do no harm.
 
+use crate::output::{self, Pending, make_folder};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -35,33 +36,27 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// The folder of a file, which is made if there is none.
-fn folder_of(path: &Path) -> io::Result<&Path> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    Ok(folder)
-}
-
 /// Locks a file, by another beside it: waits until no other process or thread has it locked, and
 /// keeps them waiting for as long as the result is open. On a file system without locks there is no
 /// waiting.
 pub(super) fn lock(path: &Path) -> io::Result<File> {
-    folder_of(path)?;
-    let file = File::create(path.with_extension("lock"))?;
+    make_folder(output::folder(path))?;
+    let file = output::to_lock(&path.with_extension("lock"))?;
     while file.lock().is_err_and(|e| e.kind() == io::ErrorKind::Interrupted) {}
     Ok(file)
 }
 
 /// Writes a file, and its folder if there is none.
 pub(super) fn write(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let folder = folder_of(path)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    make_folder(output::folder(path))?;
+    let pending = Pending::new(path, "")?;
+    let mut file = pending.open()?;
     let mut sum = Fnv::new();
     sum.add(contents);
     file.write_all(contents)?;
     file.write_all(&sum.0.to_le_bytes())?;
-    file.persist(path)?;
-    Ok(())
+    drop(file);
+    pending.commit()
 }
 
 /// FNV-1a, 64 bits.
@@ -100,5 +95,17 @@ mod tests {
         }
         std::fs::write(&path, b"short").unwrap();
         assert_eq!(read(&path).unwrap(), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_a_killed_process_left_goes_with_the_next_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join(".prism-tmp-0123456789abcdef");
+        let hour = std::time::Duration::from_secs(3600);
+        let file = File::create(&left).unwrap();
+        file.set_modified(std::time::SystemTime::now() - hour).unwrap();
+        write(&folder.path().join("x.cubin"), b"machine code").unwrap();
+        assert!(!left.exists());
     }
 }
