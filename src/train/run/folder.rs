@@ -18,19 +18,24 @@ impl Log {
     /// dropped, and so is that of a validation after the last step if that is still to be made.
     pub(super) fn open(path: &Path, step: usize, unvalidated: bool) -> Result<Log, String> {
         let fail = |e: std::io::Error| format!("{}: {e}", path.display());
-        let kept: Vec<String> = match std::fs::read_to_string(path) {
-            Ok(text) if step > 0 => text
-                .lines()
-                .filter(|l| {
-                    logged(l).is_some_and(|(s, validation)| {
-                        s < step || s == step && !(validation && unvalidated)
-                    })
-                })
-                .map(str::to_string)
-                .collect(),
-            _ => vec![],
+        let text = match std::fs::read_to_string(path) {
+            _ if step == 0 => String::new(),
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => {
+                return Err(format!(
+                    "{}: {e}: expected the log of this run up to step {step}; move it away to go on without it",
+                    path.display()
+                ));
+            }
         };
-        write_text(path, &kept.iter().map(|l| format!("{l}\n")).collect::<String>())?;
+        let is_kept = |l: &&str| {
+            logged(l).is_some_and(|(s, validation)| {
+                s < step || s == step && !(validation && unvalidated)
+            })
+        };
+        let kept = text.lines().filter(is_kept);
+        write_text(path, &kept.map(|l| format!("{l}\n")).collect::<String>())?;
         let file = std::fs::OpenOptions::new().append(true).open(path).map_err(fail)?;
         Ok(Log(std::io::BufWriter::new(file)))
     }
@@ -87,4 +92,32 @@ pub(super) fn current(state: &State) -> Result<Weights, String> {
         (name, tensor)
     });
     Weights::from_tensors(state.progress.config.clone(), named.collect()).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_cannot_be_read_is_no_empty_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let read = || std::fs::read(&path).unwrap();
+        // A run without one goes on.
+        drop(Log::open(&path, 2, false).unwrap());
+        assert_eq!(read(), b"");
+        let [one, three] = [1, 3].map(|step| format!("{}\n", json!({ "step": step })));
+        std::fs::write(&path, format!("{one}{three}")).unwrap();
+        drop(Log::open(&path, 2, false).unwrap());
+        assert_eq!(read(), one.as_bytes());
+        // A damaged byte.
+        let damaged = [one.as_bytes(), b"\xff\n"].concat();
+        std::fs::write(&path, &damaged).unwrap();
+        let Err(said) = Log::open(&path, 2, false) else { panic!("it was taken for a log") };
+        assert!(said.contains("log.jsonl") && said.contains("expected the log"), "{said}");
+        assert_eq!(read(), damaged);
+        // Of a run that has done nothing yet nothing is kept.
+        drop(Log::open(&path, 0, false).unwrap());
+        assert_eq!(read(), b"");
+    }
 }
