@@ -4,8 +4,11 @@ use super::{DeviceArgs, Failure, Precision, note, on_interrupt, progress, say, w
 use crate::data::source::Pools;
 use crate::device::Device;
 use crate::message::shown;
+use crate::output::Lock;
 use crate::train::peers::{Peers, Place, Token};
-use crate::train::run::{Ended, RecomputeReport, StepReport, ValidationReport, Watch, begin, run};
+use crate::train::run::{
+    Ended, RecomputeReport, StepReport, ValidationReport, Watch, begin, claim, run_claimed,
+};
 use crate::train::settings::Given;
 use crate::train::state::State;
 use clap::{Args, ValueEnum};
@@ -147,6 +150,20 @@ impl Train {
         let device = device.of(place.as_ref().map_or(0, |p| p.local)).open()?;
         let (epochs, recompute) = (given.epochs, given.recompute);
         let settings = given.settings();
+        if !self.resume {
+            settings.check().map_err(Failure::Usage)?;
+        } else if !settings.out.is_dir() {
+            // It is not made, as claiming it would.
+            return Err(Failure::Usage(format!(
+                "{}: no such folder, expected that of the run to resume",
+                settings.out.display()
+            )));
+        }
+        // The first process has the folder for itself from before it reads anything in it until the
+        // run has ended. Another training may be ending there: what it saves last would be lost.
+        let leads = place.as_ref().is_none_or(|p| p.rank == 0);
+        let claimed = leads.then(|| claim(&settings.out)).transpose().map_err(Failure::Failed)?;
+        claimed.iter().filter_map(Lock::warning).for_each(warn);
         let state = if self.resume {
             let path = settings.out.join("last.state.safetensors");
             let mut state = State::open(&path).map_err(Failure::Failed)?;
@@ -166,7 +183,6 @@ impl Train {
                     finished.display()
                 )));
             }
-            settings.check().map_err(Failure::Usage)?;
             begin(settings).map_err(Failure::Failed)?
         };
         let s = state.progress.settings.clone();
@@ -220,7 +236,7 @@ impl Train {
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let live = !bar.is_hidden();
         let mut watch = Bar { bar, live, loss: 0.0, rank: peers.rank() };
-        let ended = run(&device, state, &pools, &peers, &stop, &mut watch);
+        let ended = run_claimed(claimed, &device, state, &pools, &peers, &stop, &mut watch);
         watch.bar.finish_and_clear();
         let odd: BTreeSet<String> =
             pools.train.warnings().into_iter().chain(pools.validation.warnings()).collect();

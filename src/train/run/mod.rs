@@ -25,7 +25,7 @@ use crate::input::read_text;
 use crate::memory;
 use crate::model::{Config, Weights};
 use crate::ops::optimizer::AdamW;
-use crate::output::{lock, make_folder, write_text};
+use crate::output::{Lock, lock, make_folder, write_text};
 use crate::tensor::caught;
 use batch::{train_step, workers};
 use folder::{Log, keep};
@@ -167,12 +167,25 @@ pub fn network(name: &str) -> Result<Config, String> {
     Ok(config)
 }
 
+/// Makes a run's folder if there is none, and locks it for this process: as long as the result
+/// lives, no other training reads or writes what is in it.
+///
+/// # Errors
+/// The folder or the file that is locked cannot be made, or another training uses it.
+pub fn claim(out: &Path) -> Result<Lock, String> {
+    make_folder(out).map_err(|e| format!("{}: {e}", out.display()))?;
+    lock(out, "run.lock")?.ok_or_else(|| {
+        format!("another training is writing to {}: give another --out", out.display())
+    })
+}
+
 /// Carries out a run, from `state` on, until all epochs are done or `stop` is set in any process.
 ///
 /// When it is to stop, the present step, or in process 0 the present case of a validation, is
 /// finished and the state saved. A validation that was interrupted is repeated from its beginning
 /// when the run is resumed. Each process takes its share of every batch; process 0 validates and
-/// writes, and locks the run's folder meanwhile. A process that fails tells the others why.
+/// writes, and locks the run's folder meanwhile. A caller that reads the state from that
+/// folder locks it before, and calls [`run_claimed`]. A process that fails tells the others why.
 ///
 /// # Errors
 /// A case or a file cannot be read or written, another run is writing to the folder, the batch has
@@ -186,11 +199,29 @@ pub fn run(
     stop: &AtomicBool,
     watch: &mut dyn Watch,
 ) -> Result<Ended, String> {
-    let done = caught(|| Ok(all_steps(device, state, pools, peers, stop, watch)));
+    run_claimed(None, device, state, pools, peers, stop, watch)
+}
+
+/// Carries out a run as [`run()`] does, in process 0 in a folder that [`claim`] has locked; it
+/// stays locked until the run has ended.
+///
+/// # Errors
+/// Those of [`run()`].
+pub fn run_claimed(
+    claimed: Option<Lock>,
+    device: &Device,
+    state: State,
+    pools: &Pools,
+    peers: &Peers,
+    stop: &AtomicBool,
+    watch: &mut dyn Watch,
+) -> Result<Ended, String> {
+    let done = caught(|| Ok(all_steps(claimed, device, state, pools, peers, stop, watch)));
     done.unwrap_or_else(|refused| Err(refused.to_string())).map_err(|why| peers.ended(why))
 }
 
 fn all_steps(
+    claimed: Option<Lock>,
     device: &Device,
     mut state: State,
     pools: &Pools,
@@ -210,12 +241,12 @@ fn all_steps(
     }
     let out = settings.out.clone();
     let first_process = peers.rank() == 0;
-    let (mut log, mut _lock) = (None, None);
+    let _claimed = match claimed {
+        None if first_process => Some(claim(&out)?),
+        claimed => claimed,
+    };
+    let mut log = None;
     if first_process {
-        make_folder(&out).map_err(|e| format!("{}: {e}", out.display()))?;
-        let busy =
-            || format!("another training is writing to {}: give another --out", out.display());
-        _lock = Some(lock(&out, "run.lock")?.ok_or_else(busy)?);
         let Progress { step, unvalidated, .. } = state.progress;
         log = Some(Log::open(&out.join("log.jsonl"), step, unvalidated)?);
         // A later evaluation of the run takes its target and its channel from here.
