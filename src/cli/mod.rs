@@ -1,5 +1,5 @@
 //! The program's commands. Results go to standard output, progress and complaints to standard
-//! error; exit codes are 0 done, 1 failed, 2 usage.
+//! error; exit codes are 0 done, 1 failed, 2 usage, 128 + n ended by the signal n.
 
 mod bench;
 mod challenge;

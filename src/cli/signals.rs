@@ -17,8 +17,8 @@ pub(super) fn on_interrupt(f: impl FnMut(bool) -> bool + Send + 'static) {
     *INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(f));
 }
 
-/// Reacts to a request to end.
-fn answer(again: bool) {
+/// Reacts to a request to end. If the process ends at once, then with the status `status`.
+fn answer(status: i32, again: bool) {
     let ends = INTERRUPTED
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -26,7 +26,7 @@ fn answer(again: bool) {
         .is_none_or(|f| f(again));
     if ends {
         crate::output::abandon();
-        std::process::exit(130);
+        std::process::exit(status);
     }
 }
 
@@ -56,14 +56,17 @@ fn heard() -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         let (mut signal, mut pressed) = ([0u8], false);
         while signals.read_exact(&mut signal).is_ok() {
-            let press = libc::c_int::from(signal[0]) == libc::SIGINT;
+            let number = libc::c_int::from(signal[0]);
+            let press = number == libc::SIGINT;
+            // As shells, schedulers and service managers tell which signal ended a process.
+            let status = 128 + number;
             // A panic of the handler has been reported; the next signal is still handled.
-            drop(catch_unwind(|| answer(press && pressed)));
+            drop(catch_unwind(|| answer(status, press && pressed)));
             pressed |= press;
         }
     })?;
     unix::PIPE.store(pipe.into_raw_fd(), Ordering::Relaxed);
-    unix::ENDS.into_iter().try_for_each(unix::hear)
+    unix::ENDS.iter().try_for_each(|signal| unix::hear(*signal))
 }
 
 #[cfg(unix)]
@@ -74,8 +77,9 @@ mod unix {
 
     /// Signals that end a process which does not handle them, leaving temporary files behind and,
     /// for some, a core dump of all its memory. Schedulers send SIGUSR1 or SIGUSR2 if they are told
-    /// to, and SIGXCPU, as the shell's limit does, when a process has used its time.
-    pub(super) const ENDS: [libc::c_int; 8] = [
+    /// to, and SIGXCPU, as the shell's limit does, when a process has used its time; a service
+    /// manager's watchdog sends SIGABRT. Faults, such as SIGSEGV, are not among them.
+    pub(super) const ENDS: &[libc::c_int] = &[
         libc::SIGINT,
         libc::SIGTERM,
         libc::SIGHUP,
@@ -84,6 +88,14 @@ mod unix {
         libc::SIGUSR2,
         libc::SIGXCPU,
         libc::SIGALRM,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGABRT,
+        // Elsewhere there is no such signal, or it ends no process.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        libc::SIGPWR,
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        libc::SIGIO,
     ];
 
     /// The pipe to which the signal handler writes which signal came: nothing else may be done in a
@@ -92,6 +104,8 @@ mod unix {
 
     /// Has a signal written to the pipe. A signal that was ignored when the process began stays
     /// ignored: `nohup` does that to SIGHUP, and a shell to Ctrl-C for processes in the background.
+    /// One that has a handler already is left to it: a profiler that was loaded with the program
+    /// uses SIGPROF.
     pub(super) fn hear(signal: libc::c_int) -> io::Result<()> {
         let done = |result: libc::c_int| match result {
             0 => Ok(()),
@@ -101,11 +115,11 @@ mod unix {
         let [mut before, mut action]: [libc::sigaction; 2] = unsafe { std::mem::zeroed() };
         // SAFETY: reads the present action, and changes nothing.
         done(unsafe { libc::sigaction(signal, null(), &mut before) })?;
-        if before.sa_sigaction == libc::SIG_IGN {
+        if before.sa_sigaction != libc::SIG_DFL {
             return Ok(());
         }
         action.sa_sigaction = write as *const () as libc::sighandler_t;
-        action.sa_flags = libc::SA_RESTART;
+        action.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
         // SAFETY: the handler does only what is allowed in one.
         done(unsafe { libc::sigaction(signal, &action, null_mut()) })
     }
@@ -113,7 +127,22 @@ mod unix {
     /// The handler. The pipe holds thousands of signals, and its other end is read for as long as
     /// the process lives: so this never blocks and never fails, and the last error of the
     /// interrupted code stays its own.
-    extern "C" fn write(signal: libc::c_int) {
+    extern "C" fn write(
+        signal: libc::c_int,
+        info: *mut libc::siginfo_t,
+        _context: *mut libc::c_void,
+    ) {
+        // SAFETY: the system passes what it knows of the signal, and `getpid` may be called by a
+        // handler.
+        if signal == libc::SIGABRT && unsafe { (*info).si_pid() == libc::getpid() } {
+            // `abort` of this process, which must not go on: as if it were not handled.
+            // SAFETY: both may be called by a handler; the signal arrives when this returns.
+            unsafe {
+                libc::signal(libc::SIGABRT, libc::SIG_DFL);
+                libc::raise(libc::SIGABRT);
+            }
+            return;
+        }
         let byte = signal as u8;
         // SAFETY: the pipe is never closed, and `write` may be called by a handler.
         unsafe { libc::write(PIPE.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
@@ -124,5 +153,32 @@ mod unix {
 #[cfg(not(unix))]
 fn heard() -> Result<(), ctrlc::Error> {
     let mut pressed = false;
-    ctrlc::set_handler(move || answer(std::mem::replace(&mut pressed, true)))
+    ctrlc::set_handler(move || answer(130, std::mem::replace(&mut pressed, true)))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    /// The variable that makes a run of this test the process that aborts.
+    const ABORTS: &str = "PRISM_TEST_ABORTS";
+
+    #[test]
+    fn a_process_that_aborts_is_not_kept_from_it() {
+        if std::env::var_os(ABORTS).is_some() {
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: the limit is only read. This process leaves no core dump.
+            unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) };
+            // SAFETY: a choice that runs no code.
+            unsafe { libc::signal(libc::SIGABRT, libc::SIG_DFL) };
+            super::listen();
+            std::process::abort();
+        }
+        let this = std::env::current_exe().unwrap();
+        let name = "cli::signals::tests::a_process_that_aborts_is_not_kept_from_it";
+        let mut aborts = Command::new(this);
+        let ended = aborts.args(["--exact", name]).env(ABORTS, "1").output().unwrap();
+        assert_eq!(ended.status.signal(), Some(libc::SIGABRT), "{ended:?}");
+    }
 }

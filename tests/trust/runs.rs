@@ -3,10 +3,13 @@
 use crate::common::here;
 use crate::program::{ONE_STEP, Run, eval, prism, segment, train};
 use crate::{model, text};
+use prism::output::lock;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Waits for something to become true while a process runs; false if that ended before.
 #[track_caller]
@@ -49,7 +52,7 @@ fn signal(child: &Child, name: &str) {
 }
 
 /// Signals that ask a process to end.
-const ENDS: [libc::c_int; 8] = [
+const ENDS: &[libc::c_int] = &[
     libc::SIGINT,
     libc::SIGTERM,
     libc::SIGHUP,
@@ -58,6 +61,13 @@ const ENDS: [libc::c_int; 8] = [
     libc::SIGUSR2,
     libc::SIGXCPU,
     libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGABRT,
+    #[cfg(target_os = "linux")]
+    libc::SIGPWR,
+    #[cfg(target_os = "linux")]
+    libc::SIGPOLL,
 ];
 
 /// A run that starts with the given handling of signals, whatever these tests run under.
@@ -76,7 +86,7 @@ fn born(mut run: Run, signals: &'static [libc::c_int], does: libc::sighandler_t)
 
 /// A run that signals end, as when a shell starts it in the foreground.
 fn ending(run: Run) -> Run {
-    born(run, &ENDS, libc::SIG_DFL)
+    born(run, ENDS, libc::SIG_DFL)
 }
 
 /// A training of the tiny network that takes long, and saves nothing before it is told to end.
@@ -89,17 +99,50 @@ fn training(folder: &Path, model: &Path) -> Child {
     ending(long(folder, model)).start()
 }
 
+/// Waits until a training in a folder answers signals: it does before it begins its log.
+#[track_caller]
+fn until_it_listens(child: &mut Child, run: &Path) {
+    until(child, || run.join("log.jsonl").exists());
+}
+
+#[test]
+fn a_folder_is_locked_before_a_training_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, run) = (model(folder.path()), folder.path().join("run"));
+    let train = |more: &str| text(&train(&model, &run).with(ONE_STEP).with(more).output());
+    // A name that was mistyped.
+    let said = train("--resume");
+    assert!(said.contains("no such folder") && !run.exists(), "{said}");
+    std::fs::create_dir(&run).unwrap();
+    // The lock's name leads to a file of the user's.
+    let (notes, state) = (folder.path().join("notes"), run.join("last.state.safetensors"));
+    std::fs::write(&notes, "a user's").unwrap();
+    std::os::unix::fs::symlink(&notes, run.join("run.lock")).unwrap();
+    std::fs::write(&state, "half a state").unwrap();
+    let another = lock(&run, "run.lock").unwrap().unwrap();
+    for more in ["", "--resume"] {
+        let said = train(more);
+        assert!(said.contains("another training is writing"), "'{more}': {said}");
+    }
+    drop(another);
+    assert!(train("").contains("give --resume to continue that run"));
+    let said = train("--resume");
+    assert!(said.contains("last.state.safetensors: "), "{said}");
+    assert_eq!(std::fs::read(&state).unwrap(), b"half a state");
+    assert_eq!(std::fs::read(&notes).unwrap(), b"a user's");
+}
+
 #[test]
 fn a_training_that_is_told_to_end_saves_and_a_folder_has_one_training() {
     // Schedulers and service managers send several, and mean the same by all of them.
     let wishes =
         ["TERM", "HUP", "INT", "QUIT", "USR1", "TERM HUP", "XCPU XCPU", "HUP HUP", "INT TERM"];
-    for (n, name) in wishes.into_iter().enumerate() {
+    let rare = if cfg!(target_os = "linux") { "ABRT VTALRM PROF PWR POLL" } else { "ABRT PROF" };
+    for (n, name) in wishes.into_iter().chain([rare]).enumerate() {
         let folder = tempfile::tempdir().unwrap();
         let model = model(folder.path());
         let mut child = training(folder.path(), &model);
-        let lock = folder.path().join("run/run.lock");
-        until(&mut child, || lock.exists());
+        until_it_listens(&mut child, &folder.path().join("run"));
         std::thread::sleep(Duration::from_millis(300));
         if n == 0 {
             let other = training(folder.path(), &model).wait_with_output().unwrap();
@@ -130,7 +173,7 @@ fn a_second_interrupt_gives_up_what_a_training_finishes() {
         let long = train(&model, &run).with("--epochs 9 --steps 9 --batch 64");
         let long = long.with("--iterations 8 --validation-cases 0 --threads 1");
         let mut child = ending(long).start();
-        until(&mut child, || run.join("run.lock").exists());
+        until_it_listens(&mut child, &run);
         // Those that come while one waits to be handled are merged with it.
         signal(&child, "TERM");
         while child.try_wait().unwrap().is_none() {
@@ -156,8 +199,7 @@ fn a_signal_that_is_ignored_when_the_program_starts_stays_ignored() {
     // As `nohup` starts a program.
     let run = born(long(folder.path(), &model), &[libc::SIGHUP], libc::SIG_IGN);
     let mut child = born(run, &[libc::SIGTERM], libc::SIG_DFL).start();
-    let lock = folder.path().join("run/run.lock");
-    until(&mut child, || lock.exists());
+    until_it_listens(&mut child, &folder.path().join("run"));
     signal(&child, "HUP");
     std::thread::sleep(Duration::from_secs(1));
     assert!(child.try_wait().unwrap().is_none(), "it ended");
@@ -194,7 +236,8 @@ fn an_evaluation_that_is_told_to_end_goes_on_and_a_folder_has_one_evaluation() {
         };
         // The first line has the settings.
         let is_over = || lines() > 8;
-        for (n, name) in ["TERM", "HUP", "INT"].into_iter().enumerate() {
+        let signals = [("TERM", libc::SIGTERM), ("HUP", libc::SIGHUP), ("INT", libc::SIGINT)];
+        for (n, (name, number)) in signals.into_iter().enumerate() {
             let before = lines();
             let mut child = ending(eval(&out)).start();
             if n == 0 {
@@ -211,7 +254,7 @@ fn an_evaluation_that_is_told_to_end_goes_on_and_a_folder_has_one_evaluation() {
                 return false;
             }
             let said = text(&ended);
-            assert_eq!(ended.status.code(), Some(130), "{name}: {said}");
+            assert_eq!(ended.status.code(), Some(128 + number), "{name}: {said}");
             assert!(
                 said.contains(&format!("stopped: {} of 8 cases done", lines() - 1)),
                 "{name}: {said}"
@@ -317,16 +360,61 @@ fn a_file_beyond_the_limit_of_the_shell_is_an_error_that_changes_nothing() {
     assert!(!at("m.zraw").exists() && !at("run/last.safetensors").exists());
 }
 
+/// A scan of noise with so many voxels along each axis.
+fn noise(folder: &Path, edge: u32) -> PathBuf {
+    let scan = folder.join("scan.nrrd");
+    let header = format!(
+        "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: {edge} {edge} {edge}\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\n\n"
+    );
+    let voxels: Vec<u8> =
+        (0..edge.pow(3)).map(|v| (v.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    std::fs::write(&scan, [header.as_bytes(), &voxels].concat()).unwrap();
+    scan
+}
+
+#[test]
+fn what_a_killed_process_leaves_is_removed_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, scan) = (model(folder.path()), noise(folder.path(), 128));
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    let left = || -> Vec<PathBuf> {
+        let paths = std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().path());
+        let named = |path: &PathBuf| path.to_string_lossy().contains(".prism-tmp-");
+        paths.filter(named).collect()
+    };
+    // The files that it replaces are their owner's alone, and what it leaves is no less so.
+    let (mask, probability) = (out.join("m.nii.gz"), out.join("p.nii.gz"));
+    for path in [&mask, &probability] {
+        std::fs::write(path, "before").unwrap();
+        std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    }
+    in_time(|_| {
+        let run = segment(&model, &scan, &mask).with("--point 64,64,64");
+        let mut child = run.file("--probability", &probability).start();
+        let seen = is_seen(&mut child, || !left().is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        seen && !left().is_empty()
+    });
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    for path in left() {
+        let meta = std::fs::metadata(&path).unwrap();
+        assert_eq!(meta.permissions().mode() & 0o077, 0, "{}", path.display());
+        File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+    }
+    let small = here("tests/data/odd/m00_base.nii.gz");
+    let said = segment(&model, &small, &out.join("next.nii.gz")).with("--point 10,8,7").output();
+    assert!(said.status.success(), "{}", text(&said));
+    assert!(left().is_empty(), "{:?}", left());
+}
+
 #[test]
 fn a_signal_leaves_no_temporary_file() {
     let folder = tempfile::tempdir().unwrap();
     let model = model(folder.path());
     // Large enough that writing its probabilities takes a while.
-    let scan = folder.path().join("scan.nrrd");
-    let header = "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: 256 256 256\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\n\n";
-    let voxels: Vec<u8> =
-        (0..1 << 24).map(|v: u32| (v.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    std::fs::write(&scan, [header.as_bytes(), &voxels].concat()).unwrap();
+    let scan = noise(folder.path(), 256);
     let out = folder.path().join("out");
     std::fs::create_dir(&out).unwrap();
     let names = || {
@@ -336,7 +424,16 @@ fn a_signal_leaves_no_temporary_file() {
             .collect::<Vec<_>>()
     };
     let (mask, probability) = (out.join("m.nii.gz"), out.join("p.nii.gz"));
-    for name in ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "XCPU", "ALRM"] {
+    for (name, number) in [
+        ("TERM", libc::SIGTERM),
+        ("INT", libc::SIGINT),
+        ("HUP", libc::SIGHUP),
+        ("QUIT", libc::SIGQUIT),
+        ("USR1", libc::SIGUSR1),
+        ("USR2", libc::SIGUSR2),
+        ("XCPU", libc::SIGXCPU),
+        ("ALRM", libc::SIGALRM),
+    ] {
         in_time(|_| {
             let run = ending(segment(&model, &scan, &mask)).with("--point 128,128,128");
             let mut child = run.file("--probability", &probability).start();
@@ -348,7 +445,8 @@ fn a_signal_leaves_no_temporary_file() {
             assert!(!names().iter().any(|n| n.starts_with(".prism-")), "{name}: {:?}", names());
             let complete = ended.status.success() && mask.exists() && probability.exists();
             let said = text(&ended);
-            assert!(complete || ended.status.code() == Some(130), "{name}: {said}");
+            let told = ended.status.code() == Some(128 + number);
+            assert!(complete || told, "{name}: {}, {said}", ended.status);
             !complete
         });
     }
