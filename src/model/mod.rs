@@ -176,10 +176,11 @@ impl Model {
     /// fails.
     pub fn new(device: &Device, weights: &Weights) -> Result<Model, OpError> {
         memory::headroom()?;
-        caught(|| Model::laid_out(device, weights))
+        caught(|| Model::with_packed_weights(device, weights))
     }
 
-    fn laid_out(device: &Device, weights: &Weights) -> Result<Model, OpError> {
+    /// The network with every weight in the order in which the kernels of `device` read it.
+    fn with_packed_weights(device: &Device, weights: &Weights) -> Result<Model, OpError> {
         let config = weights.config.clone();
         let prompt_encoder = prompt_encoder::PromptEncoder::load(weights);
         Ok(Model {

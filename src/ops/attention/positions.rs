@@ -83,15 +83,15 @@ multiversion! {
                     lanes[i] = lanes[i].max(a[i] + p[i]);
                 }
             }
-            let mut top = lanes[0];
+            let mut row_max = lanes[0];
             for lane in lanes {
-                top = top.max(lane);
+                row_max = row_max.max(lane);
             }
             let mut sums = [0.0f64; 16];
             for (a, p) in a[..edge].chunks(16).zip(pad[..edge].chunks(16)) {
                 let mut away = [f32::NEG_INFINITY; 16];
                 for i in 0..a.len() {
-                    away[i] = a[i] + p[i] - top;
+                    away[i] = a[i] + p[i] - row_max;
                 }
                 for i in 0..16 {
                     sums[i] += simd::exp::<FUSED>(away[i]) as f64;
@@ -101,7 +101,7 @@ multiversion! {
             for lane in sums {
                 sum += lane;
             }
-            *out += top + sum.ln() as f32;
+            *out += row_max + sum.ln() as f32;
         }
     }
 }
@@ -120,14 +120,14 @@ multiversion! {
         // Sixteen columns at a time.
         for first in (0..edge).step_by(16) {
             let n = (edge - first).min(16);
-            let mut tops = [[f32::NEG_INFINITY; 16]; 2];
+            let mut column_max = [[f32::NEG_INFINITY; 16]; 2];
             let [mut inside, mut outside] = [[[0.0f64; 16]; 2]; 2];
             for (of, t) in [b, c].into_iter().enumerate() {
-                let top = &mut tops[of];
+                let max = &mut column_max[of];
                 for p in 0..edge {
                     let row = &t[p * stride + first..][..n];
                     for i in 0..n {
-                        top[i] = top[i].max(row[i]);
+                        max[i] = max[i].max(row[i]);
                     }
                 }
                 for p in 0..edge {
@@ -135,7 +135,7 @@ multiversion! {
                     away[..n].copy_from_slice(&t[p * stride + first..][..n]);
                     let sums = if p < extent[of] { &mut inside[of] } else { &mut outside[of] };
                     for i in 0..16 {
-                        sums[i] += simd::exp::<FUSED>(away[i] - top[i]) as f64;
+                        sums[i] += simd::exp::<FUSED>(away[i] - max[i]) as f64;
                     }
                 }
             }
@@ -147,7 +147,7 @@ multiversion! {
                 } else {
                     (b_in + b_out) * (c_in + c_out)
                 };
-                out[first + i] = tops[0][i] + tops[1][i] + padded.ln() as f32;
+                out[first + i] = column_max[0][i] + column_max[1][i] + padded.ln() as f32;
             }
         }
     }

@@ -129,8 +129,8 @@ fn padded_back(
 ) {
     for kw in 0..edge {
         let column = |t: &[f32]| -> Vec<f64> {
-            let top = (0..edge).map(|p| t[p * edge + kw]).fold(f32::NEG_INFINITY, f32::max);
-            (0..edge).map(|p| simd::exp::<false>(t[p * edge + kw] - top) as f64).collect()
+            let column_max = (0..edge).map(|p| t[p * edge + kw]).fold(f32::NEG_INFINITY, f32::max);
+            (0..edge).map(|p| simd::exp::<false>(t[p * edge + kw] - column_max) as f64).collect()
         };
         let (b, c) = (column(b), column(c));
         let (b_in, b_out): (f64, f64) = (b[..extent[0]].iter().sum(), b[extent[0]..].iter().sum());
@@ -316,13 +316,13 @@ impl Unit<'_> {
                     padded_log_weight(isa, &b, &c, edge, edge, extent, &mut pad);
                     for (x, share) in shares.chunks_exact_mut(edge).enumerate() {
                         let each = |kw: usize| a[x * edge + kw] + pad[kw];
-                        let top = (0..edge).map(each).fold(f32::NEG_INFINITY, f32::max);
-                        (0..edge).for_each(|kw| share[kw] = simd::exp::<false>(each(kw) - top));
+                        let row_max = (0..edge).map(each).fold(f32::NEG_INFINITY, f32::max);
+                        (0..edge).for_each(|kw| share[kw] = simd::exp::<false>(each(kw) - row_max));
                         let sum: f64 = share.iter().map(|v| *v as f64).sum();
                         share.iter_mut().for_each(|v| *v /= sum as f32);
                         let q = &q[x * dim..][..dim];
                         extra[part.start + x] =
-                            scale * simd::dot(q, self.bias(1)) + top + sum.ln() as f32;
+                            scale * simd::dot(q, self.bias(1)) + row_max + sum.ln() as f32;
                         let dy = (q0 + part.start + x) * self.width + self.c0;
                         dextra[part.start + x] = simd::dot(&self.dy[dy..][..dim], self.bias(2));
                     }

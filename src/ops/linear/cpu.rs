@@ -194,8 +194,8 @@ impl<'a> Product<'a> {
         OpCost { problem: format!("{m} rows, {k} to {n}"), flops: (2 * m * k * n) as f64, floats }
     }
 
-    /// The rows that `load(rows, to)` loads, laid out.
-    fn laid_out(&self, load: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) -> Buffer {
+    /// The rows that `load(rows, to)` loads, in the strips of their [`Layout`].
+    fn packed_rows(&self, load: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) -> Buffer {
         let rows = self.rows;
         let mut packed = self.cpu.alloc(rows.len());
         let to = DisjointWriter::new(&mut packed);
@@ -364,8 +364,9 @@ pub fn linear(cpu: &Cpu, x: &Tensor, layer: Layer, residual: Option<&Tensor>) ->
     let product = Product::new(cpu, x.rows(), layer);
     let _op = cpu.op("linear", || product.work(residual.is_some()));
     let k = product.rows.k;
-    let packed = product
-        .laid_out(|rows, to| product.rows.pack(cpu, &x.data()[rows.start * k..rows.end * k], to));
+    let packed = product.packed_rows(|rows, to| {
+        product.rows.pack(cpu, &x.data()[rows.start * k..rows.end * k], to)
+    });
     product.to_rows(&packed, residual)
 }
 
@@ -441,7 +442,7 @@ pub fn mlp(
     let k = first.rows.k;
     let hidden = {
         let _op = cpu.op("linear", || first.work(false));
-        let packed = first.laid_out(|rows, to| {
+        let packed = first.packed_rows(|rows, to| {
             let from = &x.data()[rows.start * k..rows.end * k];
             let mut normed = cpu.alloc(from.len());
             normed.copy_from_slice(from);

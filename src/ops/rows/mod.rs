@@ -63,7 +63,7 @@ pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     {
         let (out, mut at) = (cuda.allocate(rows * c, dtype)?, 0);
         if (2..=JOINED).contains(&parts.len()) && parts.iter().all(|p| p.len() == parts[0].len()) {
-            join(cuda, parts, &out, dtype)?;
+            concat_equal(cuda, parts, &out, dtype)?;
             return Ok(Tensor::from_device([rows, c], out, dtype));
         }
         for part in parts {
@@ -79,8 +79,13 @@ pub fn concat(device: &Device, parts: &[&Tensor]) -> Result<Tensor, OpError> {
     Ok(Tensor::new([rows, c], all))
 }
 
-/// Stacks a few matrices of the same size one below the other, by one launch.
-fn join(cuda: &Cuda, parts: &[&Tensor], out: &Arc<Memory>, dtype: DType) -> Result<(), OpError> {
+/// Concatenates a few matrices of the same size along their rows, by one launch.
+fn concat_equal(
+    cuda: &Cuda,
+    parts: &[&Tensor],
+    out: &Arc<Memory>,
+    dtype: DType,
+) -> Result<(), OpError> {
     let each = parts[0].len();
     let memory: Vec<Arc<Memory>> =
         parts.iter().map(|part| part.to_device(cuda, dtype)).collect::<Result<_, CudaError>>()?;
@@ -167,7 +172,7 @@ pub(crate) fn embed(
     let (mut held, mut table) = (vec![], vec![]);
     for (parameter, row) in rows {
         let values = parameter.to_device(cuda, DType::F32)?;
-        table.push(values.address() + place(parameter, *row, c)?);
+        table.push(values.address() + row_offset(parameter, *row, c)?);
         held.push(values);
     }
     let (table, values) = (cuda.upload(&table)?, base.to_device(cuda, DType::F32)?);
@@ -215,7 +220,7 @@ pub(crate) fn embed_gradient(
     }
     let mut table = vec![];
     for (parameter, row) in &places {
-        let at = place(parameters[*parameter], *row, c)?;
+        let at = row_offset(parameters[*parameter], *row, c)?;
         table.push(gradients[*parameter].address() + at);
     }
     table.extend(numbers);
@@ -239,7 +244,7 @@ pub(crate) fn embed_gradient(
 }
 
 /// The offset in bytes of a row of `c` floats from a parameter's first.
-fn place(parameter: &Tensor, row: usize, c: usize) -> Result<u64, OpError> {
+fn row_offset(parameter: &Tensor, row: usize, c: usize) -> Result<u64, OpError> {
     match row.checked_add(1).and_then(|rows| rows.checked_mul(c)) {
         Some(values) if values <= parameter.len() => Ok((row * c * 4) as u64),
         _ => Err(parameter.shape_error(
