@@ -37,8 +37,8 @@ pub struct Convert {
     calibration: Option<[f32; 2]>,
     /// Network: base, small, or a JSON file with a configuration [default: base, the released
     /// architecture]
-    #[arg(long, value_name = "NAME|FILE")]
-    config: Option<PathBuf>,
+    #[arg(long, alias = "config", value_name = "NAME|FILE")]
+    network: Option<PathBuf>,
     /// If tensors do not fit the network, list all of them
     #[arg(long)]
     verbose: bool,
@@ -68,8 +68,8 @@ pub struct HashedWeights {
     dtype: Precision,
     /// Network: base, small, or a JSON file with a configuration [default: base, the released
     /// architecture]
-    #[arg(long, value_name = "NAME|FILE")]
-    config: Option<PathBuf>,
+    #[arg(long, alias = "config", value_name = "NAME|FILE")]
+    network: Option<PathBuf>,
 }
 
 fn config(path: Option<&Path>) -> Result<Config, Failure> {
@@ -88,9 +88,9 @@ fn config(path: Option<&Path>) -> Result<Config, Failure> {
 impl Convert {
     pub fn run(&self) -> Result<(), Failure> {
         if self.checkpoint.extension().is_some_and(|e| e == "safetensors") {
-            if self.config.is_some() {
+            if self.network.is_some() {
                 return Err(Failure::Usage(
-                    "--config: a model file has its own configuration".into(),
+                    "--network: a model file has its own configuration".into(),
                 ));
             }
             let mut weights = Weights::open(&self.checkpoint)?;
@@ -100,7 +100,7 @@ impl Convert {
             weights.config.calibration = self.calibration.or(weights.config.calibration);
             return save(&weights, &self.model, self.dtype);
         }
-        let mut config = config(self.config.as_deref())?;
+        let mut config = config(self.network.as_deref())?;
         if let Some(name) = &self.preset {
             config.intensity = Intensity::preset(name);
         }
@@ -110,12 +110,12 @@ impl Convert {
         if !problems.is_empty() {
             let (path, network) = (
                 self.checkpoint.display(),
-                self.config.as_deref().unwrap_or(Path::new("base")).display(),
+                self.network.as_deref().unwrap_or(Path::new("base")).display(),
             );
             let (hint, each) = match self.verbose {
-                true => ("use --config for another", problems.all()),
+                true => ("use --network for another", problems.all()),
                 false => (
-                    "use --config for another, --verbose to list every tensor",
+                    "use --network for another, --verbose to list every tensor",
                     problems.to_string(),
                 ),
             };
@@ -170,7 +170,7 @@ fn problems(config: &Config, state: &StateDict) -> Problems {
 
 impl HashedWeights {
     pub fn run(&self) -> Result<(), Failure> {
-        let weights = Weights::hashed(config(self.config.as_deref())?, &self.salt);
+        let weights = Weights::hashed(config(self.network.as_deref())?, &self.salt);
         save(&weights, &self.output, self.dtype)
     }
 }

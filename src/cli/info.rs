@@ -24,8 +24,9 @@ pub struct Info {
     /// there
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
-    /// Element type of feature maps on a CUDA device
-    #[arg(long, default_value = "f16", value_name = "TYPE", requires = "device")]
+    /// Element type of feature maps on that device, if it is a CUDA device: it decides how much
+    /// memory a model takes
+    #[arg(long, default_value = "f32", value_name = "TYPE", requires = "device")]
     precision: super::Precision,
     /// Volume to read if the image has several, from 0
     #[arg(long, alias = "channel", value_name = "N")]
@@ -53,10 +54,9 @@ impl Info {
             print(&text)?;
         }
         if let Some(name) = &self.device {
-            let precision = if name == "cpu" { super::Precision::F32 } else { self.precision };
             let device = DeviceArgs {
                 device: Some(name.clone()),
-                precision: Some(precision),
+                precision: Some(self.precision),
                 threads: None,
             }
             .open()?;

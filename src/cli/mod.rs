@@ -263,6 +263,7 @@ fn run(command: Command) -> Result<(), Failure> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use std::collections::BTreeMap;
 
     #[test]
     fn reports_are_json_and_send_no_control_characters() {
@@ -296,12 +297,76 @@ mod tests {
                 if let Some(short) = short {
                     assert_eq!(meant, Some(short), "prism {name} --{long}");
                 }
-                // A training's model is the name of a network, and a network's configuration is not
-                // a file of settings.
-                if let (Some(meant), false) = (meant, ["config", "model"].contains(&long)) {
+                // A training's model is the name of a network.
+                if let (Some(meant), false) = (meant, long == "model") {
                     assert_eq!(short, Some(meant), "prism {name} --{long}");
                 }
             }
+        }
+    }
+
+    /// Flags whose values or defaults differ between commands. docs/commands.md lists them, with
+    /// the reasons.
+    const EXCEPTIONS: [&str; 14] = [
+        "box-growth",
+        "channel",
+        "data",
+        "device",
+        "modality",
+        "model",
+        "network",
+        "output",
+        "points",
+        "preset",
+        "scribble-limit",
+        "seed",
+        "split",
+        "target",
+    ];
+
+    /// What a flag's help calls its value, and its default: clap's, or that of the text.
+    fn value_of(flag: &clap::Arg) -> (String, String) {
+        let names = flag.get_value_names().unwrap_or_default();
+        let named: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
+        let given = flag.get_default_values().iter().map(|value| value.to_string_lossy());
+        let given: Vec<_> = given.collect();
+        let help = flag.get_help().map(|help| help.to_string()).unwrap_or_default();
+        let told = help.split_once("[default: ").map_or("", |(_, rest)| rest.trim_end_matches(']'));
+        let default = if given.is_empty() { told.to_string() } else { given.join(",") };
+        (named.join(" "), default)
+    }
+
+    #[test]
+    fn flags_of_one_name_take_the_same_values_and_have_the_same_default() {
+        // Every name of a flag, with each kind of value and the commands that take it.
+        let mut flags = BTreeMap::<String, BTreeMap<_, Vec<String>>>::new();
+        for command in Cli::command().get_subcommands() {
+            for flag in command.get_arguments() {
+                for long in flag.get_long_and_visible_aliases().unwrap_or_default() {
+                    let alike = flags.entry(long.to_string()).or_default();
+                    alike.entry(value_of(flag)).or_default().push(command.get_name().to_string());
+                }
+            }
+        }
+        assert!(flags.len() > 90, "only {} flags were found", flags.len());
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let document = std::fs::read_to_string(root.join("docs/commands.md")).unwrap();
+        // The first column of the table.
+        let rows = document.split_once("\nExceptions:\n\n").unwrap().1.lines();
+        let rows = rows.take_while(|row| row.starts_with('|'));
+        let exceptions: Vec<&str> = rows.filter_map(|row| row.split('|').nth(1)).collect();
+        for (name, kinds) in &flags {
+            if EXCEPTIONS.contains(&name.as_str()) {
+                assert!(kinds.len() > 1, "--{name} is alike everywhere: take it out of EXCEPTIONS");
+                let mark = format!("`--{name}`");
+                let listed = exceptions.iter().any(|row| row.contains(&mark));
+                assert!(listed, "docs/commands.md does not list the exception --{name}");
+            } else {
+                assert_eq!(kinds.len(), 1, "--{name}: value, default and commands: {kinds:?}");
+            }
+        }
+        for name in EXCEPTIONS {
+            assert!(flags.contains_key(name), "no command has --{name}: take it out of EXCEPTIONS");
         }
     }
 
@@ -319,6 +384,15 @@ mod tests {
             "metrics --label a --prediction b",
             "metrics --truth a --prediction b",
             "simulate -i a --truth b -o c",
+            "simulate -i a -l b -o c --mask d",
+            "simulate -i a -l b -o c --prediction d",
+            "simulate -i a -l b -o c -p d",
+            "convert a b --network small",
+            "convert a b --config c.json",
+            "weights --salt a -o b --network small",
+            "weights --salt a -o b --config c.json",
+            "train -d synth:1 -o run --network base",
+            "train -d synth:1 -o run --model base",
             "bench -m small",
             "bench --suite a --save b",
             "bench --suite a --json b",

@@ -44,7 +44,7 @@ pub struct Serve {
     /// [default: the variable PRISM_TOKEN]
     #[arg(long, value_name = "TEXT", conflicts_with = "token_file")]
     token: Option<String>,
-    /// File with the secret
+    /// File with the secret [default: the variable PRISM_TOKEN]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Maximum number of scans and clients at a time; further ones are told to try again later

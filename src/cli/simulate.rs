@@ -20,14 +20,14 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 pub struct Simulate {
     /// Scan
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE|FOLDER")]
     image: PathBuf,
     /// Label image of the scan
     #[arg(short, long, visible_alias = "truth", value_name = "FILE")]
     label: PathBuf,
-    /// Mask to correct [default: none, as in the first iteration]
-    #[arg(short, long, value_name = "FILE")]
-    prediction: Option<PathBuf>,
+    /// Mask to correct; without one the points are those of a first iteration
+    #[arg(long, alias = "prediction", short_alias = 'p', value_name = "FILE")]
+    mask: Option<PathBuf>,
     /// Folder to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -74,7 +74,7 @@ impl Simulate {
             Ok(labels.mask(&self.target)?)
         };
         let label = read(&self.label)?;
-        let prediction = self.prediction.as_deref().map(read).transpose()?;
+        let prediction = self.mask.as_deref().map(read).transpose()?;
         let size = image.grid.size;
         make_folder(&self.output)
             .map_err(|e| Failure::Failed(format!("{}: {e}", self.output.display())))?;

@@ -27,7 +27,7 @@ pub struct Synth {
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
     /// Modality to imitate [default: all]
-    #[arg(long, value_name = "KIND")]
+    #[arg(long, value_name = "NAME")]
     modality: Option<Modality>,
 }
 

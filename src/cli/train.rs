@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[command(
     mut_arg("out", |out| out.short('o').visible_alias("output")),
     mut_arg("data", |data| data.short('d')),
+    mut_arg("model", |model| model.visible_alias("network")),
     mut_arg("channel", |channel| channel.alias("volume"))
 )]
 pub struct Train {

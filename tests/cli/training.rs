@@ -57,7 +57,7 @@ fn simulated_prompts_can_be_looked_at() {
     }
     assert!(place.at("sim/stages.png").exists());
     // If an answer is right there is nothing to report.
-    let out = run().file("-p", &label).output();
+    let out = run().file("--mask", &label).output();
     code(&out, 0);
     assert!(
         text(&out.stdout)

@@ -18,7 +18,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 with tempfile.TemporaryDirectory() as folder:
     model = pathlib.Path(folder) / "m.safetensors"
     prism = subprocess.run([HERE.parent.parent / "scripts/built", "prism", "build", "--release"], check=True, capture_output=True, text=True).stdout.strip()
-    subprocess.run([prism, "weights", "--salt", "checkpoint", "--config", HERE / "checkpoint.json", "-o", model], check=True, stdout=sys.stderr)
+    subprocess.run([prism, "weights", "--salt", "checkpoint", "--network", HERE / "checkpoint.json", "-o", model], check=True, stdout=sys.stderr)
     weights = load_file(model)
 state = OrderedDict((f"module.{name}", tensor.clone()) for name, tensor in weights.items())
 # Released checkpoints carry a layer that the network does not use.

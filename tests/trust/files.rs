@@ -176,7 +176,7 @@ fn what_a_command_reads_it_does_not_write_over() {
     let convert = prism("convert").arg(at("a.pth.tar")).arg(folder.path().join("./a.pth.tar"));
     let bench = prism("bench").file("--suite", at("problems.txt"));
     for (mut run, name) in [
-        (convert.file("--config", here("tests/data/checkpoint.json")), "a.pth.tar"),
+        (convert.file("--network", here("tests/data/checkpoint.json")), "a.pth.tar"),
         (bench.file("--save", at("problems.txt")), "problems.txt"),
     ] {
         let before = std::fs::read(at(name)).unwrap();

@@ -306,7 +306,7 @@ fn a_file_beyond_the_limit_of_the_shell_is_an_error_that_changes_nothing() {
     let scan = here("tests/data/odd/m00_base.nii.gz");
     let to = |mask: &str| segment(&model, &scan, &at(mask)).with("--point 10,8,7");
     let convert = prism("convert").arg(here("tests/data/checkpoint.pth.tar"));
-    let convert = convert.file("--config", here("tests/data/checkpoint.json"));
+    let convert = convert.file("--network", here("tests/data/checkpoint.json"));
     // A map of numbers is longer than the mask that fits, a picture than a packed mask, and a model
     // than everything that a training writes before it.
     let runs = [
