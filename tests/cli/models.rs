@@ -15,19 +15,19 @@ fn convert_names_what_does_not_fit_and_refuses_what_could_run() {
         code(&run.with(more).output(), 1)
     };
     let convert = |file: &str| convert_with(file, "");
-    // A few lines that say what was expected and how much differs.
+    // Three lines that say what was expected and how much differs.
     let error = convert("checkpoint_zip.pth.tar");
     assert!(
-        error.lines().count() <= 6
+        error.lines().count() == 3
             && error.contains("do not fit the network base")
-            && error.contains("tensors\n"),
+            && error.contains(" tensors expected. "),
         "{error}"
     );
-    let missing = " missing: image_encoder.patch_embed.proj.weight; image_encoder.patch_embed.proj.bias; image_encoder.pos_embed; ...";
+    let missing = " missing: image_encoder.patch_embed.proj.weight; image_encoder.patch_embed.proj.bias; image_encoder.pos_embed; and ";
     assert!(error.contains(missing), "{error}");
     assert!(
         error.contains(
-            " 8 unexpected: mask_decoder.bfloat; mask_decoder.count; mask_decoder.double; ..."
+            " 8 unexpected: mask_decoder.bfloat; mask_decoder.count; mask_decoder.double; and 5 more. 2 mis-shaped: "
         ),
         "{error}"
     );
@@ -66,7 +66,7 @@ fn models_and_images_introduce_themselves() {
     )
     .unwrap();
     let (config, model) = (place.at("c.json"), place.at("h.safetensors"));
-    let run = prism("weights --salt s --dtype bf16").file("--config", &config);
+    let run = prism("weights --salt s --dtype bf16").file("--network", &config);
     code(&run.file("-o", &model).output(), 0);
     let out = info(&model);
     assert!(text(&out.stdout).contains("48 x 48 x 48") && text(&out.stdout).contains("(bf16)"));
@@ -136,7 +136,7 @@ fn a_checkpoint_becomes_the_model_it_was() {
     let model = place.at("m.safetensors");
     let convert = |from: &Path, to: &Path| prism("convert").arg(from).arg(to);
     let converted = |more: &str| {
-        let run = convert(&checkpoint, &model).file("--config", &config);
+        let run = convert(&checkpoint, &model).file("--network", &config);
         run.with(more).output()
     };
     code(&converted("--preset liver"), 0);

@@ -24,16 +24,22 @@ pub struct Problems {
 const TOLD: usize = 3;
 const LONGEST: usize = 200;
 
-/// One line per kind of difference, with the number of them and the first few: against another
-/// network's file hundreds differ. [`Problems::all`] has every one.
+/// Two lines, to follow one that says what was read: the number of tensors of each kind of
+/// difference with the first few, since against another network's file hundreds differ. The kind
+/// that comes first has the first line. [`Problems::all`] has every one.
 impl std::fmt::Display for Problems {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "\n  expected: {} tensors", self.needed)?;
-        for (what, each) in self.kinds().into_iter().filter(|(_, each)| !each.is_empty()) {
+        write!(f, "\n  {} tensors expected", self.needed)?;
+        let kinds = self.kinds().into_iter().filter(|(_, each)| !each.is_empty());
+        for (at, (what, each)) in kinds.enumerate() {
             let told: Vec<String> =
                 each.iter().take(TOLD).map(|text| shortened(text, LONGEST)).collect();
-            let more = if each.len() > TOLD { "; ..." } else { "" };
-            write!(f, "\n  {} {what}: {}{more}", each.len(), told.join("; "))?;
+            let more = match each.len() - told.len() {
+                0 => String::new(),
+                more => format!("; and {more} more"),
+            };
+            let between = if at == 1 { "\n  " } else { ". " };
+            write!(f, "{between}{} {what}: {}{more}", each.len(), told.join("; "))?;
         }
         Ok(())
     }
