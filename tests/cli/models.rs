@@ -3,6 +3,7 @@
 use crate::common::{here, tiny};
 use crate::program::prism;
 use crate::{Place, code, odd, text};
+use prism::model::weights::Precision;
 use prism::model::{Config, Weights};
 use std::path::Path;
 
@@ -47,6 +48,26 @@ fn convert_names_what_does_not_fit_and_refuses_what_could_run() {
     assert!(convert("checkpoint_truncated.pth.tar").contains("checkpoint_truncated.pth.tar"));
     assert!(convert("absent.pth").contains("absent.pth"));
     assert!(place.names().is_empty());
+}
+
+/// By its hash or by `cmp` a file is recognised as the same model.
+#[test]
+fn a_model_is_the_same_bytes_each_time() {
+    let place = Place::new();
+    let (first, again) = (place.at("first.safetensors"), place.at("again.safetensors"));
+    let weights = Weights::hashed(tiny(), "same");
+    weights.save(&first, Precision::F32).unwrap();
+    let expected = std::fs::read(&first).unwrap();
+    // What a map orders differs from map to map: once could be chance.
+    for _ in 0..8 {
+        weights.save(&again, Precision::F32).unwrap();
+        assert!(std::fs::read(&again).unwrap() == expected);
+    }
+    // Read and written again, and by another process.
+    Weights::open(&first).unwrap().save(&again, Precision::F32).unwrap();
+    assert!(std::fs::read(&again).unwrap() == expected);
+    code(&prism("convert").arg(&first).arg(&again).output(), 0);
+    assert!(std::fs::read(&again).unwrap() == expected);
 }
 
 #[test]
