@@ -38,7 +38,7 @@ pub struct Declared {
     pub file: String,
     /// The most threads of a block; none if that is more than a number or a constant.
     pub threads: Option<usize>,
-    /// Its parameters, in order.
+    /// The parameters, in order.
     pub parameters: Vec<Named>,
     /// Whether its product runs on tensor cores.
     pub tensor_cores: bool,

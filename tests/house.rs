@@ -260,7 +260,7 @@ struct Mention<'t> {
     /// The module around it.
     scope: Names<'t>,
     path: Names<'t>,
-    /// Its name in a `use`, `*` if that is all.
+    /// The name that a `use` gives it, `*` if that is all.
     name: Option<&'t str>,
 }
 
@@ -638,6 +638,48 @@ fn the_inner_files_of_an_op_are_its_own() {
     );
 }
 
+/// The table of floors in ARCHITECTURE.md: a floor, and what it says that the floor imports.
+fn table_of_floors(document: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let quoted = |text: &str| -> BTreeSet<String> {
+        text.split('`').skip(1).step_by(2).map(String::from).collect()
+    };
+    let rows = document.lines().skip_while(|line| !line.starts_with("| floor | what it contains"));
+    let rows = rows.skip(2).take_while(|line| line.starts_with('|'));
+    let row = |line: &str| {
+        let columns: Vec<&str> = line.split('|').map(str::trim).collect();
+        let floor = quoted(columns[1]).pop_first().unwrap();
+        let mut imports = quoted(columns[3]);
+        if columns[3].starts_with("all but") {
+            let all = FLOORS.into_iter().flatten().map(|name| name.to_string());
+            imports = all.filter(|name| !imports.contains(name) && *name != floor).collect();
+        }
+        (floor, imports)
+    };
+    rows.map(row).collect()
+}
+
+#[test]
+fn the_table_of_floors_says_what_each_imports() {
+    let files = files();
+    let house = House::new(&files);
+    let floors = FLOORS.into_iter().flatten();
+    let mut found: BTreeMap<String, BTreeSet<String>> =
+        floors.map(|name| (name.to_string(), BTreeSet::new())).collect();
+    for import in &house.imports {
+        let Some(from) = house.files[import.file].1.first() else { continue };
+        if *from != import.path[0] {
+            found.entry(from.to_string()).or_default().insert(import.path[0].to_string());
+        }
+    }
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
+    let told = table_of_floors(&std::fs::read_to_string(document).unwrap());
+    let names = |table: &BTreeMap<String, _>| table.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&told), names(&found), "the table of floors in ARCHITECTURE.md");
+    for (floor, imports) in &found {
+        assert_eq!(&told[floor], imports, "ARCHITECTURE.md on what `{floor}` imports");
+    }
+}
+
 /// An exception that is no longer needed would allow other violations.
 #[test]
 fn exceptions_go_with_their_reasons() {
@@ -754,33 +796,64 @@ fn wide_rust(text: &str) -> Vec<usize> {
     wide_lines(text).into_iter().filter(|n| !strings.contains(n)).collect()
 }
 
+/// First words of a doc comment that point at another, or at what stands around it.
+const LEANING: [&str; 7] = ["As", "It", "Its", "See", "That", "Their", "They"];
+
 /// The doc comments that begin by pointing at their neighbour, by number of their first lines.
 fn leaning_comments(text: &str) -> Vec<usize> {
     let (mut found, mut within) = (vec![], false);
     for (n, line) in (1..).zip(text.lines()) {
         let line = line.trim_start();
         let doc = line.starts_with("///") || line.starts_with("//!");
-        if doc && !within && line[3..].trim_start().starts_with("The same") {
-            found.push(n);
+        if doc && !within {
+            let said = line[3..].trim_start();
+            let first = said.split(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
+            if said.starts_with("The same") || LEANING.contains(&first) {
+                found.push(n);
+            }
         }
         within = doc;
     }
     found
 }
 
-/// Words that stay out of comments: a reader has to ask who is meant.
+/// Words that stay out of comments and documents: a reader has to ask who is meant.
 const VAGUE: [&str; 8] =
     ["anybody", "everybody", "nobody", "somebody", "thereof", "whereof", "whoever", "whomever"];
 
+fn is_vague(line: &str) -> bool {
+    line.split(|c: char| !c.is_alphabetic())
+        .any(|word| VAGUE.contains(&word.to_lowercase().as_str()))
+}
+
+/// The lines with [`VAGUE`] words, by number.
+fn vague_lines(text: &str) -> Vec<usize> {
+    (1..).zip(text.lines()).filter(|(_, line)| is_vague(line)).map(|(n, _)| n).collect()
+}
+
 /// The lines of comments with [`VAGUE`] words, by number.
 fn vague_comments(text: &str) -> Vec<usize> {
-    let is_vague = |line: &str| {
-        line.trim_start().starts_with("//")
-            && line
-                .split(|c: char| !c.is_alphabetic())
-                .any(|word| VAGUE.contains(&word.to_lowercase().as_str()))
-    };
-    (1..).zip(text.lines()).filter(|(_, line)| is_vague(line)).map(|(n, _)| n).collect()
+    let is_comment = |line: &str| line.trim_start().starts_with("//");
+    let lines = (1..).zip(text.lines());
+    lines.filter(|(_, line)| is_comment(line) && is_vague(line)).map(|(n, _)| n).collect()
+}
+
+/// Documents, scripts, workflows, settings, and sources that are not Rust, of which every line
+/// counts.
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = [".github", "benches", "docs", "examples", "include", "python", "src", "tests"];
+    let kinds = ["c", "h", "hpp", "js", "md", "mjs", "py", "toml", "yaml", "yml"];
+    let mut files: Vec<_> = folders.iter().flat_map(|f| below(&root.join(f), &kinds)).collect();
+    let scripts = std::fs::read_dir(root.join("scripts")).unwrap();
+    files.extend(scripts.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()));
+    // The changelog is history, and the licence another's text.
+    let single =
+        ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "SECURITY.md", "models/README.md"];
+    files.extend(single.map(|name| root.join(name)));
+    let settings = [".ci/run", "Cargo.toml", "build.rs", "deny.toml", "fuzz/Cargo.toml"];
+    files.extend(settings.map(|name| root.join(name)));
+    files
 }
 
 /// All files of Rust.
@@ -837,17 +910,25 @@ fn lines_keep_to_their_columns() {
 #[test]
 fn first_lines_of_doc_comments_stand_alone() {
     let leaning: Vec<_> = in_comments(leaning_comments);
-    assert!(leaning.is_empty(), "say what it is, not \"The same\":\n{}", leaning.join("\n"));
+    assert!(
+        leaning.is_empty(),
+        "say what it is, not \"The same\", \"Its ..\" or \"As ..\":\n{}",
+        leaning.join("\n")
+    );
     let planted = "/// One.\n/// The same line.\nfn f() {}\n    /// The same.\n//! The same.\n";
     assert_eq!(leaning_comments(planted), [4]);
     assert_eq!(leaning_comments("//! The same.\n"), [1]);
+    assert_eq!(leaning_comments("/// Its name.\nx\n/// Items.\nx\n/// As work.\n"), [1, 5]);
 }
 
 #[test]
-fn comments_say_who_is_meant() {
+fn comments_and_documents_say_who_is_meant() {
     let mut vague = in_comments(vague_comments);
-    vague.retain(|place| place.starts_with("src/"));
-    assert!(vague.is_empty(), "comments that do not say who is meant:\n{}", vague.join("\n"));
+    let documents = documents();
+    assert!(documents.len() > 60, "only {} documents were found", documents.len());
+    vague.extend(found_in(&documents, vague_lines));
+    assert!(vague.is_empty(), "lines that do not say who is meant:\n{}", vague.join("\n"));
     let planted = "// One calls.\n    /// Nobody's.\nlet whoever = 0;\n//! Busybody, or whoever\n";
     assert_eq!(vague_comments(planted), [2, 4]);
+    assert_eq!(vague_lines(planted), [2, 3, 4]);
 }

@@ -527,7 +527,7 @@ struct Disassembled {
     arch: &'static str,
     kernel: String,
     shown: Shown,
-    /// Its line of the table, for [`TABLED`].
+    /// The line of the table that has it, for [`TABLED`].
     line: Option<String>,
 }
 

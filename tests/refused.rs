@@ -110,7 +110,7 @@ fn bodies() {
     all().into_iter().for_each(Result::unwrap);
 }
 
-/// Four corners are many voxels, and no fault of whoever draws them.
+/// Four corners are many voxels, and no fault of the user who draws them.
 fn outlines() {
     let grid = Grid { size: [2000, 2000, 1], affine: Affine::from_spacing([1.0; 3]) };
     let corners = [[0.0, 0.0], [0.0, 1999.0], [1999.0, 1999.0], [1999.0, 0.0]];

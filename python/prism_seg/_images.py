@@ -110,7 +110,7 @@ class Source:
                     f"a SimpleITK image of {image.GetDimension()} dimensions and "
                     f"{image.GetNumberOfComponentsPerPixel()} components: expected 3 and 1"
                 )
-            # A copy of our own shares the voxels until somebody writes to either: what is written
+            # A copy of our own shares the voxels until either is written to: what is written
             # to the caller's image afterwards is not seen here.
             self.image = type(image)(image)
             view = sys.modules["SimpleITK"].GetArrayViewFromImage(self.image)

@@ -252,7 +252,7 @@ def _tell(_user: Any, message: bytes) -> None:
 # Named here so that it stays.
 _log = LogCallback(_tell)
 check(lib.prism_set_log(_log, None))
-# Threads that go on while Python ends have nobody to tell any more.
+# Threads that go on while Python ends must not call it any more.
 atexit.register(lib.prism_set_log, LogCallback(), None)
 
 
@@ -281,7 +281,7 @@ Own = TypeVar("Own", bound="Handle")
 
 
 class Handle:
-    """What the library owns: given back at the end of `with`, by `close`, or when nobody has it."""
+    """What the library owns: given back at the end of `with`, by `close`, or when no reference is left."""
 
     _kind: str
     handle: ctypes.c_void_p

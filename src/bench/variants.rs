@@ -28,7 +28,7 @@ const EMPTY: usize = 100;
 /// What the launches of a variant take in one run of the work.
 #[derive(Clone, Debug, Serialize)]
 pub struct Variant {
-    /// Its name.
+    /// The name of the variant.
     pub name: String,
     /// The number of launches.
     pub launches: usize,

@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A kind of object that C holds.
 pub(super) trait Object: Any + Send + Sync {
-    /// Its name in messages, with its article.
+    /// What messages call such an object, with its article.
     const NAME: &'static str;
 }
 

@@ -331,7 +331,7 @@ pub(super) unsafe fn store<T>(place: *mut T, what: &str, value: T) -> Result<(),
 /// bytes may be 0.
 pub(super) trait VersionedStruct: Copy {
     const NAME: &'static str;
-    /// Its size before fields were added; those are 0 for a program that does not know them.
+    /// The size before fields were added; those are 0 for a program that does not know them.
     const LEAST: usize = size_of::<Self>();
 }
 

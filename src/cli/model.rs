@@ -77,7 +77,7 @@ impl Chosen {
         }
     }
 
-    /// Its path, if it is a file.
+    /// The path of the model, if it is a file.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Chosen::File(path) => Some(path),

@@ -19,7 +19,7 @@ pub struct Painted {
 pub struct Part {
     /// The number of voxels.
     pub voxels: usize,
-    /// Their box `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
+    /// The box around the voxels, `[i0, j0, k0, i1, j1, k1]`, ends exclusive.
     pub bounds: Option<[usize; 6]>,
 }
 

@@ -78,7 +78,7 @@ macro_rules! define_level {
             /// All levels, those of other architectures too.
             pub const ALL: &'static [Level] = &[Level::Portable, $(Level::$level),*];
 
-            /// Its name for users.
+            /// The name of the level for users.
             fn name(self) -> &'static str {
                 match self {
                     Level::Portable => "portable",

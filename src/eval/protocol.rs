@@ -27,7 +27,7 @@ pub struct Protocol {
 /// The behaviour of a protocol's user.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Way {
-    /// As the paper's: in every iteration the network alone gets the prompts of that iteration.
+    /// The paper's: in every iteration the network alone gets the prompts of that iteration.
     Paper(User),
     /// Gives a first prompt, then corrects by one click or one stroke at a time, and sees the
     /// session's answers.

@@ -21,7 +21,7 @@ const UNSEEN: f32 = -8.0;
 
 /// A window on the region.
 struct Window {
-    /// Its first voxel in the region.
+    /// The window's first voxel in the region.
     start: [usize; 3],
     features: Features,
 }

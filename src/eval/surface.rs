@@ -63,7 +63,7 @@ fn areas(spacing: [f64; 3]) -> [f64; 256] {
 struct Surface {
     /// Whether there is an element at each corner.
     on: Vec<bool>,
-    /// Its area in mm².
+    /// The area of the element at each corner, in mm².
     area: Vec<f64>,
 }
 

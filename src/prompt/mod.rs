@@ -56,7 +56,7 @@ pub enum Space {
 /// Why a prompt cannot be used with an image.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PromptError {
-    /// It does not fit the scan, contradicts itself, or cannot be read; with the reason.
+    /// A prompt does not fit the scan, contradicts itself, or cannot be read; with the reason.
     #[error("{0}")]
     Unfit(String),
     /// Memory was refused.

@@ -228,7 +228,7 @@ impl Found {
         &self.records.path
     }
 
-    /// Its folder.
+    /// The folder that it was found in.
     fn at(&self) -> PathBuf {
         self.folder.path.join(&self.name)
     }

@@ -172,7 +172,7 @@ pub enum SessionError {
     Dense {
         /// `the dense prompt` or `the mask of other objects`.
         what: &'static str,
-        /// Its voxels.
+        /// The number of values that it has.
         got: usize,
         /// The number of voxels of the scan.
         expected: usize,

@@ -65,7 +65,7 @@ fn gone(rank: usize, why: &str) -> String {
 #[derive(Default)]
 struct Inbox {
     messages: VecDeque<Vec<u8>>,
-    /// It has done its part.
+    /// Whether that process has done its part.
     left: bool,
 }
 
@@ -383,7 +383,7 @@ impl Wire {
         Ok(())
     }
 
-    /// See [`Shared::receive`].
+    /// Receives what process `rank` sends next ([`Shared::receive`]).
     pub(super) fn receive(&self, rank: usize, bytes: &mut [u8]) -> Result<(), String> {
         self.shared.receive(rank, bytes)
     }

@@ -461,7 +461,8 @@ impl Array {
         self.laid_out(what, |v| of(self.finite(v)))
     }
 
-    /// As [`Array::collected`], of values with what is not finite as it is.
+    /// The values through `of`, in the order of [`Array::collected`], with what is not finite as it
+    /// is.
     pub(crate) fn laid_out<T: bytemuck::Zeroable + Send>(
         &self,
         what: &'static str,
@@ -520,7 +521,7 @@ impl View {
         }
     }
 
-    /// As [`View::new`], of values none of which need be finite.
+    /// A view of an array as [`View::new`] makes it, of values none of which need be finite.
     ///
     /// # Errors
     /// As [`View::new`], but for the values.

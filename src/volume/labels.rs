@@ -111,7 +111,7 @@ pub fn grid_of(path: &Path) -> Result<Option<Grid>, VolumeError> {
 /// A label image for which no grid has been chosen yet.
 enum Unplaced {
     Stored(Box<Contents>),
-    /// Its labels are placed when they are read; with its grid, if it has one.
+    /// A DICOM object, whose labels are placed when they are read; with its grid, if it has one.
     #[cfg(feature = "dicom")]
     Dicom(Option<Grid>),
 }

@@ -452,7 +452,7 @@ pub fn write_mask(path: &Path, image: &Image, mask: &[u8]) -> Result<Pending, Vo
 mod tests {
     use super::*;
 
-    /// As ITK writes an image whose i runs to posterior and whose j runs to the right.
+    /// ITK's header of an image whose i runs to posterior and whose j runs to the right.
     const HEADER: &str = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = False\n\
         TransformMatrix = 0 1 0 -1 0 0 0 0 1\nOffset = 10 20 30\nCenterOfRotation = 0 0 0\nAnatomicalOrientation = ALI\n\
         ElementSpacing = 2 3 4\nDimSize = 4 3 2\nElementType = MET_SHORT\nElementDataFile = LOCAL\n";

@@ -86,7 +86,7 @@ pub trait Voxels: Sync {
     fn grid(&self) -> &Grid;
     /// Whether its values are whole numbers.
     fn is_whole(&self) -> bool;
-    /// Its modality, if it is known.
+    /// The modality of the image, if it is known.
     fn modality(&self) -> Option<Modality> {
         None
     }
@@ -317,7 +317,7 @@ struct Segment {
     name: String,
     /// The index of the volume that it is in.
     layer: usize,
-    /// Its value there.
+    /// The structure's value there.
     value: u32,
 }
 

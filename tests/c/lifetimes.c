@@ -54,8 +54,7 @@ static prism_prompts prompts(void) {
     return p;
 }
 
-/* Waits until another thread has set a flag. What never comes would otherwise hang whoever runs
- * this. */
+/* Waits until another thread has set a flag. What never comes would otherwise hang the test. */
 static void await(_Atomic int *flag, const char *name) {
     for (int tries = 0; !*flag; tries++) {
         if (tries == 6000000) {
@@ -165,7 +164,7 @@ static void listens(void *lent, const char *message) {
         return;
     }
     within = 1;
-    /* Until nobody is told any more: it is replaced, and who did that waits for its end. */
+    /* Until the callback is called no more: it is replaced, and the thread that did that waits for its end. */
     int tries = 0;
     do {
         told = 0;

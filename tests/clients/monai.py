@@ -84,7 +84,7 @@ def main(folder):
     stranger = MONAILabelClient(URL, folder)
     refused(stranger.info, "401")
     assert not stranger.auth_enabled()
-    client = MONAILabelClient(URL, folder, client_id="somebody")
+    client = MONAILabelClient(URL, folder, client_id="visitor")
     client.update_auth({"token_type": "Bearer", "access_token": TOKEN})
     info = client.info()
     assert {"name", "description", "version", "labels", "models", "trainers", "strategies", "scoring",

@@ -1,4 +1,4 @@
-"""Works with a server as somebody does who has napari's nnInteractive plugin, unchanged: opens a
+"""Works with a server as a user does who has napari's nnInteractive plugin, unchanged: opens a
 scan, connects, draws with the mouse on the window, and compares the layer with what the server's
 own interface answers to the same.
 
@@ -71,7 +71,7 @@ class Reference:
 
 
 class Person:
-    """Somebody at the window."""
+    """A user at the window."""
 
     def __init__(self):
         self.viewer = napari.Viewer(show=True)
@@ -361,7 +361,7 @@ def main():
     both.point((k, j, i + 12), name="a point after a session that was lost")
     person.picture("end")
 
-    # Whoever closes the window leaves its place to others.
+    # A window that is closed leaves its place to others.
     def leases(count):
         return f"prism_leases {count}" in reference.call("GET", "/metrics").text.splitlines()
 

@@ -170,7 +170,7 @@ def every_method():
         assert session.target_buffer.dtype == dtype and session.target_buffer[10, 15, 16] == 1
     assert status(lambda: session.set_target_buffer(np.zeros(other.shape[1:], np.float32))) == 400
     assert status(lambda: session.set_target_buffer(np.zeros((2, 2, 2), np.uint8))) == 400
-    # Nothing is to be seen in zeros: told when somebody points at them.
+    # Nothing is to be seen in zeros: told when a click points at them.
     session.set_image(np.zeros((1, 8, 8, 8), np.float32), {"spacing": [1, 1, 1]})
     session.set_target_buffer(np.zeros((8, 8, 8), np.uint8))
     failed = expect(httpx.HTTPStatusError, lambda: session.add_point_interaction([4, 4, 4], True))
@@ -288,7 +288,7 @@ def together():
 
 
 def patiently(work, tries=5):
-    """Does it again if it fails, when all leases are over: somebody may have been paused for longer
+    """Does it again if it fails, when all leases are over: a process may have been paused for longer
     than one lasts."""
     for left in reversed(range(tries)):
         try:

@@ -141,7 +141,7 @@ await mkdir(pictures, { recursive: true });
 const browser = await launch();
 let failed = 0;
 for (const entry of (await readdir(folder)).sort()) {
-  // Each by somebody who has never been here.
+  // Each in a browser that has never been here.
   const context = await browser.createBrowserContext();
   const wrong = await judge(entry, context).catch((error) => [error.message]);
   await context.close();

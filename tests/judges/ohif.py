@@ -25,7 +25,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian
 
 # Unequal, and rows end within a byte. Slices are a multiple of 16 voxels, for OHIF 3.13.2 misreads
-# others, whoever wrote them: frames that begin within a byte come out with the wrong bits, and
+# others, of any program: frames that begin within a byte come out with the wrong bits, and
 # where all of them are an odd number of bytes, the byte that pads them is taken for damage.
 COLUMNS, ROWS, SLICES = 36, 44, 11
 # mm, along a row, down a column, and between slices.

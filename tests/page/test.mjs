@@ -578,7 +578,7 @@ await test("a reload comes back to the same masks", async () => {
   await shot("reload");
 });
 
-await test("a page that nobody touches keeps its scan on the server", async () => {
+await test("a page that is not touched keeps its scan on the server", async () => {
   const counts = () => page.evaluate(() => window.prism.objects.map((o) => o.mask.count));
   const before = await counts(),
     { scan } = await state();
@@ -632,7 +632,7 @@ await test("what a closed tab left is taken up, and not what an open one has", a
   assert.equal(await opened(third), left);
   assert.deepEqual(await third.evaluate(voxels), before);
   assert.match(await third.$eval("#status", (s) => s.textContent), /closed tab.*Close/);
-  // Whoever begins anew has nothing to take up.
+  // A page that begins anew has nothing to take up.
   await third.click("#close-scan");
   await third.waitForFunction(() => !window.prism.scan);
   await third.close();
@@ -698,7 +698,7 @@ if (isMock) {
     await shot("busy");
     const waits = () => page.$eval("#busy-text", (t) => t.textContent);
     assert.equal(await waits(), "Correcting…");
-    // How long it takes nobody knows, and a screen reader is told what it is.
+    // How long it takes is not known, and a screen reader is told what it is.
     assert.equal(await page.$eval("#busy progress", (p) => p.position), -1);
     const live = await page.$eval("#busy", (b) => b.closest("[role=status]")?.ariaLive);
     assert.equal(live, "polite");
@@ -804,7 +804,7 @@ if (isMock) {
     assert.equal((await state()).scan, now.scan);
     await page.click("#close-scan");
     await page.waitForFunction(() => !window.prism.scan);
-    // Whoever chooses none is where he was.
+    // A user who chooses none is where they were.
     await (await page.$("#file")).uploadFile(...slices);
     await page.waitForFunction(() => document.getElementById("series").open);
     await page.keyboard.press("Escape");

@@ -50,7 +50,7 @@ enum Drawn {
 }
 
 impl Drawn {
-    /// As prism's own interface is told.
+    /// The JSON that tells prism's own interface of it.
     fn json(&self) -> Value {
         match self {
             Drawn::Stroke(on, voxels) => json!({ "scribbles": [{ "on": on, "voxels": voxels }] }),
@@ -67,7 +67,8 @@ impl Drawn {
         }
     }
 
-    /// As the library is told: in millimetres, but for boxes, which lie along a scan's axes.
+    /// The prompts that tell the library of it: in millimetres, but for boxes, which lie along a
+    /// scan's axes.
     fn prompts(&self, grid: &Grid, pose: &Pose) -> Prompts {
         let mm = |voxel: [f64; 3]| pose.affine().apply(voxel);
         let whole = |voxel: [usize; 3]| voxel.map(|n| n as f64);
@@ -226,7 +227,7 @@ fn nrrd(affine: Affine, element: Element) -> Vec<u8> {
     [head.into_bytes(), elements(element)].concat()
 }
 
-/// A stroke off the object: what lies furthest along j of its mask, which nobody said lies on it.
+/// A stroke off the object: what lies furthest along j of its mask, and no prompt said lies on it.
 fn rim(mask: &[u8], held: &Held) -> Drawn {
     let all = all_of([[0; 3], SIZE.map(|n| n - 1)]);
     let on: Vec<_> = all.into_iter().filter(|v| mask[index(*v)] != 0).collect();

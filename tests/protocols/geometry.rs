@@ -32,7 +32,7 @@ pub const OBLIQUE: Pose = Pose {
     left_handed: false,
 };
 
-/// Its first axis runs to the head, its last to the left and the back.
+/// A pose whose first axis runs to the head, and whose last to the left and the back.
 pub const LEFT_HANDED: Pose = Pose {
     name: "left-handed",
     direction: [[0.224, -0.768, 0.6], [-0.168, 0.576, 0.8], [0.96, 0.28, 0.0]],
@@ -64,7 +64,7 @@ impl Pose {
         laid(self.affine(), Element::Int16)
     }
 
-    /// It as a file, and as the library reads that.
+    /// The scan as a file, and as the library reads that.
     pub fn file(&self) -> (Vec<u8>, Arc<Volume>) {
         let file = scan_file(Path::new("scan.nii.gz"), &self.scan()).unwrap();
         let image = Volume::of_file(file.clone(), None).unwrap();
@@ -72,7 +72,7 @@ impl Pose {
         (file, Arc::new(image))
     }
 
-    /// It as ITK-SNAP sends it.
+    /// The scan as ITK-SNAP sends it.
     pub fn sent(&self) -> Sent {
         let mut sent = Sent::new(SIZE, self.spacing, &values());
         sent.metadata["direction"] = json!(self.direction.concat());
@@ -97,7 +97,7 @@ fn laid(affine: Affine, element: Element) -> Volume {
     Volume::of_elements(grid, element, elements(element), description).unwrap()
 }
 
-/// Its voxels as a file has them.
+/// The voxels of the scan as a file has them.
 pub fn elements(element: Element) -> Vec<u8> {
     let mut bytes = vec![];
     for value in values() {

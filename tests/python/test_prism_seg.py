@@ -312,7 +312,7 @@ class Interactions(unittest.TestCase):
         self.assertIsNotNone(voxels())
         del session
         gc.collect()
-        self.assertIsNone(voxels(), "a session that nobody has keeps its voxels")
+        self.assertIsNone(voxels(), "a session without a reference keeps its voxels")
 
     def test_a_file_gives_the_programs_mask(self):
         with tempfile.TemporaryDirectory() as folder:

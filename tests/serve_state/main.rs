@@ -58,7 +58,7 @@ impl Process {
         Process { child, at, folder, _out: out }
     }
 
-    /// Its error messages.
+    /// What the server wrote to standard error.
     fn errors(&self) -> String {
         std::fs::read_to_string(self.folder.join("errors")).unwrap()
     }

@@ -65,7 +65,7 @@ trait Task: fmt::Debug + fmt::Display + Send + Sync {
     /// Makes it ready on a device: what is timed, and the judge of its result.
     fn prepare(&self, device: &Device) -> Result<(Run, Judge), OpError>;
 
-    /// Its launches on a CUDA device.
+    /// The problem's launches on a CUDA device.
     fn timed(&self, cuda: &Cuda) -> Result<Timed, OpError> {
         timed(cuda, self.prepare(&cuda.clone().into())?.0)
     }
@@ -208,7 +208,7 @@ impl Problem {
         self.0.prepare(device)
     }
 
-    /// Its launches on a CUDA device.
+    /// The problem's launches on a CUDA device.
     pub(super) fn timed(&self, cuda: &Cuda) -> Result<Timed, OpError> {
         self.0.timed(cuda)
     }

@@ -13,7 +13,8 @@ pub(crate) trait Arguments {
 
 /// The types of the fields of [`Arguments`].
 pub(super) trait Argument {
-    /// See [`Arguments::bits`]. A parameter of 32 bits is in the lower half.
+    /// The bits of the parameter, or the reason why a launch on `device` cannot use it
+    /// ([`Arguments::bits`]). A parameter of 32 bits is in the lower half.
     fn bits(&self, device: u64) -> Result<u64, String>;
 }
 

@@ -750,8 +750,8 @@ impl Launcher for Driver {
 }
 
 impl Drop for Driver {
-    /// Its fields are released after this, while the context is current. All memory has been freed
-    /// by now, because memory holds this device.
+    /// Gives idle memory back and waits for the device. The fields are released after this, while
+    /// the context is current. All memory has been freed by now, because memory holds this device.
     fn drop(&mut self) {
         if self.enter().is_ok() {
             self.give_up_idle();

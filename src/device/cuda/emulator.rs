@@ -123,7 +123,7 @@ pub struct Emulator {
     buffers: Mutex<BTreeMap<u64, usize>>,
     recorded: Mutex<Recorded>,
     uploads: Mutex<Uploads>,
-    /// See [`Launcher::lose_after`]: the launches that are left; [`u64::MAX`] is no end.
+    /// The launches until the device is lost ([`Launcher::lose_after`]); [`u64::MAX`] is no end.
     left: AtomicU64,
 }
 

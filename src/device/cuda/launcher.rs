@@ -179,7 +179,8 @@ pub(super) trait Launcher: Send + Sync {
     fn has_branches(&self) -> bool {
         true
     }
-    /// See [`Cuda::fuses_tokens`](super::Cuda::fuses_tokens).
+    /// Whether the token path's ops have launches of their own
+    /// ([`Cuda::fuses_tokens`](super::Cuda::fuses_tokens)).
     fn fuses_tokens(&self) -> bool {
         true
     }
@@ -191,12 +192,14 @@ pub(super) trait Launcher: Send + Sync {
     fn wants_wgmma(&self) -> bool {
         false
     }
-    /// See [`Cuda::lose_after`](super::Cuda::lose_after). A GPU takes no notice.
+    /// Loses the device after that many launches ([`Cuda::lose_after`](super::Cuda::lose_after)). A
+    /// GPU takes no notice.
     #[cfg(feature = "emulator")]
     fn lose_after(&self, _launches: u64) -> u64 {
         u64::MAX
     }
-    /// See [`Cuda::records_training`](super::Cuda::records_training).
+    /// Whether a training's work is recorded
+    /// ([`Cuda::records_training`](super::Cuda::records_training)).
     fn records_training(&self) -> bool {
         false
     }
@@ -212,7 +215,7 @@ pub(super) trait Launcher: Send + Sync {
     fn abandon_recording(&self);
     fn replay(&self, graph: u64) -> Result<(), CudaError>;
     fn forget(&self, graph: u64);
-    /// See [`Cuda::has_groups`](super::Cuda::has_groups).
+    /// Whether the device can join a group of GPUs ([`Cuda::has_groups`](super::Cuda::has_groups)).
     fn has_groups(&self, _needed: bool) -> bool {
         false
     }

@@ -21,7 +21,7 @@ impl Memory {
         &self.cuda
     }
 
-    /// Its address, for tables that kernels read.
+    /// The address on the device, for tables that kernels read.
     pub(crate) fn address(&self) -> u64 {
         self.address
     }
@@ -47,10 +47,10 @@ impl Memory {
         })
     }
 
-    /// Its contents from `byte` on, for a launch.
+    /// The contents from `byte` on, for a launch.
     ///
     /// # Panics
-    /// Beyond its end.
+    /// `byte` is beyond the end.
     pub(crate) fn at(&self, byte: usize) -> Pointer<'_> {
         assert!(byte <= self.bytes, "byte {byte} of a buffer of {}", self.bytes);
         Pointer::new(self, self.address + byte as u64, self.cuda.id())

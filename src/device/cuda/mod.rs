@@ -65,7 +65,7 @@ struct Inner {
     carried: [AtomicU64; 2],
     /// Bytes allocated, and the most at any time.
     held: [AtomicU64; 2],
-    /// See [`Cuda::uses_wgmma`].
+    /// Whether launches multiply by `wgmma` ([`Cuda::uses_wgmma`]).
     wgmma: AtomicBool,
     /// The number of the copy from the device, from now on, that is to fail, for tests; 0 for none.
     #[cfg(feature = "emulator")]

@@ -33,7 +33,7 @@ pub fn version() -> Result<(i32, i32), CudaError> {
 pub struct Target {
     /// The architecture as [`compile`] takes it.
     pub arch: String,
-    /// Its number, as 86 for 8.6: what the kernels' sources see.
+    /// The number of the architecture, as 86 for 8.6: what the kernels' sources see.
     pub number: i32,
 }
 

@@ -28,7 +28,7 @@ pub enum Parameter {
 }
 
 impl Parameter {
-    /// Its size in bytes.
+    /// The size of a parameter in bytes.
     fn bytes(self) -> u8 {
         if matches!(self, Parameter::Int | Parameter::Float) { 4 } else { 8 }
     }

@@ -570,8 +570,8 @@ fn a_copy_back_that_fails_is_an_error_of_whoever_asked() {
     );
 }
 
-/// As a GPU whose context an error has ended: nothing is done any more, and what is dropped then
-/// does no harm.
+/// A lost device is like a GPU whose context an error has ended: nothing is done any more, and what
+/// is dropped then does no harm.
 #[test]
 fn a_device_that_is_lost_does_nothing_more() {
     let cuda = emulated();

@@ -227,7 +227,7 @@ impl Tuned {
 struct Table(BTreeMap<String, String>);
 
 impl Table {
-    /// Its text: a line that says what it belongs to, and one for each choice.
+    /// The text of the table: a line that says what it belongs to, and one for each choice.
     fn text(&self, identity: &str) -> String {
         let mut text = format!("{identity}\n");
         for (key, variant) in &self.0 {

@@ -190,7 +190,7 @@ struct Part<'a> {
     name: &'a str,
     shape: &'a [usize],
     dtype: Dtype,
-    /// Its first byte in the file.
+    /// The tensor's first byte in the file.
     at: u64,
     bytes: usize,
 }

@@ -88,7 +88,7 @@ impl Norm {
         }
     }
 
-    /// Its square, a double, if it is on a device and has not been read.
+    /// The square of the norm, a double, if it is on a device and has not been read.
     pub(crate) fn square_there(&self) -> Option<&Arc<Memory>> {
         match &self.0 {
             At::Here(_) => None,
@@ -96,7 +96,7 @@ impl Norm {
         }
     }
 
-    /// Its square on a device.
+    /// The square of the norm on a device.
     fn square_on(&self, cuda: &Cuda) -> Result<Arc<Memory>, OpError> {
         match &self.0 {
             At::There(_, memory) => Ok(memory.clone()),

@@ -408,7 +408,7 @@ function settled(told) {
 async function closeScan(release = true) {
   uploading?.abort();
   const known = remembered();
-  // What a closed tab left and nobody opened here stays for another tab.
+  // What a closed tab left and was not opened here stays for another tab.
   const stays = !scan?.id && known?.left === true;
   const gone = scan?.id ?? (release && !stays ? known?.scan : null);
   scan = labels = active = null;
@@ -557,7 +557,7 @@ function choose(object) {
 /** The server's ID of an object, which it gets when that is asked for first. */
 async function idOf(object) {
   if (object.id) return object.id;
-  // Whoever asks meanwhile waits for the same one.
+  // Calls meanwhile wait for the same one.
   object.coming ??= newIdOf(object).finally(() => {
     object.coming = null;
   });
@@ -1395,7 +1395,7 @@ function wire() {
   new ResizeObserver(() => view.nv && view.lay()).observe($("stage"));
 }
 
-// For tests, and for whoever looks into the page with the browser's tools.
+// For tests, and for developers who look into the page with the browser's tools.
 window.prism = {
   view,
   tools,

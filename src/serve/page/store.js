@@ -3,7 +3,7 @@
 // themselves lie on the server.
 //
 // A tab knows its own scan by an entry in sessionStorage, and has a lock on it as long as it lives:
-// so others tell what a closed tab left from what somebody works on. Browsers have locks on pages
+// so others tell what a closed tab left from what a user works on. Browsers have locks on pages
 // of this machine and by https alone; elsewhere a tab takes up nothing but its own.
 
 /** In sessionStorage the ID of the tab's scan; in localStorage, with a dot and it, the rest. */

@@ -55,9 +55,9 @@ struct All {
 pub enum Touch {
     /// Not at all.
     Look,
-    /// As a sign of life.
+    /// A sign of life: the caller is still there, and does no work.
     Seen,
-    /// As work.
+    /// Work on it.
     Active,
 }
 

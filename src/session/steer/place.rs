@@ -27,9 +27,9 @@ const TOGETHER: f64 = 60.0;
 pub(super) enum View {
     /// The network looked at it before.
     Known,
-    /// It shows the object and the click beyond it.
+    /// A wider patch, which shows the object and the click beyond it.
     Wider,
-    /// It shows another part of the object, far from all others.
+    /// A patch on another part of the object, far from all others.
     Apart,
 }
 

@@ -91,7 +91,7 @@ pub struct ValidationReport {
 pub enum Ended {
     /// All epochs are done.
     Finished,
-    /// It was asked to stop; the state is saved, so that the run can be resumed.
+    /// The run was asked to stop; the state is saved, so that the run can be resumed.
     Stopped,
 }
 

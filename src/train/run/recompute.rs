@@ -65,7 +65,7 @@ pub(super) struct Chosen {
 enum Stage {
     /// The settings say it.
     Given(Rerun),
-    /// They are computed again, and nothing is chosen yet.
+    /// Iterations are computed again, and nothing is chosen yet.
     Open,
     Kept,
     Again,

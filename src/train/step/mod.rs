@@ -44,13 +44,13 @@ impl Default for LossWeights {
 /// Whether iterations are run again in the backward pass instead of being kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rerun {
-    /// They are kept, with all that their backward passes read.
+    /// Iterations are kept, with all that their backward passes read.
     Never,
-    /// They are run again. Their answers are computed by the ops of a tape, as those of kept
+    /// Iterations are run again. Their answers are computed by the ops of a tape, as those of kept
     /// iterations are: all results have the same bits as with [`Rerun::Never`].
     Exact,
-    /// They are run again. Their answers are computed by the ops of a session: on a GPU these are
-    /// fewer, and the last bits are others.
+    /// Iterations are run again. Their answers are computed by the ops of a session: on a GPU these
+    /// are fewer, and the last bits are others.
     Fast,
 }
 

@@ -451,10 +451,10 @@ impl AnswerOnly {
 
 /// What is known of an iteration.
 enum Known<T> {
-    /// It was done that often op by op.
+    /// The iteration was done that often op by op.
     Seen(u32),
     Recorded(T),
-    /// It cannot be recorded.
+    /// The iteration cannot be recorded.
     No,
 }
 

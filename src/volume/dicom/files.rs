@@ -244,7 +244,7 @@ pub struct Tree {
 #[derive(Default)]
 struct Gathered {
     files: Vec<PathBuf>,
-    /// Their stamps just before they were read.
+    /// The folders that were read, with their stamps just before.
     folders: Vec<(PathBuf, Stamp)>,
     /// Whether links to files count as files.
     links: bool,

@@ -137,7 +137,7 @@ pub struct Filed {
     /// Whether no single part of it has more slices than any other: then none can be selected.
     pub is_tied: bool,
     slices: usize,
-    /// Its files, including those that cannot be read, by their names.
+    /// The files of the series, including those that cannot be read, by their names.
     files: Vec<(PathBuf, Stamp)>,
     folders: Vec<Arc<Folder>>,
 }

@@ -58,7 +58,7 @@ struct Said {
     modality: String,
     description: String,
     localizer: bool,
-    /// Its layout and planes, or why it cannot be read.
+    /// The layout and planes of the image, or why it cannot be read.
     image: Result<(Layout, Vec<Plane>), String>,
     uptake: Option<Uptake>,
 }

@@ -59,7 +59,7 @@ struct Slice {
     instance: usize,
     /// Which frame of it, from 0.
     frame: usize,
-    /// Its first voxel's centre, in mm of LPS.
+    /// The centre of the slice's first voxel, in mm of LPS.
     position: [f64; 3],
 }
 

@@ -21,7 +21,7 @@ const SPLITS_OF_K: [usize; 9] = [1, 2, 3, 4, 6, 8, 12, 16, 24];
 /// How blocks share an op's work.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Share {
-    /// That many blocks have a tile, or a phase of it, each with a part of its input channels.
+    /// So many blocks share a tile, or a phase of it, each with a part of its input channels.
     SplitK(usize),
     /// A block of a stage computes all phases.
     AllPhases,

@@ -87,14 +87,14 @@ impl Axis for TwoOfThree {
 /// leave the smallest rounding errors, about twice those of [`TwoOfThree`].
 pub struct FourOfThree;
 
-/// Its points.
+/// The points of [`FourOfThree`] between 0 and infinity, each with both signs.
 const NEAR: f32 = 21.0 / 32.0;
 const FAR: f32 = 25.0 / 16.0;
 
 impl Axis for FourOfThree {
     const OUT: usize = 4;
     const POINTS: usize = 6;
-    /// Its entries are others.
+    /// Zeros, not used: the entries of `Aᵀ` are others here than 1, 0 and -1.
     const SIGNS: [[i8; MOST]; 2] = [[0; MOST]; 2];
 
     fn filter_transform(g: &[f64], to: &mut [f64; MOST]) {
