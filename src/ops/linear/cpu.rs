@@ -8,6 +8,7 @@ use crate::microkernel::pack::{Layout, pack_bf16_pairs, pack_weights};
 use crate::microkernel::strip::{self, Kernels, MicrokernelArgs};
 use crate::ops::norm::layer_norm_rows;
 use crate::tensor::Tensor;
+use gemm_common::Parallelism;
 use std::ops::Range;
 
 /// A matrix in memory: element `(r, c)` at `data[r * row + c * column]`.
@@ -18,10 +19,49 @@ pub(crate) struct Matrix<T = f32> {
     pub column: usize,
 }
 
-/// The number types that the crate multiplies.
-pub(crate) trait Float: Copy + From<f32> + 'static {}
-impl Float for f32 {}
-impl Float for f64 {}
+/// A product of gemm's crates, `dst = alpha dst + beta lhs rhs`: the sizes `m`, `n` and `k`; `dst`
+/// with the steps from column to column and from row to row, and whether it is read; `lhs` and
+/// `rhs` with their steps; `alpha` and `beta`; whether each is conjugated; threads.
+type Gemm<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
+
+/// The number types that are multiplied. The crate gemm chooses among these crates and those of
+/// complex numbers, which would be compiled for nothing.
+pub(crate) trait Float: Copy + From<f32> + 'static {
+    /// The product for this machine's instruction set.
+    fn gemm() -> Gemm<Self>;
+}
+
+impl Float for f32 {
+    fn gemm() -> Gemm<f32> {
+        gemm_f32::gemm::f32::get_gemm_fn()
+    }
+}
+
+impl Float for f64 {
+    fn gemm() -> Gemm<f64> {
+        gemm_f64::gemm::f64::get_gemm_fn()
+    }
+}
 
 /// `out[m][n] (+)= a[m][k] b[k][n]` on this thread; `out` has rows of `stride`.
 ///
@@ -35,28 +75,39 @@ pub(crate) unsafe fn matmul<T: Float>(
     a: Matrix<T>,
     b: Matrix<T>,
 ) {
-    // SAFETY: passed on from the caller.
+    let alpha = T::from(if add { 1.0 } else { 0.0 });
+    let beta = T::from(1.0);
+    // The kernels want the smaller step of the result from row to row: of more than a column the
+    // transposed product is taken, out' = b' a'.
+    let (a, b) =
+        ((a.data, a.row as isize, a.column as isize), (b.data, b.row as isize, b.column as isize));
+    let transposed = stride > 1;
+    let ([m, n], [column, row], lhs, rhs) = match transposed {
+        true => ([n, m], [stride as isize, 1], (b.0, b.1, b.2), (a.0, a.1, a.2)),
+        false => ([m, n], [1, stride as isize], (a.0, a.2, a.1), (b.0, b.2, b.1)),
+    };
+    // SAFETY: passed on from the caller; no step is negative.
     unsafe {
-        gemm::gemm(
+        T::gemm()(
             m,
             n,
             k,
             out,
-            1,
-            stride as isize,
+            column,
+            row,
             add,
-            a.data,
-            a.column as isize,
-            a.row as isize,
-            b.data,
-            b.column as isize,
-            b.row as isize,
-            T::from(if add { 1.0 } else { 0.0 }),
-            T::from(1.0),
+            lhs.0,
+            lhs.1,
+            lhs.2,
+            rhs.0,
+            rhs.1,
+            rhs.2,
+            alpha,
+            beta,
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            Parallelism::None,
         )
     }
 }
