@@ -22,8 +22,10 @@ pub struct CheckpointError {
     message: String,
 }
 
-/// How a refusal of memory names it.
+/// How refusals of memory name them.
 const TENSOR: &str = "a checkpoint's tensor";
+const PICKLES: &str = "a checkpoint's pickles";
+const DESCRIBED: &str = "what a checkpoint's pickles describe";
 
 /// Tensors by name, the wrapping dictionary and a `module.` prefix removed.
 pub type StateDict = BTreeMap<String, Entry>;
@@ -126,14 +128,21 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
             kind.name()
         )));
     }
-    let harmless = |pickle: &[u8]| match pickle::callables(pickle) {
-        Err(e) => Err(format!("damaged pickle: {e}")),
-        Ok(names) => match names.into_iter().find(|n| !is_harmless(n)) {
+    // Such an archive begins with the name of its first file, which may look like a pickle.
+    if head.get(TAR..).is_some_and(|rest| rest.starts_with(b"ustar")) {
+        return Err(fail("is a TAR archive, expected a zip archive or a pickle".into()));
+    }
+    let damaged = |e: String| format!("damaged pickle: {e}");
+    let harmless = |pickle: &[u8]| {
+        // First for the program alone, which is more than it takes to look at it.
+        room_to_run(pickle, 0)?;
+        let names = pickle::callables(pickle).map_err(damaged)?;
+        match names.into_iter().find(|n| !is_harmless(n)) {
             Some(name) => Err(format!(
                 "refused: it names '{name}', which Python could execute when loading it; expected tensors only"
             )),
-            None => Ok(()),
-        },
+            None => room_to_run(pickle, pickle::copies(pickle).map_err(damaged)?),
+        }
     };
     each_pickle(file, harmless).map_err(fail)?;
     // The library should never panic; if it does, a file must not be able to take the program down.
@@ -171,6 +180,9 @@ pub fn read(path: &Path) -> Result<StateDict, CheckpointError> {
     };
     Ok(named.into_iter().map(entry).collect())
 }
+
+/// Where a TAR archive says that it is one.
+const TAR: usize = 257;
 
 /// Whether a callable only builds tensors, containers or plain values.
 fn is_harmless(name: &str) -> bool {
@@ -222,7 +234,8 @@ fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Re
     let mut magic = [0u8; 4];
     let unreadable = |e: String| format!("not a readable PyTorch checkpoint: {e}");
     file.read_exact(&mut magic).map_err(|_| unreadable("shorter than any checkpoint".into()))?;
-    // What a model needs is a few megabytes: a program that unpacks to more is meant to do harm.
+    // What a model needs is a few hundred kilobytes: a program that unpacks to more than the limit
+    // is meant to do harm.
     let too_long = || {
         format!(
             "its pickles are longer than {} MiB, expected descriptions of tensors only",
@@ -239,7 +252,7 @@ fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Re
         for name in &names {
             bytes.clear();
             let entry = archive.by_name(name).map_err(|e| broken(e.to_string()))?;
-            memory::read("a checkpoint's pickles", entry.take(left + 1), &mut bytes)
+            memory::read(PICKLES, entry.take(left + 1), &mut bytes)
                 .map_err(|e| broken(e.to_string()))?;
             left = left.checked_sub(bytes.len() as u64).ok_or_else(too_long)?;
             look(&bytes)?;
@@ -255,13 +268,15 @@ fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Re
     }
     // The tensors follow in the same stream.
     bytes.extend(magic);
-    memory::read("a checkpoint's pickles", file.take(LIMIT), &mut bytes)
-        .map_err(|e| unreadable(e.to_string()))?;
+    memory::read(PICKLES, file.take(LIMIT), &mut bytes).map_err(|e| unreadable(e.to_string()))?;
     let mut rest = &bytes[..];
     // Magic number, protocol, system, object, storage keys; a bare pickle has only one.
     for _ in 0..5 {
-        if rest.first() != Some(&0x80) {
-            break;
+        // A program of an older protocol would be run without having been looked at.
+        match rest.first() {
+            Some(0x80) => {}
+            None => break,
+            Some(_) => return Err(unreadable("not all of its programs are pickles".into())),
         }
         let end = pickle::length(rest).map_err(unreadable)?;
         look(&rest[..end])?;
@@ -270,11 +285,27 @@ fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Re
     Ok(())
 }
 
-/// The most bytes of pickle that are examined, in all.
-const LIMIT: u64 = 64 << 20;
+/// The most bytes of pickle that are examined, in all. The network of the paper has 47 kB, and a
+/// training's moments twice that; a thousand tensors with long names stay below 1 MB.
+const LIMIT: u64 = 8 << 20;
+
+/// The most memory that a byte of a pickle takes when the library that reads tensors runs it, but
+/// for copies: a program of one-byte instructions pushes an object of 88 bytes with each, on a list
+/// that doubles (176), copies what it held (88), and may be moved into a container (72).
+const COST: u64 = 352;
+
+/// An error unless there is room for what that library makes of a pickle whose copies take so many
+/// bytes: it asks for memory in ways that cannot be refused.
+fn room_to_run(pickle: &[u8], copies: u64) -> Result<(), String> {
+    let all = (COST * pickle.len() as u64).saturating_add(copies);
+    let all = usize::try_from(all).unwrap_or(usize::MAX);
+    memory::check::<u8>(DESCRIBED, all).map_err(|e| e.to_string())
+}
 
 /// Just enough of the pickle format to walk through its instructions.
 mod pickle {
+    use std::collections::BTreeMap;
+
     /// One instruction: its code and its argument.
     type Step<'a> = (u8, &'a [u8]);
 
@@ -343,6 +374,7 @@ mod pickle {
             match op {
                 b'.' => return Ok(names),
                 b'c' | b'i' => names.push(text().trim_end().replace('\n', ".")),
+                0x93 if recent.iter().any(String::is_empty) => names.push("a computed name".into()),
                 0x93 => names.push(recent.join(".")),
                 0x82..=0x84 => names.push("an extension code".into()),
                 b'U' | b'X' | b'T' | 0x8c | 0x8d => {
@@ -355,9 +387,167 @@ mod pickle {
                     recent.swap(0, 1);
                     recent[1] = "?".into();
                 }
-                _ => {}
+                // These leave the stack as it is.
+                b'p' | b'q' | b'r' | 0x94 | 0x95 => {}
+                // After all others the last two strings may not be what is on top.
+                _ => recent = Default::default(),
             }
         }
+    }
+
+    /// What a value of a running program holds, at most.
+    #[derive(Clone, Copy, Default)]
+    struct Held {
+        /// Bytes that a copy takes.
+        bytes: u64,
+        /// Tensors in it.
+        tensors: u64,
+        /// Bytes of their names, which are the keys on the way to each.
+        names: u64,
+        /// Where it was memorised.
+        memo: Option<u32>,
+    }
+
+    /// Bytes of a value itself.
+    const VALUE: u64 = 88;
+    /// The longest name of a place in a list, with a separator.
+    const PLACE: u64 = 24;
+
+    impl Held {
+        fn of(bytes: usize) -> Held {
+            Held { bytes: VALUE + bytes as u64, ..Held::default() }
+        }
+
+        /// Both in one, the other under a key of so many bytes.
+        fn with(self, other: Held, key: u64) -> Held {
+            let names = other.names.saturating_add(other.tensors.saturating_mul(key));
+            Held {
+                bytes: self.bytes.saturating_add(other.bytes),
+                tensors: self.tensors.saturating_add(other.tensors),
+                names: self.names.saturating_add(names),
+                memo: self.memo,
+            }
+        }
+
+        /// With all of a list.
+        fn with_list(self, all: &[Held]) -> Held {
+            all.iter().fold(self, |sum, value| sum.with(*value, PLACE))
+        }
+
+        /// With all of a dictionary: keys and values in turn.
+        fn with_pairs(self, all: &[Held]) -> Held {
+            let pair = |sum: Held, pair: &[Held]| match pair {
+                [key, value] => sum.with(*key, 0).with(*value, key.bytes),
+                _ => sum.with_list(pair),
+            };
+            all.chunks(2).fold(self, pair)
+        }
+    }
+
+    /// The most bytes that the copies take which a program makes of its values: those that it
+    /// memorises, those that it fetches again, and the names of the tensors in its result.
+    pub fn copies(p: &[u8]) -> Result<u64, String> {
+        let mut stack: Vec<Held> = vec![];
+        let (mut marks, mut memo) = (vec![], BTreeMap::new());
+        let (mut copied, mut rest) = (0u64, p);
+        let index = |argument: &[u8]| -> u32 {
+            argument.iter().rev().fold(0, |v, b| v << 8 | u32::from(*b))
+        };
+        let line = |argument: &[u8]| -> Result<u32, String> {
+            let text = std::str::from_utf8(argument).map_err(|e| e.to_string())?;
+            text.trim().parse().map_err(|_| format!("'{}' is no place", text.trim()))
+        };
+        loop {
+            let ((op, argument), next) = step(rest)?;
+            rest = next;
+            // The values that it takes from the stack: so many, or those behind a mark.
+            let taken = match op {
+                b'0' | b'a' | b'Q' | 0x85 => Some(1),
+                b's' | b'R' | b'b' | 0x81 | 0x86 | 0x93 => Some(2),
+                0x87 | 0x92 => Some(3),
+                b't' | b'l' | b'd' | b'e' | b'u' | b'1' | 0x90 | 0x91 => None,
+                _ => Some(0),
+            };
+            let from = match taken {
+                // As a mark that is on top is dropped.
+                Some(1) if op == b'0' && marks.last() == Some(&stack.len()) => {
+                    marks.pop();
+                    continue;
+                }
+                Some(count) => {
+                    stack.len().checked_sub(count).ok_or("it takes what is not there")?
+                }
+                None => marks.pop().ok_or("it has no mark")?.min(stack.len()),
+            };
+            let values = stack.split_off(from);
+            let top = stack.last().copied();
+            let pushed = match op {
+                b'.' => break,
+                0x80 | 0x95 | b'0' | b'1' => continue,
+                b'(' => {
+                    marks.push(stack.len());
+                    continue;
+                }
+                b'a' | b'e' | 0x90 | b's' | b'u' => {
+                    let onto = stack.last_mut().ok_or("it takes what is not there")?;
+                    *onto = match op {
+                        b's' | b'u' => onto.with_pairs(&values),
+                        _ => onto.with_list(&values),
+                    };
+                    continue;
+                }
+                b'q' | b'r' | b'p' | 0x94 => {
+                    let at = match op {
+                        b'p' => line(argument)?,
+                        0x94 => memo.len() as u32,
+                        _ => index(argument),
+                    };
+                    let top = stack.last_mut().ok_or("it takes what is not there")?;
+                    top.memo = Some(at);
+                    copied = copied.saturating_add(top.bytes);
+                    memo.insert(at, *top);
+                    continue;
+                }
+                b'h' | b'j' | b'g' | b'2' => {
+                    let found = match op {
+                        b'2' => top,
+                        b'g' => memo.get(&line(argument)?).copied(),
+                        _ => memo.get(&index(argument)).copied(),
+                    };
+                    let found = found.ok_or("it takes what is not there")?;
+                    copied = copied.saturating_add(found.bytes);
+                    found
+                }
+                b't' | b'l' | 0x91 | 0x85..=0x87 => Held::of(0).with_list(&values),
+                b'd' => Held::of(0).with_pairs(&values),
+                // What is called may be given keys and values in any form, and may make a tensor.
+                b'R' | 0x81 | 0x92 => {
+                    let given = Held::of(0).with_list(&values);
+                    let names = given.tensors.saturating_mul(given.bytes);
+                    Held {
+                        tensors: given.tensors.saturating_add(1),
+                        names: given.names.saturating_add(names),
+                        ..given
+                    }
+                }
+                b'b' => {
+                    let (object, state) = (values[0], values[1]);
+                    let built = object.with(state, 0);
+                    // It is memorised again.
+                    if let Some(at) = built.memo {
+                        copied = copied.saturating_add(built.bytes);
+                        memo.insert(at, built);
+                    }
+                    built
+                }
+                b'Q' | 0x93 => Held::of(0).with_list(&values),
+                _ => Held::of(argument.len()),
+            };
+            stack.push(pushed);
+        }
+        // A name is kept twice: as the tensor's own, and as the key of a table.
+        let result = stack.pop().ok_or("it has no result")?;
+        Ok(copied.saturating_add(result.names.saturating_mul(2)))
     }
 
     #[cfg(test)]
@@ -370,9 +560,39 @@ mod pickle {
                 assert_eq!(super::callables(p).unwrap(), ["os.system"]);
                 assert_eq!(super::length(p).unwrap(), p.len());
             }
+            // Two strings that were pushed last need not be those that are on top.
+            let hidden = b"\x80\x04\x8c\x02os\x8c\x06system\x8c\x05torch\x8c\x04Size00\x93.";
+            assert_eq!(super::callables(hidden).unwrap(), ["a computed name"]);
             assert!(super::callables(&old[..9]).is_err());
             assert!(super::callables(b"\x80\x02X\xff\xff\xff\xff.").is_err());
             assert!(super::callables(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\xff.").is_err());
+        }
+
+        #[test]
+        fn copies_are_counted() {
+            let copies = |program: &[&[u8]]| super::copies(&program.concat());
+            // A text of 1000 bytes in a tuple, memorised once and fetched nine times.
+            let text = [b"X\xe8\x03\0\0", &[b'k'; 1000][..]].concat();
+            let tuple = [&text[..], b"\x85q\0"].concat();
+            let fetched = b"h\0".repeat(9);
+            let found = copies(&[b"\x80\x02", &tuple, &fetched, b"."]).unwrap();
+            assert!((10_000..13_000).contains(&found), "{found}");
+            // It is the key of a dictionary of seven tensors, whose names it begins.
+            let tensor = b"ctorch._utils\n_rebuild_tensor_v2\n)R";
+            let tensors: Vec<u8> =
+                (0..7).flat_map(|k| [&[b'K', k], &tensor[..]].concat()).collect();
+            let found = copies(&[b"\x80\x02}", &text, b"}(", &tensors, b"us."]).unwrap();
+            assert!((2 * 7 * 1000..2 * 7 * 1300).contains(&found), "{found}");
+            // A tensor by another way to call what makes it, in a list of pairs for a dictionary.
+            let pair = [&text[..], &tensor[..], b"\x86"].concat();
+            let found = copies(&[b"\x80\x02ccollections\nOrderedDict\n](", &pair, b"e\x85R."]);
+            assert!(found.unwrap() > 2 * 1000);
+            // What it cannot take is no program.
+            for program in
+                [&b"\x80\x02R."[..], b"\x80\x02t.", b"\x80\x02h\0.", b"\x80\x02.", b"g\xff\n."]
+            {
+                assert!(super::copies(program).is_err(), "{program:?}");
+            }
         }
     }
 }

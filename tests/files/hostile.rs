@@ -108,6 +108,35 @@ fn checkpoints() {
     }
 }
 
+/// Its programs would not be those that were looked at.
+#[test]
+fn a_tar_archive_that_begins_as_a_pickle_does_is_no_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.pth");
+    let mut archive = vec![0u8; 1024];
+    archive[..4].copy_from_slice(b"\x80\x02}.");
+    archive[257..262].copy_from_slice(b"ustar");
+    std::fs::write(&path, archive).unwrap();
+    let error = checkpoint::read(&path).err().unwrap().to_string();
+    assert!(
+        error.ends_with("a.pth: is a TAR archive, expected a zip archive or a pickle"),
+        "{error}"
+    );
+}
+
+/// They would be run by whatever reads the tensors.
+#[test]
+fn no_program_of_a_checkpoint_is_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.pth");
+    let legacy = std::fs::read(here("tests/reference/misc/checkpoint_legacy.pth.tar")).unwrap();
+    // The second program, the number of the format, without the two bytes that tell its protocol.
+    let at = 1 + legacy.windows(3).position(|w| w == b".\x80\x02").unwrap();
+    std::fs::write(&path, [&legacy[..at], &legacy[at + 2..]].concat()).unwrap();
+    let error = checkpoint::read(&path).err().unwrap().to_string();
+    assert!(error.contains("not all of its programs are pickles"), "{error}");
+}
+
 #[test]
 fn models() {
     let folder = tempfile::tempdir().unwrap();
