@@ -575,6 +575,34 @@ pub(crate) fn room_apart(what: &'static str, bytes: usize) -> Result<(), memory:
     memory::room::<u8>(what, APART * bytes).map(drop)
 }
 
+/// The most bytes that the header of a model file takes.
+pub(crate) const MOST_HEADER: u64 = 1 << 20;
+
+/// The header of a file of tensors (safetensors), which begins with `bytes`: its JSON, at most
+/// `most` bytes, once there is room for what it says when another crate takes it apart, as with
+/// [`room_apart`]. Otherwise what is wrong with it.
+///
+/// # Errors
+/// There is no room for that.
+pub(crate) fn room_for_header<'a>(
+    what: &'static str,
+    bytes: &'a [u8],
+    most: u64,
+) -> Result<Result<&'a [u8], &'static str>, memory::Refused> {
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Ok(Err("its header is missing or too long"));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > most {
+        return Ok(Err("its header is missing or too long"));
+    }
+    let Some(header) = rest.get(..length as usize) else {
+        return Ok(Err("it ends within its header"));
+    };
+    room_apart(what, header.len())?;
+    Ok(Ok(header))
+}
+
 /// Reads a text file: UTF-8, with or without a byte order mark. `expected` names for messages what
 /// it should contain.
 ///

@@ -5,6 +5,7 @@
 
 use super::settings::Settings;
 use crate::checksum;
+use crate::input::{MOST_HEADER, room_for_header};
 use crate::memory;
 use crate::model::{Config, Weights};
 use crate::ops::optimizer::AdamW;
@@ -100,6 +101,9 @@ pub struct State {
 const KEY: &str = "prism.training";
 /// How a refusal of memory names it.
 const STATE: &str = "the state of a training";
+/// A state's header may be so many times as long as a model's: it lists weights, two kinds of
+/// moments and averages, under longer names, and the settings.
+const LONGER: u64 = 8;
 
 impl State {
     /// Writes the state to a file, whole or not at all.
@@ -162,6 +166,9 @@ impl State {
     pub fn open(path: &Path) -> Result<State, String> {
         let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         let bytes = memory::read_file(STATE, path).map_err(|e| fail(&e))?;
+        room_for_header(STATE, &bytes, LONGER * MOST_HEADER)
+            .map_err(|e| fail(&e))?
+            .map_err(|e| fail(&e))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(&e))?;
         let text = header
             .metadata()

@@ -1,6 +1,8 @@
 //! Reading reference files: safetensors with their metadata.
 
 use super::VerifyError;
+use crate::input::{MOST_HEADER, room_for_header};
+use crate::memory;
 use crate::tensor::Tensor;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -35,15 +37,28 @@ impl Entry {
     }
 }
 
+/// How a refusal of memory names it.
+const ARCHIVE: &str = "a file of reference tensors";
+
+/// Values of N bytes each, widened. Unwinds to [`memory::caught`] if memory for them is refused.
+fn wide<const N: usize>(data: &[u8], of: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+    let value = |b: &[u8]| of(std::array::from_fn(|i| b[i]));
+    memory::collected(ARCHIVE, data.chunks_exact(N).map(value))
+}
+
 impl Archive {
-    /// Reads a safetensors file.
+    /// Reads a safetensors file. Unwinds to [`memory::caught`] if memory for it is refused.
     ///
     /// # Errors
     /// It cannot be read, is no safetensors file, or has a tensor of a type other than F64, F32,
     /// F16, BF16, I64, I32, I8, U8 and BOOL.
     pub fn open(path: &Path) -> Result<Archive, VerifyError> {
         crate::input::remember(path);
-        let bytes = std::fs::read(path).map_err(|e| VerifyError::new(path, e.to_string()))?;
+        let fail = |e: &dyn std::fmt::Display| VerifyError::new(path, e.to_string());
+        let bytes = memory::read_file(ARCHIVE, path).map_err(|e| fail(&e))?;
+        room_for_header(ARCHIVE, &bytes, MOST_HEADER)
+            .map_err(|e| fail(&e))?
+            .map_err(|e| fail(&e))?;
         let bad = |e: safetensors::SafeTensorError| {
             VerifyError::new(path, format!("not a readable safetensors file: {e}"))
         };
@@ -53,32 +68,14 @@ impl Archive {
         for (name, view) in file.iter() {
             let d = view.data();
             let values: Vec<f64> = match view.dtype() {
-                Dtype::F64 => d
-                    .chunks_exact(8)
-                    .map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes")))
-                    .collect(),
-                Dtype::F32 => d
-                    .chunks_exact(4)
-                    .map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")) as f64)
-                    .collect(),
-                Dtype::F16 => d
-                    .chunks_exact(2)
-                    .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f64())
-                    .collect(),
-                Dtype::BF16 => d
-                    .chunks_exact(2)
-                    .map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f64())
-                    .collect(),
-                Dtype::I64 => d
-                    .chunks_exact(8)
-                    .map(|b| i64::from_le_bytes(b.try_into().expect("8 bytes")) as f64)
-                    .collect(),
-                Dtype::I32 => d
-                    .chunks_exact(4)
-                    .map(|b| i32::from_le_bytes(b.try_into().expect("4 bytes")) as f64)
-                    .collect(),
-                Dtype::I8 => d.iter().map(|b| *b as i8 as f64).collect(),
-                Dtype::U8 | Dtype::BOOL => d.iter().map(|b| *b as f64).collect(),
+                Dtype::F64 => wide(d, f64::from_le_bytes),
+                Dtype::F32 => wide(d, |b| f64::from(f32::from_le_bytes(b))),
+                Dtype::F16 => wide(d, |b| half::f16::from_le_bytes(b).to_f64()),
+                Dtype::BF16 => wide(d, |b| half::bf16::from_le_bytes(b).to_f64()),
+                Dtype::I64 => wide(d, |b| i64::from_le_bytes(b) as f64),
+                Dtype::I32 => wide(d, |b| f64::from(i32::from_le_bytes(b))),
+                Dtype::I8 => wide(d, |b| f64::from(i8::from_le_bytes(b))),
+                Dtype::U8 | Dtype::BOOL => wide(d, |b: [u8; 1]| f64::from(b[0])),
                 other => {
                     return Err(VerifyError::new(
                         path,

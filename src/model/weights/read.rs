@@ -4,7 +4,7 @@
 use super::{CONFIG_KEY, Problems, Weights, WeightsError, places};
 use crate::checksum::{self, PIECE};
 use crate::device::processors;
-use crate::input::{HEAD, Kind, recognise};
+use crate::input::{HEAD, Kind, MOST_HEADER, recognise, room_for_header};
 use crate::memory::{self, Charge};
 use crate::model::config::Config;
 use crate::tensor::stored::{LARGE, Source, Stored};
@@ -66,17 +66,10 @@ impl Weights {
     fn parse(path: &Path, head: &[u8], bytes: u64, place: &Place) -> Result<Weights, WeightsError> {
         let format =
             |problem: &str| WeightsError::Format { path: path.into(), problem: problem.into() };
-        let length = head.get(..8).map(|n| u64::from_le_bytes(std::array::from_fn(|i| n[i])));
-        let length = length
-            .filter(|n| *n <= MOST_HEADER)
-            .ok_or_else(|| format("its header is missing or too long"))?;
-        let header =
-            head.get(8..8 + length as usize).ok_or_else(|| format("it ends within its header"))?;
-        // The parsed list is several times as long, and is made by another crate.
-        drop(
-            memory::room::<u8>(WEIGHTS, 8 * header.len())
-                .map_err(|source| WeightsError::Memory { path: path.into(), source })?,
-        );
+        let header = room_for_header(WEIGHTS, head, MOST_HEADER)
+            .map_err(|source| WeightsError::Memory { path: path.into(), source })?
+            .map_err(format)?;
+        let length = header.len() as u64;
         let header: Metadata = serde_json::from_slice(header)
             .map_err(|e| format(&format!("unreadable header: {e}")))?;
         let no_config = |problem: String| WeightsError::NoConfig { path: path.into(), problem };
@@ -151,9 +144,6 @@ impl Weights {
         })
     }
 }
-
-/// The most bytes of header that are read.
-const MOST_HEADER: u64 = 1 << 20;
 
 /// An error if a file begins as another kind of file does.
 fn check_kind(path: &Path, head: &[u8]) -> Result<(), WeightsError> {
