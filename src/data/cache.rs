@@ -8,6 +8,7 @@
 use super::cases::{Case, DataError, TargetLabel};
 use super::sample::label_on;
 use crate::checksum;
+use crate::input::{MOST_HEADER, room_for_header};
 use crate::memory;
 use crate::output::Pending;
 use crate::volume::resample::{linear, resample, respaced};
@@ -67,6 +68,7 @@ impl Cache {
     /// The entry of a case, if it exists and is intact.
     pub fn get(&self, case: &Case) -> Option<(Volume, Vec<u8>)> {
         let bytes = memory::read_file(ENTRY, &self.entry(case)?).ok()?;
+        room_for_header(ENTRY, &bytes, MOST_HEADER).ok()?.ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
         let (text, hash) = checksum::opened(header.metadata().as_ref()?.get(KEY)?);
         let About { affine: rows, whole, modality } = serde_json::from_str(&text).ok()?;
@@ -87,18 +89,20 @@ impl Cache {
     /// Resamples a case and keeps it. An entry that cannot be written is only not kept.
     ///
     /// # Errors
-    /// There is no memory for the case at this spacing; the error names its scan.
+    /// There is no memory for the case at this spacing, or it is too large a grid for a scan; the
+    /// error names its scan.
     pub fn put(
         &self,
         case: &Case,
         image: &Volume,
         label: &[u8],
     ) -> Result<(Volume, Vec<u8>), DataError> {
+        let fail = |e: &dyn std::fmt::Display| {
+            DataError::new(&case.image, format!("resampled at {} mm: {e}", self.spacing))
+        };
         let resampled = memory::caught(|| self.resampled(image, label));
-        let (volume, label) = resampled.map_err(|e| {
-            let message = format!("resampled at {} mm: {e}", self.spacing);
-            DataError::new(&case.image, message).for_lack_of_memory(true)
-        })?;
+        let resampled = resampled.map_err(|e| fail(&e).for_lack_of_memory(true))?;
+        let (volume, label) = resampled.map_err(|e| fail(&e))?;
         if let Some(path) = self.entry(case) {
             let whole = image.description.whole;
             let _ = memory::caught(|| self.write(&path, &volume, &label, whole));
@@ -107,7 +111,7 @@ impl Cache {
     }
 
     /// A case at this spacing.
-    fn resampled(&self, image: &Volume, label: &[u8]) -> (Volume, Vec<u8>) {
+    fn resampled(&self, image: &Volume, label: &[u8]) -> Result<(Volume, Vec<u8>), String> {
         let grid = respaced(&image.grid.canonical(), self.spacing);
         let whole = image.description.whole;
         let data = resample(&image.values(), &image.grid, &grid, linear(whole), image.range()[0]);
@@ -115,8 +119,7 @@ impl Cache {
         let modality = image.description.modality;
         let description =
             Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
-        let volume = Volume::new(grid, data, description).expect("a resampled scan has numbers");
-        (volume, label)
+        Ok((Volume::new(grid, data, description)?, label))
     }
 
     fn write(&self, path: &Path, image: &Volume, label: &[u8], whole: bool) -> std::io::Result<()> {

@@ -26,8 +26,9 @@ pub enum Element {
 #[error("{0}")]
 pub struct ArrayError(pub String);
 
-/// The most voxels along an axis of an array that a caller passes.
-const LONGEST: usize = 1 << 16;
+/// The most voxels along an axis of an image, whether from a file or from a caller: more than any
+/// scanner makes, and few enough for indices of 32 bits.
+pub(super) const LONGEST: usize = 1 << 16;
 
 /// How messages name the memory that a scan's values take.
 const VALUES: &str = "its voxels";
@@ -70,10 +71,24 @@ impl Element {
         typed!(self, T => size_of::<T>())
     }
 
-    /// Bytes of a number of volumes of `size` voxels; none if that is more than can be addressed.
-    pub(super) fn bytes_of(self, [i, j, k]: [usize; 3], volumes: usize) -> Option<usize> {
+    /// Bytes of a number of volumes of `size` voxels, for images of every format.
+    ///
+    /// # Errors
+    /// They are more than can be addressed, or an axis is longer than [`LONGEST`].
+    pub(super) fn bytes_of(self, size: [usize; 3], volumes: usize) -> Result<usize, String> {
         const MOST: u64 = 1 << 50;
-        memory::extent(&[i, j, k, volumes, self.size()]).filter(|bytes| *bytes as u64 <= MOST)
+        let [i, j, k] = size;
+        let bytes = memory::extent(&[i, j, k, volumes, self.size()]);
+        let bytes = bytes.filter(|bytes| *bytes as u64 <= MOST).ok_or_else(|| {
+            let name = self.name();
+            format!("{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed")
+        })?;
+        match ["i", "j", "k"].into_iter().zip(size).find(|(_, length)| *length > LONGEST) {
+            Some((axis, length)) => Err(format!(
+                "it has {length} voxels along its axis {axis}, expected at most {LONGEST}"
+            )),
+            None => Ok(bytes),
+        }
     }
 
     /// The element type's name in file formats, such as `int16`.
@@ -225,7 +240,7 @@ impl Array {
         scale: Option<[f64; 2]>,
     ) -> Array {
         let bytes = held.bytes();
-        let needed = element.bytes_of(size, 1).filter(|n| *n > 0);
+        let needed = element.bytes_of(size, 1).ok().filter(|n| *n > 0);
         assert_eq!(needed, Some(bytes.len()), "bytes of {size:?} voxels of {}", element.name());
         let data = bytes.as_ptr();
         // SAFETY: the strides are those of a dense array, which was just checked to be as long as

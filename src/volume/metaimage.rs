@@ -139,9 +139,7 @@ impl Header {
     /// The bytes of all voxels.
     fn needed(&self) -> Result<usize, String> {
         let ((size, volumes), (element, _)) = (self.size()?, self.element()?);
-        element.bytes_of(size, volumes).ok_or_else(|| {
-            format!("{size:?} voxels of {} are more bytes than can be addressed", element.name())
-        })
+        element.bytes_of(size, volumes)
     }
 
     /// From voxel index to RAS mm.

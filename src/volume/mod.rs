@@ -139,7 +139,8 @@ pub struct Volume {
 impl Volume {
     /// Reads a scan from a file: NIfTI-1 or -2 (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr) or
     /// MetaImage (.mha, .mhd), recognised by content. `volume` picks one (from 0) of a file with
-    /// several, that is with more than three axes; None is for a file with one.
+    /// several, that is with more than three axes; None is for a file with one. Each axis may have
+    /// up to 65536 voxels.
     ///
     /// With the feature `dicom` also the only DICOM series of a folder, of its subfolders, or of a
     /// zip archive. For a file with one slice its series is read, as far as it is in the same
@@ -147,8 +148,8 @@ impl Volume {
     ///
     /// # Errors
     /// The file cannot be read, has another format (the error names it, and how to convert it), or
-    /// is damaged; it holds several volumes and none was picked, or not the one that was; no voxel
-    /// is a finite number; memory is refused.
+    /// is damaged; an axis is too long; it holds several volumes and none was picked, or not the
+    /// one that was; no voxel is a finite number; memory is refused.
     pub fn read(path: &Path, volume: Option<usize>) -> Result<Volume, VolumeError> {
         Volume::read_series(path, None, volume)
     }
@@ -197,15 +198,15 @@ impl Volume {
     /// element first.
     ///
     /// # Errors
-    /// The number of elements is not that of the voxels, or is 0; no value is finite; the affine
-    /// cannot be inverted.
+    /// The number of elements is not that of the voxels, or is 0; an axis has more than 65536
+    /// voxels; no value is finite; the affine cannot be inverted.
     pub fn of_elements(
         grid: Grid,
         element: Element,
         mut bytes: Vec<u8>,
         description: Description,
     ) -> Result<Volume, String> {
-        if bytes.is_empty() || element.bytes_of(grid.size, 1) != Some(bytes.len()) {
+        if bytes.is_empty() || element.bytes_of(grid.size, 1)? != bytes.len() {
             return Err(format!(
                 "{} bytes for {:?} voxels of {}",
                 bytes.len(),
@@ -224,11 +225,13 @@ impl Volume {
     /// A scan from values `[i][j][k]`, k fastest. [`Description::of_new`] describes it for outputs.
     ///
     /// # Errors
-    /// No value is finite; there are none, or not as many as voxels.
+    /// No value is finite; there are none, or not as many as voxels; an axis has more than 65536
+    /// voxels.
     pub fn new(grid: Grid, values: Vec<f32>, description: Description) -> Result<Volume, String> {
         if values.is_empty() || memory::extent(&grid.size) != Some(values.len()) {
             return Err(format!("{} values for {:?} voxels", values.len(), grid.size));
         }
+        Element::Float32.bytes_of(grid.size, 1)?;
         Volume::of_array(Array::of_values(grid.size, values), grid, description, vec![])
     }
 

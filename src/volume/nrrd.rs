@@ -399,11 +399,7 @@ fn parse(
         }
     };
     let voxels = counted(&size)?;
-    let bytes = element.bytes_of(size, volumes).ok_or_else(|| {
-        format!(
-            "{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed"
-        )
-    })?;
+    let bytes = element.bytes_of(size, volumes)?;
 
     let encoding = header.need("encoding")?.to_lowercase();
     let big = match header.get("endian").map(str::to_lowercase).as_deref() {

@@ -7,7 +7,7 @@ use prism::eval::metrics::dice;
 use prism::model::Weights;
 use prism::session::intensities;
 use prism::volume::labels::Labels;
-use prism::volume::{Affine, Modality, Volume};
+use prism::volume::{Affine, Description, Grid, Modality, Volume};
 use std::path::Path;
 use std::process::Command;
 
@@ -218,6 +218,52 @@ fn a_metaimage_of_more_voxels_than_can_be_counted_is_refused() {
         let error = Volume::read(&path, None).unwrap_err().to_string();
         assert!(error.contains("more bytes than can be addressed"), "{error}");
     }
+}
+
+/// By the header alone: the voxels would be more than a test can write.
+#[test]
+fn an_axis_that_no_scan_has_is_refused_in_every_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut nifti = vec![0u8; 544];
+    nifti[..4].copy_from_slice(&540i32.to_le_bytes());
+    nifti[4..12].copy_from_slice(b"n+2\0\r\n\x1a\n");
+    nifti[12..16].copy_from_slice(bytemuck::cast_slice(&[2i16, 8].map(i16::to_le)));
+    let header = |longest: usize| {
+        let mut nifti = nifti.clone();
+        for (a, length) in [3, 1, longest as i64, 1, 1, 1, 1, 1].into_iter().enumerate() {
+            nifti[16 + 8 * a..][..8].copy_from_slice(&length.to_le_bytes());
+            nifti[104 + 8 * a..][..8].copy_from_slice(&1f64.to_le_bytes());
+        }
+        nifti[168..176].copy_from_slice(&544i64.to_le_bytes());
+        let nrrd =
+            format!("NRRD0004\ntype: uchar\ndimension: 3\nsizes: 1 {longest} 1\nencoding: raw\n\n");
+        let metaimage = format!(
+            "ObjectType = Image\nNDims = 3\nDimSize = 1 {longest} 1\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+        );
+        [("a.nii", nifti), ("a.nrrd", nrrd.into_bytes()), ("a.mha", metaimage.into_bytes())]
+    };
+    let read = |(name, bytes): (&str, Vec<u8>)| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        Volume::read(&path, None)
+    };
+    for longest in [65_537, 3_000_000_000] {
+        for file in header(longest) {
+            let name = file.0;
+            let error = read(file).unwrap_err().to_string();
+            let expected =
+                format!("{name}: it has {longest} voxels along its axis j, expected at most 65536");
+            assert!(error.ends_with(&expected), "{error}");
+        }
+    }
+    for (name, bytes) in header(65_536) {
+        let volume = read((name, [bytes, vec![1; 65_536]].concat())).unwrap();
+        assert_eq!(volume.grid.size, [1, 65_536, 1], "{name}");
+    }
+    let grid = Grid { size: [65_537, 1, 1], affine: Affine::from_spacing([1.0; 3]) };
+    let description = Description::of_new(&grid, "float32");
+    let error = Volume::new(grid, vec![0.0; 65_537], description).unwrap_err();
+    assert!(error.contains("65537 voxels along its axis i, expected at most 65536"), "{error}");
 }
 
 #[test]

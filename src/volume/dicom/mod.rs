@@ -621,9 +621,7 @@ fn read(
     let (first, scale) = (element_of(order[0]), each[order[0]]);
     let common = order.iter().all(|p| element_of(*p) == first && each[*p] == scale);
     let element = if common { first } else { Element::Float32 };
-    let total = element
-        .bytes_of(size, 1)
-        .ok_or_else(|| fail(store, format!("{size:?} voxels are too many to count")))?;
+    let total = element.bytes_of(size, 1).map_err(|e| fail(store, e))?;
 
     let mut voxels: Vec<u8> = vec![];
     let mut source = Source::new(&series.uid, size, &series.planes[order[0]]);

@@ -4,7 +4,7 @@ use super::jpeg2000::{self, Decoded};
 use super::tags::{self, DataSet, Opened, fragments};
 use crate::memory;
 use crate::volume::Element;
-use crate::volume::array::typed;
+use crate::volume::array::{LONGEST, typed};
 use jpeg_decoder::{Decoder, PixelFormat};
 use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,7 +37,7 @@ impl Layout {
         };
         let (rows, columns) = (need(tags::ROWS)?, need(tags::COLUMNS)?);
         let frames = whole(tags::FRAMES)?.unwrap_or(1);
-        if rows == 0 || columns == 0 || frames == 0 || rows.max(columns) > 1 << 16 {
+        if rows == 0 || columns == 0 || frames == 0 || rows.max(columns) > LONGEST {
             return Err(format!(
                 "it has {frames} frames of {columns} x {rows} voxels, expected one or more of each"
             ));

@@ -7,6 +7,7 @@ use super::pixels::{Bits, Frames, Layout};
 use super::series::planes;
 use super::tags::{self, DataSet, Opened};
 use crate::memory;
+use crate::volume::array::LONGEST;
 use crate::volume::{Affine, Element, Grid};
 
 /// How messages name the memory that frames take.
@@ -158,9 +159,11 @@ fn size_of(tags: &DataSet) -> Result<[usize; 3], String> {
         need(tags, tags::ROWS)?,
         tags.whole(tags::FRAMES)?.unwrap_or(1),
     ];
-    match size.iter().all(|n| (1..=1 << 16).contains(n)) {
+    match size.iter().all(|n| (1..=LONGEST).contains(n)) {
         true => Ok(size),
-        false => Err(format!("it has {size:?} columns, rows and frames, expected 1 to 65536 each")),
+        false => {
+            Err(format!("it has {size:?} columns, rows and frames, expected 1 to {LONGEST} each"))
+        }
     }
 }
 

@@ -117,12 +117,8 @@ pub(super) fn read(
             h.vox_offset
         ));
     }
-    let (one, total) = (element.bytes_of(size, 1), element.bytes_of(size, volumes));
-    let (Some(one), Some(total)) = (one, total) else {
-        return fail(format!(
-            "{size:?} voxels of {name} in {volumes} volumes are more bytes than can be addressed"
-        ));
-    };
+    let bytes_of = |volumes| element.bytes_of(size, volumes).map_err(|e| VolumeError::new(path, e));
+    let (total, one) = (bytes_of(volumes)?, bytes_of(1)?);
     let needed = offset as u64 + total as u64;
     let holds = reader.most();
     if needed > holds {
