@@ -5,19 +5,40 @@ use super::cache::Cache;
 use super::cases::{Case, DataError, Loaded, Split, TargetLabel, list};
 use super::sample::{Augmentation, Sample, centred, random};
 use super::synth;
+use crate::memory::{self, Charge};
 use crate::model::Config;
 use crate::prompt::simulate::generator;
 use crate::volume::{Modality, Volume};
 use rand::RngExt;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 /// A decoded case.
 type Decoded = Arc<(Volume, Vec<u8>)>;
 
-/// Bytes of decoded cases that are kept; cases that do not fit are read again.
-const CACHE: usize = 4 << 30;
+/// The bytes of a decoded case.
+fn size_of((image, label): &(Volume, Vec<u8>)) -> usize {
+    image.array().bytes() + label.len()
+}
+
+/// What a decoded case is made from: scan, label image, volume and the modality that its dataset
+/// states. Its name is its own only within its dataset.
+type Key = (PathBuf, PathBuf, Option<usize>, Option<&'static str>);
+
+fn key_of(case: &Case) -> Key {
+    let modality = case.modality.map(Modality::name);
+    (case.image.clone(), case.label.clone(), case.volume, modality)
+}
+
+/// The most bytes of decoded cases that are kept, however large the budget of memory.
+const CACHE: u64 = 4 << 30;
+
+/// The most bytes of decoded cases that are kept: a quarter of the budget at most. Cases that do
+/// not fit are read again.
+pub(crate) fn most_kept() -> u64 {
+    CACHE.min(memory::limit() / 4)
+}
 
 /// The largest share of a source: sums of such numbers stay finite.
 const MOST_SHARE: f64 = 1e6;
@@ -32,11 +53,12 @@ enum Source {
 pub struct Pool {
     sources: Vec<(Source, f64)>,
     target: TargetLabel,
-    cache: Mutex<BTreeMap<String, Decoded>>,
+    /// Decoded cases, each with what it takes of the budget.
+    cache: Mutex<BTreeMap<Key, (Decoded, Charge)>>,
     /// Resampled cases on disk.
     disk: Option<Cache>,
-    /// Cases that could not be used, and why.
-    skipped: Mutex<BTreeMap<String, String>>,
+    /// The names of cases that could not be used, and why.
+    skipped: Mutex<BTreeMap<Key, (String, String)>>,
     /// What was odd about files.
     warnings: Mutex<BTreeSet<String>>,
     /// The number of cases taken to be of each modality.
@@ -230,7 +252,8 @@ impl Pool {
             if stops() {
                 return None;
             }
-            let loaded = self.load(case).inspect_err(|e| self.pass_over(case, e)).ok();
+            // It is needed this once: what is kept is for training.
+            let loaded = self.decode(case).inspect_err(|e| self.pass_over(case, e)).ok();
             samples.extend(loaded.and_then(|l| centred(config, &case.name, &l.0, &l.1)));
         }
         let series: Vec<u64> = self
@@ -250,26 +273,33 @@ impl Pool {
         Some(samples)
     }
 
+    /// A case, decoded and kept for the next time, if there is room for it.
     fn load(&self, case: &Case) -> Result<Decoded, DataError> {
-        let lock = |m: &Mutex<BTreeMap<String, Decoded>>| {
-            m.lock().unwrap_or_else(|e| e.into_inner()).get(&case.name).cloned()
-        };
-        if let Some(found) = lock(&self.cache) {
+        let lock = || self.cache.lock().unwrap_or_else(|e| e.into_inner());
+        let key = key_of(case);
+        let found = lock().get(&key).map(|(decoded, _)| decoded.clone());
+        if let Some(found) = found {
             return Ok(found);
         }
-        let kept = self.disk.as_ref().and_then(|disk| disk.get(case)).filter(|k| k.1.contains(&1));
-        let loaded = match kept {
-            Some(kept) => kept,
-            None => self.read(case)?,
-        };
-        let loaded = Arc::new(loaded);
-        let mut cache = self.cache.lock().unwrap_or_else(|e| e.into_inner());
-        let size = |l: &(Volume, Vec<u8>)| l.0.array().bytes() + l.1.len();
-        let held: usize = cache.values().map(|l| size(l)).sum();
-        if held + size(&loaded) <= CACHE {
-            cache.insert(case.name.clone(), loaded.clone());
+        let loaded = Arc::new(self.decode(case)?);
+        let mut cache = lock();
+        let size = size_of(&loaded);
+        let held: u64 = cache.values().map(|(decoded, _)| size_of(decoded) as u64).sum();
+        // Asking for what is not there would have others give up what they keep.
+        let left = memory::limit().saturating_sub(memory::used());
+        if held + size as u64 <= most_kept()
+            && size as u64 <= left
+            && let Ok(charge) = Charge::of::<u8>("a decoded case", size)
+        {
+            cache.insert(key, (loaded.clone(), charge));
         }
         Ok(loaded)
+    }
+
+    /// A case, from the disk's cache or from its files.
+    fn decode(&self, case: &Case) -> Result<(Volume, Vec<u8>), DataError> {
+        let kept = self.disk.as_ref().and_then(|disk| disk.get(case)).filter(|k| k.1.contains(&1));
+        kept.map_or_else(|| self.read(case), Ok)
     }
 
     /// Reads a case from its files; resampled, and kept on disk, if that is wanted.
@@ -296,7 +326,7 @@ impl Pool {
         self.skipped
             .lock()
             .unwrap_or_else(|e| e.into_inner())
-            .insert(case.name.clone(), why.to_string());
+            .insert(key_of(case), (case.name.clone(), why.to_string()));
     }
 
     /// What was odd about the files read so far, and how it was interpreted.
@@ -311,13 +341,55 @@ impl Pool {
 
     /// Cases that could not be used so far, by name, and why.
     pub fn skipped(&self) -> Vec<(String, String)> {
-        self.skipped.lock().unwrap_or_else(|e| e.into_inner()).clone().into_iter().collect()
+        let skipped = self.skipped.lock().unwrap_or_else(|e| e.into_inner());
+        let mut named: Vec<(String, String)> = skipped.values().cloned().collect();
+        named.sort();
+        named
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A list of one case, called `c1`, whose scan has the value `v` everywhere.
+    fn one_case(folder: &Path, name: &str, v: u8) -> String {
+        let header = "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: 4 4 4\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\n\n";
+        let file = |end: &str, voxels: [u8; 64]| {
+            let file = format!("{name}-{end}.nrrd");
+            std::fs::write(folder.join(&file), [header.as_bytes(), &voxels].concat()).unwrap();
+            file
+        };
+        let mut mask = [0; 64];
+        mask[usize::from(v)] = 1;
+        let (image, label) = (file("image", [v; 64]), file("label", mask));
+        let list = folder.join(name).with_extension("csv");
+        std::fs::write(&list, format!("image,label,name\n{image},{label},c1\n")).unwrap();
+        list.display().to_string()
+    }
+
+    #[test]
+    fn cases_of_the_same_name_in_two_datasets_are_two() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = [("a", 5), ("b", 9)].map(|(name, v)| one_case(folder.path(), name, v)).join(",");
+        let pools = Pools::open(&data, "", &TargetLabel::Any, None, None, None, 0).unwrap();
+        let case = |n: usize| match &pools.train.sources[n].0 {
+            Source::Cases(cases) => &cases[0],
+            Source::Synth(_) => panic!("of a list"),
+        };
+        assert_eq!(case(0).name, case(1).name);
+        // Read, then found.
+        for _ in 0..2 {
+            for (n, v) in [(0, 5u8), (1, 9)] {
+                let loaded = pools.train.load(case(n)).unwrap();
+                assert_eq!(loaded.0.at([0; 3]), f32::from(v));
+            }
+            assert_eq!(pools.train.cache.lock().unwrap().len(), 2);
+        }
+        (0..2).for_each(|n| pools.train.pass_over(case(n), &DataError::new(Path::new("x"), "y")));
+        let skipped = pools.train.skipped();
+        assert!(skipped.len() == 2 && skipped.iter().all(|s| s.0 == "c1"), "{skipped:?}");
+    }
 
     /// A case that memory is refused for is passed over only by who says so: what is learned from
     /// does not depend on how much memory was left at a time.

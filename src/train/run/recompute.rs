@@ -6,15 +6,13 @@
 //! same state, and so are they in all steps that follow. None of this changes a bit of the results
 //! ([`Rerun::Exact`]): the choice is no part of a run's state, and each process has its own.
 
+use crate::data::source::most_kept;
 use crate::device::{CudaError, Device};
 use crate::memory::{bytes, is_set, left};
 use crate::tensor::OpError;
 use crate::train::settings::{Recompute, Settings};
 use crate::train::step::Rerun;
 use serde::Serialize;
-
-/// Bytes of the host that are left alone: decoded cases are kept in memory while a run goes on.
-const HOST: u64 = 4 << 30;
 
 /// A choice that a run made, also a line of its log.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -151,7 +149,8 @@ fn available(device: &Device, processes: usize) -> u64 {
     };
     // Processes may share what a host has, but neither a GPU nor a budget.
     let sharing = if is_set() { 1 } else { processes.max(1) as u64 };
-    on_device.unwrap_or_else(|| left().saturating_sub(HOST) / sharing) / 2
+    // Of a host's, decoded cases are kept while a run goes on.
+    on_device.unwrap_or_else(|| left().saturating_sub(most_kept()) / sharing) / 2
 }
 
 #[cfg(test)]
