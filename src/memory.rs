@@ -448,6 +448,14 @@ pub(crate) fn reserve<T>(what: &'static str, list: &mut Vec<T>, more: usize) {
     }
 }
 
+/// Appends a value to a list whose length is not known before; as [`filled`] if that is refused.
+pub(crate) fn push<T>(what: &'static str, list: &mut Vec<T>, value: T) {
+    if list.len() == list.capacity() {
+        reserve(what, list, list.len().max(1));
+    }
+    list.push(value);
+}
+
 /// Reads to the end; as [`filled`] if that is more than there is room for.
 pub(crate) fn read(
     what: &'static str,
@@ -603,6 +611,14 @@ mod tests {
         assert!(caught(|| zeroed::<f32>("a test", absurd)).is_err());
         assert!(Charge::of::<u64>("a test", absurd).is_err());
         assert!(caught(|| reserve("a test", &mut vec![1u64], absurd)).is_err());
+        // A list whose length is not known before grows as it is filled.
+        assert_eq!(
+            caught(|| (0..5u8).fold(vec![], |mut list, v| {
+                push("a test", &mut list, v);
+                list
+            })),
+            Ok(vec![0, 1, 2, 3, 4])
+        );
         assert!(caught(|| map::<u64, u64>("a test", absurd)).is_err());
         assert!(caught(|| map::<u64, u64>("a test", 1000)).is_ok_and(|map| map.capacity() >= 1000));
         // From a thread of a pool, too.

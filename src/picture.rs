@@ -1,5 +1,6 @@
 //! RGB pictures, written as PNG: the basis of the program's previews and montages.
 
+use crate::memory;
 use crate::output::Pending;
 use font8x8::UnicodeFonts;
 use std::path::Path;
@@ -17,13 +18,12 @@ pub struct Picture {
 pub(crate) const CHARACTER: usize = 8;
 
 impl Picture {
-    /// A picture of one colour.
+    /// A picture of one colour. Unwinds to [`memory::caught`] if memory for it is refused.
     pub fn new(width: usize, height: usize, colour: [u8; 3]) -> Picture {
-        Picture {
-            width,
-            height,
-            pixels: colour.into_iter().cycle().take(width * height * 3).collect(),
-        }
+        let bytes = memory::extent(&[width, height, 3]).unwrap_or(usize::MAX);
+        let mut pixels = memory::list("a picture", bytes);
+        pixels.extend(colour.into_iter().cycle().take(bytes));
+        Picture { width, height, pixels }
     }
 
     /// Sets a pixel; does nothing outside the picture.

@@ -205,10 +205,12 @@ impl Simulate {
         let names = ["points and box", "centreline", "line", "contour"];
         let (step, top) = (width * scale + 8, 22);
         let mut picture = Picture::new(step * prompts.len() - 8, height * scale + top, [24; 3]);
-        let mut shown: Vec<f32> = (low[0]..high[0])
-            .flat_map(|i| (low[1]..high[1]).map(move |j| (i, j)))
-            .map(|(i, j)| image.at([i, j, k]))
-            .collect();
+        let mut shown: Vec<f32> = memory::list(STAGES, width * height);
+        shown.extend(
+            (low[0]..high[0])
+                .flat_map(|i| (low[1]..high[1]).map(move |j| (i, j)))
+                .map(|(i, j)| image.at([i, j, k])),
+        );
         shown.sort_unstable_by(f32::total_cmp);
         let (dark, bright) = (shown[shown.len() / 100], shown[shown.len() * 99 / 100]);
         // As radiologists look at it: the patient's right on the left, front at the top.

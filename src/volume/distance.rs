@@ -2,6 +2,10 @@
 
 use crate::memory;
 
+/// How refusals of memory name the scratch of a line, and lists of a mask's parts.
+const LINE: &str = "distances along an axis";
+const PARTS: &str = "the parts of a mask";
+
 /// The squared distance from every voxel of `[i][j][k]` to the nearest one that `seed` marks (is
 /// not 0), with `spacing` between voxels, in whose unit distances are; infinite if none is marked.
 ///
@@ -37,9 +41,9 @@ struct Envelope {
 impl Envelope {
     fn new(longest: usize) -> Envelope {
         Envelope {
-            values: vec![0.0; longest],
-            vertices: vec![0; longest],
-            begins: vec![0.0; longest],
+            values: memory::zeroed(LINE, longest),
+            vertices: memory::zeroed(LINE, longest),
+            begins: memory::zeroed(LINE, longest),
         }
     }
 
@@ -90,17 +94,22 @@ impl Envelope {
 }
 
 /// The 26-connected components of the voxels marked in `mask` `[i][j][k]`, each as the indices of
-/// its voxels in the mask, in the order of their first voxels.
+/// its voxels in the mask, in the order of their first voxels. Unwinds to [`memory::caught`] if
+/// memory for them is refused.
 pub fn components(mask: &[u8], [ni, nj, nk]: [usize; 3]) -> Vec<Vec<usize>> {
-    let mut left: Vec<bool> =
-        memory::collected("the parts of a mask", mask.iter().map(|m| *m != 0));
+    // All lists together: each may have room for twice what it holds.
+    if let Err(e) = memory::check::<[usize; 2]>(PARTS, mask.iter().filter(|m| **m != 0).count()) {
+        memory::refuse(e);
+    }
+    let mut left: Vec<bool> = memory::collected(PARTS, mask.iter().map(|m| *m != 0));
     let mut all = vec![];
     for start in 0..mask.len() {
         if !left[start] {
             continue;
         }
         left[start] = false;
-        let mut component = vec![start];
+        let mut component = vec![];
+        memory::push(PARTS, &mut component, start);
         let mut next = 0;
         while next < component.len() {
             let at = component[next];
@@ -111,13 +120,13 @@ pub fn components(mask: &[u8], [ni, nj, nk]: [usize; 3]) -> Vec<Vec<usize>> {
                     for c in k.saturating_sub(1)..(k + 2).min(nk) {
                         let other = (a * nj + b) * nk + c;
                         if std::mem::take(&mut left[other]) {
-                            component.push(other);
+                            memory::push(PARTS, &mut component, other);
                         }
                     }
                 }
             }
         }
-        all.push(component);
+        memory::push(PARTS, &mut all, component);
     }
     all
 }

@@ -2,9 +2,13 @@
 //! the largest error.
 
 use super::{Errors, Kind, scribbles, voxel};
-use crate::memory;
+use crate::memory::{self, extent};
 use crate::volume::distance::{components, squared_distance};
 use rand::{Rng, RngExt};
+
+/// How refusals of memory name them.
+const ERROR: &str = "the voxels of an error";
+const DEPTHS: &str = "the depths of an error";
 
 /// A part of a volume: its first voxel and its size.
 #[derive(Clone, Copy)]
@@ -44,11 +48,11 @@ pub fn largest_error(errors: &Errors, size: [usize; 3]) -> Option<Vec<usize>> {
 /// The depth of each voxel of a component: its distance, in voxels, to the nearest voxel outside.
 pub fn depths(component: &[usize], size: [usize; 3]) -> Vec<f32> {
     let block = Block::around(component, size);
-    let mut outside = memory::filled("the depths of an error", 1u8, block.size.iter().product());
+    let mut outside = memory::filled(DEPTHS, 1u8, extent(&block.size).unwrap_or(usize::MAX));
     let place = |at: usize| block.place(voxel(at, size).map(|v| v as usize));
     component.iter().for_each(|at| outside[place(*at)] = 0);
     let squared = squared_distance(&outside, block.size, [1.0; 3]);
-    component.iter().map(|at| squared[place(*at)].sqrt()).collect()
+    memory::collected(DEPTHS, component.iter().map(|at| squared[place(*at)].sqrt()))
 }
 
 /// The click that corrects an answer: the voxel deepest inside the largest error, one of them at
@@ -57,8 +61,8 @@ pub fn click(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<([
     let component = largest_error(errors, size)?;
     let depths = depths(&component, size);
     let deepest = depths.iter().copied().fold(0.0, f32::max);
-    let all: Vec<usize> =
-        component.iter().zip(&depths).filter(|(_, d)| **d >= deepest).map(|(at, _)| *at).collect();
+    let bottom = component.iter().zip(&depths).filter(|(_, d)| **d >= deepest);
+    let all: Vec<usize> = memory::counted(ERROR, bottom.map(|(at, _)| *at));
     let at = all[rng.random_range(0..all.len())];
     Some((voxel(at, size), errors.missed[at] != 0))
 }
@@ -69,17 +73,15 @@ pub fn click(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<([
 pub fn stroke(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Vec<([i32; 3], bool)> {
     let Some(component) = largest_error(errors, size) else { return vec![] };
     let positive = errors.missed[component[0]] != 0;
-    let of_sign: Vec<[usize; 3]> = component
-        .iter()
-        .filter(|at| (errors.missed[**at] != 0) == positive)
-        .map(|at| voxel(*at, size).map(|v| v as usize))
-        .collect();
+    let same = component.iter().filter(|at| (errors.missed[**at] != 0) == positive);
+    let of_sign: Vec<[usize; 3]> =
+        memory::counted(ERROR, same.map(|at| voxel(*at, size).map(|v| v as usize)));
     let axis = rng.random_range(0..3);
-    let mut counts = vec![0usize; size[axis]];
+    let mut counts = memory::zeroed::<usize>(ERROR, size[axis]);
     of_sign.iter().for_each(|p| counts[p[axis]] += 1);
     let slice = (0..size[axis]).max_by_key(|s| counts[*s]).unwrap_or(0);
     let (u, v) = ([1, 0, 0][axis], [2, 2, 1][axis]);
-    let mut region = vec![0u8; size[u] * size[v]];
+    let mut region = memory::zeroed::<u8>(ERROR, size[u] * size[v]);
     of_sign.iter().filter(|p| p[axis] == slice).for_each(|p| region[p[u] * size[v] + p[v]] = 1);
     let drawn = scribbles(rng, &region, [size[u], size[v], 1], Kind::Centreline, 60);
     let place = |at: usize| {

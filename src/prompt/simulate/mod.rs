@@ -11,7 +11,7 @@ pub mod thinning;
 
 use crate::memory;
 use crate::volume::include;
-use rand::seq::index::sample;
+use rand::seq::index::{IndexVecIntoIter, sample};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 pub use scribble::Kind;
@@ -85,8 +85,9 @@ impl User {
     }
 }
 
-/// How a refusal of memory names it.
+/// How refusals of memory name them.
 const ERRORS: &str = "the errors of a mask";
+const LINES: &str = "the voxels of scribbles";
 
 /// Where an answer is wrong: voxels it missed, and voxels it has in excess. At first (without an
 /// answer) the whole object is missed.
@@ -150,11 +151,17 @@ pub fn points(
         ERRORS,
         (0..errors.missed.len()).filter(|&v| errors.missed[v] != 0 || errors.excess[v] != 0),
     );
-    let take = n.min(wrong.len());
-    sample(rng, wrong.len(), take)
-        .into_iter()
-        .map(|i| (voxel(wrong[i], size), errors.missed[wrong[i]] != 0))
-        .collect()
+    let drawn = drawn_of(rng, wrong.len(), n);
+    memory::collected(ERRORS, drawn.map(|i| (voxel(wrong[i], size), errors.missed[wrong[i]] != 0)))
+}
+
+/// At most `n` of the numbers below `count`, drawn at random.
+fn drawn_of(rng: &mut impl Rng, count: usize, n: usize) -> IndexVecIntoIter {
+    // Drawing lists all of them at most, of four bytes each, by another crate.
+    if let Err(e) = memory::check::<u64>("what is drawn from", count) {
+        memory::refuse(e);
+    }
+    sample(rng, count, n.min(count)).into_iter()
 }
 
 /// The bounding box of a label, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none if it is empty.
@@ -209,10 +216,12 @@ pub fn scribbles(
     let mut voxels = vec![];
     for stages in scribble::draw(rng, region, size, kind) {
         let on = (0..stages.warped.len()).filter(|&p| stages.warped[p] != 0);
+        memory::reserve(LINES, &mut voxels, on.clone().count());
         voxels.extend(on.map(|p| p * size[2] + stages.slice));
     }
     if voxels.len() > limit {
-        voxels = sample(rng, voxels.len(), limit).into_iter().map(|i| voxels[i]).collect();
+        let drawn = drawn_of(rng, voxels.len(), limit);
+        voxels = memory::collected(LINES, drawn.map(|i| voxels[i]));
     }
     voxels
 }

@@ -40,6 +40,9 @@ struct Hand {
     magnitude: f32,
 }
 
+/// How a refusal of memory names it.
+const PLANE: &str = "a scribble's slice";
+
 /// A part of a slice: everything is drawn within the region's bounding rectangle.
 struct Plane {
     rows: usize,
@@ -54,7 +57,9 @@ pub fn draw(rng: &mut impl Rng, region: &[u8], size: [usize; 3], kind: Kind) -> 
         smoothing: rng.random_range(4.0..16.0),
         magnitude: rng.random_range(1.0..6.0),
     };
-    (0..size[2]).filter_map(|k| slice(rng, region, size, kind, k, &hand)).collect()
+    let mut all = memory::list(PLANE, size[2]);
+    all.extend((0..size[2]).filter_map(|k| slice(rng, region, size, kind, k, &hand)));
+    all
 }
 
 fn slice(
@@ -88,12 +93,14 @@ fn slice(
         i >= 0 && j >= 0 && i < ni as isize && j < nj as isize && at(i as usize, j as usize)
     };
     let count = plane.rows * plane.columns;
-    let mask: Vec<u8> = (0..count).map(|p| u8::from(inside(place(p)))).collect();
+    let mask: Vec<u8> = memory::collected(PLANE, (0..count).map(|p| u8::from(inside(place(p)))));
 
     let drawn = match kind {
         Kind::Centreline => {
-            let mut drawn: Vec<u8> =
-                (0..count).map(|p| u8::from(mask[p] != 0 && !on_slice_border(place(p)))).collect();
+            let mut drawn: Vec<u8> = memory::collected(
+                PLANE,
+                (0..count).map(|p| u8::from(mask[p] != 0 && !on_slice_border(place(p)))),
+            );
             thin(&mut drawn, plane.rows, plane.columns);
             drawn
         }
@@ -104,14 +111,18 @@ fn slice(
         return None;
     }
     let noise = smooth_noise(rng, &plane, hand.gaps);
-    let broken: Vec<u8> =
-        drawn.iter().zip(&noise).map(|(d, n)| u8::from(*d != 0 && *n > 0.0)).collect();
-    let broken = if broken.iter().any(|v| *v != 0) { broken } else { drawn.clone() };
+    let broken: Vec<u8> = memory::collected(
+        PLANE,
+        drawn.iter().zip(&noise).map(|(d, n)| u8::from(*d != 0 && *n > 0.0)),
+    );
+    let broken =
+        if broken.iter().any(|v| *v != 0) { broken } else { memory::copied(PLANE, &drawn) };
 
     let shifts = [0, 1].map(|_| {
-        let field = smooth_noise(rng, &plane, hand.smoothing);
+        let mut field = smooth_noise(rng, &plane, hand.smoothing);
         let largest = field.iter().fold(0.0f32, |a, v| a.max(v.abs())).max(f32::MIN_POSITIVE);
-        field.into_iter().map(|v| v / largest * hand.magnitude).collect::<Vec<_>>()
+        field.iter_mut().for_each(|v| *v = *v / largest * hand.magnitude);
+        field
     });
     let from = |p: usize| -> Option<usize> {
         let i = (p / plane.columns) as f32 + shifts[0][p];
@@ -120,13 +131,15 @@ fn slice(
         (i >= 0.0 && j >= 0.0 && i < plane.rows as f32 && j < plane.columns as f32)
             .then(|| i as usize * plane.columns + j as usize)
     };
-    let warped: Vec<u8> = (0..count)
-        .map(|p| u8::from(mask[p] != 0 && from(p).is_some_and(|q| broken[q] != 0)))
-        .collect();
-    let warped = if warped.iter().any(|v| *v != 0) { warped } else { broken.clone() };
+    let warped: Vec<u8> = memory::collected(
+        PLANE,
+        (0..count).map(|p| u8::from(mask[p] != 0 && from(p).is_some_and(|q| broken[q] != 0))),
+    );
+    let warped =
+        if warped.iter().any(|v| *v != 0) { warped } else { memory::copied(PLANE, &broken) };
 
     let whole = |part: Vec<u8>| {
-        let mut slice = memory::zeroed::<u8>("a scribble's slices", ni * nj);
+        let mut slice = memory::zeroed::<u8>(PLANE, ni * nj);
         for p in (0..count).filter(|&p| part[p] != 0) {
             let (i, j) = place(p);
             slice[i as usize * nj + j as usize] = 1;
@@ -138,8 +151,8 @@ fn slice(
 
 /// One to three straight lines between voxels of the mask, cut to it.
 fn lines(rng: &mut impl Rng, mask: &[u8], plane: &Plane) -> Vec<u8> {
-    let voxels: Vec<usize> = (0..mask.len()).filter(|&p| mask[p] != 0).collect();
-    let mut out = vec![0u8; mask.len()];
+    let voxels: Vec<usize> = memory::counted(PLANE, (0..mask.len()).filter(|&p| mask[p] != 0));
+    let mut out = memory::zeroed::<u8>(PLANE, mask.len());
     for _ in 0..rng.random_range(1..=3) {
         let [a, b] = [0, 1].map(|_| voxels[rng.random_range(0..voxels.len())]);
         let place = |p: usize| [(p / plane.columns) as f32, (p % plane.columns) as f32];
@@ -157,21 +170,23 @@ fn lines(rng: &mut impl Rng, mask: &[u8], plane: &Plane) -> Vec<u8> {
 /// The outline of the part where the blurred mask exceeds a random fraction of its largest value.
 fn contour(rng: &mut impl Rng, mask: &[u8], plane: &Plane) -> Vec<u8> {
     let sigma = rng.random_range(1.0..4.0);
-    let blurred = smooth(mask.iter().map(|v| *v as f32).collect(), plane, sigma);
+    let marked = memory::collected(PLANE, mask.iter().map(|v| *v as f32));
+    let blurred = smooth(marked, plane, sigma);
     let top =
         blurred.iter().zip(mask).filter(|(_, m)| **m != 0).fold(0.0f32, |a, (b, _)| a.max(*b));
     let level = top * rng.random_range(0.3..0.9);
-    let inner: Vec<bool> = blurred.iter().zip(mask).map(|(b, m)| *m != 0 && *b >= level).collect();
+    let inner: Vec<bool> =
+        memory::collected(PLANE, blurred.iter().zip(mask).map(|(b, m)| *m != 0 && *b >= level));
     let c = plane.columns;
     // The mask has a margin of one voxel, so neighbours exist.
-    (0..mask.len())
-        .map(|p| u8::from(inner[p] && ![p - c, p + c, p - 1, p + 1].iter().all(|&q| inner[q])))
-        .collect()
+    let on_edge = |p: usize| inner[p] && ![p - c, p + c, p - 1, p + 1].iter().all(|&q| inner[q]);
+    memory::collected(PLANE, (0..mask.len()).map(|p| u8::from(on_edge(p))))
 }
 
 /// Standard normal noise, smoothed.
 fn smooth_noise(rng: &mut impl Rng, plane: &Plane, sigma: f32) -> Vec<f32> {
-    let noise = (0..plane.rows * plane.columns).map(|_| super::normal(rng)).collect();
+    let voxels = 0..plane.rows * plane.columns;
+    let noise = memory::collected(PLANE, voxels.map(|_| super::normal(rng)));
     smooth(noise, plane, sigma)
 }
 
@@ -182,7 +197,7 @@ fn smooth(values: Vec<f32>, plane: &Plane, sigma: f32) -> Vec<f32> {
     let weights: Vec<f32> =
         (0..=reach).map(|d| (-0.5 * (d as f32 / sigma).powi(2)).exp()).collect();
     let (rows, columns) = (plane.rows, plane.columns);
-    let mut along = vec![0.0f32; values.len()];
+    let mut along = memory::zeroed::<f32>(PLANE, values.len());
     for (from, to) in values.chunks_exact(columns).zip(along.chunks_exact_mut(columns)) {
         for (j, v) in to.iter_mut().enumerate() {
             *v = (j.saturating_sub(reach)..(j + reach + 1).min(columns))
@@ -190,7 +205,7 @@ fn smooth(values: Vec<f32>, plane: &Plane, sigma: f32) -> Vec<f32> {
                 .sum();
         }
     }
-    let mut out = vec![0.0f32; values.len()];
+    let mut out = memory::zeroed::<f32>(PLANE, values.len());
     for (i, to) in out.chunks_exact_mut(columns).enumerate() {
         for q in i.saturating_sub(reach)..(i + reach + 1).min(rows) {
             let weight = weights[q.abs_diff(i)];

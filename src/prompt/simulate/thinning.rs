@@ -1,5 +1,10 @@
 //! Thinning of a plane region to its centrelines.
 
+use crate::memory;
+
+/// How a refusal of memory names it.
+const PIXELS: &str = "the pixels of a line";
+
 /// Thins `mask` `[rows][columns]` of zeros and ones in place (Zhang and Suen, 1984), after clearing
 /// the pixels on the border.
 pub fn thin(mask: &mut [u8], rows: usize, columns: usize) {
@@ -13,8 +18,10 @@ pub fn thin(mask: &mut [u8], rows: usize, columns: usize) {
     }
     mask[..columns].fill(0);
     mask[(rows - 1) * columns..].fill(0);
-    let mut alive: Vec<usize> = (0..mask.len()).filter(|&p| mask[p] != 0).collect();
-    let mut doomed = vec![];
+    let marked = mask.iter().filter(|v| **v != 0).count();
+    let mut alive: Vec<usize> = memory::list(PIXELS, marked);
+    alive.extend((0..mask.len()).filter(|&p| mask[p] != 0));
+    let mut doomed = memory::list(PIXELS, marked);
     loop {
         let before = alive.len();
         for second in [false, true] {
