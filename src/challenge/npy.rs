@@ -272,8 +272,12 @@ impl Array {
         if self.dtype.is_object() {
             return Err("it holds objects, expected plain items".into());
         }
-        let items: Option<Vec<Item>> = self.each().map(|bytes| self.dtype.item(bytes)).collect();
-        items.ok_or_else(|| "a string in it has an invalid character".into())
+        let mut items = memory::list(ARRAY, self.data.len() / self.dtype.size.max(1));
+        for bytes in self.each() {
+            let item = self.dtype.item(bytes);
+            items.push(item.ok_or("a string in it has an invalid character")?);
+        }
+        Ok(items)
     }
 }
 

@@ -47,6 +47,9 @@ pub struct Case {
     pub modality: Option<Modality>,
 }
 
+/// The most labels that a message lists.
+const SHOWN: usize = 20;
+
 /// A case in memory.
 pub struct Loaded {
     /// The scan.
@@ -81,10 +84,12 @@ impl Case {
             } else {
                 target.to_string()
             };
-            let present: Vec<u32> = labels.counts().into_keys().collect();
+            let counts = labels.counts();
+            let present: Vec<u32> = counts.keys().copied().take(SHOWN).collect();
+            let more = if counts.len() > SHOWN { " and more" } else { "" };
             return Err(DataError::new(
                 &self.label,
-                format!("no voxel has label {wanted}: it holds {present:?}"),
+                format!("no voxel has label {wanted}: it holds {present:?}{more}"),
             ));
         }
         let mut warnings: Vec<String> =

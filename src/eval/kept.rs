@@ -6,6 +6,7 @@
 
 use super::result::CaseResult;
 use crate::data::cases::Case;
+use crate::memory;
 use crate::output::{spelled_out, write_text};
 use crate::volume::Modality;
 use serde::{Deserialize, Serialize};
@@ -120,7 +121,7 @@ impl Kept {
     pub fn open(folder: &Path, settings: &Settings, anew: bool) -> Result<Kept, KeptError> {
         let path = folder.join(FILE);
         let fail = |e: std::io::Error| KeptError::File(format!("{}: {e}", path.display()));
-        let bytes = match std::fs::read(&path) {
+        let bytes = match memory::read_file("the results so far", &path) {
             Ok(bytes) if !anew => bytes,
             Err(e) if !anew && e.kind() != std::io::ErrorKind::NotFound => return Err(fail(e)),
             _ => vec![],

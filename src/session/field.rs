@@ -139,7 +139,7 @@ impl Field {
         let [rows, across, along] = size.map(|n| n.div_ceil(EDGE));
         // The number of tiles that hold something among those with the same index along i.
         let held = |row: usize| {
-            let mut holds = vec![false; across * along];
+            let mut holds = memory::filled(ANSWER, false, across * along);
             for (i, j) in
                 (row * EDGE..ni.min((row + 1) * EDGE)).flat_map(|i| (0..nj).map(move |j| (i, j)))
             {

@@ -344,11 +344,21 @@ impl Labels {
         })
     }
 
-    /// The number of voxels that have each value above 0.
+    /// The number of voxels that have each value above 0. Unwinds to [`memory::caught`] if memory
+    /// for that is refused.
     pub fn counts(&self) -> BTreeMap<u32, usize> {
         let mut counts = BTreeMap::new();
         for value in self.layers.iter().flatten().filter(|v| **v > 0) {
+            let known = counts.len();
             *counts.entry(*value).or_insert(0) += 1;
+            // A label image may have as many values as voxels: there must be room for twice those
+            // so far, with what a map adds.
+            if counts.len() > known
+                && known.is_power_of_two()
+                && let Err(e) = memory::check::<[u64; 8]>("the labels of an image", known)
+            {
+                memory::refuse(e);
+            }
         }
         counts
     }
