@@ -8,15 +8,19 @@ mod http;
 #[path = "common/viewer.rs"]
 mod viewer;
 
-use common::{tiny, tiny_model};
+use common::{here, tiny, tiny_model};
 use http::{get, started};
 use prism::autograd::{ParamGrads, Tape, Var};
+use prism::data::cases::TargetLabel;
+use prism::data::sample::Augmentation;
 use prism::data::source::Pools;
 use prism::device::Device;
 use prism::input::read_text;
 use prism::memory::{set_limit, used};
-use prism::model::{Observer, Part, prompt_maps};
+use prism::model::{Config, Observer, Part, checkpoint, prompt_maps};
 use prism::ops::rows::narrow_gradient;
+use prism::picture::Picture;
+use prism::prompt::simulate::{Kind, generator, scribble};
 use prism::prompt::{Dense, PromptError, Prompts, RawOutline, Space};
 use prism::serve::{Settings, readers};
 use prism::session::{Encodings, Options, Said, Scan, Session};
@@ -24,6 +28,8 @@ use prism::tensor::{OpError, Param, Tensor, caught};
 use prism::train::peers::Peers;
 use prism::train::run::{Ended, RecomputeReport, StepReport, ValidationReport, Watch, begin, run};
 use prism::train::settings::{Given, Recompute};
+use prism::train::state::State;
+use prism::volume::distance::components;
 use prism::volume::intensity::Normalization;
 use prism::volume::{Affine, Grid, Volume};
 use serde_json::json;
@@ -59,7 +65,11 @@ fn values(shape: &[usize]) -> Tensor {
 
 #[test]
 fn what_grows_with_what_is_given_is_held_against_the_budget() {
+    cases();
     texts();
+    headers();
+    pickles();
+    simulated();
     bodies();
     outlines();
     clicks();
@@ -84,6 +94,98 @@ fn texts() {
     std::fs::write(&path, vec![b' '; 20 << 20]).unwrap();
     let said = within(12 << 20, || read_text(&path, "JSON")).unwrap_err();
     assert!(said.starts_with("out of memory: a text file would take "), "{said}");
+}
+
+/// Cases that a training decoded are held against the budget, up to a quarter of it.
+fn cases() {
+    const EDGE: usize = 160;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let header = format!(
+        "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: {EDGE} {EDGE} {EDGE}\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\n\n"
+    );
+    let inside = |v: usize| (40..120).contains(&v);
+    let voxels: Vec<u8> = (0..EDGE.pow(3))
+        .map(|v| u8::from([v / EDGE / EDGE, v / EDGE % EDGE, v % EDGE].into_iter().all(inside)))
+        .collect();
+    for name in ["image.nrrd", "label.nrrd"] {
+        std::fs::write(at(name), [header.as_bytes(), &voxels].concat()).unwrap();
+    }
+    std::fs::write(at("one.csv"), "image,label\nimage.nrrd,label.nrrd\n").unwrap();
+    let data = at("one.csv").display().to_string();
+    let config = Config { fit: None, spacing: 2.0, ..tiny() };
+    let held = |bytes: u64| {
+        let before = used();
+        let pools = Pools::open(&data, "", &TargetLabel::Any, None, None, None, 0).unwrap();
+        within(bytes, || {
+            drop(pools.train.draw(&config, &Augmentation::default(), 0, 0, 0).unwrap());
+        });
+        let held = used() - before;
+        drop(pools);
+        assert_eq!(used(), before);
+        held
+    };
+    // Scan and mask, of a byte for each voxel.
+    assert_eq!(held(64 << 20), 2 * EDGE.pow(3) as u64);
+    assert_eq!(held(28 << 20), 0);
+}
+
+/// What a file says of its tensors is taken apart as texts are.
+fn headers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("last.state.safetensors");
+    let length = 1u64 << 20;
+    let header = [&b"{}"[..], &vec![b' '; length as usize - 2]].concat();
+    std::fs::write(&path, [&length.to_le_bytes()[..], &header].concat()).unwrap();
+    let said = || State::open(&path).err().unwrap();
+    let refused = within(12 << 20, said);
+    let words = "out of memory: the state of a training would take 16.8 MB";
+    assert!(refused.contains(words), "{refused}");
+    assert!(said().contains("not the state of a training run"), "{}", said());
+}
+
+/// What a checkpoint's program would make is counted before the program is run.
+fn pickles() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.pth");
+    // A million objects; and a text of 64 KiB that is copied a thousand times.
+    let objects = vec![b'N'; 1 << 20];
+    let text = [&b"X\0\0\x01\0"[..], &vec![b'k'; 1 << 16], b"\x85q\0"].concat();
+    let copies = [text, b"h\0".repeat(1000)].concat();
+    for program in [objects, copies] {
+        std::fs::write(&path, [&b"\x80\x02"[..], &program, b"."].concat()).unwrap();
+        let said = within(60 << 20, || checkpoint::read(&path)).err().unwrap().to_string();
+        let words = "a.pth: out of memory: what a checkpoint's pickles describe would take ";
+        assert!(said.contains(words), "{said}");
+    }
+    let small = here("tests/data/checkpoint.pth.tar");
+    assert!(within(60 << 20, || checkpoint::read(&small)).is_ok());
+}
+
+/// What a simulated user makes of a mask is counted too, and a picture.
+fn simulated() {
+    const PLANE: [usize; 3] = [1000, 1000, 1];
+    let region = vec![1u8; 1_000_000];
+    let said = |bytes: u64, work: &dyn Fn()| match within(bytes, || {
+        caught(|| {
+            work();
+            Ok(())
+        })
+    }) {
+        Err(OpError::Memory(refused)) => refused.to_string(),
+        other => panic!("{other:?}"),
+    };
+    for kind in [Kind::Centreline, Kind::Line, Kind::Contour] {
+        // Room for each list of bytes, for none of floats or of indices.
+        let drawn = || drop(scribble::draw(&mut generator(0, &[]), &region, PLANE, kind));
+        let said = said(3 << 20, &drawn);
+        let words = ["a scribble's slice would take", "the pixels of a line would take"];
+        assert!(words.iter().any(|w| said.contains(w)), "{said}");
+    }
+    let parts = said(8 << 20, &|| drop(components(&region, PLANE)));
+    assert!(parts.contains("the parts of a mask would take 16.0 MB"), "{parts}");
+    let wide = said(8 << 20, &|| drop(Picture::new(1 << 40, 1 << 40, [0; 3])));
+    assert!(wide.contains("a picture would take"), "{wide}");
 }
 
 /// What clients send is taken apart as texts are, whatever their protocol.

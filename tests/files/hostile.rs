@@ -108,7 +108,7 @@ fn checkpoints() {
     }
 }
 
-/// Its programs would not be those that were looked at.
+/// A library that reads one would run other programs than those that were looked at.
 #[test]
 fn a_tar_archive_that_begins_as_a_pickle_does_is_no_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
@@ -124,7 +124,7 @@ fn a_tar_archive_that_begins_as_a_pickle_does_is_no_checkpoint() {
     );
 }
 
-/// They would be run by whatever reads the tensors.
+/// A program that is passed over would be run all the same.
 #[test]
 fn no_program_of_a_checkpoint_is_passed_over() {
     let folder = tempfile::tempdir().unwrap();
