@@ -82,6 +82,12 @@ fn written(config: &Config, folder: &Path) -> std::path::PathBuf {
 }
 
 fn go(settings: Settings, seen: &mut Seen, stop: &AtomicBool) -> Result<Ended, String> {
+    from(begin(settings).unwrap(), seen, stop)
+}
+
+/// A run from its first state on.
+fn from(state: State, seen: &mut Seen, stop: &AtomicBool) -> Result<Ended, String> {
+    let settings = &state.progress.settings;
     let pools = Pools::open(
         &settings.data,
         &settings.shares,
@@ -92,7 +98,7 @@ fn go(settings: Settings, seen: &mut Seen, stop: &AtomicBool) -> Result<Ended, S
         settings.seed,
     )
     .unwrap();
-    run(&device(), begin(settings).unwrap(), &pools, &Peers::alone(), stop, seen)
+    run(&device(), state, &pools, &Peers::alone(), stop, seen)
 }
 
 #[test]
@@ -663,19 +669,42 @@ fn one_real_case_can_be_learned_by_heart() {
 fn a_loss_that_is_no_number_stops_the_run_and_names_its_samples() {
     let folder = tempfile::tempdir().unwrap();
     let model = written(&tiny(), folder.path());
-    let given = Settings {
-        lr: 1e30,
-        clip_norm: 1e30,
-        warmup: 0,
-        ..settings(&folder.path().join("run"), &model)
-    };
-    let error = go(given, &mut Seen::default(), &AtomicBool::new(false)).unwrap_err();
+    let given = Settings { warmup: 0, ..settings(&folder.path().join("run"), &model) };
+    let mut state = begin(given).unwrap();
+    // Rates that settings are not allowed.
+    state.progress.settings.lr = 1e30;
+    let error = from(state, &mut Seen::default(), &AtomicBool::new(false)).unwrap_err();
     assert!(
         error.contains("step ")
             && error.contains("synth:1/")
             && (error.contains("NaN") || error.contains("inf")),
         "{error}"
     );
+}
+
+#[test]
+fn weights_that_are_no_numbers_end_the_run_and_are_not_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (written(&tiny(), folder.path()), folder.path().join("run"));
+    for validation_cases in [0, 1] {
+        let given = Settings {
+            epochs: 1,
+            steps: 1,
+            batch: 1,
+            iterations: 1,
+            warmup: 0,
+            ema: 0.0,
+            validation_cases,
+            ..settings(&out, &model)
+        };
+        let mut state = begin(given).unwrap();
+        state.progress.settings.lr = 1e300;
+        let error = from(state, &mut Seen::default(), &AtomicBool::new(false)).unwrap_err();
+        assert!(error.contains("the training has diverged, so nothing was saved"), "{error}");
+        for file in ["last.safetensors", "last.state.safetensors", "best.safetensors"] {
+            assert!(!out.join(file).exists(), "{file}");
+        }
+    }
 }
 
 #[test]

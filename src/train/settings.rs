@@ -383,6 +383,10 @@ impl Settings {
         }
         // Far beyond any useful value, and small enough that a step stays finite.
         for (name, v, most) in [
+            ("lr", self.lr, 1.0),
+            ("lr_fall", self.lr_fall, 1.0),
+            // A way to ask for no clipping.
+            ("clip_norm", self.clip_norm, 1e30),
             ("weight_decay", self.weight_decay, 10.0),
             ("lr_end", self.lr_end, 1.0),
             ("boundary", self.boundary, 1e6),

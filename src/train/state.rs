@@ -85,6 +85,13 @@ pub fn scaling() -> (f32, u32) {
     (65536.0, 0)
 }
 
+/// The message for a number that is not kept, by the name of its tensor.
+fn diverged(tensor: &str, at: usize, value: f32) -> String {
+    format!(
+        "{tensor} is {value} at element {at}: the training has diverged, so nothing was saved, and what was saved before is unchanged. A lower --lr may help"
+    )
+}
+
 /// The state of a run, in memory.
 pub struct State {
     /// The position of the run.
@@ -98,6 +105,12 @@ pub struct State {
     pub average: Option<Vec<Tensor>>,
 }
 
+/// The index of the first value that a tensor of a state cannot have: one that is no finite number,
+/// or a second moment, a sum of squares, that is below 0.
+fn impossible(kind: &str, values: &[f32]) -> Option<usize> {
+    values.iter().position(|v| !v.is_finite() || kind == "second" && *v < 0.0)
+}
+
 const KEY: &str = "prism.training";
 /// How a refusal of memory names it.
 const STATE: &str = "the state of a training";
@@ -106,13 +119,36 @@ const STATE: &str = "the state of a training";
 const LONGER: u64 = 8;
 
 impl State {
+    /// Checks every number, as [`State::open`] does: a state that fails this could not be opened
+    /// again.
+    ///
+    /// # Errors
+    /// A weight, a moment or an average is not a finite number, or a second moment is below 0; the
+    /// message names the tensor. Or values cannot be copied from a device.
+    pub fn check_numbers(&self) -> Result<(), String> {
+        for (id, (name, _)) in self.progress.config.tensors().iter().enumerate() {
+            let weight = self.weights.get(name);
+            let [first, second] = &self.optimizer.moments()[id];
+            let average = self.average.as_ref().map(|all| ("average", &all[id]));
+            let own = [("weight", &*weight), ("first", first), ("second", second)];
+            for (kind, tensor) in own.into_iter().chain(average) {
+                let values = tensor.try_data().map_err(|e| e.to_string())?;
+                if let Some(at) = impossible(kind, values) {
+                    return Err(diverged(&format!("{kind}/{name}"), at, values[at]));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the state to a file, whole or not at all.
     ///
     /// # Errors
-    /// The file cannot be written, or values cannot be copied from a device; the message names the
-    /// file.
+    /// The file cannot be written, values cannot be copied from a device, or one is refused by
+    /// [`State::check_numbers`]; the message names the file.
     pub fn save(&self, path: &Path) -> Result<(), String> {
         let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        self.check_numbers().map_err(|e| fail(&e))?;
         let list = self.progress.config.tensors();
         let mut parts: Vec<(String, Vec<usize>, &[f32])> = vec![];
         let params: Vec<_> = list.iter().map(|(name, _)| self.weights.get(name)).collect();
@@ -195,8 +231,7 @@ impl State {
             }
             let mut values = memory::zeroed::<f32>(STATE, view.data().len() / 4);
             bytemuck::cast_slice_mut(&mut values).copy_from_slice(view.data());
-            // Second moments are sums of squares.
-            match values.iter().position(|v| !v.is_finite() || kind == "second" && *v < 0.0) {
+            match impossible(kind, &values) {
                 Some(at) => Err(fail(&format!("{full} holds {} at element {at}", values[at]))),
                 None => Ok(values),
             }

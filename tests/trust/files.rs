@@ -27,6 +27,9 @@ fn settings_have_bounds_in_files_and_on_resume() {
         ("--epochs", "0"),
         ("--steps", "0"),
         ("--sparing", "7"),
+        ("--lr", "2"),
+        ("--lr-fall", "2"),
+        ("--clip-norm", "2000000000000000000000000000000"),
     ] {
         let said = run(&format!("{flag} {value}"));
         let name = flag.trim_start_matches('-').replace('-', "_");
@@ -63,6 +66,7 @@ fn settings_have_bounds_in_files_and_on_resume() {
             "validation_iterations is 0",
         ),
         (r#"\"batch\":1,"#, r#"\"batch\":0,"#, "batch is 0"),
+        (r#"\"lr\":4e-"#, r#"\"lr\":4e+"#, "lr is 400000"),
     ] {
         let place = bytes.windows(from.len()).position(|w| w == from.as_bytes());
         let at = place.unwrap_or_else(|| panic!("the state tells no {from}"));

@@ -66,13 +66,15 @@ pub(super) fn keep(state: &State, log: &mut Option<Log>, out: &Path) -> Result<(
     curves::draw(out)
 }
 
-/// Saves the state, and the weights as a model file.
+/// Saves the state, and the weights as a model file; neither if they could not be opened again.
 fn save(state: &State, out: &Path) -> Result<(), String> {
     save_weights(state, &out.join("last.safetensors"))?;
     state.save(&out.join("last.state.safetensors"))
 }
 
+/// Saves the weights as a model file, unless the state could not be opened again.
 pub(super) fn save_weights(state: &State, path: &Path) -> Result<(), String> {
+    state.check_numbers().map_err(|e| format!("{}: {e}", path.display()))?;
     let mut weights = current(state)?;
     // Copied back first: within the file's writer a failure could not be reported.
     for tensor in weights.tensors_mut() {
@@ -96,7 +98,12 @@ pub(super) fn current(state: &State) -> Result<Weights, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::before_any_step;
     use super::*;
+    use crate::model::Config;
+    use crate::ops::optimizer::AdamW;
+    use crate::tensor::Tensor;
+    use crate::train::settings::Given;
 
     #[test]
     fn a_log_that_cannot_be_read_is_no_empty_one() {
@@ -119,5 +126,49 @@ mod tests {
         // Of a run that has done nothing yet nothing is kept.
         drop(Log::open(&path, 0, false).unwrap());
         assert_eq!(read(), b"");
+    }
+
+    /// A number that nothing could read again is in no file: what was saved before stays, and the
+    /// message names the tensor.
+    #[test]
+    fn numbers_that_are_none_are_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path();
+        let settings = Given { ema: Some(0.9), ..Given::default() }.settings();
+        let good = || before_any_step(settings.clone(), Weights::hashed(Config::tiny(), "kept"));
+        save(&good(), out).unwrap();
+        let files = ["last.safetensors", "last.state.safetensors"].map(|name| out.join(name));
+        let read = || files.each_ref().map(|file| std::fs::read(file).unwrap());
+        let before = read();
+        let list = good().progress.config.tensors();
+        let (name, shape) = &list[2];
+        for (kind, value) in [
+            ("weight", f32::INFINITY),
+            ("first", f32::NAN),
+            ("second", f32::INFINITY),
+            ("second", -1.0),
+            ("average", f32::NAN),
+        ] {
+            let mut state = good();
+            let mut values = vec![0.5; shape.iter().product()];
+            values[1] = value;
+            let odd = Tensor::new(shape.clone(), values);
+            match kind {
+                "weight" => *state.weights.tensors_mut().swap_remove(2) = odd,
+                "average" => state.average.as_mut().unwrap()[2] = odd,
+                _ => {
+                    let mut moments: Vec<[Tensor; 2]> = state.optimizer.moments().to_vec();
+                    moments[2][usize::from(kind == "second")] = odd;
+                    state.optimizer = AdamW::resume(settings.optimizer(), moments, 0);
+                }
+            }
+            let named = format!("{kind}/{name} is {value} at element 1: the training has diverged");
+            let best = out.join("best.safetensors");
+            for said in [save(&state, out), state.save(&files[1]), save_weights(&state, &best)] {
+                let said = said.unwrap_err();
+                assert!(said.contains(&named), "{said}");
+            }
+            assert!(read() == before && !best.exists(), "{kind}");
+        }
     }
 }

@@ -27,6 +27,9 @@ pub(super) fn judge(
     let asked = || stopping || stop.load(Ordering::Relaxed);
     state.progress.unvalidated = false;
     if !samples.is_empty() {
+        // Such a network would give some answer, and a Dice.
+        let out = &state.progress.settings.out;
+        state.check_numbers().map_err(|e| format!("{}: {e}", out.display()))?;
         match validate(device, state, samples, &asked, watch)? {
             Some(dice) => {
                 let last = dice.last().copied().unwrap_or(0.0);
