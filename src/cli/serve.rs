@@ -1,10 +1,12 @@
 //! `prism serve`: a server for viewers and programs.
 
 use super::model::{Chosen, ModelArgs};
-use super::{DeviceArgs, Failure, note, on_interrupt, say, warn};
+use super::{DeviceArgs, Failure, note, number, on_interrupt, say, warn};
 use crate::memory::size_of_text;
 use crate::model::Model;
-use crate::serve::{BIND, DLS, Keep, STATE_BYTES, STATE_DAYS, Secret, Server, Settings};
+use crate::serve::{
+    BIND, DLS, Keep, MOST_IDLE, MOST_SESSIONS, STATE_BYTES, STATE_DAYS, Secret, Server, Settings,
+};
 use clap::Args;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -49,9 +51,11 @@ pub struct Serve {
     token_file: Option<PathBuf>,
     /// Maximum number of scans and clients at a time; further ones are told to try again later
     #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(value_parser = number(1, MOST_SESSIONS as u64))]
     max_sessions: usize,
     /// Seconds without use after which a scan is released
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=MOST_IDLE.as_secs()))]
     idle_timeout: u64,
     /// Origin of another web page whose scripts may call the server, such as
     /// https://viewer.example.org

@@ -65,7 +65,9 @@ mod turns;
 mod wire;
 mod work;
 
-pub use settings::{BIND, DLS, Keep, STATE_BYTES, STATE_DAYS, Secret, Settings};
+pub use settings::{
+    BIND, DLS, Keep, MOST_IDLE, MOST_SESSIONS, STATE_BYTES, STATE_DAYS, Secret, Settings,
+};
 
 use crate::memory;
 use crate::model::Model;

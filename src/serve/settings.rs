@@ -11,6 +11,10 @@ use std::time::Duration;
 pub const BIND: &str = "127.0.0.1:1527";
 /// The default port at which ITK-SNAP looks for its protocol.
 pub const DLS: &str = "8911";
+/// The largest [`Settings::max_sessions`].
+pub const MOST_SESSIONS: usize = 10_000;
+/// The longest [`Settings::idle`]: a year.
+pub const MOST_IDLE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The most bytes of a scan, packed or not.
 const MOST_SCAN: u64 = 8 << 30;
 /// The least room for undo history that a session has, in bytes.
@@ -53,10 +57,11 @@ pub struct Settings {
     /// The token that callers must have. It is required if others than this machine's programs can
     /// call. Default: none.
     pub token: Option<Secret>,
-    /// The most scans, and leases of nnInteractive's protocol, at a time. Default: 16.
+    /// The most scans, and leases of nnInteractive's protocol, at a time, from 1 to
+    /// [`MOST_SESSIONS`]. Default: 16.
     pub max_sessions: usize,
-    /// A scan or a lease is dropped after this time without being used, such as by a click; at
-    /// least a second. Default: 10 minutes.
+    /// A scan or a lease is dropped after this time without being used, such as by a click; from
+    /// a second to [`MOST_IDLE`]. Default: 10 minutes.
     pub idle: Duration,
     /// A lease is dropped after this time without any sign of life from its client. Default: one
     /// minute.
@@ -131,11 +136,18 @@ impl Settings {
 
     /// The addresses to listen at; errors are those of [`Settings::check`].
     pub(super) fn addresses(&self) -> Result<Vec<SocketAddr>, String> {
-        if self.max_sessions == 0 {
-            return Err("--max-sessions is 0, expected at least 1".into());
+        if !(1..=MOST_SESSIONS).contains(&self.max_sessions) {
+            return Err(format!(
+                "--max-sessions is {}, expected 1 to {MOST_SESSIONS}",
+                self.max_sessions
+            ));
         }
-        if self.idle < Duration::from_secs(1) {
-            return Err("the idle timeout is below 1 second, expected at least 1".into());
+        if self.idle < Duration::from_secs(1) || self.idle > MOST_IDLE {
+            return Err(format!(
+                "the idle timeout is {} s, expected 1 to {}",
+                self.idle.as_secs_f64(),
+                MOST_IDLE.as_secs()
+            ));
         }
         if let Some(origin) = &self.allow_origin {
             let host = origin.strip_prefix("https://").or(origin.strip_prefix("http://"));
@@ -204,7 +216,14 @@ mod tests {
         for bind in ["", "1527", "localhost:x"] {
             assert!(at(bind).addresses().unwrap_err().contains("HOST:PORT"), "{bind}");
         }
-        assert!(Settings { max_sessions: 0, ..Settings::default() }.addresses().is_err());
+        for max_sessions in [0, MOST_SESSIONS + 1, usize::MAX] {
+            let said = Settings { max_sessions, ..Settings::default() }.addresses().unwrap_err();
+            assert!(said.contains(&format!("--max-sessions is {max_sessions},")), "{said}");
+        }
+        for idle in [Duration::ZERO, MOST_IDLE + Duration::from_secs(1), Duration::MAX] {
+            let said = Settings { idle, ..Settings::default() }.addresses().unwrap_err();
+            assert!(said.contains("idle timeout"), "{said}");
+        }
         for (origin, is_one) in [
             ("https://viewer.example.org", true),
             ("http://localhost:3000", true),

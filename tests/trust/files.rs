@@ -92,6 +92,14 @@ fn numbers_of_a_command_have_bounds() {
         ("simulate", "--box-shift", "-2147483648"),
         ("bench", "--points", "18446744073709551615"),
         ("bench", "--clicks", "4294967295"),
+        #[cfg(feature = "serve")]
+        ("serve", "--max-sessions", "0"),
+        #[cfg(feature = "serve")]
+        ("serve", "--max-sessions", "18446744073709551615"),
+        #[cfg(feature = "serve")]
+        ("serve", "--idle-timeout", "0"),
+        #[cfg(feature = "serve")]
+        ("serve", "--idle-timeout", "18446744073709551615"),
     ] {
         let run = match command {
             "eval" => eval(&none, &none, &none),
