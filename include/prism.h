@@ -660,11 +660,11 @@ prism_status prism_engine_free(prism_engine *engine);
 
 /**
  * Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine.
- * Its contents are checked against the hash in it. The file stays open, and large matrices are
- * read again when they are needed: if the file is replaced, nothing changes; if it is overwritten
- * or truncated, later calls return PRISM_FILE, and never a wrong answer. Fails with PRISM_FILE if
- * the file cannot be used, PRISM_OUT_OF_MEMORY if it does not fit. On success `*model` is the
- * caller's, to be freed with prism_model_free.
+ * Its contents are checked against the hash in it; if it carries none, the log is told. The file
+ * stays open, and large matrices are read again when they are needed: if the file is replaced,
+ * nothing changes; if it is overwritten or truncated, later calls return PRISM_FILE, and never a
+ * wrong answer. Fails with PRISM_FILE if the file cannot be used, PRISM_OUT_OF_MEMORY if it does
+ * not fit. On success `*model` is the caller's, to be freed with prism_model_free.
  *
  * Required: `path` ends with a NUL; `model` can be written.
  */

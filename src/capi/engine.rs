@@ -180,28 +180,31 @@ pub extern "C" fn prism_engine_free(engine: *mut prism_engine) -> prism_status {
     call(|| handles::free::<Engine, _>(engine))
 }
 
-/// Lays weights out for an engine.
+/// Lays weights out for an engine. `file` is how a warning about them calls where they came from.
 ///
 /// # Safety
 /// `model` is NULL or can be written.
 unsafe fn load(
     engine: *const prism_engine,
     weights: Weights,
+    file: &str,
     model: *mut *mut prism_model,
 ) -> Result<(), Failure> {
     let engine = handles::get::<Engine, _>(engine)?;
     let parameters = weights.parameters();
     let loaded = ModelObject { model: Arc::new(Model::new(&engine.device, &weights)?), parameters };
     // SAFETY: guaranteed by the caller.
-    unsafe { store(model, "model", handles::make(Arc::new(loaded))?) }
+    unsafe { store(model, "model", handles::make(Arc::new(loaded))?)? };
+    weights.warning(file).iter().for_each(|w| say(w));
+    Ok(())
 }
 
 /// Loads a model file (.safetensors, as `prism train` and `prism convert` write it) for an engine.
-/// Its contents are checked against the hash in it. The file stays open, and large matrices are
-/// read again when they are needed: if the file is replaced, nothing changes; if it is overwritten
-/// or truncated, later calls return PRISM_FILE, and never a wrong answer. Fails with PRISM_FILE if
-/// the file cannot be used, PRISM_OUT_OF_MEMORY if it does not fit. On success `*model` is the
-/// caller's, to be freed with prism_model_free.
+/// Its contents are checked against the hash in it; if it carries none, the log is told. The file
+/// stays open, and large matrices are read again when they are needed: if the file is replaced,
+/// nothing changes; if it is overwritten or truncated, later calls return PRISM_FILE, and never a
+/// wrong answer. Fails with PRISM_FILE if the file cannot be used, PRISM_OUT_OF_MEMORY if it does
+/// not fit. On success `*model` is the caller's, to be freed with prism_model_free.
 ///
 /// # Safety
 /// `path` ends with a NUL; `model` can be written.
@@ -220,7 +223,7 @@ pub unsafe extern "C" fn prism_model_load(
         handles::get::<Engine, _>(engine)?;
         let weights = Weights::open(Path::new(path))?;
         // SAFETY: `model` can be written: guaranteed by the caller.
-        unsafe { load(engine, weights, model) }
+        unsafe { load(engine, weights, path, model) }
     })
 }
 
@@ -255,7 +258,7 @@ pub unsafe extern "C" fn prism_model_load_memory(
         let bytes = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), size) };
         let weights = Weights::from_bytes(bytes)?;
         // SAFETY: `model` can be written: guaranteed by the caller.
-        unsafe { load(engine, weights, model) }
+        unsafe { load(engine, weights, "a model in memory", model) }
     })
 }
 

@@ -1,6 +1,6 @@
 //! The model that a command uses: the one it was given, otherwise the first that is found.
 
-use super::{Failure, note};
+use super::{Failure, note, warn};
 use crate::checksum;
 use crate::model::Weights;
 use crate::model::weights::WeightsError;
@@ -69,8 +69,15 @@ fn choose(
 }
 
 impl Chosen {
-    /// Reads it.
+    /// Reads it, and warns if it carries no hash.
     pub fn open(&self) -> Result<Weights, WeightsError> {
+        let weights = self.read()?;
+        weights.warning(self).iter().for_each(|w| warn(w));
+        Ok(weights)
+    }
+
+    /// Reads it, and leaves a warning to the caller.
+    pub fn read(&self) -> Result<Weights, WeightsError> {
         match self {
             Chosen::File(path) => Weights::open(path),
             Chosen::BuiltIn(bytes) => Weights::from_bytes(bytes),

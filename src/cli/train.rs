@@ -184,7 +184,12 @@ impl Train {
                     finished.display()
                 )));
             }
-            begin(settings).map_err(Failure::Failed)?
+            let state = begin(settings).map_err(Failure::Failed)?;
+            // One of several processes says so for all.
+            if let Some(path) = state.progress.settings.init.as_ref().filter(|_| leads) {
+                state.weights.warning(path.display()).iter().for_each(|w| warn(w));
+            }
+            state
         };
         let s = state.progress.settings.clone();
         let config = &state.progress.config;

@@ -3,14 +3,18 @@
 use crate::common::{here, tiny};
 use crate::program::{ONE_STEP, eval, prism, segment, simulate, train};
 use crate::{model, text};
+use prism::capi::*;
 use prism::data::cache::Cache;
 use prism::data::cases::{Loaded, TargetLabel, list};
 use prism::device::Device;
 use prism::model::{Config, Model, Observer, Weights, weights::Precision};
 use prism::tensor::Tensor;
 use prism::train::state::State;
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::ptr::{null, null_mut};
+use std::sync::Mutex;
 
 #[test]
 fn settings_have_bounds_in_files_and_on_resume() {
@@ -264,6 +268,87 @@ fn models_and_states_know_when_they_are_damaged() {
             text(&said)
         );
     }
+}
+
+/// A model file as another program would write it: without the hash that ends its configuration.
+fn without_hash(model: &[u8]) -> Vec<u8> {
+    let length = u64::from_le_bytes(model[..8].try_into().unwrap()) as usize;
+    let (header, values) = model[8..].split_at(length);
+    let header = std::str::from_utf8(header).unwrap();
+    let mark = r#",\"hash\":\""#;
+    let (before, rest) = header.split_once(mark).expect("it carries a hash");
+    // Behind the 64 digits of the hash there is its second quote.
+    let header = format!("{before}{}", &rest[64 + r#"\""#.len()..]);
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), values].concat()
+}
+
+#[test]
+fn a_model_without_a_hash_is_used_with_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let sealed = model(folder.path());
+    let bare = at("bare.safetensors");
+    std::fs::write(&bare, without_hash(&std::fs::read(&sealed).unwrap())).unwrap();
+    let scan = here("tests/data/odd/m00_base.nii.gz");
+    let warning = format!("warning: {}: carries no hash of its contents", bare.display());
+    let point = "--point 5,5,5";
+    for mut run in [
+        segment(&bare, &scan, &at("m.nii.gz")).with(point),
+        segment(&bare, &scan, &at("m.nii.gz")).with(point).with("--json"),
+        train(&bare, &at("run")).with(ONE_STEP),
+    ] {
+        let said = run.output();
+        assert!(said.status.success(), "{run:?}: {}", text(&said));
+        let errors = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(errors.matches(&warning).count(), 1, "{run:?}: {errors}");
+    }
+    let said = segment(&bare, &scan, &at("m.nii.gz")).with(point).with("--json --quiet").output();
+    let report: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    let told = report["warnings"].as_array().unwrap();
+    assert!(told.iter().any(|w| w.as_str().unwrap().contains("carries no hash")), "{report:#}");
+    let said = segment(&sealed, &scan, &at("m.nii.gz")).with(point).output();
+    assert!(said.status.success() && !text(&said).contains("carries no hash"), "{}", text(&said));
+
+    // What the command that it names writes carries one.
+    let again = at("again.safetensors");
+    assert!(prism("convert").arg(&bare).arg(&again).output().status.success());
+    assert!(Weights::open(&again).unwrap().sealed && !Weights::open(&bare).unwrap().sealed);
+}
+
+/// Notes what the C interface tells its log.
+unsafe extern "C" fn note(user: *mut c_void, message: *const c_char) {
+    // SAFETY: the text ends with a NUL, and `user` is the list below, which outlives the log.
+    let (told, text) = unsafe { (&*user.cast::<Mutex<Vec<String>>>(), CStr::from_ptr(message)) };
+    told.lock().unwrap().push(text.to_string_lossy().into_owned());
+}
+
+#[test]
+fn the_log_of_the_c_interface_is_told_of_a_model_without_a_hash() {
+    let folder = tempfile::tempdir().unwrap();
+    let sealed = std::fs::read(model(folder.path())).unwrap();
+    let path = folder.path().join("bare.safetensors");
+    let bare = without_hash(&sealed);
+    std::fs::write(&path, &bare).unwrap();
+    let name = CString::new(path.to_str().unwrap()).unwrap();
+    let told: Mutex<Vec<String>> = Mutex::default();
+    let fine = |status: prism_status| assert!(status == prism_status::PRISM_OK, "{status:?}");
+    // SAFETY: all pointers and sizes are valid, and the list is in place until no log is set.
+    unsafe {
+        fine(prism_set_log(Some(note), (&raw const told).cast_mut().cast()));
+        let mut engine = null_mut();
+        fine(prism_engine_open(c"cpu".as_ptr(), null(), &mut engine));
+        let mut models = [null_mut(); 3];
+        fine(prism_model_load(engine, name.as_ptr(), &mut models[0]));
+        fine(prism_model_load_memory(engine, bare.as_ptr().cast(), bare.len(), &mut models[1]));
+        fine(prism_model_load_memory(engine, sealed.as_ptr().cast(), sealed.len(), &mut models[2]));
+        fine(prism_set_log(None, null_mut()));
+        models.into_iter().for_each(|model| fine(prism_model_free(model)));
+        fine(prism_engine_free(engine));
+    }
+    let mut told = told.into_inner().unwrap();
+    told.retain(|line| line.contains("carries no hash"));
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("bare.safetensors") && told[1].contains("a model in memory"));
 }
 
 #[test]

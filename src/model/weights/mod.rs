@@ -148,6 +148,13 @@ impl Weights {
         }
     }
 
+    /// A warning about the file that they were read from, called `file` in it, if it carried no
+    /// hash: then nothing shows that it is as it was written.
+    pub fn warning(&self, file: impl std::fmt::Display) -> Option<String> {
+        let text = "carries no hash of its contents: a changed byte would not be noticed; 'prism convert' writes a model that has one";
+        (!self.sealed).then(|| format!("{file}: {text}"))
+    }
+
     /// Weights from tensors by name.
     ///
     /// # Errors
