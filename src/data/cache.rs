@@ -2,10 +2,11 @@
 //! every time it is drawn from.
 //!
 //! An entry is one safetensors file: the scan on the canonical grid at the model's spacing, its
-//! label on the same grid, and the grid. Its name contains a hash of the case's files (path, size,
-//! time of change), of the spacing and of the target label: a changed case is another entry.
+//! label on the same grid, the grid, and what was odd about the case's files. Its name contains a
+//! hash of these files (path, size, time of change), of the spacing and of the target label: a
+//! changed case is another entry.
 
-use super::cases::{Case, DataError, TargetLabel};
+use super::cases::{Case, DataError, Loaded, TargetLabel};
 use super::sample::label_on;
 use crate::checksum;
 use crate::input::{MOST_HEADER, room_for_header};
@@ -30,12 +31,13 @@ const KEY: &str = "prism.case";
 /// How a refusal of memory names it.
 const ENTRY: &str = "a case in the cache";
 
-/// The metadata of an entry.
+/// The metadata of an entry. One that lacks a part, of an earlier version, is made again.
 #[derive(Serialize, Deserialize)]
 struct About {
     affine: [[f64; 4]; 3],
     whole: bool,
     modality: Option<Modality>,
+    warnings: Vec<String>,
 }
 
 impl Cache {
@@ -66,12 +68,12 @@ impl Cache {
     }
 
     /// The entry of a case, if it exists and is intact.
-    pub fn get(&self, case: &Case) -> Option<(Volume, Vec<u8>)> {
+    pub fn get(&self, case: &Case) -> Option<Loaded> {
         let bytes = memory::read_file(ENTRY, &self.entry(case)?).ok()?;
         room_for_header(ENTRY, &bytes, MOST_HEADER).ok()?.ok()?;
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
         let (text, hash) = checksum::opened(header.metadata().as_ref()?.get(KEY)?);
-        let About { affine: rows, whole, modality } = serde_json::from_str(&text).ok()?;
+        let About { affine: rows, whole, modality, warnings } = serde_json::from_str(&text).ok()?;
         let file = SafeTensors::deserialize(&bytes).ok()?;
         checksum::check(&text, hash?, checksum::of_tensors(&file)).ok()?;
         let (image, label) = (file.tensor("image").ok()?, file.tensor("label").ok()?);
@@ -83,7 +85,8 @@ impl Cache {
             Description::of_new(&grid, if whole { "int16" } else { "float32" }).made_by(modality);
         let mut data = memory::zeroed::<f32>(ENTRY, image.data().len() / 4);
         bytemuck::cast_slice_mut(&mut data).copy_from_slice(image.data());
-        Some((Volume::new(grid, data, description).ok()?, memory::copied(ENTRY, label.data())))
+        let image = Volume::new(grid, data, description).ok()?;
+        Some(Loaded { image, mask: memory::copied(ENTRY, label.data()), warnings })
     }
 
     /// Resamples a case and keeps it. An entry that cannot be written is only not kept.
@@ -91,23 +94,20 @@ impl Cache {
     /// # Errors
     /// There is no memory for the case at this spacing, or it is too large a grid for a scan; the
     /// error names its scan.
-    pub fn put(
-        &self,
-        case: &Case,
-        image: &Volume,
-        label: &[u8],
-    ) -> Result<(Volume, Vec<u8>), DataError> {
+    pub fn put(&self, case: &Case, loaded: Loaded) -> Result<Loaded, DataError> {
+        let Loaded { image, mask, warnings } = loaded;
         let fail = |e: &dyn std::fmt::Display| {
             DataError::new(&case.image, format!("resampled at {} mm: {e}", self.spacing))
         };
-        let resampled = memory::caught(|| self.resampled(image, label));
+        let resampled = memory::caught(|| self.resampled(&image, &mask));
         let resampled = resampled.map_err(|e| fail(&e).for_lack_of_memory(true))?;
-        let (volume, label) = resampled.map_err(|e| fail(&e))?;
+        let (volume, mask) = resampled.map_err(|e| fail(&e))?;
+        let resampled = Loaded { image: volume, mask, warnings };
         if let Some(path) = self.entry(case) {
             let whole = image.description.whole;
-            let _ = memory::caught(|| self.write(&path, &volume, &label, whole));
+            let _ = memory::caught(|| self.write(&path, &resampled, whole));
         }
-        Ok((volume, label))
+        Ok(resampled)
     }
 
     /// A case at this spacing.
@@ -122,7 +122,8 @@ impl Cache {
         Ok((Volume::new(grid, data, description)?, label))
     }
 
-    fn write(&self, path: &Path, image: &Volume, label: &[u8], whole: bool) -> std::io::Result<()> {
+    fn write(&self, path: &Path, case: &Loaded, whole: bool) -> std::io::Result<()> {
+        let Loaded { image, mask, warnings } = case;
         std::fs::create_dir_all(&self.folder)?;
         let other = |e: safetensors::SafeTensorError| std::io::Error::other(e.to_string());
         let shape = image.grid.size.to_vec();
@@ -133,10 +134,14 @@ impl Cache {
                 TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&values))
                     .map_err(other)?,
             ),
-            ("label", TensorView::new(Dtype::U8, shape, label).map_err(other)?),
+            ("label", TensorView::new(Dtype::U8, shape, mask).map_err(other)?),
         ];
-        let about =
-            About { affine: image.grid.affine.0, whole, modality: image.description.modality };
+        let about = About {
+            affine: image.grid.affine.0,
+            whole,
+            modality: image.description.modality,
+            warnings: warnings.clone(),
+        };
         let hashes = views.iter().map(|(name, view)| (*name, checksum::of_bytes(view.data())));
         let about = checksum::sealed(&serde_json::to_string(&about)?, hashes);
         let pending = Pending::new(path, "")?;

@@ -298,27 +298,41 @@ impl Pool {
 
     /// A case, from the disk's cache or from its files.
     fn decode(&self, case: &Case) -> Result<(Volume, Vec<u8>), DataError> {
-        let kept = self.disk.as_ref().and_then(|disk| disk.get(case)).filter(|k| k.1.contains(&1));
-        kept.map_or_else(|| self.read(case), Ok)
+        let kept = self.disk.as_ref().and_then(|disk| disk.get(case));
+        let loaded = match kept.filter(|kept| kept.mask.contains(&1)) {
+            Some(kept) => {
+                self.note(&kept);
+                kept
+            }
+            None => self.read(case)?,
+        };
+        Ok((loaded.image, loaded.mask))
     }
 
     /// Reads a case from its files; resampled, and kept on disk, if that is wanted.
-    fn read(&self, case: &Case) -> Result<(Volume, Vec<u8>), DataError> {
-        let Loaded { mut image, mask: label, warnings } = case.read(&self.target)?;
+    fn read(&self, case: &Case) -> Result<Loaded, DataError> {
+        let mut loaded = case.read(&self.target)?;
         // Decided once per case, not once per sample.
-        let modality = image.description.modality.unwrap_or_else(|| Modality::of(&image).0);
-        image.description.modality = Some(modality);
+        let modality =
+            loaded.image.description.modality.unwrap_or_else(|| Modality::of(&loaded.image).0);
+        loaded.image.description.modality = Some(modality);
         *self
             .modalities
             .lock()
             .unwrap_or_else(|e| e.into_inner())
             .entry(modality.name())
             .or_insert(0) += 1;
-        self.warnings.lock().unwrap_or_else(|e| e.into_inner()).extend(warnings);
+        self.note(&loaded);
         match &self.disk {
-            Some(disk) => disk.put(case, &image, &label),
-            None => Ok((image, label)),
+            Some(disk) => disk.put(case, loaded),
+            None => Ok(loaded),
         }
+    }
+
+    /// Remembers what was odd about a case's files.
+    fn note(&self, loaded: &Loaded) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(|e| e.into_inner());
+        warnings.extend(loaded.warnings.iter().cloned());
     }
 
     /// Remembers a case that cannot be used.
@@ -418,5 +432,37 @@ mod tests {
         let why = draw(true);
         assert!(why.to_string().contains("no usable case was found in 64 attempts"), "{why}");
         assert!(!why.refused && pools.train.skipped().len() == 1, "{why}");
+    }
+
+    /// What was odd about files is told by every run that learns from them, from the cache too.
+    #[test]
+    fn a_case_from_the_cache_comes_with_the_warnings_of_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let header = "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: 20 20 20\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\n\n";
+        // Two labels, which are joined.
+        let voxels: Vec<u8> = (0..20 * 20 * 20).map(|v| (v / 3000) as u8).collect();
+        for name in ["scan.nrrd", "label.nrrd"] {
+            std::fs::write(at(name), [header.as_bytes(), &voxels].concat()).unwrap();
+        }
+        std::fs::write(at("one.csv"), "image,label\nscan.nrrd,label.nrrd\n").unwrap();
+        let (data, cache) = (at("one.csv").display().to_string(), at("cache"));
+        let case = list(&at("one.csv"), None).unwrap().remove(0);
+        let run = || {
+            let disk = Some((&*cache, 2.0));
+            let pools = Pools::open(&data, "", &TargetLabel::Any, None, None, disk, 0).unwrap();
+            pools.train.load(&case).unwrap();
+            pools.train.warnings()
+        };
+        let first = run();
+        let told = |w: &String| w.contains("label.nrrd: it holds several labels");
+        assert!(first.iter().any(told), "{first:?}");
+        // A label that is none any more, though as long and as old: the case can only come from
+        // the cache.
+        let label = std::fs::File::options().write(true).open(at("label.nrrd")).unwrap();
+        let time = label.metadata().unwrap().modified().unwrap();
+        std::fs::write(at("label.nrrd"), vec![b'x'; header.len() + voxels.len()]).unwrap();
+        label.set_modified(time).unwrap();
+        assert_eq!(run(), first);
     }
 }

@@ -360,14 +360,14 @@ fn a_cached_case_knows_when_it_is_damaged() {
     std::fs::write(&csv, format!("image,label\n{},{}\n", image.display(), label.display()))
         .unwrap();
     let case = list(&csv, None).unwrap().remove(0);
-    let Loaded { image, mask, .. } = case.read(&TargetLabel::Any).unwrap();
     let cache = Cache::new(&kept, 4.0, TargetLabel::Any);
-    let (image, mask) = cache.put(&case, &image, &mask).unwrap();
+    let Loaded { image, mask, .. } =
+        cache.put(&case, case.read(&TargetLabel::Any).unwrap()).unwrap();
     let entry = std::fs::read_dir(&kept).unwrap().next().unwrap().unwrap().path();
     every_bit_counts(&entry, |path| {
         std::fs::write(&entry, std::fs::read(path).unwrap()).unwrap();
-        let (again, marks) = cache.get(&case).ok_or("it is no entry")?;
-        assert!(again.values() == image.values() && marks == mask);
+        let again = cache.get(&case).ok_or("it is no entry")?;
+        assert!(again.image.values() == image.values() && again.mask == mask);
         Ok(())
     });
 }
