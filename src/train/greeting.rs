@@ -5,14 +5,15 @@
 //! token, the caller first. So the token itself is never sent, and a recorded exchange is of no use
 //! to an eavesdropper. What follows is neither encrypted nor signed.
 //!
-//! Each caller is handled in a thread of its own, with a time limit: strangers neither end the wait
-//! for the others nor hold it up.
+//! Each caller is handled in a thread of its own, with a time limit, and where too many are handled
+//! at once, the one that came first is hung up on: strangers neither end the wait for the others
+//! nor hold it up.
 
 use super::link::{Wire, bytes_at, lock};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -20,10 +21,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-/// The most callers handled at once; others wait.
-const MOST_CALLERS: usize = 64;
+/// The most strangers that may be silent at once, beside as many callers as there are processes.
+const MOST_STRANGERS: usize = 64;
 /// The most strangers that are named in warnings.
 const MOST_NAMED: usize = 20;
+/// How long a process tries to connect to one address.
+const CONNECTING: Duration = Duration::from_secs(5);
 /// How many times a process calls if the connection is dropped.
 const CALLS: usize = 3;
 
@@ -190,32 +193,80 @@ struct Door {
     terms: Terms,
     /// Which processes have come.
     taken: Mutex<Vec<bool>>,
+    /// Callers that have not proved yet that they know the token, in the order in which they came.
+    unproven: Mutex<Vec<Arc<TcpStream>>>,
     /// The number of callers that are being handled.
     inside: AtomicUsize,
 }
 
 impl Door {
+    fn new(terms: &Terms) -> Door {
+        // Process 0's own place is taken.
+        let taken = Mutex::new((0..terms.world).map(|rank| rank == 0).collect());
+        let (unproven, inside) = (Mutex::default(), AtomicUsize::new(0));
+        Door { terms: terms.clone(), taken, unproven, inside }
+    }
+
+    /// The most callers at a time that have proved nothing: all processes may come at once.
+    fn most(&self) -> usize {
+        MOST_STRANGERS + self.terms.world
+    }
+
+    /// Lets a caller in. If that makes too many, the first to come of those that have proved
+    /// nothing is hung up on, which ends its thread: a process needs no longer than a few messages
+    /// take, and would call again.
+    fn enter(&self, stream: &Arc<TcpStream>) {
+        self.inside.fetch_add(1, Ordering::AcqRel);
+        let mut unproven = lock(&self.unproven);
+        unproven.push(stream.clone());
+        if unproven.len() > self.most() {
+            let _ = unproven.remove(0).shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Takes a caller from the list of those that have proved nothing; false if it was hung up on.
+    fn leave(&self, stream: &Arc<TcpStream>) -> bool {
+        let mut unproven = lock(&self.unproven);
+        let at = unproven.iter().position(|other| Arc::ptr_eq(other, stream));
+        at.map(|at| unproven.remove(at)).is_some()
+    }
+
     /// Handles a caller, and tells it the verdict.
-    fn hear(&self, stream: TcpStream) -> Caller {
-        match self.examine(&stream) {
+    fn hear(&self, stream: Arc<TcpStream>) -> Caller {
+        let claim = self.identify(&stream);
+        // From here on it is hung up on for no other, and the list has let go of it.
+        let stream = match (self.leave(&stream), Arc::into_inner(stream)) {
+            (true, Some(stream)) => stream,
+            _ => {
+                let most = self.most();
+                return Caller::Stranger(format!(
+                    "had not identified itself when {most} others had come after it"
+                ));
+            }
+        };
+        match claim.and_then(|claim| self.admit(&stream, &claim)) {
             Ok(Ok(rank)) => Caller::Process(rank, stream),
             Ok(Err(why)) => Caller::Misfit(why),
             Err(why) => Caller::Stranger(why),
         }
     }
 
-    /// The rank of a caller, or the reason why one that knows the token does not fit, or why it is
-    /// a stranger.
-    fn examine(&self, mut stream: &TcpStream) -> Result<Result<usize, String>, String> {
-        let terms = &self.terms;
-        let until = Instant::now() + terms.greeting;
-        let broken = |e: io::Error| match e.kind() {
+    /// How a stranger behaved whose connection broke.
+    fn broken(&self, e: io::Error) -> String {
+        match e.kind() {
             ErrorKind::TimedOut | ErrorKind::WouldBlock => {
-                format!("did not identify itself within {} s", terms.greeting.as_secs_f64())
+                format!("did not identify itself within {} s", self.terms.greeting.as_secs_f64())
             }
             ErrorKind::UnexpectedEof => "disconnected without identifying itself".to_string(),
             _ => format!("did not identify itself ({e})"),
-        };
+        }
+    }
+
+    /// What a caller that knows the token claims, or the reason why it is a stranger.
+    fn identify(&self, mut stream: &TcpStream) -> Result<Claim, String> {
+        let terms = &self.terms;
+        let until = Instant::now() + terms.greeting;
+        let broken = |e| self.broken(e);
         stream.set_nonblocking(false).map_err(broken)?;
         stream.set_write_timeout(Some(terms.greeting)).map_err(broken)?;
         let mut hello = [0u8; 56];
@@ -233,17 +284,24 @@ impl Door {
         claim.digest = bytes_at(&answer, 0);
         // Hashes are compared in constant time.
         if claim.proof(&terms.token, CALLER, WELCOME)
-            != blake3::Hash::from_bytes(bytes_at(&answer, 32))
+            == blake3::Hash::from_bytes(bytes_at(&answer, 32))
         {
-            let _ = stream.write_all(&[UNKNOWN; 33]);
-            return Err(format!(
-                "claims to be process {} but has another token ({WAYS})",
-                claim.rank
-            ));
+            return Ok(claim);
         }
+        let _ = stream.write_all(&[UNKNOWN; 33]);
+        Err(format!("claims to be process {} but has another token ({WAYS})", claim.rank))
+    }
+
+    /// Tells a caller that knows the token the verdict. Its rank, or the reason why it does not
+    /// fit, or why it counts as a stranger.
+    fn admit(
+        &self,
+        mut stream: &TcpStream,
+        claim: &Claim,
+    ) -> Result<Result<usize, String>, String> {
         let rank = usize::try_from(claim.rank).unwrap_or(usize::MAX);
-        let (verdict, why) = self.judge(rank, &claim);
-        let proof = claim.proof(&terms.token, HOST, verdict);
+        let (verdict, why) = self.judge(rank, claim);
+        let proof = claim.proof(&self.terms.token, HOST, verdict);
         let told = stream.write_all(&[&[verdict][..], proof.as_bytes()].concat());
         match (why, told) {
             (Some(why), _) => Ok(Err(why)),
@@ -251,7 +309,7 @@ impl Door {
             (None, Err(e)) => {
                 // It may call again.
                 lock(&self.taken)[rank] = false;
-                Err(broken(e))
+                Err(self.broken(e))
             }
         }
     }
@@ -290,16 +348,19 @@ pub(super) fn gather(
     let fail = |e: io::Error| format!("waiting for the other processes: {e}");
     let until = Instant::now() + terms.patience;
     let world = terms.world;
-    // Its own place is taken.
-    let taken = Mutex::new((0..world).map(|rank| rank == 0).collect());
-    let door = Arc::new(Door { terms: terms.clone(), taken, inside: AtomicUsize::new(0) });
+    let door = Arc::new(Door::new(terms));
     let (tell, callers) = channel();
     let (mut strangers, mut trouble) = (0, String::new());
     listener.set_nonblocking(true).map_err(fail)?;
     while wire.ranks().count() + 1 < world {
-        while door.inside.load(Ordering::Acquire) < MOST_CALLERS {
+        // So many at a time: a flood of callers does not keep it from what those before have said.
+        for _ in 0..door.most() {
+            // Those that are hung up on end soon.
+            if door.inside.load(Ordering::Acquire) > 2 * door.most() {
+                break;
+            }
             let (stream, from) = match listener.accept() {
-                Ok(accepted) => accepted,
+                Ok((stream, from)) => (Arc::new(stream), from),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 // A caller that has already gone, or too many open files, are temporary errors.
                 Err(e) => {
@@ -307,7 +368,7 @@ pub(super) fn gather(
                     break;
                 }
             };
-            door.inside.fetch_add(1, Ordering::AcqRel);
+            door.enter(&stream);
             let (its, tell) = (door.clone(), tell.clone());
             let heard = Builder::new().spawn(move || {
                 let caller = its.hear(stream);
@@ -316,24 +377,30 @@ pub(super) fn gather(
                 let _ = tell.send((from, caller));
             });
             if let Err(e) = heard {
+                // The one that came last.
+                lock(&door.unproven).pop();
                 door.inside.fetch_sub(1, Ordering::AcqRel);
                 trouble = format!("; {e}");
                 break;
             }
         }
-        match callers.recv_timeout(Duration::from_millis(20)) {
-            Ok((_, Caller::Process(rank, stream))) => wire.add(rank, stream).map_err(fail)?,
-            Ok((from, Caller::Misfit(why))) => return Err(format!("{why} (from {from})")),
-            Ok((from, Caller::Stranger(why))) => {
-                strangers += 1;
-                if strangers <= MOST_NAMED {
-                    warn(&format!("{from} is not a process of this training run: it {why}"));
-                }
-                if strangers == MOST_NAMED {
-                    warn("further such connections are not reported");
+        let mut told = callers.recv_timeout(Duration::from_millis(20)).ok();
+        while let Some((from, caller)) = told {
+            match caller {
+                Caller::Process(rank, stream) => wire.add(rank, stream).map_err(fail)?,
+                Caller::Misfit(why) => return Err(format!("{why} (from {from})")),
+                Caller::Stranger(why) => {
+                    strangers += 1;
+                    if strangers <= MOST_NAMED {
+                        warn(&format!("{from} is not a process of this training run: it {why}"));
+                    }
+                    if strangers == MOST_NAMED {
+                        warn("further such connections are not reported");
+                    }
                 }
             }
-            Err(_) => {}
+            // Once all have come, no other caller counts.
+            told = callers.try_recv().ok().filter(|_| wire.ranks().count() + 1 < world);
         }
         if let Some(why) = wire.shared.lost() {
             return Err(why);
@@ -373,7 +440,7 @@ pub(super) fn call(address: &str, rank: usize, terms: &Terms) -> Result<TcpStrea
     let until = Instant::now() + terms.patience;
     let mut broken = 0;
     loop {
-        let error = match reach(address) {
+        let error = match reach(address, until) {
             Ok(stream) => match introduce(&stream, rank, terms, until) {
                 Ok(()) => return Ok(stream),
                 Err(Failed::Refused(why)) => return Err(format!("{address}: {why}")),
@@ -400,11 +467,42 @@ pub(super) fn call(address: &str, rank: usize, terms: &Terms) -> Result<TcpStrea
     }
 }
 
-/// A connection to any address of a host.
-fn reach(address: &str) -> io::Result<TcpStream> {
+/// The addresses of `host:port`.
+///
+/// # Errors
+/// There are none, or the system did not find them before `until`.
+pub(super) fn resolve(address: &str, until: Instant) -> io::Result<Vec<SocketAddr>> {
+    look_up(address, until, |address| address.to_socket_addrs().map(Iterator::collect))
+}
+
+/// Looks an address up in a thread of its own, unless it is a number: the system's look-up of names
+/// has no time limit. One that takes too long is left to itself.
+fn look_up(
+    address: &str,
+    until: Instant,
+    by: impl FnOnce(&str) -> io::Result<Vec<SocketAddr>> + Send + 'static,
+) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(number) = address.parse() {
+        return Ok(vec![number]);
+    }
+    let ((tell, told), name) = (channel(), address.to_string());
+    Builder::new().spawn(move || {
+        // The receiver is gone if that took too long.
+        let _ = tell.send(by(&name));
+    })?;
+    let left = until.saturating_duration_since(Instant::now());
+    let late = |_| Err(io::Error::other("the look-up of its name did not end in time"));
+    told.recv_timeout(left).unwrap_or_else(late)
+}
+
+/// A connection to any address of a host; it is tried until `until`, and no address for longer than
+/// [`CONNECTING`].
+fn reach(address: &str, until: Instant) -> io::Result<TcpStream> {
     let mut error = io::Error::other("no such host");
-    for to in address.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&to, Duration::from_secs(5)) {
+    for to in resolve(address, until)? {
+        // A limit of zero would be an error.
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        match TcpStream::connect_timeout(&to, left.min(CONNECTING)) {
             // If nothing listens yet, a call within a machine may be answered by its own port.
             Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
                 error = ErrorKind::ConnectionRefused.into()
@@ -591,6 +689,39 @@ mod tests {
             let said = format!("{stranger} {said} within 0.5 s");
             assert_eq!(warned.iter().filter(|line| **line == said).count(), 1, "{warned:?}");
         }
+    }
+
+    #[test]
+    fn silent_callers_take_no_place_from_those_behind_them() {
+        // None of them is given up before process 0 would have given up waiting.
+        let terms = Terms { greeting: Duration::from_secs(600), ..terms(2) };
+        let more = 5;
+        let (held, warned) = beside(&terms, more, |address| {
+            let connect = |_| TcpStream::connect(address).unwrap();
+            (0..MOST_STRANGERS + terms.world + more).map(connect).collect::<Vec<_>>()
+        });
+        let said = "it had not identified itself when 66 others had come after it";
+        assert!(warned.len() >= more && warned.iter().all(|w| w.ends_with(said)), "{warned:?}");
+        drop(held);
+    }
+
+    #[test]
+    fn a_name_that_is_not_looked_up_in_time_is_not_waited_for() {
+        let (hold, held) = channel::<()>();
+        let until = Instant::now() + Duration::from_millis(50);
+        let never = move |_: &str| {
+            // Until the other end is dropped.
+            let _ = held.recv();
+            Ok(vec![])
+        };
+        let error = look_up("node7:1234", until, never).unwrap_err();
+        assert!(error.to_string().contains("look-up of its name"), "{error}");
+        drop(hold);
+        let far = Instant::now() + Duration::from_secs(300);
+        let one: SocketAddr = "127.0.0.1:80".parse().unwrap();
+        assert_eq!(look_up("node7:1234", far, move |_| Ok(vec![one])).unwrap(), [one]);
+        // A number is no name.
+        assert_eq!(look_up("127.0.0.1:80", far, |_| Ok(vec![])).unwrap(), [one]);
     }
 
     #[test]

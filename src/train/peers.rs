@@ -6,16 +6,16 @@
 //! connections, and left when one of them shows that a process is lost.
 
 pub use super::greeting::Token;
-use super::greeting::{Terms, WAYS, call, gather};
+use super::greeting::{Terms, WAYS, call, gather, resolve};
 use super::link::{MESSAGE, Wire, lock};
 use crate::device::{Cuda, Device};
 use crate::memory;
 use crate::tensor::OpError;
 use std::io::Write;
-use std::net::{TcpListener, ToSocketAddrs};
+use std::net::TcpListener;
 use std::ops::Range;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long processes wait for each other to appear.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -111,9 +111,8 @@ impl Place {
     /// those of the loopback interface.
     pub fn check(&self, token: Option<&Token>) -> Result<(), String> {
         let is_local = || {
-            self.address
-                .to_socket_addrs()
-                .is_ok_and(|mut list| list.all(|to| to.ip().is_loopback()))
+            resolve(&self.address, Instant::now() + PATIENCE)
+                .is_ok_and(|list| list.iter().all(|to| to.ip().is_loopback()))
         };
         if self.world == 1 || token.is_some() || is_local() {
             return Ok(());
@@ -168,7 +167,8 @@ impl Peers {
                     place.world - 1
                 )
             };
-            Some(TcpListener::bind(&place.address).map_err(fail)?)
+            let list = resolve(&place.address, Instant::now() + PATIENCE).map_err(fail)?;
+            Some(TcpListener::bind(&list[..]).map_err(fail)?)
         } else {
             None
         };
