@@ -500,6 +500,60 @@ mod tests {
         assert_eq!(said, [told, "its disk is full", told]);
     }
 
+    /// NCCL itself needs GPUs: the emulator counts how often it would have been told.
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn a_loss_has_every_process_leave_the_group_of_gpus_once() {
+        use crate::device::{Cpu, DType};
+        use std::sync::atomic::Ordering;
+        for fails in [true, false] {
+            let (listener, address) = listening();
+            let work = |rank: usize, listener: Option<TcpListener>| {
+                let cuda = Cuda::emulated(Cpu::new(1).unwrap(), DType::F16, 0);
+                let left = cuda.pretend_groups();
+                let count = || left.load(Ordering::Relaxed);
+                let device = Device::Cuda(cuda);
+                let place = Place { rank, world: 3, local: 0, address: address.clone() };
+                let terms = terms(3, "same");
+                let peers =
+                    Peers::meet_at(&place, listener, &device, &terms, &|_: &str| {}).unwrap();
+                assert!(peers.group(&device).is_some() && count() == 0);
+                // After a sum all have met.
+                let sum = || peers.sum(&mut [0.0f64]);
+                let said = match (fails, rank) {
+                    (false, _) => sum().map(|()| String::new()).unwrap(),
+                    (true, 1) => sum().map(|()| peers.ended("its GPU is gone".into())).unwrap(),
+                    (true, _) => sum().and_then(|()| sum()).unwrap_err(),
+                };
+                // The thread that reads leaves the group after it has told of the loss.
+                for _ in 0..30_000 {
+                    if !fails || count() > 0 {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                if fails {
+                    peers.ended("an error that follows from it".into());
+                }
+                drop(peers);
+                (said, count())
+            };
+            let ended = std::thread::scope(|scope| {
+                let work = &work;
+                let first = scope.spawn(move || work(0, Some(listener)));
+                let others = [1, 2].map(|rank| scope.spawn(move || work(rank, None)));
+                let [one, two] = others.map(|thread| thread.join().unwrap());
+                [first.join().unwrap(), one, two]
+            });
+            let told = "process 1 of this training run ended: its GPU is gone";
+            let expected = match fails {
+                true => [(told, 1), ("its GPU is gone", 1), (told, 1)],
+                false => [("", 0); 3],
+            };
+            assert_eq!(ended, expected.map(|(said, left)| (said.to_string(), left)));
+        }
+    }
+
     #[test]
     fn strangers_neither_end_a_run_nor_hold_it_up() {
         let (listener, address) = listening();

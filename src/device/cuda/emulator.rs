@@ -1,6 +1,7 @@
 //! The launcher's second body: the kernels on host threads, every access checked. For tests; see
 //! `kernels/host`.
 
+use super::launcher::no_groups;
 use super::staging::Turns;
 use super::{CudaError, Launch, Launcher, Limits, source};
 use crate::device::Cpu;
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{CString, c_char, c_uchar, c_uint, c_void};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 #[repr(C)]
 struct Kernel {
@@ -125,6 +126,9 @@ pub struct Emulator {
     uploads: Mutex<Uploads>,
     /// The launches until the device is lost ([`Launcher::lose_after`]); [`u64::MAX`] is no end.
     left: AtomicU64,
+    /// How often the emulator was told to leave its group, if it has groups
+    /// ([`Launcher::pretend_groups`]).
+    groups: OnceLock<Arc<AtomicU64>>,
 }
 
 /// The places that copies to the device started from. On a GPU such a copy may wait behind any
@@ -220,6 +224,7 @@ impl Emulator {
             recorded: Mutex::default(),
             uploads: Mutex::default(),
             left: AtomicU64::new(u64::MAX),
+            groups: OnceLock::new(),
         }
     }
 
@@ -325,6 +330,23 @@ impl Launcher for Emulator {
     }
     fn lose_after(&self, launches: u64) -> u64 {
         self.left.swap(launches, Ordering::Relaxed)
+    }
+    fn pretend_groups(&self) -> Arc<AtomicU64> {
+        self.groups.get_or_init(Arc::default).clone()
+    }
+    fn has_groups(&self, _needed: bool) -> bool {
+        self.groups.get().is_some()
+    }
+    fn group_id(&self) -> Result<Vec<u8>, CudaError> {
+        self.groups.get().map(|_| vec![0; 128]).ok_or_else(no_groups)
+    }
+    fn join_group(&self, _id: &[u8], _rank: usize, _world: usize) -> Result<(), CudaError> {
+        self.groups.get().map(|_| ()).ok_or_else(no_groups)
+    }
+    fn leave_group(&self) {
+        if let Some(left) = self.groups.get() {
+            left.fetch_add(1, Ordering::Relaxed);
+        }
     }
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         self.idle("an allocation")?;

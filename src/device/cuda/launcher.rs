@@ -5,6 +5,8 @@ use super::source::Kernel;
 use super::tune::Choice;
 use std::ffi::c_void;
 use std::sync::Arc;
+#[cfg(feature = "emulator")]
+use std::sync::atomic::AtomicU64;
 
 /// The geometry of a kernel's launch, and the least work that it has to do.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -198,6 +200,12 @@ pub(super) trait Launcher: Send + Sync {
     fn lose_after(&self, _launches: u64) -> u64 {
         u64::MAX
     }
+    /// Has the emulator join groups ([`Cuda::pretend_groups`](super::Cuda::pretend_groups)). A GPU
+    /// takes no notice.
+    #[cfg(feature = "emulator")]
+    fn pretend_groups(&self) -> Arc<AtomicU64> {
+        Arc::default()
+    }
     /// Whether a training's work is recorded
     /// ([`Cuda::records_training`](super::Cuda::records_training)).
     fn records_training(&self) -> bool {
@@ -234,6 +242,6 @@ pub(super) trait Launcher: Send + Sync {
     fn leave_group(&self) {}
 }
 
-fn no_groups() -> CudaError {
+pub(super) fn no_groups() -> CudaError {
     CudaError::Unavailable("only GPUs form groups".into())
 }

@@ -204,6 +204,14 @@ impl Cuda {
         self.0.launcher.lose_after(launches)
     }
 
+    /// Has the emulator join groups, though it adds up nothing in them. Returns how often it is told
+    /// to leave one. For tests of how the loss of another process is handled.
+    #[cfg(feature = "emulator")]
+    #[doc(hidden)]
+    pub fn pretend_groups(&self) -> Arc<AtomicU64> {
+        self.0.launcher.pretend_groups()
+    }
+
     /// Switches products by `wgmma` on, if the device has it, or off; returns whether they are on.
     /// For tests, which compare both ways: `PRISM_CUDA_WGMMA` decides at first.
     #[cfg(feature = "emulator")]
