@@ -671,7 +671,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_names_its_samples() {
     let model = written(&tiny(), folder.path());
     let given = Settings { warmup: 0, ..settings(&folder.path().join("run"), &model) };
     let mut state = begin(given).unwrap();
-    // Rates that settings are not allowed.
+    // A rate that settings may not have.
     state.progress.settings.lr = 1e30;
     let error = from(state, &mut Seen::default(), &AtomicBool::new(false)).unwrap_err();
     assert!(

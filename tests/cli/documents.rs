@@ -63,6 +63,33 @@ fn commands_in_the_documents_have_flags_that_the_program_knows() {
     assert!(checked > 40, "{checked} flags were found");
 }
 
+/// The page of promises says which test holds what: as a file or a folder, or as one test of a
+/// file, `FILE::NAME`.
+#[test]
+fn tests_that_the_page_of_promises_names_are_there() {
+    let said = std::fs::read_to_string(here("docs/reliability.md")).unwrap();
+    let (mut tests, mut places) = (0, 0);
+    let roots = ["tests/", "src/", "scripts/", "fuzz/"];
+    let is_place = |w: &&str| roots.iter().any(|root| w.starts_with(root));
+    for named in code_of(&said).into_iter().filter(is_place) {
+        // Commands have arguments.
+        let place = named.split_whitespace().next().unwrap_or_default();
+        let (file, test) = place.split_once("::").map_or((place, None), |(f, t)| (f, Some(t)));
+        assert!(here(file).exists(), "{named}: no such file");
+        places += 1;
+        let Some(test) = test else { continue };
+        let source = std::fs::read_to_string(here(file)).unwrap();
+        // Its attribute stands above it, among others and comments.
+        let lines: Vec<&str> = source.lines().map(str::trim).collect();
+        let at = lines.iter().position(|line| line.starts_with(&format!("fn {test}(")));
+        let at = at.unwrap_or_else(|| panic!("{named}: no such function"));
+        let mut above = lines[..at].iter().rev().take_while(|line| line.starts_with(['#', '/']));
+        assert!(above.any(|line| *line == "#[test]"), "{named}: is no test");
+        tests += 1;
+    }
+    assert!(tests > 30 && places > 60, "{tests} tests and {places} places were found");
+}
+
 /// Without it cargo uses newer dependencies than those that CI builds with.
 #[test]
 fn everything_that_is_installed_by_cargo_is_locked() {

@@ -204,8 +204,8 @@ impl Cuda {
         self.0.launcher.lose_after(launches)
     }
 
-    /// Has the emulator join groups, though it adds up nothing in them. Returns how often it is told
-    /// to leave one. For tests of how the loss of another process is handled.
+    /// Has the emulator join groups, though it adds up nothing in them. Returns the count of how
+    /// often it is told to leave one. For tests of how the loss of another process is handled.
     #[cfg(feature = "emulator")]
     #[doc(hidden)]
     pub fn pretend_groups(&self) -> Arc<AtomicU64> {
