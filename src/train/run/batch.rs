@@ -407,7 +407,13 @@ mod tests {
     use crate::train::run::before_any_step;
     use crate::train::settings::Given;
 
-    fn state() -> State {
+    /// The tiny network on a patch of an eighth of its voxels: what is recorded is told apart by
+    /// prompts and settings.
+    fn small() -> Config {
+        Config { patch: 16, ..Config::tiny() }
+    }
+
+    fn state(config: Config) -> State {
         let settings = Given {
             batch: Some(2),
             iterations: Some(1),
@@ -417,7 +423,7 @@ mod tests {
             ..Given::default()
         }
         .settings();
-        before_any_step(settings, Weights::hashed(Config::tiny(), "overflow"))
+        before_any_step(settings, Weights::hashed(config, "overflow"))
     }
 
     /// The bits of weights, averages and moments.
@@ -429,11 +435,14 @@ mod tests {
         weights.chain(averages).chain(state.optimizer.moments().iter().flatten().map(of)).collect()
     }
 
-    fn sample(seed: usize) -> Sample {
+    /// A sample of a patch of so many voxels along each axis.
+    fn sample(patch: usize, seed: usize) -> Sample {
+        let voxels = 0..patch.pow(3);
+        let marked = |i: usize| i / patch.pow(2) > patch / 3 && i % patch < patch * 5 / 8;
         Sample {
             name: format!("sample {seed}"),
-            image: (0..32768).map(|i| ((i * 7919 + seed) % 997) as f32 / 500.0 - 1.0).collect(),
-            label: (0..32768).map(|i| u8::from(i / 1024 > 10 && i % 32 < 20)).collect(),
+            image: voxels.clone().map(|i| ((i * 7919 + seed) % 997) as f32 / 500.0 - 1.0).collect(),
+            label: voxels.map(|i| u8::from(marked(i))).collect(),
         }
     }
 
@@ -448,7 +457,7 @@ mod tests {
         {
             let cuda = Cuda::emulated(Cpu::new(2).unwrap(), precision, 0);
             let device = Device::Cuda(cuda.clone());
-            let mut states = [(); 2].map(|()| state());
+            let mut states = [(); 2].map(|()| state(small()));
             for state in &mut states {
                 let settings = &mut state.progress.settings;
                 (settings.batch, settings.iterations) = (batch, 2);
@@ -461,7 +470,8 @@ mod tests {
                 // Until that is chosen, iterations are run again, to the bits of those kept.
                 replayed.progress.settings.recompute = Recompute::Auto;
             }
-            let samples: Vec<Sample> = (1..=batch).map(sample).collect();
+            let samples: Vec<Sample> =
+                (1..=batch).map(|seed| sample(small().patch, seed)).collect();
             let (peers, buckets) = (Peers::alone(), Buckets::new(&plain.progress.config));
             let (workers, stop) = ([device.clone()], AtomicBool::new(false));
             let mut recorder = Recorder::new(&cuda);
@@ -504,7 +514,7 @@ mod tests {
     fn steps_have_the_same_bits_in_any_memory() {
         // Every step asks for the same memory.
         let begun = |recompute: Recompute| {
-            let mut state = state();
+            let mut state = state(Config::tiny());
             let settings = &mut state.progress.settings;
             (settings.batch, settings.iterations, settings.recompute) = (1, 3, recompute);
             (settings.points_min, settings.points_max, settings.boxed) = (2, 2, 0.0);
@@ -513,7 +523,7 @@ mod tests {
             let chosen = Chosen::new(&state.progress.settings);
             (cuda, state, chosen)
         };
-        let samples = [sample(1)];
+        let samples = [sample(Config::tiny().patch, 1)];
         type Begun = (Cuda, State, Chosen);
         let step = |(cuda, state, chosen): &mut Begun, step: usize| -> Result<(), String> {
             let (peers, buckets) = (Peers::alone(), Buckets::new(&state.progress.config));
@@ -571,7 +581,7 @@ mod tests {
     fn a_step_that_overflowed_leaves_nothing_behind() {
         let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
         let device = Device::Cuda(cuda);
-        let samples = [1, 2].map(sample);
+        let samples = [1, 2].map(|seed| sample(Config::tiny().patch, seed));
         let take = |state: &mut State, scale: f32| {
             state.progress.scaling = (scale, 0);
             let (peers, buckets) = (Peers::alone(), Buckets::new(&state.progress.config));
@@ -581,7 +591,7 @@ mod tests {
             let workers = (&workers[..], None, &mut chosen);
             train_step(&device, workers, shared, state, &samples, 0, &stop).unwrap().0
         };
-        let (mut state, mut other) = (state(), state());
+        let (mut state, mut other) = (state(Config::tiny()), state(Config::tiny()));
         let before = bits(&state);
         let large = 2f32.powi(100);
         let report = take(&mut state, large);
