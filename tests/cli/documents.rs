@@ -118,7 +118,9 @@ fn everything_that_is_installed_by_cargo_is_locked() {
 #[test]
 fn what_ci_builds_is_locked() {
     let mut files =
-        [".ci/run", "scripts/demo", "scripts/fuzz", "scripts/released", "scripts/sanitize"].map(here).to_vec();
+        [".ci/run", "scripts/demo", "scripts/fuzz", "scripts/released", "scripts/sanitize"]
+            .map(here)
+            .to_vec();
     let workflows = std::fs::read_dir(here(".github/workflows")).unwrap();
     files.extend(workflows.map(|entry| entry.unwrap().path()));
     let compile =
