@@ -1,9 +1,10 @@
 //! Files that appear whole or not at all: written under a temporary name beside their destination,
 //! then renamed ([`Pending`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use safetensors::tensor::{Metadata, TensorInfo, View};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -56,13 +57,8 @@ impl Drop for Listed {
 /// not be finished. A thread that begins or ends another file waits for that end.
 pub fn abandon() {
     let list = temporary();
+    // No writer makes its file again: all open it by [`Pending::open`].
     remove(&list);
-    // A writer that opens its file by its name, and not by [`Pending::open`], may just have made it
-    // again.
-    if !list.is_empty() {
-        std::thread::sleep(Duration::from_millis(5));
-        remove(&list);
-    }
     std::mem::forget(list);
 }
 
@@ -296,7 +292,7 @@ impl Pending {
         Pending { named: Some(Box::new(file)), ..self }
     }
 
-    /// The path to write to.
+    /// Where the file is while it is written, by [`Pending::open`] alone.
     pub fn path(&self) -> &Path {
         &self.temporary
     }
@@ -341,7 +337,7 @@ impl Pending {
 
     /// Gives a file its final mode, and writes all of it to the disk.
     fn settle(&self) -> io::Result<()> {
-        // A writer may have replaced the file by one of its own.
+        // By its name: one that was removed, because the process is told to end, is an error here.
         let file = OpenOptions::new().append(true).open(&self.temporary)?;
         // A file that is there keeps its mode, as it is by now.
         let there = std::fs::metadata(&self.destination);
@@ -413,6 +409,55 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<Pending> {
     Ok(pending)
 }
 
+/// Writes a file of tensors (safetensors) whole or not at all, with a text in its metadata.
+///
+/// There is one text, under a key: several would be in another order each time, and the same
+/// tensors would give different files.
+///
+/// Tensors are asked for their bytes one after the other. The crate's own function would write to a
+/// temporary file that only it knows.
+///
+/// # Errors
+/// Those of [`Pending::new`], and those of writing; or a tensor's bytes are not as many as its
+/// shape and type say.
+pub(crate) fn write_tensors<V: View>(
+    path: &Path,
+    key: &str,
+    text: String,
+    tensors: Vec<(String, V)>,
+) -> io::Result<()> {
+    let pending = Pending::new(path, "")?;
+    // It collects what is small: longer pieces go to the file as they are.
+    let mut file = BufWriter::new(pending.open()?);
+    put_tensors(&mut file, HashMap::from([(key.to_string(), text)]), tensors)?;
+    drop(file.into_inner()?);
+    pending.commit()
+}
+
+/// Writes tensors in the format safetensors, as its crate does: the header's length, the header,
+/// and the bytes of one tensor after the other.
+fn put_tensors<V: View>(
+    to: &mut impl Write,
+    metadata: HashMap<String, String>,
+    mut tensors: Vec<(String, V)>,
+) -> io::Result<()> {
+    // Those of long elements first, so that each begins at a multiple of its element's size.
+    tensors.sort_by(|(a, x), (b, y)| y.dtype().cmp(&x.dtype()).then_with(|| a.cmp(b)));
+    let mut end = 0;
+    let places = tensors.iter().map(|(name, tensor)| {
+        let begin = end;
+        end += tensor.data_len();
+        let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
+        (name.clone(), TensorInfo { dtype, shape, data_offsets: (begin, end) })
+    });
+    let header = Metadata::new(Some(metadata), places.collect()).map_err(io::Error::other)?;
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    to.write_all(&(header.len() as u64).to_le_bytes())?;
+    to.write_all(&header)?;
+    tensors.iter().try_for_each(|(_, tensor)| to.write_all(&tensor.data()))
+}
+
 /// Writes a text file whole or not at all.
 ///
 /// # Errors
@@ -432,6 +477,8 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), String> {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
+    use safetensors::tensor::{Dtype, TensorView};
+    use std::borrow::Cow;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn mode_of(path: &Path) -> u32 {
@@ -529,9 +576,8 @@ mod tests {
             set("there", mode);
             let pending = write_bytes(&at("there"), b"new").unwrap();
             assert_eq!(mode_of(pending.path()), 0o600, "{mode:o}");
-            // A writer that puts a file of its own in the place of the temporary one.
-            std::fs::remove_file(pending.path()).unwrap();
-            std::fs::write(pending.path(), "newer").unwrap();
+            pending.open().unwrap().write_all(b"newer").unwrap();
+            assert_eq!(mode_of(pending.path()), 0o600, "{mode:o}");
             pending.commit().unwrap();
             assert_eq!(mode_of(&at("there")), mode, "{mode:o}");
             assert_eq!(std::fs::read(at("there")).unwrap(), b"newer");
@@ -547,6 +593,95 @@ mod tests {
         assert_eq!(mode_of(pending.path()), mode_of(&at("plain")));
         pending.commit().unwrap();
         assert_eq!(mode_of(&at("new")), mode_of(&at("plain")));
+    }
+
+    #[test]
+    fn tensors_are_written_as_by_their_crate() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(20_000).collect();
+        let all = [
+            ("b", Dtype::F32, vec![3, 5]),
+            ("a", Dtype::F32, vec![40, 100]),
+            ("of \"é\"\n", Dtype::U8, vec![7]),
+            ("none", Dtype::F16, vec![0, 4]),
+            ("one", Dtype::F64, vec![]),
+            ("c", Dtype::BF16, vec![9000]),
+            ("d", Dtype::I64, vec![1, 2, 3]),
+            ("e", Dtype::BOOL, vec![3]),
+        ];
+        let one = |(at, (name, dtype, shape)): (usize, &(&str, Dtype, Vec<usize>))| {
+            let size = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+            let view = TensorView::new(*dtype, shape.clone(), &bytes[at..at + size]).unwrap();
+            (name.to_string(), view)
+        };
+        for count in 0..=all.len() {
+            let tensors: Vec<_> = all[..count].iter().enumerate().map(one).collect();
+            // None, and so many that every length of padding comes up.
+            for length in 0..=8 {
+                let text = (length > 0).then(|| ("key".to_string(), "x".repeat(length)));
+                let metadata: HashMap<String, String> = text.into_iter().collect();
+                let mut own: Vec<u8> = vec![];
+                put_tensors(&mut own, metadata.clone(), tensors.clone()).unwrap();
+                let theirs = safetensors::serialize(tensors.clone(), Some(metadata)).unwrap();
+                assert!(own == theirs, "{count} tensors, a text of {length} characters");
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("all");
+        let tensors: Vec<_> = all.iter().enumerate().map(one).collect();
+        write_tensors(&path, "key", "text".to_string(), tensors.clone()).unwrap();
+        let metadata = HashMap::from([("key".to_string(), "text".to_string())]);
+        let theirs = safetensors::serialize(tensors, Some(metadata)).unwrap();
+        assert!(std::fs::read(&path).unwrap() == theirs);
+    }
+
+    /// A tensor of three bytes, or what says that it is, that does something when asked for them.
+    struct Asked<F>(F);
+
+    impl<F: Fn()> View for Asked<F> {
+        fn dtype(&self) -> Dtype {
+            Dtype::U8
+        }
+        fn shape(&self) -> &[usize] {
+            &[3]
+        }
+        fn data(&self) -> Cow<'_, [u8]> {
+            self.0();
+            Cow::Borrowed(b"abc")
+        }
+        fn data_len(&self) -> usize {
+            3
+        }
+    }
+
+    #[test]
+    fn tensors_go_to_the_listed_file_and_to_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model");
+        let others = || -> Vec<PathBuf> {
+            let entries = std::fs::read_dir(folder.path()).unwrap();
+            entries.map(|entry| entry.unwrap().path()).filter(|at| *at != path).collect()
+        };
+        // Writes a file, and does something with the temporary one meanwhile.
+        let write = |text: &str, meanwhile: &dyn Fn(&Path)| {
+            let asked = || {
+                let there = others();
+                assert!(matches!(&there[..], [file] if is_temporary(file)), "{there:?}");
+                assert!(temporary().contains(&there[0]), "{there:?}");
+                meanwhile(&there[0]);
+            };
+            write_tensors(&path, "key", text.to_string(), vec![("t".to_string(), Asked(asked))])
+        };
+        write("first", &|_| {}).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        write("second", &|file| assert_eq!(mode_of(file), 0o600)).unwrap();
+        assert_eq!(mode_of(&path), 0o640);
+        assert!(others().is_empty(), "{:?}", others());
+        // What is removed as the process ends is not made again.
+        let before = std::fs::read(&path).unwrap();
+        let error = write("third", &|file| std::fs::remove_file(file).unwrap()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(others().is_empty(), "{:?}", others());
+        assert_eq!(std::fs::read(&path).unwrap(), before);
     }
 
     #[test]

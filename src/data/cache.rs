@@ -11,12 +11,11 @@ use super::sample::label_on;
 use crate::checksum;
 use crate::input::{MOST_HEADER, room_for_header};
 use crate::memory;
-use crate::output::Pending;
+use crate::output::write_tensors;
 use crate::volume::resample::{linear, resample, respaced};
 use crate::volume::{Affine, Description, Grid, Modality, Volume};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
@@ -128,13 +127,13 @@ impl Cache {
         let other = |e: safetensors::SafeTensorError| std::io::Error::other(e.to_string());
         let shape = image.grid.size.to_vec();
         let values = image.values();
-        let views = [
+        let views = vec![
             (
-                "image",
+                "image".to_string(),
                 TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&values))
                     .map_err(other)?,
             ),
-            ("label", TensorView::new(Dtype::U8, shape, mask).map_err(other)?),
+            ("label".to_string(), TensorView::new(Dtype::U8, shape, mask).map_err(other)?),
         ];
         let about = About {
             affine: image.grid.affine.0,
@@ -142,15 +141,9 @@ impl Cache {
             modality: image.description.modality,
             warnings: warnings.clone(),
         };
-        let hashes = views.iter().map(|(name, view)| (*name, checksum::of_bytes(view.data())));
+        let hashes =
+            views.iter().map(|(name, view)| (name.as_str(), checksum::of_bytes(view.data())));
         let about = checksum::sealed(&serde_json::to_string(&about)?, hashes);
-        let pending = Pending::new(path, "")?;
-        safetensors::serialize_to_file(
-            views,
-            Some(HashMap::from([(KEY.to_string(), about)])),
-            pending.path(),
-        )
-        .map_err(other)?;
-        pending.commit()
+        write_tensors(path, KEY, about, views)
     }
 }

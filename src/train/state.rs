@@ -9,7 +9,7 @@ use crate::input::{MOST_HEADER, room_for_header};
 use crate::memory;
 use crate::model::{Config, Weights};
 use crate::ops::optimizer::AdamW;
-use crate::output::Pending;
+use crate::output::write_tensors;
 use crate::tensor::Tensor;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -188,11 +188,8 @@ impl State {
         let about = serde_json::to_string(&self.progress).map_err(|e| fail(&e))?;
         let hashes =
             views.iter().map(|(name, view)| (name.as_str(), checksum::of_bytes(view.data())));
-        let metadata = HashMap::from([(KEY.to_string(), checksum::sealed(&about, hashes))]);
-        let pending = Pending::new(path, "").map_err(|e| fail(&e))?;
-        safetensors::serialize_to_file(views, Some(metadata), pending.path())
-            .map_err(|e| fail(&e))?;
-        pending.commit().map_err(|e| fail(&e))
+        let about = checksum::sealed(&about, hashes);
+        write_tensors(path, KEY, about, views).map_err(|e| fail(&e))
     }
 
     /// Reads a state that [`State::save`] wrote.

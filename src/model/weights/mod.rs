@@ -19,7 +19,6 @@ use crate::checksum;
 use crate::memory::{self, Charge, Refused};
 use crate::tensor::{Param, Tensor, WEIGHTS};
 use half::{bf16, f16};
-use safetensors::SafeTensorError;
 use safetensors::View;
 use safetensors::tensor::Dtype;
 use std::collections::HashMap;
@@ -208,17 +207,8 @@ impl Weights {
         let views: Vec<(String, Encoded)> = views.collect();
         let hashes =
             views.iter().map(|(name, view)| (name.as_str(), checksum::of_bytes(&view.data())));
-        // Only one key: several would be in another order each time, and the same model would give
-        // different files.
-        let metadata = HashMap::from([(CONFIG_KEY.to_string(), checksum::sealed(&config, hashes))]);
-        let pending = crate::output::Pending::new(path, "").map_err(io)?;
-        safetensors::serialize_to_file(views, Some(metadata), pending.path()).map_err(
-            |e| match e {
-                SafeTensorError::IoError(e) => io(e),
-                other => WeightsError::Format { path: path.into(), problem: other.to_string() },
-            },
-        )?;
-        pending.commit().map_err(io)
+        let about = checksum::sealed(&config, hashes);
+        crate::output::write_tensors(path, CONFIG_KEY, about, views).map_err(io)
     }
 }
 
