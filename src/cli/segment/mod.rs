@@ -192,8 +192,10 @@ fn can_be_written(outputs: &[PathBuf]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Loads a network, with a warning about its file.
-fn load(device: &Device, chosen: &Chosen) -> Result<(Arc<Model>, Option<String>), Failure> {
+/// A network, and a warning about its file.
+type Loaded = (Arc<Model>, Option<String>);
+
+fn load(device: &Device, chosen: &Chosen) -> Result<Loaded, Failure> {
     let weights = chosen.read()?;
     let (model, warning) = (Arc::new(Model::new(device, &weights)?), weights.warning(chosen));
     drop(weights);
@@ -356,12 +358,12 @@ impl Segment {
         let (ended, (giver, taker)) = (AtomicBool::new(false), parts());
         let (read, loaded) = std::thread::scope(|scope| {
             let (first, ended) = (&first, &ended);
-            let work = move || -> Result<(Arc<Model>, Option<String>, Option<Scan>), Failure> {
+            let work = move || -> Result<(Loaded, Option<Scan>), Failure> {
                 let (model, warning) = load(device, chosen)?;
                 let look = |first| self.look_ahead(&model, first, &taker, ended);
                 // Memory that is refused here is requested again when the scan is read.
                 let ahead = memory::caught(|| first.as_ref().and_then(look)).ok().flatten();
-                Ok((model, warning, ahead))
+                Ok(((model, warning), ahead))
             };
             // If no other thread can be started it is loaded after the scan.
             let beside = || Builder::new().spawn_scoped(scope, work).ok();
@@ -376,9 +378,9 @@ impl Segment {
             (read, loaded)
         });
         let (image, asked, mut warnings) = read?;
-        let (model, warning, ahead) = match loaded {
+        let ((model, warning), ahead) = match loaded {
             Some(loaded) => loaded?,
-            None => load(device, chosen).map(|(model, warning)| (model, warning, None))?,
+            None => (load(device, chosen)?, None),
         };
         warnings.extend(warning);
         stages.end("load");
