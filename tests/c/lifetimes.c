@@ -164,7 +164,8 @@ static void listens(void *lent, const char *message) {
         return;
     }
     within = 1;
-    /* Until the callback is called no more: it is replaced, and the thread that did that waits for its end. */
+    /* Until the callback is called no more: it is replaced, and the thread that did that waits for
+     * its end. */
     int tries = 0;
     do {
         told = 0;

@@ -122,7 +122,7 @@ fn pickles_that_hold_more_than_a_model_needs_are_refused() {
 }
 
 #[test]
-fn threads_beyond_the_processors_help_nobody() {
+fn no_more_threads_than_processors_are_started() {
     let folder = tempfile::tempdir().unwrap();
     let (model, out) = (model(folder.path()), folder.path().join("mask.nii.gz"));
     let scan = here("tests/data/odd/m00_base.nii.gz");
