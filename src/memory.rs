@@ -27,8 +27,8 @@ use std::io::{self, Read, Write};
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 /// Why memory was refused: what it was for, how much it would take, and how much is left.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -140,13 +140,16 @@ fn size<T>(count: usize) -> u64 {
 /// use memory too.
 const LARGE: u64 = 256 << 20;
 
-/// The function that gives back memory that is kept for later use and is not in use now.
-static SPARE: OnceLock<fn()> = OnceLock::new();
+/// The functions that give back memory that is kept for later use and is not in use now.
+static SPARE: Mutex<Vec<fn()>> = Mutex::new(vec![]);
 
 /// Registers `give_back` to be called when a request does not fit; the request is then checked
-/// again.
+/// again. Whoever asks for memory may hold locks: it must not wait for one that is held meanwhile.
 pub(crate) fn when_short(give_back: fn()) {
-    let _ = SPARE.set(give_back);
+    let mut spare = SPARE.lock().unwrap_or_else(|e| e.into_inner());
+    if !spare.iter().any(|other| std::ptr::fn_addr_eq(*other, give_back)) {
+        spare.push(give_back);
+    }
 }
 
 /// Gives memory that is kept for later use back to the system, as if a request did not fit: for a
@@ -164,15 +167,19 @@ pub(crate) fn give_back() {
 
 /// Gives what is held for later use and used by nothing back, as where a request does not fit.
 pub(crate) fn give_back_spare() {
-    if let Some(give_back) = SPARE.get() {
-        give_back();
-    }
+    // The list is not locked while one of them runs.
+    let at = |n: usize| SPARE.lock().unwrap_or_else(|e| e.into_inner()).get(n).copied();
+    (0..).map_while(at).for_each(|give_back| give_back());
 }
 
 /// An error unless `count` values of a type would fit.
 pub(crate) fn check<T>(what: &'static str, count: usize) -> Result<(), Refused> {
     fits::<T>(what, count).or_else(|refused| {
-        SPARE.get().ok_or(refused)?();
+        // For what is larger than all of the budget, nothing is given back.
+        if size::<T>(count) > limit() {
+            return Err(refused);
+        }
+        give_back_spare();
         fits::<T>(what, count)
     })
 }

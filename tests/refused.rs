@@ -16,7 +16,7 @@ use prism::data::sample::Augmentation;
 use prism::data::source::Pools;
 use prism::device::Device;
 use prism::input::read_text;
-use prism::memory::{set_limit, used};
+use prism::memory::{Charge, set_limit, used};
 use prism::model::{Config, Observer, Part, checkpoint, prompt_maps};
 use prism::ops::rows::narrow_gradient;
 use prism::picture::Picture;
@@ -33,6 +33,7 @@ use prism::volume::distance::components;
 use prism::volume::intensity::Normalization;
 use prism::volume::{Affine, Grid, Volume};
 use serde_json::json;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -66,6 +67,7 @@ fn values(shape: &[usize]) -> Tensor {
 #[test]
 fn what_grows_with_what_is_given_is_held_against_the_budget() {
     cases();
+    steps_beside_cases();
     texts();
     headers();
     pickles();
@@ -96,23 +98,29 @@ fn texts() {
     assert!(said.starts_with("out of memory: a text file would take "), "{said}");
 }
 
-/// Cases that a training decoded are held against the budget, up to a quarter of it.
-fn cases() {
-    const EDGE: usize = 160;
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
+/// A list of one case of so many voxels along each axis, scan and mask of a byte for each voxel.
+fn one_case(folder: &Path, edge: usize) -> String {
+    let at = |name: &str| folder.join(name);
     let header = format!(
-        "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: {EDGE} {EDGE} {EDGE}\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\n\n"
+        "NRRD0004\ntype: uchar\ndimension: 3\nspace: RAS\nsizes: {edge} {edge} {edge}\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nencoding: raw\n\n"
     );
     let inside = |v: usize| (40..120).contains(&v);
-    let voxels: Vec<u8> = (0..EDGE.pow(3))
-        .map(|v| u8::from([v / EDGE / EDGE, v / EDGE % EDGE, v % EDGE].into_iter().all(inside)))
+    let voxels: Vec<u8> = (0..edge.pow(3))
+        .map(|v| u8::from([v / edge / edge, v / edge % edge, v % edge].into_iter().all(inside)))
         .collect();
     for name in ["image.nrrd", "label.nrrd"] {
         std::fs::write(at(name), [header.as_bytes(), &voxels].concat()).unwrap();
     }
     std::fs::write(at("one.csv"), "image,label\nimage.nrrd,label.nrrd\n").unwrap();
-    let data = at("one.csv").display().to_string();
+    at("one.csv").display().to_string()
+}
+
+/// Cases that a training decoded are held against the budget, up to a quarter of it, and given up
+/// for what does not fit beside them.
+fn cases() {
+    const EDGE: usize = 160;
+    let folder = tempfile::tempdir().unwrap();
+    let data = one_case(folder.path(), EDGE);
     let config = Config { fit: None, spacing: 2.0, ..tiny() };
     let held = |bytes: u64| {
         let before = used();
@@ -128,6 +136,78 @@ fn cases() {
     // Scan and mask, of a byte for each voxel.
     assert_eq!(held(64 << 20), 2 * EDGE.pow(3) as u64);
     assert_eq!(held(28 << 20), 0);
+    let before = used();
+    let pools = Pools::open(&data, "", &TargetLabel::Any, None, None, None, 0).unwrap();
+    let draw = || pools.train.draw(&config, &Augmentation::default(), 0, 0, 0).unwrap().image;
+    let drawn = within(64 << 20, draw);
+    assert!(used() > before);
+    // For what no giving up makes room for, nothing is given up.
+    within(4 << 20, || Charge::of::<u8>("a test", 1 << 40)).unwrap_err();
+    assert!(used() > before);
+    drop(within(4 << 20, || Charge::of::<u8>("a test", 6 << 20)).unwrap());
+    assert_eq!(used(), before);
+    // It is read again.
+    assert!(draw() == drawn);
+}
+
+/// Leaves a little more of the budget after the first step than a step takes without the case that
+/// is kept, if one of so many bytes is.
+struct Tight {
+    device: Device,
+    case: u64,
+}
+
+impl Watch for Tight {
+    fn step(&mut self, report: &StepReport, _: usize) {
+        if report.step == 1 && self.case > 0 {
+            // Working memory is there still, and has to be asked for anew.
+            set_limit(used() - self.case / 2);
+            self.device.cpu().trim();
+        }
+    }
+    fn case(&mut self, _: usize, _: usize) {}
+    fn validation(&mut self, _: &ValidationReport) {}
+}
+
+/// A case that is kept is given up for a step that does not fit beside it, and what is learned is
+/// the same.
+fn steps_beside_cases() {
+    const EDGE: usize = 256;
+    let folder = tempfile::tempdir().unwrap();
+    let data = one_case(folder.path(), EDGE);
+    let network = folder.path().join("network.json");
+    let config = Config { fit: None, spacing: 2.0, ..tiny() };
+    std::fs::write(&network, serde_json::to_string(&config).unwrap()).unwrap();
+    let learned = |name: &str, case: u64| {
+        let out = folder.path().join(name);
+        let given = Given {
+            model: Some(network.display().to_string()),
+            data: Some(data.clone()),
+            out: Some(out.clone()),
+            epochs: Some(1),
+            steps: Some(2),
+            batch: Some(1),
+            iterations: Some(2),
+            points_max: Some(5),
+            scribbles: Some(0.0),
+            validation_cases: Some(0),
+            recompute: Some(Recompute::Always),
+            ..Given::default()
+        };
+        let s = given.settings();
+        let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
+        let (device, never) = (Device::open("cpu", 1).unwrap(), AtomicBool::new(false));
+        let mut watch = Tight { device: device.clone(), case };
+        // More than it needs, whatever the machine has.
+        set_limit(1 << 40);
+        let ended = run(&device, begin(s).unwrap(), &pools, &Peers::alone(), &never, &mut watch);
+        set_limit(0);
+        assert_eq!(ended, Ok(Ended::Finished), "{name}");
+        assert!(pools.train.skipped().is_empty(), "{name}");
+        std::fs::read(out.join("last.safetensors")).unwrap()
+    };
+    let expected = learned("ample", 0);
+    assert!(learned("tight", 2 * EDGE.pow(3) as u64) == expected, "what was learned is another");
 }
 
 /// What a file says of its tensors is taken apart as texts are.
@@ -528,5 +608,8 @@ fn steps_of_training() {
     let choices: Vec<(usize, bool)> = told.iter().map(|t| (t.step, t.recompute)).collect();
     assert_eq!(choices, [(1, false), (2, true)], "{told:?}");
     assert!(told[1].why.contains("out of memory: "), "{told:?}");
+    // Half of what was left, from which nothing is taken for decoded cases: they would be given up.
+    let available = told[0].available.unwrap();
+    assert!(2 * available > (1 << 40) - (4 << 30), "{told:?}");
     assert!(weights == expected, "what was learned is another");
 }

@@ -12,7 +12,7 @@ use crate::volume::{Modality, Volume};
 use rand::RngExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// A decoded case.
 type Decoded = Arc<(Volume, Vec<u8>)>;
@@ -36,8 +36,36 @@ const CACHE: u64 = 4 << 30;
 
 /// The most bytes of decoded cases that are kept: a quarter of the budget at most. Cases that do
 /// not fit are read again.
-pub(crate) fn most_kept() -> u64 {
+fn most_kept() -> u64 {
     CACHE.min(memory::limit() / 4)
+}
+
+/// Decoded cases, each with what it takes of the budget.
+///
+/// They are given up where memory is short. So no memory is asked for while they are locked.
+type Kept = Mutex<BTreeMap<Key, (Decoded, Charge)>>;
+
+/// Those of all pools.
+static ALL_KEPT: Mutex<Vec<Weak<Kept>>> = Mutex::new(vec![]);
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Room for decoded cases, which are given up if memory is short.
+fn kept() -> Arc<Kept> {
+    memory::when_short(give_up_all);
+    let kept = Arc::<Kept>::default();
+    let mut all = locked(&ALL_KEPT);
+    all.retain(|kept| kept.strong_count() > 0);
+    all.push(Arc::downgrade(&kept));
+    kept
+}
+
+/// Gives up the decoded cases of all pools: they are read again when they are needed.
+fn give_up_all() {
+    let all: Vec<Arc<Kept>> = locked(&ALL_KEPT).iter().filter_map(Weak::upgrade).collect();
+    all.iter().for_each(|kept| locked(kept).clear());
 }
 
 /// The largest share of a source: sums of such numbers stay finite.
@@ -53,8 +81,8 @@ enum Source {
 pub struct Pool {
     sources: Vec<(Source, f64)>,
     target: TargetLabel,
-    /// Decoded cases, each with what it takes of the budget.
-    cache: Mutex<BTreeMap<Key, (Decoded, Charge)>>,
+    /// Decoded cases.
+    cache: Arc<Kept>,
     /// Resampled cases on disk.
     disk: Option<Cache>,
     /// The names of cases that could not be used, and why.
@@ -146,7 +174,7 @@ impl Pools {
         let pool = |sources: Vec<(Source, f64)>| Pool {
             sources,
             target: target.clone(),
-            cache: Mutex::default(),
+            cache: kept(),
             disk: disk.map(|(folder, spacing)| Cache::new(folder, spacing, target.clone())),
             skipped: Mutex::default(),
             warnings: Mutex::default(),
@@ -275,23 +303,26 @@ impl Pool {
 
     /// A case, decoded and kept for the next time, if there is room for it.
     fn load(&self, case: &Case) -> Result<Decoded, DataError> {
-        let lock = || self.cache.lock().unwrap_or_else(|e| e.into_inner());
         let key = key_of(case);
-        let found = lock().get(&key).map(|(decoded, _)| decoded.clone());
+        let found = locked(&self.cache).get(&key).map(|(decoded, _)| decoded.clone());
         if let Some(found) = found {
             return Ok(found);
         }
         let loaded = Arc::new(self.decode(case)?);
-        let mut cache = lock();
         let size = size_of(&loaded);
-        let held: u64 = cache.values().map(|(decoded, _)| size_of(decoded) as u64).sum();
+        let has_room = |kept: &BTreeMap<Key, (Decoded, Charge)>| {
+            let held: u64 = kept.values().map(|(decoded, _)| size_of(decoded) as u64).sum();
+            held + size as u64 <= most_kept()
+        };
         // Asking for what is not there would have others give up what they keep.
         let left = memory::limit().saturating_sub(memory::used());
-        if held + size as u64 <= most_kept()
-            && size as u64 <= left
-            && let Ok(charge) = Charge::of::<u8>("a decoded case", size)
-        {
-            cache.insert(key, (loaded.clone(), charge));
+        let fits = size as u64 <= left && has_room(&locked(&self.cache));
+        if fits && let Ok(charge) = Charge::of::<u8>("a decoded case", size) {
+            // Other threads may have filled it meanwhile.
+            let mut kept = locked(&self.cache);
+            if has_room(&kept) {
+                kept.insert(key, (loaded.clone(), charge));
+            }
         }
         Ok(loaded)
     }
@@ -398,7 +429,6 @@ mod tests {
                 let loaded = pools.train.load(case(n)).unwrap();
                 assert_eq!(loaded.0.at([0; 3]), f32::from(v));
             }
-            assert_eq!(pools.train.cache.lock().unwrap().len(), 2);
         }
         (0..2).for_each(|n| pools.train.pass_over(case(n), &DataError::new(Path::new("x"), "y")));
         let skipped = pools.train.skipped();

@@ -6,7 +6,6 @@
 //! same state, and so are they in all steps that follow. None of this changes a bit of the results
 //! ([`Rerun::Exact`]): the choice is no part of a run's state, and each process has its own.
 
-use crate::data::source::most_kept;
 use crate::device::{CudaError, Device};
 use crate::memory::{bytes, is_set, left};
 use crate::tensor::OpError;
@@ -149,8 +148,8 @@ fn available(device: &Device, processes: usize) -> u64 {
     };
     // Processes may share what a host has, but neither a GPU nor a budget.
     let sharing = if is_set() { 1 } else { processes.max(1) as u64 };
-    // Of a host's, decoded cases are kept while a run goes on.
-    on_device.unwrap_or_else(|| left().saturating_sub(most_kept()) / sharing) / 2
+    // Decoded cases that are kept are given up where a host's memory is short.
+    on_device.unwrap_or_else(|| left() / sharing) / 2
 }
 
 #[cfg(test)]
