@@ -16,17 +16,18 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-/// The most strangers that may be silent at once, beside as many callers as there are processes.
-const MOST_STRANGERS: usize = 64;
 /// The most strangers that are named in warnings.
 const MOST_NAMED: usize = 20;
 /// How long a process tries to connect to one address.
 const CONNECTING: Duration = Duration::from_secs(5);
+/// How often a thread that waits for a caller's words looks whether the caller was hung up on: not
+/// every system ends the wait when another thread shuts the connection down.
+const LOOKING: Duration = Duration::from_millis(250);
 /// How many times a process calls if the connection is dropped.
 const CALLS: usize = 3;
 
@@ -127,6 +128,9 @@ pub(super) struct Terms {
     pub(super) greeting: Duration,
     /// The time within which signs of life must come.
     pub(super) silence: Duration,
+    /// The most strangers that may be silent at once, beside as many callers as there are
+    /// processes.
+    pub(super) strangers: usize,
 }
 
 /// The contents of a greeting.
@@ -155,15 +159,24 @@ fn nonce() -> io::Result<[u8; 32]> {
     Ok(bytes)
 }
 
-/// Reads all of `bytes` before `until`, even if they trickle in.
-fn read_by(mut stream: &TcpStream, bytes: &mut [u8], until: Instant) -> io::Result<()> {
+/// Reads all of `bytes` before `until`, even if they trickle in, while `goes_on` holds, which is
+/// asked again and again.
+fn read_by(
+    mut stream: &TcpStream,
+    bytes: &mut [u8],
+    until: Instant,
+    goes_on: &dyn Fn() -> bool,
+) -> io::Result<()> {
     let mut at = 0;
     while at < bytes.len() {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }
-        stream.set_read_timeout(Some(left))?;
+        if !goes_on() {
+            return Err(ErrorKind::ConnectionAborted.into());
+        }
+        stream.set_read_timeout(Some(left.min(LOOKING)))?;
         match stream.read(&mut bytes[at..]) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(count) => at += count,
@@ -209,7 +222,7 @@ impl Door {
 
     /// The most callers at a time that have proved nothing: all processes may come at once.
     fn most(&self) -> usize {
-        MOST_STRANGERS + self.terms.world
+        self.terms.strangers + self.terms.world
     }
 
     /// Lets a caller in. If that makes too many, the first to come of those that have proved
@@ -231,9 +244,14 @@ impl Door {
         at.map(|at| unproven.remove(at)).is_some()
     }
 
+    /// Whether a caller that has proved nothing yet was not hung up on.
+    fn stays(&self, stream: &Arc<TcpStream>) -> bool {
+        lock(&self.unproven).iter().any(|other| Arc::ptr_eq(other, stream))
+    }
+
     /// Handles a caller, and tells it the verdict.
     fn hear(&self, stream: Arc<TcpStream>) -> Caller {
-        let claim = self.identify(&stream);
+        let claim = self.identify(&stream, &|| self.stays(&stream));
         // From here on it is hung up on for no other, and the list has let go of it.
         let stream = match (self.leave(&stream), Arc::into_inner(stream)) {
             (true, Some(stream)) => stream,
@@ -262,25 +280,26 @@ impl Door {
         }
     }
 
-    /// What a caller that knows the token claims, or the reason why it is a stranger.
-    fn identify(&self, mut stream: &TcpStream) -> Result<Claim, String> {
+    /// What a caller that knows the token claims, or the reason why it is a stranger. It is heard
+    /// while `stays` holds.
+    fn identify(&self, mut stream: &TcpStream, stays: &dyn Fn() -> bool) -> Result<Claim, String> {
         let terms = &self.terms;
         let until = Instant::now() + terms.greeting;
         let broken = |e| self.broken(e);
         stream.set_nonblocking(false).map_err(broken)?;
         stream.set_write_timeout(Some(terms.greeting)).map_err(broken)?;
         let mut hello = [0u8; 56];
-        read_by(stream, &mut hello[..8], until).map_err(broken)?;
+        read_by(stream, &mut hello[..8], until, stays).map_err(broken)?;
         if hello[..8] != HELLO[..] {
             return Err("speaks another protocol".into());
         }
-        read_by(stream, &mut hello[8..], until).map_err(broken)?;
+        read_by(stream, &mut hello[8..], until, stays).map_err(broken)?;
         let number = |at: usize| u64::from_le_bytes(bytes_at(&hello, at));
         let nonces = [bytes_at(&hello, 24), nonce().map_err(broken)?];
         let mut claim = Claim { rank: number(8), world: number(16), digest: [0; 32], nonces };
         stream.write_all(&[CHALLENGE.as_slice(), &nonces[1]].concat()).map_err(broken)?;
         let mut answer = [0u8; 64];
-        read_by(stream, &mut answer, until).map_err(broken)?;
+        read_by(stream, &mut answer, until, stays).map_err(broken)?;
         claim.digest = bytes_at(&answer, 0);
         // Hashes are compared in constant time.
         if claim.proof(&terms.token, CALLER, WELCOME)
@@ -491,8 +510,12 @@ fn look_up(
         let _ = tell.send(by(&name));
     })?;
     let left = until.saturating_duration_since(Instant::now());
-    let late = |_| Err(io::Error::other("the look-up of its name did not end in time"));
-    told.recv_timeout(left).unwrap_or_else(late)
+    told.recv_timeout(left).unwrap_or_else(|e| {
+        Err(io::Error::other(match e {
+            RecvTimeoutError::Timeout => "the look-up of its name did not end in time",
+            RecvTimeoutError::Disconnected => "the look-up of its name failed",
+        }))
+    })
 }
 
 /// A connection to any address of a host; it is tried until `until`, and no address for longer than
@@ -533,18 +556,19 @@ fn introduce(
     stream.write_all(
         &[&HELLO[..], &claim.rank.to_le_bytes(), &claim.world.to_le_bytes(), &mine].concat(),
     )?;
+    let always = || true;
     // Others may be handled first.
     let mut challenge = [0u8; 40];
-    read_by(stream, &mut challenge[..8], until)?;
+    read_by(stream, &mut challenge[..8], until, &always)?;
     if challenge[..8] != CHALLENGE[..] {
         return refused("the program there is not process 0 of a training run".into());
     }
-    read_by(stream, &mut challenge[8..], until)?;
+    read_by(stream, &mut challenge[8..], until, &always)?;
     claim.nonces[1] = bytes_at(&challenge, 8);
     let proof = claim.proof(&terms.token, CALLER, WELCOME);
     stream.write_all(&[&claim.digest[..], proof.as_bytes()].concat())?;
     let mut answer = [0u8; 33];
-    read_by(stream, &mut answer, until)?;
+    read_by(stream, &mut answer, until, &always)?;
     let verdict = answer[0];
     if verdict == UNKNOWN {
         return refused(format!(
@@ -574,7 +598,15 @@ mod tests {
         // Longer than anything here takes.
         let long = Duration::from_secs(300);
         let token = Token::new("a token of tests").unwrap();
-        Terms { token, digest: [3; 32], world, patience: long, greeting: long, silence: long }
+        Terms {
+            token,
+            digest: [3; 32],
+            world,
+            patience: long,
+            greeting: long,
+            silence: long,
+            strangers: 64,
+        }
     }
 
     fn listening() -> (TcpListener, String) {
@@ -694,15 +726,31 @@ mod tests {
     #[test]
     fn silent_callers_take_no_place_from_those_behind_them() {
         // None of them is given up before process 0 would have given up waiting.
-        let terms = Terms { greeting: Duration::from_secs(600), ..terms(2) };
+        let terms = Terms { greeting: Duration::from_secs(600), strangers: 4, ..terms(2) };
         let more = 5;
         let (held, warned) = beside(&terms, more, |address| {
             let connect = |_| TcpStream::connect(address).unwrap();
-            (0..MOST_STRANGERS + terms.world + more).map(connect).collect::<Vec<_>>()
+            (0..terms.strangers + terms.world + more).map(connect).collect::<Vec<_>>()
         });
-        let said = "it had not identified itself when 66 others had come after it";
+        let said = "it had not identified itself when 6 others had come after it";
         assert!(warned.len() >= more && warned.iter().all(|w| w.ends_with(said)), "{warned:?}");
         drop(held);
+    }
+
+    /// On any system, also where its connection is not shut down by that.
+    #[test]
+    fn who_was_hung_up_on_is_not_listened_to() {
+        let (listener, address) = listening();
+        let silent = TcpStream::connect(&address).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let far = Instant::now() + Duration::from_secs(300);
+        let looks = AtomicUsize::new(0);
+        let goes_on = || looks.fetch_add(1, Ordering::Relaxed) < 2;
+        let error = read_by(&stream, &mut [0; 8], far, &goes_on).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+        // Two waits ended without words.
+        assert_eq!(looks.load(Ordering::Relaxed), 3);
+        drop(silent);
     }
 
     #[test]
@@ -720,6 +768,12 @@ mod tests {
         let far = Instant::now() + Duration::from_secs(300);
         let one: SocketAddr = "127.0.0.1:80".parse().unwrap();
         assert_eq!(look_up("node7:1234", far, move |_| Ok(vec![one])).unwrap(), [one]);
+        // A thread that ends without an answer is told from one that is late.
+        let lost = |_: &str| -> io::Result<Vec<SocketAddr>> {
+            std::panic::resume_unwind(Box::new("lost"))
+        };
+        let error = look_up("node7:1234", far, lost).unwrap_err();
+        assert!(error.to_string().contains("look-up of its name failed"), "{error}");
         // A number is no name.
         assert_eq!(look_up("127.0.0.1:80", far, |_| Ok(vec![])).unwrap(), [one]);
     }

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long process 0 waits for a caller to say who it is.
 const GREETING: Duration = Duration::from_secs(10);
+/// The most strangers that process 0 listens to at once.
+const STRANGERS: usize = 64;
 /// A process that gave no sign of life for this long is lost. It gives them whatever it computes.
 const SILENCE: Duration = Duration::from_secs(45);
 /// The default port of process 0: PyTorch's.
@@ -179,6 +181,7 @@ impl Peers {
             patience: PATIENCE,
             greeting: GREETING,
             silence: SILENCE,
+            strangers: STRANGERS,
         };
         let warn = |text: &str| {
             let _ = writeln!(std::io::stderr(), "warning: {}", crate::message::shown(text));
@@ -238,6 +241,22 @@ impl Peers {
     /// One is: the message is the reason. The run cannot go on.
     pub fn intact(&self) -> Result<(), String> {
         self.wire.as_ref().and_then(|wire| lock(wire).shared.lost()).map_or(Ok(()), Err)
+    }
+
+    /// Checks that all processes bring the same `run`, a description of what they are about to do
+    /// that is longer than the one by which they met: of a state that they have read since.
+    ///
+    /// # Errors
+    /// This process, or another one, brings another than process 0; or a process is lost.
+    pub fn agree(&self, run: &str) -> Result<(), String> {
+        let mine = *blake3::hash(run.as_bytes()).as_bytes();
+        let mut first = mine;
+        self.broadcast(&mut first)?;
+        if first != mine {
+            return Err("the settings, or the state to resume, are not those of process 0".into());
+        }
+        // A process that brings another ends instead, and tells the others.
+        self.sum(&mut [0.0f64])
     }
 
     /// Tells the others that this process ends because of an error, `why`, and returns the reason
@@ -378,7 +397,15 @@ mod tests {
     fn terms(world: usize, run: &str) -> Terms {
         let long = Duration::from_secs(300);
         let digest = *blake3::hash(run.as_bytes()).as_bytes();
-        Terms { token: Token::none(), digest, world, patience: long, greeting: long, silence: long }
+        Terms {
+            token: Token::none(),
+            digest,
+            world,
+            patience: long,
+            greeting: long,
+            silence: long,
+            strangers: 64,
+        }
     }
 
     fn meet(
@@ -462,6 +489,26 @@ mod tests {
                 && said[1].contains("process 0 has other settings"),
             "{said:?}"
         );
+    }
+
+    #[test]
+    fn what_was_read_after_meeting_is_compared() {
+        let why = "the settings, or the state to resume, are not those of process 0";
+        let told = format!("process 2 of this training run ended: {why}");
+        for (others, expected) in [(["a", "a"], [""; 3]), (["a", "b"], [&*told, &*told, why])] {
+            let said = together(
+                3,
+                |_| terms(3, "same"),
+                |peers| {
+                    let peers = peers.unwrap();
+                    // After a sum all have met.
+                    peers.sum(&mut [0.0f64]).unwrap();
+                    let run = ["a", others[0], others[1]][peers.rank()];
+                    peers.agree(run).map_err(|why| peers.ended(why)).err().unwrap_or_default()
+                },
+            );
+            assert_eq!(said, expected);
+        }
     }
 
     #[test]
