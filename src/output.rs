@@ -366,7 +366,7 @@ impl Lock {
     }
 
     /// The outcome of trying to lock a file called `path`; none if another process has the lock.
-    fn of(path: &Path, file: File, tried: Result<(), TryLockError>) -> Option<Lock> {
+    pub(crate) fn of(path: &Path, file: File, tried: Result<(), TryLockError>) -> Option<Lock> {
         let warning = match tried {
             Ok(()) => None,
             Err(TryLockError::WouldBlock) => return None,

@@ -699,8 +699,10 @@ fn weights_that_are_no_numbers_end_the_run_and_are_not_saved() {
         };
         let mut state = begin(given).unwrap();
         state.progress.settings.lr = 1e300;
-        let error = from(state, &mut Seen::default(), &AtomicBool::new(false)).unwrap_err();
+        let mut seen = Seen::default();
+        let error = from(state, &mut seen, &AtomicBool::new(false)).unwrap_err();
         assert!(error.contains("the training has diverged, so nothing was saved"), "{error}");
+        assert!(seen.cases == 0 && seen.validations.is_empty());
         for file in ["last.safetensors", "last.state.safetensors", "best.safetensors"] {
             assert!(!out.join(file).exists(), "{file}");
         }

@@ -4,12 +4,11 @@ use super::{DeviceArgs, Failure, Precision, note, on_interrupt, progress, say, w
 use crate::data::source::Pools;
 use crate::device::Device;
 use crate::message::shown;
-use crate::output::Lock;
 use crate::train::peers::{Peers, Place, Token};
 use crate::train::run::{
-    Ended, RecomputeReport, StepReport, ValidationReport, Watch, begin, claim, run_claimed,
+    Claimed, Ended, RecomputeReport, StepReport, ValidationReport, Watch, begin, claim, run_claimed,
 };
-use crate::train::settings::Given;
+use crate::train::settings::{Given, Recompute, Settings};
 use crate::train::state::State;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -120,6 +119,10 @@ impl Watch for Bar {
         };
         self.say(&format!("{process}{}", report.why));
     }
+
+    fn warning(&mut self, text: &str) {
+        self.bar.suspend(|| warn(text));
+    }
 }
 
 impl Bar {
@@ -131,6 +134,92 @@ impl Bar {
         } else {
             note(line);
         }
+    }
+}
+
+/// What a run begins with: its state, its data, and in the process that leads its folder.
+type Begun = (State, Pools, Option<Claimed>);
+
+/// A new run. Nothing is made before its data and its network have been found.
+fn new(settings: Settings, device: &Device, peers: &Peers) -> Result<Begun, Failure> {
+    let state = begin(settings).map_err(Failure::Failed)?;
+    let pools = data(&state, device)?;
+    let settings = &state.progress.settings;
+    // One of several processes says so for all.
+    let leads = peers.rank() == 0;
+    if let Some(path) = settings.init.as_ref().filter(|_| leads) {
+        state.weights.warning(path.display()).iter().for_each(|w| warn(w));
+    }
+    let claimed = leads.then(|| claim(&settings.out)).transpose().map_err(Failure::Failed)?;
+    let finished = settings.out.join("last.state.safetensors");
+    if leads && finished.exists() {
+        return Err(Failure::Usage(format!(
+            "{} exists: give --resume to continue that run, or another --out",
+            finished.display()
+        )));
+    }
+    Ok((state, pools, claimed))
+}
+
+/// A run that goes on from what its folder has, with more epochs and another choice if they are
+/// given.
+fn resumed(
+    settings: Settings,
+    (epochs, recompute): (Option<usize>, Option<Recompute>),
+    device: &Device,
+    peers: &Peers,
+) -> Result<Begun, Failure> {
+    let out = settings.out;
+    if !out.is_dir() {
+        // It is not made, as claiming it would.
+        return Err(Failure::Usage(format!(
+            "{}: no such folder, expected that of the run to resume",
+            out.display()
+        )));
+    }
+    // The first process has the folder for itself from before any reads anything in it until the
+    // run has ended. Another training may be ending there: what it saves last would be lost.
+    let leads = peers.rank() == 0;
+    let claimed = leads.then(|| claim(&out)).transpose().map_err(Failure::Failed)?;
+    peers.sum(&mut [0.0f64]).map_err(Failure::Failed)?;
+    let path = out.join("last.state.safetensors");
+    let mut state = State::open(&path).map_err(Failure::Failed)?;
+    // The folder may have been moved; more epochs may be wanted; memory may have been too little.
+    let settings = &mut state.progress.settings;
+    settings.out = out;
+    settings.epochs = epochs.unwrap_or(settings.epochs);
+    settings.recompute = recompute.unwrap_or(settings.recompute);
+    settings.check().map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
+    let pools = data(&state, device)?;
+    Ok((state, pools, claimed))
+}
+
+/// The data of a run, which suits its network and the device.
+fn data(state: &State, device: &Device) -> Result<Pools, Failure> {
+    let (s, config) = (&state.progress.settings, &state.progress.config);
+    if s.cache.is_some() && config.fit.is_some() {
+        return Err(Failure::Usage(
+            "--cache needs a model with a fixed spacing: this one fits its patch to the object"
+                .into(),
+        ));
+    }
+    if let (Device::Cpu(_), true) = (device, device.is_half()) {
+        return Err(Failure::Usage(
+            "--precision: training on the CPU needs float32 (f32 or ieee)".into(),
+        ));
+    }
+    let disk = s.cache.as_deref().map(|folder| (folder, config.spacing as f64));
+    let split = s.split.as_deref();
+    Ok(Pools::open(&s.data, &s.shares, &s.target, s.channel, split, disk, s.seed)?)
+}
+
+/// A failure of this process, which the others are told of; or that of another process, from which
+/// it follows.
+fn told(peers: &Peers, failure: Failure) -> Failure {
+    match failure {
+        Failure::Usage(why) => Failure::Usage(peers.ended(why)),
+        Failure::Failed(why) => Failure::Failed(peers.ended(why)),
+        Failure::ClosedOutput => failure,
     }
 }
 
@@ -148,79 +237,37 @@ impl Train {
             given = given.over(Given::read(path).map_err(Failure::Usage)?);
         }
         let device = self.device.over(&given).map_err(Failure::Usage)?;
-        let device = device.of(place.as_ref().map_or(0, |p| p.local)).open()?;
         let (epochs, recompute) = (given.epochs, given.recompute);
         let settings = given.settings();
         if !self.resume {
             settings.check().map_err(Failure::Usage)?;
-        } else if !settings.out.is_dir() {
-            // It is not made, as claiming it would.
-            return Err(Failure::Usage(format!(
-                "{}: no such folder, expected that of the run to resume",
-                settings.out.display()
-            )));
         }
-        // The first process has the folder for itself from before it reads anything in it until the
-        // run has ended. Another training may be ending there: what it saves last would be lost.
-        let leads = place.as_ref().is_none_or(|p| p.rank == 0);
-        let claimed = leads.then(|| claim(&settings.out)).transpose().map_err(Failure::Failed)?;
-        claimed.iter().filter_map(Lock::warning).for_each(warn);
-        let state = if self.resume {
-            let path = settings.out.join("last.state.safetensors");
-            let mut state = State::open(&path).map_err(Failure::Failed)?;
-            // The folder may have been moved; more epochs may be wanted; memory may have been too
-            // little.
-            let resumed = &mut state.progress.settings;
-            resumed.out = settings.out.clone();
-            resumed.epochs = epochs.unwrap_or(resumed.epochs);
-            resumed.recompute = recompute.unwrap_or(resumed.recompute);
-            resumed.check().map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
-            state
-        } else {
-            let finished = settings.out.join("last.state.safetensors");
-            if finished.exists() {
-                return Err(Failure::Usage(format!(
-                    "{} exists: give --resume to continue that run, or another --out",
-                    finished.display()
-                )));
-            }
-            let state = begin(settings).map_err(Failure::Failed)?;
-            // One of several processes says so for all.
-            if let Some(path) = state.progress.settings.init.as_ref().filter(|_| leads) {
-                state.weights.warning(path.display()).iter().for_each(|w| warn(w));
-            }
-            state
-        };
-        let s = state.progress.settings.clone();
-        let config = &state.progress.config;
-        if s.cache.is_some() && config.fit.is_some() {
-            return Err(Failure::Usage(
-                "--cache needs a model with a fixed spacing: this one fits its patch to the object"
-                    .into(),
-            ));
-        }
-        if let (Device::Cpu(_), true) = (&device, device.is_half()) {
-            return Err(Failure::Usage(
-                "--precision: training on the CPU needs float32 (f32 or ieee)".into(),
-            ));
-        }
-        let disk = s.cache.as_deref().map(|folder| (folder, config.spacing as f64));
-        let pools = Pools::open(
-            &s.data,
-            &s.shares,
-            &s.target,
-            s.channel,
-            s.split.as_deref(),
-            disk,
-            s.seed,
-        )?;
+        // Whatever fails from here on, in one process, is told to the others: those of a run meet
+        // first, one that has no device too.
+        let opened = device.of(place.as_ref().map_or(0, |p| p.local)).open();
         let peers = match &place {
             Some(place) => {
-                let run = format!("{} {}", json!(state.progress), device.products());
+                let device = match &opened {
+                    Ok(device) => device.clone(),
+                    Err(_) => Device::open("cpu", 1)?,
+                };
+                let run = format!("{} {}", self.resume, json!(settings));
                 Peers::meet(place, &device, &run, token.as_ref()).map_err(Failure::Failed)?
             }
             None => Peers::alone(),
         };
+        let begun = opened.and_then(|device| {
+            let (state, pools, claimed) = if self.resume {
+                resumed(settings, (epochs, recompute), &device, &peers)?
+            } else {
+                new(settings, &device, &peers)?
+            };
+            let run = format!("{} {}", json!(state.progress), device.products());
+            peers.agree(&run).map_err(Failure::Failed)?;
+            Ok((device, state, pools, claimed))
+        });
+        let (device, state, pools, claimed) = begun.map_err(|failure| told(&peers, failure))?;
+        let s = state.progress.settings.clone();
         let stop = Arc::new(AtomicBool::new(false));
         let asked = stop.clone();
         on_interrupt(move |again| {

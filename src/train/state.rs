@@ -147,8 +147,13 @@ impl State {
     /// The file cannot be written, values cannot be copied from a device, or one is refused by
     /// [`State::check_numbers`]; the message names the file.
     pub fn save(&self, path: &Path) -> Result<(), String> {
+        self.check_numbers().map_err(|e| format!("{}: {e}", path.display()))?;
+        self.write(path)
+    }
+
+    /// [`State::save`] without that check, for a caller that has made it.
+    pub(super) fn write(&self, path: &Path) -> Result<(), String> {
         let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-        self.check_numbers().map_err(|e| fail(&e))?;
         let list = self.progress.config.tensors();
         let mut parts: Vec<(String, Vec<usize>, &[f32])> = vec![];
         let params: Vec<_> = list.iter().map(|(name, _)| self.weights.get(name)).collect();

@@ -3,9 +3,16 @@
 use crate::common::tiny;
 use crate::program::{eval, metrics, prism, simulate};
 use crate::{Place, code, example, odd, text};
+use prism::output::lock;
 use prism::volume::Volume;
 use prism::volume::labels::Labels;
+use std::net::TcpListener;
 use std::process::Child;
+
+/// A port at which nothing listens.
+fn free_port() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
+}
 
 #[test]
 fn metrics_of_two_files() {
@@ -71,12 +78,7 @@ fn processes_of_a_run_need_the_same_token() {
     let at = |n: &str| place.at(n).display().to_string();
     std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
     std::fs::write(place.at("token"), "one\n").unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-        .to_string();
+    let port = free_port();
     let start = |rank: &str, host: &str, token: Option<&str>, more: &[&str]| {
         let run = prism("train --epochs 1 --steps 1 --batch 2 --iterations 1 --threads 1");
         let run = run.with("--validation-cases 1 --validation-iterations 1");
@@ -112,6 +114,60 @@ fn processes_of_a_run_need_the_same_token() {
     // If others than this machine's programs can call, a token is needed.
     let error = end(start("0", "0.0.0.0", None, &[]), 2);
     assert!(error.contains("PRISM_TOKEN or --token-file"), "{error}");
+}
+
+/// What fails in one process of a run before its first step ends the others at once, with its
+/// reason.
+#[test]
+fn processes_hear_why_another_did_not_begin() {
+    let place = Place::new();
+    let at = |n: &str| place.at(n).display().to_string();
+    std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
+    std::fs::create_dir(place.at("run")).unwrap();
+    let _held = lock(&place.at("run"), "run.lock").unwrap().unwrap();
+    let both = |more: [&str; 2]| {
+        let port = free_port();
+        let started = [0, 1].map(|rank| {
+            let run = prism("train --epochs 1 --steps 1 --batch 2 --iterations 1 --threads 1");
+            let run = run.with("--validation-cases 0").with(more[rank]);
+            let mut run = run.file("--model", at("network.json")).file("--out", at("run"));
+            for name in ["PRISM_PORT", "PRISM_TOKEN", "TORCHELASTIC_USE_AGENT_STORE"] {
+                run.0.env_remove(name);
+            }
+            run.0.envs([
+                ("RANK", ["0", "1"][rank]),
+                ("WORLD_SIZE", "2"),
+                ("LOCAL_RANK", "0"),
+                ("MASTER_ADDR", "127.0.0.1"),
+                ("MASTER_PORT", port.as_str()),
+            ]);
+            run.start()
+        });
+        started.map(|process| code(&process.wait_with_output().unwrap(), 1))
+    };
+    for more in ["", "--resume"] {
+        let [first, other] = both([more; 2]);
+        let why = "another training is writing to";
+        assert!(first.contains(why) && !first.contains("process 0"), "{first}");
+        assert!(
+            other.contains("process 0 of this training run ended") && other.contains(why),
+            "{other}"
+        );
+    }
+    let [first, other] = both(["", "--device abacus"]);
+    let why = "unknown device 'abacus'";
+    // Process 0 may have found the lock meanwhile.
+    let words = ["process 1 of this training run ended", "another training is writing to"];
+    assert!(words.iter().any(|w| first.contains(w)), "{first}");
+    assert!(other.contains(why) || other.contains(words[1]), "{other}");
+}
+
+#[test]
+fn a_training_whose_data_is_not_there_leaves_no_folder() {
+    let place = Place::new();
+    let run = prism("train --threads 1").file("--data", place.at("none.csv"));
+    let error = code(&run.file("--out", place.at("typo/run")).output(), 1);
+    assert!(error.contains("none.csv") && !place.at("typo").exists(), "{error}");
 }
 
 #[test]

@@ -57,8 +57,14 @@ fn logged(line: &str) -> Option<(usize, bool)> {
     Some((line["step"].as_u64()? as usize, line["validation"].is_array()))
 }
 
-/// Writes the run's results to disk, in the process that writes. The log first: it may contain more
-/// than the state, which a resumed run drops, but not less.
+/// Checks a state once for all that is made of it, validation and files: if it could not be opened
+/// again, none of them is made.
+pub(super) fn check(state: &State, out: &Path) -> Result<(), String> {
+    state.check_numbers().map_err(|e| format!("{}: {e}", out.display()))
+}
+
+/// Writes the results of a run to disk, in the process that writes, of a state that was checked.
+/// The log first: it may contain more than the state, which a resumed run drops, but not less.
 pub(super) fn keep(state: &State, log: &mut Option<Log>, out: &Path) -> Result<(), String> {
     let Some(log) = log else { return Ok(()) };
     log.sync()?;
@@ -66,15 +72,14 @@ pub(super) fn keep(state: &State, log: &mut Option<Log>, out: &Path) -> Result<(
     curves::draw(out)
 }
 
-/// Saves the state, and the weights as a model file; neither if they could not be opened again.
+/// Saves the state, and the weights as a model file.
 fn save(state: &State, out: &Path) -> Result<(), String> {
     save_weights(state, &out.join("last.safetensors"))?;
-    state.save(&out.join("last.state.safetensors"))
+    state.write(&out.join("last.state.safetensors"))
 }
 
-/// Saves the weights as a model file, unless the state could not be opened again.
+/// Saves the weights as a model file.
 pub(super) fn save_weights(state: &State, path: &Path) -> Result<(), String> {
-    state.check_numbers().map_err(|e| format!("{}: {e}", path.display()))?;
     let mut weights = current(state)?;
     // Copied back first: within the file's writer a failure could not be reported.
     for tensor in weights.tensors_mut() {
@@ -163,12 +168,11 @@ mod tests {
                 }
             }
             let named = format!("{kind}/{name} is {value} at element 1: the training has diverged");
-            let best = out.join("best.safetensors");
-            for said in [save(&state, out), state.save(&files[1]), save_weights(&state, &best)] {
+            for said in [check(&state, out), state.save(&files[1])] {
                 let said = said.unwrap_err();
                 assert!(said.contains(&named), "{said}");
             }
-            assert!(read() == before && !best.exists(), "{kind}");
+            assert!(read() == before, "{kind}");
         }
     }
 }

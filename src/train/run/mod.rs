@@ -28,13 +28,13 @@ use crate::ops::optimizer::AdamW;
 use crate::output::{Lock, lock, make_folder, write_text};
 use crate::tensor::caught;
 use batch::{train_step, workers};
-use folder::{Log, keep};
+use folder::{Log, check, keep};
 use rayon::prelude::*;
 use recompute::Chosen;
 use serde::Serialize;
 use serde_json::json;
 use std::panic::resume_unwind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
@@ -108,6 +108,9 @@ pub trait Watch {
     /// which [`Recompute::Auto`](super::settings::Recompute::Auto) leaves to it, before the call
     /// for that step.
     fn recompute(&mut self, _report: &RecomputeReport) {}
+    /// Called with what a user should know: that the run's folder could not be locked, as on a file
+    /// system without locks, so that other trainings are not kept away.
+    fn warning(&mut self, _text: &str) {}
 }
 
 /// The state of a new run: with random weights drawn by the seed, or with those of the model file
@@ -167,16 +170,23 @@ pub fn network(name: &str) -> Result<Config, String> {
     Ok(config)
 }
 
+/// A run's folder that is locked for this process ([`claim`]).
+pub struct Claimed {
+    out: PathBuf,
+    lock: Lock,
+}
+
 /// Makes a run's folder if there is none, and locks it for this process: as long as the result
 /// lives, no other training reads or writes what is in it.
 ///
 /// # Errors
 /// The folder or the file that is locked cannot be made, or another training uses it.
-pub fn claim(out: &Path) -> Result<Lock, String> {
+pub fn claim(out: &Path) -> Result<Claimed, String> {
     make_folder(out).map_err(|e| format!("{}: {e}", out.display()))?;
-    lock(out, "run.lock")?.ok_or_else(|| {
+    let lock = lock(out, "run.lock")?.ok_or_else(|| {
         format!("another training is writing to {}: give another --out", out.display())
-    })
+    })?;
+    Ok(Claimed { out: out.into(), lock })
 }
 
 /// Carries out a run, from `state` on, until all epochs are done or `stop` is set in any process.
@@ -206,9 +216,9 @@ pub fn run(
 /// stays locked until the run has ended.
 ///
 /// # Errors
-/// Those of [`run()`].
+/// Those of [`run()`], and a folder that is not [`Settings::out`].
 pub fn run_claimed(
-    claimed: Option<Lock>,
+    claimed: Option<Claimed>,
     device: &Device,
     state: State,
     pools: &Pools,
@@ -221,7 +231,7 @@ pub fn run_claimed(
 }
 
 fn all_steps(
-    claimed: Option<Lock>,
+    claimed: Option<Claimed>,
     device: &Device,
     mut state: State,
     pools: &Pools,
@@ -241,12 +251,25 @@ fn all_steps(
     }
     let out = settings.out.clone();
     let first_process = peers.rank() == 0;
-    let _claimed = match claimed {
+    let claimed = match claimed {
         None if first_process => Some(claim(&out)?),
         claimed => claimed,
     };
+    if let Some(claimed) = &claimed {
+        if claimed.out != out {
+            return Err(format!(
+                "{} is locked, expected that of the run: {}",
+                claimed.out.display(),
+                out.display()
+            ));
+        }
+        if let Some(text) = claimed.lock.warning() {
+            watch.warning(text);
+        }
+    }
     let mut log = None;
     if first_process {
+        check(&state, &out)?;
         let Progress { step, unvalidated, .. } = state.progress;
         log = Some(Log::open(&out.join("log.jsonl"), step, unvalidated)?);
         // A later evaluation of the run takes its target and its channel from here.
@@ -354,6 +377,10 @@ fn all_steps(
                 // processes have to learn of it in the next.
                 let mut stopping = stopping || peers.world() == 1 && stop.load(Ordering::Relaxed);
                 let ends_epoch = (step + 1) % settings.steps == 0;
+                let keeps = ends_epoch || stopping || step + 1 == total;
+                if keeps && first_process {
+                    check(&state, &out)?;
+                }
                 let epoch = step / settings.steps + 1;
                 if ends_epoch
                     && (epoch.is_multiple_of(settings.validate_every) || step + 1 == total)
@@ -363,7 +390,7 @@ fn all_steps(
                     stopping =
                         judge(device, &mut state, &validation, peers, asked, &mut log, watch)?;
                 }
-                if ends_epoch || stopping || step + 1 == total {
+                if keeps {
                     keep(&state, &mut log, &out)?;
                 }
                 if stopping && (step + 1 < total || state.progress.unvalidated) {
@@ -386,4 +413,60 @@ fn any(peers: &Peers, here: bool) -> Result<bool, String> {
     let mut all = [f64::from(u8::from(here))];
     peers.sum(&mut all)?;
     Ok(all[0] > 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::cases::TargetLabel;
+    use crate::train::settings::Given;
+    use std::fs::{File, TryLockError};
+    use std::io::{Error, ErrorKind};
+
+    struct Warned(Vec<String>);
+
+    impl Watch for Warned {
+        fn step(&mut self, _: &StepReport, _: usize) {}
+        fn case(&mut self, _: usize, _: usize) {}
+        fn validation(&mut self, _: &ValidationReport) {}
+        fn warning(&mut self, text: &str) {
+            self.0.push(text.into());
+        }
+    }
+
+    /// How a run to `out` ends that is told to stop before it begins, while `claimed` is locked for
+    /// it; and its warnings.
+    fn stopped(claimed: Claimed, out: &Path) -> (Result<Ended, String>, Vec<String>) {
+        let settings = Given { out: Some(out.into()), ..Given::default() }.settings();
+        let state = before_any_step(settings, Weights::hashed(Config::tiny(), "claimed"));
+        let device = Device::open("cpu", 1).unwrap();
+        let pools = Pools::open("synth:1", "", &TargetLabel::Any, None, None, None, 0).unwrap();
+        let (peers, stop, mut watch) = (Peers::alone(), AtomicBool::new(true), Warned(vec![]));
+        let ended = run_claimed(Some(claimed), &device, state, &pools, &peers, &stop, &mut watch);
+        (ended, watch.0)
+    }
+
+    #[test]
+    fn a_run_is_carried_out_in_the_folder_that_is_locked_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
+        let (ended, _) = stopped(claim(&one).unwrap(), &other);
+        let why = ended.unwrap_err();
+        assert!(why.contains("one is locked, expected that of the run: "), "{why}");
+        assert!(!other.exists());
+        let (ended, warned) = stopped(claim(&one).unwrap(), &one);
+        assert_eq!((ended, warned), (Ok(Ended::Stopped), vec![]));
+        assert!(one.join("last.state.safetensors").exists());
+    }
+
+    #[test]
+    fn who_watches_a_run_hears_that_its_folder_has_no_locks() {
+        let folder = tempfile::tempdir().unwrap();
+        let (out, path) = (folder.path().to_path_buf(), folder.path().join("run.lock"));
+        let tried = Err(TryLockError::Error(Error::from(ErrorKind::Unsupported)));
+        let lock = Lock::of(&path, File::create(&path).unwrap(), tried).unwrap();
+        let (ended, warned) = stopped(Claimed { out: out.clone(), lock }, &out);
+        assert_eq!(ended, Ok(Ended::Stopped));
+        assert!(warned.len() == 1 && warned[0].contains("cannot be locked"), "{warned:?}");
+    }
 }

@@ -13,8 +13,9 @@ use crate::train::state::State;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Validates after an epoch, in process 0, unless or until it learns that the run is to stop;
-/// `stopping` says that it already knows. The state records a validation that was not completed.
-/// All processes call this; returns whether any of them was asked to stop.
+/// `stopping` says that it already knows. The state, whose numbers were checked before,
+/// records a validation that was not completed. All processes call this; returns whether any of
+/// them was asked to stop.
 pub(super) fn judge(
     device: &Device,
     state: &mut State,
@@ -27,9 +28,6 @@ pub(super) fn judge(
     let asked = || stopping || stop.load(Ordering::Relaxed);
     state.progress.unvalidated = false;
     if !samples.is_empty() {
-        // Such a network would give some answer, and a Dice.
-        let out = &state.progress.settings.out;
-        state.check_numbers().map_err(|e| format!("{}: {e}", out.display()))?;
         match validate(device, state, samples, &asked, watch)? {
             Some(dice) => {
                 let last = dice.last().copied().unwrap_or(0.0);
