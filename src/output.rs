@@ -3,6 +3,7 @@
 
 use safetensors::tensor::{Metadata, TensorInfo, View};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -143,8 +144,12 @@ pub fn uncased(name: &str) -> String {
 pub fn all_differ(outputs: &[PathBuf]) -> Result<(), String> {
     let mut seen = BTreeMap::new();
     for output in outputs {
-        let place = uncased(&spelled_out(output).to_string_lossy());
-        if let Some(other) = seen.insert(place, output) {
+        let place = spelled_out(output);
+        let name = place.file_name().unwrap_or_default();
+        // Folders are spelled as they are called: where `A` and `a` are one, it is one spelling.
+        // What is no text has no case.
+        let name = name.to_str().map_or_else(|| name.to_os_string(), |n| uncased(n).into());
+        if let Some(other) = seen.insert((folder(&place).to_path_buf(), name), output) {
             return Err(format!(
                 "the outputs {} and {} are the same file, or differ only in upper and lower case, which not all file systems tell apart",
                 other.display(),
@@ -219,17 +224,29 @@ pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes sure that the names in a folder survive a power cut. If its file system, as some network
-/// file systems, or the operating system cannot do that, the names are there all the same.
+/// Makes sure that the names in a folder survive a power cut. If it cannot be opened, or its file
+/// system, as some network file systems, or the operating system cannot do that, the names are
+/// there all the same.
 ///
 /// # Errors
 /// The names may not be on the disk: it failed, or is full.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
-    let synced = File::open(path).and_then(|folder| folder.sync_all());
-    synced.or_else(|e| if is_unsupported(&e) { Ok(()) } else { Err(e) })
+    #[cfg(test)]
+    if SYNC_FAILS.get() {
+        return Err(io::Error::other("a disk that fails"));
+    }
+    // No permission, or too many open files: that says nothing of the disk.
+    let Ok(folder) = File::open(path) else { return Ok(()) };
+    folder.sync_all().or_else(|e| if is_unsupported(&e) { Ok(()) } else { Err(e) })
 }
 
-/// Whether an error only says that a folder cannot be opened or synchronised here.
+#[cfg(test)]
+thread_local! {
+    /// Whether [`sync_folder`] fails on this thread, as on a disk that fails.
+    pub(crate) static SYNC_FAILS: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether an error only says that a folder cannot be synchronised here.
 fn is_unsupported(e: &io::Error) -> bool {
     use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
     matches!(e.kind(), InvalidInput | PermissionDenied | Unsupported)
@@ -335,13 +352,15 @@ impl Pending {
         sync_folder(folder(&put?))
     }
 
-    /// Gives a file its final mode, and writes all of it to the disk.
+    /// Gives a file its final access rights, and writes all of it to the disk.
     fn settle(&self) -> io::Result<()> {
         // By its name: one that was removed, because the process is told to end, is an error here.
         let file = OpenOptions::new().append(true).open(&self.temporary)?;
-        // A file that is there keeps its mode, as it is by now.
-        let there = std::fs::metadata(&self.destination);
-        file.set_permissions(there.map_or_else(|_| self.permissions.clone(), |m| m.permissions()))?;
+        // A file that is there keeps them, as they are by now.
+        match std::fs::metadata(&self.destination) {
+            Ok(there) => take_access(&file, &self.destination, &there)?,
+            Err(_) => file.set_permissions(self.permissions.clone())?,
+        }
         file.sync_all()
     }
 
@@ -350,6 +369,74 @@ impl Pending {
         self.temporary.persist(&self.destination).map_err(|e| e.error)?;
         Ok(self.destination)
     }
+}
+
+/// Gives a new file the group, the access list and the mode of the one at `from`, which it is to
+/// replace. Where it cannot have the group or the list, no user has more rights than before: all
+/// but its owner then have fewer, or none.
+#[cfg(unix)]
+fn take_access(file: &File, from: &Path, there: &std::fs::Metadata) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+    // The mode comes last: until then the file is private.
+    let (own, group) = (file.metadata()?.gid(), there.gid());
+    let has_group = own == group || fchown(file, None, Some(group)).is_ok();
+    let mode = match (take_list(file, from), has_group) {
+        (None | Some(true), true) => there.mode() & 0o7777,
+        (None, false) => of_another_group(there.mode()),
+        // With a list, the mode's bits of the group are only a bound for what the list grants.
+        (Some(_), _) => there.mode() & 0o700,
+    };
+    file.set_permissions(Permissions::from_mode(mode))
+}
+
+#[cfg(not(unix))]
+fn take_access(file: &File, _from: &Path, there: &std::fs::Metadata) -> io::Result<()> {
+    file.set_permissions(there.permissions())
+}
+
+/// A mode in place of one that was about another group: both the new group, whose users were among
+/// the others, and the others, who include the old group now, have what both had.
+#[cfg(unix)]
+fn of_another_group(mode: u32) -> u32 {
+    let both = (mode >> 3) & mode & 0o007;
+    (mode & 0o700) | (both << 3) | both
+}
+
+/// Gives a file the POSIX access list of the one at `from`, or none if that has none; returns
+/// whether that worked, or nothing if neither has one.
+#[cfg(target_os = "linux")]
+fn take_list(file: &File, from: &Path) -> Option<bool> {
+    use std::ffi::{CStr, CString};
+    use std::os::fd::AsRawFd;
+    use std::os::unix::ffi::OsStrExt;
+    const NAME: &CStr = c"system.posix_acl_access";
+    let has_none = || {
+        let error = io::Error::last_os_error().raw_os_error();
+        matches!(error, Some(libc::ENODATA | libc::ENOTSUP))
+    };
+    // A thousand entries.
+    let mut list = [0u8; 8 << 10];
+    let Ok(path) = CString::new(from.as_os_str().as_bytes()) else { return Some(false) };
+    let (to, most) = (list.as_mut_ptr().cast(), list.len());
+    // SAFETY: both names end with a NUL, and at most as many bytes are written as there are.
+    let length = unsafe { libc::getxattr(path.as_ptr(), NAME.as_ptr(), to, most) };
+    let Ok(length) = usize::try_from(length) else {
+        if !has_none() {
+            return Some(false);
+        }
+        // The new file may have one from its folder.
+        // SAFETY: the name ends with a NUL, and the file is open.
+        let removed = unsafe { libc::fremovexattr(file.as_raw_fd(), NAME.as_ptr()) };
+        return (removed != 0 && !has_none()).then_some(false);
+    };
+    let from = list.as_ptr().cast();
+    // SAFETY: the name ends with a NUL, the file is open, and `length` bytes were written above.
+    Some(unsafe { libc::fsetxattr(file.as_raw_fd(), NAME.as_ptr(), from, length, 0) } == 0)
+}
+
+#[cfg(all(unix, not(target_os = "linux")))]
+fn take_list(_file: &File, _from: &Path) -> Option<bool> {
+    None
 }
 
 /// A file that other processes find locked for as long as this lives.
@@ -479,6 +566,8 @@ mod tests {
     use super::*;
     use safetensors::tensor::{Dtype, TensorView};
     use std::borrow::Cow;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn mode_of(path: &Path) -> u32 {
@@ -525,6 +614,15 @@ mod tests {
             assert_eq!(said.is_ok(), differ, "{a}, {b}: {said:?}");
             assert!(said.err().is_none_or(|e| e.contains(a) && e.contains(b)));
         }
+        // Only the names count, not those of folders that exist; and not what is no text.
+        if std::fs::create_dir(at("sub/A")).and(std::fs::create_dir(at("sub/a"))).is_ok() {
+            assert_eq!(all_differ(&[at("sub/A/m.nii"), at("sub/a/m.nii")]), Ok(()));
+            assert!(all_differ(&[at("sub/A/M.nii"), at("sub/A/m.nii")]).is_err());
+        }
+        let [one, other] = [&b"m\xff.nii"[..], b"m\xfe.nii"].map(OsStr::from_bytes);
+        let [one, other] = [one, other].map(|name| folder.path().join(name));
+        assert_eq!(all_differ(&[one.clone(), other]), Ok(()));
+        assert!(all_differ(&[one.clone(), one]).is_err());
         // Leftovers of a killed process are removed; files that are still being written, new ones
         // and other users' files stay.
         let old = std::time::SystemTime::now() - 2 * LEFT_OVER;
@@ -593,6 +691,12 @@ mod tests {
         assert_eq!(mode_of(pending.path()), mode_of(&at("plain")));
         pending.commit().unwrap();
         assert_eq!(mode_of(&at("new")), mode_of(&at("plain")));
+        // Where the group cannot be kept, neither the new one's nor the old one's users get more.
+        for (mode, without) in
+            [(0o640, 0o600), (0o664, 0o644), (0o666, 0o666), (0o604, 0o600), (0o2646, 0o644)]
+        {
+            assert_eq!(of_another_group(mode), without, "{mode:o}");
+        }
     }
 
     #[test]
@@ -695,8 +799,13 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         sync_folder(folder.path()).unwrap();
-        let none = sync_folder(&folder.path().join("none")).unwrap_err();
-        assert_eq!(none.kind(), io::ErrorKind::NotFound);
+        // What cannot be opened cannot be synchronised either.
+        sync_folder(&folder.path().join("none")).unwrap();
+        // If that fails, the file is in its place.
+        SYNC_FAILS.set(true);
+        assert!(write_bytes(&folder.path().join("m"), b"new").unwrap().commit().is_err());
+        SYNC_FAILS.set(false);
+        assert_eq!(std::fs::read(folder.path().join("m")).unwrap(), b"new");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Files: damaged, changed by others, or given twice, and settings in them.
 
-use crate::common::{here, tiny};
+use crate::common::{here, skipped, tiny};
 use crate::program::{ONE_STEP, eval, prism, segment, simulate, train};
 use crate::{model, text};
 use prism::capi::*;
@@ -8,10 +8,11 @@ use prism::data::cache::Cache;
 use prism::data::cases::{Loaded, TargetLabel, list};
 use prism::device::Device;
 use prism::model::{Config, Model, Observer, Weights, weights::Precision};
+use prism::output::write_text;
 use prism::tensor::Tensor;
 use prism::train::state::State;
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::sync::Mutex;
@@ -177,6 +178,87 @@ fn an_output_is_no_input_and_no_other_output_however_it_is_spelled() {
         );
     }
     assert!(std::fs::read(at("mask.nii.gz")).unwrap() == before && !at("x.nii").exists());
+}
+
+/// A group that this process may give its files to, besides `own`.
+fn other_group(own: u32) -> Option<u32> {
+    let mut groups = [0; 256];
+    // SAFETY: at most as many groups are written as there is room for.
+    let count = unsafe { libc::getgroups(groups.len() as libc::c_int, groups.as_mut_ptr()) };
+    let mine = &groups[..usize::try_from(count).unwrap_or(0)];
+    // SAFETY: it only tells who this is.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    mine.iter().copied().find(|group| *group != own).or(is_root.then_some(own + 1))
+}
+
+#[test]
+fn what_replaces_a_file_has_its_group() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().join("m.nii");
+    std::fs::write(&at, "old").unwrap();
+    let group = other_group(std::fs::metadata(&at).unwrap().gid());
+    let Some(group) = group.filter(|group| chown(&at, None, Some(*group)).is_ok()) else {
+        return skipped("this user has one group: none is kept");
+    };
+    for mode in [0o640, 0o664, 0o604] {
+        std::fs::set_permissions(&at, std::fs::Permissions::from_mode(mode)).unwrap();
+        write_text(&at, &format!("{mode:o}")).unwrap();
+        let there = std::fs::metadata(&at).unwrap();
+        assert_eq!((there.gid(), there.mode() & 0o777), (group, mode), "{mode:o}");
+        assert_eq!(std::fs::read_to_string(&at).unwrap(), format!("{mode:o}"));
+    }
+}
+
+/// A file's attribute, if it has it.
+#[cfg(target_os = "linux")]
+fn attribute(at: &Path, name: &CStr) -> Option<Vec<u8>> {
+    let path = CString::new(at.to_str().unwrap()).unwrap();
+    let mut value = [0u8; 1024];
+    let (to, most) = (value.as_mut_ptr().cast(), value.len());
+    // SAFETY: both names end with a NUL, and at most as many bytes are written as there are.
+    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), to, most) };
+    Some(value[..usize::try_from(length).ok()?].to_vec())
+}
+
+/// Gives a file an attribute; false where there are none.
+#[cfg(target_os = "linux")]
+fn set_attribute(at: &Path, name: &CStr, value: &[u8]) -> bool {
+    let path = CString::new(at.to_str().unwrap()).unwrap();
+    let (from, length) = (value.as_ptr().cast(), value.len());
+    // SAFETY: both names end with a NUL, and `length` bytes are read.
+    unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), from, length, 0) == 0 }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_replaces_a_file_has_its_access_list() {
+    let [own, given] = [c"system.posix_acl_access", c"system.posix_acl_default"];
+    // A version; then kinds of users, what they may do, and who they are: the owner reads and
+    // writes, and one other user reads, whose right is all that the bits of the group tell.
+    let entries: [(u16, u16, u32); 5] =
+        [(1, 6, u32::MAX), (2, 4, 12345), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)];
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (kind, rights, who) in entries {
+        list.extend(kind.to_le_bytes());
+        list.extend(rights.to_le_bytes());
+        list.extend(who.to_le_bytes());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let [listed, plain] = ["listed.nii", "plain.nii"].map(|name| folder.path().join(name));
+    for file in [&listed, &plain] {
+        std::fs::write(file, "old").unwrap();
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    }
+    if !set_attribute(&listed, own, &list) || !set_attribute(folder.path(), given, &list) {
+        return skipped("files have no access lists here");
+    }
+    // The second one has none, though every new file in the folder has.
+    for (file, expected) in [(&listed, Some(list)), (&plain, None)] {
+        write_text(file, "new").unwrap();
+        assert_eq!(attribute(file, own), expected, "{}", file.display());
+        let mode = std::fs::metadata(file).unwrap().mode() & 0o777;
+        assert_eq!(mode, 0o640, "{}", file.display());
+    }
 }
 
 #[test]
