@@ -310,7 +310,8 @@ pub(super) struct Written {
     pub(super) next: u64,
     /// The least length that it needs to describe the present state, as far as that is known.
     pub(super) least: u64,
-    /// Whether an incomplete record could not be removed.
+    /// Whether nothing may be added: an incomplete record could not be removed, or it is not known
+    /// which of two journals a power cut would leave.
     pub(super) broken: bool,
 }
 
@@ -449,6 +450,10 @@ impl Journal {
 
     /// Rewrites the journal with a scan, if there is one, and the state that `tell` writes, in
     /// place of all that happened before; if that fails the old one stays.
+    ///
+    /// # Errors
+    /// The disk or memory refuses. If only the folder cannot be synchronised that is none: the new
+    /// one is in its place, and nothing more is written to it until it is rewritten.
     pub fn restart(
         &self,
         scan: Option<&Stored>,
@@ -461,6 +466,10 @@ impl Journal {
         }
         tell(&mut fresh)?;
         fresh.take_place(&mut written)?;
+        if written.broken {
+            // After a power cut the old one may be there, which refers to another scan.
+            return Ok(());
+        }
         // Nothing refers to other scans any more.
         let kept = scan.map(Stored::file);
         for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
@@ -560,7 +569,8 @@ impl<'a> Fresh<'a> {
         }
     }
 
-    /// Puts it in the place of the other: after a crash one of the two is there, complete.
+    /// Puts it in the place of the other: after a crash one of the two is there, complete. On an
+    /// error the other one is.
     fn take_place(mut self, old: &mut Written) -> Result<(), Failure> {
         let Some(new) = &self.new else { return Ok(()) };
         let path = self.journal.path();
@@ -573,9 +583,10 @@ impl<'a> Fresh<'a> {
         self.journal.folder.give_back(old.length_taken());
         (new.bytes, new.next) = (new.bytes + scans, old.next);
         *old = new;
-        // Which of the two a power cut would leave is not known: nothing is added to either.
+        // The other is gone, so this is no error: the caller goes on. Which of the two a power cut
+        // would leave is not known: nothing is added to either.
         old.broken = synced.is_err();
-        synced.map_err(|e| full(&e))
+        Ok(())
     }
 }
 

@@ -159,6 +159,54 @@ fn an_image_that_is_refused_memory_is_not_there_on_disk_either() {
     assert_eq!((found.len(), found[0].read()), (1, Ok(None)));
 }
 
+// Elsewhere a journal that is open is not replaced.
+#[cfg(unix)]
+#[test]
+fn a_journal_in_its_place_counts_even_if_its_folder_cannot_be_synchronised() {
+    use super::super::journal::{Folder, IMAGE, Owner};
+    use super::super::settings::Keep;
+    use crate::output::SYNC_FAILS;
+    use crate::session::kept::Reader;
+    /// Does something while folders cannot be synchronised.
+    fn failing<T>(work: impl FnOnce() -> T) -> T {
+        SYNC_FAILS.set(true);
+        let done = work();
+        SYNC_FAILS.set(false);
+        done
+    }
+    let at = tempfile::tempdir().unwrap();
+    let folder = Folder::open(&Keep::at(at.path().join("state")), "a test").unwrap();
+    let folder = Arc::new(folder);
+    let journal = Arc::new(folder.create(Owner::Lease, 1).unwrap());
+    let lease = Lease::new(Some(journal.clone()));
+    let other = begun(Options::default());
+    let opened = other.state().image.take().unwrap().opened;
+    let buffer = Buffer { shape: SHAPE, dtype: Dtype::Bool };
+
+    // An image and a reset count, in memory as on disk; no further change does until the next one.
+    let scan = journal.scan(b"an image", Source::Array([1.0; 3])).unwrap();
+    failing(|| lease.state().replace(Some(scan), || Ok(opened))).unwrap();
+    assert!(lease.state().image.is_some());
+    assert!(lease.state().set_buffer(buffer).is_err());
+    lease.state().reset().map(drop).unwrap();
+    lease.state().set_buffer(buffer).map(drop).unwrap();
+    failing(|| lease.state().reset().map(drop)).unwrap();
+    assert!(lease.state().set_buffer(buffer).is_err());
+
+    // As a server finds it that comes later.
+    let mut found = folder.found(&mut vec![]).unwrap();
+    let record = found[0].read().unwrap().unwrap();
+    let mut reader = Reader::new(&record);
+    assert_eq!(reader.byte().unwrap(), IMAGE);
+    let stored = Stored::take(&mut reader).unwrap();
+    assert_eq!(found[0].scan(&stored).unwrap(), b"an image");
+    // The journal that a power cut may bring back has its scan too.
+    failing(|| journal.restart(None, |_| Ok(()))).unwrap();
+    assert!(found[0].scan(&stored).is_ok());
+    journal.restart(None, |_| Ok(())).unwrap();
+    assert!(found[0].scan(&stored).is_err());
+}
+
 /// Interactions that were given, and how often its first session can be undone and redone.
 fn depth(state: &State) -> (usize, (usize, usize)) {
     let layer = &state.image.as_ref().unwrap().layers[0];
