@@ -1,6 +1,6 @@
 //! `prism bench`.
 
-use super::{DeviceArgs, Failure, number, print};
+use super::{DeviceArgs, Failure, number, print, warn};
 use crate::bench::{
     Ceilings, CudaCeilings, Latency, LaunchCost, Problem, Record, Timing, Variants, Workload,
     compare, measure, peak_memory, suite, table, try_variants,
@@ -143,8 +143,12 @@ impl Bench {
             ));
         }
         let start = Instant::now();
-        let model = Model::new(&device, &Weights::open(&path)?)?;
+        let weights = Weights::open(&path)?;
+        let model = Model::new(&device, &weights)?;
+        let warning = weights.warning(path.display());
+        drop(weights);
         let load = start.elapsed();
+        warning.iter().for_each(|w| warn(w));
         let start = Instant::now();
         model.warm_up()?;
         let warm = start.elapsed();
@@ -426,7 +430,7 @@ fn report(old: &Record, new: &Record) -> Result<usize, Failure> {
     let changes = compare(old, new);
     print(&format!("\nbeside prism {} on {}\n", old.version, old.device))?;
     if (&old.device, &old.precision, old.cold) != (&new.device, &new.precision, new.cold) {
-        super::warn("the two measurements differ in device, precision or state of the caches");
+        warn("the two measurements differ in device, precision or state of the caches");
     }
     for c in &changes {
         let what = match c.ratio() {

@@ -94,6 +94,8 @@ impl Convert {
                 ));
             }
             let mut weights = Weights::open(&self.checkpoint)?;
+            // The new file's hash covers whatever this one has become.
+            weights.warning(self.checkpoint.display()).iter().for_each(|w| warn(w));
             if let Some(name) = &self.preset {
                 weights.config.intensity = Intensity::preset(name);
             }
