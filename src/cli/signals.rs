@@ -77,8 +77,8 @@ mod unix {
 
     /// Signals that end a process which does not handle them, leaving temporary files behind and,
     /// for some, a core dump of all its memory. Schedulers send SIGUSR1 or SIGUSR2 if they are told
-    /// to, and SIGXCPU, as the shell's limit does, when a process has used its time; a service
-    /// manager's watchdog sends SIGABRT. Faults, such as SIGSEGV, are not among them.
+    /// to, and SIGXCPU, as the shell's limit does, when a process has used its time; on Linux a
+    /// service manager's watchdog sends SIGABRT. Faults, such as SIGSEGV, are not among them.
     pub(super) const ENDS: &[libc::c_int] = &[
         libc::SIGINT,
         libc::SIGTERM,
@@ -90,6 +90,8 @@ mod unix {
         libc::SIGALRM,
         libc::SIGVTALRM,
         libc::SIGPROF,
+        // Elsewhere the system need not say who sent it, and that of `abort` is left alone.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
         libc::SIGABRT,
         // Elsewhere there is no such signal, or it ends no process.
         #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -63,6 +63,7 @@ const ENDS: &[libc::c_int] = &[
     libc::SIGALRM,
     libc::SIGVTALRM,
     libc::SIGPROF,
+    #[cfg(target_os = "linux")]
     libc::SIGABRT,
     #[cfg(target_os = "linux")]
     libc::SIGPWR,
