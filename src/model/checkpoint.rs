@@ -269,6 +269,7 @@ fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Re
     // The tensors follow in the same stream.
     bytes.extend(magic);
     memory::read(PICKLES, file.take(LIMIT), &mut bytes).map_err(|e| unreadable(e.to_string()))?;
+    let is_cut = bytes.len() as u64 > LIMIT;
     let mut rest = &bytes[..];
     // Magic number, protocol, system, object, storage keys; a bare pickle has only one.
     for _ in 0..5 {
@@ -278,7 +279,11 @@ fn each_pickle(mut file: File, look: impl Fn(&[u8]) -> Result<(), String>) -> Re
             None => break,
             Some(_) => return Err(unreadable("not all of its programs are pickles".into())),
         }
-        let end = pickle::length(rest).map_err(unreadable)?;
+        let end =
+            pickle::length(rest).map_err(|e| match is_cut && pickle::ENDS.contains(&&*e) {
+                true => too_long(),
+                false => unreadable(e),
+            })?;
         look(&rest[..end])?;
         rest = &rest[end..];
     }
@@ -306,19 +311,23 @@ fn room_to_run(pickle: &[u8], copies: u64) -> Result<(), String> {
 mod pickle {
     use std::collections::BTreeMap;
 
+    /// What is wrong with a program that is only the beginning of one.
+    pub const ENDS: [&str; 3] = [NO_STOP, SHORT, NO_LINE];
+    const NO_STOP: &str = "it ends without a stop";
+    const SHORT: &str = "an instruction is cut short";
+    const NO_LINE: &str = "a line without an end";
+
     /// One instruction: its code and its argument.
     type Step<'a> = (u8, &'a [u8]);
 
     /// Splits the instruction at the start of `p` off.
     fn step(p: &[u8]) -> Result<(Step<'_>, &[u8]), String> {
-        let (&op, rest) = p.split_first().ok_or("it ends without a stop")?;
+        let (&op, rest) = p.split_first().ok_or(NO_STOP)?;
         let number = |n: usize| -> Result<usize, String> {
-            let bytes = rest.get(..n).ok_or("an instruction is cut short")?;
+            let bytes = rest.get(..n).ok_or(SHORT)?;
             Ok(bytes.iter().rev().fold(0usize, |v, b| v << 8 | *b as usize))
         };
-        let line = || {
-            rest.iter().position(|b| *b == b'\n').map(|at| at + 1).ok_or("a line without an end")
-        };
+        let line = || rest.iter().position(|b| *b == b'\n').map(|at| at + 1).ok_or(NO_LINE);
         let (head, body) = match op {
             // Without an argument.
             b'.' | b'(' | b'0' | b'1' | b'2' | b'N' | b'Q' | b'R' | b'a' | b'b' | b'd' | b'e'
@@ -337,16 +346,13 @@ mod pickle {
             b'F' | b'I' | b'L' | b'S' | b'V' | b'P' | b'g' | b'p' => (0, line()?),
             b'c' | b'i' => {
                 let first = line()?;
-                let second = rest[first..]
-                    .iter()
-                    .position(|b| *b == b'\n')
-                    .ok_or("a line without an end")?;
+                let second = rest[first..].iter().position(|b| *b == b'\n').ok_or(NO_LINE)?;
                 (0, first + second + 1)
             }
             other => return Err(format!("unknown instruction 0x{other:02x}")),
         };
-        let end = usize::checked_add(head, body).ok_or("an instruction is cut short")?;
-        let argument = rest.get(head..end).ok_or("an instruction is cut short")?;
+        let end = usize::checked_add(head, body).ok_or(SHORT)?;
+        let argument = rest.get(head..end).ok_or(SHORT)?;
         Ok(((op, argument), &rest[end..]))
     }
 
@@ -396,7 +402,7 @@ mod pickle {
     }
 
     /// What a value of a running program holds, at most.
-    #[derive(Clone, Copy, Default)]
+    #[derive(Clone, Copy)]
     struct Held {
         /// Bytes that a copy takes.
         bytes: u64,
@@ -404,40 +410,67 @@ mod pickle {
         tensors: u64,
         /// Bytes of their names, which are the keys on the way to each.
         names: u64,
+        /// Bytes that it adds to names as the key of a dictionary, beyond [`PLACE`].
+        key: u64,
+        /// The `key` of its first element, if it is a list: of two, it may be the pair of a key and
+        /// a value, from which a dictionary is made.
+        first: Option<u64>,
+        /// Whether it makes tensors when it is called, or the names of what does.
+        makes: bool,
         /// Where it was memorised.
         memo: Option<u32>,
     }
 
     /// Bytes of a value itself.
     const VALUE: u64 = 88;
-    /// The longest name of a place in a list, with a separator.
+    /// The longest name of a place in a list, or of a number that is a key, with a separator.
     const PLACE: u64 = 24;
+    /// How the names of what makes tensors begin, in `torch._utils`.
+    const MAKES: &[u8] = b"_rebuild_";
 
     impl Held {
-        fn of(bytes: usize) -> Held {
-            Held { bytes: VALUE + bytes as u64, ..Held::default() }
+        /// A container without elements.
+        const EMPTY: Held = Held {
+            bytes: VALUE,
+            tensors: 0,
+            names: 0,
+            key: 0,
+            first: None,
+            makes: false,
+            memo: None,
+        };
+
+        /// What an instruction with this argument pushes.
+        fn of(op: u8, argument: &[u8]) -> Held {
+            // In such a line a byte is a character, which may take two.
+            let bytes = argument.len() as u64 * if op == b'V' { 2 } else { 1 };
+            let makes = argument.split(|b| *b == b'\n').any(|line| line.starts_with(MAKES));
+            Held { bytes: VALUE + bytes, key: bytes, makes, ..Held::EMPTY }
         }
 
-        /// Both in one, the other under a key of so many bytes.
+        /// Both in one, the other under a key that adds so many bytes.
         fn with(self, other: Held, key: u64) -> Held {
-            let names = other.names.saturating_add(other.tensors.saturating_mul(key));
+            let key = other.tensors.saturating_mul(key.saturating_add(PLACE));
             Held {
                 bytes: self.bytes.saturating_add(other.bytes),
                 tensors: self.tensors.saturating_add(other.tensors),
-                names: self.names.saturating_add(names),
-                memo: self.memo,
+                names: self.names.saturating_add(other.names).saturating_add(key),
+                ..self
             }
         }
 
         /// With all of a list.
         fn with_list(self, all: &[Held]) -> Held {
-            all.iter().fold(self, |sum, value| sum.with(*value, PLACE))
+            all.iter().fold(self, |sum, value| Held {
+                first: sum.first.or(Some(value.key)),
+                ..sum.with(*value, sum.first.unwrap_or(0))
+            })
         }
 
         /// With all of a dictionary: keys and values in turn.
         fn with_pairs(self, all: &[Held]) -> Held {
             let pair = |sum: Held, pair: &[Held]| match pair {
-                [key, value] => sum.with(*key, 0).with(*value, key.bytes),
+                [key, value] => sum.with(*key, 0).with(*value, key.key),
                 _ => sum.with_list(pair),
             };
             all.chunks(2).fold(self, pair)
@@ -518,16 +551,22 @@ mod pickle {
                     copied = copied.saturating_add(found.bytes);
                     found
                 }
-                b't' | b'l' | 0x91 | 0x85..=0x87 => Held::of(0).with_list(&values),
-                b'd' => Held::of(0).with_pairs(&values),
-                // What is called may be given keys and values in any form, and may make a tensor.
+                b't' | b'l' | 0x91 | 0x85..=0x87 => Held::EMPTY.with_list(&values),
+                b'd' => Held::EMPTY.with_pairs(&values),
+                // A container of what it is given, pairs of keys and values among it; a tensor, or
+                // what it is given in place of one, which may be a key, or what makes a tensor.
                 b'R' | 0x81 | 0x92 => {
-                    let given = Held::of(0).with_list(&values);
-                    let names = given.tensors.saturating_mul(given.bytes);
-                    Held {
-                        tensors: given.tensors.saturating_add(1),
-                        names: given.names.saturating_add(names),
-                        ..given
+                    let given = Held::EMPTY.with_list(&values);
+                    let first = Some(given.bytes);
+                    match values[0].makes {
+                        false => Held { first, ..given },
+                        true => Held {
+                            tensors: given.tensors.max(1),
+                            key: given.bytes,
+                            first,
+                            makes: true,
+                            ..given
+                        },
                     }
                 }
                 b'b' => {
@@ -540,8 +579,10 @@ mod pickle {
                     }
                     built
                 }
-                b'Q' | 0x93 => Held::of(0).with_list(&values),
-                _ => Held::of(argument.len()),
+                b'Q' => Held::EMPTY.with_list(&values),
+                0x93 => Held { makes: values[1].makes, ..Held::EMPTY.with_list(&values) },
+                b')' | b']' | b'}' | 0x8f => Held::EMPTY,
+                _ => Held::of(op, argument),
             };
             stack.push(pushed);
         }
@@ -587,6 +628,35 @@ mod pickle {
             let pair = [&text[..], &tensor[..], b"\x86"].concat();
             let found = copies(&[b"\x80\x02ccollections\nOrderedDict\n](", &pair, b"e\x85R."]);
             assert!(found.unwrap() > 2 * 1000);
+            // What is called in place of a tensor may return the text, or a list with it.
+            let call = b"ctorch._utils\n_rebuild_parameter\n";
+            let key = [&call[..], &text[..], b"\x85R"].concat();
+            let list = [&call[..], b"](", &text[..], b"e\x85R(", &tensor[..], b"e"].concat();
+            let set = [b"cbuiltins\nset\n](", &text[..], b"e\x85R(", &tensor[..], b"e"].concat();
+            for pair in [[&key[..], &tensor[..], b"\x86"].concat(), list, set] {
+                let found = copies(&[b"\x80\x02ccollections\nOrderedDict\n](", &pair, b"e\x85R."]);
+                assert!(found.unwrap() > 2 * 1000);
+            }
+            // Or what makes a tensor; and a line of Latin letters, each of which takes two bytes.
+            let makes = [&call[..], b"ctorch._utils\n_rebuild_tensor_v2\n\x85R)R"].concat();
+            let line = [b"V", &[0xe9u8; 1000][..], b"\n"].concat();
+            let found = copies(&[b"\x80\x02}", &line, &makes, b"s."]).unwrap();
+            assert!((2 * 2000..2 * 2200).contains(&found), "{found}");
+            let found = copies(&[b"\x80\x02", &line, b"q\0h\0\x86."]).unwrap();
+            assert!((2 * 2000..2 * 2200).contains(&found), "{found}");
+            // As Python 2 writes a state: one list of pairs, each tensor with calls of its own.
+            let pairs: Vec<u8> = (0..100u8)
+                .flat_map(|k| {
+                    let name = [b"U\x20", &[b'a' + k % 26; 32][..]].concat();
+                    let stored = b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storage\
+                        ctorch\nFloatStorage\nU\x011U\x03cpuK\x08NtQK\0K\x08\x85K\x01\x85\x89\
+                        ccollections\nOrderedDict\n]\x85RtR";
+                    [b"]", &name[..], b"a", stored, b"a"].concat()
+                })
+                .collect();
+            let state = [b"\x80\x02ccollections\nOrderedDict\n](", &pairs[..], b"e\x85R."].concat();
+            let found = copies(&[&state]).unwrap();
+            assert!((2 * 100 * 32..2 * 100 * 200).contains(&found), "{found}");
             // What it cannot take is no program.
             for program in
                 [&b"\x80\x02R."[..], b"\x80\x02t.", b"\x80\x02h\0.", b"\x80\x02.", b"g\xff\n."]

@@ -119,6 +119,16 @@ fn pickles_that_hold_more_than_a_model_needs_are_refused() {
     zip.finish().unwrap();
     let said = prism::model::checkpoint::read(&path).err().expect("a bomb").to_string();
     assert!(said.contains("pickles are longer than 8 MiB"), "{said}");
+    // A stream of before there were archives, whose text is as long; and one that is damaged.
+    let length = (9u32 << 20).to_le_bytes();
+    for (begin, expected) in [
+        ([b"\x80\x02X", &length[..]].concat(), "pickles are longer than 8 MiB"),
+        (b"\x80\x02\xff".to_vec(), "unknown instruction 0xff"),
+    ] {
+        std::fs::write(&path, [&begin[..], &[b'n'; 9 << 20], b"."].concat()).unwrap();
+        let said = prism::model::checkpoint::read(&path).err().expect("a bomb").to_string();
+        assert!(said.contains(expected), "{said}");
+    }
 }
 
 #[test]
