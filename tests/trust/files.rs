@@ -71,7 +71,7 @@ fn settings_have_bounds_in_files_and_on_resume() {
             "validation_iterations is 0",
         ),
         (r#"\"batch\":1,"#, r#"\"batch\":0,"#, "batch is 0"),
-        (r#"\"lr\":4e-"#, r#"\"lr\":4e+"#, "lr is 400000"),
+        (r#"\"lr\":0."#, r#"\"lr\":7."#, "lr is 7"),
     ] {
         let place = bytes.windows(from.len()).position(|w| w == from.as_bytes());
         let at = place.unwrap_or_else(|| panic!("the state tells no {from}"));
