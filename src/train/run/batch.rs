@@ -407,8 +407,8 @@ mod tests {
     use crate::train::run::before_any_step;
     use crate::train::settings::Given;
 
-    /// The tiny network on a patch of an eighth of its voxels: what is recorded is told apart by
-    /// prompts and settings.
+    /// The tiny network on a patch of an eighth of its voxels. It has one image token, and one voxel
+    /// at its deepest level: the order of what goes there is seen with the whole patch alone.
     fn small() -> Config {
         Config { patch: 16, ..Config::tiny() }
     }
@@ -452,12 +452,12 @@ mod tests {
     /// and when a run is resumed, which records anew.
     #[test]
     fn replayed_steps_leave_the_bits_of_their_ops() {
-        for (precision, recompute, batch, clicking, steps) in
-            [(DType::F16, true, 1, 0.0, 7), (DType::F32, false, 1, 0.5, 2)]
+        for (precision, config, recompute, batch, clicking, steps) in
+            [(DType::F16, small(), true, 1, 0.0, 7), (DType::F32, Config::tiny(), false, 1, 0.5, 2)]
         {
             let cuda = Cuda::emulated(Cpu::new(2).unwrap(), precision, 0);
             let device = Device::Cuda(cuda.clone());
-            let mut states = [(); 2].map(|()| state(small()));
+            let mut states = [(); 2].map(|()| state(config.clone()));
             for state in &mut states {
                 let settings = &mut state.progress.settings;
                 (settings.batch, settings.iterations) = (batch, 2);
@@ -470,8 +470,7 @@ mod tests {
                 // Until that is chosen, iterations are run again, to the bits of those kept.
                 replayed.progress.settings.recompute = Recompute::Auto;
             }
-            let samples: Vec<Sample> =
-                (1..=batch).map(|seed| sample(small().patch, seed)).collect();
+            let samples: Vec<Sample> = (1..=batch).map(|seed| sample(config.patch, seed)).collect();
             let (peers, buckets) = (Peers::alone(), Buckets::new(&plain.progress.config));
             let (workers, stop) = ([device.clone()], AtomicBool::new(false));
             let mut recorder = Recorder::new(&cuda);
