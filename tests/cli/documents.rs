@@ -114,27 +114,29 @@ fn everything_that_is_installed_by_cargo_is_locked() {
     assert!(installs > 5, "{installs} commands were found");
 }
 
-/// Nor does CI test with others than those of the lock file.
+/// CI and the scripts build with the dependencies of the lock file alone.
 #[test]
 fn what_ci_builds_is_locked() {
-    let mut files =
-        [".ci/run", "scripts/demo", "scripts/fuzz", "scripts/released", "scripts/sanitize"]
-            .map(here)
-            .to_vec();
-    let workflows = std::fs::read_dir(here(".github/workflows")).unwrap();
-    files.extend(workflows.map(|entry| entry.unwrap().path()));
+    let mut files = vec![here(".ci/run")];
+    for folder in [".github/workflows", "scripts"] {
+        let entries = std::fs::read_dir(here(folder)).unwrap();
+        files.extend(entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()));
+    }
+    // It passes on what it is called with.
+    files.retain(|path| *path != here("scripts/built"));
     let compile =
-        ["bench", "build", "check", "clippy", "doc", "metadata", "package", "run", "test"];
+        ["bench", "build", "check", "clippy", "doc", "metadata", "package", "run", "rustc", "test"];
     let mut calls = 0;
     for path in files {
         let said = std::fs::read_to_string(&path).unwrap();
         for line in said.lines().filter(|line| !line.trim_start().starts_with('#')) {
             let words: Vec<&str> = line.split([' ', '"', '(', ')', '`']).collect();
-            let calls_cargo = words.windows(2).any(|pair| match pair {
-                ["cargo", "+nightly"] => true,
-                ["cargo", command] => compile.contains(command),
-                _ => false,
-            });
+            let calls_cargo = line.contains("cargo \"$@\"")
+                || words.windows(2).any(|pair| match pair {
+                    ["cargo", "+nightly"] => true,
+                    ["cargo", command] => compile.contains(command),
+                    _ => false,
+                });
             if calls_cargo || words.contains(&"scripts/built") {
                 assert!(line.contains("--locked"), "{}: '{line}'", path.display());
                 calls += 1;
@@ -142,6 +144,22 @@ fn what_ci_builds_is_locked() {
         }
     }
     assert!(calls > 25, "{calls} calls of cargo were found");
+}
+
+/// Scripts print the comment that they begin with, by numbers of its lines.
+#[test]
+fn the_usage_of_a_script_is_its_whole_header() {
+    let mut usages = 0;
+    for script in std::fs::read_dir(here("scripts")).unwrap() {
+        let path = script.unwrap().path();
+        let Ok(said) = std::fs::read_to_string(&path) else { continue };
+        let Some((_, rest)) = said.split_once("sed -n '2,") else { continue };
+        let printed: usize = rest.split('s').next().unwrap().parse().unwrap();
+        let header = said.lines().take_while(|line| line.starts_with('#')).count();
+        assert_eq!(printed, header, "{}: the last line that is printed", path.display());
+        usages += 1;
+    }
+    assert!(usages > 4, "{usages} scripts that print their usage were found");
 }
 
 #[test]
