@@ -281,7 +281,7 @@ Own = TypeVar("Own", bound="Handle")
 
 
 class Handle:
-    """What the library owns: given back at the end of `with`, by `close`, or when no reference is left."""
+    """What the library owns: given back at the end of `with`, by `close`, or without references."""
 
     _kind: str
     handle: ctypes.c_void_p

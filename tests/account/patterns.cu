@@ -31,8 +31,11 @@ KERNEL(copies, 32, 1, (const float *x, int there), {
     copy_wait<0>();
 })
 
-// A value a lane, read `stride` values apart from `first` on, added to what is written side by side.
-KERNEL(add_to, 32, 1, (const float *x, float *y, int first, int stride), { y[threadIdx.x] += x[first + (int)threadIdx.x * stride]; })
+// A value a lane, read `stride` values apart from `first` on, added to what is written side by
+// side.
+KERNEL(add_to, 32, 1, (const float *x, float *y, int first, int stride), {
+    y[threadIdx.x] += x[first + (int)threadIdx.x * stride];
+})
 
 // Eight elements of 16 bits a lane by one access; each block reads the same.
 KERNEL(wide, 32, 1, (const f16 *x, f16 *y), {
