@@ -390,16 +390,16 @@ typedef struct {
    */
   int32_t intensity;
   /**
-   * With PRISM_INTENSITY_GIVEN: intensities are clipped to clip[0] to clip[1].
+   * The range with PRISM_INTENSITY_GIVEN: intensities are clipped to clip[0] to clip[1].
    */
   float clip[2];
   /**
-   * With PRISM_INTENSITY_GIVEN: the mean, which is subtracted from the clipped value.
+   * The mean with PRISM_INTENSITY_GIVEN: it is subtracted from the clipped value.
    */
   float mean;
   /**
-   * With PRISM_INTENSITY_GIVEN: the standard deviation, above 0, by which the difference is
-   * divided.
+   * The standard deviation, above 0, with PRISM_INTENSITY_GIVEN: the difference is divided by
+   * it.
    */
   float sd;
   /**

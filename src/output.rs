@@ -18,7 +18,7 @@ pub struct Pending {
     /// Locked for as long as the file is being written.
     _lock: File,
     destination: PathBuf,
-    /// Those that it gets if nothing is at its destination by then.
+    /// The access rights of the file if nothing is at its destination by then.
     permissions: Permissions,
     /// A file that this one refers to: it takes its place before this one does.
     named: Option<Box<Pending>>,

@@ -796,8 +796,16 @@ fn wide_rust(text: &str) -> Vec<usize> {
     wide_lines(text).into_iter().filter(|n| !strings.contains(n)).collect()
 }
 
+/// The lines of comments after `#` that are longer than [`COLUMNS`], by number.
+fn wide_comments(text: &str) -> Vec<usize> {
+    let lines: Vec<&str> = text.lines().collect();
+    let is_comment = |n: &usize| lines[n - 1].trim_start().starts_with('#');
+    wide_lines(text).into_iter().filter(is_comment).collect()
+}
+
 /// First words of a doc comment that point at another, or at what stands around it.
-const LEANING: [&str; 7] = ["As", "It", "Its", "See", "That", "Their", "They"];
+const LEANING: [&str; 11] =
+    ["As", "Both", "It", "Its", "Nor", "See", "That", "Their", "They", "Those", "With"];
 
 /// The doc comments that begin by pointing at their neighbour, by number of their first lines.
 fn leaning_comments(text: &str) -> Vec<usize> {
@@ -865,6 +873,27 @@ fn files_of_rust() -> Vec<PathBuf> {
     files
 }
 
+/// Scripts, workflows and settings, whose comments begin with `#`.
+fn files_with_hashes() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let kinds = ["py", "toml", "yaml", "yml"];
+    let folders = ["benches", "examples", "fuzz/seeds", "models", "python", "tests"];
+    let mut files: Vec<_> = folders.iter().flat_map(|f| below(&root.join(f), &kinds)).collect();
+    let scripts = std::fs::read_dir(root.join("scripts")).unwrap();
+    files.extend(scripts.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()));
+    let single = [
+        ".ci/run",
+        ".github/workflows/ci.yml",
+        ".github/workflows/release.yml",
+        "Cargo.toml",
+        "deny.toml",
+        "fuzz/Cargo.toml",
+        "rustfmt.toml",
+    ];
+    files.extend(single.map(|name| root.join(name)));
+    files
+}
+
 /// The files of C, C++ and CUDA in these folders.
 fn files_of_c(folders: &[&str]) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -891,13 +920,25 @@ fn in_comments(of: fn(&str) -> Vec<usize>) -> Vec<String> {
 
 #[test]
 fn lines_keep_to_their_columns() {
-    let of_c = files_of_c(&["kernels", "tests/c", "tests/wgmma", "examples/c", "examples/cpp"]);
+    // Not include/prism.h, which is generated.
+    let folders =
+        ["kernels", "tests/account", "tests/c", "tests/wgmma", "examples/c", "examples/cpp"];
+    let mut of_c = files_of_c(&folders);
+    of_c.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("include/prism.hpp"));
     assert!(of_c.len() > 30, "only {} files of C, C++ and CUDA were found", of_c.len());
-    let wide = [found_in(&files_of_rust(), wide_rust), found_in(&of_c, wide_lines)].concat();
+    let with_hashes = files_with_hashes();
+    assert!(with_hashes.len() > 30, "only {} scripts and settings were found", with_hashes.len());
+    let wide = [
+        found_in(&files_of_rust(), wide_rust),
+        found_in(&of_c, wide_lines),
+        found_in(&with_hashes, wide_comments),
+    ]
+    .concat();
     assert!(wide.is_empty(), "lines of more than {COLUMNS} columns:\n{}", wide.join("\n"));
 
     let (fits, wide) = ("x".repeat(96), "x".repeat(97));
     assert_eq!(wide_lines(&format!("    {fits}\n    {wide}\n    \"{wide}\"\n")), [2, 3]);
+    assert_eq!(wide_comments(&format!("# {fits}\n  # {wide}\n{wide} # {wide}\n")), [2]);
     let planted = format!(
         "fn f() {{}}\n    // {fits} \"s\"\n    g(\"{fits}\");\n    {wide}\n    \"s\\\n {wide}\\\n {wide}\";\n\
          m! {{ {wide} }}\n/* \"{wide}\" */ 'x'\n"
@@ -912,13 +953,14 @@ fn first_lines_of_doc_comments_stand_alone() {
     let leaning: Vec<_> = in_comments(leaning_comments);
     assert!(
         leaning.is_empty(),
-        "say what it is, not \"The same\", \"Its ..\" or \"As ..\":\n{}",
+        "say what it is, and begin with none of \"The same\" and {LEANING:?}:\n{}",
         leaning.join("\n")
     );
     let planted = "/// One.\n/// The same line.\nfn f() {}\n    /// The same.\n//! The same.\n";
     assert_eq!(leaning_comments(planted), [4]);
     assert_eq!(leaning_comments("//! The same.\n"), [1]);
     assert_eq!(leaning_comments("/// Its name.\nx\n/// Items.\nx\n/// As work.\n"), [1, 5]);
+    assert_eq!(leaning_comments("/// Without.\nx\n/// With all.\n"), [3]);
 }
 
 #[test]

@@ -31,7 +31,7 @@ use std::sync::OnceLock;
 /// From Ampere to Blackwell.
 const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
 
-/// Those that the kernels are compiled for here.
+/// The architectures that the kernels are compiled for here.
 fn architectures() -> Vec<&'static str> {
     let Ok(names) = std::env::var("PRISM_TEST_ARCHITECTURES") else { return ARCHITECTURES.into() };
     let known = |name: &str| ARCHITECTURES.into_iter().find(|arch| *arch == name);
@@ -528,7 +528,7 @@ struct Disassembled {
     arch: &'static str,
     kernel: String,
     shown: Shown,
-    /// The line of the table that has it, for [`TABLED`].
+    /// The line of the table that has this kernel, for [`TABLED`].
     line: Option<String>,
 }
 

@@ -85,7 +85,7 @@ impl VersionedStruct for prism_prompts {
     const LEAST: usize = std::mem::offset_of!(prism_prompts, lines);
 }
 
-/// How a refusal of memory names it.
+/// The name of the points of prompts in refusals of memory.
 const POINTS: &str = "so many points";
 /// The size of a point with everything that is passed to the network for it.
 type Told = [u64; 16];

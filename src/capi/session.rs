@@ -93,12 +93,12 @@ pub struct prism_session_options {
     pub spacing: f64,
     /// A prism_intensity.
     pub intensity: i32,
-    /// With PRISM_INTENSITY_GIVEN: intensities are clipped to clip[0] to clip[1].
+    /// The range with PRISM_INTENSITY_GIVEN: intensities are clipped to clip[0] to clip[1].
     pub clip: [f32; 2],
-    /// With PRISM_INTENSITY_GIVEN: the mean, which is subtracted from the clipped value.
+    /// The mean with PRISM_INTENSITY_GIVEN: it is subtracted from the clipped value.
     pub mean: f32,
-    /// With PRISM_INTENSITY_GIVEN: the standard deviation, above 0, by which the difference is
-    /// divided.
+    /// The standard deviation, above 0, with PRISM_INTENSITY_GIVEN: the difference is divided by
+    /// it.
     pub sd: f32,
     /// Unused: 0.
     pub reserved: i32,

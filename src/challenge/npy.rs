@@ -197,7 +197,7 @@ pub(crate) fn items_of(shape: &[usize]) -> Option<usize> {
     if shape.len() <= MOST_AXES { memory::extent(shape) } else { None }
 }
 
-/// How a refusal of memory names it.
+/// The name of an array in refusals of memory.
 pub(super) const ARRAY: &str = "an array of a .npz file";
 
 /// An array as its file stores it.

@@ -51,7 +51,7 @@ pub struct Simulate {
     seed: u64,
 }
 
-/// How a refusal of memory names it.
+/// The name of the stages in refusals of memory.
 const STAGES: &str = "stages of prompts";
 const MISSED: [u8; 3] = [40, 160, 255];
 const EXCESS: [u8; 3] = [255, 120, 40];

@@ -27,7 +27,7 @@ pub struct Cache {
 }
 
 const KEY: &str = "prism.case";
-/// How a refusal of memory names it.
+/// The name of an entry in refusals of memory.
 const ENTRY: &str = "a case in the cache";
 
 /// The metadata of an entry. One that lacks a part, of an earlier version, is made again.

@@ -5,7 +5,7 @@ use crate::memory;
 use crate::volume::distance::squared_distance;
 use rand::Rng;
 
-/// How a refusal of memory names it.
+/// The name of a coarse mask in refusals of memory.
 const MASK: &str = "a coarse mask";
 
 /// The errors of a mask, as parts of the object's diameter.

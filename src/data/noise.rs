@@ -4,7 +4,7 @@ use crate::memory;
 use crate::prompt::simulate::normal;
 use rand::Rng;
 
-/// How a refusal of memory names it.
+/// The name of a field in refusals of memory.
 const FIELD: &str = "a random field";
 
 /// A field of about unit variance over `size` voxels that varies over `cells` cells along each

@@ -12,7 +12,7 @@ use crate::volume::{Grid, Volume};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-/// How a refusal of memory names it.
+/// The name of a resampled label in refusals of memory.
 const LABEL: &str = "a label on another grid";
 
 /// A patch to train or judge on, `[i][j][k]` of the model's edge.

@@ -45,7 +45,7 @@ fn most_kept() -> u64 {
 /// They are given up where memory is short. So no memory is asked for while they are locked.
 type Kept = Mutex<BTreeMap<Key, (Decoded, Charge)>>;
 
-/// Those of all pools.
+/// The decoded cases of all pools.
 static ALL_KEPT: Mutex<Vec<Weak<Kept>>> = Mutex::new(vec![]);
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

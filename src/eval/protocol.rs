@@ -194,7 +194,7 @@ fn on_scan(
     Ok(tally.finish(case, 1))
 }
 
-/// How a refusal of memory names it.
+/// The name of the sides of a label in refusals of memory.
 const SIDES: &str = "the two sides of a label";
 
 /// The parts of an object left and right (in the patient) of the scan's middle plane, by name, each

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 /// The least overlap of windows, in voxels.
 const OVERLAP: usize = 16;
-/// How a refusal of memory names it.
+/// The name of the answers of windows in refusals of memory.
 const ANSWERS: &str = "answers of windows";
 /// The logit of voxels that no window has answered for yet.
 const UNSEEN: f32 = -8.0;

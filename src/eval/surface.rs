@@ -11,7 +11,7 @@ use crate::memory;
 use crate::tensor::extent;
 use crate::volume::Grid;
 
-/// How a refusal of memory names it.
+/// The name of the surfaces in refusals of memory.
 const SURFACES: &str = "the surfaces of two masks";
 
 /// A corner of the cube of eight voxels, along i, j, k.

@@ -22,7 +22,7 @@ pub struct CheckpointError {
     message: String,
 }
 
-/// How refusals of memory name them.
+/// The names of what a checkpoint holds in refusals of memory.
 const TENSOR: &str = "a checkpoint's tensor";
 const PICKLES: &str = "a checkpoint's pickles";
 const DESCRIBED: &str = "what a checkpoint's pickles describe";
@@ -417,7 +417,7 @@ mod pickle {
         first: Option<u64>,
         /// Whether it makes tensors when it is called, or the names of what does.
         makes: bool,
-        /// Where it was memorised.
+        /// The number under which the value was memorised.
         memo: Option<u32>,
     }
 
@@ -448,7 +448,7 @@ mod pickle {
             Held { bytes: VALUE + bytes, key: bytes, makes, ..Held::EMPTY }
         }
 
-        /// Both in one, the other under a key that adds so many bytes.
+        /// This value with another in it, under a key that adds so many bytes.
         fn with(self, other: Held, key: u64) -> Held {
             let key = other.tensors.saturating_mul(key.saturating_add(PLACE));
             Held {
@@ -459,7 +459,7 @@ mod pickle {
             }
         }
 
-        /// With all of a list.
+        /// This value with all of a list added.
         fn with_list(self, all: &[Held]) -> Held {
             all.iter().fold(self, |sum, value| Held {
                 first: sum.first.or(Some(value.key)),
@@ -467,7 +467,7 @@ mod pickle {
             })
         }
 
-        /// With all of a dictionary: keys and values in turn.
+        /// This value with all of a dictionary added: keys and values in turn.
         fn with_pairs(self, all: &[Held]) -> Held {
             let pair = |sum: Held, pair: &[Held]| match pair {
                 [key, value] => sum.with(*key, 0).with(*value, key.key),

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoder {
-    /// Both paths, their features added: the released architecture.
+    /// The convolutional path and the vision transformer, their features added: the released
+    /// architecture.
     Hybrid,
     /// The vision transformer alone; the last decoder stage then has no skip feature.
     Vit,

@@ -11,7 +11,7 @@ use crate::ops::conv3d::Epilogue;
 use crate::ops::linear::Activation;
 use crate::tensor::{OpError, Param};
 
-/// Both paths, as far as the configuration has them.
+/// The convolutional path and the vision transformer, as far as the configuration has them.
 pub struct ImageEncoder {
     cnn: Option<[[ConvNorm; 2]; 5]>,
     vit: Option<Vit>,

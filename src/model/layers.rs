@@ -173,7 +173,7 @@ enum Watch<'a> {
     Nobody,
     Results(&'a mut dyn FnMut(&str, &Tensor)),
     Steps(&'a mut dyn FnMut(usize, &str) -> bool, Told),
-    /// With what is being done at present.
+    /// Paces the network: the part of the work that is being done stands beside the function.
     Pace(&'a mut dyn FnMut(Part<'_>) -> bool, Part<'static>),
 }
 

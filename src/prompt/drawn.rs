@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 const WITHIN: f64 = 0.8;
 /// The part of an outline, about its middle, whose voxels are assumed to be on the object.
 const SHRUNK: f64 = 0.9;
-/// How a refusal of memory names it.
+/// The name of the points of a line or an area in refusals of memory.
 const POINTS: &str = "points of a drawn prompt";
 const MASK: &str = "a mask for the prompts";
 /// The width of a lesion across its longest diameter, as a part of that diameter: the usual ratio

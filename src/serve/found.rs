@@ -228,7 +228,7 @@ impl Found {
         &self.records.path
     }
 
-    /// The folder that it was found in.
+    /// The folder of this object in the server's.
     fn at(&self) -> PathBuf {
         self.folder.path.join(&self.name)
     }

@@ -228,7 +228,7 @@ impl Folder {
         Ok(Folder { path, most: *most, age: *age, used, about, lock })
     }
 
-    /// What the server's operator should know about it.
+    /// What the server's operator should know about the folder.
     pub fn warning(&self) -> Option<String> {
         self.lock.warning().map(str::to_string)
     }

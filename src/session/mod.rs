@@ -107,7 +107,7 @@ pub const MASK_LOGIT: f32 = 8.0;
 
 /// How messages name the memory that an answer takes.
 const ANSWER: &str = "an answer";
-/// What a refusal of memory for the voxels of prompts names.
+/// The name of the voxels of prompts in refusals of memory.
 const CLICKS: &str = "the prompts of the object";
 
 /// The points that the prompt encoder is given, and the number left to the refiner alone.
@@ -172,7 +172,7 @@ pub enum SessionError {
     Dense {
         /// `the dense prompt` or `the mask of other objects`.
         what: &'static str,
-        /// The number of values that it has.
+        /// The number of values given.
         got: usize,
         /// The number of voxels of the scan.
         expected: usize,

@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// The fewest values of a bucket: 32 MB.
 const BUCKET: usize = 8 << 20;
 
-/// How a refusal of memory names it.
+/// The name of the sums of gradients in refusals of memory.
 const GRADIENTS: &str = "sums of gradients";
 
 /// The order in which a network's gradients are exchanged, in groups that are sent together.

@@ -737,7 +737,7 @@ mod tests {
         drop(held);
     }
 
-    /// On any system, also where its connection is not shut down by that.
+    /// Holds on any system, also where hanging up does not shut the connection down.
     #[test]
     fn who_was_hung_up_on_is_not_listened_to() {
         let (listener, address) = listening();

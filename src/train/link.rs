@@ -37,7 +37,7 @@ const MOST_TEXT: usize = 4096;
 /// Bytes for which there is room before they arrive. A false length costs no more than that.
 const EAGER: u64 = 64 << 20;
 
-/// How a refusal of memory names it.
+/// The name of a message in refusals of memory.
 pub(super) const MESSAGE: &str = "a message of another process";
 
 /// Ends waits of this process that do not depend on connections.

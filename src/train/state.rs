@@ -112,7 +112,7 @@ fn impossible(kind: &str, values: &[f32]) -> Option<usize> {
 }
 
 const KEY: &str = "prism.training";
-/// How a refusal of memory names it.
+/// The name of a state in refusals of memory.
 const STATE: &str = "the state of a training";
 /// A state's header may be so many times as long as a model's: it lists weights, two kinds of
 /// moments and averages, under longer names, and the settings.

@@ -37,7 +37,7 @@ impl Entry {
     }
 }
 
-/// How a refusal of memory names it.
+/// The name of a file of tensors in refusals of memory.
 const ARCHIVE: &str = "a file of reference tensors";
 
 /// Values of N bytes each, widened. Unwinds to [`memory::caught`] if memory for them is refused.

@@ -43,19 +43,19 @@ pub fn metrics(truth: &Path, prediction: &Path) -> Run {
 }
 
 impl Run {
-    /// With arguments that are separated by blanks.
+    /// Adds arguments that are separated by blanks.
     pub fn with(mut self, words: &str) -> Run {
         self.0.args(words.split_whitespace());
         self
     }
 
-    /// With one argument, which may have blanks in it.
+    /// Adds one argument, which may have blanks in it.
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Run {
         self.0.arg(argument);
         self
     }
 
-    /// With a flag and the file that it names.
+    /// Adds a flag and the file that it names.
     pub fn file(self, flag: &str, file: impl AsRef<OsStr>) -> Run {
         self.arg(flag).arg(file)
     }

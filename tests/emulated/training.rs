@@ -31,7 +31,7 @@ fn a_training_pass_loses_and_learns_as_on_the_cpu() {
     }
 }
 
-/// With its weights on the device, a training step uploads what is new, and downloads a few
+/// A training step whose weights are on the device uploads what is new, and downloads a few
 /// numbers: the losses, and the gradients' norm, both after all of its work. No weight, no gradient
 /// and no map is copied, and nothing else is waited for: no copy to the device either.
 #[test]

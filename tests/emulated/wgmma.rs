@@ -57,7 +57,7 @@ fn rolling_planes_are_convolved_as_tiles_are() {
     }
 }
 
-/// Nor does the order change a bit of rolling planes, in which warps wait for each other's phases.
+/// No order of threads changes a bit of rolling planes, whose warps wait for each other's phases.
 #[test]
 fn the_order_of_threads_changes_no_bit_of_rolling_planes() {
     if device_name() != "emulated" {

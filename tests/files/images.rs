@@ -220,7 +220,7 @@ fn a_metaimage_of_more_voxels_than_can_be_counted_is_refused() {
     }
 }
 
-/// By the header alone: the voxels would be more than a test can write.
+/// Headers alone are tried: the voxels would be more than a test can write.
 #[test]
 fn an_axis_that_no_scan_has_is_refused_in_every_format() {
     let folder = tempfile::tempdir().unwrap();

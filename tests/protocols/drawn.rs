@@ -50,7 +50,7 @@ enum Drawn {
 }
 
 impl Drawn {
-    /// The JSON that tells prism's own interface of it.
+    /// The JSON that tells prism's own interface of the prompt.
     fn json(&self) -> Value {
         match self {
             Drawn::Stroke(on, voxels) => json!({ "scribbles": [{ "on": on, "voxels": voxels }] }),

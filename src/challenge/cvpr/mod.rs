@@ -21,7 +21,7 @@ use history::{bounds, history, objects, order};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// How a refusal of memory names it.
+/// The name of the labels of a case in refusals of memory.
 const LABELS: &str = "labels";
 
 /// The prompts of one class.

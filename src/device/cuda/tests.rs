@@ -214,7 +214,7 @@ fn branches_may_be_done_in_any_order() {
     }
 }
 
-/// With branches switched off, what would be in two is recorded one after the other.
+/// What would be in two branches is recorded one after the other where they are switched off.
 #[test]
 fn a_device_without_branches_records_one_line() {
     let emulator = emulator::Emulator::new(Cpu::new(1).unwrap(), 0).without_branches();

@@ -6,7 +6,7 @@ use crate::memory::{self, extent};
 use crate::volume::distance::{components, squared_distance};
 use rand::{Rng, RngExt};
 
-/// How refusals of memory name them.
+/// The names of what a click is found with in refusals of memory.
 const ERROR: &str = "the voxels of an error";
 const DEPTHS: &str = "the depths of an error";
 

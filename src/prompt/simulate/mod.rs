@@ -85,7 +85,7 @@ impl User {
     }
 }
 
-/// How refusals of memory name them.
+/// The names of what is simulated in refusals of memory.
 const ERRORS: &str = "the errors of a mask";
 const LINES: &str = "the voxels of scribbles";
 

@@ -40,7 +40,7 @@ struct Hand {
     magnitude: f32,
 }
 
-/// How a refusal of memory names it.
+/// The name of the slice of a scribble in refusals of memory.
 const PLANE: &str = "a scribble's slice";
 
 /// A part of a slice: everything is drawn within the region's bounding rectangle.

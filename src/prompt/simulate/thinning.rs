@@ -2,7 +2,7 @@
 
 use crate::memory;
 
-/// How a refusal of memory names it.
+/// The name of the pixels of a line in refusals of memory.
 const PIXELS: &str = "the pixels of a line";
 
 /// Thins `mask` `[rows][columns]` of zeros and ones in place (Zhang and Suen, 1984), after clearing

@@ -57,7 +57,7 @@ pub enum Touch {
     Look,
     /// A sign of life: the caller is still there, and does no work.
     Seen,
-    /// Work on it.
+    /// Work on the object or the scan.
     Active,
 }
 

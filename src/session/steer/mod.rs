@@ -26,7 +26,7 @@ const MOST_RUNS: usize = 64;
 /// looked at from six distances, twice: enough for a dozen of them.
 const MOST_PROBING: usize = 160;
 
-/// How a refusal of memory names it.
+/// The name of the mask of other objects in refusals of memory.
 const OTHERS: &str = "a mask of other objects";
 
 /// An interaction in progress.

@@ -73,7 +73,7 @@ impl Work<'_, '_> {
         memory::collected(CLICKS, order.into_iter().map(|v| (v, signs[&v])))
     }
 
-    /// Those that the answer does not obey.
+    /// The clicks that the answer does not obey.
     pub(super) fn disagreeing(&self, clicks: &[Said]) -> Vec<Said> {
         let left = clicks.iter().copied().filter(|s| (self.field.get(s.voxel) > 0.0) != s.positive);
         memory::counted(CLICKS, left)

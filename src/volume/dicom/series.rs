@@ -318,7 +318,7 @@ const GROUPS: [tags::Tag; 5] = [
     tags::FRAME_CONTENT,
 ];
 
-/// Those of [`GROUPS`] that a data set has.
+/// The groups among [`GROUPS`] that a data set has.
 fn groups<'a>(set: Option<&DataSet<'a>>) -> Result<[Option<DataSet<'a>>; 5], String> {
     let mut found: [Option<DataSet>; 5] = Default::default();
     if let Some(set) = set {
