@@ -44,8 +44,8 @@ type Gemm<T> = unsafe fn(
     Parallelism,
 );
 
-/// The number types that are multiplied. The crate gemm chooses among these crates and those of
-/// complex numbers, which would be compiled for nothing.
+/// The number types that are multiplied, each by a crate of its own: the crate gemm itself would
+/// also compile the complex types.
 pub(crate) trait Float: Copy + From<f32> + 'static {
     /// The product for this machine's instruction set.
     fn gemm() -> Gemm<Self>;
@@ -77,8 +77,8 @@ pub(crate) unsafe fn matmul<T: Float>(
 ) {
     let alpha = T::from(if add { 1.0 } else { 0.0 });
     let beta = T::from(1.0);
-    // The kernels want the smaller step of the result from row to row: of more than a column the
-    // transposed product is taken, out' = b' a'.
+    // The kernels want the smaller step of the result from row to row: if rows of `out` lie further
+    // apart than columns, out' = b' a' is computed.
     let (a, b) =
         ((a.data, a.row as isize, a.column as isize), (b.data, b.row as isize, b.column as isize));
     let transposed = stride > 1;
