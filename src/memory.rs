@@ -144,7 +144,7 @@ const LARGE: u64 = 256 << 20;
 static SPARE: Mutex<Vec<fn()>> = Mutex::new(vec![]);
 
 /// Registers `give_back` to be called when a request does not fit; the request is then checked
-/// again. Whoever asks for memory may hold locks: it must not wait for one that is held meanwhile.
+/// again. The thread that asks for memory may hold locks: `give_back` must wait for none of them.
 pub(crate) fn when_short(give_back: fn()) {
     let mut spare = SPARE.lock().unwrap_or_else(|e| e.into_inner());
     if !spare.iter().any(|other| std::ptr::fn_addr_eq(*other, give_back)) {
