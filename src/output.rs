@@ -223,20 +223,28 @@ pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes sure that the names in a folder survive a power cut. If it cannot be opened, or its file
+/// Makes sure that the names in a folder survive a power cut. If it may not be opened, or its file
 /// system, as some network file systems, or the operating system cannot do that, the names are
 /// there all the same.
 ///
 /// # Errors
-/// The names may not be on the disk: it failed, or is full.
+/// The names may not be on the disk: it failed or is full, or too many files are open to ask it.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     #[cfg(test)]
     if SYNC_FAILS.get() {
         return Err(io::Error::other("a disk that fails"));
     }
-    // No permission, or too many open files: that says nothing of the disk.
-    let Ok(folder) = File::open(path) else { return Ok(()) };
-    folder.sync_all().or_else(|e| if is_unsupported(&e) { Ok(()) } else { Err(e) })
+    let synced = File::open(path).and_then(|folder| folder.sync_all());
+    // Windows opens no folder like this.
+    synced.or_else(|e| if cfg!(windows) || is_unsupported(&e) { Ok(()) } else { Err(e) })
+}
+
+/// [`sync_folder`] for the folder of a file that was just put there.
+fn sync_name(file: &Path) -> io::Result<()> {
+    sync_folder(folder(file)).map_err(|e| {
+        let said = "it is in its place, but its folder could not be synchronised";
+        io::Error::new(e.kind(), format!("{said} ({e}): a power cut may remove it"))
+    })
 }
 
 #[cfg(test)]
@@ -331,24 +339,25 @@ impl Pending {
     ///
     /// # Errors
     /// Those of the operating system. In that case a file that it refers to is not left behind if
-    /// none was there before. If only the folder could not be synchronised, the file is in its
-    /// place, but may be lost by a power cut.
+    /// none was there before. If only the folder could not be synchronised, which the message says,
+    /// both are in their places, but may be lost by a power cut.
     pub fn commit(mut self) -> io::Result<()> {
         let named = self.named.take().map(|file| *file);
         // Everything that can fail is done before the first file takes its place.
         self.settle()?;
-        let Some(named) = named else { return sync_folder(folder(&self.put()?)) };
+        let Some(named) = named else { return sync_name(&self.put()?) };
         named.settle()?;
         let is_new = !named.destination.exists();
         let file = named.put()?;
-        // The name that the other refers to is on the disk before the other is.
-        let put = sync_folder(folder(&file)).and_then(|()| self.put());
-        let put = put.inspect_err(|_| {
+        // The name that the other refers to is on the disk before the other is. If that fails, the
+        // other takes its place all the same: the two are complete, and belong together.
+        let synced = sync_name(&file);
+        let put = self.put().inspect_err(|_| {
             if is_new {
                 let _ = std::fs::remove_file(&file);
             }
-        });
-        sync_folder(folder(&put?))
+        })?;
+        synced.and(sync_name(&put))
     }
 
     /// Gives a file its final access rights, and writes all of it to the disk.
@@ -379,7 +388,7 @@ fn take_access(file: &File, from: &Path, there: &std::fs::Metadata) -> io::Resul
     // The mode comes last: until then the file is private.
     let (own, group) = (file.metadata()?.gid(), there.gid());
     let has_group = own == group || fchown(file, None, Some(group)).is_ok();
-    let mode = match (take_list(file, from), has_group) {
+    let mode = match (take_list(file, from, has_group), has_group) {
         (None | Some(true), true) => there.mode() & 0o7777,
         (None, false) => of_another_group(there.mode()),
         // With a list, the mode's bits of the group are only a bound for what the list grants.
@@ -401,40 +410,51 @@ fn of_another_group(mode: u32) -> u32 {
     (mode & 0o700) | (both << 3) | both
 }
 
-/// Gives a file the POSIX access list of the one at `from`, or none if that has none; returns
-/// whether that worked, or nothing if neither has one.
+/// The attribute that is a file's POSIX access list.
 #[cfg(target_os = "linux")]
-fn take_list(file: &File, from: &Path) -> Option<bool> {
-    use std::ffi::{CStr, CString};
+const LIST: &std::ffi::CStr = c"system.posix_acl_access";
+
+/// Whether an error of a call about a file's access list says that there is none: the file has
+/// none, its file system knows none, or the system refuses all such calls, as in a sandbox.
+#[cfg(target_os = "linux")]
+fn is_without_list(e: &io::Error) -> bool {
+    use libc::{EINVAL, ENODATA, ENOSYS, ENOTSUP, EPERM};
+    matches!(e.raw_os_error(), Some(ENODATA | ENOTSUP | EPERM | ENOSYS | EINVAL))
+}
+
+/// Gives a file the POSIX access list of the one at `from`, or none if that has none or the file
+/// has another group: what a list says of the file's group would be about other users. Returns
+/// whether it has that list, or nothing if neither has one.
+#[cfg(target_os = "linux")]
+fn take_list(file: &File, from: &Path, has_group: bool) -> Option<bool> {
+    use std::ffi::CString;
     use std::os::fd::AsRawFd;
     use std::os::unix::ffi::OsStrExt;
-    const NAME: &CStr = c"system.posix_acl_access";
-    let has_none = || {
-        let error = io::Error::last_os_error().raw_os_error();
-        matches!(error, Some(libc::ENODATA | libc::ENOTSUP))
-    };
+    let has_none = || is_without_list(&io::Error::last_os_error());
     // A thousand entries.
     let mut list = [0u8; 8 << 10];
     let Ok(path) = CString::new(from.as_os_str().as_bytes()) else { return Some(false) };
     let (to, most) = (list.as_mut_ptr().cast(), list.len());
     // SAFETY: both names end with a NUL, and at most as many bytes are written as there are.
-    let length = unsafe { libc::getxattr(path.as_ptr(), NAME.as_ptr(), to, most) };
-    let Ok(length) = usize::try_from(length) else {
-        if !has_none() {
-            return Some(false);
-        }
+    let length = unsafe { libc::getxattr(path.as_ptr(), LIST.as_ptr(), to, most) };
+    let length = usize::try_from(length).ok();
+    if length.is_none() && !has_none() {
+        return Some(false);
+    }
+    let Some(length) = length.filter(|_| has_group) else {
         // The new file may have one from its folder.
         // SAFETY: the name ends with a NUL, and the file is open.
-        let removed = unsafe { libc::fremovexattr(file.as_raw_fd(), NAME.as_ptr()) };
-        return (removed != 0 && !has_none()).then_some(false);
+        let removed = unsafe { libc::fremovexattr(file.as_raw_fd(), LIST.as_ptr()) };
+        let is_left = removed != 0 && !has_none();
+        return (is_left || length.is_some()).then_some(false);
     };
     let from = list.as_ptr().cast();
     // SAFETY: the name ends with a NUL, the file is open, and `length` bytes were written above.
-    Some(unsafe { libc::fsetxattr(file.as_raw_fd(), NAME.as_ptr(), from, length, 0) } == 0)
+    Some(unsafe { libc::fsetxattr(file.as_raw_fd(), LIST.as_ptr(), from, length, 0) } == 0)
 }
 
 #[cfg(all(unix, not(target_os = "linux")))]
-fn take_list(_file: &File, _from: &Path) -> Option<bool> {
+fn take_list(_file: &File, _from: &Path, _has_group: bool) -> Option<bool> {
     None
 }
 
@@ -495,6 +515,9 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<Pending> {
     Ok(pending)
 }
 
+/// The most bytes of a header that safetensors reads.
+const MOST_HEADER: usize = 100_000_000;
+
 /// Writes a file of tensors (safetensors) whole or not at all, with a text in its metadata.
 ///
 /// There is one text, under a key: several would be in another order each time, and the same
@@ -505,7 +528,7 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> io::Result<Pending> {
 ///
 /// # Errors
 /// Those of [`Pending::new`], and those of writing; or a tensor's bytes are not as many as its
-/// shape and type say.
+/// shape and type say, or the header is longer than safetensors reads.
 pub(crate) fn write_tensors<V: View>(
     path: &Path,
     key: &str,
@@ -515,17 +538,19 @@ pub(crate) fn write_tensors<V: View>(
     let pending = Pending::new(path, "")?;
     // It collects what is small: longer pieces go to the file as they are.
     let mut file = BufWriter::new(pending.open()?);
-    put_tensors(&mut file, HashMap::from([(key.to_string(), text)]), tensors)?;
+    put_tensors(&mut file, HashMap::from([(key.to_string(), text)]), tensors, MOST_HEADER)?;
     drop(file.into_inner()?);
     pending.commit()
 }
 
 /// Writes tensors in the format safetensors, as its crate does: the header's length, the header,
-/// and the bytes of one tensor after the other.
+/// and the bytes of one tensor after the other. Of a header of more than `most` bytes nothing is
+/// written.
 fn put_tensors<V: View>(
     to: &mut impl Write,
     metadata: HashMap<String, String>,
     mut tensors: Vec<(String, V)>,
+    most: usize,
 ) -> io::Result<()> {
     // Those of long elements first, so that each begins at a multiple of its element's size.
     tensors.sort_by(|(a, x), (b, y)| y.dtype().cmp(&x.dtype()).then_with(|| a.cmp(b)));
@@ -539,9 +564,21 @@ fn put_tensors<V: View>(
     let header = Metadata::new(Some(metadata), places.collect()).map_err(io::Error::other)?;
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
+    if header.len() > most {
+        let length = header.len();
+        return Err(io::Error::other(format!("a header of {length} bytes, expected up to {most}")));
+    }
     to.write_all(&(header.len() as u64).to_le_bytes())?;
     to.write_all(&header)?;
-    tensors.iter().try_for_each(|(_, tensor)| to.write_all(&tensor.data()))
+    tensors.iter().try_for_each(|(name, tensor)| {
+        let (bytes, expected) = (tensor.data(), tensor.data_len());
+        if bytes.len() != expected {
+            let length = bytes.len();
+            let message = format!("tensor '{name}' has {length} bytes, expected {expected}");
+            return Err(io::Error::other(message));
+        }
+        to.write_all(&bytes)
+    })
 }
 
 /// Writes a text file whole or not at all.
@@ -723,7 +760,7 @@ mod tests {
                 let text = (length > 0).then(|| ("key".to_string(), "x".repeat(length)));
                 let metadata: HashMap<String, String> = text.into_iter().collect();
                 let mut own: Vec<u8> = vec![];
-                put_tensors(&mut own, metadata.clone(), tensors.clone()).unwrap();
+                put_tensors(&mut own, metadata.clone(), tensors.clone(), MOST_HEADER).unwrap();
                 let theirs = safetensors::serialize(tensors.clone(), Some(metadata)).unwrap();
                 assert!(own == theirs, "{count} tensors, a text of {length} characters");
             }
@@ -740,7 +777,7 @@ mod tests {
     /// A tensor of three bytes, or what says that it is, that does something when asked for them.
     struct Asked<F>(F);
 
-    impl<F: Fn()> View for Asked<F> {
+    impl<F: Fn() -> &'static [u8]> View for Asked<F> {
         fn dtype(&self) -> Dtype {
             Dtype::U8
         }
@@ -748,8 +785,7 @@ mod tests {
             &[3]
         }
         fn data(&self) -> Cow<'_, [u8]> {
-            self.0();
-            Cow::Borrowed(b"abc")
+            Cow::Borrowed((self.0)())
         }
         fn data_len(&self) -> usize {
             3
@@ -771,6 +807,7 @@ mod tests {
                 assert!(matches!(&there[..], [file] if is_temporary(file)), "{there:?}");
                 assert!(temporary().contains(&there[0]), "{there:?}");
                 meanwhile(&there[0]);
+                &b"abc"[..]
             };
             write_tensors(&path, "key", text.to_string(), vec![("t".to_string(), Asked(asked))])
         };
@@ -785,6 +822,64 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(others().is_empty(), "{:?}", others());
         assert_eq!(std::fs::read(&path).unwrap(), before);
+        // One that has fewer bytes than it says.
+        let short = vec![("t".to_string(), Asked(|| &b"ab"[..]))];
+        let error = write_tensors(&path, "key", String::new(), short).unwrap_err().to_string();
+        assert_eq!(error, "tensor 't' has 2 bytes, expected 3");
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        // A header that no one would read.
+        let mut own: Vec<u8> = vec![];
+        let one = || vec![("t".to_string(), Asked(|| &b"abc"[..]))];
+        put_tensors(&mut own, HashMap::new(), one(), MOST_HEADER).unwrap();
+        let header = own.len() - 8 - 3;
+        own.clear();
+        assert!(put_tensors(&mut own, HashMap::new(), one(), header - 1).is_err());
+        assert!(own.is_empty());
+        put_tensors(&mut own, HashMap::new(), one(), header).unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_list_is_not_given_without_the_group() {
+        use std::os::fd::AsRawFd;
+        let error = io::Error::from_raw_os_error;
+        for code in [libc::ENODATA, libc::ENOTSUP, libc::EPERM, libc::ENOSYS, libc::EINVAL] {
+            assert!(is_without_list(&error(code)), "{}", error(code));
+        }
+        for code in [libc::EIO, libc::EACCES, libc::ERANGE] {
+            assert!(!is_without_list(&error(code)), "{}", error(code));
+        }
+        // Owner, one more user, group, bound, others: what each is, their rights, and who.
+        let entries = [(1u16, 6u16, !0u32), (2, 4, 4321), (4, 4, !0), (16, 4, !0), (32, 0, !0)];
+        let mut list = 2u32.to_le_bytes().to_vec();
+        for (kind, rights, who) in entries {
+            list.extend(kind.to_le_bytes());
+            list.extend(rights.to_le_bytes());
+            list.extend(who.to_le_bytes());
+        }
+        let give = |file: &File| {
+            let (from, length) = (list.as_ptr().cast(), list.len());
+            // SAFETY: the name ends with a NUL, the file is open, and the list is `length` bytes.
+            unsafe { libc::fsetxattr(file.as_raw_fd(), LIST.as_ptr(), from, length, 0) == 0 }
+        };
+        let has_one = |file: &File| {
+            let to = std::ptr::null_mut();
+            // SAFETY: the name ends with a NUL, the file is open, and nothing is written.
+            unsafe { libc::fgetxattr(file.as_raw_fd(), LIST.as_ptr(), to, 0) > 0 }
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| folder.path().join(name));
+        let [there, file] = [&from, &to].map(|path| File::create(path).unwrap());
+        if !give(&there) {
+            return eprintln!("skipped: files have no access lists here");
+        }
+        // As one that has a list from its folder, and is private while it is written.
+        assert!(give(&file));
+        file.set_permissions(Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(take_list(&file, &from, false), Some(false));
+        assert!(!has_one(&file) && mode_of(&to) == 0o600);
+        assert_eq!(take_list(&file, &from, true), Some(true));
+        assert!(has_one(&file) && mode_of(&to) == 0o640);
     }
 
     #[test]
@@ -798,13 +893,19 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         sync_folder(folder.path()).unwrap();
-        // What cannot be opened cannot be synchronised either.
-        sync_folder(&folder.path().join("none")).unwrap();
-        // If that fails, the file is in its place.
+        // That a folder is not there, or not found, is not what such file systems say.
+        let error = sync_folder(&folder.path().join("none")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        // If that fails, the file is in its place, with the one that it refers to.
+        let pending = |name: &str| write_bytes(&folder.path().join(name), b"new").unwrap();
+        let (one, two) = (pending("m"), pending("header").naming(pending("voxels")));
         SYNC_FAILS.set(true);
-        assert!(write_bytes(&folder.path().join("m"), b"new").unwrap().commit().is_err());
+        let errors = [one, two].map(|pending| pending.commit().unwrap_err().to_string());
         SYNC_FAILS.set(false);
-        assert_eq!(std::fs::read(folder.path().join("m")).unwrap(), b"new");
+        assert!(errors.iter().all(|e| e.contains("is in its place")), "{errors:?}");
+        for name in ["m", "header", "voxels"] {
+            assert_eq!(std::fs::read(folder.path().join(name)).unwrap(), b"new");
+        }
     }
 
     #[test]
