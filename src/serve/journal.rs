@@ -310,8 +310,7 @@ pub(super) struct Written {
     pub(super) next: u64,
     /// The least length that it needs to describe the present state, as far as that is known.
     pub(super) least: u64,
-    /// Whether nothing may be added: an incomplete record could not be removed, or it is not known
-    /// which of two journals a power cut would leave.
+    /// Whether nothing may be added: an incomplete record could not be removed.
     pub(super) broken: bool,
 }
 
@@ -377,13 +376,22 @@ pub struct Journal {
     goes: AtomicBool,
     /// Whether its object was let go, and it has the name of those.
     gone: AtomicBool,
+    /// Whether it took the place of another, and its folder could not be synchronised since: it is
+    /// not known which of the two a power cut would leave. Used with `written` locked.
+    unsynced: AtomicBool,
     written: Mutex<Written>,
 }
 
 impl Journal {
     pub(super) fn new(folder: &Arc<Folder>, name: String, written: Written) -> Journal {
-        let (folder, goes) = (folder.clone(), AtomicBool::new(true));
-        Journal { folder, name, goes, gone: AtomicBool::new(false), written: Mutex::new(written) }
+        Journal {
+            folder: folder.clone(),
+            name,
+            goes: AtomicBool::new(true),
+            gone: AtomicBool::new(false),
+            unsynced: AtomicBool::new(false),
+            written: Mutex::new(written),
+        }
     }
 
     fn written(&self) -> MutexGuard<'_, Written> {
@@ -423,7 +431,13 @@ impl Journal {
     /// is not.
     pub fn note(&self, kind: u8, tell: impl FnOnce(&mut Writer)) -> Result<(), Failure> {
         let record = memory::caught(|| record(kind, tell))?;
-        self.written().append(&self.folder, record.all())
+        let mut written = self.written();
+        // What is added to a journal that a power cut may take is not kept.
+        if self.unsynced.load(Ordering::Relaxed) {
+            sync_folder(&self.path()).map_err(|e| full(&e))?;
+            self.unsynced.store(false, Ordering::Relaxed);
+        }
+        written.append(&self.folder, record.all())
     }
 
     /// Writes the bytes that a scan was sent as. They are removed again unless the journal
@@ -453,7 +467,7 @@ impl Journal {
     ///
     /// # Errors
     /// The disk or memory refuses. If only the folder cannot be synchronised that is none: the new
-    /// one is in its place, and nothing more is written to it until it is rewritten.
+    /// one is in its place, and nothing more is written to it until the folder is synchronised.
     pub fn restart(
         &self,
         scan: Option<&Stored>,
@@ -466,7 +480,7 @@ impl Journal {
         }
         tell(&mut fresh)?;
         fresh.take_place(&mut written)?;
-        if written.broken {
+        if self.unsynced.load(Ordering::Relaxed) {
             // After a power cut the old one may be there, which refers to another scan.
             return Ok(());
         }
@@ -584,8 +598,8 @@ impl<'a> Fresh<'a> {
         (new.bytes, new.next) = (new.bytes + scans, old.next);
         *old = new;
         // The other is gone, so this is no error: the caller goes on. Which of the two a power cut
-        // would leave is not known: nothing is added to either.
-        old.broken = synced.is_err();
+        // would leave is not known: nothing is added until that succeeds.
+        self.journal.unsynced.store(synced.is_err(), Ordering::Relaxed);
         Ok(())
     }
 }

@@ -183,15 +183,19 @@ fn a_journal_in_its_place_counts_even_if_its_folder_cannot_be_synchronised() {
     let opened = other.state().image.take().unwrap().opened;
     let buffer = Buffer { shape: SHAPE, dtype: Dtype::Bool };
 
-    // An image and a reset count, in memory as on disk; no further change does until the next one.
+    // An image and a reset count, in memory as on disk; no further change does until the folder is
+    // synchronised.
+    let change = || lease.state().set_buffer(buffer).map(drop);
     let scan = journal.scan(b"an image", Source::Array([1.0; 3])).unwrap();
     failing(|| lease.state().replace(Some(scan), || Ok(opened))).unwrap();
     assert!(lease.state().image.is_some());
-    assert!(lease.state().set_buffer(buffer).is_err());
+    assert!(failing(change).is_err());
     lease.state().reset().map(drop).unwrap();
-    lease.state().set_buffer(buffer).map(drop).unwrap();
+    failing(change).unwrap();
     failing(|| lease.state().reset().map(drop)).unwrap();
-    assert!(lease.state().set_buffer(buffer).is_err());
+    assert!(failing(change).is_err());
+    change().unwrap();
+    failing(change).unwrap();
 
     // As a server finds it that comes later.
     let mut found = folder.found(&mut vec![]).unwrap();
@@ -205,6 +209,12 @@ fn a_journal_in_its_place_counts_even_if_its_folder_cannot_be_synchronised() {
     assert!(found[0].scan(&stored).is_ok());
     journal.restart(None, |_| Ok(())).unwrap();
     assert!(found[0].scan(&stored).is_err());
+    // One that was rewritten because it became long waits for its folder as well.
+    journal.note(IMAGE, |out| out.text(&"x".repeat(5 << 20))).unwrap();
+    assert!(journal.seems_long());
+    failing(|| journal.renew(|_| Ok(()))).unwrap();
+    assert!(!journal.seems_long() && failing(change).is_err());
+    change().unwrap();
 }
 
 /// Interactions that were given, and how often its first session can be undone and redone.
