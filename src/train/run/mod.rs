@@ -25,7 +25,7 @@ use crate::input::read_text;
 use crate::memory;
 use crate::model::{Config, Weights};
 use crate::ops::optimizer::AdamW;
-use crate::output::{Lock, lock, make_folder, write_text};
+use crate::output::{Lock, lock, make_folder, spelled_out, write_text};
 use crate::tensor::caught;
 use batch::{train_step, workers};
 use folder::{Log, check, keep};
@@ -256,7 +256,7 @@ fn all_steps(
         claimed => claimed,
     };
     if let Some(claimed) = &claimed {
-        if claimed.out != out {
+        if spelled_out(&claimed.out) != spelled_out(&out) {
             return Err(format!(
                 "{} is locked, expected that of the run: {}",
                 claimed.out.display(),
@@ -457,6 +457,9 @@ mod tests {
         let (ended, warned) = stopped(claim(&one).unwrap(), &one);
         assert_eq!((ended, warned), (Ok(Ended::Stopped), vec![]));
         assert!(one.join("last.state.safetensors").exists());
+        // It may be spelled in another way.
+        let (ended, _) = stopped(claim(&one.join("../one")).unwrap(), &one);
+        assert_eq!(ended, Ok(Ended::Stopped));
     }
 
     #[test]
