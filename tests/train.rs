@@ -267,7 +267,8 @@ fn steps_of(world: usize, name: &str, settings: &Settings, ask: Option<usize>) -
         let device = Device::open(name, 1).unwrap();
         let place = Place { rank, world, local: rank, address: format!("127.0.0.1:{port}") };
         let state = begin(settings.clone()).unwrap();
-        let peers = Peers::meet(&place, &device, "a run", None).unwrap();
+        let mut peers = Peers::meet(&place, "a run", None).unwrap();
+        peers.join(&device).unwrap();
         let s = &settings;
         let pools = Pools::open(&s.data, &s.shares, &s.target, None, None, None, s.seed).unwrap();
         // The last process is the one that is asked to stop.
@@ -437,7 +438,7 @@ fn a_run_that_loses_a_process_ends_and_names_it() {
     );
     let meet = |rank: usize| {
         let place = Place { rank, world: 2, local: rank, address: address.clone() };
-        Peers::meet(&place, &device(), "a run", None).unwrap()
+        Peers::meet(&place, "a run", None).unwrap()
     };
     std::thread::scope(|scope| {
         // It connects, and leaves in the middle of the first step.

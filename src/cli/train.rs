@@ -4,6 +4,7 @@ use super::{DeviceArgs, Failure, Precision, note, on_interrupt, progress, say, w
 use crate::data::source::Pools;
 use crate::device::Device;
 use crate::message::shown;
+use crate::tensor::caught;
 use crate::train::peers::{Peers, Place, Token};
 use crate::train::run::{
     Claimed, Ended, RecomputeReport, StepReport, ValidationReport, Watch, begin, claim, run_claimed,
@@ -140,10 +141,11 @@ impl Bar {
 /// What a run begins with: its state, its data, and in the process that leads its folder.
 type Begun = (State, Pools, Option<Claimed>);
 
-/// A new run. Nothing is made before its data and its network have been found.
+/// A new run. Nothing is made before all processes have found its data and its network.
 fn new(settings: Settings, device: &Device, peers: &Peers) -> Result<Begun, Failure> {
     let state = begin(settings).map_err(Failure::Failed)?;
     let pools = data(&state, device)?;
+    agree(&state, peers)?;
     let settings = &state.progress.settings;
     // One of several processes says so for all.
     let leads = peers.rank() == 0;
@@ -158,6 +160,8 @@ fn new(settings: Settings, device: &Device, peers: &Peers) -> Result<Begun, Fail
             finished.display()
         )));
     }
+    // The others hear whether the first process has the folder.
+    peers.sum(&mut [0.0f64]).map_err(Failure::Failed)?;
     Ok((state, pools, claimed))
 }
 
@@ -191,7 +195,13 @@ fn resumed(
     settings.recompute = recompute.unwrap_or(settings.recompute);
     settings.check().map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))?;
     let pools = data(&state, device)?;
+    agree(&state, peers)?;
     Ok((state, pools, claimed))
+}
+
+/// Checks that all processes begin with the same settings, at the same position.
+fn agree(state: &State, peers: &Peers) -> Result<(), Failure> {
+    peers.agree(&json!(state.progress).to_string()).map_err(Failure::Failed)
 }
 
 /// The data of a run, which suits its network and the device.
@@ -245,27 +255,33 @@ impl Train {
         // Whatever fails from here on, in one process, is told to the others: those of a run meet
         // first, one that has no device too.
         let opened = device.of(place.as_ref().map_or(0, |p| p.local)).open();
-        let peers = match &place {
-            Some(place) => {
-                let device = match &opened {
-                    Ok(device) => device.clone(),
-                    Err(_) => Device::open("cpu", 1)?,
-                };
-                let run = format!("{} {}", self.resume, json!(settings));
-                Peers::meet(place, &device, &run, token.as_ref()).map_err(Failure::Failed)?
+        let mut peers = Peers::alone();
+        if let Some(place) = &place {
+            // A run that goes on keeps its other settings, whatever is given.
+            let run = match self.resume {
+                true => json!([settings.out, epochs, recompute]),
+                false => json!(settings),
+            };
+            let run = format!("{} {run}", self.resume);
+            peers = match Peers::meet(place, &run, token.as_ref()) {
+                Ok(peers) => peers,
+                // What failed here is said, whatever became of the others.
+                Err(why) => return Err(opened.err().unwrap_or(Failure::Failed(why))),
+            };
+        }
+        let start = |device: Device| -> Result<_, Failure> {
+            if place.is_some() {
+                peers.join(&device).map_err(Failure::Failed)?;
             }
-            None => Peers::alone(),
-        };
-        let begun = opened.and_then(|device| {
             let (state, pools, claimed) = if self.resume {
                 resumed(settings, (epochs, recompute), &device, &peers)?
             } else {
                 new(settings, &device, &peers)?
             };
-            let run = format!("{} {}", json!(state.progress), device.products());
-            peers.agree(&run).map_err(Failure::Failed)?;
             Ok((device, state, pools, claimed))
-        });
+        };
+        // Memory that is refused is a failure that the others are told of, too.
+        let begun = caught(|| Ok(opened.and_then(start))).unwrap_or_else(|e| Err(e.into()));
         let (device, state, pools, claimed) = begun.map_err(|failure| told(&peers, failure))?;
         let s = state.progress.settings.clone();
         let stop = Arc::new(AtomicBool::new(false));

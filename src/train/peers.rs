@@ -148,18 +148,12 @@ impl Peers {
     ///
     /// All must bring the same `run`, a description of what they are about to do, and the same
     /// token; see [`Place::check`] for where they need one. Any other caller is turned away and
-    /// named on standard error. On GPUs they also form an NCCL group; a single process does if NCCL
-    /// is there.
+    /// named on standard error. On GPUs they [`join`](Peers::join) next.
     ///
     /// # Errors
-    /// A process does not come, or is of another run; a token is missing or wrong; process 0 cannot
-    /// listen; or NCCL fails.
-    pub fn meet(
-        place: &Place,
-        device: &Device,
-        run: &str,
-        token: Option<&Token>,
-    ) -> Result<Peers, String> {
+    /// A process does not come, or is of another run; a token is missing or wrong; or process 0
+    /// cannot listen.
+    pub fn meet(place: &Place, run: &str, token: Option<&Token>) -> Result<Peers, String> {
         place.check(token)?;
         let listener = if place.rank == 0 && place.world > 1 {
             let fail = |e| {
@@ -186,13 +180,12 @@ impl Peers {
         let warn = |text: &str| {
             let _ = writeln!(std::io::stderr(), "warning: {}", crate::message::shown(text));
         };
-        Peers::meet_at(place, listener, device, &terms, &warn)
+        Peers::meet_at(place, listener, &terms, &warn)
     }
 
     fn meet_at(
         place: &Place,
         listener: Option<TcpListener>,
-        device: &Device,
         terms: &Terms,
         warn: &dyn Fn(&str),
     ) -> Result<Peers, String> {
@@ -212,13 +205,26 @@ impl Peers {
             }
             peers.wire = Some(Mutex::new(wire));
         }
-        if let Device::Cuda(cuda) = device
-            && cuda.has_groups(place.world > 1)
-            && let Err(why) = peers.form_group(cuda)
-        {
-            return Err(peers.ended(why));
-        }
         Ok(peers)
+    }
+
+    /// Checks that all processes have the same kind of device, which multiplies in the same
+    /// precision. On GPUs they then form an NCCL group; a single process does if NCCL is there.
+    ///
+    /// # Errors
+    /// This process, or another one, has another device than process 0; a process is lost; or NCCL
+    /// fails. The caller tells the others by [`Peers::ended`].
+    pub fn join(&mut self, device: &Device) -> Result<(), String> {
+        let (gpu, emulated) = (matches!(device, Device::Cuda(_)), device.is_emulated());
+        // Before the group: to a process without a GPU what forms it would make no sense.
+        self.compare(
+            &format!("{gpu} {emulated} {}", device.products()),
+            "the device, or its precision, is not that of process 0",
+        )?;
+        match device {
+            Device::Cuda(cuda) if cuda.has_groups(self.world > 1) => self.form_group(cuda),
+            _ => Ok(()),
+        }
     }
 
     fn form_group(&mut self, cuda: &Cuda) -> Result<(), String> {
@@ -249,11 +255,17 @@ impl Peers {
     /// # Errors
     /// This process, or another one, brings another than process 0; or a process is lost.
     pub fn agree(&self, run: &str) -> Result<(), String> {
-        let mine = *blake3::hash(run.as_bytes()).as_bytes();
+        self.compare(run, "the settings, or the state to resume, are not those of process 0")
+    }
+
+    /// Checks that all processes bring the same text as process 0; `other` is the error of one that
+    /// does not.
+    fn compare(&self, text: &str, other: &str) -> Result<(), String> {
+        let mine = *blake3::hash(text.as_bytes()).as_bytes();
         let mut first = mine;
         self.broadcast(&mut first)?;
         if first != mine {
-            return Err("the settings, or the state to resume, are not those of process 0".into());
+            return Err(other.into());
         }
         // A process that brings another ends instead, and tells the others.
         self.sum(&mut [0.0f64])
@@ -415,7 +427,7 @@ mod tests {
         terms: &Terms,
     ) -> Result<Peers, String> {
         let place = Place { rank, world: terms.world, local: rank, address: address.into() };
-        Peers::meet_at(&place, listener, &Device::open("cpu", 1).unwrap(), terms, &|_: &str| {})
+        Peers::meet_at(&place, listener, terms, &|_: &str| {})
     }
 
     /// Peers in threads, each doing `work`.
@@ -560,10 +572,8 @@ mod tests {
                 let left = cuda.pretend_groups();
                 let count = || left.load(Ordering::Relaxed);
                 let device = Device::Cuda(cuda);
-                let place = Place { rank, world: 3, local: 0, address: address.clone() };
-                let terms = terms(3, "same");
-                let peers =
-                    Peers::meet_at(&place, listener, &device, &terms, &|_: &str| {}).unwrap();
+                let mut peers = meet(listener, &address, rank, &terms(3, "same")).unwrap();
+                peers.join(&device).unwrap();
                 assert!(peers.group(&device).is_some() && count() == 0);
                 // After a sum all have met.
                 let sum = || peers.sum(&mut [0.0f64]);
@@ -599,6 +609,31 @@ mod tests {
             };
             assert_eq!(ended, expected.map(|(said, left)| (said.to_string(), left)));
         }
+    }
+
+    /// A process on a GPU would send one on the CPU what forms NCCL's group.
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn another_device_is_refused_before_a_group_is_formed() {
+        use crate::device::{Cpu, DType};
+        let why = "the device, or its precision, is not that of process 0";
+        let said = together(
+            2,
+            |_| terms(2, "same"),
+            |peers| {
+                let mut peers = peers.unwrap();
+                let device = if peers.rank() == 0 {
+                    let cuda = Cuda::emulated(Cpu::new(1).unwrap(), DType::F16, 0);
+                    cuda.pretend_groups();
+                    Device::Cuda(cuda)
+                } else {
+                    Device::open("cpu", 1).unwrap()
+                };
+                let joined = peers.join(&device);
+                joined.map_err(|why| peers.ended(why)).err().unwrap_or_default()
+            },
+        );
+        assert_eq!(said, [format!("process 1 of this training run ended: {why}"), why.into()]);
     }
 
     #[test]
@@ -710,10 +745,7 @@ mod tests {
         }
         at("0.0.0.0:0", 1).check(None).unwrap();
         at("0.0.0.0:0", 2).check(Some(&token)).unwrap();
-        let error =
-            Peers::meet(&at("0.0.0.0:0", 2), &Device::open("cpu", 1).unwrap(), "a run", None)
-                .err()
-                .unwrap();
+        let error = Peers::meet(&at("0.0.0.0:0", 2), "a run", None).err().unwrap();
         assert!(
             error.contains("0.0.0.0:0")
                 && error.contains("PRISM_TOKEN")

@@ -4,14 +4,64 @@ use crate::common::tiny;
 use crate::program::{eval, metrics, prism, simulate};
 use crate::{Place, code, example, odd, text};
 use prism::output::lock;
+use prism::train::run::begin;
+use prism::train::settings::Given;
 use prism::volume::Volume;
 use prism::volume::labels::Labels;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::Child;
+use std::time::Duration;
 
-/// A port at which nothing listens.
+/// A port at which nothing listens. Another program may take it before it is used: then
+/// another one is tried.
 fn free_port() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
+}
+
+/// Ends a process that would wait for one that has found its port taken.
+fn stop(mut process: Child) {
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+/// The folders of two processes, with the network of a run in them.
+fn folders_of_two(place: &Place) -> [PathBuf; 2] {
+    ["zero", "one"].map(|name| {
+        let folder = place.at(name);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("network.json"), serde_json::to_string(&tiny()).unwrap())
+            .unwrap();
+        folder
+    })
+}
+
+/// What the two processes of a run print that end with an error, each in its own folder.
+fn both(folders: [&Path; 2], more: [&str; 2]) -> [String; 2] {
+    loop {
+        let port = free_port();
+        let [first, other] = [0, 1].map(|rank| {
+            let run = prism("train --epochs 1 --steps 1 --batch 2 --iterations 1 --threads 1");
+            let run = run.with("--validation-cases 0 --model network.json --out run");
+            let mut run = run.with(more[rank]);
+            run.0.current_dir(folders[rank]);
+            for name in ["PRISM_PORT", "PRISM_TOKEN", "TORCHELASTIC_USE_AGENT_STORE"] {
+                run.0.env_remove(name);
+            }
+            run.0.envs([
+                ("RANK", ["0", "1"][rank]),
+                ("WORLD_SIZE", "2"),
+                ("LOCAL_RANK", "0"),
+                ("MASTER_ADDR", "127.0.0.1"),
+                ("MASTER_PORT", port.as_str()),
+            ]);
+            run.start()
+        });
+        match first.wait_with_output().unwrap() {
+            said if text(&said.stderr).contains("cannot listen") => stop(other),
+            said => return [said, other.wait_with_output().unwrap()].map(|said| code(&said, 1)),
+        }
+    }
 }
 
 #[test]
@@ -78,8 +128,7 @@ fn processes_of_a_run_need_the_same_token() {
     let at = |n: &str| place.at(n).display().to_string();
     std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
     std::fs::write(place.at("token"), "one\n").unwrap();
-    let port = free_port();
-    let start = |rank: &str, host: &str, token: Option<&str>, more: &[&str]| {
+    let start = |port: &str, rank: &str, host: &str, token: Option<&str>, more: &[&str]| {
         let run = prism("train --epochs 1 --steps 1 --batch 2 --iterations 1 --threads 1");
         let run = run.with("--validation-cases 1 --validation-iterations 1");
         let mut run = run.file("--model", at("network.json")).file("--out", at("run"));
@@ -92,17 +141,30 @@ fn processes_of_a_run_need_the_same_token() {
             ("WORLD_SIZE", "2"),
             ("LOCAL_RANK", "0"),
             ("MASTER_ADDR", host),
-            ("MASTER_PORT", port.as_str()),
+            ("MASTER_PORT", port),
         ]);
         command.envs(token.map(|token| ("PRISM_TOKEN", token)));
         run.start()
     };
     let end = |process: Child, want: i32| code(&process.wait_with_output().unwrap(), want);
-    let first = start("0", "127.0.0.1", Some("one"), &[]);
-    let error = end(start("1", "127.0.0.1", Some("another"), &[]), 1);
+    let (port, first, error) = loop {
+        let port = free_port();
+        let mut first = start(&port, "0", "127.0.0.1", Some("one"), &[]);
+        let mut other = start(&port, "1", "127.0.0.1", Some("another"), &[]);
+        while [&mut first, &mut other].into_iter().all(|p| p.try_wait().unwrap().is_none()) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if first.try_wait().unwrap().is_none() {
+            break (port, first, end(other, 1));
+        }
+        let error = end(first, 1);
+        assert!(error.contains("cannot listen"), "{error}");
+        stop(other);
+    };
     assert!(error.contains("process 0 has another token"), "{error}");
     // A file takes precedence over the variable.
-    end(start("1", "127.0.0.1", Some("another"), &["--token-file", &at("token")]), 0);
+    let with_file = ["--token-file", &at("token")];
+    end(start(&port, "1", "127.0.0.1", Some("another"), &with_file), 0);
     let said = end(first, 0);
     assert!(
         said.contains(
@@ -112,7 +174,7 @@ fn processes_of_a_run_need_the_same_token() {
     );
     assert!(place.at("run/last.safetensors").exists());
     // If others than this machine's programs can call, a token is needed.
-    let error = end(start("0", "0.0.0.0", None, &[]), 2);
+    let error = end(start("0", "0", "0.0.0.0", None, &[]), 2);
     assert!(error.contains("PRISM_TOKEN or --token-file"), "{error}");
 }
 
@@ -121,32 +183,12 @@ fn processes_of_a_run_need_the_same_token() {
 #[test]
 fn processes_hear_why_another_did_not_begin() {
     let place = Place::new();
-    let at = |n: &str| place.at(n).display().to_string();
-    std::fs::write(place.at("network.json"), serde_json::to_string(&tiny()).unwrap()).unwrap();
-    std::fs::create_dir(place.at("run")).unwrap();
-    let _held = lock(&place.at("run"), "run.lock").unwrap().unwrap();
-    let both = |more: [&str; 2]| {
-        let port = free_port();
-        let started = [0, 1].map(|rank| {
-            let run = prism("train --epochs 1 --steps 1 --batch 2 --iterations 1 --threads 1");
-            let run = run.with("--validation-cases 0").with(more[rank]);
-            let mut run = run.file("--model", at("network.json")).file("--out", at("run"));
-            for name in ["PRISM_PORT", "PRISM_TOKEN", "TORCHELASTIC_USE_AGENT_STORE"] {
-                run.0.env_remove(name);
-            }
-            run.0.envs([
-                ("RANK", ["0", "1"][rank]),
-                ("WORLD_SIZE", "2"),
-                ("LOCAL_RANK", "0"),
-                ("MASTER_ADDR", "127.0.0.1"),
-                ("MASTER_PORT", port.as_str()),
-            ]);
-            run.start()
-        });
-        started.map(|process| code(&process.wait_with_output().unwrap(), 1))
-    };
+    let [zero, one] = &folders_of_two(&place);
+    std::fs::create_dir(one.join("run")).unwrap();
+    std::fs::create_dir(zero.join("run")).unwrap();
+    let _held = lock(&zero.join("run"), "run.lock").unwrap().unwrap();
     for more in ["", "--resume"] {
-        let [first, other] = both([more; 2]);
+        let [first, other] = both([zero, one], [more; 2]);
         let why = "another training is writing to";
         assert!(first.contains(why) && !first.contains("process 0"), "{first}");
         assert!(
@@ -154,12 +196,49 @@ fn processes_hear_why_another_did_not_begin() {
             "{other}"
         );
     }
-    let [first, other] = both(["", "--device abacus"]);
+    let [first, other] = both([zero, one], ["", "--device abacus"]);
     let why = "unknown device 'abacus'";
-    // Process 0 may have found the lock meanwhile.
-    let words = ["process 1 of this training run ended", "another training is writing to"];
-    assert!(words.iter().any(|w| first.contains(w)), "{first}");
-    assert!(other.contains(why) || other.contains(words[1]), "{other}");
+    assert!(
+        first.contains("process 1 of this training run ended") && first.contains(why),
+        "{first}"
+    );
+    assert!(other.contains(why), "{other}");
+}
+
+#[test]
+fn a_training_that_one_process_cannot_begin_leaves_no_folder() {
+    let place = Place::new();
+    let [zero, one] = &folders_of_two(&place);
+    std::fs::remove_file(one.join("network.json")).unwrap();
+    let [first, other] = both([zero, one], [""; 2]);
+    assert!(first.contains("process 1 of this training run ended"), "{first}");
+    assert!(other.contains("--model network.json"), "{other}");
+    assert!(!zero.join("run").exists() && !one.join("run").exists());
+}
+
+/// Processes that resume a run meet whatever other settings they are given, which the run does not
+/// take; and one without memory for the state says so to the others.
+#[test]
+fn processes_hear_that_another_has_no_memory_for_the_state() {
+    let place = Place::new();
+    let [zero, one] = &folders_of_two(&place);
+    let state = zero.join("run/last.state.safetensors");
+    std::fs::create_dir(zero.join("run")).unwrap();
+    std::fs::create_dir(one.join("run")).unwrap();
+    let model = zero.join("network.json").display().to_string();
+    let given = Given { model: Some(model), batch: Some(2), ..Given::default() };
+    begin(given.settings()).unwrap().save(&state).unwrap();
+    // A gigabyte that takes no room on the disk.
+    let long = std::fs::File::create(one.join("run/last.state.safetensors")).unwrap();
+    long.set_len(1 << 30).unwrap();
+    let more = ["--resume", "--resume --memory 100M --data elsewhere"];
+    let [first, other] = both([zero, one], more);
+    let why = "out of memory: the state of a training";
+    assert!(
+        first.contains("process 1 of this training run ended") && first.contains(why),
+        "{first}"
+    );
+    assert!(other.contains(why), "{other}");
 }
 
 #[test]
