@@ -46,6 +46,11 @@ impl Refused {
         self.left.is_some_and(|[left, _]| self.wanted <= left.saturating_add(more))
     }
 
+    /// How many bytes more it would take.
+    fn lacking(&self) -> u64 {
+        self.left.map_or(u64::MAX, |[left, _]| self.wanted.saturating_sub(left))
+    }
+
     fn reason(&self) -> String {
         match self.left {
             Some([left, limit]) => format!("{} of {} are left", bytes(left), bytes(limit)),
@@ -152,8 +157,18 @@ pub(crate) fn when_short(give_back: fn()) {
     }
 }
 
-/// Gives memory that is kept for later use back to the system, as if a request did not fit: for a
-/// process that may be idle for a long time.
+/// Gives up what would have to be made again.
+static REMADE: OnceLock<fn(u64) -> bool> = OnceLock::new();
+
+/// Registers `give_up` to be called with the bytes that a request lacks when all else is given
+/// back, until the request fits, or nothing was given up, for which it returns false. What holds
+/// for locks in [`when_short`] holds here.
+pub(crate) fn before_refusal(give_up: fn(u64) -> bool) {
+    let _ = REMADE.set(give_up);
+}
+
+/// Gives memory that is kept for later use back to the system: for a process that may be idle for
+/// a long time.
 #[cfg(feature = "serve")]
 pub(crate) fn give_back() {
     give_back_spare();
@@ -165,7 +180,8 @@ pub(crate) fn give_back() {
     }
 }
 
-/// Gives what is held for later use and used by nothing back, as where a request does not fit.
+/// Gives what is held for later use and used by nothing back, except what would have to be made
+/// again.
 pub(crate) fn give_back_spare() {
     // The list is not locked while one of them runs.
     let at = |n: usize| SPARE.lock().unwrap_or_else(|e| e.into_inner()).get(n).copied();
@@ -174,14 +190,21 @@ pub(crate) fn give_back_spare() {
 
 /// An error unless `count` values of a type would fit.
 pub(crate) fn check<T>(what: &'static str, count: usize) -> Result<(), Refused> {
-    fits::<T>(what, count).or_else(|refused| {
-        // For what is larger than all of the budget, nothing is given back.
-        if size::<T>(count) > limit() {
-            return Err(refused);
+    let mut fit = fits::<T>(what, count);
+    // For what is larger than all of the budget, nothing is given back.
+    if fit.is_ok() || size::<T>(count) > limit() {
+        return fit;
+    }
+    give_back_spare();
+    fit = fits::<T>(what, count);
+    if let Some(give_up) = REMADE.get() {
+        while let Err(refused) = &fit
+            && give_up(refused.lacking())
+        {
+            fit = fits::<T>(what, count);
         }
-        give_back_spare();
-        fits::<T>(what, count)
-    })
+    }
+    fit
 }
 
 fn fits<T>(what: &'static str, count: usize) -> Result<(), Refused> {

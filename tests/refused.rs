@@ -141,9 +141,15 @@ fn cases() {
     let draw = || pools.train.draw(&config, &Augmentation::default(), 0, 0, 0).unwrap().image;
     let drawn = within(64 << 20, draw);
     assert!(used() > before);
-    // For what no giving up makes room for, nothing is given up.
-    within(4 << 20, || Charge::of::<u8>("a test", 1 << 40)).unwrap_err();
-    assert!(used() > before);
+    // It is not given up for what would not fit without it either, be that more than the budget or
+    // not.
+    let other = Charge::of::<u8>("a test", 16 << 20).unwrap();
+    let held = used();
+    for bytes in [1 << 40, 14 << 20] {
+        within(4 << 20, || Charge::of::<u8>("a test", bytes)).unwrap_err();
+        assert_eq!(used(), held);
+    }
+    drop(other);
     drop(within(4 << 20, || Charge::of::<u8>("a test", 6 << 20)).unwrap());
     assert_eq!(used(), before);
     // It is read again.
@@ -169,20 +175,31 @@ impl Watch for Tight {
     fn validation(&mut self, _: &ValidationReport) {}
 }
 
-/// A case that is kept is given up for a step that does not fit beside it, and what is learned is
-/// the same.
+/// A case that is kept, and not in use, is given up for a step that does not fit beside it, and
+/// what is learned is the same.
 fn steps_beside_cases() {
     const EDGE: usize = 256;
+    const CASE: u64 = 2 * EDGE.pow(3) as u64;
     let folder = tempfile::tempdir().unwrap();
-    let data = one_case(folder.path(), EDGE);
+    let data = format!("{},synth:1", one_case(folder.path(), EDGE));
     let network = folder.path().join("network.json");
     let config = Config { fit: None, spacing: 2.0, ..tiny() };
     std::fs::write(&network, serde_json::to_string(&config).unwrap()).unwrap();
+    // The first step learns from the case, the second does not: samples are prepared while steps
+    // run, and a case that one is cut from stays.
+    let pools = Pools::open(&data, "", &TargetLabel::Any, None, None, None, 0).unwrap();
+    let synthetic = |seed: u64, step: u64| {
+        let sample = pools.train.draw(&config, &Augmentation::default(), seed, step, 0).unwrap();
+        sample.name.starts_with("synth:")
+    };
+    let seed = (0..).find(|&seed| synthetic(seed, 1) && !synthetic(seed, 0)).unwrap();
+    drop(pools);
     let learned = |name: &str, case: u64| {
         let out = folder.path().join(name);
         let given = Given {
             model: Some(network.display().to_string()),
             data: Some(data.clone()),
+            seed: Some(seed),
             out: Some(out.clone()),
             epochs: Some(1),
             steps: Some(2),
@@ -204,10 +221,15 @@ fn steps_beside_cases() {
         set_limit(0);
         assert_eq!(ended, Ok(Ended::Finished), "{name}");
         assert!(pools.train.skipped().is_empty(), "{name}");
-        std::fs::read(out.join("last.safetensors")).unwrap()
+        let held = used();
+        drop(pools);
+        (std::fs::read(out.join("last.safetensors")).unwrap(), held - used())
     };
-    let expected = learned("ample", 0);
-    assert!(learned("tight", 2 * EDGE.pow(3) as u64) == expected, "what was learned is another");
+    let (expected, kept) = learned("ample", 0);
+    assert_eq!(kept, CASE);
+    let (weights, kept) = learned("tight", CASE);
+    assert_eq!(kept, 0, "nothing was given up");
+    assert!(weights == expected, "what was learned is another");
 }
 
 /// What a file says of its tensors is taken apart as texts are.

@@ -14,12 +14,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-/// A decoded case.
-type Decoded = Arc<(Volume, Vec<u8>)>;
+/// A decoded case. If it was to be kept, it counts against the budget for as long as anyone holds
+/// it.
+struct Decoded {
+    image: Volume,
+    label: Vec<u8>,
+    charge: Charge,
+}
 
-/// The bytes of a decoded case.
-fn size_of((image, label): &(Volume, Vec<u8>)) -> usize {
-    image.array().bytes() + label.len()
+impl Decoded {
+    fn bytes(&self) -> u64 {
+        (self.image.array().bytes() + self.label.len()) as u64
+    }
+
+    /// Whether only the list of those that are kept holds it.
+    fn is_idle(case: &Arc<Decoded>) -> bool {
+        Arc::strong_count(case) == 1
+    }
 }
 
 /// What a decoded case is made from: scan, label image, volume and the modality that its dataset
@@ -36,14 +47,14 @@ const CACHE: u64 = 4 << 30;
 
 /// The most bytes of decoded cases that are kept: a quarter of the budget at most. Cases that do
 /// not fit are read again.
-fn most_kept() -> u64 {
+pub(crate) fn most_kept() -> u64 {
     CACHE.min(memory::limit() / 4)
 }
 
-/// Decoded cases, each with what it takes of the budget.
+/// Decoded cases.
 ///
 /// They are given up where memory is short. So no memory is asked for while they are locked.
-type Kept = Mutex<BTreeMap<Key, (Decoded, Charge)>>;
+type Kept = Mutex<BTreeMap<Key, Arc<Decoded>>>;
 
 /// The decoded cases of all pools.
 static ALL_KEPT: Mutex<Vec<Weak<Kept>>> = Mutex::new(vec![]);
@@ -54,7 +65,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Room for decoded cases, which are given up if memory is short.
 fn kept() -> Arc<Kept> {
-    memory::when_short(give_up_all);
+    memory::before_refusal(give_up);
     let kept = Arc::<Kept>::default();
     let mut all = locked(&ALL_KEPT);
     all.retain(|kept| kept.strong_count() > 0);
@@ -62,10 +73,32 @@ fn kept() -> Arc<Kept> {
     kept
 }
 
-/// Gives up the decoded cases of all pools: they are read again when they are needed.
-fn give_up_all() {
+/// Gives up decoded cases of all pools; as [`give_up_of`].
+fn give_up(lacking: u64) -> bool {
     let all: Vec<Arc<Kept>> = locked(&ALL_KEPT).iter().filter_map(Weak::upgrade).collect();
-    all.iter().for_each(|kept| locked(kept).clear());
+    give_up_of(&all, lacking)
+}
+
+/// Gives up decoded cases that nobody uses at present, one after another, until they took as many
+/// bytes as are lacking; none, if all of them take less. Whether it gave up any. They are read
+/// again when they are needed.
+fn give_up_of(all: &[Arc<Kept>], lacking: u64) -> bool {
+    // Nobody begins to use one that is locked. All are locked in the same order everywhere.
+    let mut all: Vec<_> = all.iter().map(|kept| locked(kept)).collect();
+    let cases = all.iter().flat_map(|kept| kept.values());
+    let idle: u64 = cases.filter(|case| Decoded::is_idle(case)).map(|case| case.bytes()).sum();
+    if idle < lacking {
+        return false;
+    }
+    let mut gone = 0;
+    for kept in &mut all {
+        kept.retain(|_, case| {
+            let goes = gone < lacking && Decoded::is_idle(case);
+            gone += if goes { case.bytes() } else { 0 };
+            !goes
+        });
+    }
+    gone > 0
 }
 
 /// The largest share of a source: sums of such numbers stay finite.
@@ -89,8 +122,10 @@ pub struct Pool {
     skipped: Mutex<BTreeMap<Key, (String, String)>>,
     /// What was odd about files.
     warnings: Mutex<BTreeSet<String>>,
-    /// The number of cases taken to be of each modality.
-    modalities: Mutex<BTreeMap<&'static str, usize>>,
+    /// What cases were taken to be.
+    modalities: Mutex<BTreeMap<Key, &'static str>>,
+    /// The cases that were decoded.
+    decoded: Mutex<BTreeSet<Key>>,
 }
 
 /// Seeds of validation series are separate from those of training.
@@ -179,6 +214,7 @@ impl Pools {
             skipped: Mutex::default(),
             warnings: Mutex::default(),
             modalities: Mutex::default(),
+            decoded: Mutex::default(),
         };
         Ok(Pools { train: pool(train), validation: pool(validation), splits })
     }
@@ -189,7 +225,8 @@ impl Pool {
     /// ([`Pool::skipped`]), and another one is drawn.
     ///
     /// # Errors
-    /// None of 64 cases that were drawn can be used.
+    /// None of 64 cases that were drawn can be used; a case that was read before cannot be read
+    /// again.
     pub fn draw(
         &self,
         config: &Config,
@@ -238,8 +275,12 @@ impl Pool {
                 Source::Cases(cases) => {
                     let case = &cases[rng.random_range(0..cases.len())];
                     match self.load(case) {
-                        Ok(loaded) => random(&mut rng, config, a, &case.name, &loaded.0, &loaded.1),
+                        Ok(loaded) => {
+                            random(&mut rng, config, a, &case.name, &loaded.image, &loaded.label)
+                        }
                         Err(e) if e.refused && !passes_over => return Err(e),
+                        // What is learned does not depend on which cases were given up.
+                        Err(e) if locked(&self.decoded).contains(&key_of(case)) => return Err(e),
                         Err(e) => {
                             self.pass_over(case, &e);
                             None
@@ -302,27 +343,27 @@ impl Pool {
     }
 
     /// A case, decoded and kept for the next time, if there is room for it.
-    fn load(&self, case: &Case) -> Result<Decoded, DataError> {
+    fn load(&self, case: &Case) -> Result<Arc<Decoded>, DataError> {
         let key = key_of(case);
-        let found = locked(&self.cache).get(&key).map(|(decoded, _)| decoded.clone());
+        let found = locked(&self.cache).get(&key).cloned();
         if let Some(found) = found {
             return Ok(found);
         }
-        let loaded = Arc::new(self.decode(case)?);
-        let size = size_of(&loaded);
-        let has_room = |kept: &BTreeMap<Key, (Decoded, Charge)>| {
-            let held: u64 = kept.values().map(|(decoded, _)| size_of(decoded) as u64).sum();
-            held + size as u64 <= most_kept()
+        let (image, label) = self.decode(case)?;
+        let mut loaded = Decoded { image, label, charge: Charge::default() };
+        let size = loaded.bytes();
+        let has_room = |kept: &BTreeMap<Key, Arc<Decoded>>| {
+            kept.values().map(|case| case.bytes()).sum::<u64>() + size <= most_kept()
         };
-        // Asking for what is not there would have others give up what they keep.
-        let left = memory::limit().saturating_sub(memory::used());
-        let fits = size as u64 <= left && has_room(&locked(&self.cache));
-        if fits && let Ok(charge) = Charge::of::<u8>("a decoded case", size) {
-            // Other threads may have filled it meanwhile.
-            let mut kept = locked(&self.cache);
-            if has_room(&kept) {
-                kept.insert(key, (loaded.clone(), charge));
-            }
+        // Asking for what is not there would have others give up what they keep: as much again
+        // stays free.
+        let fits = 2 * size <= memory::left() && has_room(&locked(&self.cache));
+        let counted = fits && loaded.charge.grow::<u8>("a decoded case", size as usize).is_ok();
+        let loaded = Arc::new(loaded);
+        // Other threads may have filled it meanwhile.
+        let mut kept = locked(&self.cache);
+        if counted && has_room(&kept) {
+            kept.insert(key, loaded.clone());
         }
         Ok(loaded)
     }
@@ -337,6 +378,7 @@ impl Pool {
             }
             None => self.read(case)?,
         };
+        locked(&self.decoded).insert(key_of(case));
         Ok((loaded.image, loaded.mask))
     }
 
@@ -347,12 +389,7 @@ impl Pool {
         let modality =
             loaded.image.description.modality.unwrap_or_else(|| Modality::of(&loaded.image).0);
         loaded.image.description.modality = Some(modality);
-        *self
-            .modalities
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .entry(modality.name())
-            .or_insert(0) += 1;
+        locked(&self.modalities).insert(key_of(case), modality.name());
         self.note(&loaded);
         match &self.disk {
             Some(disk) => disk.put(case, loaded),
@@ -381,7 +418,11 @@ impl Pool {
 
     /// The numbers of cases read so far that were taken to be a CT, an MR or a PET.
     pub fn modalities(&self) -> Vec<(&'static str, usize)> {
-        self.modalities.lock().unwrap_or_else(|e| e.into_inner()).clone().into_iter().collect()
+        let mut counts = BTreeMap::new();
+        for name in locked(&self.modalities).values() {
+            *counts.entry(*name).or_insert(0) += 1;
+        }
+        counts.into_iter().collect()
     }
 
     /// Cases that could not be used so far, by name, and why.
@@ -427,12 +468,65 @@ mod tests {
         for _ in 0..2 {
             for (n, v) in [(0, 5u8), (1, 9)] {
                 let loaded = pools.train.load(case(n)).unwrap();
-                assert_eq!(loaded.0.at([0; 3]), f32::from(v));
+                assert_eq!(loaded.image.at([0; 3]), f32::from(v));
             }
         }
         (0..2).for_each(|n| pools.train.pass_over(case(n), &DataError::new(Path::new("x"), "y")));
         let skipped = pools.train.skipped();
         assert!(skipped.len() == 2 && skipped.iter().all(|s| s.0 == "c1"), "{skipped:?}");
+    }
+
+    /// A pool of one case, `a`, in a folder, and that case.
+    fn pool_of_one(folder: &Path) -> (Pool, Case) {
+        let data = one_case(folder, "a", 5);
+        let case = list(Path::new(&data), None).unwrap().remove(0);
+        let pools = Pools::open(&data, "", &TargetLabel::Any, None, None, None, 0).unwrap();
+        (pools.train, case)
+    }
+
+    #[test]
+    fn cases_are_given_up_one_after_another_and_none_that_is_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pool, case) = pool_of_one(folder.path());
+        // Not among those that are given up for others.
+        let kept = Arc::<Kept>::default();
+        let keep = |name: &str| {
+            let (image, label) = pool.decode(&case).unwrap();
+            let decoded = Arc::new(Decoded { image, label, charge: Charge::default() });
+            let key = (PathBuf::from(name), PathBuf::new(), None, None);
+            locked(&kept).insert(key, decoded.clone());
+            decoded
+        };
+        let bytes = keep("a").bytes();
+        let in_use = keep("b");
+        drop(keep("c"));
+        let all = [kept.clone()];
+        let given_up = |lacking: u64| (give_up_of(&all, lacking), locked(&kept).len());
+        // All that nobody uses would not be enough.
+        assert_eq!(given_up(2 * bytes + 1), (false, 3));
+        assert_eq!(given_up(1), (true, 2));
+        assert_eq!(given_up(bytes), (true, 1));
+        assert_eq!(given_up(1), (false, 1));
+        drop(in_use);
+        assert_eq!(given_up(bytes), (true, 0));
+        assert_eq!(given_up(1), (false, 0));
+    }
+
+    #[test]
+    fn a_case_that_is_read_again_is_counted_once_and_not_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pool, case) = pool_of_one(folder.path());
+        // Not kept in memory.
+        for _ in 0..2 {
+            pool.decode(&case).unwrap();
+        }
+        let counts = pool.modalities();
+        assert!(counts.len() == 1 && counts[0].1 == 1, "{counts:?}");
+        std::fs::remove_file(&case.label).unwrap();
+        let drawn = pool.draw(&Config::tiny(), &Augmentation::default(), 0, 0, 0);
+        let why = drawn.expect_err("its label is gone").to_string();
+        assert!(why.contains("a-label.nrrd") && !why.contains("64 attempts"), "{why}");
+        assert!(pool.skipped().is_empty());
     }
 
     /// A case that memory is refused for is passed over only by who says so: what is learned from
