@@ -6,6 +6,7 @@
 //! same state, and so are they in all steps that follow. None of this changes a bit of the results
 //! ([`Rerun::Exact`]): the choice is no part of a run's state, and each process has its own.
 
+use crate::data::source::most_kept;
 use crate::device::{CudaError, Device};
 use crate::memory::{bytes, is_set, left};
 use crate::tensor::OpError;
@@ -146,10 +147,20 @@ fn available(device: &Device, processes: usize) -> u64 {
         Device::Cuda(cuda) if cuda.is_emulated() => cuda.free_memory(),
         Device::Cuda(cuda) => Some(cuda.free_memory().unwrap_or(0)),
     };
-    // Processes may share what a host has, but neither a GPU nor a budget.
-    let sharing = if is_set() { 1 } else { processes.max(1) as u64 };
-    // Decoded cases that are kept are given up where a host's memory is short.
-    on_device.unwrap_or_else(|| left() / sharing) / 2
+    let of_host = || of_host(left(), processes, (!is_set()).then(most_kept));
+    on_device.unwrap_or_else(of_host) / 2
+}
+
+/// What a process has of the bytes that are left to it: to all processes of a host, if no budget
+/// was set, and each `keeps` decoded cases of so many bytes then.
+fn of_host(left: u64, processes: usize, keeps: Option<u64>) -> u64 {
+    match keeps {
+        // Decoded cases are given up where a budget is short.
+        None => left,
+        // Without one, the tensors of a tape are too small for what is free to be asked for, so
+        // that nothing is given up for them.
+        Some(bytes) => (left / processes.max(1) as u64).saturating_sub(bytes),
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +176,14 @@ mod tests {
 
     fn failed(refused: bool) -> Failed {
         Failed { refused, text: "out of memory".into() }
+    }
+
+    #[test]
+    fn without_a_budget_decoded_cases_are_left_out_of_what_may_be_used() {
+        assert_eq!(of_host(100, 4, None), 100);
+        assert_eq!(of_host(100, 4, Some(20)), 5);
+        assert_eq!(of_host(100, 0, Some(20)), 80);
+        assert_eq!(of_host(100, 4, Some(26)), 0);
     }
 
     #[test]
