@@ -885,6 +885,7 @@ fn files_with_hashes() -> Vec<PathBuf> {
         ".ci/run",
         ".github/workflows/ci.yml",
         ".github/workflows/release.yml",
+        ".github/workflows/sanitize.yml",
         "Cargo.toml",
         "deny.toml",
         "fuzz/Cargo.toml",

@@ -407,8 +407,8 @@ mod tests {
     use crate::train::run::before_any_step;
     use crate::train::settings::Given;
 
-    /// The tiny network on a patch of an eighth of its voxels. It has one image token, and one voxel
-    /// at its deepest level: the order of what goes there is seen with the whole patch alone.
+    /// The tiny network on a patch of an eighth of its voxels. It has one image token, and one
+    /// voxel at its deepest level: only the whole patch shows the order of what goes there.
     fn small() -> Config {
         Config { patch: 16, ..Config::tiny() }
     }
