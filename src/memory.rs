@@ -251,14 +251,13 @@ impl Charge {
     /// # Errors
     /// Less than that is left.
     pub fn of<T>(what: &'static str, count: usize) -> Result<Charge, Refused> {
-        check::<T>(what, count)?;
         let (wanted, limit) = (size::<T>(count), limit());
-        // Other threads may have taken what was left meanwhile.
         let within = |used: u64| used.checked_add(wanted).filter(|sum| *sum <= limit);
-        match USED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within) {
-            Ok(_) => Ok(Charge(wanted)),
-            Err(used) => {
-                Err(Refused { what, wanted, left: Some([limit.saturating_sub(used), limit]) })
+        loop {
+            check::<T>(what, count)?;
+            // Other threads may have taken what was left meanwhile.
+            if USED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within).is_ok() {
+                return Ok(Charge(wanted));
             }
         }
     }

@@ -79,11 +79,11 @@ fn give_up(lacking: u64) -> bool {
     give_up_of(&all, lacking)
 }
 
-/// Gives up decoded cases that nobody uses at present, one after another, until they took as many
+/// Gives up decoded cases that are not in use at present, one after another, until they took as many
 /// bytes as are lacking; none, if all of them take less. Whether it gave up any. They are read
 /// again when they are needed.
 fn give_up_of(all: &[Arc<Kept>], lacking: u64) -> bool {
-    // Nobody begins to use one that is locked. All are locked in the same order everywhere.
+    // No thread begins to use one that is locked. All are locked in the same order everywhere.
     let mut all: Vec<_> = all.iter().map(|kept| locked(kept)).collect();
     let cases = all.iter().flat_map(|kept| kept.values());
     let idle: u64 = cases.filter(|case| Decoded::is_idle(case)).map(|case| case.bytes()).sum();
@@ -502,7 +502,7 @@ mod tests {
         drop(keep("c"));
         let all = [kept.clone()];
         let given_up = |lacking: u64| (give_up_of(&all, lacking), locked(&kept).len());
-        // All that nobody uses would not be enough.
+        // All that are idle would not be enough.
         assert_eq!(given_up(2 * bytes + 1), (false, 3));
         assert_eq!(given_up(1), (true, 2));
         assert_eq!(given_up(bytes), (true, 1));
