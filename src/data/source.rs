@@ -79,8 +79,8 @@ fn give_up(lacking: u64) -> bool {
     give_up_of(&all, lacking)
 }
 
-/// Gives up decoded cases that are not in use at present, one after another, until they took as many
-/// bytes as are lacking; none, if all of them take less. Whether it gave up any. They are read
+/// Gives up decoded cases that are not in use at present, one after another, until they took as
+/// many bytes as are lacking; none, if all of them take less. Whether it gave up any. They are read
 /// again when they are needed.
 fn give_up_of(all: &[Arc<Kept>], lacking: u64) -> bool {
     // No thread begins to use one that is locked. All are locked in the same order everywhere.
