@@ -399,21 +399,17 @@ impl Pool {
 
     /// Remembers what was odd about a case's files.
     fn note(&self, loaded: &Loaded) {
-        let mut warnings = self.warnings.lock().unwrap_or_else(|e| e.into_inner());
-        warnings.extend(loaded.warnings.iter().cloned());
+        locked(&self.warnings).extend(loaded.warnings.iter().cloned());
     }
 
     /// Remembers a case that cannot be used.
     fn pass_over(&self, case: &Case, why: &DataError) {
-        self.skipped
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .insert(key_of(case), (case.name.clone(), why.to_string()));
+        locked(&self.skipped).insert(key_of(case), (case.name.clone(), why.to_string()));
     }
 
     /// What was odd about the files read so far, and how it was interpreted.
     pub fn warnings(&self) -> Vec<String> {
-        self.warnings.lock().unwrap_or_else(|e| e.into_inner()).iter().cloned().collect()
+        locked(&self.warnings).iter().cloned().collect()
     }
 
     /// The numbers of cases read so far that were taken to be a CT, an MR or a PET.
@@ -427,8 +423,7 @@ impl Pool {
 
     /// Cases that could not be used so far, by name, and why.
     pub fn skipped(&self) -> Vec<(String, String)> {
-        let skipped = self.skipped.lock().unwrap_or_else(|e| e.into_inner());
-        let mut named: Vec<(String, String)> = skipped.values().cloned().collect();
+        let mut named: Vec<(String, String)> = locked(&self.skipped).values().cloned().collect();
         named.sort();
         named
     }

@@ -194,8 +194,8 @@ pub fn claim(out: &Path) -> Result<Claimed, String> {
 /// When it is to stop, the present step, or in process 0 the present case of a validation, is
 /// finished and the state saved. A validation that was interrupted is repeated from its beginning
 /// when the run is resumed. Each process takes its share of every batch; process 0 validates and
-/// writes, and locks the run's folder meanwhile. A caller that reads the state from that
-/// folder locks it before, and calls [`run_claimed`]. A process that fails tells the others why.
+/// writes, and locks the run's folder meanwhile. A caller that reads the state from that folder
+/// locks it before, and calls [`run_claimed`]. A process that fails tells the others why.
 ///
 /// # Errors
 /// A case or a file cannot be read or written, another run is writing to the folder, the batch has
