@@ -1,6 +1,7 @@
 //! Input files: opened once, recognised by their content, unpacked if they are packed.
 
 use crate::memory;
+use crate::sync::locked;
 use bzip2::bufread::BzDecoder;
 use flate2::Crc;
 use flate2::bufread::GzDecoder;
@@ -11,7 +12,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use zip::{CompressionMethod, ZipArchive};
 
 /// The number of bytes that are examined to recognise a file.
@@ -324,14 +325,14 @@ pub(crate) fn noting<T>(work: impl FnOnce() -> T) -> (T, Files) {
 /// commands of the program, whose inputs may be a user's only copy.
 #[cfg(feature = "cli")]
 pub(crate) fn keep_inputs() {
-    READ.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default();
+    locked(&READ).get_or_insert_default();
 }
 
 /// Stops recording what is read: a process that overwrites nothing and reads for as long as it
 /// lives would record it in vain.
 #[cfg(feature = "serve")]
 pub(crate) fn forget_inputs() {
-    *READ.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    *locked(&READ) = None;
 }
 
 /// Records that a file is an input.
@@ -342,14 +343,14 @@ pub(crate) fn remember(path: &Path) {
             files.0.insert(path.clone());
         }
     });
-    if let Some(read) = &mut *READ.lock().unwrap_or_else(PoisonError::into_inner) {
+    if let Some(read) = &mut *locked(&READ) {
         read.0.insert(path);
     }
 }
 
 /// Whether a file is one that was recorded, however its path is spelled.
 pub(crate) fn was_read(path: &Path) -> bool {
-    let read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    let read = locked(&READ);
     read.as_ref().is_some_and(|read| read.hold(path))
 }
 

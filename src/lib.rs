@@ -132,6 +132,7 @@ pub mod prompt;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod session;
+pub(crate) mod sync;
 pub mod tensor;
 pub mod train;
 pub mod verify;

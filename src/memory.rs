@@ -17,6 +17,7 @@
 //!
 //! Sizes that come from outside are multiplied only by [`extent`], so that no product wraps.
 
+use crate::sync::locked;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::any::Any;
 use std::cell::Cell;
@@ -151,7 +152,7 @@ static SPARE: Mutex<Vec<fn()>> = Mutex::new(vec![]);
 /// Registers `give_back` to be called when a request does not fit; the request is then checked
 /// again. The thread that asks for memory may hold locks: `give_back` must wait for none of them.
 pub(crate) fn when_short(give_back: fn()) {
-    let mut spare = SPARE.lock().unwrap_or_else(|e| e.into_inner());
+    let mut spare = locked(&SPARE);
     if !spare.iter().any(|other| std::ptr::fn_addr_eq(*other, give_back)) {
         spare.push(give_back);
     }
@@ -184,7 +185,7 @@ pub(crate) fn give_back() {
 /// again.
 pub(crate) fn give_back_spare() {
     // The list is not locked while one of them runs.
-    let at = |n: usize| SPARE.lock().unwrap_or_else(|e| e.into_inner()).get(n).copied();
+    let at = |n: usize| locked(&SPARE).get(n).copied();
     (0..).map_while(at).for_each(|give_back| give_back());
 }
 

@@ -1,13 +1,13 @@
 //! Files that appear whole or not at all: written under a temporary name beside their destination,
 //! then renamed ([`Pending`]).
 
+use crate::sync::{if_free, locked};
 use safetensors::tensor::{Metadata, TensorInfo, View};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tempfile::NamedTempFile;
 
@@ -29,7 +29,7 @@ pub struct Pending {
 static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 fn temporary() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&TEMPORARY)
 }
 
 /// The place of a temporary file in the list of all.
@@ -65,10 +65,8 @@ pub fn abandon() {
 /// [`abandon`] for the case that this very thread may be using the list: then the files stay, for
 /// the next run to remove.
 fn abandon_if_free() {
-    match TEMPORARY.try_lock() {
-        Ok(list) => remove(&list),
-        Err(sync::TryLockError::Poisoned(list)) => remove(&list.into_inner()),
-        Err(sync::TryLockError::WouldBlock) => {}
+    if let Some(list) = if_free(&TEMPORARY) {
+        remove(&list);
     }
 }
 
@@ -89,7 +87,7 @@ const LEFT_OVER: Duration = Duration::from_secs(60);
 /// scans. Files that are not certainly leftovers stay.
 fn sweep(folder: &Path) {
     static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    if !cfg!(unix) || !SWEPT.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.into()) {
+    if !cfg!(unix) || !locked(&SWEPT).insert(folder.into()) {
         return;
     }
     let Ok(entries) = std::fs::read_dir(folder) else { return };

@@ -7,9 +7,10 @@
 //! caller lent in turn is read after it returns.
 
 use super::status::{Failure, is_nested, prism_status};
+use crate::sync::{locked, wait};
 use std::any::Any;
 use std::ops::Deref;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// A kind of object that C holds.
 pub(super) trait Object: Any + Send + Sync {
@@ -44,7 +45,7 @@ static TABLE: Mutex<Table> = Mutex::new(Table { slots: vec![], free: vec![] });
 static GIVEN_BACK: Condvar = Condvar::new();
 
 fn table() -> MutexGuard<'static, Table> {
-    TABLE.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&TABLE)
 }
 
 /// An object for the time of a call.
@@ -189,7 +190,7 @@ pub(super) fn free<T: Object, H>(handle: *const H) -> Result<(), Failure> {
     slot.generation += 1;
     table.free.push(at);
     while gone.as_ref().is_some_and(|entry| Arc::strong_count(entry) > 1) {
-        table = GIVEN_BACK.wait(table).unwrap_or_else(PoisonError::into_inner);
+        table = wait(&GIVEN_BACK, table);
     }
     // Its contents may take a while to free: not under the lock.
     drop(table);

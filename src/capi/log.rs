@@ -1,8 +1,9 @@
 //! What the library has to say beside its results.
 
 use super::status::{Failure, call, is_nested, prism_status, text};
+use crate::sync::{locked, wait};
 use std::ffi::{c_char, c_void};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread::{self, ThreadId};
 
 /// Called with a message about something unusual and how it was handled. `message` is valid during
@@ -33,7 +34,7 @@ static LISTENING: Mutex<Listening> =
 static ENDED: Condvar = Condvar::new();
 
 fn listening() -> MutexGuard<'static, Listening> {
-    LISTENING.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&LISTENING)
 }
 
 /// Sends all messages of the process to `callback`, passing `user` to it; NULL for none. Without a
@@ -63,7 +64,7 @@ pub unsafe extern "C" fn prism_set_log(
         let last = now.set;
         // Within a callback all that run are on this thread.
         while !is_nested() && now.running.iter().any(|(set, _)| *set < last) {
-            now = ENDED.wait(now).unwrap_or_else(PoisonError::into_inner);
+            now = wait(&ENDED, now);
         }
         Ok(())
     })

@@ -12,10 +12,11 @@ use super::volume::{Scan, matrix, prism_volume};
 use crate::model::{Model, Observer};
 use crate::prompt::Prompts;
 use crate::session::{MEMORY, Options, Session, UNDO_BYTES, UNDO_STEPS, intensities_of};
+use crate::sync::if_free;
 use crate::volume::intensity::{Modality, Normalization};
 use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// One object on a volume: its prompts so far, its predictions, what can be undone. Made by
 /// prism_session_open or prism_session_fork. One thread at a time: a call while another is under
@@ -51,14 +52,12 @@ impl SessionObject {
     /// The state, if it is not in use. It is consistent after a panic: a session changes only when
     /// an interaction has finished.
     fn lock(&self) -> Result<MutexGuard<'_, State>, Failure> {
-        match self.state.try_lock() {
-            Ok(state) => Ok(state),
-            Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
-            Err(TryLockError::WouldBlock) => Err(Failure::new(
+        if_free(&self.state).ok_or_else(|| {
+            Failure::new(
                 prism_status::PRISM_BUSY,
                 "the session is in use by another call: use it from one thread at a time",
-            )),
-        }
+            )
+        })
     }
 }
 

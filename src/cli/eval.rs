@@ -13,6 +13,7 @@ use crate::input::read_text;
 use crate::model::Model;
 use crate::output::{check, lock, make_folder, spelled_out, write_text};
 use crate::session::intensities;
+use crate::sync::locked;
 use crate::train::run::{SETTINGS, SPLIT};
 use crate::train::settings::Given;
 use crate::volume::labels::{Labels, on_shared_grid};
@@ -22,7 +23,7 @@ use indicatif::ProgressStyle;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Evaluate a model with simulated users
 ///
@@ -472,7 +473,7 @@ struct Done {
 
 impl Done {
     fn count(&self) -> MutexGuard<'_, usize> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.count)
     }
 
     /// A count out of the total, as text.

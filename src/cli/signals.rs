@@ -1,7 +1,8 @@
 //! Requests to end: Ctrl-C, and the signals of schedulers, service managers and closed terminals.
 
 use super::warn;
-use std::sync::{Mutex, PoisonError};
+use crate::sync::locked;
+use std::sync::Mutex;
 
 /// What a command does when it is asked to end. Its argument says whether that was by another
 /// Ctrl-C (SIGINT); it returns true to end at once.
@@ -14,16 +15,12 @@ static INTERRUPTED: Mutex<Option<Interrupted>> = Mutex::new(None);
 /// time: only then is work in progress to be given up. Schedulers and service managers send one
 /// SIGTERM or SIGHUP after another, and mean the same by all of them.
 pub(super) fn on_interrupt(f: impl FnMut(bool) -> bool + Send + 'static) {
-    *INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(f));
+    *locked(&INTERRUPTED) = Some(Box::new(f));
 }
 
 /// Reacts to a request to end. If the process ends at once, then with the status `status`.
 fn answer(status: i32, again: bool) {
-    let ends = INTERRUPTED
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .as_mut()
-        .is_none_or(|f| f(again));
+    let ends = locked(&INTERRUPTED).as_mut().is_none_or(|f| f(again));
     if ends {
         crate::output::abandon();
         std::process::exit(status);

@@ -8,11 +8,12 @@ use super::synth;
 use crate::memory::{self, Charge};
 use crate::model::Config;
 use crate::prompt::simulate::generator;
+use crate::sync::locked;
 use crate::volume::{Modality, Volume};
 use rand::RngExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 /// A decoded case. If it was to be kept, it counts against the budget for as long as anyone holds
 /// it.
@@ -58,10 +59,6 @@ type Kept = Mutex<BTreeMap<Key, Arc<Decoded>>>;
 
 /// The decoded cases of all pools.
 static ALL_KEPT: Mutex<Vec<Weak<Kept>>> = Mutex::new(vec![]);
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
-}
 
 /// Room for decoded cases, which are given up if memory is short.
 fn kept() -> Arc<Kept> {

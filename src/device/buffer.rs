@@ -11,7 +11,8 @@
 //! of their own ([`Workspace::alloc_persistent`]).
 
 use crate::memory::{self, Charge};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
+use crate::sync::{if_free, locked};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Chunks of at least this size are separate pages, zero when first touched and placed by the
 /// thread that touches them; large pages are asked for.
@@ -138,7 +139,8 @@ fn trim(arena: &mut Vec<Shared>) {
 /// All arenas, so that memory they hold and do not use can be taken back.
 static WORKSPACES: Mutex<Vec<Weak<Workspace>>> = Mutex::new(vec![]);
 
-/// Gives chunks of an arena that are not in use back to the system, unless it is locked.
+/// Gives chunks of an arena that are not in use back to the system, unless it is locked. A refusal
+/// of memory unwinds through an allocation, but changes nothing before: the arena is whole.
 fn trim_if_free(workspace: &Workspace) {
     if let Some(mut arena) = if_free(&workspace.arena) {
         trim(&mut arena);
@@ -154,20 +156,6 @@ fn trim_all() {
     let workspaces: Vec<Arc<Workspace>> =
         locked(&WORKSPACES).iter().filter_map(Weak::upgrade).collect();
     workspaces.iter().for_each(|workspace| trim_if_free(workspace));
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-/// Locks what no thread holds. A refusal of memory unwinds through an allocation and poisons its
-/// lock, but changes nothing before: what it protects is whole.
-fn if_free<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    match mutex.try_lock() {
-        Ok(held) => Some(held),
-        Err(TryLockError::Poisoned(held)) => Some(held.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
-    }
 }
 
 /// `len` floats in whole lines; if that cannot be counted, more than memory has.

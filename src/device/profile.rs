@@ -1,5 +1,6 @@
 //! Profiles of the CPU's ops: what [`Cpu::profiled`](crate::device::Cpu::profiled) records.
 
+use crate::sync::locked;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -43,7 +44,7 @@ struct State {
 
 impl Profile {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        locked(&self.state)
     }
 
     /// The ops that one thread runs in `f`. Ops that other threads run on the same device meanwhile

@@ -13,6 +13,7 @@ use crate::autograd::{Tape, Var};
 use crate::device::cuda::{Arena, Graph, KernelRecord, Launch, Memory, Placed, kernels};
 use crate::device::{Cuda, CudaError};
 use crate::memory;
+use crate::sync::locked;
 use crate::tensor::{OpError, Tensor, to_bytes, upload_to};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -162,7 +163,7 @@ impl GraphCache {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        locked(&self.0)
     }
 
     /// [`Model::encode`] by replay. `image` has the patch's voxels.

@@ -13,6 +13,7 @@ use crate::memory::{self, Charge};
 use crate::prompt::Prompts;
 use crate::session::kept::{Reader, Saved, Writer};
 use crate::session::{Ahead, Session};
+use crate::sync::locked;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -108,7 +109,7 @@ impl Kept for Clicked {
 
     fn renew(&self) -> Result<(), Failure> {
         let (Some(journal), Some(stored)) = (&self.journal, &self.stored) else { return Ok(()) };
-        let work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let work = locked(&self.work);
         journal.renew(|fresh| {
             fresh.put(IMAGE, |out| stored.put(out))?;
             // What was undone is never redone.
@@ -257,7 +258,7 @@ impl Clicked {
     ) -> Result<T, Failure> {
         self.used.store(now(), Ordering::Relaxed);
         // The state is consistent after a panic: it goes back to where it was.
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = locked(&self.work);
         let tell = |session: &Session| tell(Answered::of(session));
         work.bring(said, anew, turn, self.journal.as_ref(), tell)
     }
@@ -433,7 +434,7 @@ mod tests {
     fn what_cannot_be_told_is_not_done() {
         let clicked = noise();
         let state = || {
-            let steps = clicked.work.lock().unwrap_or_else(PoisonError::into_inner);
+            let steps = locked(&clicked.work);
             let said: Vec<Clicks> = steps.said.iter().map(|step| step.clicks.clone()).collect();
             (said, steps.session.depth(), steps.session.mask())
         };

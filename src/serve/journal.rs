@@ -15,6 +15,7 @@ use crate::memory;
 use crate::output::{self, Lock, sync_folder};
 use crate::session::Session;
 use crate::session::kept::{Reader, Saved, Writer};
+use crate::sync::{if_free, locked};
 use crate::volume::Modality;
 use axum::http::StatusCode;
 use blake3::Hash;
@@ -23,7 +24,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// The first bytes of a journal.
@@ -395,7 +396,7 @@ impl Journal {
     }
 
     fn written(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.written)
     }
 
     fn path(&self) -> PathBuf {
@@ -503,11 +504,7 @@ impl Journal {
     /// Whether it may be much longer than its object needs, as far as that is known without
     /// waiting: a thread that uses it at present may be waiting for the disk.
     pub fn seems_long(&self) -> bool {
-        match self.written.try_lock() {
-            Ok(written) => written.is_long(),
-            Err(TryLockError::Poisoned(written)) => written.into_inner().is_long(),
-            Err(TryLockError::WouldBlock) => false,
-        }
+        if_free(&self.written).is_some_and(|written| written.is_long())
     }
 
     /// Records that the object became smaller: the journal's necessary length is not known any

@@ -18,12 +18,13 @@ use crate::memory;
 use crate::model::Model;
 use crate::session::Ahead;
 use crate::session::kept::Reader;
+use crate::sync::{locked, wait};
 use crate::volume::Volume;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// The description in journals of the server that began them: its model, by name and architecture.
 pub fn about(model: &Model, name: &str) -> String {
@@ -58,7 +59,7 @@ impl Progress {
     }
 
     fn warnings(&self) -> MutexGuard<'_, Option<Vec<String>>> {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.warnings)
     }
 
     /// The number of objects examined, and their total number; none when it has finished.
@@ -83,7 +84,7 @@ impl Progress {
     pub fn wait(&self) -> Vec<String> {
         let mut warnings = self.warnings();
         while warnings.is_none() {
-            warnings = self.news.wait(warnings).unwrap_or_else(PoisonError::into_inner);
+            warnings = wait(&self.news, warnings);
         }
         warnings.clone().unwrap_or_default()
     }

@@ -9,12 +9,13 @@
 #[cfg(feature = "dicom")]
 use super::arrived;
 use super::failure::Failure;
+use crate::sync::locked;
 #[cfg(feature = "dicom")]
 use crate::volume::dicom::{self, Filed, Odd};
 use crate::volume::{Volume, VolumeError};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The least time from the end of one look to the next, and that time as a multiple of the look's
@@ -158,7 +159,7 @@ impl Taken {
     }
 
     fn checked(&self) -> MutexGuard<'_, Instant> {
-        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.checked)
     }
 
     /// Whether its files were checked just now.
@@ -230,7 +231,7 @@ impl Shelf {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.known)
     }
 
     /// The number of series that can be worked on.

@@ -15,9 +15,10 @@
 
 use crate::model::{Observer, Part};
 use crate::session::{Ahead, SessionError};
+use crate::sync::{locked, wait};
 use crate::tensor::OpError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 /// How many clicks in a row go before encodings that came earlier; then one op of an encoding runs.
 const MOST_OVERTAKEN: u32 = 2;
@@ -148,7 +149,7 @@ pub struct Turns {
 
 impl Turns {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.queue)
     }
 
     /// A place, without a turn yet. `left` says when the work is no longer waited for.
@@ -308,7 +309,7 @@ impl Turn {
     }
 
     fn wait<'a>(&self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
-        self.turns.news.wait(queue).unwrap_or_else(PoisonError::into_inner)
+        wait(&self.turns.news, queue)
     }
 }
 

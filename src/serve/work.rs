@@ -11,12 +11,13 @@ use super::failure::Failure;
 use super::rounds::Rounds;
 use super::turns::{Counts, Turn, Turns};
 use crate::session::Ahead;
+use crate::sync::{locked, wait};
 use crate::tensor::caught;
 use axum::http::StatusCode;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
@@ -163,7 +164,7 @@ struct Desk {
 
 impl Desk {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.queue)
     }
 
     /// Does jobs until there will be no more.
@@ -187,7 +188,7 @@ impl Desk {
             } else if queue.closed {
                 return;
             } else {
-                queue = self.news.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = wait(&self.news, queue);
             }
         }
     }
@@ -283,8 +284,7 @@ impl Work {
         drop(queue);
         self.desk.turns.close();
         self.desk.news.notify_all();
-        let threads: Vec<_> =
-            self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
+        let threads: Vec<_> = locked(&self.threads).drain(..).collect();
         threads.into_iter().for_each(|thread| drop(thread.join()));
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::memory::{self, Charge};
 use crate::model::Features;
+use crate::sync::locked;
 use crate::tensor::Tensor;
 use crate::volume::Grid;
 use crate::volume::patch::Patch;
@@ -94,11 +95,11 @@ impl Encodings {
     }
 
     fn kept(&self) -> MutexGuard<'_, Vec<Kept>> {
-        self.kept.lock().unwrap_or_else(|e| e.into_inner())
+        locked(&self.kept)
     }
 
     fn on_the_way(&self) -> MutexGuard<'_, Vec<(u64, Grid, Arc<Coming>)>> {
-        self.coming.lock().unwrap_or_else(|e| e.into_inner())
+        locked(&self.coming)
     }
 
     /// A number for a scan, to distinguish its patches from those of others.

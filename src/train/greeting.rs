@@ -9,7 +9,8 @@
 //! at once, the one that came first is hung up on: strangers neither end the wait for the others
 //! nor hold it up.
 
-use super::link::{Wire, bytes_at, lock};
+use super::link::{Wire, bytes_at};
+use crate::sync::locked;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use std::io::{self, ErrorKind, Read, Write};
@@ -230,7 +231,7 @@ impl Door {
     /// take, and would call again.
     fn enter(&self, stream: &Arc<TcpStream>) {
         self.inside.fetch_add(1, Ordering::AcqRel);
-        let mut unproven = lock(&self.unproven);
+        let mut unproven = locked(&self.unproven);
         unproven.push(stream.clone());
         if unproven.len() > self.most() {
             let _ = unproven.remove(0).shutdown(Shutdown::Both);
@@ -239,14 +240,14 @@ impl Door {
 
     /// Takes a caller from the list of those that have proved nothing; false if it was hung up on.
     fn leave(&self, stream: &Arc<TcpStream>) -> bool {
-        let mut unproven = lock(&self.unproven);
+        let mut unproven = locked(&self.unproven);
         let at = unproven.iter().position(|other| Arc::ptr_eq(other, stream));
         at.map(|at| unproven.remove(at)).is_some()
     }
 
     /// Whether a caller that has proved nothing yet was not hung up on.
     fn stays(&self, stream: &Arc<TcpStream>) -> bool {
-        lock(&self.unproven).iter().any(|other| Arc::ptr_eq(other, stream))
+        locked(&self.unproven).iter().any(|other| Arc::ptr_eq(other, stream))
     }
 
     /// Handles a caller, and tells it the verdict.
@@ -327,7 +328,7 @@ impl Door {
             (None, Ok(())) => Ok(Ok(rank)),
             (None, Err(e)) => {
                 // It may call again.
-                lock(&self.taken)[rank] = false;
+                locked(&self.taken)[rank] = false;
                 Err(self.broken(e))
             }
         }
@@ -346,7 +347,7 @@ impl Door {
         if claim.digest != self.terms.digest {
             return (OTHER_RUN, Some(format!("process {rank} has other settings")));
         }
-        match lock(&self.taken).get_mut(rank) {
+        match locked(&self.taken).get_mut(rank) {
             Some(taken) if !*taken => {
                 *taken = true;
                 (WELCOME, None)
@@ -397,7 +398,7 @@ pub(super) fn gather(
             });
             if let Err(e) = heard {
                 // The one that came last.
-                lock(&door.unproven).pop();
+                locked(&door.unproven).pop();
                 door.inside.fetch_sub(1, Ordering::AcqRel);
                 trouble = format!("; {e}");
                 break;
@@ -622,7 +623,7 @@ mod tests {
         warned: &Mutex<Vec<String>>,
     ) -> Result<(), String> {
         let mut wire = Wire::new(0, terms.world, terms.silence);
-        gather(&mut wire, listener, terms, &|text: &str| lock(warned).push(text.to_string()))
+        gather(&mut wire, listener, terms, &|text: &str| locked(warned).push(text.to_string()))
     }
 
     /// The result of process 0's wait, and its warnings.
@@ -663,7 +664,7 @@ mod tests {
             let done = work(&address);
             // A stranger is hung up on before process 0 hears of it, and process 0 hears of none
             // once all have come.
-            while lock(&warned).len() < strangers && !first.is_finished() {
+            while locked(&warned).len() < strangers && !first.is_finished() {
                 std::thread::sleep(Duration::from_millis(10));
             }
             // It is a stranger too where it is paused for longer than a greeting may take.

@@ -7,6 +7,7 @@
 //! first loss that a process learns of is the one that counts, and it tells all others the reason.
 
 use crate::memory::{self, Refused};
+use crate::sync::{locked, wait};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -42,11 +43,6 @@ pub(super) const MESSAGE: &str = "a message of another process";
 
 /// Ends waits of this process that do not depend on connections.
 pub(super) type Rescue = Box<dyn Fn() + Send>;
-
-/// Locks a mutex; a holder that panicked leaves nothing inconsistent here.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
-}
 
 /// A fixed number of bytes out of many.
 pub(super) fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -95,7 +91,7 @@ pub(super) struct Shared {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        locked(&self.state)
     }
 
     fn change(&self, f: impl FnOnce(&mut State)) {
@@ -128,14 +124,14 @@ impl Shared {
             first = state.lost.is_none();
             state.lost.get_or_insert_with(|| why.into());
         });
-        if first && let Some(rescue) = &*lock(&self.rescue) {
+        if first && let Some(rescue) = &*locked(&self.rescue) {
             rescue();
         }
     }
 
     /// Registers `rescue` to be called when the run cannot go on.
     pub(super) fn rescue_by(&self, rescue: Rescue) {
-        let mut held = lock(&self.rescue);
+        let mut held = locked(&self.rescue);
         let rescue = held.insert(rescue);
         if self.lost().is_some() {
             rescue();
@@ -156,7 +152,7 @@ impl Shared {
             if state.inboxes[rank].left {
                 break Err(gone(rank, "it ended"));
             }
-            state = self.changed.wait(state).unwrap_or_else(|e| e.into_inner());
+            state = wait(&self.changed, state);
         };
         drop(state);
         let why = match next {
@@ -364,7 +360,7 @@ impl Wire {
     /// Sends a message to all that there is a connection to, in order.
     pub(super) fn send(&self, bytes: &[u8]) -> Result<(), String> {
         for Link { line, .. } in &self.links {
-            let turn = lock(&line.turn);
+            let turn = locked(&line.turn);
             let Err(e) = line.write(DATA, bytes) else { continue };
             drop(turn);
             // The thread that reads will probably learn the reason.
@@ -397,7 +393,7 @@ impl Drop for Wire {
                 self.shared.rank
             ));
         }
-        let rescue = lock(&self.shared.rescue).take();
+        let rescue = locked(&self.shared.rescue).take();
         drop(rescue);
         self.shared.change(|state| state.closing = true);
         for link in &mut self.links {

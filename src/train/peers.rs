@@ -7,9 +7,10 @@
 
 pub use super::greeting::Token;
 use super::greeting::{Terms, WAYS, call, gather, resolve};
-use super::link::{MESSAGE, Wire, lock};
+use super::link::{MESSAGE, Wire};
 use crate::device::{Cuda, Device};
 use crate::memory;
+use crate::sync::locked;
 use crate::tensor::OpError;
 use std::io::Write;
 use std::net::TcpListener;
@@ -232,7 +233,7 @@ impl Peers {
         if let Some(wire) = &self.wire {
             // NCCL waits for a lost process for ever.
             let cuda = cuda.clone();
-            lock(wire).shared.rescue_by(Box::new(move || cuda.leave_group()));
+            locked(wire).shared.rescue_by(Box::new(move || cuda.leave_group()));
         }
         let mut id = if self.rank == 0 { cuda.group_id().map_err(fail)? } else { vec![0; 128] };
         self.broadcast(&mut id)?;
@@ -246,7 +247,7 @@ impl Peers {
     /// # Errors
     /// One is: the message is the reason. The run cannot go on.
     pub fn intact(&self) -> Result<(), String> {
-        self.wire.as_ref().and_then(|wire| lock(wire).shared.lost()).map_or(Ok(()), Err)
+        self.wire.as_ref().and_then(|wire| locked(wire).shared.lost()).map_or(Ok(()), Err)
     }
 
     /// Checks that all processes bring the same `run`, a description of what they are about to do
@@ -276,7 +277,7 @@ impl Peers {
     /// from it, otherwise `why`.
     pub fn ended(&self, why: String) -> String {
         let Some(wire) = &self.wire else { return why };
-        let wire = lock(wire);
+        let wire = locked(wire);
         if let Some(lost) = wire.shared.lost() {
             return lost;
         }
@@ -318,7 +319,7 @@ impl Peers {
         values: &mut [T],
     ) -> Result<(), String> {
         let Some(wire) = &self.wire else { return Ok(()) };
-        let wire = lock(wire);
+        let wire = locked(wire);
         if self.rank > 0 {
             wire.send(bytemuck::cast_slice(values))?;
             return wire.receive(0, bytemuck::cast_slice_mut(values));
@@ -335,8 +336,8 @@ impl Peers {
     fn broadcast(&self, bytes: &mut [u8]) -> Result<(), String> {
         match &self.wire {
             None => Ok(()),
-            Some(wire) if self.rank == 0 => lock(wire).send(bytes),
-            Some(wire) => lock(wire).receive(0, bytes),
+            Some(wire) if self.rank == 0 => locked(wire).send(bytes),
+            Some(wire) => locked(wire).receive(0, bytes),
         }
     }
 }

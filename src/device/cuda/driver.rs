@@ -19,6 +19,7 @@ use super::stream::{Context, Event, Stream};
 use super::switch::{is_asked_for, is_on};
 use super::{CudaError, Launch, Launcher, Limits};
 use crate::memory;
+use crate::sync::locked;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use std::collections::HashMap;
@@ -246,7 +247,7 @@ impl Driver {
         if bytes == 0 || bytes > staging::MOST_BYTES {
             return Ok(None);
         }
-        let mut pinned = self.arrival.lock().unwrap_or_else(|e| e.into_inner());
+        let mut pinned = locked(&self.arrival);
         // SAFETY: callers have entered the context; the previous user of this memory waited for its
         // copy.
         unsafe { pinned.reserve(bytes) }?;
@@ -254,11 +255,11 @@ impl Driver {
     }
 
     fn graphs(&self) -> MutexGuard<'_, (u64, HashMap<u64, Graph>)> {
-        self.graphs.lock().unwrap_or_else(|e| e.into_inner())
+        locked(&self.graphs)
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle> {
-        self.idle.lock().unwrap_or_else(|e| e.into_inner())
+        locked(&self.idle)
     }
 
     /// Gives idle memory back to the driver; whether there was any.
@@ -279,7 +280,7 @@ impl Driver {
         kernel: &'static Kernel,
         shared: usize,
     ) -> Result<sys::CUfunction, CudaError> {
-        let Code { modules, functions } = &mut *self.code.lock().unwrap_or_else(|e| e.into_inner());
+        let Code { modules, functions } = &mut *locked(&self.code);
         let function = match functions.entry(kernel.name) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => {
@@ -382,7 +383,7 @@ impl Launcher for Driver {
     ) -> Result<(), CudaError> {
         self.enter()?;
         let what = "a copy to the device";
-        let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
+        let mut staging = locked(&self.staging);
         // SAFETY: the context was entered.
         let Some((place, over)) = unsafe { staging.place(bytes) }? else {
             let mut values = memory::zeroed::<u64>(what, bytes.div_ceil(8));
@@ -404,7 +405,7 @@ impl Launcher for Driver {
     }
 
     fn waits(&self) -> u64 {
-        self.staging.lock().unwrap_or_else(|e| e.into_inner()).waits
+        locked(&self.staging).waits
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
@@ -672,7 +673,7 @@ impl Launcher for Driver {
     fn join_group(&self, id: &[u8], rank: usize, world: usize) -> Result<(), CudaError> {
         self.enter()?;
         let mut joined = Group::join(id, rank, world, &self.left)?;
-        let mut group = self.group.lock().unwrap_or_else(|e| e.into_inner());
+        let mut group = locked(&self.group);
         if self.left.load(Ordering::SeqCst) {
             joined.abort();
         }
@@ -682,7 +683,7 @@ impl Launcher for Driver {
 
     fn sum_over_group(&self, arrays: &[(u64, usize)]) -> Result<(), CudaError> {
         self.enter()?;
-        match &mut *self.group.lock().unwrap_or_else(|e| e.into_inner()) {
+        match &mut *locked(&self.group) {
             Some(group) => group.sum(&self.stream, arrays, &self.left),
             None => Err(CudaError::Launch("sums over a group that was not joined".into())),
         }
@@ -690,11 +691,7 @@ impl Launcher for Driver {
 
     fn finish_group_sums(&self) -> Result<(), CudaError> {
         self.enter()?;
-        self.group
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .as_ref()
-            .map_or(Ok(()), |group| group.finish(&self.stream))
+        locked(&self.group).as_ref().map_or(Ok(()), |group| group.finish(&self.stream))
     }
 
     fn leave_group(&self) {
@@ -702,7 +699,7 @@ impl Launcher for Driver {
         // set.
         self.left.store(true, Ordering::SeqCst);
         if self.enter().is_ok()
-            && let Some(group) = &mut *self.group.lock().unwrap_or_else(|e| e.into_inner())
+            && let Some(group) = &mut *locked(&self.group)
         {
             group.abort();
         }

@@ -5,6 +5,7 @@ use super::launcher::no_groups;
 use super::staging::Turns;
 use super::{CudaError, Launch, Launcher, Limits, source};
 use crate::device::Cpu;
+use crate::sync::locked;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::{CString, c_char, c_uchar, c_uint, c_void};
@@ -246,15 +247,15 @@ impl Emulator {
     }
 
     fn buffers(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, usize>> {
-        self.buffers.lock().unwrap_or_else(|e| e.into_inner())
+        locked(&self.buffers)
     }
 
     fn recorded(&self) -> std::sync::MutexGuard<'_, Recorded> {
-        self.recorded.lock().unwrap_or_else(|e| e.into_inner())
+        locked(&self.recorded)
     }
 
     fn uploads(&self) -> std::sync::MutexGuard<'_, Uploads> {
-        self.uploads.lock().unwrap_or_else(|e| e.into_inner())
+        locked(&self.uploads)
     }
 
     /// The host waits for everything that was launched.
@@ -470,7 +471,7 @@ impl Launcher for Emulator {
             if !good {
                 let text = message.split(|b| *b == 0).next().unwrap_or_default();
                 let text = String::from_utf8_lossy(text).into_owned();
-                let mut failure = failure.lock().unwrap_or_else(|e| e.into_inner());
+                let mut failure = locked(&failure);
                 if failure.as_ref().is_none_or(|(at, _)| from < *at) {
                     *failure = Some((from, text));
                 }

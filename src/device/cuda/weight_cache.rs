@@ -1,6 +1,7 @@
 //! Data that is laid out once for each device: above all weights.
 
 use super::{Cuda, CudaError, DType, record};
+use crate::sync::locked;
 use std::sync::{Arc, Mutex};
 
 /// Something laid out once for each device and element type that asks for it.
@@ -14,7 +15,7 @@ impl<T> Default for DeviceCache<T> {
 
 impl<T> DeviceCache<T> {
     fn all(&self) -> std::sync::MutexGuard<'_, Vec<(u64, DType, Arc<T>)>> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        locked(&self.0)
     }
 
     /// The value for `cuda` and `dtype`, or the one that `make` makes. It stays: recorded work

@@ -24,11 +24,12 @@ use crate::memory::{self, Charge};
 use crate::prompt::{Dense, Prompts};
 use crate::session::kept::Writer;
 use crate::session::{Ahead, Session};
+use crate::sync::{if_free, locked};
 use crate::volume::{Affine, Description, Grid, Volume, reorder};
 use axum::http::StatusCode;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use told::{BUFFER, INITIAL, QUEUED, SAID, UNDONE, put_prompts};
 
 /// The most interactions that wait for a prediction.
@@ -62,7 +63,7 @@ impl Kept for Lease {
     }
 
     fn renew(&self) -> Result<(), Failure> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).renew()
+        locked(&self.state).renew()
     }
 }
 
@@ -169,16 +170,12 @@ impl Lease {
     /// The state in use. It is consistent after a panic: a session changes only when an interaction
     /// has finished.
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.looked_at(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        self.looked_at(locked(&self.state))
     }
 
     /// The state, if it is not in use.
     pub fn idle(&self) -> Option<MutexGuard<'_, State>> {
-        match self.state.try_lock() {
-            Ok(state) => Some(self.looked_at(state)),
-            Err(TryLockError::Poisoned(state)) => Some(self.looked_at(state.into_inner())),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        if_free(&self.state).map(|state| self.looked_at(state))
     }
 
     /// The state with what is known of the client's buffer by now.

@@ -14,11 +14,12 @@ use super::journal::{Folder, Journal, Kept, Owner};
 use super::lease::Lease;
 use super::settings::Settings;
 use super::work::Key;
+use crate::sync::locked;
 use axum::http::StatusCode;
 use ids::id_of;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use study::{DELETED, OBJECT};
 
@@ -109,7 +110,7 @@ impl Store {
     }
 
     fn all(&self) -> MutexGuard<'_, All> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.all)
     }
 
     /// A journal for something new, where what is held is kept on disk. It goes again unless that

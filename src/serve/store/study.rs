@@ -7,8 +7,9 @@ use crate::serve::opened::Opened;
 use crate::serve::work::Key;
 use crate::session::kept::{Reader, Writer};
 use crate::session::{Ahead, Session};
+use crate::sync::{if_free, locked};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What a scan's journal tells, beside the scan itself.
 pub(super) const OBJECT: u8 = 2;
@@ -56,21 +57,17 @@ pub struct Object {
 impl Object {
     /// The session. What a panic left is whole: it changes when an interaction has come to its end.
     pub fn session(&self) -> MutexGuard<'_, Session> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.session)
     }
 
     /// The session, unless something is done with it.
     pub fn idle_session(&self) -> Option<MutexGuard<'_, Session>> {
-        match self.session.try_lock() {
-            Ok(session) => Some(session),
-            Err(TryLockError::Poisoned(session)) => Some(session.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        if_free(&self.session)
     }
 
     /// What it is called.
     pub fn named(&self) -> Named {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        locked(&self.named).clone()
     }
 
     pub(super) fn put(&self, out: &mut Writer) {
@@ -132,12 +129,12 @@ impl Study {
 
     /// The objects, in the order in which they came.
     pub fn objects(&self) -> MutexGuard<'_, Vec<Arc<Object>>> {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.objects)
     }
 
     /// A turn to add an object or to take one away.
     pub(super) fn change(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.changing)
     }
 
     /// A new object for a scan that is called `id`, which is not on it yet.
@@ -168,7 +165,7 @@ impl Study {
                 named.put(out);
             })?;
         }
-        *object.named.lock().unwrap_or_else(PoisonError::into_inner) = named;
+        *locked(&object.named) = named;
         Ok(())
     }
 
@@ -191,7 +188,7 @@ impl Study {
         let Some(object) = object else { return Ok(()) };
         if kind == NAMED {
             let named = Named::of(from)?;
-            *object.named.lock().unwrap_or_else(PoisonError::into_inner) = named;
+            *locked(&object.named) = named;
             return Ok(());
         }
         let mut session = object.session();

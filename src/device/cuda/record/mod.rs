@@ -26,6 +26,7 @@ pub(super) use layouts::{
 };
 
 use super::{Cuda, CudaError, KernelRecord, Launch, Launcher, Memory, tune};
+use crate::sync::locked;
 use plan::Trace;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -100,10 +101,7 @@ pub(super) struct StreamGuard<'a> {
 impl<'a> StreamGuard<'a> {
     pub(super) fn take(device: u64, stream: &'a Mutex<()>) -> StreamGuard<'a> {
         let has = here(device, |here| std::mem::replace(&mut here.holds_stream, true));
-        StreamGuard {
-            device,
-            guard: (!has).then(|| stream.lock().unwrap_or_else(|e| e.into_inner())),
-        }
+        StreamGuard { device, guard: (!has).then(|| locked(stream)) }
     }
 }
 
