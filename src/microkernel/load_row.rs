@@ -200,16 +200,36 @@ pub(crate) fn scatter_row(
     let Some(r) = registers(isa, block).filter(|_| c.is_multiple_of(block)) else {
         return scatter_row_plainly(isa, x, add, norm, c, place, scratch);
     };
-    let (voxels, [before, behind]) = (x.len() / c, place.padding);
+    let voxels = x.len() / c;
     for (b, c0) in (0..c).step_by(block).enumerate() {
-        let row =
-            &mut scratch[b * place.block_stride + place.at..][..(voxels + before + behind) * block];
-        let (head, rest) = row.split_at_mut(before * block);
-        let (body, tail) = rest.split_at_mut(voxels * block);
-        head.fill(0.0);
-        tail.fill(0.0);
+        let body = place.body(b, voxels, scratch);
         let channels = c0..c0 + block;
         Row { x, add, norm, c }.run::<false>(isa, r, channels, voxels, (body, block), true);
+    }
+}
+
+/// Writes some channels of a voxel, from `c0` on, to `out`: the norm of them, plus the map to add.
+/// Their place in the row and in that map is `at`.
+#[inline(always)]
+fn load_plainly<const FUSED: bool>(
+    x: &[f32],
+    add: Option<&[f32]>,
+    norm: Option<&ItemNorm>,
+    at: usize,
+    c0: usize,
+    out: &mut [f32],
+) {
+    let n = out.len();
+    let x = &x[at..][..n];
+    match norm {
+        Some(norm) => norm.run::<FUSED>(x, c0, out),
+        None => out.copy_from_slice(x),
+    }
+    if let Some(add) = add {
+        let add = &add[at..][..n];
+        for q in 0..n {
+            out[q] += add[q];
+        }
     }
 }
 
@@ -229,17 +249,7 @@ multiversion! {
                 out.fill(f32::NEG_INFINITY);
             }
             for v in [2 * k, 2 * k + 1] {
-                let x = &x[v * c..][..c];
-                match norm {
-                    Some(norm) => norm.run::<FUSED>(x, 0, &mut value),
-                    None => value.copy_from_slice(x),
-                }
-                if let Some(add) = add {
-                    let add = &add[v * c..][..c];
-                    for q in 0..c {
-                        value[q] += add[q];
-                    }
-                }
+                load_plainly::<FUSED>(x, add, norm, v * c, 0, &mut value);
                 let value = &value[..c];
                 for q in 0..c {
                     out[q] = out[q].max(value[q]);
@@ -259,6 +269,20 @@ pub(crate) struct ScratchRow {
     pub padding: [usize; 2],
 }
 
+impl ScratchRow {
+    /// Where the voxels of the row are in block `b`. The padding around them is set to zero.
+    fn body<'a>(&self, b: usize, voxels: usize, scratch: &'a mut [f32]) -> &'a mut [f32] {
+        let ([before, behind], block) = (self.padding, self.ic_block);
+        let row =
+            &mut scratch[b * self.block_stride + self.at..][..(before + voxels + behind) * block];
+        let (head, rest) = row.split_at_mut(before * block);
+        let (body, tail) = rest.split_at_mut(voxels * block);
+        head.fill(0.0);
+        tail.fill(0.0);
+        body
+    }
+}
+
 multiversion! {
     /// Writes a row `[w][c]` into the blocks of scratch, normalised, with zeros where there is
     /// padding and after the last channel.
@@ -272,27 +296,11 @@ multiversion! {
     ) {
         for (b, c0) in (0..c).step_by(place.ic_block).enumerate() {
             let n = place.ic_block.min(c - c0);
-            let [before, behind] = place.padding;
-            let voxels = x.len() / c + before + behind;
-            let row = &mut scratch[b * place.block_stride + place.at..][..voxels * place.ic_block];
-            let (head, rest) = row.split_at_mut(before * place.ic_block);
-            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.ic_block);
-            head.fill(0.0);
-            tail.fill(0.0);
+            let body = place.body(b, x.len() / c, scratch);
             for (k, out) in body.chunks_exact_mut(place.ic_block).enumerate() {
-                let x = &x[k * c + c0..][..n];
                 let (out, zero) = out.split_at_mut(n);
                 zero.fill(0.0);
-                match norm {
-                    Some(norm) => norm.run::<FUSED>(x, c0, out),
-                    None => out.copy_from_slice(x),
-                }
-                if let Some(add) = add {
-                    let add = &add[k * c + c0..][..n];
-                    for q in 0..n {
-                        out[q] += add[q];
-                    }
-                }
+                load_plainly::<FUSED>(x, add, norm, k * c + c0, c0, out);
             }
         }
     }
@@ -311,26 +319,10 @@ multiversion! {
     ) {
         for (b, c0) in (0..c).step_by(2 * place.ic_block).enumerate() {
             let n = (2 * place.ic_block).min(c - c0);
-            let [before, behind] = place.padding;
-            let voxels = x.len() / c + before + behind;
-            let row = &mut scratch[b * place.block_stride + place.at..][..voxels * place.ic_block];
-            let (head, rest) = row.split_at_mut(before * place.ic_block);
-            let (body, tail) = rest.split_at_mut(rest.len() - behind * place.ic_block);
-            head.fill(0.0);
-            tail.fill(0.0);
+            let body = place.body(b, x.len() / c, scratch);
             let mut value = [0.0f32; 32];
             for (k, out) in body.chunks_exact_mut(place.ic_block).enumerate() {
-                let x = &x[k * c + c0..][..n];
-                match norm {
-                    Some(norm) => norm.run::<FUSED>(x, c0, &mut value[..n]),
-                    None => value[..n].copy_from_slice(x),
-                }
-                if let Some(add) = add {
-                    let add = &add[k * c + c0..][..n];
-                    for q in 0..n {
-                        value[q] += add[q];
-                    }
-                }
+                load_plainly::<FUSED>(x, add, norm, k * c + c0, c0, &mut value[..n]);
                 for (q, out) in out.iter_mut().enumerate() {
                     *out = simd::pair(value[2 * q], value[2 * q + 1]);
                 }
