@@ -1,6 +1,7 @@
 //! Messages as they are shown to people.
 
 use std::borrow::Cow;
+use std::fmt::{Display, LowerExp};
 
 /// A message whose control characters are written out, as `\0`, `\r` or `\u{1b}`. Names and fields
 /// of files are copied into messages unchanged, and a terminal would obey control characters in
@@ -26,6 +27,15 @@ pub(crate) fn shortened(text: &str, most: usize) -> String {
         Some((at, _)) => format!("{}...", &text[..at]),
         None => text.into(),
     }
+}
+
+/// The most characters of a number without an exponent, where one would make it shorter.
+const PLAIN: usize = 12;
+
+/// A number, as a message shows it: all of its digits, with an exponent if it has many zeros.
+pub(crate) fn number(value: impl Display + LowerExp) -> String {
+    let (plain, exponential) = (value.to_string(), format!("{value:e}"));
+    if plain.len() > PLAIN && exponential.len() < plain.len() { exponential } else { plain }
 }
 
 /// A text with some of its characters escaped.
@@ -59,6 +69,24 @@ mod tests {
         assert_eq!(shortened("größe", 5), "größe");
         assert_eq!(shortened("größe", 3), "grö...");
         assert_eq!(shortened("", 0), "");
+    }
+
+    #[test]
+    fn numbers_of_many_zeros_have_an_exponent() {
+        for (value, shown) in [
+            (0.0, "0"),
+            (-1.0, "-1"),
+            (4e-5, "0.00004"),
+            (1e6, "1000000"),
+            (0.1 + 0.2, "0.30000000000000004"),
+            (1e300, "1e300"),
+            (-2.5e-300, "-2.5e-300"),
+            (f64::INFINITY, "inf"),
+            (f64::NAN, "NaN"),
+        ] {
+            assert_eq!(number(value), shown);
+        }
+        assert_eq!((number(8.1f32), number(f32::MAX)), ("8.1".into(), "3.4028235e38".into()));
     }
 
     #[cfg(feature = "serve")]

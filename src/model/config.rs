@@ -1,5 +1,6 @@
 //! The description of a network: read from the model file, and checked before anything is built.
 
+use crate::message::number;
 use crate::volume::Modality;
 use serde::{Deserialize, Serialize};
 
@@ -307,16 +308,16 @@ impl Config {
             return fail("patch", self.patch.to_string(), "a multiple of 16, at most 512");
         }
         if !(self.spacing > 0.0 && self.spacing < 100.0) {
-            return fail("spacing", self.spacing.to_string(), "millimetres above 0 and below 100");
+            return fail("spacing", number(self.spacing), "millimetres above 0 and below 100");
         }
         if let Some(fit) = self.fit.filter(|f| !(1.0..=16.0).contains(f)) {
-            return fail("fit", fit.to_string(), "1 to 16 times the object");
+            return fail("fit", number(fit), "1 to 16 times the object");
         }
         if let Some(c) = self.calibration.filter(|c| c.iter().any(|v| !v.is_finite())) {
             return fail("calibration", format!("{c:?}"), "two numbers");
         }
         if !(0.0..=8.0).contains(&self.click_radius) {
-            return fail("click_radius", self.click_radius.to_string(), "0 to 8 voxels");
+            return fail("click_radius", number(self.click_radius), "0 to 8 voxels");
         }
         if self.channels.iter().any(|&c| c == 0 || c % 2 != 0 || c > 1 << 16) {
             return fail("channels", format!("{:?}", self.channels), "even numbers above 0");
@@ -344,7 +345,7 @@ impl Config {
         {
             return fail(
                 "intensity",
-                format!("clip {:?}, mean {} and sd {}", i.clip, i.mean, i.sd),
+                format!("clip {:?}, mean {} and sd {}", i.clip, number(i.mean), number(i.sd)),
                 "finite numbers, clip[0] < clip[1] and sd > 0",
             );
         }

@@ -14,6 +14,7 @@ use super::step::LossWeights;
 use crate::data::cases::TargetLabel;
 use crate::data::sample::Augmentation;
 use crate::input::read_text;
+use crate::message::number;
 use crate::ops::optimizer::AdamWConfig;
 use crate::prompt::simulate::User;
 use rand::{Rng, RngExt};
@@ -371,12 +372,12 @@ impl Settings {
             ("ema", self.ema),
         ] {
             if !(0.0..=1.0).contains(&v) {
-                return Err(format!("{name} is {v}, expected 0 to 1"));
+                return Err(format!("{name} is {}, expected 0 to 1", number(v)));
             }
         }
         let amounts = [("lr", self.lr), ("clip_norm", self.clip_norm)];
         if let Some((name, v)) = amounts.iter().find(|(_, v)| !(*v > 0.0 && v.is_finite())) {
-            return Err(format!("{name} is {v}, expected a number above 0"));
+            return Err(format!("{name} is {}, expected a number above 0", number(v)));
         }
         if self.ema == 1.0 {
             return Err("ema is 1, expected below 1: at 1 the average never changes".into());
@@ -394,7 +395,7 @@ impl Settings {
             ("click_weight", self.click_weight, 1e6),
         ] {
             if v > most {
-                return Err(format!("{name} is {v}, expected at most {most}"));
+                return Err(format!("{name} is {}, expected at most {}", number(v), number(most)));
             }
         }
         let weights = [
@@ -406,10 +407,10 @@ impl Settings {
             ("click_weight", self.click_weight),
         ];
         if let Some((name, v)) = weights.iter().find(|(_, v)| !(*v >= 0.0 && v.is_finite())) {
-            return Err(format!("{name} is {v}, expected 0 or more"));
+            return Err(format!("{name} is {}, expected 0 or more", number(v)));
         }
         if let Some(r) = self.click_radius.filter(|r| !(0.0..=8.0).contains(r)) {
-            return Err(format!("click_radius is {r}, expected 0 to 8 voxels"));
+            return Err(format!("click_radius is {}, expected 0 to 8 voxels", number(r)));
         }
         if self.points_min > self.points_max {
             return Err(format!(
