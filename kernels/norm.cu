@@ -267,17 +267,17 @@ KERNEL(norm_totals, 512, 2, (const double *partial, float *a, float *b, int tile
 
 // Layer norm's gradient, with `group` threads of a warp per row and V values of it at a time, which
 // are read again from the nearest cache rather than kept; writes each row's [mean, inverse
-// deviation] to `rows_are`.
+// deviation] to `rows_are`. The result is added to the gradient so far if that is given.
 template <int V, class T>
 __device__ __forceinline__ void layer_gradient(const T *x, const T *dy, const float *weight,
-                                               const float *bias, T *dx, float *rows_are,
-                                               int64 rows, int c, float eps, int gelu_behind,
-                                               int group) {
+                                               const float *bias, const T *so_far, T *dx,
+                                               float *rows_are, int64 rows, int c, float eps,
+                                               int gelu_behind, int group) {
     int64 row = ((int64)blockIdx.x * 256 + threadIdx.x) / group;
     bool live = row < rows;
     if (!live) row = rows - 1;
     int lane = threadIdx.x % group, from = lane * V, step = group * V;
-    x += row * c, dy += row * c, dx += row * c;
+    x += row * c, dy += row * c, dx += row * c, so_far = so_far ? so_far + row * c : so_far;
     auto sum = [&](float s) {
         for (int o = group / 2; o > 0; o >>= 1) s += __shfl_xor_sync(0xffffffffu, s, o);
         return s;
@@ -321,6 +321,11 @@ __device__ __forceinline__ void layer_gradient(const T *x, const T *dy, const fl
         both(i, v, g);
 #pragma unroll
         for (int j = 0; j < V; j++) g[j] = deviation * (g[j] - first - v[j] * second);
+        if (so_far) {
+            load(v, so_far + i);
+#pragma unroll
+            for (int j = 0; j < V; j++) g[j] += v[j];
+        }
         store(dx + i, g);
     }
     if (lane == 0) rows_are[row * 2] = mean, rows_are[row * 2 + 1] = deviation;
@@ -415,14 +420,14 @@ __device__ __forceinline__ void split_phases(const T *fine, T *rows, int count, 
            gradient_apply<16 / (int)sizeof(T)>(x, dy, norm, deviations, first, second, dx, count,  \
                                                c, share, slope))                                   \
     KERNEL(layer_norm_gradient_##T, 256, 3,                                                        \
-           (const T *x, const T *dy, const float *weight, const float *bias, T *dx,                \
-            float *rows_are, int64 rows, int c, float eps, int gelu_behind, int group),            \
+           (const T *x, const T *dy, const float *weight, const float *bias, const T *so_far,      \
+            T *dx, float *rows_are, int64 rows, int c, float eps, int gelu_behind, int group),     \
            if (c % (16 / (int)sizeof(T)) == 0)                                                     \
-               layer_gradient<16 / (int)sizeof(T)>(x, dy, weight, bias, dx, rows_are, rows, c,     \
-                                                   eps, gelu_behind, group);                       \
+               layer_gradient<16 / (int)sizeof(T)>(x, dy, weight, bias, so_far, dx, rows_are,      \
+                                                   rows, c, eps, gelu_behind, group);              \
            else                                                                                    \
-               layer_gradient<1>(x, dy, weight, bias, dx, rows_are, rows, c, eps, gelu_behind,     \
-                                 group))                                                           \
+               layer_gradient<1>(x, dy, weight, bias, so_far, dx, rows_are, rows, c, eps,          \
+                                 gelu_behind, group))                                              \
     KERNEL(layer_norm_sums_##T, 256, 3,                                                            \
            (const T *x, const T *dy, const float *weight, const float *bias,                       \
             const float *rows_are, double *partial, float *first, float *second, int rows, int c,  \

@@ -145,11 +145,12 @@ __device__ __forceinline__ void quarter_gradient(const T *dy, T *dx, int count, 
 }
 
 // The gradient of a map that was normalised (if `norm` is given), added to and pooled on load: each
-// gradient dy [n, d, h, w, c] goes to the first of the largest of its eight voxels. One thread per
-// pooled value.
+// gradient dy [n, d, h, w, c] goes to the first of the largest of its eight voxels, and is added to
+// the gradient so far if that is given. One thread per pooled value.
 template <class T>
 __device__ __forceinline__ void unpool(const T *x, const float *norm, const T *add, const T *dy,
-                                       T *dx, int count, int d, int h, int w, int c, float slope) {
+                                       const T *so_far, T *dx, int count, int d, int h, int w,
+                                       int c, float slope) {
     Voxel v;
     int64 at;
     if (!mine(v, at, count, h, w, c)) return;
@@ -165,7 +166,12 @@ __device__ __forceinline__ void unpool(const T *x, const float *norm, const T *a
         if (add) value += to_float(add[place(p)]);
         if (value > best) best = value, winner = p;
     }
-    for (int p = 0; p < 8; p++) dx[place(p)] = p == winner ? dy[at] : from_float<T>(0.0f);
+    float passed = to_float(dy[at]);
+    for (int p = 0; p < 8; p++) {
+        float value = p == winner ? passed : 0.0f;
+        if (so_far) value += to_float(so_far[place(p)]);
+        dx[place(p)] = from_float<T>(value);
+    }
 }
 
 // Rows back to patches: x [n, d, h, w, c] from rows [n, d / e, h / e, w / e, c e^3]. One thread per
@@ -241,9 +247,9 @@ __device__ __forceinline__ void refiner_input(const T *image, const T *masks, co
     GRID(double_gradient, twice_gradient, T)                                                       \
     GRID(quarter_gradient, quarter_gradient, T)                                                    \
     KERNEL(unpool_##T, 256, 4,                                                                     \
-           (const T *x, const float *norm, const T *add, const T *dy, T *dx, int count, int d,     \
-            int h, int w, int c, float slope),                                                     \
-           unpool(x, norm, add, dy, dx, count, d, h, w, c, slope))                                 \
+           (const T *x, const float *norm, const T *add, const T *dy, const T *so_far, T *dx,      \
+            int count, int d, int h, int w, int c, float slope),                                   \
+           unpool(x, norm, add, dy, so_far, dx, count, d, h, w, c, slope))                         \
     KERNEL(fold_##T, 256, 4, (const T *rows, T *x, int count, int d, int h, int w, int c, int e),  \
            fold(rows, x, count, d, h, w, c, e))                                                    \
     KERNEL(unfold_##T, 256, 4, (const T *x, T *y, int count, int d, int h, int w, int c, int e),   \

@@ -10,7 +10,9 @@ mod built;
 mod common;
 
 use built::{compile, is_clang};
-use common::{here, judge_dense, judge_rolling, judge_rounding, judge_stage, judge_tokens};
+use common::{
+    here, judge_dense, judge_rolling, judge_rounding, judge_stage, judge_sums, judge_tokens,
+};
 use prism::device::{Cpu, Cuda, Device, Precision};
 use prism::verify::run;
 use std::path::{Path, PathBuf};
@@ -32,6 +34,8 @@ enum Check {
     Rolling,
     /// Dense layers by `wgmma`, compared with the CPU's.
     Dense,
+    /// The gradient of what several ops read.
+    Sums,
 }
 
 /// A change of one kernel, and the check that has to notice it.
@@ -143,13 +147,13 @@ const MUTANTS: [Mutant; 53] = [
         message: Some("beyond the end of the nearest buffer"),
     },
     Mutant {
-        what: "a stride is wrong",
+        what: "the gradient so far is forgotten",
         kernel: "norm",
         file: "norm.cu",
-        from: "const T *from = x + ((int64)blockIdx.y * rows + row0) * c;",
-        to: "const T *from = x + ((int64)blockIdx.y * rows + row0);",
-        check: Check::Case("ops/instance_norm"),
-        precision: Precision::F32,
+        from: "        if (so_far) {",
+        to: "        if (false) {",
+        check: Check::Sums,
+        precision: Precision::F16,
         message: None,
     },
     Mutant {
@@ -650,6 +654,7 @@ fn judge(library: &Path, m: &Mutant, folder: &Path) -> [Result<(), String>; 3] {
         Check::Rounding => judge_rounding(&device),
         Check::Rolling => judge_rolling(&device),
         Check::Dense => judge_dense(&device),
+        Check::Sums => judge_sums(&device),
         Check::Case(case) => judge_case(&device, &alone(folder, case)),
     })
 }

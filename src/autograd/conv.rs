@@ -191,10 +191,12 @@ impl TapeInput {
 
     /// Passes the gradient of the loaded value on to what it was loaded from.
     fn give(self, mut gradient: Tensor, back: &mut Backward) -> Result<(), OpError> {
-        if self.input.prologue.max_pool {
-            gradient = conv3d::grad::unpool(&back.device, &self.input, &gradient)?;
-        }
         let [id, add] = self.ids;
+        if self.input.prologue.max_pool {
+            // A map that is added gets the same gradient, but has another one so far.
+            let so_far = if add.is_none() { back.take(id)? } else { None };
+            gradient = conv3d::grad::unpool(&back.device, &self.input, &gradient, so_far.as_ref())?;
+        }
         if add.is_some() {
             back.add(add, gradient.clone())?;
         }

@@ -318,6 +318,15 @@ impl Backward<'_> {
         }
     }
 
+    /// Takes the gradient so far of a value away, if it has one: for an op that forms the sum with
+    /// it, and returns that by [`Backward::add`].
+    fn take(&mut self, id: Option<VarId>) -> Result<Option<Tensor>, OpError> {
+        match id {
+            Some(id) => Ok(self.vars[id.on(self.tape)?].take()),
+            None => Ok(None),
+        }
+    }
+
     /// Adds to the gradient of a parameter: `form` is given the gradient so far, if there is one,
     /// and returns the sum, or otherwise a new gradient. Does nothing if the parameter is not
     /// trained.

@@ -85,10 +85,9 @@ impl<'m> Tape<'m> {
                     back.form(bias, |device, so_far| linear::grad::bias_onto(device, &dy, so_far))?;
                 }
                 if x_id.is_some() {
-                    back.add(
-                        x_id,
-                        linear::grad::input(&device, weight, &dy)?.reshape(x_value.shape()),
-                    )?;
+                    let so_far = back.take(x_id)?;
+                    let dx = linear::grad::input_onto(&device, weight, &dy, so_far.as_ref())?;
+                    back.add(x_id, dx.reshape(x_value.shape()))?;
                 }
                 Ok(())
             })
@@ -131,8 +130,10 @@ impl<'m> Tape<'m> {
         Ok(self.record(value, || {
             Box::new(move |dy, back| {
                 let device = back.device.clone();
+                let (so_far, norm) = (back.take(x_id)?, (&**weight, &**bias, eps));
+                let so_far = so_far.as_ref();
                 let (dx, dw, db) =
-                    norm::grad::layer_norm(&device, &x_value, weight, bias, eps, gelu, &dy)?;
+                    norm::grad::layer_norm_onto(&device, &x_value, norm, gelu, &dy, so_far)?;
                 back.param(weight, dw)?;
                 back.param(bias, db)?;
                 back.add(x_id, dx)

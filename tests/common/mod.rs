@@ -1,7 +1,7 @@
 //! What several test files share.
 #![allow(dead_code)]
 
-use prism::autograd::{Tape, TokenLayer, TokenRows, Var};
+use prism::autograd::{ParamGrads, Tape, TokenLayer, TokenRows, Var};
 use prism::device::{Cuda, DType, Device, Precision};
 use prism::model::{Config, Intensity, Model, Weights};
 use prism::ops::conv3d::{self, ConvInput, Epilogue, PackedConv};
@@ -193,6 +193,63 @@ pub fn judge_dense(device: &Device) -> Result<(), String> {
         }
         if tried < 2 {
             return Err(format!("{shape:?}: {tried} variants by wgmma"));
+        }
+    }
+    Ok(())
+}
+
+/// The gradient of rows of `c` values, an even number, that a dense layer, a layer norm and a sum
+/// read, the sum after the others or before them; and what it has to be. It is exact in any order:
+/// numbers are whole, and each row has a mean of 0 and a variance of 1.
+pub fn read_by_three(device: &Device, c: usize, sum_first: bool) -> Result<[Vec<f32>; 2], OpError> {
+    let (rows, outs) = (9, 16);
+    let sign = |i: usize| if (i / c + i % c).is_multiple_of(2) { 1.0 } else { -1.0 };
+    let values = Tensor::new([rows, c], (0..rows * c).map(sign).collect());
+    let [of_layer, of_norm, of_sum] =
+        [(outs, 14), (c, 15), (c, 16)].map(|(columns, seed)| scattered(&[rows, columns], seed));
+    let layer = Param::new(scattered(&[outs, c], 17), 0);
+    // Means over a row are whole too.
+    let scale = Param::new(vec![c as f32; c].into(), 1);
+    let shift = Param::new(scattered(&[c], 18), 2);
+    let other = Var::constant(scattered(&[rows, c], 19));
+
+    let tape = Tape::on(device);
+    let x = tape.leaf(values.clone());
+    let first = sum_first.then(|| tape.add(&x, &other)).transpose()?;
+    let dense = tape.linear(&x, &layer, None, Activation::None, None)?;
+    let normed = tape.layer_norm(&x, &scale, &shift, 0.0, false)?;
+    let sum = first.map_or_else(|| tape.add(&x, &other), Ok)?;
+    let seeds =
+        vec![(&dense, of_layer.clone()), (&normed, of_norm.clone()), (&sum, of_sum.clone())];
+    let mut leaves = tape.backward(seeds, &mut ParamGrads::new(3))?;
+    let got = leaves.take(&x).expect("three ops read it").try_data()?.to_vec();
+
+    let mut want = of_sum.data().to_vec();
+    for (row, want) in want.chunks_exact_mut(c).enumerate() {
+        let row = |t: &Tensor| t.data()[row * t.channels()..][..t.channels()].to_vec();
+        let [x, of_layer, of_norm] = [&values, &of_layer, &of_norm].map(row);
+        let total: f32 = of_norm.iter().sum();
+        let along: f32 = of_norm.iter().zip(&x).map(|(g, x)| g * x).sum();
+        for (i, want) in want.iter_mut().enumerate() {
+            let weights = layer.data()[i..].iter().step_by(c);
+            *want += of_layer.iter().zip(weights).map(|(g, w)| g * w).sum::<f32>();
+            *want += c as f32 * of_norm[i] - total - x[i] * along;
+        }
+    }
+    Ok([got, want])
+}
+
+/// What is wrong with how a device adds up the gradients of what several ops read.
+pub fn judge_sums(device: &Device) -> Result<(), String> {
+    // By 16 bytes, and by single values.
+    for c in [24, 10] {
+        for sum_first in [false, true] {
+            let [got, want] = read_by_three(device, c, sum_first).map_err(|e| e.to_string())?;
+            let differs = got.iter().zip(&want).position(|(got, want)| got != want);
+            if let Some(at) = differs {
+                let (got, want) = (got[at], want[at]);
+                return Err(format!("rows of {c}, value {at} is {got}, expected {want}"));
+            }
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Gradients of ops as on the CPU.
 
-use crate::common::apart;
-use crate::{open, whole};
+use crate::common::{apart, judge_sums, read_by_three};
+use crate::{PRECISIONS, cuda_of, open, whole};
 use prism::autograd::{ParamGrads, Tape};
 use prism::device::{DType, Device, Precision};
 use prism::ops::attention::VitWeights;
@@ -95,8 +95,47 @@ fn biases_of_a_stage_go_back_as_on_the_cpu() {
     }
 }
 
+/// Each kernel that computes one of several gradients of a tensor adds it to those before it. A sum
+/// computes nothing: if it comes after another gradient, the addition takes a launch.
+#[test]
+fn gradients_are_added_up_where_they_are_computed() {
+    judge_sums(&Device::open("cpu", 2).unwrap()).unwrap();
+    for precision in PRECISIONS {
+        let device = open(precision);
+        judge_sums(&device).unwrap_or_else(|e| panic!("{precision}: {e}"));
+        // One launch computes the sum itself.
+        for (sum_first, expected) in [(false, 1), (true, 2)] {
+            let run = || read_by_three(&device, 24, sum_first);
+            let (seen, _) = cuda_of(&device).launches(false, run).unwrap();
+            let adds = seen.iter().filter(|launch| launch.kernel.starts_with("add_")).count();
+            assert_eq!(adds, expected, "{precision}, the sum first: {sum_first}");
+        }
+    }
+}
+
+/// The gradient of a map that is pooled, with and without a gradient so far.
+#[test]
+fn pooled_maps_go_back_to_the_sum_with_the_gradient_so_far() {
+    let shape = [2, 4, 6, 8, 5];
+    let (x, g, so_far) = (whole(&shape, 1), whole(&[2, 2, 3, 4, 5], 2), whole(&shape, 3));
+    let run = |device: &Device, so_far: Option<&Tensor>| {
+        let gradient = conv3d::grad::unpool(device, &ConvInput::shared(&x), &g, so_far);
+        gradient.unwrap().data().to_vec()
+    };
+    let cpu = Device::open("cpu", 2).unwrap();
+    let alone = run(&cpu, None);
+    assert!(alone.iter().filter(|v| **v != 0.0).count() <= g.len());
+    let sum: Vec<f32> = alone.iter().zip(so_far.data()).map(|(g, s)| g + s).collect();
+    for device in [cpu, open(DType::F32), open(DType::F16), open(DType::Bf16)] {
+        assert_eq!(run(&device, None), alone, "{:?}", device.precision());
+        assert_eq!(run(&device, Some(&so_far)), sum, "{:?}", device.precision());
+        let short = conv3d::grad::unpool(&device, &ConvInput::shared(&x), &g, Some(&g));
+        assert!(short.is_err_and(|e| e.to_string().contains("the gradient so far")));
+    }
+}
+
 /// Dense layers' gradients: of inputs by weights in their stored order, also if blocks share the
-/// product, or transposed; of weights by one run of rows, a few and many.
+/// product, or transposed, and as a sum; of weights by one run of rows, a few and many.
 #[test]
 fn dense_layers_go_back_as_on_the_cpu() {
     let cpu = Device::open("cpu", 0).unwrap();
@@ -111,15 +150,16 @@ fn dense_layers_go_back_as_on_the_cpu() {
     ] {
         let (x, w, dy) = (whole(&[m, k], 1), whole(&[n, k], 2), whole(&[m, n], 3));
         let run = |device: &Device| {
-            let so_far = Some(whole(&[n, k], 4));
+            let (so_far, of_input) = (Some(whole(&[n, k], 4)), whole(&[m, k], 5));
             [
                 linear::grad::input(device, &w, &dy),
+                linear::grad::input_onto(device, &w, &dy, Some(&of_input)),
                 linear::grad::weight(device, &x, &dy),
                 linear::grad::weight_onto(device, &x, &dy, so_far),
             ]
             .map(|gradient| gradient.unwrap().data().to_vec())
         };
-        let [want_x, want_w, want_sum] = run(&cpu);
+        let [want_x, want_onto, want_w, want_sum] = run(&cpu);
         for (dtype, rounding) in [
             (Precision::F32, 0.0),
             (Precision::Tf32, 0.0),
@@ -127,12 +167,15 @@ fn dense_layers_go_back_as_on_the_cpu() {
             (Precision::F16, 1.0 / 1024.0),
             (Precision::Bf16, 1.0 / 128.0),
         ] {
-            let [got_x, got_w, got_sum] = run(&open(dtype));
+            let [got_x, got_onto, got_w, got_sum] = run(&open(dtype));
             assert_eq!(got_w, want_w, "{dtype}, [{m}, {n}, {k}]");
             assert_eq!(got_sum, want_sum, "{dtype}, [{m}, {n}, {k}]");
-            assert_eq!(got_x.len(), want_x.len());
-            let near = |(got, want): (&f32, &f32)| (got - want).abs() <= rounding * want.abs();
-            assert!(got_x.iter().zip(&want_x).all(near), "{dtype}, [{m}, {n}, {k}]");
+            // One rounding each.
+            for (got, want) in [(&got_x, &want_x), (&got_onto, &want_onto)] {
+                assert_eq!(got.len(), want.len());
+                let near = |(got, want): (&f32, &f32)| (got - want).abs() <= rounding * want.abs();
+                assert!(got.iter().zip(want).all(near), "{dtype}, [{m}, {n}, {k}]");
+            }
         }
     }
 }

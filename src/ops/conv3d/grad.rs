@@ -9,7 +9,7 @@ use crate::memory;
 use crate::microkernel::item_norm::ItemNorm;
 use crate::microkernel::outer_product::{self, Outer};
 use crate::microkernel::strip::{self, split};
-use crate::ops::reduce::added;
+use crate::ops::reduce::{added, check_so_far, onto};
 use crate::tensor::{GRADIENT, OpError, Tensor};
 
 const OP: &str = "conv3d gradient";
@@ -217,17 +217,24 @@ multiversion! {
 
 /// The gradient of a map before max-pooling, from that of the pooled map, `g`
 /// `[n, d / 2, h / 2, w / 2, c]`: each value goes to the largest of its 2×2×2 voxels, the first of
-/// equals, and the others get 0.
+/// equals, and the others get 0; the result is the sum of that and the gradient so far, of as many
+/// values as the map, if there is one.
 ///
 /// `x` is the input whose values were pooled; its norm and addition are applied to find the
 /// largest. The result is the gradient after these.
-pub fn unpool(device: &Device, x: &ConvInput, g: &Tensor) -> Result<Tensor, OpError> {
+pub fn unpool(
+    device: &Device,
+    x: &ConvInput,
+    g: &Tensor,
+    so_far: Option<&Tensor>,
+) -> Result<Tensor, OpError> {
     let [n, d, h, w, c] = x.clone().max_pooled().extent(OP)?;
     g.expect_shape(OP, "the pooled map's gradient", &[n, d, h, w, c])?;
-    if let Device::Cuda(cuda) = device {
-        return super::cuda::unpool(cuda, x, g);
-    }
-    let cpu = device.cpu();
+    check_so_far(OP, so_far, x.map.len())?;
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => return super::cuda::unpool(cuda, x, g, so_far),
+    };
     let mut out = cpu.alloc(x.map.len());
     let to = DisjointWriter::new(&mut out);
     let Prologue { norm, add, .. } = &x.prologue;
@@ -255,5 +262,5 @@ pub fn unpool(device: &Device, x: &ConvInput, g: &Tensor) -> Result<Tensor, OpEr
             unsafe { to.slice(start(q), 2 * w * c) }.copy_from_slice(routed);
         }
     });
-    Ok(Tensor::from_buffer(x.map.shape(), out))
+    onto(cpu, so_far, Tensor::from_buffer(x.map.shape(), out))
 }

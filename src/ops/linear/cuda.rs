@@ -292,15 +292,21 @@ fn product(
     Ok(Tensor::from_device(shape, out, dtype))
 }
 
-/// The gradient of the input: a dense layer with the weight transposed.
-pub fn input_gradient(cuda: &Cuda, weight: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+/// The gradient of the input: a dense layer with the weight transposed, whose residual is the
+/// gradient so far.
+pub fn input_gradient(
+    cuda: &Cuda,
+    weight: &Tensor,
+    dy: &Tensor,
+    so_far: Option<&Tensor>,
+) -> Result<Tensor, OpError> {
     let (dtype, n) = (cuda.precision(), dy.channels());
     let k = weight.len() / n;
     let mut shape = dy.shape().to_vec();
     shape.pop();
     shape.push(k);
     let back =
-        |weight: (&Tensor, bool)| product(cuda, shape, dy, weight, None, Activation::None, None);
+        |weight: (&Tensor, bool)| product(cuda, shape, dy, weight, None, Activation::None, so_far);
     let whole = n.is_multiple_of(piece(dtype)) && k.is_multiple_of(piece(dtype));
     if cuda.products() != Precision::Ieee && whole {
         return back((weight, true));

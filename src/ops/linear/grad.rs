@@ -4,7 +4,7 @@ use super::{Activation, Matrix, matmul};
 use crate::device::simd::{self, multiversion};
 use crate::device::{Device, DisjointWriter};
 use crate::ops::pointwise::cuda::Slope;
-use crate::ops::reduce::added;
+use crate::ops::reduce::{added, check_so_far, onto};
 use crate::ops::{norm, pointwise};
 use crate::tensor::{OpError, Tensor};
 
@@ -61,6 +61,17 @@ pub fn bias_onto(device: &Device, dy: &Tensor, so_far: Option<Tensor>) -> Result
 
 /// The gradient of the input `[..., in]` from `dy` `[..., out]` and `weight` `[out, in]`.
 pub fn input(device: &Device, weight: &Tensor, dy: &Tensor) -> Result<Tensor, OpError> {
+    input_onto(device, weight, dy, None)
+}
+
+/// The sum of the gradient so far, of as many values, if there is one, and the gradient that
+/// [`input`] computes.
+pub fn input_onto(
+    device: &Device,
+    weight: &Tensor,
+    dy: &Tensor,
+    so_far: Option<&Tensor>,
+) -> Result<Tensor, OpError> {
     let (m, n) = (dy.rows(), dy.channels());
     if weight.shape().first() != Some(&n) || dy.is_empty() {
         return Err(dy.shape_error(
@@ -70,14 +81,16 @@ pub fn input(device: &Device, weight: &Tensor, dy: &Tensor) -> Result<Tensor, Op
         ));
     }
     let k = weight.len() / n;
-    if let Device::Cuda(cuda) = device {
-        return super::cuda::input_gradient(cuda, weight, dy);
-    }
+    check_so_far(OP, so_far, m * k)?;
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => return super::cuda::input_gradient(cuda, weight, dy, so_far),
+    };
     let mut shape = dy.shape().to_vec();
     *shape.last_mut().expect("it has channels") = k;
     // SAFETY: dy is `[m, n]`, the weight `[n, k]`.
     let dx = unsafe { parallel(device, [m, k, n], (dy.data(), [n, 1]), (weight.data(), [k, 1])) };
-    Ok(dx.reshape(shape))
+    Ok(onto(cpu, so_far, dx)?.reshape(shape))
 }
 
 /// The gradient of the weight `[out, in]` from `x` `[..., in]` and `dy` `[..., out]`.

@@ -249,24 +249,26 @@ pub fn instance_norm_gradient(
     Ok((Tensor::from_device(x.shape(), out, dtype), weight, bias))
 }
 
-/// [`grad::layer_norm`](super::grad::layer_norm) on a device.
+/// [`grad::layer_norm_onto`](super::grad::layer_norm_onto) on a device.
 pub fn layer_norm_gradient(
     cuda: &Cuda,
     x: &Tensor,
     (weight, bias, eps): (&Tensor, &Tensor, f32),
     gelu: bool,
     dy: &Tensor,
+    so_far: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (c, rows, dtype) = (x.channels(), x.rows(), cuda.precision());
     let (values, gradient) = (x.to_device(cuda, dtype)?, dy.to_device(cuda, dtype)?);
     let (weights, biases) =
         (weight.to_device(cuda, DType::F32)?, bias.to_device(cuda, DType::F32)?);
+    let so_far = so_far.map(|sum| sum.to_device(cuda, dtype)).transpose()?;
     let (out, stats) = (cuda.allocate(x.len(), dtype)?, cuda.allocate(rows * 2, DType::F32)?);
     // Threads of a warp that share a row.
     let wide = lanes(dtype, c);
     let group = (c / wide).next_power_of_two().min(32);
-    let launch =
-        Launch::per_element(rows * group).with_cost(16 * x.len(), 3 * x.len() * dtype.bytes());
+    let launch = Launch::per_element(rows * group)
+        .with_cost(16 * x.len(), (3 + usize::from(so_far.is_some())) * x.len() * dtype.bytes());
     cuda.launch(
         kernels::LAYER_NORM_GRADIENT.of(dtype)?,
         launch,
@@ -275,6 +277,7 @@ pub fn layer_norm_gradient(
             dy: (&gradient).into(),
             weight: (&weights).into(),
             bias: (&biases).into(),
+            so_far: (&so_far).into(),
             dx: (&out).into(),
             rows_are: (&stats).into(),
             rows: rows.into(),

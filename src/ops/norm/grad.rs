@@ -5,6 +5,7 @@ use crate::device::simd::{self, multiversion};
 use crate::device::{Device, DisjointWriter};
 use crate::memory;
 use crate::microkernel::item_norm::ItemNorm;
+use crate::ops::reduce::{check_so_far, onto};
 use crate::tensor::{GRADIENT, OpError, Tensor};
 
 /// Voxels of a unit of work.
@@ -183,6 +184,19 @@ pub fn layer_norm(
     gelu: bool,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
+    layer_norm_onto(device, x, (weight, bias, eps), gelu, dy, None)
+}
+
+/// The gradients that [`layer_norm`] computes, that of `x` as a sum with its gradient so far, of as
+/// many values, if there is one.
+pub fn layer_norm_onto(
+    device: &Device,
+    x: &Tensor,
+    (weight, bias, eps): (&Tensor, &Tensor, f32),
+    gelu: bool,
+    dy: &Tensor,
+    so_far: Option<&Tensor>,
+) -> Result<(Tensor, Tensor, Tensor), OpError> {
     const OP: &str = "layer_norm gradient";
     let (c, rows) = (x.channels(), x.rows());
     weight.expect_shape(OP, "weight", &[c])?;
@@ -190,10 +204,12 @@ pub fn layer_norm(
     if dy.len() != x.len() || x.is_empty() {
         return Err(dy.shape_error(OP, "dy", format!("{:?}", x.shape())));
     }
+    check_so_far(OP, so_far, x.len())?;
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => {
-            return super::cuda::layer_norm_gradient(cuda, x, (weight, bias, eps), gelu, dy);
+            let norm = (weight, bias, eps);
+            return super::cuda::layer_norm_gradient(cuda, x, norm, gelu, dy, so_far);
         }
     };
     let each = rows.div_ceil(64).max(16);
@@ -220,5 +236,6 @@ pub fn layer_norm(
     let sum =
         |i: usize| partial.iter().skip(i).step_by(2 * c).map(|v| *v as f64).sum::<f64>() as f32;
     let column = |first: usize| (0..c).map(|i| sum(first + i)).collect::<Vec<f32>>().into();
-    Ok((Tensor::from_buffer(x.shape(), dx), column(0), column(c)))
+    let dx = onto(cpu, so_far, Tensor::from_buffer(x.shape(), dx))?;
+    Ok((dx, column(0), column(c)))
 }

@@ -161,15 +161,22 @@ pub(crate) fn weight_gradient(
 }
 
 /// The gradient of a map before pooling, see [`grad::unpool`](crate::ops::conv3d::grad::unpool).
-pub(crate) fn unpool(cuda: &Cuda, x: &ConvInput, g: &Tensor) -> Result<Tensor, OpError> {
+pub(crate) fn unpool(
+    cuda: &Cuda,
+    x: &ConvInput,
+    g: &Tensor,
+    so_far: Option<&Tensor>,
+) -> Result<Tensor, OpError> {
     let ([n, d, h, w, c], dtype) = (g.map5("unpool", "g")?, cuda.precision());
     let out = cuda.allocate(x.map.len(), dtype)?;
     let (map, gradient) = (x.map.to_device(cuda, dtype)?, g.to_device(cuda, dtype)?);
     let [norm, add] = x.prologue.on_device(cuda, dtype)?;
+    let so_far = so_far.map(|sum| sum.to_device(cuda, dtype)).transpose()?;
     let each = d * h * w * c;
+    let maps = 2 + usize::from(so_far.is_some());
     let launch = Launch::per_element(each)
         .for_each(n)
-        .with_cost(8 * g.len(), (2 * x.map.len() + g.len()) * dtype.bytes());
+        .with_cost(8 * g.len(), (maps * x.map.len() + g.len()) * dtype.bytes());
     cuda.launch(
         kernels::UNPOOL.of(dtype)?,
         launch,
@@ -178,6 +185,7 @@ pub(crate) fn unpool(cuda: &Cuda, x: &ConvInput, g: &Tensor) -> Result<Tensor, O
             norm: (&norm).into(),
             add: (&add).into(),
             dy: (&gradient).into(),
+            so_far: (&so_far).into(),
             dx: (&out).into(),
             count: each.into(),
             d: d.into(),
