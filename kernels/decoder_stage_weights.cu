@@ -131,17 +131,26 @@ __device__ __forceinline__ void products(const float *left, const float *right, 
         }
     }
     join();
+    // Through shared memory, in which half of the rows have room at a time, so that neighbouring
+    // lanes write neighbouring columns.
+#pragma unroll 1
+    for (int half = 0; half < 2; half++) {
+        __syncthreads();
+        if (t / (THREADS / 2) == half) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            int row = row0 + t / 16 * 4 + i, column = column0 + t % 16 * 4 + j;
+            for (int i = 0; i < 4; i++)
+                store(a + (t % (THREADS / 2) / 16 * 4 + i) * STRIDE + t % 16 * 4, sum[i]);
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (int i = t; i < SPAN / 2 * SPAN; i += THREADS) {
+            int row = row0 + half * (SPAN / 2) + i / SPAN, column = column0 + i % SPAN;
             if (row >= rows || column >= columns) continue;
             int64 at = WHICH == COMPOSED
                            ? (((int64)(group / 8) * outs + row) * coarse + column) * 8 + group % 8
                        : WHICH == OF_CONV ? ((int64)group * outs + row) * inputs + skip + column
                                           : ((int64)group * coarse + row) * up + column;
-            y[at] = sum[i][j];
+            y[at] = a[i / SPAN * STRIDE + i % SPAN];
         }
     }
 }
