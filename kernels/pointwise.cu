@@ -43,6 +43,23 @@ __device__ __forceinline__ void add(const T *a, const T *b, T *y, int64 count, i
     store(y + at, v);
 }
 
+// sum + part, in place, of floats: what is small beside a sum of 16 bits would be lost in it.
+template <int V, class T>
+__device__ __forceinline__ void accumulate(float *sum, const T *part, int64 count) {
+    EACH(V, count);
+    float v[V], more[V];
+    load(v, sum + at), load(more, part + at);
+#pragma unroll
+    for (int i = 0; i < V; i++) v[i] += more[i];
+    store(sum + at, v);
+}
+
+#define ACCUMULATE(T)                                                                              \
+    KERNEL(accumulate_##T, 256, 4, (float *sum, const T *part, int64 count),                       \
+           BY_VECTORS(WIDE<T>, count, count, accumulate, sum, part, count))
+ACCUMULATE(f16)
+ACCUMULATE(bf16)
+
 enum Function { GELU = 0, SIGMOID = 1 };
 
 template <int V, class T>

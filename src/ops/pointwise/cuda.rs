@@ -99,6 +99,18 @@ pub fn add(cuda: &Cuda, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     Ok(Tensor::from_device(a.shape(), out, dtype))
 }
 
+/// Adds a map to `sum`, of float32, in place.
+pub fn accumulate(cuda: &Cuda, sum: &Tensor, part: &Tensor) -> Result<Tensor, OpError> {
+    let (dtype, n) = (cuda.precision(), sum.len());
+    let (to, from) = (sum.to_device(cuda, DType::F32)?, part.to_device(cuda, dtype)?);
+    cuda.launch(
+        kernels::ACCUMULATE.of(dtype)?,
+        Launch::per_vector(dtype.bytes(), n, n).with_cost(n, n * (8 + dtype.bytes())),
+        kernels::AccumulateArgs { sum: (&to).into(), part: (&from).into(), count: n.into() },
+    )?;
+    Ok(Tensor::from_device(sum.shape(), to, DType::F32))
+}
+
 /// One bit per value on the host, set if it is positive, the first in the highest bit of a byte;
 /// for a multiple of eight values.
 pub fn pack_bits(cuda: &Cuda, x: &Tensor) -> Result<Vec<u8>, OpError> {

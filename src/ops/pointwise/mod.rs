@@ -12,7 +12,7 @@ use super::resample;
 use crate::device::cuda::kernels;
 use crate::device::profile::OpCost;
 use crate::device::simd::{self, multiversion};
-use crate::device::{Cpu, Device};
+use crate::device::{Cpu, Cuda, Device};
 use crate::memory;
 use crate::microkernel::gelu::gelu_run;
 use crate::tensor::{OpError, Tensor};
@@ -106,6 +106,23 @@ pub fn add(device: &Device, a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
         out.iter_mut().zip(a.iter().zip(b.data())).for_each(|(o, (a, b))| *o = a + b);
     });
     Ok(Tensor::from_buffer(a.shape(), out))
+}
+
+/// The sum of a map of float32 and of a map of a device of 16 bits, in the first one's memory.
+///
+/// # Errors
+/// The first map is not on the device in float32, has other owners or another number of values, or
+/// the device fails.
+pub(crate) fn accumulate(cuda: &Cuda, mut sum: Tensor, part: &Tensor) -> Result<Tensor, OpError> {
+    const OP: &str = "accumulate";
+    if part.len() != sum.len() {
+        return Err(part.shape_error(OP, "the part", format!("{:?}", sum.shape())));
+    }
+    if !sum.is_f32_on(cuda) || !sum.is_unique() {
+        let message = "the sum is not float32 on the device, or has other owners".into();
+        return Err(OpError::Argument { op: OP, message });
+    }
+    cuda::accumulate(cuda, &sum, part)
 }
 
 /// `a b + c`, value by value, of three tensors with the same number of values, in the shape of `a`.

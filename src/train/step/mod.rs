@@ -5,16 +5,17 @@
 //! Where iterations are run again ([`Rerun`]), only one of these tapes exists at a time: the
 //! forward pass keeps only the answers, and in the backward pass an iteration is run again to
 //! record it. The encoder and the skip convolutions are on a tape that lasts the whole step; their
-//! gradient is the sum over the iterations.
+//! gradient is the sum over the iterations, in float32 whatever the type of the maps.
 //!
 //! On a CUDA device the same work can be recorded and replayed: `recorded.rs`.
 
 mod recorded;
+mod wide;
 
 pub use recorded::{Prompt, Recorder};
 
 use super::exchange::Exchange;
-use crate::autograd::{ParamGrads, Tape, Var, add_to};
+use crate::autograd::{ParamGrads, Tape, Var};
 use crate::device::Device;
 use crate::device::cuda::Memory;
 use crate::model::{Answer, Features, Model, Observer, PatchPrompts, prompt_maps};
@@ -25,6 +26,7 @@ use crate::ops::loss::{
 use crate::ops::optimizer::Norm;
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
+use wide::{add_wide, as_map};
 
 /// The weights of the parts of an iteration's loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -197,7 +199,7 @@ impl<'m> Pass<'_, 'm> {
         gathered.answer = leaves.take(&dense);
         for (sum, leaf) in gathered.features.iter_mut().zip(inputs.vars()) {
             if let Some(gradient) = leaves.take(leaf) {
-                add_to(self.device, sum, gradient)?;
+                add_wide(self.device, sum, gradient)?;
             }
         }
         Ok(())
@@ -352,8 +354,9 @@ fn run_to_its_end(
     }
     let Gathered { mut unread, features, .. } = gathered;
     unread.reverse();
-    let seeds =
-        pass.features.vars().into_iter().zip(features).filter_map(|(v, g)| Some((v, g?))).collect();
+    let seeds = pass.features.vars().into_iter().zip(features);
+    let seeds = seeds.filter_map(|(v, g)| Some(as_map(device, g?).map(|g| (v, g))));
+    let seeds = seeds.collect::<Result<Vec<_>, _>>()?;
     if ends.settles {
         grads.settle(device)?;
     }
@@ -551,4 +554,72 @@ fn losses(
         near,
     };
     Ok((unread, Seeds { masks, scores, logits }))
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::device::{Cpu, Cuda, DType};
+    use crate::model::{Config, Weights};
+    use crate::ops::loss::KERNEL;
+
+    /// The features' gradients of two iterations in 16 bits are added up in float32, to the last
+    /// bit.
+    #[test]
+    fn gradients_of_features_are_added_up_in_float32() {
+        let device = Device::Cuda(Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0));
+        let config = Config { patch: 16, ..Config::tiny() };
+        let (s, count) = (config.patch, config.tensors().len());
+        let model = Model::new(&device, &Weights::hashed(config, "sums")).unwrap();
+        let voxels = 0..s.pow(3);
+        let image = voxels.clone().map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect();
+        let image = Tensor::new([s; 3], image);
+        let label = voxels.map(|i| f32::from(u8::from(i % s < s / 2))).collect();
+        let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
+        let share = Share {
+            weights: LossWeights::default(),
+            iterations: 2,
+            batch: 1,
+            recompute: Rerun::Never,
+            scale: 1024.0,
+        };
+        let off = Tape::off(&device);
+        let features = model.encode_on(&off, &image, &mut Observer::none()).unwrap();
+        let (device, model) = (&device, &model);
+        let mut pass = Pass { device, model, features, rounds: vec![], dense: vec![] };
+        let mut prompt = |_: usize, _: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+            let points = vec![([5, 6, 7], true), ([2, 2, 14], false)];
+            Ok(Some(PatchPrompts { points, bounds: None }.into()))
+        };
+        let mut previous = None;
+        for t in 0..share.iterations {
+            assert!(pass.ask(t, &mut previous, &mut prompt).unwrap());
+            previous = Some(pass.answer(t).unwrap());
+        }
+        let back = |t: usize, gathered: &mut Gathered| {
+            let (recorded, mut grads) = (pass.record(t).unwrap(), ParamGrads::new(count));
+            let given = (&target, share, share.iterations);
+            pass.back(t, recorded, given, gathered, &mut grads).unwrap();
+        };
+        let values = |gathered: &Gathered| -> Vec<Vec<f32>> {
+            let sums = gathered.features.iter();
+            sums.map(|sum| sum.as_ref().expect("a gradient").data().to_vec()).collect()
+        };
+        let mut both = Gathered::default();
+        back(1, &mut both);
+        let last = values(&both);
+        // The first iteration by itself: its answer has a gradient from the last one.
+        let mut first = Gathered { answer: both.answer.clone(), ..Gathered::default() };
+        back(0, &mut first);
+        back(0, &mut both);
+        let mut rounded = 0;
+        for ((sum, a), b) in values(&both).iter().zip(&last).zip(&values(&first)) {
+            let expected: Vec<f32> = a.iter().zip(b).map(|(a, b)| a + b).collect();
+            assert!(expected.iter().all(|v| v.is_finite()) && expected.iter().any(|v| *v != 0.0));
+            assert!(*sum == expected, "a sum is another");
+            let fits = |v: &f32| half::f16::from_f32(*v).to_f32() == *v;
+            rounded += expected.iter().filter(|v| !fits(v)).count();
+        }
+        assert!(rounded > 0, "all sums have 16 bits");
+    }
 }

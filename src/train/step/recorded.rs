@@ -19,7 +19,7 @@
 
 use super::{
     Answered, Ends, Gathered, Lost, Pass, Recorded, Rerun, Round, Seeds, Share, losses,
-    run_to_its_end,
+    run_to_its_end, wide::add_wide,
 };
 use crate::autograd::{GradMemory, ParamGrads, Reached, Tape, Var, add_to};
 use crate::device::cuda::{Arena, Graph, Layouts};
@@ -734,7 +734,7 @@ impl<'k> Replay<'k> {
             if sum.is_none() {
                 *sum = Some(duplicate(cuda, gradient)?);
             } else {
-                add_to(device, sum, anew(cuda, gradient)?)?;
+                add_wide(device, sum, anew(cuda, gradient)?)?;
             }
         }
         let seed = anew(cuda, &program.of_tokens)?;
