@@ -19,6 +19,7 @@ import sys
 import tempfile
 
 from compare import HERE, POINTS, build, image_of, last_json, points_of
+from recorded import fault
 
 SIZES = {"small": 64, "base": 128}
 
@@ -137,6 +138,8 @@ def main():
             runs["peer"].append(last_json([sys.executable, __file__, "--peer", path, *flags, *["--checkpoint"] * args.checkpoint]))
             common = [str(v) for v in (args.iterations, args.repeats, args.threads)]
             runs["prism"].append(last_json([ours, path, label, args.model, *common, points, str(args.checkpoint).lower()]))
+            if wrong := fault(runs["prism"][-1]):
+                sys.exit(wrong)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE.parent.parent).stdout.strip()
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
     result = {"date": datetime.date.today().isoformat(), "commit": commit, "cpu": cpu, "model": args.model, "iterations": args.iterations}

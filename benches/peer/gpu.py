@@ -25,6 +25,7 @@ import torch
 import prism_torch
 import compare_train
 from compare import POINTS, image_of, points_of
+from recorded import fault
 
 # Name: element type of the weights, autocast type, memory format, mode of torch.compile.
 HALF, F32 = torch.float16, torch.float32
@@ -64,6 +65,9 @@ def peer_step(repeats, autocast, channels_last, compiled):
         path = pathlib.Path(folder) / "image.f32"
         image_of(128).tofile(path)
         run = compare_train.peer(path, "base", ITERATIONS, repeats + 3, False, "cuda", autocast, channels_last, compiled)
+    # Its loss scale is lowered by steps that change nothing too.
+    if run["loss"][-1] == run["loss"][-2]:
+        raise RuntimeError(f"the losses do not change: {run['loss']}")
     return {"step": statistics.median(run["step"][3:]), "loss": run["loss"][0], "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
 
 
@@ -78,7 +82,9 @@ def prism_step(executables, precision, repeats):
     if done.returncode:
         raise RuntimeError(done.stderr[-400:])
     run = json.loads(done.stdout.splitlines()[-1])
-    return {"step": statistics.median(run["step"][3:]), "loss": run["loss"][0], "peak_gb": run["device_bytes"] / 1e9}
+    if wrong := fault(run):
+        raise RuntimeError(wrong)
+    return {"step": statistics.median(run["step"][3:]), "loss": run["loss"][0], "norm": run["norm"][0], "peak_gb": run["device_bytes"] / 1e9}
 
 
 def median(work, repeats):

@@ -1,5 +1,5 @@
 """Times training steps of the base network that are recorded and replayed, between steps that are
-launched op by op, and demands the same losses of all.
+launched op by op, and demands the same losses and norms of gradients of all, of steps that learn.
 
 python recorded.py --executables target/gpu [--iterations 4] [--repeats 10] [--device cuda]
 [--precision f16] [--json FILE]
@@ -7,6 +7,7 @@ python recorded.py --executables target/gpu [--iterations 4] [--repeats 10] [--d
 
 import argparse
 import json
+import math
 import pathlib
 import random
 import statistics
@@ -31,6 +32,18 @@ def ball():
     return struct.pack(f"<{SIZE**3}f", *(float(row + k * k < 0.3) for row in rows for k in axis))
 
 
+def fault(result):
+    """What is wrong with the steps of the executable `train`, or none: a step whose gradients are
+    not finite changes no weights, and so not the next loss."""
+    norms, losses = result["norm"], result["loss"]
+    # JSON has no infinity: it is null.
+    if not norms or not all(n is not None and math.isfinite(n) for n in norms):
+        return f"the norms of the gradients are {norms}"
+    if any(loss == after for loss, after in zip(losses, losses[1:])):
+        return f"the losses do not change: {losses}"
+    return None
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--executables", default="target/gpu")
@@ -53,14 +66,16 @@ def main():
             result = run(command, switches)
             if switches and 0 in result["recorded"][:2]:
                 sys.exit(f"nothing was recorded: {result['recorded']} pieces of the encoder, of iterations, and without a tape")
+            if wrong := fault(result):
+                sys.exit(f"{name}: {wrong}")
             step = statistics.median(result["step"][BEFORE:])
-            runs.append({"name": name, "step": step, "loss": result["loss"], "device_bytes": result["device_bytes"]})
+            runs.append({"name": name, "step": step, "loss": result["loss"], "norm": result["norm"], "device_bytes": result["device_bytes"]})
             print(f"{name}: {step * 1e3:.2f} ms a step, {(result['device_bytes'] or 0) / 1e9:.2f} GB, last loss {result['loss'][-1]}", flush=True)
-    same = all(r["loss"] == runs[0]["loss"] for r in runs)
+    same = all((r["loss"], r["norm"]) == (runs[0]["loss"], runs[0]["norm"]) for r in runs)
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps({"same_losses": same, "precision": args.precision, "iterations": args.iterations, "runs": runs}, indent=1) + "\n")
     if not same:
-        sys.exit("the losses differ")
+        sys.exit("the losses or the norms differ")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ impl TrainingStep {
     /// which learns from one item in `iterations` iterations.
     ///
     /// With `recompute`, iterations are run again in the backward pass instead of being kept. In
-    /// f16, the loss scale is 65536. A GPU replays recordings if `PRISM_CUDA_TRAIN_GRAPHS` is on.
+    /// f16, the loss scale is 65536, and half of what it was after each step whose gradients
+    /// overflowed. A GPU replays recordings if `PRISM_CUDA_TRAIN_GRAPHS` is on.
     pub fn new(
         device: &Device,
         config: Config,
@@ -70,13 +71,16 @@ impl TrainingStep {
     }
 
     /// Takes one step with a normalised image `[s, s, s]` and the same prompts in every iteration,
-    /// and waits for it; returns the loss before the step.
+    /// and waits for it; returns the loss before the step, and the norm of its gradients.
+    ///
+    /// If the norm is not finite, the step has changed no weights, and in f16 the loss scale is
+    /// lowered: see [`TrainingStep::warm_up`].
     pub fn run(
         &mut self,
         image: &Tensor,
         target: &Target,
         prompts: &PatchPrompts,
-    ) -> Result<Outcome, OpError> {
+    ) -> Result<(Outcome, f64), OpError> {
         upload_parameters(&self.device, &mut self.weights.tensors_mut())?;
         let mut prompt = |_: usize, _: Option<&Tensor>| -> Result<Option<Round>, OpError> {
             Ok(Some(prompts.clone().into()))
@@ -117,9 +121,86 @@ impl TrainingStep {
         )?;
         // All of the step's work is queued: here a GPU is waited for.
         let (mut outcomes, norm) = Lost::read_with(&self.device, &[lost], &norm)?;
+        let scale = self.share.scale;
         if !norm.is_finite() {
             self.optimizer.take_back();
+            if scale > 1.0 {
+                self.share.scale = scale / 2.0;
+            }
         }
-        Ok(outcomes.pop().unwrap_or_default())
+        Ok((outcomes.pop().unwrap_or_default(), norm / scale as f64))
+    }
+
+    /// Takes steps until one has changed the weights, and returns the loss before it and the norm
+    /// of its gradients: in f16 the first ones may only lower the loss scale.
+    ///
+    /// # Errors
+    /// Those of [`TrainingStep::run`]; the gradients are not finite without a loss scale either.
+    pub fn warm_up(
+        &mut self,
+        image: &Tensor,
+        target: &Target,
+        prompts: &PatchPrompts,
+    ) -> Result<(Outcome, f64), OpError> {
+        loop {
+            let scale = self.share.scale;
+            let (outcome, norm) = self.run(image, target, prompts)?;
+            if norm.is_finite() {
+                return Ok((outcome, norm));
+            }
+            if scale <= 1.0 {
+                let message = format!("the loss is {}, the gradients' norm {norm}", outcome.loss);
+                return Err(OpError::Argument { op: "training step", message });
+            }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::*;
+    use crate::device::{Cpu, Cuda};
+    use crate::ops::loss::KERNEL;
+
+    /// Steps whose gradients overflow change nothing but the loss scale, which is lowered until a
+    /// step changes the weights.
+    #[test]
+    fn a_loss_scale_that_overflows_is_lowered_until_a_step_learns() {
+        let device = Device::Cuda(Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0));
+        let config = Config { patch: 16, ..Config::tiny() };
+        let s = config.patch;
+        let names: Vec<String> = config.tensors().into_iter().map(|(name, _)| name).collect();
+        let mut step = TrainingStep::new(&device, config, 1, false);
+        let bits = |step: &TrainingStep| -> Vec<Vec<u32>> {
+            let of = |name: &String| -> Vec<u32> {
+                step.weights.get(name).data().iter().map(|v| v.to_bits()).collect()
+            };
+            names.iter().map(of).collect()
+        };
+        let voxels = 0..s.pow(3);
+        let image = voxels.clone().map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect();
+        let image = Tensor::new([s; 3], image);
+        let label = voxels.map(|i| f32::from(u8::from(i % s < s / 2))).collect();
+        let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
+        let prompts = PatchPrompts { points: vec![([5, 6, 7], true)], bounds: None };
+        let before = bits(&step);
+
+        let large = 2f32.powi(100);
+        step.share.scale = large;
+        let (outcome, norm) = step.run(&image, &target, &prompts).unwrap();
+        assert!(outcome.loss.is_finite() && !norm.is_finite(), "{}, {norm}", outcome.loss);
+        assert_eq!((step.share.scale, step.optimizer.steps()), (large / 2.0, 0));
+        assert!(bits(&step) == before, "a step that overflowed changed something");
+
+        // A score that is off by 0.01 has a gradient of 0.02, which this makes infinite in f16.
+        let large = 2f32.powi(22);
+        step.share.scale = large;
+        let (first, norm) = step.warm_up(&image, &target, &prompts).unwrap();
+        assert!(norm.is_finite() && norm > 0.0, "{norm}");
+        assert!(step.share.scale < large, "nothing overflowed");
+        assert_eq!((step.optimizer.steps(), first.loss), (1, outcome.loss));
+        assert!(bits(&step) != before, "the weights are what they were");
+        let (second, _) = step.run(&image, &target, &prompts).unwrap();
+        assert_ne!(second.loss, first.loss);
     }
 }

@@ -64,8 +64,9 @@ fn replayed_programs_of_training_equal_their_ops() {
     for (at, count) in [1, 2, 1, 1, 2, 2].into_iter().enumerate() {
         let points = (0..count).map(|i| ([15, 16, 9 + i], i == 0)).collect();
         let prompts = PatchPrompts { points, bounds: None };
-        let [expected, outcome] = [&mut plain, &mut replayed]
+        let [(expected, before), (outcome, norm)] = [&mut plain, &mut replayed]
             .map(|step| step.run(&image, &target, &prompts).expect("a step"));
+        assert_eq!(norm.to_bits(), before.to_bits(), "step {at}");
         assert_eq!(outcome.loss.to_bits(), expected.loss.to_bits(), "step {at}");
         assert_eq!(outcome.iterations, expected.iterations, "step {at}");
     }

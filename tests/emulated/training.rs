@@ -66,7 +66,7 @@ fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
         PatchPrompts { points: vec![([15, 16, 9], true), ([2, 2, 2], false)], bounds: None };
     let mut crossed = || {
         let before = (transfers(&device), cuda.carried(), cuda.waits());
-        let outcome = step.run(&image, &target, &prompts).unwrap();
+        let (outcome, _) = step.run(&image, &target, &prompts).unwrap();
         assert!(outcome.loss.is_finite() && outcome.iterations.len() == iterations);
         let (times, bytes) = (transfers(&device), cuda.carried());
         let crossed = [0, 1].map(|way| (times[way] - before.0[way], bytes[way] - before.1[way]));

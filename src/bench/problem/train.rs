@@ -6,7 +6,7 @@ use super::network::{self, Network, beside_portable};
 use super::{Judge, Kind, Read, Run, Task, Timed, positive, timed};
 use crate::bench::scribble;
 use crate::bench::step::TrainingStep;
-use crate::device::{Cuda, Device};
+use crate::device::{Cuda, DType, Device};
 use crate::model::Config;
 use crate::ops::loss::{KERNEL, Target};
 use crate::tensor::{OpError, Tensor};
@@ -49,7 +49,8 @@ pub fn launches(cuda: &Cuda, config: Config, iterations: usize) -> Result<Timed,
     timed(cuda, run(&cuda.clone().into(), config, iterations)?)
 }
 
-/// A training step; returns its loss.
+/// A training step; returns the loss before the first one that learned, whose weights are the same
+/// on every device.
 fn run(device: &Device, config: Config, iterations: usize) -> Result<Run, OpError> {
     let (s, on) = (config.patch, device.for_training());
     let image = noise(&[s, s, s], 1);
@@ -64,10 +65,15 @@ fn run(device: &Device, config: Config, iterations: usize) -> Result<Run, OpErro
         KERNEL,
     )?;
     let mut step = TrainingStep::new(&on, config, iterations, false);
-    let mut first = None;
+    let prompts = scribble(s, 5, 1);
+    // A step whose gradients overflow does less than one that changes the weights: the loss scale
+    // is lowered before.
+    let mut first = match on.precision() {
+        DType::F16 => Some(step.warm_up(&image, &target, &prompts)?.0.loss as f32),
+        _ => None,
+    };
     Ok(Box::new(move || {
-        let loss = step.run(&image, &target, &scribble(s, 5, 1))?.loss as f32;
-        // The first step's loss, whose weights are the same on every device.
+        let loss = step.run(&image, &target, &prompts)?.0.loss as f32;
         Ok(Tensor::new([1], vec![*first.get_or_insert(loss)]))
     }))
 }
