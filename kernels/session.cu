@@ -1,5 +1,5 @@
 // The steps around the network in an interaction: prompts into maps, the choice among candidates,
-// masks as bits.
+// masks as bits, and labels from them.
 #include "lib/base.cuh"
 
 // Sets the listed values of a map to one; one thread per entry.
@@ -52,6 +52,17 @@ __device__ __forceinline__ void pack_bits(const T *x, unsigned char *bits, int64
     bits[at] = byte;
 }
 
+// The zeros and ones of such bits as floats; eight values per thread.
+__device__ __forceinline__ void widen_bits(const unsigned char *bits, float *y, int64 bytes) {
+    int64 at = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= bytes) return;
+    int byte = bits[at];
+    float v[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = (float)(byte >> (7 - i) & 1);
+    store(y + at * 8, v);
+}
+
 // Rows of parameters: y[r] = base[r] + the row at address table[r], rows of c floats. One block per
 // row.
 template <class T>
@@ -95,3 +106,6 @@ __device__ __forceinline__ void embed_gradient(const T *dy, const int64 *table, 
 SESSION(f32)
 SESSION(f16)
 SESSION(bf16)
+
+KERNEL(unpack_bits, 256, 4, (const unsigned char *bits, float *y, int64 bytes),
+       widen_bits(bits, y, bytes))

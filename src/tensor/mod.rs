@@ -287,6 +287,17 @@ impl Tensor {
         }
     }
 
+    /// A device's copy of values whose home is the host, kept with them for
+    /// [`Tensor::to_device`]: made by `make`, unless there is one.
+    pub(crate) fn kept_on(
+        &self,
+        cuda: &Cuda,
+        dtype: DType,
+        make: impl FnOnce() -> Result<Arc<Memory>, CudaError>,
+    ) -> Result<Arc<Memory>, CudaError> {
+        self.cell.copies.get(cuda, dtype, make)
+    }
+
     /// The type of the values if their home is a CUDA device, none if it is the host.
     pub fn device_type(&self) -> Option<DType> {
         match &self.cell.storage {

@@ -1,7 +1,7 @@
 //! A training pass as on the CPU: its losses, its optimiser, and what a step copies.
 
 use crate::common::{apart, tiny};
-use crate::{learn_in, open, transfers, whole};
+use crate::{cuda_of, learn_in, open, transfers, whole};
 use prism::bench::TrainingStep;
 use prism::device::{DType, Device, Precision};
 use prism::model::PatchPrompts;
@@ -85,6 +85,31 @@ fn a_training_step_keeps_weights_gradients_and_maps_on_the_device() {
     assert!(up.0 <= 3 + 4 * iterations as u64, "{} copies to the device", up.0);
     let tables: usize = lengths.iter().map(|n| 2 * (40 + 8 * n.div_ceil(1 << 14))).sum();
     assert!(up.1 < tables as u64 + (16 << 10), "{} bytes went up, {tables} of tables", up.1);
+}
+
+/// A label goes to the device as a bit of each voxel, or as it is if its voxels fill no bytes.
+#[test]
+fn a_label_goes_to_the_device_as_bits() {
+    for (size, bytes) in [([4, 6, 5], 15), ([3, 3, 3], 108)] {
+        for dtype in [DType::F32, DType::F16] {
+            let device = open(dtype);
+            let (cuda, voxels) = (cuda_of(&device), size.iter().product::<usize>());
+            let label: Vec<f32> =
+                (0..voxels).map(|i| f32::from(u8::from(i % 3 == 0 || i > 90))).collect();
+            let before = (transfers(&device), cuda.carried());
+            let target = Target::new(&device, label.clone(), size, KERNEL).unwrap();
+            let after = (transfers(&device), cuda.carried());
+            let crossed =
+                [0, 1].map(|way| (after.0[way] - before.0[way], after.1[way] - before.1[way]));
+            assert_eq!(crossed, [(1, bytes), (0, 0)], "{dtype}, {size:?}");
+            assert_eq!(target.label(), label);
+            // Of logits of 0 the first sum is half the label's volume.
+            let logits = Tensor::new([1, voxels], vec![0.0; voxels]);
+            let sums = loss::mask_sums(&device, &logits, &target).unwrap().read().unwrap();
+            let volume: f32 = label.iter().sum();
+            assert_eq!(sums[0][0], f64::from(volume) / 2.0, "{dtype}, {size:?}");
+        }
+    }
 }
 
 /// Gradients that overflowed change nothing, and the host does not have to know it to take the

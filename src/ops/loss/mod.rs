@@ -55,6 +55,9 @@ impl Target {
         let volume = label.iter().map(|g| *g as f64).sum();
         let [d, h, w] = size;
         let label = Tensor::new([1, 1, d, h, w], label);
+        if let Device::Cuda(cuda) = device {
+            cuda::upload_label(cuda, &label)?;
+        }
         let boundary = boundary_map(device, &label, kernel)?;
         Ok(Target { label, boundary, volume, size, kernel })
     }
