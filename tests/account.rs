@@ -1,6 +1,7 @@
 //! The kernels' memory requests, counted without a GPU: how often shared memory requests are
-//! repeated, sectors, bytes. `kernels/host/account.h` says how they are counted, `docs/kernels.md`
-//! what the columns of `kernels/account.txt` are.
+//! repeated, sectors, bytes; and how many warps a multiprocessor has room for.
+//! `kernels/host/account.h` says how requests are counted, `docs/kernels.md` what the columns of
+//! `kernels/account.txt` are.
 //!
 //! The counted accesses are those that the host's compiler leaves of the kernels' text. So the
 //! account depends on the compiler, which it names, and is not compared with the counts of others.
@@ -10,13 +11,18 @@
 #[path = "common/built.rs"]
 mod built;
 mod common;
+// Machine code is listed elsewhere.
+#[allow(dead_code)]
+#[path = "common/listing.rs"]
+mod listing;
 
 use built::{compile, is_clang};
 use common::{here, skipped};
 use prism::bench::{Prepared, Problem};
 use prism::device::{Cpu, Cuda, Device, Precision};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 
@@ -169,17 +175,21 @@ impl AddAssign for Counts {
     }
 }
 
+/// What a block of a launch has: threads, and bytes of shared memory.
+type Block = [usize; 2];
+
 impl Counts {
-    /// Parses a line that a launch wrote, with the kernel's name.
-    fn read(line: &str) -> Option<(&str, Counts)> {
+    /// Parses a line that a launch wrote, with the kernel's name and a block.
+    fn read(line: &str) -> Option<(&str, Block, Counts)> {
         let (kernel, numbers) = line.split_once(' ')?;
         let numbers: Vec<u64> =
             numbers.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
-        let [shared, conflicts, ways @ ..] = &numbers[..] else { return None };
+        let [threads, bytes, shared, conflicts, ways @ ..] = &numbers[..] else { return None };
         let way = |of: &[u64]| Way { sectors: of[1], needed: of[2], bytes: of[3] };
         let [read, written] = [ways.get(..4)?, ways.get(4..8)?].map(way);
         let (shared, conflicts) = (*shared, *conflicts);
-        Some((kernel, Counts { launches: 1, shared, conflicts, ways: [read, written] }))
+        let counts = Counts { launches: 1, shared, conflicts, ways: [read, written] };
+        Some((kernel, [*threads as usize, *bytes as usize], counts))
     }
 
     /// The columns after the kernel's name.
@@ -201,6 +211,28 @@ impl Counts {
             ratio(32 * written.sectors, written.bytes),
         )
     }
+}
+
+/// A line for each kernel: of the blocks of its launches the one for which a multiprocessor has
+/// least room, with the registers that `kernels/instructions.txt` has for the kernel.
+fn rooms(blocks: &BTreeMap<String, BTreeSet<Block>>) -> String {
+    let instructions = std::fs::read_to_string(here("kernels/instructions.txt")).unwrap();
+    let registers = |line: &str| -> Option<(String, usize)> {
+        let mut columns = line.split_whitespace();
+        Some((columns.next()?.into(), columns.next()?.parse().ok()?))
+    };
+    let registers: BTreeMap<String, usize> =
+        instructions.lines().filter(|line| !line.starts_with('#')).filter_map(registers).collect();
+    let line = |(kernel, blocks): (&String, &BTreeSet<Block>)| {
+        let of = *registers.get(kernel).unwrap_or_else(|| {
+            panic!("kernels/instructions.txt has no {kernel}: tests/kernels.rs writes it")
+        });
+        let room = |[threads, shared]: Block| listing::warps(threads, of, shared);
+        let least = blocks.iter().min_by_key(|block| (room(**block), Reverse(block[1])));
+        let block = *least.expect("a launch");
+        format!("{kernel:<36} {:>7} {:>9} {of:>9} {:>5}\n", block[0], block[1], room(block))
+    };
+    blocks.iter().map(line).collect()
 }
 
 /// The lines of the account that are not comments.
@@ -274,13 +306,15 @@ fn kernels_ask_of_memory_what_their_account_says() {
          {mark}\n\
          # problem                      in   kernel                               times        kB conflicts r-sectors w-sectors   r-bytes   w-bytes\n"
     );
+    let mut blocks: BTreeMap<String, BTreeSet<Block>> = BTreeMap::new();
     let ops = OPS.into_iter().flat_map(|op| [(op, Precision::F16), (op, Precision::F32)]);
     for (problem, precision) in ops.chain(NETWORKS.map(|network| (network, Precision::F16))) {
         let launches = counting.launches(&library, problem, On { precision, threads: 0, seed: 0 });
         let mut kernels: BTreeMap<&str, Counts> = BTreeMap::new();
         for line in launches.lines() {
-            let (kernel, counts) = Counts::read(line).unwrap_or_else(|| panic!("'{line}'"));
+            let (kernel, block, counts) = Counts::read(line).unwrap_or_else(|| panic!("'{line}'"));
             *kernels.entry(kernel).or_default() += counts;
+            blocks.entry(kernel.into()).or_default().insert(block);
         }
         assert!(!kernels.is_empty(), "{problem} launches nothing");
         for (kernel, counts) in kernels {
@@ -288,6 +322,8 @@ fn kernels_ask_of_memory_what_their_account_says() {
             account += &format!("{problem:<30} {precision:<4} {kernel:<36} {columns}\n");
         }
     }
+    account += "#\n# kernel                             threads    shared registers warps\n";
+    account += &rooms(&blocks);
     if update {
         std::fs::write(&file, &account).unwrap();
         return;

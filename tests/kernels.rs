@@ -714,7 +714,11 @@ fn instructions_are_counted_by_loop_and_kind() {
     code.lines().filter(|line| !line.contains("BRA")).for_each(|line| straight.see(line));
     assert_eq!(straight.loop_of_most(), None);
     // Registers by the eight of a thread, warps by the four, blocks of a multiprocessor.
-    let of = |threads, registers| listing::warps(threads, registers);
+    let of = |threads, registers| listing::warps(threads, registers, 0);
     assert_eq!([of(128, 168), of(256, 64), of(256, 65), of(384, 168)], [12, 32, 24, 12]);
     assert_eq!([of(32, 16), of(1024, 32), of(512, 20), of(128, 255)], [32, 64, 64, 8]);
+    // Shared memory, of which the system has a kilobyte a block.
+    let of = |threads, shared| listing::warps(threads, 32, shared);
+    assert_eq!([of(128, 48_000), of(128, 55_296), of(256, 114_688)], [16, 16, 16]);
+    assert_eq!([of(256, 115_713), of(384, 200_656), of(128, 0)], [8, 12, 64]);
 }

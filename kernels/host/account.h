@@ -1,7 +1,7 @@
 // The account: the kernels' memory requests, counted while the emulator runs them. It is built only
-// with PRISM_ACCOUNT, the name of a file to which each launch adds a line: kernel, shared requests,
-// their conflicts, and for reads and for writes the requests, sectors, sectors needed and bytes
-// needed.
+// with PRISM_ACCOUNT, the name of a file to which each launch adds a line: kernel, a block's threads
+// and bytes of shared memory, shared requests, their conflicts, and for reads and for writes the
+// requests, sectors, sectors needed and bytes needed.
 //
 // A request is the set of accesses that the lanes of a warp make at one place of the machine code,
 // each for the n-th time. Lanes run one after another here, and those of a warp come together where
@@ -110,7 +110,8 @@ class Launch {
 
     // Called after each part, with what was counted; `kernel`'s line is written when all blocks are
     // done.
-    void end(const char *kernel, const Counts &more, uint64_t blocks) {
+    void end(const char *kernel, unsigned threads, unsigned bytes, const Counts &more,
+             uint64_t blocks) {
         std::lock_guard<std::mutex> guard(lock);
         counts.shared += more.shared, counts.conflicts += more.conflicts;
         for (int way : {READ, WRITTEN}) {
@@ -124,8 +125,8 @@ class Launch {
         last = counts;
         FILE *file = fopen(PRISM_ACCOUNT, "a");
         if (!file) return;
-        fprintf(file, "%s %llu %llu", kernel, (unsigned long long)counts.shared,
-                (unsigned long long)counts.conflicts);
+        fprintf(file, "%s %u %u %llu %llu", kernel, threads, bytes,
+                (unsigned long long)counts.shared, (unsigned long long)counts.conflicts);
         for (const Way &w : counts.ways) {
             for (uint64_t v : {w.requests, w.sectors, w.needed, w.bytes})
                 fprintf(file, " %llu", (unsigned long long)v);

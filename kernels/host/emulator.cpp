@@ -978,7 +978,7 @@ extern "C" bool prism_emulator_run(const Kernel *kernel, const unsigned *grid, u
         good = run_block(a, block, dim3{grid[0], grid[1], grid[2]}, order);
     }
     a.running = false, shared_size = 0;
-    ACCOUNT(launch.end(kernel->name, a.log.counts, to - from);)
+    ACCOUNT(launch.end(kernel->name, threads, shared, a.log.counts, to - from);)
     if (!good) snprintf(message, length, "%s", a.message);
     return good;
 }

@@ -167,30 +167,36 @@ impl Listing {
     }
 }
 
-/// Of a multiprocessor: 32-bit registers, most blocks and most warps, from compute capability 9.0.
+/// Of a multiprocessor: 32-bit registers, bytes of shared memory, most blocks and most warps, from
+/// compute capability 9.0.
 const REGISTERS: usize = 1 << 16;
+const SHARED: usize = 228 << 10;
 const BLOCKS: usize = 32;
 const WARPS: usize = 64;
+/// Bytes of shared memory that the system takes for each block.
+const RESERVED: usize = 1 << 10;
 
 /// The number of warps that a multiprocessor has room for at a time if their blocks have `threads`
-/// threads with `registers` registers each, without regard to shared memory.
-pub fn warps(threads: usize, registers: usize) -> usize {
+/// threads with `registers` registers each, and `shared` bytes of shared memory.
+pub fn warps(threads: usize, registers: usize, shared: usize) -> usize {
     let each = threads.div_ceil(32);
     // A warp gets registers by the 256; the warps of each quarter share a quarter of them.
     let of_registers = REGISTERS / 4 / (registers.max(1).next_multiple_of(8) * 32) * 4;
-    (of_registers / each).min(WARPS / each).min(BLOCKS) * each
+    let of_shared = SHARED / (shared.next_multiple_of(128) + RESERVED);
+    (of_registers / each).min(of_shared).min(WARPS / each).min(BLOCKS) * each
 }
 
 /// The columns' names for [`line`].
 pub const HEAD: &str = "# kernel                             registers warps  code  loop matrix shared global integer float density";
 
-/// A line of the table: registers and warps of the kernel, all of its instructions, and of its
-/// loop, or of all if it has none, those of each kind.
+/// A line of the table: registers and warps of the kernel, without regard to the shared memory that
+/// a launch asks for, all of its instructions, and of its loop, or of all if it has none, those of
+/// each kind.
 pub fn line(kernel: &str, threads: Option<usize>, registers: usize, of: &Listing) -> String {
     let (whole, found) = (of.whole(), of.loop_of_most());
     let length = found.map_or("-".to_string(), |mix| mix.instructions.to_string());
     let mix = found.unwrap_or(whole);
-    let warps = threads.map_or("-".to_string(), |threads| warps(threads, registers).to_string());
+    let warps = threads.map_or("-".to_string(), |n| warps(n, registers, 0).to_string());
     format!(
         "{kernel:<36} {registers:>9} {warps:>5} {:>5} {length:>5} {:>6} {:>6} {:>6} {:>7} {:>5} {:>7.2}",
         whole.instructions,
