@@ -1,7 +1,7 @@
 // The account: the kernels' memory requests, counted while the emulator runs them. It is built only
-// with PRISM_ACCOUNT, the name of a file to which each launch adds a line: kernel, a block's threads
-// and bytes of shared memory, shared requests, their conflicts, and for reads and for writes the
-// requests, sectors, sectors needed and bytes needed.
+// with PRISM_ACCOUNT, the name of a file to which each launch adds a line: kernel, threads and
+// bytes of shared memory of a block, shared requests, their conflicts, and for reads and for writes
+// the requests, sectors, sectors needed and bytes needed.
 //
 // A request is the set of accesses that the lanes of a warp make at one place of the machine code,
 // each for the n-th time. Lanes run one after another here, and those of a warp come together where

@@ -7,8 +7,9 @@ use prism::model::{Config, Intensity, Model, Weights};
 use prism::ops::conv3d::{self, ConvInput, Epilogue, PackedConv};
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
 use prism::ops::linear::{self, Activation};
+use prism::ops::loss::{self, KERNEL, Target, Terms};
 use prism::ops::norm;
-use prism::ops::optimizer::upload_parameters;
+use prism::ops::optimizer::{AdamW, AdamWConfig, follow, global_norm, upload_parameters};
 use prism::tensor::{OpError, Param, Tensor};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -385,6 +386,93 @@ pub fn tiny() -> Config {
         }),
         ..Config::base()
     }
+}
+
+/// The parameters, averages and moments after two steps of the optimiser, clipped: tensors of more
+/// than one block's values, and of few.
+fn optimised(device: &Device) -> Result<Vec<Tensor>, OpError> {
+    let lengths = [20_003, 7, 33];
+    let config = AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.1, max_norm: 1.0 };
+    let mut values = lengths.map(|n| scattered(&[n], 20));
+    let mut averages = lengths.map(|n| scattered(&[n], 21));
+    let mut adamw = AdamW::new(config, &lengths);
+    for seed in [22, 23] {
+        let gradients = lengths.map(|n| scattered(&[n], seed));
+        let given = gradients.each_ref().map(Some);
+        let norm = global_norm(device, &given)?;
+        adamw.step(device, 0.1, &mut values.each_mut(), &given, &norm, 2.0)?;
+        follow(device, &mut averages, &values.each_ref(), 0.5, &norm)?;
+    }
+    let moments = adamw.moments().iter().flatten().cloned();
+    Ok(values.into_iter().chain(averages).chain(moments).collect())
+}
+
+/// What is wrong with the optimiser on a CUDA device, compared with the CPU.
+pub fn judge_optimizer(device: &Device) -> Result<(), String> {
+    let made = optimised(device).map_err(|e| e.to_string())?;
+    near(&made, &optimised(&Device::open("cpu", 1).unwrap()).unwrap(), 1e-5)
+}
+
+/// The losses of masks, also near clicks, and the gradients of their scores and logits.
+fn lost(device: &Device) -> Result<Vec<Tensor>, OpError> {
+    let (size, masks) = ([6, 20, 40], 3);
+    let voxels = size.iter().product::<usize>();
+    let (label, weights) = (scattered(&[voxels], 30), scattered(&[voxels], 31));
+    let label = label.data().iter().map(|v| f32::from(u8::from(*v > 0.0))).collect();
+    let weights = weights.data().iter().map(|v| v.max(0.0)).collect();
+    let target = Target::new(device, label, size, KERNEL)?;
+    let (x, scores) = (scattered(&[masks, voxels], 32), scattered(&[masks, 1], 33));
+    let terms = Terms { region: 0.5, boundary: 5.0 };
+    let (sums, dx) = loss::mask_sums_gradient(device, &x, &target, terms, 64.0)?;
+    let ds = loss::score_gradient(device, &sums, &scores, &target, 2.0, 64.0)?;
+    let (near, dx) = loss::emphasis(device, &x, &target, &(weights, 0.7), 64.0, dx)?;
+    let lost = sums.read()?.into_iter().map(|sums| target.loss(sums).total(terms) as f32);
+    let beside = near.read()?.into_iter().map(|sums| sums[0] as f32);
+    Ok(vec![Tensor::from(lost.chain(beside).collect::<Vec<_>>()), ds, dx])
+}
+
+/// What is wrong with losses on a CUDA device, compared with the CPU.
+pub fn judge_losses(device: &Device) -> Result<(), String> {
+    let made = lost(device).map_err(|e| e.to_string())?;
+    near(&made, &lost(&Device::open("cpu", 1).unwrap()).unwrap(), 1e-5)
+}
+
+/// Rows of parameters, some of them more than once, and the gradients of the parameters.
+fn embedded(device: &Device) -> Result<Vec<Tensor>, OpError> {
+    const C: usize = 40;
+    let mut given = [(1, 40), (3, 41), (1, 42)].map(|(n, seed)| scattered(&[n, C], seed));
+    upload_parameters(device, &mut given.each_mut())?;
+    let mut id = 0..;
+    let params = given.map(|value| Param::new(value, id.next().expect("a number")));
+    let rows = [(0, 0), (1, 2), (2, 0), (1, 0), (2, 0), (2, 0)];
+    let (mut grads, tape) = (ParamGrads::new(params.len()), Tape::on(device));
+    let list = rows.map(|(param, row)| (&params[param], row)).to_vec();
+    let y = tape.embed(scattered(&[rows.len(), C], 43), list)?;
+    let mut made = vec![y.value().clone()];
+    tape.backward(vec![(&y, scattered(&[rows.len(), C], 44))], &mut grads)?;
+    made.extend((0..params.len()).filter_map(|id| grads.tensor(id).cloned()));
+    Ok(made)
+}
+
+/// What is wrong with rows of parameters on a CUDA device, compared with the CPU: all sums are
+/// exact.
+pub fn judge_rows(device: &Device) -> Result<(), String> {
+    let made = embedded(device).map_err(|e| e.to_string())?;
+    near(&made, &embedded(&Device::open("cpu", 1).unwrap()).unwrap(), 0.0)
+}
+
+/// An error unless results are within a bound of the expected ones, relative to their lengths.
+fn near(made: &[Tensor], expected: &[Tensor], bound: f64) -> Result<(), String> {
+    if made.len() != expected.len() {
+        return Err(format!("{} results, expected {}", made.len(), expected.len()));
+    }
+    for (what, (got, want)) in made.iter().zip(expected).enumerate() {
+        let apart = apart(got.try_data().map_err(|e| e.to_string())?, want.data());
+        if apart.is_nan() || apart > bound {
+            return Err(format!("result {what}: {apart} apart"));
+        }
+    }
+    Ok(())
 }
 
 /// The tiny network with hashed weights.
