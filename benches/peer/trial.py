@@ -1,5 +1,5 @@
 """Trains the small network on synthetic cases for a given time, as a trial:
-python trial.py --prism PROGRAM --json FILE [--seconds 120] [--device cuda] [--precision f16]
+python trial.py --prism PROGRAM --json FILE [--seconds 60] [--device cuda] [--precision f16]
 
 What training is like as its users run it, with data, simulated users, validation and saving. Fails
 if the run does, or if its loss does not fall. The cases are made as they are needed: no data is
@@ -16,11 +16,14 @@ import sys
 import tempfile
 import time
 
+# Seconds to end in after it was asked to; scripts/gpu-check leaves as many.
+SAVING = 30
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prism", type=pathlib.Path, required=True)
-    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", default="f16")
     parser.add_argument("--json", type=pathlib.Path, required=True)
@@ -36,7 +39,14 @@ def main():
         except subprocess.TimeoutExpired:
             # It finishes its step, or the case of a validation, and saves.
             run.send_signal(signal.SIGTERM)
-            said, _ = run.communicate(timeout=60)
+            try:
+                said, _ = run.communicate(timeout=SAVING)
+            except subprocess.TimeoutExpired:
+                # It would keep the GPU from what is measured next.
+                run.kill()
+                said, _ = run.communicate()
+                print(said)
+                sys.exit(f"the training was killed: {SAVING} s after it was asked to end it had not")
         whole = time.time() - start
         print(said)
         if run.returncode:
