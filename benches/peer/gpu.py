@@ -1,16 +1,19 @@
 """Times the network in PyTorch on a GPU in every configuration worth a try, and prism beside it:
-python gpu.py --executables FOLDER --json FILE
+python gpu.py --executables FOLDER --json FILE [--rows first|rest|warm] [--seconds 200]
 
 Same image, prompts and hashed weights. Encode and interaction, base at 128^3: medians by the
 device's clock for PyTorch, by the host's for prism, whose interactions end with the masks on the
 host. A training step, base, one item, 4 iterations: medians by the host's clock, device waited for.
-What says most comes first: prism, PyTorch's best configuration eager, then through torch.compile as
-it is by default and with max-autotune, in inference and training; then the others. A configuration
-that fails or runs out of time is reported as that. Called by scripts/gpu-check.
+The first rows are those that say most: prism in f16, PyTorch's best configuration eager, then
+through torch.compile as it is by default and with max-autotune, in inference and training; the rest
+are the others. Rows that the file holds are kept, of either part, and those that failed or ran out
+of time, which is reported as that, are measured again. With --rows warm nothing is measured, and
+what torch.compile makes by default is left in its cache on disk. Called by scripts/gpu-check.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import pathlib
 import signal
@@ -19,6 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
+
+# Time is counted from here on: torch takes long to load.
+START = time.time()
 
 import torch
 
@@ -57,6 +63,11 @@ TRAINING = {
 ITERATIONS = 4
 # What is measured first, of both.
 FIRST = ("AMP f16", "AMP f16 compiled", "AMP f16 max-autotune")
+# Of these, what is compiled beforehand: max-autotune would choose by times.
+WARMED = "AMP f16 compiled"
+NO_TIME = "no time left"
+# A hundred million weights, the same for every row.
+prism_torch.hashed = functools.cache(prism_torch.hashed)
 
 
 def peer_step(repeats, autocast, channels_last, compiled):
@@ -172,43 +183,86 @@ def at_most(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
+def rows(args):
+    """What is measured first, and the rest, in order: side, name and work of each row."""
+    own = [("prism", p, lambda p=p: prism(args.executables, args.size, p, 10 * args.repeats)) for p in ("f16", "bf16", "tf32", "f32")]
+    own += [("prism_step", p, lambda p=p: prism_step(args.executables, p, 5)) for p in ("f16", "bf16")]
+    peers = [("peer", n, lambda c=c: peer(args.size, args.repeats, *c), c[-1]) for n, c in CONFIGURATIONS.items()]
+    peers += [("peer_step", n, lambda c=c: peer_step(5, *c), c[-1]) for n, c in TRAINING.items()]
+    # After the first ones, the eager ones, which begin at once.
+    peers.sort(key=lambda p: (FIRST.index(p[1]) if p[1] in FIRST else len(FIRST), p[3] is not None))
+    first = [r for r in own if r[1] == "f16"] + [p[:3] for p in peers if p[1] in FIRST]
+    rest = [r for r in own if r[1] != "f16"] + [p[:3] for p in peers if p[1] not in FIRST]
+    return first, rest
+
+
+def left(args):
+    return args.seconds - (time.time() - START)
+
+
+def warm(args):
+    """Compiles for inference and training, and times nothing."""
+    for work in (lambda: peer(args.size, 1, *CONFIGURATIONS[WARMED]), lambda: peer_step(1, *TRAINING[WARMED])):
+        if left(args) < 5:
+            break
+        try:
+            with at_most(left(args)):
+                work()
+            print(f"compiled after {time.time() - START:.0f} s", flush=True)
+        except Exception as e:
+            print(f"{type(e).__name__}: {e}"[:500], flush=True)
+        torch._dynamo.reset()
+        torch.cuda.empty_cache()
+
+
+def kept(path, result):
+    """What an earlier call left of the same comparison, or `result`, which has no rows yet."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return result
+    return found if all(found.get(k) == result[k] for k in ("torch", "gpu", "size")) else result
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--executables", type=pathlib.Path, required=True)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=200, help="no further configuration begins after this, and one that has begun ends 30 s later")
+    parser.add_argument("--rows", choices=("first", "rest", "warm"), default="first")
+    parser.add_argument("--seconds", type=float, default=200, help="of the whole process: a configuration takes two thirds of what is left at the most, and none begins in the last 10")
     parser.add_argument("--json", type=pathlib.Path, required=True)
     args = parser.parse_args()
-    start = time.time()
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
+    if args.rows == "warm":
+        return warm(args)
     result = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "size": args.size, "prism": {}, "peer": {}, "prism_step": {}, "peer_step": {}}
-    todo = [("prism", p, lambda p=p: prism(args.executables, args.size, p, 10 * args.repeats)) for p in ("f16", "bf16", "tf32", "f32")]
-    todo += [("prism_step", p, lambda p=p: prism_step(args.executables, p, 5)) for p in ("f16", "bf16")]
-    peers = [("peer", n, lambda c=c: peer(args.size, args.repeats, *c), c[-1]) for n, c in CONFIGURATIONS.items()]
-    peers += [("peer_step", n, lambda c=c: peer_step(5, *c), c[-1]) for n, c in TRAINING.items()]
-    # Then the eager ones, which begin at once.
-    rank = lambda p: (FIRST.index(p[1]) if p[1] in FIRST else len(FIRST), p[3] is not None)
-    todo += [p[:3] for p in sorted(peers, key=rank)]
+    result = kept(args.json, result)
+    # What an earlier call tried in vain comes after what it did not try.
+    todo = sorted(rows(args)[args.rows == "rest"], key=lambda r: result[r[0]].get(r[1], {}).get("failed", NO_TIME) != NO_TIME)
     for side, name, work in todo:
-        left = args.seconds - (time.time() - start)
-        if left < 0:
-            result[side][name] = {"failed": "no time left"}
-        else:
-            try:
-                with at_most(left + 30):
-                    result[side][name] = work()
-            except Exception as e:
-                result[side][name] = {"failed": f"{type(e).__name__}: {e}"[:500]}
-            torch._dynamo.reset()
-            torch.cuda.empty_cache()
+        if "failed" in result[side].get(name, {"failed": ""}):
+            if left(args) < 10:
+                result[side].setdefault(name, {"failed": NO_TIME})
+            else:
+                try:
+                    # A compiler may take any time: it leaves some to those that follow.
+                    with at_most(left(args) if (side, name) == todo[-1][:2] else max(left(args) * 2 / 3, 10)):
+                        result[side][name] = work()
+                except Exception as e:
+                    result[side][name] = {"failed": f"{type(e).__name__}: {e}"[:500]}
+                torch._dynamo.reset()
+                torch.cuda.empty_cache()
         print(side, name, result[side][name], flush=True)
         compare_best(result)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-    if "failed" in result["prism"]["f16"]:
+        # Whole or not at all: this may be ended at any time.
+        part = args.json.with_suffix(".part")
+        part.write_text(json.dumps(result, indent=1) + "\n")
+        part.replace(args.json)
+    if args.rows == "first" and "failed" in result["prism"]["f16"]:
         sys.exit("prism did not run")
-    late = [n for side in ("peer", "peer_step") for n in FIRST if result[side].get(n, {}).get("failed") == "no time left"]
+    late = [f"{side} {name}" for side, name, _ in todo if result[side][name].get("failed") == NO_TIME]
     if late:
         sys.exit(f"no time left for {', '.join(late)}: run it again")
 
