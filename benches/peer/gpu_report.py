@@ -1,5 +1,5 @@
-"""Puts what scripts/gpu-check left in a folder into one result.json and result.md:
-python gpu_report.py FOLDER COMMIT"""
+"""Puts what the steps of scripts/gpu-check left in a folder, as far as they are done, into
+result.json and result.md of another: python gpu_report.py FOLDER RESULTS COMMIT"""
 
 import datetime
 import json
@@ -26,60 +26,80 @@ def choices_of(tried):
     return lines
 
 
-def main(folder, commit):
-    folder = pathlib.Path(folder)
+def parsed(text):
+    """What a text holds as JSON; none if it is empty or was not written to its end."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def said(failure):
+    """The beginning of a failure, as a cell of a table."""
+    return " ".join(failure.split())[:80].replace("|", "/")
+
+
+# Exit statuses that scripts/gpu-check and timeout give a meaning.
+MEANING = {0: "passed", None: "**was not finished**", 75: "**not done: no time left**", 124: "**ended at its limit of time**", 137: "**killed at its limit of time**"}
+
+
+def main(folder, out, commit):
+    folder, out = pathlib.Path(folder), pathlib.Path(out)
     read = lambda name: (folder / name).read_text() if (folder / name).exists() else ""
-    steps = {p.stem: int(p.read_text()) for p in sorted(folder.glob("*.rc"))}
+    read_json = lambda name: parsed(read(name))
+    # One that is being written is empty.
+    steps = {p.stem: parsed(p.read_text()) for p in sorted(folder.glob("*.rc"))}
     info = read("info.log").splitlines()
     gpu, driver = (info[0].split(", ") + ["", ""])[:2] if info else ("", "")
-    result = {"date": datetime.date.today().isoformat(), "commit": commit, "gpu": gpu, "driver": driver, "steps": steps, "info": info}
-    lines = [f"# {gpu}, driver {driver}", "", f"{result['date']}, commit {commit}. Step: exit status.", ""]
-    lines += [f"- {name}: {'passed' if rc == 0 else f'**failed ({rc})**'}" for name, rc in steps.items()]
+    notes = read("notes").splitlines()
+    result = {"date": datetime.date.today().isoformat(), "commit": commit, "gpu": gpu, "driver": driver, "notes": notes, "steps": steps, "info": info}
+    lines = [f"# {gpu}, driver {driver}" if gpu else "# The step info has not run", "", f"{result['date']}, commit {commit}. Step: exit status.", ""]
+    lines += [f"**{note}.**\n" for note in notes]
+    lines += [f"- {name}: {MEANING.get(rc, f'**failed ({rc})**')}" for name, rc in steps.items()]
     for precision in ("f32", "tf32", "ieee", "f16", "bf16"):
         last = [l for l in read(f"verify-{precision}.log").splitlines() if " passed, " in l]
         lines += [f"- verify {precision}: {last[-1]}"] if last else []
-    if read("peer.json"):
-        peer = result["comparison"] = json.loads(read("peer.json"))
+    if peer := read_json("peer.json"):
+        result["comparison"] = peer
         lines += ["", f"Base, {peer['size']}^3, beside PyTorch {peer['torch']} in one run:", "", "| | encode, ms | interaction, ms | memory, GB |", "|---|---|---|---|"]
         for side in ("prism", "peer"):
             for name, r in peer[side].items():
-                cells = [r["failed"][:80], "", ""] if "failed" in r else [f"{r['encode'] * 1e3:.2f}", f"{r['interact'] * 1e3:.2f}", f"{r['peak_gb']:.2f}"]
+                cells = [said(r["failed"]), "", ""] if "failed" in r else [f"{r['encode'] * 1e3:.2f}", f"{r['interact'] * 1e3:.2f}", f"{r['peak_gb']:.2f}"]
                 lines.append(f"| {'PyTorch' if side == 'peer' else side} {name} | " + " | ".join(cells) + " |")
         lines += ["", "| | training step, ms | memory, GB |", "|---|---|---|"]
         for side in ("prism_step", "peer_step"):
             for name, r in peer.get(side, {}).items():
-                cells = [r["failed"][:80], ""] if "failed" in r else [f"{r['step'] * 1e3:.1f}", f"{r['peak_gb']:.2f}"]
+                cells = [said(r["failed"]), ""] if "failed" in r else [f"{r['step'] * 1e3:.1f}", f"{r['peak_gb']:.2f}"]
                 lines.append(f"| {'PyTorch' if side == 'peer_step' else 'prism'} {name} | " + " | ".join(cells) + " |")
         lines += [""] + [f"{w}: {b['ratio']:.1f}x the best of PyTorch ({b['peer']})" for w in ("encode", "interact", "step") if (b := peer.get(f"best_{w}"))]
-    if read("switches.json"):
-        switches = result["switches"] = json.loads(read("switches.json"))
+    if switches := read_json("switches.json"):
+        result["switches"] = switches
         same = "the same bits in all but the token path op by op, the table's variants and wgmma" if switches["same_bits"] else "**the bits differ**"
         lines += ["", f"Early launches and branches of recorded work, the token path's launches, the table of variants and wgmma, base, f16, in this order; {same}:", "", "| | encode, ms | interaction, ms |", "|---|---|---|"]
         lines += [f"| {r['name']} | {r['encode']:.3f} | {r['interact']:.3f} |" for r in switches["runs"]]
-    if read("recorded.json"):
-        recorded = result["recorded"] = json.loads(read("recorded.json"))
+    if recorded := read_json("recorded.json"):
+        result["recorded"] = recorded
         same = "the same losses" if recorded["same_losses"] else "**the losses differ**"
         lines += ["", f"Training steps op by op and recorded, base, {recorded['precision']}, one item, in this order; {same}:", "", "| | step, ms | memory, GB |", "|---|---|---|"]
         lines += [f"| {r['name']} | {r['step'] * 1e3:.2f} | {(r['device_bytes'] or 0) / 1e9:.2f} |" for r in recorded["runs"]]
-    if read("trial.json"):
-        trial = result["trial"] = json.loads(read("trial.json"))
+    if trial := read_json("trial.json"):
+        result["trial"] = trial
         dice = "; validation Dice " + ", ".join(f"{d:.3f} (step {s})" for s, d in trial["validation"]) if trial["validation"] else ""
         lines += ["", f"Training the small network on synthetic cases, {trial['precision']}, for {trial['seconds']:.0f} s: {trial['steps']} steps, {trial['step'] * 1e3:.1f} ms in the median"]
         lines[-1] += f" ({trial['step_p90'] * 1e3:.1f} ms p90), loss {trial['loss'][0]:.3f} to {trial['loss'][1]:.3f}{dice}."
     for precision in ("f16", "wgmma", "f32"):
-        if read(f"variants-{precision}.json"):
-            tried = result[f"variants_{precision}"] = json.loads(read(f"variants-{precision}.json"))
+        if tried := read_json(f"variants-{precision}.json"):
+            result[f"variants_{precision}"] = tried
             lines += ["", f"## Variants, {precision}", ""] + choices_of(tried)
     if "tune" in steps:
         result["tune"] = read("tune.log").splitlines()
     for precision in ("f16", "wgmma", "f32", "tf32"):
         text = read(f"kernels-{precision}.log").strip().splitlines()
-        if text and text[-1].startswith("{"):
-            result[f"kernels_{precision}"] = json.loads(text[-1])
+        if text and (kernels := parsed(text[-1])):
+            result[f"kernels_{precision}"] = kernels
             lines += ["", f"## Kernels, {precision}", ""] + text[:-1]
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    (folder / "result.md").write_text("\n".join(lines) + "\n")
-    print(folder / "result.md")
+    for name, text in (("result.json", json.dumps(result, indent=1)), ("result.md", "\n".join(lines))):
+        (out / name).write_text(text + "\n")
 
 
 if __name__ == "__main__":
