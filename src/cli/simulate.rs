@@ -79,15 +79,12 @@ impl Simulate {
         make_folder(&self.output)
             .map_err(|e| Failure::Failed(format!("{}: {e}", self.output.display())))?;
         let errors = Errors::of(&label, prediction.as_deref());
-        let count = |m: &[u8]| m.iter().filter(|v| **v != 0).count();
-        let mut report = format!(
-            "missed {} voxels, {} in excess\n",
-            count(&errors.missed),
-            count(&errors.excess)
-        );
+        let [missed, excess] = [errors.missed(), errors.excess()];
+        let mut report =
+            format!("missed {} voxels, {} in excess\n", count_of(&missed, 1), count_of(&excess, 1));
         let mut files: Vec<(String, Vec<u8>)> = vec![
-            ("missed".into(), memory::copied(STAGES, &errors.missed)),
-            ("excess".into(), memory::copied(STAGES, &errors.excess)),
+            ("missed".into(), memory::copied(STAGES, &missed)),
+            ("excess".into(), memory::copied(STAGES, &excess)),
         ];
 
         let mut rng = generator(self.seed, &[0]);
@@ -120,7 +117,7 @@ impl Simulate {
             [(Kind::Centreline, "centreline"), (Kind::Line, "line"), (Kind::Contour, "contour")]
         {
             let mut whole = memory::zeroed::<u8>(STAGES, label.len());
-            for (region, value) in [(&errors.missed, 1u8), (&errors.excess, 2)] {
+            for (region, value) in [(&missed, 1u8), (&excess, 2)] {
                 // Drawn twice from the same place of the generator: once to show the stages, once
                 // as a user gives them.
                 let place = [1 + kind as u64, u64::from(value)];
@@ -186,14 +183,13 @@ impl Simulate {
     ) -> Picture {
         let [ni, nj, nk] = image.grid.size;
         let wrong = |k: usize| {
-            (0..ni * nj)
-                .filter(|p| errors.missed[p * nk + k] != 0 || errors.excess[p * nk + k] != 0)
-                .count()
+            let at = |p: usize| p * nk + k;
+            (0..ni * nj).filter(|p| errors.is_missed(at(*p)) || errors.is_excess(at(*p))).count()
         };
         let k = (0..nk).max_by_key(|&k| (wrong(k), nk - k)).unwrap_or(0);
         // Around the object, with a margin.
         let region: Vec<u8> =
-            memory::collected(STAGES, label.iter().zip(&errors.excess).map(|(l, e)| l | e));
+            memory::collected(STAGES, label.iter().zip(errors.excess()).map(|(l, e)| l | e));
         let b = bounding_box(&region, image.grid.size)
             .unwrap_or([0, 0, 0, ni as i32, nj as i32, nk as i32]);
         let margin = ((b[3] - b[0]).max(b[4] - b[1]) / 4).max(8);
@@ -230,7 +226,7 @@ impl Simulate {
                         .clamp(0.0, 255.0) as u8;
                     let (px, py) = (panel * step + x, top + y);
                     picture.set(px, py, [g; 3]);
-                    match (errors.missed[at] != 0, errors.excess[at] != 0) {
+                    match (errors.is_missed(at), errors.is_excess(at)) {
                         (true, _) => picture.blend(px, py, MISSED, 0.25),
                         (_, true) => picture.blend(px, py, EXCESS, 0.3),
                         _ => {}

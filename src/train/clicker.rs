@@ -229,7 +229,7 @@ fn loose(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<Click>
         left < 0.0
     });
     let at = *chosen.map_or(&component[0], |c| c.0);
-    Some((voxel(at, size), errors.missed[at] != 0))
+    Some((voxel(at, size), errors.is_missed(at)))
 }
 
 /// A box as people draw them: roughly right, shifted, too small, one slice thick (then as a session

@@ -53,22 +53,25 @@ pub fn sigmoid(device: &Device, x: &Tensor) -> Result<Tensor, OpError> {
     }
 }
 
-/// The mask of positive values, on the host: 1 where a value is above 0, otherwise 0.
+/// The mask of positive values, on the host: one bit per value, set where it is above 0, the first
+/// in the highest bit of the first byte. Bits after the last value are 0.
 ///
-/// A CUDA device is waited for; it sends one bit per value.
+/// A CUDA device is waited for; it sends these bits.
 pub fn positive(device: &Device, x: &Tensor) -> Result<Vec<u8>, OpError> {
-    let mut mask = memory::zeroed::<u8>("a mask", x.len());
     if let (Device::Cuda(cuda), true) = (device, x.len().is_multiple_of(8) && !x.is_empty()) {
-        let bits = cuda::pack_bits(cuda, x)?;
-        cuda.cpu().chunks_mut(&mut mask, RUN, |unit, mask| {
-            for (at, byte) in mask.chunks_exact_mut(8).zip(&bits[unit * RUN / 8..]) {
-                at.iter_mut().enumerate().for_each(|(bit, v)| *v = byte >> (7 - bit) & 1);
-            }
-        });
-        return Ok(mask);
+        return cuda::pack_bits(cuda, x);
     }
-    mask.iter_mut().zip(x.try_data()?).for_each(|(m, v)| *m = u8::from(*v > 0.0));
-    Ok(mask)
+    let values = x.try_data()?;
+    let mut bits = memory::zeroed::<u8>("a mask", values.len().div_ceil(8));
+    device.cpu().chunks_mut(&mut bits, RUN / 8, |unit, bits| {
+        for (byte, values) in bits.iter_mut().zip(values[unit * RUN..].chunks(8)) {
+            *byte = values
+                .iter()
+                .enumerate()
+                .fold(0, |byte, (at, v)| byte | u8::from(*v > 0.0) << (7 - at));
+        }
+    });
+    Ok(bits)
 }
 
 /// Softmax over the last axis. Computed on the host.

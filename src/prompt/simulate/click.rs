@@ -64,7 +64,7 @@ pub fn click(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<([
     let bottom = component.iter().zip(&depths).filter(|(_, d)| **d >= deepest);
     let all: Vec<usize> = memory::counted(ERROR, bottom.map(|(at, _)| *at));
     let at = all[rng.random_range(0..all.len())];
-    Some((voxel(at, size), errors.missed[at] != 0))
+    Some((voxel(at, size), errors.is_missed(at)))
 }
 
 /// A short stroke that corrects an answer: the centreline of the largest error on its largest slice
@@ -72,8 +72,8 @@ pub fn click(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Option<([
 /// too thin; empty if nothing is wrong.
 pub fn stroke(rng: &mut impl Rng, errors: &Errors, size: [usize; 3]) -> Vec<([i32; 3], bool)> {
     let Some(component) = largest_error(errors, size) else { return vec![] };
-    let positive = errors.missed[component[0]] != 0;
-    let same = component.iter().filter(|at| (errors.missed[**at] != 0) == positive);
+    let positive = errors.is_missed(component[0]);
+    let same = component.iter().filter(|at| errors.is_missed(**at) == positive);
     let of_sign: Vec<[usize; 3]> =
         memory::counted(ERROR, same.map(|at| voxel(*at, size).map(|v| v as usize)));
     let axis = rng.random_range(0..3);

@@ -6,11 +6,16 @@
 //! voxels; they may be patches.
 
 pub mod click;
+mod errors;
 pub mod scribble;
+#[cfg(test)]
+mod tests;
 pub mod thinning;
 
 use crate::memory;
 use crate::volume::include;
+pub use errors::{Bits, Errors};
+use errors::{ERRORS, Ranks};
 use rand::seq::index::{IndexVecIntoIter, sample};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -31,7 +36,11 @@ pub fn generator(seed: u64, path: &[u64]) -> ChaCha8Rng {
 
 /// A random number of the standard normal distribution (Box and Muller).
 pub fn normal(rng: &mut impl Rng) -> f32 {
-    let (u, v): (f32, f32) = (rng.random(), rng.random());
+    normal_of([rng.random(), rng.random()])
+}
+
+/// The standard normal number that two random numbers from 0 to 1 give.
+fn normal_of([u, v]: [f32; 2]) -> f32 {
     (-2.0 * (1.0 - u).ln()).sqrt() * (std::f32::consts::TAU * v).cos()
 }
 
@@ -85,53 +94,8 @@ impl User {
     }
 }
 
-/// The names of what is simulated in refusals of memory.
-const ERRORS: &str = "the errors of a mask";
+/// The name of the voxels of scribbles in refusals of memory.
 const LINES: &str = "the voxels of scribbles";
-
-/// Where an answer is wrong: voxels it missed, and voxels it has in excess. At first (without an
-/// answer) the whole object is missed.
-pub struct Errors {
-    /// 1 where the label has the object and the answer has not.
-    pub missed: Vec<u8>,
-    /// 1 where the answer has it and the label has not.
-    pub excess: Vec<u8>,
-}
-
-impl Errors {
-    /// Compares an answer with the label, both with one value per voxel.
-    pub fn of(label: &[u8], answer: Option<&[u8]>) -> Errors {
-        match answer {
-            None => Errors {
-                missed: memory::collected(ERRORS, label.iter().map(|l| u8::from(*l != 0))),
-                excess: memory::zeroed(ERRORS, label.len()),
-            },
-            Some(answer) => {
-                let pairs = || label.iter().zip(answer);
-                Errors {
-                    missed: memory::collected(
-                        ERRORS,
-                        pairs().map(|(l, a)| u8::from(*l != 0 && *a == 0)),
-                    ),
-                    excess: memory::collected(
-                        ERRORS,
-                        pairs().map(|(l, a)| u8::from(*l == 0 && *a != 0)),
-                    ),
-                }
-            }
-        }
-    }
-
-    /// 1 where a voxel is wrong, whether missed or in excess.
-    pub fn wrong(&self) -> Vec<u8> {
-        memory::collected(ERRORS, self.missed.iter().zip(&self.excess).map(|(m, e)| m | e))
-    }
-
-    /// Whether there is nothing to correct.
-    pub fn is_empty(&self) -> bool {
-        self.missed.iter().chain(&self.excess).all(|v| *v == 0)
-    }
-}
 
 /// The voxel with flat index `at`.
 pub(crate) fn voxel(at: usize, [_, nj, nk]: [usize; 3]) -> [i32; 3] {
@@ -147,12 +111,13 @@ pub fn points(
     size: [usize; 3],
     n: usize,
 ) -> Vec<([i32; 3], bool)> {
-    let wrong: Vec<usize> = memory::counted(
-        ERRORS,
-        (0..errors.missed.len()).filter(|&v| errors.missed[v] != 0 || errors.excess[v] != 0),
-    );
-    let drawn = drawn_of(rng, wrong.len(), n);
-    memory::collected(ERRORS, drawn.map(|i| (voxel(wrong[i], size), errors.missed[wrong[i]] != 0)))
+    let wrong = Ranks::of(errors.either());
+    let drawn = drawn_of(rng, wrong.count(), n);
+    let point = |i: usize| {
+        let at = wrong.nth(i);
+        (voxel(at, size), errors.is_missed(at))
+    };
+    memory::collected(ERRORS, drawn.map(point))
 }
 
 /// At most `n` of the numbers below `count`, drawn at random.
@@ -167,10 +132,22 @@ fn drawn_of(rng: &mut impl Rng, count: usize, n: usize) -> IndexVecIntoIter {
 /// The bounding box of a label, `[i0, j0, k0, i1, j1, k1]`, ends exclusive; none if it is empty.
 pub fn bounding_box(label: &[u8], size: [usize; 3]) -> Option<[i32; 6]> {
     let mut bounds = None;
-    for at in (0..label.len()).filter(|&v| label[v] != 0) {
-        include(&mut bounds, voxel(at, size).map(|v| v as usize));
+    for (i, j, row) in marked_rows(label, size) {
+        let ends = [row.iter().position(|v| *v != 0), row.iter().rposition(|v| *v != 0)];
+        ends.into_iter().flatten().for_each(|k| include(&mut bounds, [i, j, k]));
     }
     bounds.map(|b| b.map(|v| v as i32))
+}
+
+/// The rows of a mask along k that are not empty, each behind its i and j.
+fn marked_rows(
+    mask: &[u8],
+    [_, nj, nk]: [usize; 3],
+) -> impl Iterator<Item = (usize, usize, &[u8])> {
+    let rows = mask.chunks_exact(nk.max(1)).enumerate();
+    // Most rows are empty: they are seen to be without a branch for every voxel.
+    let marked = rows.filter(|(_, row)| row.iter().fold(0u8, |any, v| any | v) != 0);
+    marked.map(move |(at, row)| (at / nj, at % nj, row))
 }
 
 /// A label's box as a user gives it: each side moved out at random by up to `growth` voxels, and by
@@ -214,10 +191,9 @@ pub fn scribbles(
     limit: usize,
 ) -> Vec<usize> {
     let mut voxels = vec![];
-    for stages in scribble::draw(rng, region, size, kind) {
-        let on = (0..stages.warped.len()).filter(|&p| stages.warped[p] != 0);
-        memory::reserve(LINES, &mut voxels, on.clone().count());
-        voxels.extend(on.map(|p| p * size[2] + stages.slice));
+    for mut on_slice in scribble::voxels(rng, region, size, kind) {
+        memory::reserve(LINES, &mut voxels, on_slice.len());
+        voxels.append(&mut on_slice);
     }
     if voxels.len() > limit {
         let drawn = drawn_of(rng, voxels.len(), limit);
@@ -249,8 +225,9 @@ impl User {
             let kinds = [Kind::Centreline, Kind::Line, Kind::Contour];
             let kind =
                 if self.all_kinds { kinds[rng.random_range(0..3)] } else { Kind::Centreline };
-            for (region, positive) in [(&errors.missed, true), (&errors.excess, false)] {
-                let drawn = scribbles(rng, region, size, kind, self.scribble_limit / 2);
+            for positive in [true, false] {
+                let region = if positive { errors.missed() } else { errors.excess() };
+                let drawn = scribbles(rng, &region, size, kind, self.scribble_limit / 2);
                 given.extend(drawn.into_iter().map(|at| (voxel(at, size), positive)));
             }
             let mut seen = std::collections::HashSet::new();

@@ -10,7 +10,7 @@ use crate::model::{Model, PatchPrompts};
 use crate::ops::loss::{KERNEL, Target};
 use crate::ops::optimizer::{follow, global_norm, upload_parameters};
 use crate::ops::pointwise::positive;
-use crate::prompt::simulate::{Errors, generator};
+use crate::prompt::simulate::{Bits, Errors, generator};
 use crate::tensor::{OpError, Tensor, caught};
 use crate::train::clicker::Clicker;
 use crate::train::exchange::{Buckets, Exchange};
@@ -388,11 +388,14 @@ impl Items<'_> {
             return work.run(device, &image, &target, share, &mut prompt);
         }
         let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
+        let label = Bits::of(&sample.label);
         let mut prompt = |_: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
             let answer = answer.map(|answer| positive(device, answer)).transpose()?;
-            let errors = Errors::of(&sample.label, answer.as_deref());
+            let answer = answer.map(|bits| Bits::packed(&bits, sample.label.len()));
+            let errors = Errors::between(&label, answer.as_ref());
             Ok((!errors.is_empty()).then(|| {
-                PatchPrompts { points: user.correct(&mut rng, &errors, [s; 3]), bounds }.into()
+                let points = device.cpu().run(|| user.correct(&mut rng, &errors, [s; 3]));
+                PatchPrompts { points, bounds }.into()
             }))
         };
         work.run(device, &image, &target, share, &mut prompt)
