@@ -2,15 +2,15 @@
 //! optimiser.
 
 use super::StepReport;
+use super::item::Item;
 use super::recompute::{Chosen, Failed};
 use crate::autograd::ParamGrads;
-use crate::data::sample::Sample;
 use crate::device::{Cpu, DType, Device};
-use crate::model::{Model, PatchPrompts};
+use crate::model::Model;
 use crate::ops::loss::{KERNEL, Target};
 use crate::ops::optimizer::{follow, global_norm, upload_parameters};
 use crate::ops::pointwise::positive;
-use crate::prompt::simulate::{Bits, Errors, generator};
+use crate::prompt::simulate::generator;
 use crate::tensor::{OpError, Tensor, caught};
 use crate::train::clicker::Clicker;
 use crate::train::exchange::{Buckets, Exchange};
@@ -20,7 +20,6 @@ use crate::train::state::State;
 use crate::train::step::{
     IterationLoss, Lost, Outcome, Prompt, Recorder, Rerun, Round, Share, run_item_sharing,
 };
-use rand::RngExt;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Builder;
@@ -54,7 +53,7 @@ pub(super) fn train_step(
     (workers, mut recorder, chosen): (&[Device], Option<&mut Recorder>, &mut Chosen),
     (peers, buckets): (&Peers, &Buckets),
     state: &mut State,
-    samples: &[Sample],
+    items: &[Item],
     step: usize,
     stop: &AtomicBool,
 ) -> Result<(StepReport, bool), String> {
@@ -65,12 +64,12 @@ pub(super) fn train_step(
     let scales = matches!(device, Device::Cuda(cuda) if cuda.precision() == DType::F16);
     let scale = if scales { state.progress.scaling.0 } else { 1.0 };
     let (batch, count) = (settings.batch, state.progress.config.tensors().len());
-    let items = Items {
+    let work = Items {
         device,
         workers,
         state: &*state,
         settings: &settings,
-        samples,
+        items,
         step: step as u64,
         first: peers.share(batch).start as u64,
         scale,
@@ -78,7 +77,7 @@ pub(super) fn train_step(
     let (lost, grads) = loop {
         let (rerun, mut exchange) = (chosen.rerun(), Exchange::new(peers, device, buckets));
         // On the CPU a refusal of memory unwinds.
-        let done = caught(|| Ok(items.all(rerun, recorder.as_deref_mut(), &mut exchange)));
+        let done = caught(|| Ok(work.all(rerun, recorder.as_deref_mut(), &mut exchange)));
         let failed = match done {
             Ok(Ok((lost, mut grads))) => {
                 // With a recorder there are no other processes.
@@ -141,7 +140,7 @@ pub(super) fn train_step(
         };
     }
     if !overflow && (!loss.is_finite() || !norm.is_finite()) {
-        let names: Vec<&str> = samples.iter().map(|s| s.name.as_str()).collect();
+        let names: Vec<&str> = items.iter().map(|item| item.sample.name.as_str()).collect();
         return Err(format!(
             "step {}: the loss is {loss}, the gradient's norm {norm}. Its samples: {}. The last saved state is unchanged",
             step + 1,
@@ -291,7 +290,7 @@ struct Items<'s> {
     workers: &'s [Device],
     state: &'s State,
     settings: &'s Settings,
-    samples: &'s [Sample],
+    items: &'s [Item],
     /// The step, from 0, and the number of the first item within the batch.
     step: u64,
     first: u64,
@@ -308,11 +307,11 @@ impl Items<'_> {
         recorder: Option<&mut Recorder>,
         exchange: &mut Exchange,
     ) -> Result<(Vec<Lost>, ParamGrads), Failed> {
-        let Items { device, state, samples, .. } = *self;
+        let Items { device, state, items, .. } = *self;
         if let Some(recorder) = recorder {
             let (mut lost, mut grads) = (vec![], recorder.begin(&state.weights)?);
-            for at in 0..samples.len() {
-                let last = at + 1 == samples.len();
+            for at in 0..items.len() {
+                let last = at + 1 == items.len();
                 let work = Work::Replayed(&mut *recorder, &mut grads, last);
                 lost.push(self.one(device, at, rerun, work)?);
             }
@@ -324,14 +323,14 @@ impl Items<'_> {
             // One after the other into the same sums, so that they are final while the backward
             // pass of the last item is still running.
             let (mut lost, mut grads) = (vec![], ParamGrads::new(count));
-            for at in 0..samples.len() {
-                let last = (at + 1 == samples.len()).then_some(&mut *exchange);
+            for at in 0..items.len() {
+                let last = (at + 1 == items.len()).then_some(&mut *exchange);
                 let work = Work::OpByOp(&model, &mut grads, last);
                 lost.push(self.one(device, at, rerun, work)?);
             }
             return Ok((lost, grads));
         }
-        side_by_side(self.workers, samples.len(), |device, at| {
+        side_by_side(self.workers, items.len(), |device, at| {
             let mut grads = ParamGrads::new(count);
             let lost = self.one(device, at, rerun, Work::OpByOp(&model, &mut grads, None))?;
             grads.settle(device)?;
@@ -341,18 +340,18 @@ impl Items<'_> {
 
     /// One item forward and backward, with simulated prompts.
     fn one(&self, device: &Device, at: usize, rerun: Rerun, work: Work) -> Result<Lost, Failed> {
-        let sample = &self.samples[at];
-        self.learn(device, sample, self.first + at as u64, rerun, work).map_err(|e| {
+        let item = &self.items[at];
+        self.learn(device, item, self.first + at as u64, rerun, work).map_err(|e| {
             let failed = Failed::from(e);
-            Failed { text: format!("{}: {}", sample.name, failed.text), ..failed }
+            Failed { text: format!("{}: {}", item.sample.name, failed.text), ..failed }
         })
     }
 
     fn learn(
         &self,
         device: &Device,
-        sample: &Sample,
-        item: u64,
+        Item { sample, corrector }: &Item,
+        number: u64,
         rerun: Rerun,
         work: Work,
     ) -> Result<Lost, OpError> {
@@ -369,10 +368,9 @@ impl Items<'_> {
         let label: Vec<f32> =
             crate::memory::collected("a label", sample.label.iter().map(|l| *l as f32));
         let target = Target::new(device, label, [s; 3], KERNEL)?;
-        let user = settings.item_user(&mut generator(settings.seed, &[4, step, item]));
-        let mut rng = generator(settings.seed, &[2, step, item]);
         let image = Tensor::new([s; 3], sample.image.clone());
-        if generator(settings.seed, &[5, step, item]).random_bool(settings.clicking) {
+        let Some(corrector) = corrector else {
+            let mut rng = generator(settings.seed, &[2, step, number]);
             let mut clicker = Clicker::new(
                 &mut rng,
                 &sample.label,
@@ -386,17 +384,15 @@ impl Items<'_> {
                     Ok(Some(clicker.give(&mut rng, t, answer)))
                 };
             return work.run(device, &image, &target, share, &mut prompt);
-        }
-        let bounds = user.bounds(&mut rng, &sample.label, [s; 3]).map(|b| b.map(|v| v as f32));
-        let label = Bits::of(&sample.label);
+        };
+        // A step may be done again.
+        let mut corrector = corrector.clone();
         let mut prompt = |_: usize, answer: Option<&Tensor>| -> Result<Option<Round>, OpError> {
-            let answer = answer.map(|answer| positive(device, answer)).transpose()?;
-            let answer = answer.map(|bits| Bits::packed(&bits, sample.label.len()));
-            let errors = Errors::between(&label, answer.as_ref());
-            Ok((!errors.is_empty()).then(|| {
-                let points = device.cpu().run(|| user.correct(&mut rng, &errors, [s; 3]));
-                PatchPrompts { points, bounds }.into()
-            }))
+            let prompts = match answer {
+                None => corrector.begin(),
+                Some(answer) => corrector.correct(device, &positive(device, answer)?),
+            };
+            Ok(prompts.map(Round::from))
         };
         work.run(device, &image, &target, share, &mut prompt)
     }
@@ -405,10 +401,12 @@ impl Items<'_> {
 #[cfg(all(test, feature = "emulator"))]
 mod tests {
     use super::*;
+    use crate::data::sample::Sample;
     use crate::device::Cuda;
     use crate::model::{Config, Weights};
     use crate::train::run::before_any_step;
     use crate::train::settings::Given;
+    use crate::train::state::Progress;
 
     /// The tiny network on a patch of an eighth of its voxels. It has one image token, and one
     /// voxel at its deepest level: only the whole patch shows the order of what goes there.
@@ -449,6 +447,15 @@ mod tests {
         }
     }
 
+    /// The items of a step.
+    fn items(state: &State, samples: &[Sample], step: usize) -> Vec<Item> {
+        let Progress { settings, config, .. } = &state.progress;
+        let item = |(at, sample): (u64, &Sample)| {
+            Item::new(sample.clone(), settings, config.patch, [step as u64, at])
+        };
+        (0..).zip(samples).map(item).collect()
+    }
+
     /// Steps by replay leave the bits that steps op by op leave: with other prompts and other
     /// numbers of tokens in each iteration, users who steer among them, iterations that are run
     /// again and others that are kept, or would be where memory has room, when a step overflows,
@@ -485,7 +492,8 @@ mod tests {
                     let mut chosen = Chosen::new(&state.progress.settings);
                     let workers = (&workers[..], recorder, &mut chosen);
                     let shared = (&peers, &buckets);
-                    train_step(&device, workers, shared, state, &samples, step, &stop).unwrap().0
+                    let items = items(state, &samples, step);
+                    train_step(&device, workers, shared, state, &items, step, &stop).unwrap().0
                 };
                 let expected = take(plain, None);
                 let report = take(replayed, Some(&mut recorder));
@@ -599,7 +607,8 @@ mod tests {
             let (device, stop) = (Device::Cuda(cuda.clone()), AtomicBool::new(false));
             let (workers, shared) = ([device.clone()], (&peers, &buckets));
             let workers = (&workers[..], None, chosen);
-            train_step(&device, workers, shared, state, &samples, step, &stop)?;
+            let items = items(state, &samples, step);
+            train_step(&device, workers, shared, state, &items, step, &stop)?;
             Ok(())
         };
         // Chooses after the first step, where so much more is free than it took.
@@ -658,7 +667,8 @@ mod tests {
             let (workers, stop) = ([device.clone()], AtomicBool::new(false));
             let mut chosen = Chosen::new(&state.progress.settings);
             let workers = (&workers[..], None, &mut chosen);
-            train_step(&device, workers, shared, state, &samples, 0, &stop).unwrap().0
+            let items = items(state, &samples, 0);
+            train_step(&device, workers, shared, state, &items, 0, &stop).unwrap().0
         };
         let (mut state, mut other) = (state(Config::tiny()), state(Config::tiny()));
         let before = bits(&state);

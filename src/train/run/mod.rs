@@ -7,6 +7,7 @@
 
 mod batch;
 mod folder;
+mod item;
 mod recompute;
 mod validation;
 
@@ -18,7 +19,6 @@ use super::settings::Settings;
 use super::state::{Progress, State, scaling};
 use super::step::Recorder;
 use crate::data::cases::DataError;
-use crate::data::sample::Sample;
 use crate::data::source::Pools;
 use crate::device::Device;
 use crate::input::read_text;
@@ -29,6 +29,7 @@ use crate::output::{Lock, lock, make_folder, spelled_out, write_text};
 use crate::tensor::caught;
 use batch::{train_step, workers};
 use folder::{Log, check, keep};
+use item::Item;
 use rayon::prelude::*;
 use recompute::Chosen;
 use serde::Serialize;
@@ -47,7 +48,7 @@ pub const SETTINGS: &str = "settings.toml";
 /// training, validation and test.
 pub const SPLIT: &str = "split.json";
 
-/// Steps whose samples are drawn ahead.
+/// Steps whose items are drawn ahead: samples, and the prompts of their first rounds.
 const AHEAD: usize = 3;
 
 /// The report of a step, also a line of the run's log.
@@ -302,26 +303,27 @@ fn all_steps(
     let mut chosen = Chosen::new(&settings);
     let total = settings.total_steps();
     let (first, augmentation) = (state.progress.step, settings.augmentation());
-    // The samples of a step; with others in place of those whose cases are refused memory, if
+    // The items of a step; with other samples in place of those whose cases are refused memory, if
     // `passes_over` is set.
-    let draw = |step: usize, passes_over: bool| -> Result<Vec<Sample>, DataError> {
-        let draw = |item: usize| {
+    let draw = |step: usize, passes_over: bool| -> Result<Vec<Item>, DataError> {
+        let draw = |item: usize| -> Result<Item, DataError> {
             let numbers = [settings.seed, step as u64, item as u64];
-            pools.train.draw_at(&config, &augmentation, numbers, passes_over)
+            let sample = pools.train.draw_at(&config, &augmentation, numbers, passes_over)?;
+            Ok(Item::new(sample, &settings, config.patch, [step as u64, item as u64]))
         };
         share.clone().into_par_iter().map(draw).collect()
     };
     let abandoned = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let (send, receive) = sync_channel::<Option<Result<Vec<Sample>, DataError>>>(AHEAD);
+        let (send, receive) = sync_channel::<Option<Result<Vec<Item>, DataError>>>(AHEAD);
         let (draw_ref, abandoned_ref) = (&draw, &abandoned);
         let read = move || {
             for step in first..total {
                 // None if memory was refused: a step may have taken all of it, and between steps
                 // there is more.
-                let samples = memory::caught(|| draw_ref(step, false)).ok();
-                let samples = samples.filter(|s| !matches!(s, Err(e) if e.refused));
-                if abandoned_ref.load(Ordering::Relaxed) || send.send(samples).is_err() {
+                let items = memory::caught(|| draw_ref(step, false)).ok();
+                let items = items.filter(|i| !matches!(i, Err(e) if e.refused));
+                if abandoned_ref.load(Ordering::Relaxed) || send.send(items).is_err() {
                     return;
                 }
             }
@@ -341,18 +343,17 @@ fn all_steps(
                 }
             }
             for step in first..total {
-                let samples = receive
+                let items = receive
                     .recv()
                     .map_err(|_| "the thread that reads the data ended early".to_string())?;
-                let samples =
-                    samples.unwrap_or_else(|| draw(step, true)).map_err(|e| e.to_string())?;
+                let items = items.unwrap_or_else(|| draw(step, true)).map_err(|e| e.to_string())?;
                 let start = Instant::now();
                 let done = train_step(
                     device,
                     (&workers[..], recorder.as_mut(), &mut chosen),
                     (peers, &buckets),
                     &mut state,
-                    &samples,
+                    &items,
                     step,
                     stop,
                 );
