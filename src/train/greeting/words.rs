@@ -89,7 +89,6 @@ pub(super) fn read_by(
 mod tests {
     use super::*;
     use crate::train::greeting::tests::listening;
-    use std::net::TcpListener;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Holds on any system, also where hanging up does not shut the connection down.

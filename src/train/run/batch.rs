@@ -523,17 +523,17 @@ mod tests {
     /// nothing.
     #[test]
     fn a_step_copies_what_is_new_and_the_masks_that_are_looked_at() {
-        let (items, iterations, config) = (2, 2, small());
-        let (voxels, each) = (config.patch.pow(3) as u64, (items * iterations) as u64);
+        let (batch, iterations, config) = (2, 2, small());
+        let (voxels, each) = (config.patch.pow(3) as u64, (batch * iterations) as u64);
         for replays in [false, true] {
             let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
             let device = Device::Cuda(cuda.clone());
             let mut state = state(config.clone());
             let settings = &mut state.progress.settings;
-            (settings.batch, settings.iterations) = (items, iterations);
+            (settings.batch, settings.iterations) = (batch, iterations);
             settings.recompute = Recompute::Never;
             (settings.points_min, settings.points_max, settings.boxed) = (2, 2, 0.0);
-            let samples: Vec<Sample> = (1..=items).map(|seed| sample(config.patch, seed)).collect();
+            let samples: Vec<Sample> = (1..=batch).map(|seed| sample(config.patch, seed)).collect();
             let (peers, buckets) = (Peers::alone(), Buckets::new(&config));
             let (workers, stop) = ([device.clone()], AtomicBool::new(false));
             let mut recorder = replays.then(|| Recorder::new(&cuda));
@@ -543,7 +543,8 @@ mod tests {
                 let (before, mut chosen) = (counted(), Chosen::new(&state.progress.settings));
                 let workers = (&workers[..], recorder.as_mut(), &mut chosen);
                 let shared = (&peers, &buckets);
-                let done = train_step(&device, workers, shared, &mut state, &samples, step, &stop);
+                let items = items(&state, &samples, step);
+                let done = train_step(&device, workers, shared, &mut state, &items, step, &stop);
                 assert!(done.unwrap().0.norm.is_finite(), "step {step}");
                 let after = counted();
                 let way = |at: usize| [after.0[at] - before.0[at], after.1[at] - before.1[at]];
@@ -562,7 +563,7 @@ mod tests {
                 assert_eq!(waits, 0, "{what}");
                 // Each answer but an item's last is looked at; losses and norm come back at the
                 // end: the sums of some masks, five doubles each, and their scores.
-                let masks = each - items as u64;
+                let masks = each - batch as u64;
                 assert_eq!(down[0], masks + 1, "{what}");
                 assert!(down[1] - masks * voxels / 8 <= 8 + 256 * each, "{what}");
                 // For each item its image and label. For each iteration two tables of its tokens,
@@ -571,11 +572,11 @@ mod tests {
                 // last. For the norm, the optimiser and the average a table each. Op by op the
                 // position code of the grid.
                 let again = if replays { 3 * masks } else { 1 };
-                assert_eq!(up[0], 2 * items as u64 + 4 * each + again + 3, "{what}");
+                assert_eq!(up[0], 2 * batch as u64 + 4 * each + again + 3, "{what}");
                 let lengths =
                     config.tensors().into_iter().map(|(_, s)| s.iter().product::<usize>());
                 let table: usize = lengths.map(|n| 40 + 8 * n.div_ceil(1 << 14)).sum();
-                let new = items as u64 * (2 * voxels + voxels / 8) + 3 * table as u64;
+                let new = batch as u64 * (2 * voxels + voxels / 8) + 3 * table as u64;
                 assert!(up[1] <= new + (16 << 10) * each, "{what}, {new} bytes expected");
             }
             if let Some(recorder) = &recorder {
