@@ -106,7 +106,11 @@ fn training(
         // A step whose gradients overflow does less than one that changes the weights.
         training.borrow_mut().warm_up(&image, &target, &prompts)?;
     }
-    let step = || training.borrow_mut().run(&image, &target, &prompts).map(drop);
+    let step = || -> Result<(), OpError> {
+        let (_, norm) = training.borrow_mut().run(&image, &target, &prompts)?;
+        assert!(!timed || norm.is_finite(), "the gradients' norm is {norm}");
+        Ok(())
+    };
     Ok(cuda.launches(timed, step)?.0)
 }
 

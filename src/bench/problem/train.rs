@@ -73,7 +73,12 @@ fn run(device: &Device, config: Config, iterations: usize) -> Result<Run, OpErro
         _ => None,
     };
     Ok(Box::new(move || {
-        let loss = step.run(&image, &target, &prompts)?.0.loss as f32;
-        Ok(Tensor::new([1], vec![*first.get_or_insert(loss)]))
+        let (outcome, norm) = step.run(&image, &target, &prompts)?;
+        // It changed no weights: it did less than the step that is to be timed.
+        if !norm.is_finite() {
+            let message = format!("the gradients' norm is {norm}");
+            return Err(OpError::Argument { op: "training step", message });
+        }
+        Ok(Tensor::new([1], vec![*first.get_or_insert(outcome.loss as f32)]))
     }))
 }
