@@ -62,7 +62,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 62] = [
+const MUTANTS: [Mutant; 64] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -161,6 +161,26 @@ const MUTANTS: [Mutant; 62] = [
         to: "        if (false) {",
         check: Check::Sums,
         precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "the gradient so far of a map that was pooled is forgotten",
+        kernel: "resample",
+        file: "resample.cu",
+        from: "if (so_far) value +=",
+        to: "if (false) value +=",
+        check: Check::Sums,
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a stride is wrong",
+        kernel: "norm",
+        file: "norm.cu",
+        from: "const T *from = x + ((int64)blockIdx.y * rows + row0) * c;",
+        to: "const T *from = x + ((int64)blockIdx.y * rows + row0);",
+        check: Check::Case("ops/instance_norm"),
+        precision: Precision::F32,
         message: None,
     },
     Mutant {

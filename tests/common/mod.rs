@@ -253,7 +253,20 @@ pub fn judge_sums(device: &Device) -> Result<(), String> {
             }
         }
     }
-    Ok(())
+    // A map that is pooled, beside what else reads it.
+    let shape = [2, 4, 6, 8, 5];
+    let (x, g, so_far) =
+        (scattered(&shape, 20), scattered(&[2, 2, 3, 4, 5], 21), scattered(&shape, 22));
+    let unpooled = |so_far: Option<&Tensor>| {
+        let gradient = conv3d::grad::unpool(device, &ConvInput::shared(&x), &g, so_far);
+        gradient.and_then(|g| Ok(g.try_data()?.to_vec())).map_err(|e| e.to_string())
+    };
+    let (alone, sum) = (unpooled(None)?, unpooled(Some(&so_far))?);
+    let is_sum = |((sum, alone), so_far): ((&f32, &f32), &f32)| *sum == alone + so_far;
+    match sum.iter().zip(&alone).zip(so_far.data()).all(is_sum) {
+        true => Ok(()),
+        false => Err("a map's gradient is not added to the gradient so far".into()),
+    }
 }
 
 /// The distance of values from the expected ones, relative to their length.
