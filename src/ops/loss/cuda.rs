@@ -2,8 +2,8 @@
 
 use super::{At, MaskSums, Read, SMOOTH, Target, Terms};
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
-use crate::device::{Cuda, DType};
-use crate::memory;
+use crate::device::{Cuda, DType, Device};
+use crate::ops::pointwise::positive;
 use crate::tensor::{OpError, Tensor};
 use std::sync::Arc;
 
@@ -11,20 +11,17 @@ use std::sync::Arc;
 const TILE: usize = 4096;
 const SUMS: usize = 5;
 
-/// Brings a label's values to the device, where they stay with it: as a bit of each, if all are 0
-/// or 1 and fill whole bytes. If not, the first op that reads them copies them as they are.
+/// Brings a label's values, zeros and ones, to the device, where they stay with it: as a bit of
+/// each, if they fill whole bytes. If not, the first op that reads them copies them as they are.
 pub fn upload_label(cuda: &Cuda, label: &Tensor) -> Result<(), OpError> {
-    let values = label.try_data()?;
-    if !values.len().is_multiple_of(8) || values.iter().any(|v| *v != 0.0 && *v != 1.0) {
+    if !label.len().is_multiple_of(8) {
         return Ok(());
     }
+    // On the host, where the values are.
+    let bits = positive(&Device::Cpu(cuda.cpu().clone()), label)?;
     label.kept_on(cuda, DType::F32, || {
-        let mut bits = memory::zeroed::<u8>("a label", values.len() / 8);
-        for (byte, of) in bits.iter_mut().zip(values.chunks_exact(8)) {
-            *byte = of.iter().fold(0u8, |byte, v| byte << 1 | u8::from(*v == 1.0));
-        }
         let (there, bytes) = (cuda.upload(&bits)?, bits.len());
-        let out = cuda.allocate(values.len(), DType::F32)?;
+        let out = cuda.allocate(label.len(), DType::F32)?;
         cuda.launch(
             kernels::UNPACK_BITS,
             Launch::per_element(bytes).with_cost(0, 33 * bytes),

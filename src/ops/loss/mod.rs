@@ -9,12 +9,15 @@ mod cpu;
 mod cuda;
 
 use crate::device::cuda::Memory;
-use crate::device::{Cuda, Device};
+use crate::device::{Cpu, Cuda, Device};
 use crate::memory;
 use crate::tensor::{GRADIENT, OpError, Tensor, extent};
 use std::sync::Arc;
 
 const OP: &str = "mask_loss";
+
+/// Values of a unit of work.
+const RUN: usize = 1 << 16;
 
 /// What is added to the numerators and denominators of Dice, so that those of empty masks are
 /// defined.
@@ -52,10 +55,14 @@ impl Target {
                 message: format!("a label of {} voxels, expected {size:?}", label.len()),
             });
         }
-        let volume = label.iter().map(|g| *g as f64).sum();
+        let ones = ones_of(device.cpu(), &label);
+        let volume = match ones {
+            Some(ones) => ones as f64,
+            None => label.iter().map(|g| *g as f64).sum(),
+        };
         let [d, h, w] = size;
         let label = Tensor::new([1, 1, d, h, w], label);
-        if let Device::Cuda(cuda) = device {
+        if let (Device::Cuda(cuda), Some(_)) = (device, ones) {
             cuda::upload_label(cuda, &label)?;
         }
         let boundary = boundary_map(device, &label, kernel)?;
@@ -76,6 +83,21 @@ impl Target {
     pub fn label(&self) -> &[f32] {
         self.label.data()
     }
+}
+
+/// The number of ones of a label; none if it has other values than zeros and ones.
+fn ones_of(cpu: &Cpu, label: &[f32]) -> Option<usize> {
+    let mut runs: Vec<Option<usize>> = vec![None; label.len().div_ceil(RUN)];
+    cpu.chunks_mut(&mut runs, 1, |run, ones| {
+        let values = &label[run * RUN..];
+        let (mut one, mut other) = (0u32, 0u32);
+        for v in &values[..values.len().min(RUN)] {
+            one += u32::from(*v == 1.0);
+            other += u32::from(*v != 0.0 && *v != 1.0);
+        }
+        ones[0] = (other == 0).then_some(one as usize);
+    });
+    runs.into_iter().sum()
 }
 
 /// The size of a [`Target`] and the volume of its label, in voxels.
@@ -398,4 +420,24 @@ pub fn boundary_map_gradient(
         out.extend(u.iter().zip(back.iter()).map(|(u, b)| u - b));
     }
     Ok(Tensor::new(m.shape(), out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_labels_volume_is_the_sum_of_its_values() {
+        let device = Device::open("cpu", 2).unwrap();
+        let size = [2, 3, RUN / 4];
+        let voxels: usize = size.iter().product();
+        let ones: Vec<f32> = (0..voxels).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
+        let parts: Vec<f32> = (0..voxels).map(|i| (i % 7) as f32 / 7.0).collect();
+        let last: Vec<f32> = (0..voxels).map(|i| if i + 1 == voxels { 0.3 } else { 1.0 }).collect();
+        for label in [ones, parts, last, vec![0.0; voxels]] {
+            let sum: f64 = label.iter().map(|v| *v as f64).sum();
+            let target = Target::new(&device, label, size, KERNEL).unwrap();
+            assert_eq!(target.volume.to_bits(), sum.to_bits());
+        }
+    }
 }
