@@ -45,6 +45,7 @@ use crate::device::cuda::{Launch, kernels};
 use crate::device::{DType, Device};
 use crate::memory;
 use crate::ops::decoder_stage;
+use crate::ops::reduce::add_values;
 use crate::tensor::{GRADIENT, OpError, Param, Tensor};
 use std::cell::RefCell;
 use std::ops::Deref;
@@ -367,11 +368,7 @@ pub(crate) fn add_to(
         None => part,
         Some(mut sum) => match sum.get_mut() {
             Some(values) => {
-                let (run, part) = (1 << 16, part.try_data()?);
-                device.cpu().chunks_mut(values, run, |unit, values| {
-                    let part = &part[unit * run..][..values.len()];
-                    values.iter_mut().zip(part).for_each(|(s, p)| *s += p);
-                });
+                add_values(device.cpu(), values, part.try_data()?);
                 sum
             }
             None => crate::ops::pointwise::add(device, &sum, &part.reshape(sum.shape()))?,

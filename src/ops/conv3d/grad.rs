@@ -163,8 +163,9 @@ pub fn weight_onto(
         row_at: Box::new(move |item, i, j| ((item * d + i) * h + j) * w * out),
         voxel: out,
     };
-    let part = outer_products(device.cpu(), x, extent, dy.data(), out, |t| vec![pass(t)]).remove(0);
-    Ok(added(so_far, part.into()))
+    let cpu = device.cpu();
+    let part = outer_products(cpu, x, extent, dy.data(), out, |t| vec![pass(t)]).remove(0);
+    Ok(added(cpu, so_far, part.into()))
 }
 
 multiversion! {

@@ -173,7 +173,7 @@ pub fn composed_onto(
             let phases = outer_products(cpu, x, extent, dy.data(), out, |t| {
                 (0..8).map(|p| pass(t, p)).collect()
             });
-            Ok(added(so_far, Tensor::new(shape, phases.concat())))
+            Ok(added(cpu, so_far, Tensor::new(shape, phases.concat())))
         }
         Device::Cuda(cuda) => {
             Ok(conv3d::cuda::weight_gradient(cuda, x, extent, dy, 8, so_far)?.reshape(shape))

@@ -115,7 +115,7 @@ pub fn weight_onto(
     }
     // SAFETY: dy is `[m, n]` and read across, x `[m, k]`.
     let part = unsafe { parallel(device, [n, k, m], (dy.data(), [1, n]), (x.data(), [k, 1])) };
-    Ok(added(so_far, part))
+    Ok(added(device.cpu(), so_far, part))
 }
 
 multiversion! {

@@ -181,7 +181,7 @@ pub fn totals_onto(device: &Device, x: &Tensor, so_far: Option<Tensor>) -> Resul
     match cpu::sums(device.cpu(), &rows).source {
         Source::Host(values) => {
             let sums: Vec<f32> = values.iter().map(|v| v[0] as f32).collect();
-            Ok(added(so_far, sums.into()))
+            Ok(added(device.cpu(), so_far, sums.into()))
         }
         Source::Device { .. } => unreachable!("the CPU's sums lie on the host"),
     }

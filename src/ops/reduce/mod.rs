@@ -1,5 +1,4 @@
-//! Adding up what the blocks or runs of a kernel wrote: partial sums that several ops have on CUDA
-//! devices.
+//! Sums of parts: of what blocks or runs of a kernel wrote, and of gradients that several ops give.
 
 mod cuda;
 
@@ -10,12 +9,20 @@ pub(crate) use cuda::{Columns, adders, column_sums, part_sums, place, weight_tot
 /// Values of a unit of work.
 const RUN: usize = 1 << 16;
 
+/// Adds to each of some values one of as many others.
+pub(crate) fn add_values(cpu: &Cpu, to: &mut [f32], others: &[f32]) {
+    cpu.chunks_mut(to, RUN, |unit, to| {
+        let others = &others[unit * RUN..][..to.len()];
+        to.iter_mut().zip(others).for_each(|(t, o)| *t += o);
+    });
+}
+
 /// A part added to the sum so far, on the host.
-pub(crate) fn added(so_far: Option<Tensor>, part: Tensor) -> Tensor {
+pub(crate) fn added(cpu: &Cpu, so_far: Option<Tensor>, part: Tensor) -> Tensor {
     match so_far {
         None => part,
         Some(mut sum) => {
-            sum.make_mut().iter_mut().zip(part.data()).for_each(|(s, p)| *s += p);
+            add_values(cpu, sum.make_mut(), part.data());
             sum
         }
     }
@@ -28,11 +35,7 @@ pub(crate) fn onto(
     mut part: Tensor,
 ) -> Result<Tensor, OpError> {
     if let Some(so_far) = so_far {
-        let so_far = so_far.try_data()?;
-        cpu.chunks_mut(part.make_mut(), RUN, |unit, values| {
-            let so_far = &so_far[unit * RUN..][..values.len()];
-            values.iter_mut().zip(so_far).for_each(|(v, s)| *v += s);
-        });
+        add_values(cpu, part.make_mut(), so_far.try_data()?);
     }
     Ok(part)
 }
