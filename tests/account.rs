@@ -41,8 +41,9 @@ const OPS: [&str; 11] = [
     "xattn:h8d24q512k60",
 ];
 
-/// Everything that a smaller network launches: encoding, a click, learning.
-const NETWORKS: [&str; 3] = ["encode:small,d32", "interact:small,t12,d32", "train:small,i1,d32"];
+/// Everything that a smaller network launches, without what prepares it: encoding, a click,
+/// learning.
+const NETWORKS: [&str; 3] = ["encode:small,d32", "interact:small,t12,d32", "train:small,i2,d32"];
 
 /// The compiler, as the account names it; none, with a message, if it cannot count.
 fn compiler() -> Option<String> {

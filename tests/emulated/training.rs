@@ -39,7 +39,7 @@ fn a_training_pass_loses_and_learns_as_on_the_cpu() {
     learns_as_on_the_cpu(1, &ways);
 }
 
-/// Several iterations in f16, whose gradients of the features are added up in float32.
+/// Several iterations in f16, whose gradients stay near the CPU's.
 #[test]
 fn iterations_in_16_bits_learn_as_on_the_cpu() {
     learns_as_on_the_cpu(4, &[(Precision::F16, 4096.0, 2e-2)]);
