@@ -6,14 +6,16 @@ device's clock for PyTorch, by the host's for prism, whose interactions end with
 host. A training step, base, one item, 4 iterations: medians by the host's clock, device waited for.
 The first rows are those that say most: prism in f16, PyTorch's best configuration eager, then
 through torch.compile as it is by default and with max-autotune, in inference and training; the rest
-are the others. Rows that the file holds are kept, of either part, and those that failed or ran out
-of time, which is reported as that, are measured again. With --rows warm nothing is measured, and
-what torch.compile makes by default is left in its cache on disk. Called by scripts/gpu-check.
+are the others. Rows that the file holds of the same executables are kept, of either part, and those
+that failed or ran out of time, which is reported as that, are measured again. With --rows warm
+nothing is measured, and what torch.compile makes by default is left in its cache on disk. Called by
+scripts/gpu-check.
 """
 
 import argparse
 import contextlib
 import functools
+import hashlib
 import json
 import pathlib
 import signal
@@ -215,13 +217,21 @@ def warm(args):
         torch.cuda.empty_cache()
 
 
+def digest(executables):
+    """The SHA-256 of the executables that are timed, one after the other."""
+    both = hashlib.sha256()
+    for name in ("session", "train"):
+        both.update((executables / name).read_bytes())
+    return both.hexdigest()
+
+
 def kept(path, result):
     """What an earlier call left of the same comparison, or `result`, which has no rows yet."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return result
-    return found if all(found.get(k) == result[k] for k in ("torch", "gpu", "size")) else result
+    return found if all(found.get(k) == result[k] for k in ("torch", "gpu", "size", "executables")) else result
 
 
 def main():
@@ -237,7 +247,7 @@ def main():
     torch.set_float32_matmul_precision("high")
     if args.rows == "warm":
         return warm(args)
-    result = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "size": args.size, "prism": {}, "peer": {}, "prism_step": {}, "peer_step": {}}
+    result = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "size": args.size, "executables": digest(args.executables), "prism": {}, "peer": {}, "prism_step": {}, "peer_step": {}}
     result = kept(args.json, result)
     # What an earlier call tried in vain comes after what it did not try.
     todo = sorted(rows(args)[args.rows == "rest"], key=lambda r: result[r[0]].get(r[1], {}).get("failed", NO_TIME) != NO_TIME)

@@ -79,7 +79,7 @@ def main(folder, out, commit):
         lines += [f"| {r['name']} | {r['encode']:.3f} | {r['interact']:.3f} |" for r in switches["runs"]]
     if recorded := read_json("recorded.json"):
         result["recorded"] = recorded
-        same = "the same losses" if recorded["same_losses"] else "**the losses differ**"
+        same = {True: "the same losses and norms", False: "**the losses or the norms differ**", None: "**not all runs were made**"}[recorded["same_losses"]]
         lines += ["", f"Training steps op by op and recorded, base, {recorded['precision']}, one item, in this order; {same}:", "", "| | step, ms | memory, GB |", "|---|---|---|"]
         lines += [f"| {r['name']} | {r['step'] * 1e3:.2f} | {(r['device_bytes'] or 0) / 1e9:.2f} |" for r in recorded["runs"]]
     if trial := read_json("trial.json"):

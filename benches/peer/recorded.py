@@ -72,6 +72,8 @@ def main():
             runs.append({"name": name, "step": step, "loss": result["loss"], "norm": result["norm"], "device_bytes": result["device_bytes"]})
             print(f"{name}: {step * 1e3:.2f} ms a step, {(result['device_bytes'] or 0) / 1e9:.2f} GB, last loss {result['loss'][-1]}", flush=True)
             same = all((r["loss"], r["norm"]) == (runs[0]["loss"], runs[0]["norm"]) for r in runs)
+            # Until all were made it is not known that they are the same.
+            same = None if same and len(runs) < len(ORDER) else same
             if args.json:
                 pathlib.Path(args.json).write_text(json.dumps({"same_losses": same, "precision": args.precision, "iterations": args.iterations, "runs": runs}, indent=1) + "\n")
     if not same:
