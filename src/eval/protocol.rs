@@ -178,11 +178,9 @@ fn on_scan(
             tally.repeat();
             continue;
         }
-        let points = user
-            .correct(rng, &errors, size)
-            .into_iter()
-            .map(|(p, positive)| (p.map(|c| c as usize), positive))
-            .collect();
+        let points = model.device().cpu().run(|| user.correct(rng, &errors, size));
+        let points =
+            points.into_iter().map(|(p, positive)| (p.map(|c| c as usize), positive)).collect();
         let prompts = Prompts { points, bounds: bounds.filter(|_| first), ..Default::default() };
         match session.interact(&prompts) {
             Ok(_) => tally.add(session.mask()),

@@ -123,7 +123,7 @@ impl Region {
                 tally.repeat();
                 continue;
             }
-            let points = user.correct(rng, &errors, size);
+            let points = model.device().cpu().run(|| user.correct(rng, &errors, size));
             history.extend(&points);
             let answer = self
                 .interact(model, &points, bounds, &history, logits.as_deref())

@@ -39,7 +39,7 @@ pub fn interact(
     features: &Features,
     label: &[u8],
     user: &User,
-    rng: &mut impl Rng,
+    rng: &mut (impl Rng + Send),
     iterations: usize,
     mut see: impl FnMut(usize, &[f32]),
 ) -> Result<(), OpError> {
@@ -55,7 +55,7 @@ pub fn interact(
             see(t, answer.try_data()?);
             continue;
         }
-        let points = user.correct(rng, &errors, size);
+        let points = device.cpu().run(|| user.correct(rng, &errors, size));
         history.extend_from_slice(&points);
         let maps = prompt_maps(device, s, &history);
         let dense = answer
