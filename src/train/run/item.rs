@@ -25,7 +25,7 @@ pub(super) struct Corrector {
     label: Bits,
     size: [usize; 3],
     bounds: Option<[f32; 6]>,
-    /// The first round's points, until they are given; none if there is nothing to correct.
+    /// The first round's points; none if there is nothing to correct.
     first: Option<Vec<([i32; 3], bool)>>,
 }
 
@@ -58,8 +58,8 @@ impl Corrector {
     }
 
     /// The prompts of the first round; none if there is nothing to correct.
-    pub(super) fn begin(&mut self) -> Option<PatchPrompts> {
-        let (points, bounds) = (self.first.take()?, self.bounds);
+    pub(super) fn begin(&self) -> Option<PatchPrompts> {
+        let (points, bounds) = (self.first.clone()?, self.bounds);
         Some(PatchPrompts { points, bounds })
     }
 
