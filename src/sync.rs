@@ -5,6 +5,7 @@
 //! the next holder uses it as it is.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
 
 /// Locks a mutex.
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -20,9 +21,25 @@ pub(crate) fn if_free<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     }
 }
 
+/// What a mutex guards, where no other thread can reach the mutex.
+pub(crate) fn own<T>(mutex: &mut Mutex<T>) -> &mut T {
+    mutex.get_mut().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Lets go of a mutex until there is news, and locks it again.
 pub(crate) fn wait<'a, T>(news: &Condvar, held: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
     news.wait(held).unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets go of a mutex while `f` holds after each news, but at most for a given time, and locks it
+/// again.
+pub(crate) fn wait_while<'a, T>(
+    news: &Condvar,
+    held: MutexGuard<'a, T>,
+    most: Duration,
+    f: impl FnMut(&mut T) -> bool,
+) -> MutexGuard<'a, T> {
+    news.wait_timeout_while(held, most, f).unwrap_or_else(PoisonError::into_inner).0
 }
 
 #[cfg(test)]
@@ -31,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_lock_whose_holder_panicked_is_used_on() {
-        let (count, news) = (Mutex::new(1), Condvar::new());
+        let (mut count, news) = (Mutex::new(1), Condvar::new());
         let holder = || {
             let held = locked(&count);
             if *held == 1 {
@@ -53,6 +70,10 @@ mod tests {
             while *held < 3 {
                 held = wait(&news, held);
             }
+            let held = wait_while(&news, held, Duration::from_secs(600), |count| *count < 3);
+            drop(wait_while(&news, held, Duration::ZERO, |count| *count == 3));
         });
+        assert!(count.is_poisoned());
+        assert_eq!(*own(&mut count), 3);
     }
 }

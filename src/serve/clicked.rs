@@ -13,9 +13,9 @@ use crate::memory::{self, Charge};
 use crate::prompt::Prompts;
 use crate::session::kept::{Reader, Saved, Writer};
 use crate::session::{Ahead, Session};
-use crate::sync::locked;
+use crate::sync::{locked, own};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Kinds of records in a session's journal, besides its scan: that it went back, that it continued,
@@ -226,19 +226,17 @@ impl Clicked {
     /// Repeats what its journal says.
     pub fn follow(&mut self, kind: u8, from: &mut Reader) -> Result<(), String> {
         let size = self.opened.image.grid.size;
-        let steps = self.work.get_mut().unwrap_or_else(PoisonError::into_inner);
-        steps.follow(kind, size, from)
+        own(&mut self.work).follow(kind, size, from)
     }
 
     /// Called when all of its journal has been followed.
     pub fn followed(&mut self) {
-        let steps = self.work.get_mut().unwrap_or_else(PoisonError::into_inner);
-        steps.session.look_anew();
+        own(&mut self.work).session.look_anew();
     }
 
     /// Where the object will probably be looked at next.
     pub fn ahead(&mut self) -> Option<Ahead> {
-        self.work.get_mut().unwrap_or_else(PoisonError::into_inner).session.ahead()
+        own(&mut self.work).session.ahead()
     }
 
     /// When it was last used, in seconds since 1970.

@@ -7,7 +7,7 @@
 //! first loss that a process learns of is the one that counts, and it tells all others the reason.
 
 use crate::memory::{self, Refused};
-use crate::sync::{locked, wait};
+use crate::sync::{locked, wait, wait_while};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -105,11 +105,7 @@ impl Shared {
         most: Duration,
         f: impl FnMut(&mut State) -> bool,
     ) -> MutexGuard<'_, State> {
-        let (state, _) = self
-            .changed
-            .wait_timeout_while(self.state(), most, f)
-            .unwrap_or_else(|e| e.into_inner());
-        state
+        wait_while(&self.changed, self.state(), most, f)
     }
 
     /// The reason why the run cannot go on, if it cannot.

@@ -477,10 +477,8 @@ impl Launcher for Emulator {
                 }
             }
         });
-        match failure.into_inner().unwrap_or_else(|e| e.into_inner()) {
-            Some((_, text)) => Err(CudaError::Launch(text)),
-            None => Ok(()),
-        }
+        let failure = locked(&failure).take();
+        failure.map_or(Ok(()), |(_, text)| Err(CudaError::Launch(text)))
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {

@@ -1,7 +1,7 @@
 //! Data that is laid out once for each device: above all weights.
 
 use super::{Cuda, CudaError, DType, record};
-use crate::sync::locked;
+use crate::sync::{locked, own};
 use std::sync::{Arc, Mutex};
 
 /// Something laid out once for each device and element type that asks for it.
@@ -50,6 +50,6 @@ impl<T> DeviceCache<T> {
 
     /// Forgets everything, because what it was made from changes.
     pub(crate) fn clear(&mut self) {
-        self.0.get_mut().unwrap_or_else(|e| e.into_inner()).clear();
+        own(&mut self.0).clear();
     }
 }
