@@ -188,8 +188,8 @@ impl Simulate {
         };
         let k = (0..nk).max_by_key(|&k| (wrong(k), nk - k)).unwrap_or(0);
         // Around the object, with a margin.
-        let region: Vec<u8> =
-            memory::collected(STAGES, label.iter().zip(errors.excess()).map(|(l, e)| l | e));
+        let either = label.iter().enumerate().map(|(at, l)| l | u8::from(errors.is_excess(at)));
+        let region: Vec<u8> = memory::collected(STAGES, either);
         let b = bounding_box(&region, image.grid.size)
             .unwrap_or([0, 0, 0, ni as i32, nj as i32, nk as i32]);
         let margin = ((b[3] - b[0]).max(b[4] - b[1]) / 4).max(8);

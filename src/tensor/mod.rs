@@ -295,6 +295,7 @@ impl Tensor {
         dtype: DType,
         make: impl FnOnce() -> Result<Arc<Memory>, CudaError>,
     ) -> Result<Arc<Memory>, CudaError> {
+        debug_assert!(self.device_type().is_none(), "their home is a device");
         self.cell.copies.get(cuda, dtype, make)
     }
 

@@ -156,16 +156,23 @@ pub struct Errors {
 
 impl Errors {
     /// Compares an answer with the label, both with one value per voxel.
+    ///
+    /// # Panics
+    /// If they have different lengths.
     pub fn of(label: &[u8], answer: Option<&[u8]>) -> Errors {
         Errors::between(&Bits::of(label), answer.map(Bits::of).as_ref())
     }
 
     /// Compares an answer with the label, as bits of as many voxels.
+    ///
+    /// # Panics
+    /// If they have different lengths.
     pub fn between(label: &Bits, answer: Option<&Bits>) -> Errors {
+        let bits = |words| Bits { words, len: label.len };
         match answer {
             None => Errors {
-                missed: label.with(label, |label, _| label),
-                excess: label.with(label, |_, _| 0),
+                missed: bits(memory::copied(ERRORS, &label.words)),
+                excess: bits(memory::zeroed(ERRORS, label.words.len())),
             },
             Some(answer) => Errors {
                 missed: label.with(answer, |label, answer| label & !answer),
