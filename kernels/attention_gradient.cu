@@ -111,12 +111,14 @@ __device__ __forceinline__ void key_gradients(const Tiles &t, const float *g, fl
     }
 }
 
-// Grid (queries / 32, heads). sums [heads][tiles][L, D][32].
+// Grid (queries / 32, heads). sums [heads][tiles][L, D][32]. If `live` is given, it is the number
+// of valid keys, as in the forward pass.
 template <class T>
 __device__ __forceinline__ void two_way_queries(const T *q, const T *k, const T *v, const T *dy,
-                                                T *dq, float *sums, int queries, int keys,
-                                                int width, int dim) {
+                                                T *dq, float *sums, const int *live, int queries,
+                                                int keys, int width, int dim) {
     SHARED_MEMORY(shared);
+    if (live) keys = min(keys, *live);
     Tiles t(shared, dim);
     float *g = t.end(), scale = rsqrtf((float)dim), acc[MOST_DIM / 4] = {};
     int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim, query = q0 + threadIdx.x / 4;
@@ -139,20 +141,21 @@ __device__ __forceinline__ void two_way_queries(const T *q, const T *k, const T 
         sums[threadIdx.x / 4] = log_sum, sums[QUERIES + threadIdx.x / 4] = mean;
 }
 
-// Grid (keys / 32, heads).
+// Grid (keys / 32, heads). If `live` is given, it is the number of valid keys; the gradients of the
+// others are zeros.
 template <class T>
 __device__ __forceinline__ void two_way_keys(const T *q, const T *k, const T *v, const T *dy,
-                                             const float *sums, T *dk, T *dv, int queries, int keys,
-                                             int width, int dim) {
+                                             const float *sums, T *dk, T *dv, const int *live,
+                                             int queries, int keys, int width, int dim) {
     SHARED_MEMORY(shared);
     Tiles t(shared, dim);
     float *g = t.end(), *second = g + QUERIES * t.row, scale = rsqrtf((float)dim),
           k_acc[MOST_DIM / 4] = {}, v_acc[MOST_DIM / 4] = {};
     int k0 = blockIdx.x * KEYS, c0 = blockIdx.y * dim, key = k0 + threadIdx.x / 4,
-        tiles = (queries + QUERIES - 1) / QUERIES;
-    load_tile<T>(t.k, t.row, keys - k0, dim,
+        tiles = (queries + QUERIES - 1) / QUERIES, valid = live ? min(keys, *live) : keys;
+    load_tile<T>(t.k, t.row, valid - k0, dim,
                  [&](int r) { return k + (int64)(k0 + r) * width + c0; });
-    load_tile<T>(t.v, t.row, keys - k0, dim,
+    load_tile<T>(t.v, t.row, valid - k0, dim,
                  [&](int r) { return v + (int64)(k0 + r) * width + c0; });
     sums += (int64)blockIdx.y * tiles * 2 * QUERIES;
     for (int tile = 0; tile < tiles; tile++, sums += 2 * QUERIES) {
@@ -166,6 +169,10 @@ __device__ __forceinline__ void two_way_keys(const T *q, const T *k, const T *v,
         key_gradients(t, g, second, sums, sums + QUERIES, queries - q0, dim, scale, k_acc, v_acc,
                       [](int) { return 0.0f; });
     }
+    // The zeros in the place of a padded key had some weight, of any size: it counts for nothing.
+#pragma unroll
+    for (int i = 0; i < MOST_DIM / 4; i++)
+        if (key >= valid) k_acc[i] = v_acc[i] = 0.0f;
     if (key < keys) {
         write_row(dk + (int64)key * width + c0, k_acc, scale, dim);
         write_row(dv + (int64)key * width + c0, v_acc, 1.0f, dim);
@@ -416,13 +423,13 @@ __device__ __forceinline__ void vit_keys(const T *qkv, const T *dy, T *dqkv, flo
     int s, int edge, int width, int dim, int lines
 #define ATTENTION_GRADIENT(T, TWO_WAY_QUERIES, TWO_WAY_KEYS, VIT_QUERIES, VIT_KEYS, BLOCKS)        \
     KERNEL(attention_gradient_queries_##T, THREADS, 4,                                             \
-           (const T *q, const T *k, const T *v, const T *dy, T *dq, float *sums, int queries,      \
-            int keys, int width, int dim),                                                         \
-           TWO_WAY_QUERIES(q, k, v, dy, dq, sums, queries, keys, width, dim))                      \
+           (const T *q, const T *k, const T *v, const T *dy, T *dq, float *sums, const int *live,  \
+            int queries, int keys, int width, int dim),                                            \
+           TWO_WAY_QUERIES(q, k, v, dy, dq, sums, live, queries, keys, width, dim))                \
     KERNEL(attention_gradient_keys_##T, THREADS, BLOCKS,                                           \
            (const T *q, const T *k, const T *v, const T *dy, const float *sums, T *dk, T *dv,      \
-            int queries, int keys, int width, int dim),                                            \
-           TWO_WAY_KEYS(q, k, v, dy, sums, dk, dv, queries, keys, width, dim))                     \
+            const int *live, int queries, int keys, int width, int dim),                           \
+           TWO_WAY_KEYS(q, k, v, dy, sums, dk, dv, live, queries, keys, width, dim))               \
     KERNEL(attention_gradient_vit_queries_##T, THREADS, 3,                                         \
            (const T *qkv, const float *values, const float *log_sums, const T *dy, T *dqkv,        \
             float *kept, float *tables, float *padding, VIT_SHAPE),                                \

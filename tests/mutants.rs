@@ -11,8 +11,8 @@ mod common;
 
 use built::{compile, is_clang};
 use common::{
-    here, judge_dense, judge_losses, judge_optimizer, judge_rolling, judge_rounding, judge_rows,
-    judge_stage, judge_sums, judge_tokens,
+    here, judge_dense, judge_losses, judge_optimizer, judge_padding, judge_rolling, judge_rounding,
+    judge_rows, judge_stage, judge_sums, judge_tokens,
 };
 use prism::device::{Cpu, Cuda, Device, Precision};
 use prism::verify::run;
@@ -29,6 +29,8 @@ enum Check {
     Stage(usize, usize),
     /// Layers and attention of tokens, compared with the CPU's.
     Tokens,
+    /// Gradients through attention where tokens have padding, compared with those without it.
+    Padding,
     /// How float32 is rounded in products.
     Rounding,
     /// A convolution of rolling planes, compared with the CPU's.
@@ -231,6 +233,26 @@ const MUTANTS: [Mutant; 64] = [
         to: "is_line && kw + e % 2 <= w.ew",
         check: Check::Case("ops/vit_attention_window_padded"),
         precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a padded key has a gradient",
+        kernel: "attention_gradient",
+        file: "lib/attention_gradient_matrix.cuh",
+        from: "row_of_element(e) >= valid) k_acc",
+        to: "row_of_element(e) >= keys) k_acc",
+        check: Check::Padding,
+        precision: Precision::F16,
+        message: None,
+    },
+    Mutant {
+        what: "a padded key counts in the gradients of queries",
+        kernel: "attention_gradient",
+        file: "attention_gradient.cu",
+        from: "if (live) keys = min(keys, *live);",
+        to: "if (live) keys = min(keys, *live + 1);",
+        check: Check::Padding,
+        precision: Precision::Ieee,
         message: None,
     },
     Mutant {
@@ -768,6 +790,7 @@ fn judge(library: &Path, m: &Mutant, folder: &Path) -> [Result<(), String>; 3] {
     SEEDS.map(|seed| open(library, m.precision, seed)).map(|device| match m.check {
         Check::Stage(items, channels) => judge_stage(&device, items, channels),
         Check::Tokens => judge_tokens(&device),
+        Check::Padding => judge_padding(&device),
         Check::Rounding => judge_rounding(&device),
         Check::Rolling => judge_rolling(&device),
         Check::Dense => judge_dense(&device),

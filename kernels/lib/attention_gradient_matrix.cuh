@@ -145,13 +145,16 @@ __device__ __forceinline__ void write_sums(int dim, const float (&acc)[MOST_DIM 
 // --- Two-way attention ---
 
 // Grid (queries / 32, heads). sums [heads][tiles][L, D][32], L of base 2. The keys are streamed
-// twice: first for L and D, because D is the weighted mean of dO.V.
+// twice: first for L and D, because D is the weighted mean of dO.V. If `live` is given, it is the
+// number of valid keys, as in the forward pass.
 // tensor cores
 template <class T>
 __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, const T *v,
-                                                       const T *dy, T *dq, float *sums, int queries,
-                                                       int keys, int width, int dim) {
+                                                       const T *dy, T *dq, float *sums,
+                                                       const int *live, int queries, int keys,
+                                                       int width, int dim) {
     SHARED_MEMORY(shared);
+    if (live) keys = min(keys, *live);
     GradientTiles<T> t(shared, dim);
     float *statistics = t.end(), scale = rsqrtf((float)dim), acc[MOST_DIM / 8][4] = {};
     int q0 = blockIdx.x * QUERIES, c0 = blockIdx.y * dim, half = half_of_step(),
@@ -263,17 +266,20 @@ __device__ __forceinline__ void two_way_queries_matrix(const T *q, const T *k, c
     });
 }
 
-// Grid (keys / 32, heads).
+// Grid (keys / 32, heads). If `live` is given, it is the number of valid keys; the gradients of the
+// others are zeros.
 // tensor cores
 template <class T>
 __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, const T *v, const T *dy,
-                                                    const float *sums, T *dk, T *dv, int queries,
-                                                    int keys, int width, int dim) {
+                                                    const float *sums, T *dk, T *dv,
+                                                    const int *live, int queries, int keys,
+                                                    int width, int dim) {
     SHARED_MEMORY(shared);
     GradientTiles<T> t(shared, dim);
     float scale = rsqrtf((float)dim), k_acc[MOST_DIM / 8][4] = {}, v_acc[MOST_DIM / 8][4] = {};
     int k0 = blockIdx.x * KEYS, c0 = blockIdx.y * dim, half = half_of_step(),
-        steps = (queries + STEP - 1) / STEP, tiles = (queries + QUERIES - 1) / QUERIES;
+        steps = (queries + STEP - 1) / STEP, tiles = (queries + QUERIES - 1) / QUERIES,
+        valid = live ? min(keys, *live) : keys;
     auto load_step_async = [&](int step) {
         if (step < steps) {
             int first = step * STEP;
@@ -289,7 +295,7 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
     t.load_tile_async(t.q, t.g, KEYS, [&](int r, const T *&a, const T *&b) {
         int64 at = (int64)min(k0 + r, keys - 1) * width + c0;
         a = k + at, b = v + at;
-        return k0 + r < keys;
+        return k0 + r < valid;
     });
     load_step_async(0);
     sums += (int64)blockIdx.y * tiles * 2 * QUERIES;
@@ -314,6 +320,13 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
         }
         add_rows(t, t.buffer(t.v, step), s, v_acc);
         add_rows(t, t.buffer(t.k, step), dp, k_acc);
+    }
+    // The zeros in the place of a padded key had some weight, of any size: it counts for nothing.
+#pragma unroll
+    for (int c = 0; c < MOST_DIM / 8; c++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (k0 + own_rows() + row_of_element(e) >= valid) k_acc[c][e] = v_acc[c][e] = 0.0f;
     }
     float *room = reinterpret_cast<float *>(t.k);
     join_halves(t, room, k_acc);

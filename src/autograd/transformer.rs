@@ -331,10 +331,7 @@ impl<'m> Tape<'m> {
     /// the dense layer after it with its residual.
     ///
     /// With the tape off this is [`tokens::attention`] where the device has it, otherwise separate
-    /// ops.
-    ///
-    /// # Errors
-    /// As there; the tape is on and `valid` is given: gradients take all keys to be valid.
+    /// ops. Keys and values that are not valid have gradients of zeros.
     pub fn token_attention(
         &self,
         heads: usize,
@@ -350,18 +347,16 @@ impl<'m> Tape<'m> {
             if let Some(made) = made {
                 return Ok(Var::constant(made));
             }
-        } else if valid.is_some() {
-            let message = "a tape that is on takes all keys".into();
-            return Err(OpError::Argument { op: "two_way_attention", message });
         }
         let attended = attend_heads(device, heads, q, k, v, valid)?;
         let ids = [q.id, k.id, v.id];
         let attended = self.record_if(&ids, attended, || {
-            let values = [q, k, v].map(|t| t.value.clone());
+            let (values, valid) = ([q, k, v].map(|t| t.value.clone()), valid.cloned());
             Box::new(move |dy, back| {
-                let [q, k, v] = &values;
+                let (device, [q, k, v]) = (back.device.clone(), &values);
+                let valid = valid.as_ref();
                 let grads =
-                    attention::grad::two_way_attention(&back.device.clone(), heads, q, k, v, &dy)?;
+                    attention::grad::two_way_attention(&device, heads, q, k, v, valid, &dy)?;
                 ids.into_iter().zip(grads).try_for_each(|(id, g)| back.add(id, g))
             })
         });
@@ -373,9 +368,6 @@ impl<'m> Tape<'m> {
 
     /// Attention of `q` `[t, c]` to keys `k` and values `v` `[m, c]` with its four projections,
     /// plus `residual` `[t, c]` if given.
-    ///
-    /// # Errors
-    /// As [`Tape::token_attention`].
     pub fn two_way_attention(
         &self,
         w: &'m TwoWayWeights,

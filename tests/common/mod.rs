@@ -276,6 +276,13 @@ pub fn apart(got: &[f32], want: &[f32]) -> f64 {
     norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied())
 }
 
+/// Numbers that are exact in 16 bits.
+fn noise(shape: &[usize], seed: usize, scale: f32) -> Tensor {
+    let count: usize = shape.iter().product();
+    let value = |i: usize| ((i * 7919 + seed * 131) % 97) as f32 / 64.0 - 0.75;
+    Tensor::new(shape, (0..count).map(|i| scale * value(i)).collect())
+}
+
 /// A number of tokens after a norm and a sum in three layers, attention of the first to `live` of
 /// `keys` others with its layer, and one row of that in two layers.
 fn tokens(device: &Device, rows: usize, keys: usize, live: usize) -> Result<Vec<Tensor>, OpError> {
@@ -283,12 +290,6 @@ fn tokens(device: &Device, rows: usize, keys: usize, live: usize) -> Result<Vec<
     const WIDTH: usize = 24;
     const OUT: usize = 40;
     const HEADS: usize = 4;
-    let noise = |shape: &[usize], seed: usize, scale: f32| {
-        let count: usize = shape.iter().product();
-        // Numbers that are exact in 16 bits.
-        let value = |i: usize| ((i * 7919 + seed * 131) % 97) as f32 / 64.0 - 0.75;
-        Tensor::new(shape, (0..count).map(|i| scale * value(i)).collect())
-    };
     let param = |shape: &[usize], seed: usize| Param::fixed(noise(shape, seed, 0.25));
     let layers = [1, 2, 3].map(|i| (param(&[WIDTH, C], i), param(&[WIDTH], 10 + i)));
     let (gain, shift) = (param(&[C], 20), param(&[C], 21));
@@ -340,6 +341,67 @@ pub fn judge_tokens(device: &Device) -> Result<(), String> {
                 return Err(format!("result {what} of {rows} rows, {live} keys: {apart} apart"));
             }
         }
+    }
+    Ok(())
+}
+
+/// Gradients through attention with the layer after it, of `live` tokens to themselves, and of
+/// other rows to them: of queries, keys and values, and of the parameters. Behind the tokens there
+/// is padding, up to `rows` rows.
+fn attended(device: &Device, live: usize, rows: usize) -> Result<[Vec<Tensor>; 2], OpError> {
+    const WIDTH: usize = 24;
+    const OUT: usize = 40;
+    const HEADS: usize = 3;
+    let valid = match device {
+        Device::Cuda(cuda) if rows > live => Some(cuda.upload(&[live as u32])?),
+        _ => None,
+    };
+    let weight = Param::new(noise(&[OUT, WIDTH], 40, 0.25), 0);
+    let bias = Param::new(noise(&[OUT], 41, 0.25), 1);
+    let (mut of_rows, mut of_params) = (vec![], vec![]);
+    for (queries, read) in [(rows, live), (70, 70)] {
+        let (mut grads, tape) = (ParamGrads::new(2), Tape::on(device));
+        let [q, k, v] = [(queries, 42, 2.0), (rows, 43, 2.0), (rows, 44, 1.0)]
+            .map(|(rows, seed, scale)| tape.leaf(noise(&[rows, WIDTH], seed, scale)));
+        let heads = [&q, &k, &v];
+        let y = tape.token_attention(HEADS, heads, valid.as_ref(), (&weight, &bias), None)?;
+        // What padding asks is not read.
+        let mut seed = noise(&[queries, OUT], 45, 1.0).data().to_vec();
+        seed[read * OUT..].fill(0.0);
+        let mut leaves =
+            tape.backward(vec![(&y, Tensor::new([queries, OUT], seed))], &mut grads)?;
+        of_rows.extend(heads.map(|leaf| leaves.take(leaf).expect("a leaf's gradient")));
+        of_params
+            .extend([0, 1].map(|id| grads.tensor(id).expect("a parameter's gradient").clone()));
+    }
+    Ok([of_rows, of_params])
+}
+
+/// What is wrong with gradients through attention where tokens have padding, on a CUDA device,
+/// compared with those without it: on the device, whose values are the same, and on the CPU.
+pub fn judge_padding(device: &Device) -> Result<(), String> {
+    let bound = match device.products() {
+        Precision::F32 | Precision::Ieee => 1e-5,
+        Precision::Tf32 | Precision::F16 => 1e-2,
+        Precision::Bf16 => 8e-2,
+    };
+    let cpu = Device::open("cpu", 1).unwrap();
+    // Few and many of a block's keys are padding, and all of another's.
+    for (live, rows) in [(12, 16), (3, 64), (33, 64)] {
+        let gradients = |rows: usize| attended(device, live, rows).map_err(|e| e.to_string());
+        let ([alone, of_params], [padded, params]) = (gradients(live)?, gradients(rows)?);
+        let [expected, of_cpu] = attended(&cpu, live, live).unwrap();
+        near(&alone, &expected, bound)?;
+        near(&of_params, &of_cpu, bound)?;
+        for (what, (got, want)) in padded.iter().zip(&alone).enumerate() {
+            let got = got.try_data().map_err(|e| e.to_string())?;
+            let (tokens, padding) = got.split_at(want.len());
+            if tokens != want.data() || padding.iter().any(|g| *g != 0.0) {
+                return Err(format!("result {what} of {live} tokens in {rows} rows"));
+            }
+        }
+        // Rows are added up in other runs.
+        near(&params, &of_params, 1e-6)?;
     }
     Ok(())
 }

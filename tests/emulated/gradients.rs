@@ -1,6 +1,6 @@
 //! Gradients of ops as on the CPU.
 
-use crate::common::{apart, judge_sums, read_by_three};
+use crate::common::{apart, judge_padding, judge_sums, read_by_three};
 use crate::{PRECISIONS, cuda_of, open, whole};
 use prism::autograd::{ParamGrads, Tape};
 use prism::device::{DType, Device, Precision};
@@ -59,6 +59,14 @@ fn windows_go_back_as_on_the_cpu(n: usize, s: usize, edge: usize, heads: usize, 
             let apart = apart(got, want);
             assert!(apart < bound, "{dtype}, {s} in windows of {edge}, gradient {id}: {apart}");
         }
+    }
+}
+
+/// Gradients through the attention of tokens, and to tokens, behind which there is padding.
+#[test]
+fn attention_with_padding_goes_back_as_without() {
+    for precision in PRECISIONS {
+        judge_padding(&open(precision)).unwrap_or_else(|e| panic!("{precision}: {e}"));
     }
 }
 

@@ -760,7 +760,7 @@ fn gradients_refuse_what_does_not_fit() {
 
     let (q, k) = (zeros(&[3, 8]), zeros(&[5, 8]));
     let two_way = |heads: usize, k: &Tensor, v: &Tensor| {
-        attention::grad::two_way_attention(&device, heads, &q, k, v, &q).is_ok()
+        attention::grad::two_way_attention(&device, heads, &q, k, v, None, &q).is_ok()
     };
     assert!(two_way(2, &k, &k));
     assert!(!two_way(2, &zeros(&[5, 4]), &zeros(&[5, 4])), "narrower keys");

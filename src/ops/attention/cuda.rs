@@ -86,6 +86,7 @@ pub fn attend_heads_gradient(
     cuda: &Cuda,
     heads: usize,
     [q, k, v]: [&Tensor; 3],
+    valid: ValidKeys,
     dy: &Tensor,
 ) -> Result<[Tensor; 3], OpError> {
     let (queries, keys, width, dtype) = (q.rows(), k.rows(), q.channels(), cuda.precision());
@@ -103,6 +104,7 @@ pub fn attend_heads_gradient(
         v.to_device(cuda, dtype)?,
         dy.to_device(cuda, dtype)?,
     ];
+    let live = valid.map_or(Pointer::none(), Pointer::from);
     let scores = queries * keys * width;
     let launch = |rows: usize, products: usize, tensors: usize| {
         Launch {
@@ -128,6 +130,7 @@ pub fn attend_heads_gradient(
             dy: (&dy_on).into(),
             dq: (&dq).into(),
             sums: (&sums).into(),
+            live,
             queries: queries.into(),
             keys: keys.into(),
             width: width.into(),
@@ -145,6 +148,7 @@ pub fn attend_heads_gradient(
             sums: (&sums).into(),
             dk: (&dk).into(),
             dv: (&dv).into(),
+            live,
             queries: queries.into(),
             keys: keys.into(),
             width: width.into(),

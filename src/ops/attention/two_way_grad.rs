@@ -1,6 +1,6 @@
 //! Gradients of plain softmax attention, head by head; the scores are computed again.
 
-use super::contract::Head;
+use super::contract::{Head, ValidKeys};
 use super::flash::QUERIES;
 use crate::device::simd::{self, multiversion};
 use crate::device::{Cpu, Device, DisjointWriter};
@@ -32,14 +32,15 @@ multiversion! {
 }
 
 /// Gradients of the projected `q` `[t, width]`, `k` and `v` `[m, width]` of
-/// [`attend_heads`](super::attend_heads), from that of its result, `dy` `[t, width]`. All keys are
-/// valid.
+/// [`attend_heads`](super::attend_heads), from that of its result, `dy` `[t, width]`. Those of keys
+/// and values that are not valid are zeros.
 pub fn attention(
     device: &Device,
     heads: usize,
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
+    valid: ValidKeys,
     dy: &Tensor,
 ) -> Result<[Tensor; 3], OpError> {
     const OP: &str = "two_way_attention gradient";
@@ -54,7 +55,7 @@ pub fn attention(
         ));
     }
     if let Device::Cuda(cuda) = device {
-        return super::cuda::attend_heads_gradient(cuda, heads, [q, k, v], dy);
+        return super::cuda::attend_heads_gradient(cuda, heads, [q, k, v], valid, dy);
     }
     let cpu: &Cpu = device.cpu();
     let (rows, keys) = (q.rows(), k.rows());
