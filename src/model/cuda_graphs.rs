@@ -7,7 +7,7 @@
 //! new in the prompt maps, and downloads one: choice, scores and all masks as bits. The answer's
 //! logits stay on the device, as the next interaction's dense prompt, until they are asked for.
 
-use super::prompt_encoder::{TOKENS, scatter};
+use super::prompt_encoder::{LEAST_TOKENS, TOKENS, bucket, scatter};
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
 use crate::autograd::{Tape, Var};
 use crate::device::cuda::{Arena, Graph, KernelRecord, Launch, Memory, Placed, kernels};
@@ -20,9 +20,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// The smallest number of tokens that a recording is made for; the others are this number doubled
-/// repeatedly.
-const LEAST_TOKENS: usize = 16;
 /// A number that no features have.
 const NOBODYS: u64 = 0;
 /// Where tokens begin in the buffer that they are uploaded in, after their number.
@@ -199,11 +196,11 @@ impl GraphCache {
     ) -> Result<Answer, OpError> {
         let start = Instant::now();
         let (s, dtype) = (model.config.patch, cuda.precision());
-        let tokens = model.prompt_encoder.tokens(&Tape::off(&model.device), prompts, s)?;
+        let off = Tape::off(&model.device);
+        let (tokens, count) = model.prompt_encoder.tokens(&off, prompts, s, false)?;
         let mut state = self.state();
-        let bucket = tokens.rows().next_power_of_two().max(LEAST_TOKENS);
         state.make_inputs(model, cuda, features)?;
-        let recorded = state.interact(model, cuda, bucket)?;
+        let recorded = state.interact(model, cuda, bucket(count))?;
         let inputs = recorded.1;
         if inputs.resident != features.id {
             // If a copy fails, this memory holds no features.
@@ -231,7 +228,7 @@ impl GraphCache {
         };
         let mut up: Vec<u8> = memory::list(TOKENS, TOKENS_AT + told.len() + 4 * places.len() + 4);
         up.resize(TOKENS_AT, 0);
-        up[..4].copy_from_slice(&(tokens.rows() as u32).to_le_bytes());
+        up[..4].copy_from_slice(&(count as u32).to_le_bytes());
         up.extend(told);
         let staged = up.len();
         up.resize(staged.next_multiple_of(4), 0);
@@ -301,7 +298,7 @@ impl GraphCache {
             image.reshape([1, s, s, s, 1]),
         );
         let inputs = Inputs { resident: features.id, features, history, dense };
-        let buffers = Buffers::new(model, cuda, tokens.next_power_of_two().max(LEAST_TOKENS))?;
+        let buffers = Buffers::new(model, cuda, bucket(tokens))?;
         cuda.upload_to(&buffers.staging, &[tokens as u32])?;
         let (interact, _) = cuda.launches(timed, || buffers.interact(model, cuda, &inputs))?;
         Ok([encode, interact])

@@ -43,7 +43,7 @@ pub use cuda_graphs::Summary;
 pub(crate) use cuda_graphs::{assign, duplicate, fixed};
 pub use layers::{Observer, Part};
 pub use mask_decoder::Candidates;
-pub(crate) use prompt_encoder::GAUSSIAN;
+pub(crate) use prompt_encoder::{GAUSSIAN, Tokens};
 pub use prompt_encoder::{PatchPrompts, PromptMaps, prompt_maps};
 pub use weights::{Weights, WeightsError};
 
@@ -452,17 +452,26 @@ impl Model {
         history: &Tensor,
         observer: &mut Observer,
     ) -> Result<Answer, OpError> {
-        let first = self.tokens(tape, prompts)?;
+        let (rows, _) = self.prompt_encoder.tokens(tape, prompts, self.config.patch, false)?;
+        let first = Tokens { rows, valid: None };
         self.interact_from(tape, features, &first, dense, history, observer)
     }
 
-    /// The token sequence of prompts on a tape, `[t, width]`.
+    /// The token sequence of prompts on a tape, as training has it: on a CUDA device it is padded,
+    /// so that what is recorded for some number of tokens serves fewer as well.
     pub(crate) fn tokens<'m>(
         &'m self,
         tape: &Tape<'m>,
         prompts: &PatchPrompts,
-    ) -> Result<Var, OpError> {
-        self.prompt_encoder.tokens(tape, prompts, self.config.patch)
+    ) -> Result<Tokens, OpError> {
+        let padded = matches!(self.device, Device::Cuda(_));
+        let patch = self.config.patch;
+        let (rows, count) = self.prompt_encoder.tokens(tape, prompts, patch, padded)?;
+        let valid = match &self.device {
+            Device::Cuda(cuda) => Some(cuda.upload(&[count as u32])?),
+            Device::Cpu(_) => None,
+        };
+        Ok(Tokens { rows, valid })
     }
 
     /// One interaction as [`Model::interact_on`] does it, from its token sequence.
@@ -470,7 +479,7 @@ impl Model {
         &'m self,
         tape: &Tape<'m>,
         features: &Features,
-        first: &Var,
+        first: &Tokens,
         dense: &Var,
         history: &Tensor,
         observer: &mut Observer,
@@ -488,7 +497,8 @@ impl Model {
             cuda_graphs::select(cuda, scores, &report)?;
             Ok(Some(report))
         };
-        self.answer(tape, features, (first, None), dense, history, choose, observer)
+        let first = (&first.rows, first.valid.as_ref());
+        self.answer(tape, features, first, dense, history, choose, observer)
     }
 
     /// One interaction on a tape from the token sequence, of which the valid ones count. `choose`

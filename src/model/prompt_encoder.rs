@@ -39,6 +39,24 @@ pub(crate) const GAUSSIAN: &str = "prompt_encoder.pe_layer.positional_encoding_g
 /// What messages call the memory of what the network is told.
 pub(super) const TOKENS: &str = "the prompts of the network";
 
+/// The smallest number of tokens that recordings are made for; the others are this number doubled
+/// repeatedly.
+pub(super) const LEAST_TOKENS: usize = 16;
+
+/// A number of tokens, rounded up to one that recordings are made for.
+pub(super) fn bucket(tokens: usize) -> usize {
+    tokens.next_power_of_two().max(LEAST_TOKENS)
+}
+
+/// A token sequence that may go on behind its last token.
+pub struct Tokens {
+    /// `[t, width]`.
+    pub rows: Var,
+    /// How many of the rows are tokens, in the memory of a CUDA device, as an `int`; the others are
+    /// padding. None if all are tokens.
+    pub valid: Option<Arc<Memory>>,
+}
+
 /// The prompt maps of `points`, for a patch of `edge` voxels a side on `device`.
 ///
 /// # Panics
@@ -208,13 +226,18 @@ impl PromptEncoder {
     }
 
     /// The token sequence: score token, mask tokens, points (and a padding point without a box),
-    /// box corners; `[t, width]`.
+    /// box corners; `[t, width]`, and the number of tokens, t.
+    ///
+    /// If it is `padded`, more rows follow, up to the number that recordings are made for. Each is
+    /// the score token again, because that has a gradient in any case: the padding's, of zeros,
+    /// changes nothing of it, and no parameter gets a gradient that has none without padding.
     pub fn tokens<'m>(
         &'m self,
         tape: &Tape<'m>,
         prompts: &PatchPrompts,
         patch: usize,
-    ) -> Result<Var, OpError> {
+        padded: bool,
+    ) -> Result<(Var, usize), OpError> {
         // Behind the points a box, or what says that there is none.
         let most = prompts.points.len() + 2;
         let mut positions: Vec<[f64; 3]> = memory::list(TOKENS, most);
@@ -235,10 +258,12 @@ impl PromptEncoder {
         }
         let (cpu, width) = (tape.device().cpu(), self.width());
         let codes = position::points(cpu, &self.gaussian, &positions, [patch; 3], 0.5)?;
-        let mut rows = memory::list(TOKENS, 1 + self.mask_tokens.rows() + most);
+        let count = 1 + self.mask_tokens.rows() + kinds.len();
+        let whole = if padded { bucket(count) } else { count };
+        let mut rows = memory::list(TOKENS, whole);
         rows.push((&self.score_token, 0));
         rows.extend((0..self.mask_tokens.rows()).map(|row| (&self.mask_tokens, row)));
-        let mut base = cpu.zeros((rows.len() + kinds.len()) * width);
+        let mut base = cpu.zeros(whole * width);
         for (code, kind) in codes.data().chunks_exact(width).zip(kinds) {
             match kind {
                 Some(label) => {
@@ -248,7 +273,8 @@ impl PromptEncoder {
                 None => rows.push((&self.not_a_point, 0)),
             }
         }
-        tape.embed(Tensor::from_buffer([rows.len(), width], base), rows)
+        rows.resize(whole, (&self.score_token, 0));
+        Ok((tape.embed(Tensor::from_buffer([whole, width], base), rows)?, count))
     }
 
     /// `dense` logits `[1, s, s, s, 1]` to `[1, s/16, s/16, s/16, width]`.

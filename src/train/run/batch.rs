@@ -407,6 +407,7 @@ mod tests {
     use crate::train::run::before_any_step;
     use crate::train::settings::Given;
     use crate::train::state::Progress;
+    use std::collections::BTreeSet;
 
     /// The tiny network on a patch of an eighth of its voxels. It has one image token, and one
     /// voxel at its deepest level: only the whole patch shows the order of what goes there.
@@ -459,7 +460,8 @@ mod tests {
     /// Steps by replay leave the bits that steps op by op leave: with other prompts and other
     /// numbers of tokens in each iteration, users who steer among them, iterations that are run
     /// again and others that are kept, or would be where memory has room, when a step overflows,
-    /// and when a run is resumed, which records anew.
+    /// and when a run is resumed, which records anew. One recording serves several numbers of
+    /// tokens.
     #[test]
     fn replayed_steps_leave_the_bits_of_their_ops() {
         for (precision, config, recompute, batch, clicking, steps) in
@@ -472,7 +474,7 @@ mod tests {
                 let settings = &mut state.progress.settings;
                 (settings.batch, settings.iterations) = (batch, 2);
                 settings.recompute = recompute.into();
-                (settings.points_min, settings.points_max, settings.boxed) = (1, 2, 0.5);
+                (settings.points_min, settings.points_max, settings.boxed) = (1, 5, 0.5);
                 settings.clicking = clicking;
             }
             let [plain, replayed] = &mut states;
@@ -484,7 +486,16 @@ mod tests {
             let (peers, buckets) = (Peers::alone(), Buckets::new(&plain.progress.config));
             let (workers, stop) = ([device.clone()], AtomicBool::new(false));
             let mut recorder = Recorder::new(&cuda);
+            let (mut numbers, mut recorded) = (BTreeSet::new(), [0; 3]);
             for step in 0..steps {
+                if step > 0 {
+                    let told = items(plain, &samples, step);
+                    let told = told.into_iter().filter_map(|item| item.corrector?.begin());
+                    // Points, and the corners of a box or what says that there is none.
+                    numbers.extend(
+                        told.map(|told| told.points.len() + 1 + usize::from(told.bounds.is_some())),
+                    );
+                }
                 let overflows = step == 2 && precision == DType::F16;
                 let take = |state: &mut State, recorder: Option<&mut Recorder>| {
                     let scale = if overflows { 2f32.powi(100) } else { 1024.0 };
@@ -507,13 +518,17 @@ mod tests {
                 let [encoder, taped, answers] = recorder.recorded();
                 let records = usize::from(step != 0 && step != 5);
                 assert_eq!((encoder, recompute || answers == 0), (records, true), "{what}");
+                // The first and the second iteration, and the first one's answer.
+                let kinds = if records == 1 { [2, usize::from(recompute)] } else { [0; 2] };
+                assert_eq!(recorder.kinds(), kinds, "{what}");
                 if step == 4 {
-                    // Behind the first step four items had one of three numbers of tokens: one of
-                    // these came twice.
-                    assert!(taped > 0 && (answers > 0) == recompute, "{taped}, {answers}");
+                    assert!(numbers.len() > 1, "{numbers:?}");
+                    assert!(taped >= 2 && (answers > 0) == recompute, "{taped}, {answers}");
+                    assert_eq!(recorded, [encoder, taped, answers], "another was recorded");
                     // The run is resumed.
                     recorder = Recorder::new(&cuda);
                 }
+                recorded = [encoder, taped, answers];
             }
         }
     }
@@ -567,12 +582,12 @@ mod tests {
                 assert_eq!(down[0], masks + 1, "{what}");
                 assert!(down[1] - masks * voxels / 8 <= 8 + 256 * each, "{what}");
                 // For each item its image and label. For each iteration two tables of its tokens,
-                // their positions and its marks; by replay an iteration's forward pass is repeated
-                // before its backward pass, with new copies of three of them, unless it was the
-                // last. For the norm, the optimiser and the average a table each. Op by op the
-                // position code of the grid.
-                let again = if replays { 3 * masks } else { 1 };
-                assert_eq!(up[0], 2 * batch as u64 + 4 * each + again + 3, "{what}");
+                // their positions, their number and its marks; by replay an iteration's forward
+                // pass is repeated before its backward pass, with new copies of four of them,
+                // unless it was the last. For the norm, the optimiser and the average a table each.
+                // Op by op the position code of the grid.
+                let again = if replays { 4 * masks } else { 1 };
+                assert_eq!(up[0], 2 * batch as u64 + 5 * each + again + 3, "{what}");
                 let lengths =
                     config.tensors().into_iter().map(|(_, s)| s.iter().product::<usize>());
                 let table: usize = lengths.map(|n| 40 + 8 * n.div_ceil(1 << 14)).sum();

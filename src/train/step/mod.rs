@@ -227,10 +227,10 @@ impl<'m> Pass<'_, 'm> {
         } else {
             tape.leaf(self.dense[t].clone())
         };
-        let answer = self.model.interact_on(
+        let answer = self.model.interact_from(
             &tape,
             &inputs,
-            &self.rounds[t].prompts,
+            &self.model.tokens(&tape, &self.rounds[t].prompts)?,
             &dense,
             &self.history(t)?,
             &mut Observer::none(),
@@ -241,10 +241,10 @@ impl<'m> Pass<'_, 'm> {
     fn answer(&self, t: usize) -> Result<Tensor, OpError> {
         let off = Tape::off(self.device);
         let dense = Var::constant(self.dense[t].clone());
-        let answer = self.model.interact_on(
+        let answer = self.model.interact_from(
             &off,
             &self.features,
-            &self.rounds[t].prompts,
+            &self.model.tokens(&off, &self.rounds[t].prompts)?,
             &dense,
             &self.history(t)?,
             &mut Observer::none(),
@@ -562,6 +562,78 @@ mod tests {
     use crate::device::{Cpu, Cuda, DType};
     use crate::model::{Config, Weights};
     use crate::ops::loss::KERNEL;
+    use crate::ops::optimizer::upload_parameters;
+
+    /// The gradients of an iteration's features and parameters, of results with some gradient.
+    fn gradients(
+        Recorded { tape, inputs, answer, .. }: Recorded,
+        count: usize,
+    ) -> Vec<Option<Vec<f32>>> {
+        let seed = |var: &Var| {
+            let values = (0..var.len()).map(|i| ((i * 7919) % 97) as f32 / 96.0 - 0.5);
+            Tensor::new(var.shape(), values.collect())
+        };
+        let vars = [&answer.candidates.masks, &answer.candidates.scores, &answer.logits];
+        let mut grads = ParamGrads::new(count);
+        let seeds = vars.into_iter().map(|var| (var, seed(var))).collect();
+        let mut leaves = tape.backward(seeds, &mut grads).unwrap();
+        let of_features = inputs.vars().map(|var| Some(leaves.take(var)?.data().to_vec()));
+        let of_params = (0..count).map(|id| Some(grads.get(id)?.to_vec()));
+        of_features.into_iter().chain(of_params).collect()
+    }
+
+    /// An iteration whose tokens are padded has the gradients of one with its tokens alone, and
+    /// gives them to the same parameters.
+    #[test]
+    fn padded_tokens_leave_the_gradients_as_they_are() {
+        let device = Device::Cuda(Cuda::emulated(Cpu::new(2).unwrap(), DType::F32, 0));
+        let config = Config { patch: 16, ..Config::tiny() };
+        let (s, count) = (config.patch, config.tensors().len());
+        let mut weights = Weights::hashed(config, "padding");
+        upload_parameters(&device, &mut weights.tensors_mut()).unwrap();
+        let model = Model::new(&device, &weights).unwrap();
+        let image = (0..s.pow(3)).map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect();
+        let (image, off) = (Tensor::new([s; 3], image), Tape::off(&device));
+        let features = model.encode_on(&off, &image, &mut Observer::none()).unwrap();
+        let (device, model) = (&device, &model);
+        // With a box no parameter says that there is none.
+        for bounds in [None, Some([1.0, 2.0, 3.0, 9.0, 12.0, 14.0])] {
+            let points = vec![([5, 6, 7], true), ([2, 2, 14], false)];
+            let prompts = PatchPrompts { points, bounds };
+            let features = features.leaves(&off);
+            let mut pass = Pass { device, model, features, rounds: vec![], dense: vec![] };
+            let mut prompt = |_: usize, _: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+                Ok(Some(prompts.clone().into()))
+            };
+            assert!(pass.ask(0, &mut None, &mut prompt).unwrap());
+            assert_eq!(model.tokens(&off, &prompts).unwrap().rows.rows(), 16);
+            let padded = gradients(pass.record(0).unwrap(), count);
+
+            let tape = Tape::on(device);
+            let (inputs, history) = (pass.features.leaves(&tape), pass.history(0).unwrap());
+            let (dense, seen) = (Var::constant(pass.dense[0].clone()), &mut Observer::none());
+            let answer = model.interact_on(&tape, &inputs, &prompts, &dense, &history, seen);
+            let answer = answer.unwrap();
+            let alone = gradients(Recorded { tape, inputs, dense, answer }, count);
+
+            let length = |values: &mut dyn Iterator<Item = f32>| {
+                values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+            };
+            let longest = alone.iter().flatten().map(|g| length(&mut g.iter().copied()));
+            let longest = longest.fold(0.0, f64::max);
+            assert!(longest.is_finite() && longest > 0.0);
+            assert_eq!(padded.len(), alone.len());
+            for (at, (got, want)) in padded.iter().zip(&alone).enumerate() {
+                assert_eq!(got.is_some(), want.is_some(), "gradient {at}, {bounds:?}");
+                let (Some(got), Some(want)) = (got, want) else { continue };
+                assert_eq!(got.len(), want.len());
+                let apart = length(&mut got.iter().zip(want).map(|(a, b)| a - b));
+                // Some are sums of numbers that cancel out.
+                let bound = 1e-5 * length(&mut want.iter().copied()) + 1e-7 * longest;
+                assert!(apart <= bound, "gradient {at}, {bounds:?}: {apart}, {bound} allowed");
+            }
+        }
+    }
 
     /// The features' gradients of two iterations in 16 bits are added up in float32, to the last
     /// bit.

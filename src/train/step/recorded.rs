@@ -6,6 +6,12 @@
 //! the rows of the tokens and their gradient, and the optimiser are launched op by op: they depend
 //! on numbers that change from item to item.
 //!
+//! Tokens are padded, op by op as well ([`Model::tokens`]): a few recordings serve prompts of any
+//! number of points. How many tokens there are is read on the device. Padding changes no gradient:
+//! as keys, tokens of padding have a probability of 0; as queries they have results that nothing
+//! reads, so the gradients of these are zeros, and finite numbers times zeros add nothing to the
+//! gradients of weights.
+//!
 //! A recording holds addresses, so everything that it reads and writes stays where it is for the
 //! whole run. Parameters do, as long as the optimiser changes them in place; what was laid out from
 //! them is laid out again, in the same memory, at the beginning of each step ([`Layouts`]);
@@ -14,17 +20,19 @@
 //! last bit.
 //!
 //! An iteration's forward pass is always repeated before its backward pass, because other
-//! iterations use its memory in between; it is recorded when its number of tokens comes for the
-//! second time. Whatever is not recorded is done op by op.
+//! iterations use its memory in between; it is recorded when its padded number of tokens comes for
+//! the second time. Whatever is not recorded is done op by op.
 
 use super::{
     Answered, Ends, Gathered, Lost, Pass, Recorded, Rerun, Round, Seeds, Share, losses,
     run_to_its_end, wide::add_wide,
 };
 use crate::autograd::{GradMemory, ParamGrads, Reached, Tape, Var, add_to};
-use crate::device::cuda::{Arena, Graph, Layouts};
+use crate::device::cuda::{Arena, Graph, Layouts, Memory};
 use crate::device::{Cuda, CudaError, DType, Device};
-use crate::model::{Features, GAUSSIAN, Model, Observer, Weights, assign, duplicate, fixed};
+use crate::model::{
+    Features, GAUSSIAN, Model, Observer, Tokens, Weights, assign, duplicate, fixed,
+};
 use crate::ops::loss::Target;
 use crate::tensor::{OpError, Tensor, upload_to};
 use std::collections::BTreeMap;
@@ -126,6 +134,14 @@ impl Recorder {
         let Some(kept) = &self.kept else { return [0; 3] };
         let [taped, answers] = kept.iterations.made;
         [usize::from(kept.encoder.is_some()), taped, answers]
+    }
+
+    /// How many kinds of iterations there were that a recording each would serve, with and without
+    /// their backward pass.
+    #[cfg(all(test, feature = "emulator"))]
+    pub(in crate::train) fn kinds(&self) -> [usize; 2] {
+        let Some(kept) = &self.kept else { return [0; 2] };
+        [kept.iterations.taped.len(), kept.iterations.answers.len()]
     }
 }
 
@@ -322,6 +338,8 @@ impl Encoder {
 /// What a recorded iteration reads besides the features.
 struct Inputs {
     tokens: Tensor,
+    /// How many of them are no padding.
+    valid: Arc<Memory>,
     dense: Tensor,
     history: Tensor,
 }
@@ -331,20 +349,29 @@ impl Inputs {
         let s = model.config().patch;
         Ok(Inputs {
             tokens: fixed(cuda, &tokens)?,
+            valid: cuda.allocate_bytes(size_of::<u32>())?,
             dense: fixed(cuda, &[1, s, s, s, 1])?,
             history: fixed(cuda, &[1, s, s, s, 2])?,
         })
     }
 
-    fn fill(&self, cuda: &Cuda, pass: &Pass, t: usize, tokens: &Tensor) -> Result<(), OpError> {
-        assign(cuda, &self.tokens, tokens)?;
+    /// These tokens as inputs of a tape that is being recorded, given its `rows`.
+    fn first(&self, rows: impl FnOnce(Tensor) -> Var) -> Tokens {
+        Tokens { rows: rows(self.tokens.clone()), valid: Some(self.valid.clone()) }
+    }
+
+    fn fill(&self, cuda: &Cuda, pass: &Pass, t: usize, tokens: &Tokens) -> Result<(), OpError> {
+        assign(cuda, &self.tokens, &tokens.rows)?;
+        let valid = tokens.valid.as_ref();
+        let valid = valid.ok_or_else(|| argument("the number of tokens is not on the device"))?;
+        cuda.copy(valid, 0, &self.valid, 0, self.valid.bytes())?;
         assign(cuda, &self.dense, &pass.dense[t])?;
         Ok(assign(cuda, &self.history, &pass.history(t)?)?)
     }
 }
 
-/// What distinguishes recorded iterations on a tape: rows and columns of the tokens, and whether it
-/// is the first iteration, whose dense prompt has no gradient.
+/// What distinguishes recorded iterations on a tape: rows, with those of padding, and columns of
+/// the tokens, and whether it is the first iteration, whose dense prompt has no gradient.
 type Key = ([usize; 2], bool);
 
 /// An iteration on a tape, recorded with its backward pass.
@@ -370,14 +397,14 @@ impl Taped {
             let tape = Tape::on(device);
             let features = pass.features.leaves(&tape);
             let inputs = Inputs::new(cuda, model, key.0)?;
-            let tokens = tape.leaf(inputs.tokens.clone());
+            let first = inputs.first(|rows| tape.leaf(rows));
             let dense = match key.1 {
                 true => Var::constant(inputs.dense.clone()),
                 false => tape.leaf(inputs.dense.clone()),
             };
             let (history, observer) = (&inputs.history, &mut Observer::none());
             let answer =
-                model.interact_from(&tape, &features, &tokens, &dense, history, observer)?;
+                model.interact_from(&tape, &features, &first, &dense, history, observer)?;
             if !answer.refined {
                 return Err(argument("without a refiner the host chooses the answer"));
             }
@@ -389,7 +416,7 @@ impl Taped {
             let wanted = vars.into_iter().zip(seeds.iter().cloned()).collect();
             let mut leaves = tape.backward_unsettled(wanted, &mut grads)?;
             let of_features = features.vars().map(|leaf| leaves.take(leaf));
-            let others = [leaves.take(&tokens), leaves.take(&dense)];
+            let others = [leaves.take(&first.rows), leaves.take(&dense)];
             Ok((inputs, results, seeds, of_features, others, grads))
         };
         let (graphs, made) = cuda.record_parts(arena, work, |_| Ok(vec![]))?;
@@ -436,7 +463,8 @@ impl AnswerOnly {
         let Replay { cuda, device, model, .. } = *replay;
         let work = || -> Result<_, OpError> {
             let (off, inputs) = (Tape::off(device), Inputs::new(cuda, model, tokens)?);
-            let [first, dense] = [&inputs.tokens, &inputs.dense].map(|t| Var::constant(t.clone()));
+            let first = inputs.first(Var::constant);
+            let dense = Var::constant(inputs.dense.clone());
             let (history, observer) = (&inputs.history, &mut Observer::none());
             let answer =
                 model.interact_from(&off, &pass.features, &first, &dense, history, observer)?;
@@ -674,7 +702,7 @@ impl<'k> Replay<'k> {
     ) -> Result<Option<Tensor>, OpError> {
         let cuda = self.cuda;
         let tokens = self.model.tokens(&Tape::off(self.device), &pass.rounds[t].prompts)?;
-        let Some(program) = iterations.answer(self, pass, size(&tokens))? else {
+        let Some(program) = iterations.answer(self, pass, size(&tokens.rows))? else {
             return Ok(None);
         };
         program.inputs.fill(cuda, pass, t, &tokens)?;
@@ -691,11 +719,11 @@ impl<'k> Replay<'k> {
     ) -> Result<Option<Begun<'k>>, OpError> {
         let (cuda, tape) = (self.cuda, Tape::on(self.device));
         let tokens = self.model.tokens(&tape, &pass.rounds[t].prompts)?;
-        let key = (size(&tokens), t == 0);
+        let key = (size(&tokens.rows), t == 0);
         let Some(program) = iterations.taped(self, pass, key)? else { return Ok(None) };
         program.inputs.fill(cuda, pass, t, &tokens)?;
         program.forward.replay()?;
-        Ok(Some(Begun { key, tape, tokens }))
+        Ok(Some(Begun { key, tape, tokens: tokens.rows }))
     }
 
     /// The loss of iteration `t` of `done`, whose forward pass was replayed last, and its backward
