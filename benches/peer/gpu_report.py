@@ -74,7 +74,11 @@ def main(folder, out, commit):
         lines += [""] + [f"{w}: {b['ratio']:.1f}x the best of PyTorch ({b['peer']})" for w in ("encode", "interact", "step") if (b := peer.get(f"best_{w}"))]
     if switches := read_json("switches.json"):
         result["switches"] = switches
-        same = "the same bits in all but the token path op by op, the table's variants and wgmma" if switches["same_bits"] else "**the bits differ**"
+        same = {
+            True: "the same bits in all but the token path op by op, the table's variants and wgmma",
+            False: "**the bits differ**",
+            None: "**not all runs were made**",
+        }[switches["same_bits"]]
         lines += ["", f"Early launches and branches of recorded work, the token path's launches, the table of variants and wgmma, base, f16, in this order; {same}:", "", "| | encode, ms | interaction, ms |", "|---|---|---|"]
         lines += [f"| {r['name']} | {r['encode']:.3f} | {r['interact']:.3f} |" for r in switches["runs"]]
     if recorded := read_json("recorded.json"):
