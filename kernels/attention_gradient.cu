@@ -153,6 +153,14 @@ __device__ __forceinline__ void two_way_keys(const T *q, const T *k, const T *v,
           k_acc[MOST_DIM / 4] = {}, v_acc[MOST_DIM / 4] = {};
     int k0 = blockIdx.x * KEYS, c0 = blockIdx.y * dim, key = k0 + threadIdx.x / 4,
         tiles = (queries + QUERIES - 1) / QUERIES, valid = live ? min(keys, *live) : keys;
+    // Nothing but padding: the whole block is done.
+    if (k0 >= valid) {
+        if (key < keys) {
+            write_row(dk + (int64)key * width + c0, k_acc, scale, dim);
+            write_row(dv + (int64)key * width + c0, v_acc, 1.0f, dim);
+        }
+        return;
+    }
     load_tile<T>(t.k, t.row, valid - k0, dim,
                  [&](int r) { return k + (int64)(k0 + r) * width + c0; });
     load_tile<T>(t.v, t.row, valid - k0, dim,

@@ -7,8 +7,8 @@
 //! names some of the architectures, as `sm_80,sm_120`: `.ci/run` compiles for Hopper, and for the
 //! oldest with the oldest supported NVRTC; a job beside it compiles for every architecture with
 //! both. What was compiled is kept in cargo's target folder, `tmp/kernels`: a kernel is compiled
-//! again when its text, the way to compile it or NVRTC is another. How the table of kernels is read from their sources, and that the budget has a line for
-//! each, is tested everywhere.
+//! again when its text, the way to compile it or NVRTC is another. How the table of kernels is read
+//! from their sources, and that the budget has a line for each, is tested everywhere.
 
 #[path = "../kernels/table.rs"]
 #[allow(dead_code)]

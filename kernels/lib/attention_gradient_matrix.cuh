@@ -280,6 +280,16 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
     int k0 = blockIdx.x * KEYS, c0 = blockIdx.y * dim, half = half_of_step(),
         steps = (queries + STEP - 1) / STEP, tiles = (queries + QUERIES - 1) / QUERIES,
         valid = live ? min(keys, *live) : keys;
+    auto key_to = [&](int r) { return k0 + r < keys ? dk + (int64)(k0 + r) * width + c0 : nullptr; };
+    auto value_to = [&](int r) {
+        return k0 + r < keys ? dv + (int64)(k0 + r) * width + c0 : nullptr;
+    };
+    // Nothing but padding: the whole block is done.
+    if (k0 >= valid) {
+        write_sums<T>(dim, k_acc, scale, key_to);
+        write_sums<T>(dim, v_acc, 1.0f, value_to);
+        return;
+    }
     auto load_step_async = [&](int step) {
         if (step < steps) {
             int first = step * STEP;
@@ -331,12 +341,8 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
     float *room = reinterpret_cast<float *>(t.k);
     join_halves(t, room, k_acc);
     join_halves(t, room + QUERIES * (t.row - 6), v_acc);
-    write_sums<T>(dim, k_acc, scale, [&](int r) {
-        return k0 + r < keys ? dk + (int64)(k0 + r) * width + c0 : nullptr;
-    });
-    write_sums<T>(dim, v_acc, 1.0f, [&](int r) {
-        return k0 + r < keys ? dv + (int64)(k0 + r) * width + c0 : nullptr;
-    });
+    write_sums<T>(dim, k_acc, scale, key_to);
+    write_sums<T>(dim, v_acc, 1.0f, value_to);
 }
 
 // --- The image encoder's attention ---

@@ -7,12 +7,13 @@
 //! new in the prompt maps, and downloads one: choice, scores and all masks as bits. The answer's
 //! logits stay on the device, as the next interaction's dense prompt, until they are asked for.
 
-use super::prompt_encoder::{LEAST_TOKENS, TOKENS, bucket, scatter};
+use super::prompt_encoder::{TOKENS, scatter};
 use super::{Answer, Features, Model, Observer, PatchPrompts, PromptMaps};
 use crate::autograd::{Tape, Var};
 use crate::device::cuda::{Arena, Graph, KernelRecord, Launch, Memory, Placed, kernels};
 use crate::device::{Cuda, CudaError};
 use crate::memory;
+use crate::ops::tokens::{LEAST_TOKENS, bucket};
 use crate::sync::locked;
 use crate::tensor::{OpError, Tensor, to_bytes, upload_to};
 use rayon::prelude::*;

@@ -10,6 +10,7 @@ use crate::memory;
 use crate::ops::attention::{TwoWayWeights, ValidKeys};
 use crate::ops::linear::Activation;
 use crate::ops::position;
+use crate::ops::tokens::bucket;
 use crate::tensor::{OpError, Param, Tensor};
 use std::sync::Arc;
 
@@ -38,15 +39,6 @@ pub(crate) const GAUSSIAN: &str = "prompt_encoder.pe_layer.positional_encoding_g
 
 /// What messages call the memory of what the network is told.
 pub(super) const TOKENS: &str = "the prompts of the network";
-
-/// The smallest number of tokens that recordings are made for; the others are this number doubled
-/// repeatedly.
-pub(super) const LEAST_TOKENS: usize = 16;
-
-/// A number of tokens, rounded up to one that recordings are made for.
-pub(super) fn bucket(tokens: usize) -> usize {
-    tokens.next_power_of_two().max(LEAST_TOKENS)
-}
 
 /// A token sequence that may go on behind its last token.
 pub struct Tokens {

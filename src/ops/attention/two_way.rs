@@ -13,6 +13,9 @@ const OP: &str = "two_way_attention";
 ///
 /// Projected queries `q` are `[t, width]`, keys `k` and values `v` `[m, width]`; a head has
 /// `width / heads` channels. Gives `[t, width]`.
+///
+/// # Errors
+/// [`OpError::Shape`] for other shapes; [`OpError::Argument`] for a number of valid keys on a CPU.
 pub fn attend_heads(
     device: &Device,
     heads: usize,
@@ -32,6 +35,7 @@ pub fn attend_heads(
     let dim = width / heads;
     let scale = 1.0 / (dim as f32).sqrt();
     match device {
+        Device::Cpu(_) if valid.is_some() => Err(padded(OP)),
         Device::Cpu(cpu) => {
             let _op = cpu.op("attention", || {
                 let problem = format!("{queries} to {keys} tokens, {heads} heads of {dim}");
@@ -51,4 +55,9 @@ pub fn attend_heads(
         }
         Device::Cuda(cuda) => super::cuda::attend_heads(cuda, heads, q, k, v, valid),
     }
+}
+
+/// What is said where a CPU is given a number of valid keys: it has no padding.
+pub(super) fn padded(op: &'static str) -> OpError {
+    OpError::Argument { op, message: "a number of valid keys is for CUDA devices".into() }
 }

@@ -57,6 +57,9 @@ pub fn attention(
     if let Device::Cuda(cuda) = device {
         return super::cuda::attend_heads_gradient(cuda, heads, [q, k, v], valid, dy);
     }
+    if valid.is_some() {
+        return Err(super::two_way::padded(OP));
+    }
     let cpu: &Cpu = device.cpu();
     let (rows, keys) = (q.rows(), k.rows());
     let dim = width / heads;

@@ -1,6 +1,6 @@
 //! The token path on CUDA devices. See `kernels/tokens.cu`.
 
-use super::{Layer, Rows};
+use super::{Layer, Rows, bucket};
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, CudaError, DType};
 use crate::ops::attention::ValidKeys;
@@ -68,12 +68,6 @@ impl fmt::Display for Block {
     }
 }
 
-/// A number of tokens as recorded programs round it. What depends on the number of tokens depends
-/// on this, so that unrecorded work gives the same bits.
-fn rounded(tokens: usize) -> usize {
-    tokens.next_power_of_two().max(16)
-}
-
 /// Bytes of a row of `k` values in shared memory.
 fn row_bytes(k: usize, dtype: DType) -> usize {
     (k * dtype.bytes()).next_multiple_of(128) + 64
@@ -129,7 +123,7 @@ pub fn linears(
     let per_row = if staged { row_bytes(k, dtype) } else { 0 };
     let (block, _launch) = cuda.choose(
         "token_linear",
-        format_args!("m{}n{n}k{k}l{}s{}", rounded(m), layers.len(), u8::from(staged)),
+        format_args!("m{}n{n}k{k}l{}s{}", bucket(m), layers.len(), u8::from(staged)),
         Block::of(m),
         || Block::fitting(per_row, 0),
     );
@@ -211,7 +205,7 @@ pub fn attention(
     let (rows, keys, width, n) = (q.rows(), k.rows(), q.channels(), bias.len());
     let (usual, dtype) = (Block::of(rows), cuda.precision());
     let per_row = row_bytes(width, dtype);
-    let most = rounded(keys);
+    let most = bucket(keys);
     let fits = cuda.fuses_tokens()
         && dtype != DType::F32
         && (1..=MOST_ROWS).contains(&rows)
@@ -231,7 +225,7 @@ pub fn attention(
     }
     let (block, _launch) = cuda.choose(
         "token_attention",
-        format_args!("q{}k{most}w{width}n{n}h{heads}", rounded(rows)),
+        format_args!("q{}k{most}w{width}n{n}h{heads}", bucket(rows)),
         usual,
         || Block::fitting(per_row, 2 * most * per_row),
     );

@@ -11,6 +11,16 @@ use super::linear::Activation;
 use crate::device::Device;
 use crate::tensor::{OpError, Tensor};
 
+/// The smallest number of tokens that recordings are made for; the others are this number doubled
+/// repeatedly.
+pub(crate) const LEAST_TOKENS: usize = 16;
+
+/// A number of tokens, rounded up to one that recordings are made for. What depends on the number
+/// of tokens depends on this, so that unrecorded work gives the same bits.
+pub(crate) fn bucket(tokens: usize) -> usize {
+    tokens.next_power_of_two().max(LEAST_TOKENS)
+}
+
 /// The input of [`linears`]: rows of tokens, with a layer norm to apply, and something to add for
 /// some layers.
 #[derive(Clone, Copy)]

@@ -474,7 +474,7 @@ mod tests {
                 let settings = &mut state.progress.settings;
                 (settings.batch, settings.iterations) = (batch, 2);
                 settings.recompute = recompute.into();
-                (settings.points_min, settings.points_max, settings.boxed) = (1, 5, 0.5);
+                settings.boxed = 0.5;
                 settings.clicking = clicking;
             }
             let [plain, replayed] = &mut states;
@@ -488,7 +488,12 @@ mod tests {
             let mut recorder = Recorder::new(&cuda);
             let (mut numbers, mut recorded) = (BTreeSet::new(), [0; 3]);
             for step in 0..steps {
-                if step > 0 {
+                for state in [&mut *plain, &mut *replayed] {
+                    let settings = &mut state.progress.settings;
+                    (settings.points_min, settings.points_max) = (1 + step % 5, 1 + step % 5);
+                }
+                // Before, what is replayed is recorded.
+                if (3..5).contains(&step) {
                     let told = items(plain, &samples, step);
                     let told = told.into_iter().filter_map(|item| item.corrector?.begin());
                     // Points, and the corners of a box or what says that there is none.

@@ -3,6 +3,7 @@
 use crate::autograd::add_to;
 use crate::device::{DType, Device};
 use crate::ops::pointwise::accumulate;
+use crate::ops::reduce::add_values;
 use crate::tensor::{OpError, Tensor};
 
 /// Adds `part` to a sum of a map's gradients.
@@ -20,10 +21,10 @@ pub(super) fn add_wide(
     };
     *sum = Some(match sum.take() {
         None => part,
-        // What the device has of it is a copy that others may read.
-        Some(first) if first.device_type().is_none() => {
-            *sum = Some(first);
-            return add_to(device, sum, part);
+        // It stays on the host: what the device has of it is a copy that others may read.
+        Some(mut first) if first.device_type().is_none() => {
+            add_values(device.cpu(), first.make_mut(), part.try_data()?);
+            first
         }
         Some(first) if first.device_type() == Some(cuda.precision()) => {
             let values = first.to_device(cuda, DType::F32)?;
@@ -78,22 +79,23 @@ mod tests {
         }
     }
 
-    /// A first part whose home is the host is not added to in place, nor is its copy on the device.
+    /// A first part whose home is the host is not added to in place, nor is its copy on the device;
+    /// small parts are not lost beside it either.
     #[test]
     fn a_part_on_the_host_and_its_copy_keep_their_values() {
         let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
         let device = Device::Cuda(cuda.clone());
-        let (first, mut sum) = (Tensor::from(vec![1.5; 9]), Some(Tensor::from(vec![1.5; 9])));
+        let (first, mut sum) = (Tensor::from(vec![2048.0; 9]), Some(Tensor::from(vec![2048.0; 9])));
         let copy = first.to_device(&cuda, DType::F32).unwrap();
         let mut shared = Some(first.clone());
         for sum in [&mut sum, &mut shared] {
-            for _ in 0..2 {
-                let part = Tensor::from(vec![2.0; 9]).to_device(&cuda, DType::F16).unwrap();
+            for _ in 0..10 {
+                let part = Tensor::from(vec![1.0; 9]).to_device(&cuda, DType::F16).unwrap();
                 add_wide(&device, sum, Tensor::from_device([9], part, DType::F16)).unwrap();
             }
-            assert_eq!(sum.as_ref().unwrap().data(), [5.5; 9]);
+            assert_eq!(sum.as_ref().unwrap().data(), [2058.0; 9]);
         }
-        assert_eq!(first.data(), [1.5; 9]);
-        assert_eq!(Tensor::from_device([9], copy, DType::F32).data(), [1.5; 9]);
+        assert_eq!(first.data(), [2048.0; 9]);
+        assert_eq!(Tensor::from_device([9], copy, DType::F32).data(), [2048.0; 9]);
     }
 }

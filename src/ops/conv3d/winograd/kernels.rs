@@ -161,8 +161,7 @@ unsafe fn gather_from<S: Simd, F: Filters, const X: usize>(
     to: *mut f32,
     cells: usize,
 ) {
-    // Hidden from the compiler, which would otherwise unroll the loop: ten times the code, no faster.
-    for c in (0..opaque(X)).step_by(S::LANES) {
+    for c in (0..X).step_by(S::LANES) {
         for first in (0..cells).step_by(NEAR) {
             // SAFETY: guaranteed by the caller, of all `cells`, of which these are some.
             unsafe {
