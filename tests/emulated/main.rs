@@ -131,13 +131,8 @@ fn expected(precision: Precision) -> &'static Given {
     GIVEN[at].get_or_init(|| session(&open(precision), tiny()))
 }
 
-/// One item's training pass of one iteration: its loss and all gradients.
-fn learn(device: &Device, scale: f32) -> (f64, Vec<f64>) {
-    learn_in(device, scale, 1)
-}
-
 /// One item's training pass: its loss and all gradients.
-fn learn_in(device: &Device, scale: f32, iterations: usize) -> (f64, Vec<f64>) {
+fn learn(device: &Device, scale: f32) -> (f64, Vec<f64>) {
     let (config, s) = (tiny(), tiny().patch);
     let count = config.tensors().len();
     let mut weights = Weights::hashed(config, "learn");
@@ -153,7 +148,7 @@ fn learn_in(device: &Device, scale: f32, iterations: usize) -> (f64, Vec<f64>) {
         .collect();
     let target = Target::new(device, label, [s; 3], KERNEL).unwrap();
     let (weights, recompute) = (LossWeights::default(), Rerun::Never);
-    let share = Share { weights, iterations, batch: 1, recompute, scale };
+    let share = Share { weights, iterations: 1, batch: 1, recompute, scale };
     let mut grads = ParamGrads::new(count);
     let prompt = |_: usize, _: Option<&Tensor>| {
         Some(PatchPrompts { points: vec![([15, 16, 9], true), ([2, 2, 2], false)], bounds: None })
