@@ -34,7 +34,7 @@ const PRECISIONS: [Precision; 5] =
 
 /// Whether a test is to run in which a whole network shows again what other tests show of its parts
 /// or in other precisions: on a GPU, where that takes no time, and where `PRISM_TEST_EMULATED=all`
-/// asks for it, as `.github/workflows/sanitize.yml` does once a week. Reports if not.
+/// asks for it, as a job beside `.ci/run` does. Reports if not.
 fn at_length() -> bool {
     let asked = std::env::var("PRISM_TEST_EMULATED").is_ok_and(|v| v == "all");
     let runs = asked || device_name() != "emulated";
@@ -181,14 +181,14 @@ fn replayed_equals_its_ops(config: Config, device: &Device) {
     let scans = [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::none()).unwrap());
     let plain =
         [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::new(&mut ignore)).unwrap());
-    let mut dense = Tensor::new([s; 3], vec![0.5; s * s * s]);
+    let (mut dense, high) = (Tensor::new([s; 3], vec![0.5; s * s * s]), s as f32);
     for (turn, count) in [(0, 1), (1, 20), (0, 3)] {
         let points: Vec<_> =
-            (0..count).map(|i| ([i * 5 % 32, i * 11 % 32, i * 3 % 32], i % 3 > 0)).collect();
+            (0..count).map(|i| ([i * 5 % s, i * 11 % s, i * 3 % s].map(|v| v as i32), i % 3 > 0)).collect();
         let history = prompt_maps(device, s, &points);
         let prompts = PatchPrompts {
             points,
-            bounds: (count > 1).then_some([2.0, 3.0, 4.0, 28.0, 29.0, 30.0]),
+            bounds: (count > 1).then_some([2.0, 3.0, 4.0, high - 4.0, high - 3.0, high - 2.0]),
         };
         let a = model
             .interact(&scans[turn], &prompts, &dense, &history, &mut Observer::none())
