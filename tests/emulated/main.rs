@@ -183,8 +183,9 @@ fn replayed_equals_its_ops(config: Config, device: &Device) {
         [1, 2].map(|seed| model.encode(&image(seed), &mut Observer::new(&mut ignore)).unwrap());
     let (mut dense, high) = (Tensor::new([s; 3], vec![0.5; s * s * s]), s as f32);
     for (turn, count) in [(0, 1), (1, 20), (0, 3)] {
-        let points: Vec<_> =
-            (0..count).map(|i| ([i * 5 % s, i * 11 % s, i * 3 % s].map(|v| v as i32), i % 3 > 0)).collect();
+        let points: Vec<_> = (0..count)
+            .map(|i| ([i * 5 % s, i * 11 % s, i * 3 % s].map(|v| v as i32), i % 3 > 0))
+            .collect();
         let history = prompt_maps(device, s, &points);
         let prompts = PatchPrompts {
             points,

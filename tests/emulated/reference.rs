@@ -26,9 +26,14 @@ fn the_network_must_pass(precision: Precision) {
     must_pass(precision, "tests/reference/model", &[Kind::Session, Kind::Gradient], 3);
 }
 
-/// In plain arithmetic, as most of the backward pass is, however float32 is multiplied.
+/// In plain arithmetic, as most of the backward pass is, however float32 is multiplied. All ops do
+/// so in every precision, and the tiny network is that of the CPU, which passes, and learns as
+/// there.
 #[test]
 fn the_network_passes_in_float32() {
+    if !at_length() {
+        return;
+    }
     the_network_must_pass(Precision::Ieee);
 }
 
