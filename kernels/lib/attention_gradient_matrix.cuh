@@ -280,7 +280,9 @@ __device__ __forceinline__ void two_way_keys_matrix(const T *q, const T *k, cons
     int k0 = blockIdx.x * KEYS, c0 = blockIdx.y * dim, half = half_of_step(),
         steps = (queries + STEP - 1) / STEP, tiles = (queries + QUERIES - 1) / QUERIES,
         valid = live ? min(keys, *live) : keys;
-    auto key_to = [&](int r) { return k0 + r < keys ? dk + (int64)(k0 + r) * width + c0 : nullptr; };
+    auto key_to = [&](int r) {
+        return k0 + r < keys ? dk + (int64)(k0 + r) * width + c0 : nullptr;
+    };
     auto value_to = [&](int r) {
         return k0 + r < keys ? dv + (int64)(k0 + r) * width + c0 : nullptr;
     };

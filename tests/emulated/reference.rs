@@ -27,8 +27,8 @@ fn the_network_must_pass(precision: Precision) {
 }
 
 /// In plain arithmetic, as most of the backward pass is, however float32 is multiplied. All ops do
-/// so in every precision, and the tiny network is that of the CPU, which passes, and learns as
-/// there.
+/// so in every precision, and the tiny network is that of the CPU, which passes; in the other
+/// precisions it learns as there.
 #[test]
 fn the_network_passes_in_float32() {
     if !at_length() {

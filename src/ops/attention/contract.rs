@@ -25,7 +25,7 @@ pub struct TwoWayWeights {
 /// The number of valid keys, if it is known only in the memory of a CUDA device, as an `int`: later
 /// keys are padding. None if all keys are valid.
 ///
-/// Only CUDA devices look at it.
+/// Other devices refuse it: they have no padding.
 pub type ValidKeys<'a> = Option<&'a Arc<Memory>>;
 
 /// The parameters of an attention layer of the image encoder, whose width is `dim`.

@@ -23,6 +23,9 @@ pub(super) fn add_wide(
         None => part,
         // It stays on the host: what the device has of it is a copy that others may read.
         Some(mut first) if first.device_type().is_none() => {
+            if part.len() != first.len() {
+                return Err(part.shape_error("add_wide", "part", format!("{:?}", first.shape())));
+            }
             add_values(device.cpu(), first.make_mut(), part.try_data()?);
             first
         }
@@ -79,8 +82,8 @@ mod tests {
         }
     }
 
-    /// A first part whose home is the host is not added to in place, nor is its copy on the device;
-    /// small parts are not lost beside it either.
+    /// A first part whose home is the host stays there. If others have it, it and its copy on the
+    /// device keep their values; small parts are not lost beside it.
     #[test]
     fn a_part_on_the_host_and_its_copy_keep_their_values() {
         let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
