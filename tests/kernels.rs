@@ -21,6 +21,7 @@ mod listing;
 use listing::{Listing, instruction};
 use prism::device::cuda::nvrtc::{self, Compiled};
 use prism::device::cuda::source::{self, is_matrix};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -182,18 +183,19 @@ fn built() -> Option<&'static [Built]> {
             eprintln!("NVRTC {version:?}");
             let (key, (major, minor)) = (common_key(), version);
             let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-            let compile = |arch: &'static str| -> Vec<Built> {
-                let each = source::FILES.iter().map(|&(file, text)| {
-                    let mut key = key.clone();
-                    [file, text, arch].iter().for_each(|part| add(&mut key, part.as_bytes()));
-                    let kept = folder.join(format!("{file}-{arch}-{major}.{minor}"));
-                    let key = key.finalize();
-                    let compiled = compile_or_kept(&kept, key.as_bytes(), [file, text, arch]);
-                    Built { file, arch, code: compiled.code, kernels: usages(&compiled.log) }
-                });
-                each.collect()
+            let compile = |(arch, &(file, text)): (&'static str, &(&'static str, &str))| {
+                let mut key = key.clone();
+                [file, text, arch].iter().for_each(|part| add(&mut key, part.as_bytes()));
+                let kept = folder.join(format!("{file}-{arch}-{major}.{minor}"));
+                let key = key.finalize();
+                let compiled = compile_or_kept(&kept, key.as_bytes(), [file, text, arch]);
+                Built { file, arch, code: compiled.code, kernels: usages(&compiled.log) }
             };
-            Ok(by_architecture(compile).into_iter().flatten().collect())
+            // All cores, also with one architecture.
+            let each = architectures()
+                .into_iter()
+                .flat_map(|arch| source::FILES.iter().map(move |file| (arch, file)));
+            Ok(each.collect::<Vec<_>>().into_par_iter().map(compile).collect())
         }
         Err(e) => Err(e.to_string()),
     });
