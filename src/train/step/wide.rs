@@ -3,7 +3,7 @@
 use crate::autograd::add_to;
 use crate::device::{DType, Device};
 use crate::ops::pointwise::accumulate;
-use crate::ops::reduce::add_values;
+use crate::ops::reduce::{add_values, check_so_far};
 use crate::tensor::{OpError, Tensor};
 
 /// Adds `part` to a sum of a map's gradients.
@@ -23,9 +23,7 @@ pub(super) fn add_wide(
         None => part,
         // It stays on the host: what the device has of it is a copy that others may read.
         Some(mut first) if first.device_type().is_none() => {
-            if part.len() != first.len() {
-                return Err(part.shape_error("add_wide", "part", format!("{:?}", first.shape())));
-            }
+            check_so_far("add_wide", Some(&first), part.len())?;
             add_values(device.cpu(), first.make_mut(), part.try_data()?);
             first
         }
