@@ -136,23 +136,79 @@ __device__ __forceinline__ void score_gradient(const double *sums, const T *scor
     dx[mask] = from_float<T>((float)((to_float(scores[mask]) - dice) * factor) * scale);
 }
 
+// Where a tile lies in a volume of planes of h x w voxels, and which of some clicks, three floats
+// [i, j, k] each, are near its voxels. Coordinates, and squared distances below `far`, are whole
+// numbers that floats hold exactly, so it does not matter how products and sums of them are fused.
+struct Tile {
+    // Its first voxel, its last plane, and its rows: all of a plane, if it has voxels of several.
+    int h, w, i, j, k, last_i, least_j, most_j;
+
+    __device__ __forceinline__ Tile(int64 first, int64 last, int h, int w) : h(h), w(w) {
+        int64 row = first / w, last_row = last / w;
+        i = (int)(row / h), j = (int)(row % h), k = (int)(first % w);
+        last_i = (int)(last_row / h);
+        least_j = i == last_i ? j : 0, most_j = i == last_i ? (int)(last_row % h) : h - 1;
+    }
+    // A bit for each of 32 clicks from `from` on: whether the square of its distance from the
+    // tile's rows is below `far`. A whole warp asks.
+    __device__ __forceinline__ unsigned near(const float *clicks, int count, int from,
+                                             int far) const {
+        int at = from + (int)threadIdx.x % 32;
+        bool within = false;
+        if (at < count) {
+            float a = clicks[at * 3], b = clicks[at * 3 + 1],
+                  di = fmaxf(fmaxf(i - a, a - last_i), 0.0f),
+                  dj = fmaxf(fmaxf(least_j - b, b - most_j), 0.0f);
+            within = di * di + dj * dj < far;
+        }
+        return __ballot_sync(0xffffffffu, within);
+    }
+    // The squared distance from the voxel `ahead` of the first one to the nearest click, `far` at
+    // most. A whole warp asks.
+    __device__ __forceinline__ float nearest(const float *clicks, int count, int ahead,
+                                             int far) const {
+        int column = k + ahead, row = j + column / w;
+        float own_i = i + row / h, own_j = row % h, own_k = column % w, least = far;
+        for (int from = 0; from < count; from += 32) {
+            for (unsigned left = near(clicks, count, from, far); left; left &= left - 1) {
+                const float *click = clicks + (from + __ffs(left) - 1) * 3;
+                float di = own_i - click[0], dj = own_j - click[1], dk = own_k - click[2];
+                least = fminf(least, di * di + dj * dj + dk * dk);
+            }
+        }
+        return least;
+    }
+};
+
 // The cross entropy of each voxel times its weight and `share`: a tile's sum is the first of its
-// five, the others are zero. y is `gradient` plus `factor` times the gradient of the sum. Grid
-// (tiles, masks).
+// five, the others are zero. y is `gradient` plus `factor` times the gradient of the sum. `near`
+// has the clicks, and behind them a voxel's weight by its squared distance from the nearest: beyond
+// the last of `distances` it is zero, and logits and label are not read. Grid (tiles, masks).
 template <class T>
-__device__ __forceinline__ void emphasis(const T *x, const float *label, const float *weights,
+__device__ __forceinline__ void emphasis(const T *x, const float *label, const float *near,
                                          const T *gradient, T *y, double *partial, int64 voxels,
-                                         float share, float factor) {
-    int64 first = (int64)blockIdx.x * THREADS * EACH + threadIdx.x, from = blockIdx.y * voxels;
+                                         int clicks, int distances, int h, int w, float share,
+                                         float factor) {
+    int64 first = (int64)blockIdx.x * THREADS * EACH, end = first + THREADS * EACH,
+          from = blockIdx.y * voxels;
+    Tile tile(first, (end < voxels ? end : voxels) - 1, h, w);
+    const float *weights = near + clicks * 3;
+    unsigned any = 0;
+    for (int click = 0; click < clicks; click += 32)
+        any |= tile.near(near, clicks, click, distances);
     float sum = 0.0f;
     for (int i = 0; i < EACH; i++) {
-        int64 at = first + i * THREADS;
-        if (at >= voxels) break;
-        float w = weights[at] * share, own = 0.0f;
-        if (w > 0.0f) {
-            float logit = to_float(x[from + at]), g = label[at], e = expf(-fabsf(logit));
-            sum += w * (log1pf(e) + fmaxf(logit, 0.0f) - logit * g);
-            own = w * factor * ((logit >= 0.0f ? 1.0f : e) / (1.0f + e) - g);
+        int ahead = i * THREADS + threadIdx.x;
+        int64 at = first + ahead;
+        // Threads without a voxel take part in this.
+        float squared = any ? tile.nearest(near, clicks, ahead, distances) : (float)distances;
+        if (at >= voxels) continue;
+        float own = 0.0f;
+        if (squared < distances) {
+            float weight = weights[(int)squared] * share, logit = to_float(x[from + at]),
+                  g = label[at], e = expf(-fabsf(logit));
+            sum += weight * (log1pf(e) + fmaxf(logit, 0.0f) - logit * g);
+            own = weight * factor * ((logit >= 0.0f ? 1.0f : e) / (1.0f + e) - g);
         }
         // Rounded as a separate map of gradients would be before it is added.
         y[from + at] = from_float<T>(to_float(gradient[from + at]) + to_float(from_float<T>(own)));
@@ -182,9 +238,11 @@ KERNEL(loss_totals, 256, 4, (const double *partial, double *sums, int tiles),
             double factor, float scale),                                                           \
            score_gradient(sums, scores, dx, masks, volume, smooth, factor, scale))                 \
     KERNEL(loss_emphasis_##T, 256, 4,                                                              \
-           (const T *x, const float *label, const float *weights, const T *gradient, T *y,         \
-            double *partial, int64 voxels, float share, float factor),                             \
-           emphasis(x, label, weights, gradient, y, partial, voxels, share, factor))
+           (const T *x, const float *label, const float *near, const T *gradient, T *y,            \
+            double *partial, int64 voxels, int clicks, int distances, int h, int w, float share,   \
+            float factor),                                                                         \
+           emphasis(x, label, near, gradient, y, partial, voxels, clicks, distances, h, w, share,  \
+                    factor))
 SCORES(f32)
 SCORES(f16)
 SCORES(bf16)

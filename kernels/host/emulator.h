@@ -215,6 +215,7 @@ template <class T> inline T __shfl_down_sync(unsigned mask, T value, int lanes) 
 inline unsigned __ballot_sync(unsigned mask, bool value) { return emulator::vote(mask, value); }
 inline bool __any_sync(unsigned mask, bool value) { return emulator::vote(mask, value) != 0; }
 inline bool __all_sync(unsigned mask, bool value) { return emulator::vote(mask, !value) == 0; }
+inline int __ffs(int v) { return __builtin_ffs(v); }
 inline float atomicAdd(float *to, float value) { return emulator::atomic_add(to, value); }
 inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 inline int min(int a, int b) { return a < b ? a : b; }

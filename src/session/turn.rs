@@ -4,10 +4,6 @@ use super::correction::Click;
 use super::{ANSWER, CLICKS};
 use crate::memory;
 
-/// Standard deviation, in voxels, of the neighbourhood of clicks in which training weights errors
-/// more.
-const EMPHASIS: f32 = 3.0;
-
 /// The voxels that represent clicks in the refiner's maps, on a patch of `edge` voxels a side: a
 /// ball of `radius` voxels around each click, or for a radius below 1 its voxel alone. Where balls
 /// of both kinds meet, later clicks cover earlier ones, but never an earlier click's own voxel.
@@ -17,7 +13,7 @@ pub fn marks(clicks: &[Click], edge: usize, radius: f32) -> Vec<Click> {
     }
     let mut all = std::collections::BTreeMap::new();
     for (p, positive) in clicks {
-        ball(*p, edge, radius, |q, _| {
+        ball(*p, edge, radius, |q| {
             all.insert(q, *positive);
         });
     }
@@ -26,8 +22,8 @@ pub fn marks(clicks: &[Click], edge: usize, radius: f32) -> Vec<Click> {
     memory::collected(CLICKS, all.into_iter())
 }
 
-/// Calls `visit(voxel, squared distance)` for every voxel of the patch within `radius` of `centre`.
-fn ball(centre: [i32; 3], edge: usize, radius: f32, mut visit: impl FnMut([i32; 3], f32)) {
+/// Calls `visit` for every voxel of the patch within `radius` of `centre`.
+fn ball(centre: [i32; 3], edge: usize, radius: f32, mut visit: impl FnMut([i32; 3])) {
     let r = radius.floor() as i32;
     let range = |d: usize| (centre[d] - r).max(0)..(centre[d] + r + 1).min(edge as i32);
     for i in range(0) {
@@ -36,24 +32,11 @@ fn ball(centre: [i32; 3], edge: usize, radius: f32, mut visit: impl FnMut([i32; 
                 let q = [i, j, k];
                 let squared = (0..3).map(|d| ((q[d] - centre[d]) as f32).powi(2)).sum::<f32>();
                 if squared <= radius * radius {
-                    visit(q, squared);
+                    visit(q);
                 }
             }
         }
     }
-}
-
-/// The weights `[i][j][k]` of voxels around clicks in a loss, on a patch of `edge` voxels a side: 1
-/// at a click, falling off as a Gaussian, and 0 beyond three standard deviations.
-pub fn emphasis(clicks: &[Click], edge: usize) -> Vec<f32> {
-    let mut weights: Vec<f32> = memory::zeroed(ANSWER, edge.pow(3));
-    for (p, _) in clicks {
-        ball(*p, edge, 3.0 * EMPHASIS, |[i, j, k], squared| {
-            let w = &mut weights[(i as usize * edge + j as usize) * edge + k as usize];
-            *w = w.max((-0.5 * squared / EMPHASIS.powi(2)).exp());
-        });
-    }
-    weights
 }
 
 /// The weighted mean of two answers, voxel by voxel: `before` to the last bit where the weight is

@@ -9,15 +9,19 @@ use super::step::Round;
 use crate::data::coarse::{Coarseness, coarse};
 use crate::memory;
 use crate::model::PatchPrompts;
+use crate::ops::loss::Emphasis;
 use crate::prompt::simulate::click::{click, depths, stroke};
 use crate::prompt::simulate::{Errors, User, bounding_box, drawn_box, voxel};
 use crate::session::correction::{Click, Steering, correct, diameter, disagreeing, locality};
-use crate::session::turn::{blend, emphasis, marks};
+use crate::session::turn::{blend, marks};
 use crate::volume::distance::components;
 use rand::{Rng, RngExt};
 
 /// What messages call the memory of what this person sees and draws.
 const SEEN: &str = "the view of a simulated user";
+
+/// Standard deviation, in voxels, of the neighbourhood of clicks in which errors weigh more.
+const NEIGHBOURHOOD: f32 = 3.0;
 
 /// How a person goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,8 +179,11 @@ impl<'a> Clicker<'a> {
             (corrected, weights)
         });
         let edge = self.size[0];
-        let emphasis = (self.weight > 0.0 && !self.clicks.is_empty())
-            .then(|| (emphasis(&self.clicks, edge), self.weight));
+        let emphasis = (self.weight > 0.0 && !self.clicks.is_empty()).then(|| {
+            let places = memory::collected(SEEN, self.clicks.iter().map(|(p, _)| *p));
+            let emphasis = Emphasis::new(&places, self.size, NEIGHBOURHOOD, self.weight);
+            emphasis.expect("clicks are voxels of the patch")
+        });
         let marks = Some(marks(&self.clicks, edge, self.radius));
         Round {
             prompts: PatchPrompts { points: self.clicks.clone(), bounds: self.bounds },

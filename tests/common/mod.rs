@@ -7,7 +7,7 @@ use prism::model::{Config, Intensity, Model, Weights};
 use prism::ops::conv3d::{self, ConvInput, Epilogue, PackedConv};
 use prism::ops::decoder_stage::{DecoderStage, decoder_stage, skip_map};
 use prism::ops::linear::{self, Activation};
-use prism::ops::loss::{self, KERNEL, Target, Terms};
+use prism::ops::loss::{self, Emphasis, KERNEL, Target, Terms};
 use prism::ops::norm;
 use prism::ops::optimizer::{AdamW, AdamWConfig, follow, global_norm, upload_parameters};
 use prism::tensor::{OpError, Param, Tensor};
@@ -492,15 +492,17 @@ pub fn judge_optimizer(device: &Device) -> Result<(), String> {
 fn lost(device: &Device) -> Result<Vec<Tensor>, OpError> {
     let (size, masks) = ([6, 20, 40], 3);
     let voxels = size.iter().product::<usize>();
-    let (label, weights) = (scattered(&[voxels], 30), scattered(&[voxels], 31));
+    let label = scattered(&[voxels], 30);
     let label = label.data().iter().map(|v| f32::from(u8::from(*v > 0.0))).collect();
-    let weights = weights.data().iter().map(|v| v.max(0.0)).collect();
+    // Each near voxels of one plane or two; a block has five of the six planes, and some rows.
+    let clicks = [[0, 0, 0], [4, 19, 39], [4, 18, 38], [5, 3, 20], [5, 12, 7]];
+    let emphasis = Emphasis::new(&clicks, size, 0.5, 0.7)?;
     let target = Target::new(device, label, size, KERNEL)?;
     let (x, scores) = (scattered(&[masks, voxels], 32), scattered(&[masks, 1], 33));
     let terms = Terms { region: 0.5, boundary: 5.0 };
     let (sums, dx) = loss::mask_sums_gradient(device, &x, &target, terms, 64.0)?;
     let ds = loss::score_gradient(device, &sums, &scores, &target, 2.0, 64.0)?;
-    let (near, dx) = loss::emphasis(device, &x, &target, &(weights, 0.7), 64.0, dx)?;
+    let (near, dx) = loss::emphasis(device, &x, &target, &emphasis, 64.0, dx)?;
     let lost = sums.read()?.into_iter().map(|sums| target.loss(sums).total(terms) as f32);
     let beside = near.read()?.into_iter().map(|sums| sums[0] as f32);
     Ok(vec![Tensor::from(lost.chain(beside).collect::<Vec<_>>()), ds, dx])

@@ -5,7 +5,7 @@ use crate::{cuda_of, learn, open, transfers, whole};
 use prism::bench::TrainingStep;
 use prism::device::{DType, Device, Precision};
 use prism::model::PatchPrompts;
-use prism::ops::loss::{self, KERNEL, Target, Terms};
+use prism::ops::loss::{self, Emphasis, KERNEL, Target, Terms};
 use prism::ops::optimizer::{AdamW, AdamWConfig, follow, global_norm};
 use prism::tensor::Tensor;
 
@@ -139,7 +139,7 @@ fn losses_are_as_on_the_cpu() {
         (0..len).map(|i| ((i * 7919 + seed * 131) % 997) as f32 / 166.0 - 3.0).collect()
     };
     let label: Vec<f32> = noise(voxels, 1).iter().map(|v| f32::from(u8::from(*v > 1.0))).collect();
-    let weights: Vec<f32> = noise(voxels, 2).iter().map(|v| v.max(0.0)).collect();
+    let clicks = [[0, 0, 0], [5, 19, 39], [5, 17, 38], [2, 9, 20]];
     let run = |device: &Device| {
         let target = Target::new(device, label.clone(), s, KERNEL).unwrap();
         // Numbers that are exact in 16 bits.
@@ -152,9 +152,10 @@ fn losses_are_as_on_the_cpu() {
         let terms = Terms { region: 0.5, boundary: 5.0 };
         let (sums, dx) = loss::mask_sums_gradient(device, &x, &target, terms, 64.0).unwrap();
         let ds = loss::score_gradient(device, &sums, &scores, &target, 2.0, 64.0).unwrap();
+        let emphasis = Emphasis::new(&clicks, s, 3.0, 0.7).unwrap();
         let (near, both) =
-            loss::emphasis(device, &x, &target, &(weights.clone(), 0.7), 64.0, dx.clone()).unwrap();
-        let none = (vec![0.0; voxels], 0.7);
+            loss::emphasis(device, &x, &target, &emphasis, 64.0, dx.clone()).unwrap();
+        let none = Emphasis::new(&[], s, 3.0, 0.7).unwrap();
         let (nothing, same) = loss::emphasis(device, &x, &target, &none, 64.0, dx.clone()).unwrap();
         assert_eq!(same.data(), dx.data());
         let read = loss::read(device, &[&sums, &near, &nothing], &[&scores], &[]).unwrap();
@@ -174,6 +175,55 @@ fn losses_are_as_on_the_cpu() {
             assert_eq!(got.len(), want.len());
             let apart = apart(got, want);
             assert!(apart < bound, "{dtype}, {at}: {apart}");
+        }
+    }
+}
+
+/// A device computes the weights of voxels near clicks that the CPU computes, to the last bit: of
+/// clicks at the volume's corners and borders, clicks that overlap, more of them than a warp looks
+/// at at once, and volumes of which a block has a part of a plane, or several planes and a part.
+#[test]
+fn weights_near_clicks_are_those_of_the_cpu() {
+    let spread = |count: usize, [d, h, w]: [usize; 3]| -> Vec<[i32; 3]> {
+        (0..count).map(|i| [i * 7 % d, i * 31 % h, i * 53 % w].map(|at| at as i32)).collect()
+    };
+    let corners = |[d, h, w]: [usize; 3]| {
+        let [d, h, w] = [d, h, w].map(|edge| edge as i32 - 1);
+        vec![[0, 0, 0], [d, h, w], [d, 0, w], [0, h, w / 2], [0, h, w / 2 - 1], [0, h, w / 2]]
+    };
+    for (size, deviation, clicks) in [
+        ([5, 70, 130], 3.0, corners([5, 70, 130])),
+        ([5, 70, 130], 1.0, spread(75, [5, 70, 130])),
+        ([40, 9, 25], 3.0, vec![[39, 8, 24], [37, 8, 24], [20, 4, 0]]),
+        ([40, 9, 25], 0.5, spread(33, [40, 9, 25])),
+        ([3, 1, 5000], 3.0, vec![[1, 0, 4096], [1, 0, 4090], [2, 0, 4999]]),
+    ] {
+        let voxels = size.iter().product::<usize>();
+        let label: Vec<f32> = (0..voxels).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
+        let emphasis = Emphasis::new(&clicks, size, deviation, 0.7).unwrap();
+        let run = |device: &Device, x: Vec<f32>| {
+            let target = Target::new(device, label.clone(), size, KERNEL).unwrap();
+            let [x, none] = [x, vec![0.0; 2 * voxels]].map(|v| Tensor::new([2, voxels], v));
+            let (sums, dx) = loss::emphasis(device, &x, &target, &emphasis, 64.0, none).unwrap();
+            let sums: Vec<f32> = sums.read().unwrap().iter().map(|sums| sums[0] as f32).collect();
+            (sums, dx.data().to_vec())
+        };
+        let cpu = Device::open("cpu", 0).unwrap();
+        let what = format!("{size:?}, {} clicks, {deviation}", clicks.len());
+        // Of logits of 0 the gradient is half the weight times a number, or minus that.
+        let (_, expected) = run(&cpu, vec![0.0; 2 * voxels]);
+        let (_, got) = run(&open(DType::F32), vec![0.0; 2 * voxels]);
+        let other = got.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
+        assert_eq!(other, None, "{what}: a voxel has another weight");
+        let there = expected.iter().filter(|g| **g != 0.0).count();
+        assert!(there >= 2 * clicks.len().min(4) && there < 2 * voxels, "{what}: {there} weigh");
+        // Losses and gradients of other logits, which are exact in 16 bits.
+        let x: Vec<f32> = (0..2 * voxels).map(|i| ((i * 7919) % 97) as f32 / 16.0 - 3.0).collect();
+        let (sums, expected) = run(&cpu, x.clone());
+        for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::Bf16, 2e-2)] {
+            let (got_sums, got) = run(&open(dtype), x.clone());
+            let errors = [apart(&got_sums, &sums), apart(&got, &expected)];
+            assert!(errors.iter().all(|e| *e < bound), "{what}, {dtype}: {errors:?}");
         }
     }
 }

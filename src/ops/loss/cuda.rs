@@ -1,6 +1,6 @@
 //! Losses on CUDA devices. See `kernels/loss.cu`.
 
-use super::{At, MaskSums, Read, SMOOTH, Target, Terms};
+use super::{At, Emphasis, MaskSums, Read, SMOOTH, Target, Terms};
 use crate::device::cuda::{Launch, Memory, Pointer, kernels};
 use crate::device::{Cuda, DType, Device};
 use crate::ops::pointwise::positive;
@@ -223,31 +223,36 @@ pub fn emphasis(
     cuda: &Cuda,
     logits: &Tensor,
     target: &Target,
-    weights: &[f32],
+    emphasis: &Emphasis,
     [share, factor]: [f32; 2],
     gradient: &Tensor,
 ) -> Result<(Arc<Memory>, Tensor), OpError> {
-    let (dtype, voxels, count) = (cuda.precision(), weights.len(), logits.len());
-    let (masks, tiles) = (count / voxels, voxels.div_ceil(TILE));
-    let (x, label, weights, given) = (
+    let (dtype, voxels, count) = (cuda.precision(), target.label.len(), logits.len());
+    let (masks, tiles, [_, h, w]) = (count / voxels, voxels.div_ceil(TILE), target.size);
+    let (x, label, near, given) = (
         logits.to_device(cuda, dtype)?,
         target.label.to_device(cuda, DType::F32)?,
-        cuda.upload(weights)?,
+        emphasis.numbers.to_device(cuda, DType::F32)?,
         gradient.to_device(cuda, dtype)?,
     );
     let (out, partial) =
         (cuda.allocate(count, dtype)?, cuda.allocate_bytes(masks * tiles * SUMS * 8)?);
     cuda.launch(
         kernels::LOSS_EMPHASIS.of(dtype)?,
-        tiled(tiles, masks, 1).with_cost(20 * count, count * (8 + 3 * dtype.bytes())),
+        // Logits and label are read near clicks alone.
+        tiled(tiles, masks, 1).with_cost(count, 2 * count * dtype.bytes()),
         kernels::LossEmphasisArgs {
             x: (&x).into(),
             label: (&label).into(),
-            weights: (&weights).into(),
+            near: (&near).into(),
             gradient: (&given).into(),
             y: (&out).into(),
             partial: (&partial).into(),
             voxels: voxels.into(),
+            clicks: emphasis.clicks.into(),
+            distances: emphasis.distances().into(),
+            h: h.into(),
+            w: w.into(),
             share,
             factor,
         },

@@ -7,6 +7,9 @@
 
 mod cpu;
 mod cuda;
+mod near;
+
+pub use near::Emphasis;
 
 use crate::device::cuda::Memory;
 use crate::device::{Cpu, Cuda, Device};
@@ -319,44 +322,49 @@ pub fn score_gradient(
     Ok(Tensor::new(scores.shape(), scores.try_data()?.iter().zip(&sums).map(one).collect()))
 }
 
-/// An additional cross entropy: a weight for each voxel of a label, 0 or more, and the weight of
-/// the weighted mean in the loss.
-pub type Emphasis = (Vec<f32>, f64);
-
 /// Adds the gradient of an additional cross entropy to `gradient`, times `factor`; also returns its
 /// value for each mask in `logits` `[masks, ...]`.
 ///
 /// With weights `w`, cross entropy `h` in each voxel and the weight `share` of their mean, the
 /// value is `share Σ w h / Σ w`: the first of the sums of each mask; the others are unused. If the
-/// weights add up to 0, the value is 0.
+/// weights add up to 0, the value is 0. A device computes the weights itself: what is copied to it
+/// is [`Emphasis`], a few numbers, once for all losses.
+///
+/// # Errors
+/// The emphasis is that of a volume of another size, sizes do not fit, or the device fails.
 pub fn emphasis(
     device: &Device,
     logits: &Tensor,
     target: &Target,
-    (weights, share): &Emphasis,
+    emphasis: &Emphasis,
     factor: f32,
     gradient: Tensor,
 ) -> Result<(MaskSums, Tensor), OpError> {
     let n = target.label.len();
-    if weights.len() != n || logits.is_empty() || !logits.len().is_multiple_of(n) {
-        let expected = format!("[masks, {n}], as {} weights are for", weights.len());
+    if emphasis.size != target.size {
+        let message =
+            format!("clicks in {:?} voxels, for a target of {:?}", emphasis.size, target.size);
+        return Err(OpError::Argument { op: OP, message });
+    }
+    if logits.is_empty() || !logits.len().is_multiple_of(n) {
+        let expected = format!("[masks, {n}], for a target of {:?}", target.size);
         return Err(logits.shape_error(OP, "logits", expected));
     }
     if gradient.len() != logits.len() {
         return Err(gradient.shape_error(OP, "gradient", format!("{:?}", logits.shape())));
     }
-    let total: f64 = weights.iter().map(|w| *w as f64).sum();
-    if total <= 0.0 {
+    if emphasis.total <= 0.0 {
         return Ok((MaskSums(At::Here(vec![[0.0; 5]; logits.len() / n])), gradient));
     }
-    let shares = [(share / total) as f32, factor];
+    let shares = [(emphasis.share / emphasis.total) as f32, factor];
     if let Device::Cuda(cuda) = device {
-        let (sums, gradient) = cuda::emphasis(cuda, logits, target, weights, shares, &gradient)?;
+        let (sums, gradient) = cuda::emphasis(cuda, logits, target, emphasis, shares, &gradient)?;
         return Ok((MaskSums(At::There(cuda.clone(), sums)), gradient));
     }
+    let weights = emphasis.weights();
     let mut sum = memory::copied(GRADIENT, gradient.try_data()?);
     let masks = logits.try_data()?.chunks_exact(n).zip(sum.chunks_exact_mut(n));
-    let each = masks.map(|(x, g)| [cpu::emphasis(x, target, weights, shares, g), 0., 0., 0., 0.]);
+    let each = masks.map(|(x, g)| [cpu::emphasis(x, target, &weights, shares, g), 0., 0., 0., 0.]);
     let sums = MaskSums(At::Here(each.collect()));
     Ok((sums, Tensor::new(logits.shape(), sum)))
 }

@@ -119,7 +119,7 @@ pub struct Round {
     /// The dense prompt's logits, if it is not the unchanged previous answer. Gradients pass to
     /// that answer in any case.
     pub dense: Option<Vec<f32>>,
-    /// An additional cross entropy of the iteration's loss, such as around clicks.
+    /// An additional cross entropy near clicks in the iteration's loss.
     pub emphasis: Option<Emphasis>,
 }
 
@@ -633,6 +633,55 @@ mod tests {
                 assert!(apart <= bound, "gradient {at}, {bounds:?}: {apart}, {bound} allowed");
             }
         }
+    }
+
+    /// What losses near clicks copy to a device is the clicks and the weights of some distances,
+    /// once in each iteration: no map of weights.
+    #[test]
+    fn losses_near_clicks_copy_clicks_and_no_map() {
+        let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
+        let device = Device::Cuda(cuda.clone());
+        let config = Config { patch: 16, ..Config::tiny() };
+        let (s, count) = (config.patch, config.tensors().len());
+        let mut weights = Weights::hashed(config, "clicks");
+        upload_parameters(&device, &mut weights.tensors_mut()).unwrap();
+        let model = Model::new(&device, &weights).unwrap();
+        let voxels = 0..s.pow(3);
+        let image = voxels.clone().map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect();
+        let image = Tensor::new([s; 3], image);
+        let label = voxels.map(|i| f32::from(u8::from(i % s < s / 2))).collect();
+        let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
+        let share = Share {
+            weights: LossWeights::default(),
+            iterations: 2,
+            batch: 1,
+            recompute: Rerun::Never,
+            scale: 1024.0,
+        };
+        let points = vec![([5, 6, 7], true), ([2, 2, 14], false)];
+        let run = |near: bool| {
+            let before = (<[u64; 2]>::from(cuda.transfers())[0], cuda.carried()[0]);
+            let round = |_: usize, _: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+                let places: Vec<[i32; 3]> = points.iter().map(|(p, _)| *p).collect();
+                let emphasis = Emphasis::new(&places, [s; 3], 3.0, 0.5)?;
+                let prompts = PatchPrompts { points: points.clone(), bounds: None };
+                Ok(Some(Round { emphasis: near.then_some(emphasis), ..prompts.into() }))
+            };
+            let mut grads = ParamGrads::new(count);
+            let given = (&mut grads, None);
+            let lost = run_item_sharing(&device, &model, &image, &target, share, given, round);
+            let (outcomes, _) = Lost::read(&device, &[lost.unwrap()], &[]).unwrap();
+            let after = (<[u64; 2]>::from(cuda.transfers())[0], cuda.carried()[0]);
+            (after.0 - before.0, after.1 - before.1, outcomes[0].loss)
+        };
+        // The image, and what else stays.
+        run(true);
+        let ((plain, bytes, loss), (more, more_bytes, larger)) = (run(false), run(true));
+        assert!(larger > loss, "{larger}, {loss} without clicks");
+        assert_eq!(more - plain, share.iterations as u64);
+        // Three coordinates of each click, and squared distances of 0 to 81.
+        let each = 4 * (3 * points.len() as u64 + 82);
+        assert_eq!(more_bytes - bytes, share.iterations as u64 * each);
     }
 
     /// The features' gradients of two iterations in 16 bits are added up in float32, to the last
