@@ -64,7 +64,7 @@ struct Mutant {
 
 const LINEAR_WAIT: &str = "        copy_wait<STAGES - 2>();\n        __syncthreads();";
 
-const MUTANTS: [Mutant; 66] = [
+const MUTANTS: [Mutant; 68] = [
     Mutant {
         what: "a barrier is missing between filling a tile and reading it",
         kernel: "linear",
@@ -691,6 +691,26 @@ const MUTANTS: [Mutant; 66] = [
         file: "loss.cu",
         from: "to_float(x[from + at])",
         to: "to_float(x[at])",
+        check: Check::Losses,
+        precision: Precision::F32,
+        message: None,
+    },
+    Mutant {
+        what: "clicks near the last planes of a block are not seen",
+        kernel: "loss",
+        file: "loss.cu",
+        from: "last_i = (int)(last_row / h);",
+        to: "last_i = i;",
+        check: Check::Losses,
+        precision: Precision::F32,
+        message: None,
+    },
+    Mutant {
+        what: "a voxel's distance is that of its neighbour in the next row",
+        kernel: "loss",
+        file: "loss.cu",
+        from: "row = j + column / w;",
+        to: "row = j + column / w + 1;",
         check: Check::Losses,
         precision: Precision::F32,
         message: None,
