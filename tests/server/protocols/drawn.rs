@@ -3,12 +3,12 @@
 //! voxel that was said holds, and the mask is the one that prism's own interface answers where it
 //! is told the same voxels in the axes of the file.
 
-use crate::geometry::{
+use super::geometry::{
     LEFT_HANDED, OBLIQUE, ON, Pose, SIZE, Told, elements, index, so_far, take, unpacked, values,
 };
+use super::{Sent, infer, mask_of, parts_of, send, send_form, start, voxels};
 use crate::http::{ask, get, object_on, post, session, started};
 use crate::viewer::Viewer;
-use crate::{Sent, infer, mask_of, parts_of, send, send_form, start, voxels};
 use prism::prompt::{Prompts, RawBox, RawOutline, RawPoint, Space};
 use prism::serve::Settings;
 use prism::volume::{Affine, Element, Grid};

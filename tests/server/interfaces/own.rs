@@ -1,9 +1,9 @@
 //! prism's own interface: its answers are those of the library.
 
+use super::{Mask, upload};
 use crate::http::{
     BOX, CLICK, ask, box_and_click, example, get, object_on, parsed, post, said, session, started,
 };
-use crate::{Mask, upload};
 use prism::prompt::{Dense, Prompts};
 use prism::serve::Settings;
 use prism::volume::{PALETTE, Volume, mask_file, write_mask};

@@ -2,19 +2,6 @@
 //! with answers compared with the library's; by MONAI Label's own client; together with ITK-SNAP's
 //! own server. What holds for both protocols is tested here; the placement of scans, and what is
 //! drawn on them, for all protocols.
-#![cfg(feature = "serve")]
-
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/http.rs"]
-mod http;
-#[path = "../common/python.rs"]
-mod python;
-#[path = "../common/viewer.rs"]
-mod viewer;
-#[cfg(feature = "dicom")]
-#[path = "../common/dicom.rs"]
-mod writer;
 
 mod clients;
 mod drawn;
@@ -24,9 +11,9 @@ mod monai;
 mod series;
 mod snap;
 
-use common::here;
+use crate::common::here;
+use crate::http::{self, Part, Reply, ask, get, post, soon, started};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
-use http::{Part, Reply, ask, get, post, soon, started};
 use prism::serve::Settings;
 use prism::volume::{Affine, Description, Grid, mask_file};
 use rand::{RngExt, SeedableRng, rngs::StdRng};

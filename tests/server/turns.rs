@@ -1,15 +1,11 @@
 //! Turns at the network, and what is encoded ahead of clicks, as clients of a server see them. The
 //! number of looks is read from the server's metrics.
-#![cfg(all(feature = "serve", unix))]
 
-mod common;
-#[path = "common/http.rs"]
-mod http;
-#[path = "common/viewer.rs"]
-mod viewer;
-
-use common::here;
-use http::{CLICK, ask, box_and_click, example, get, model, object_on, post, said, started};
+use crate::common::here;
+use crate::http::{
+    self, CLICK, ask, box_and_click, example, get, model, object_on, post, said, started,
+};
+use crate::viewer::{Viewer, array_of_example, nnia};
 use prism::prompt::{Dense, Prompts};
 use prism::serve::{Keep, Settings};
 use prism::session::{Encodings, Options, Scan, Session, intensities, places};
@@ -20,7 +16,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use viewer::{Viewer, array_of_example, nnia};
 
 fn upload(at: SocketAddr) -> String {
     let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();

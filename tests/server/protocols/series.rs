@@ -1,10 +1,10 @@
 //! Series of a folder, as OHIF's extension of MONAI Label and 3D Slicer's ask for them.
 
+use super::{counted, created, parts_of, send};
 use crate::http::{self, CLICK, Reply, ask, example, get, post, said, session, soon, started};
 use crate::writer::{
     COLUMNS, ROWS, SLICES, Series, at, identified, numbers, short, slice, straight, text, words,
 };
-use crate::{counted, created, parts_of, send};
 use dicom_core::VR;
 use dicom_dictionary_std::tags;
 use prism::serve::{Keep, Secret, Settings};
@@ -161,7 +161,7 @@ fn series_of_a_folder_are_worked_on_as_scans_that_are_sent() {
         let reply = infer(there, EXAMPLE, "image", &asked(on));
         assert_eq!(reply.status, 200, "{}", reply.text());
         assert!(reply.body == mask_of(&library, &image));
-        let (_, file, sent) = parts_of(&crate::infer(there, &name, &asked(on)));
+        let (_, file, sent) = parts_of(&super::infer(there, &name, &asked(on)));
         assert!(file == "mask.nrrd" && sent == reply.body);
         let (words, _, form) = parts_of(&infer(there, EXAMPLE, "", &asked(on)));
         assert!(form == reply.body && words["label_names"] == json!({ "tumour": 1 }));

@@ -3,11 +3,13 @@
 //! own words have it, and the mask is the library's. Files are read here by a few lines of their
 //! own, so that a reader and a writer that are wrong alike do not agree.
 
+#[cfg(feature = "dicom")]
+use super::series;
+use super::{Sent, gunzip, infer, mask_of, parts_of, send, send_form, start, voxels};
+#[cfg(feature = "dicom")]
+use crate::http::Part;
 use crate::http::{self, CLICK, Reply, ask, example, get, post, said, session, started};
 use crate::viewer::Viewer;
-use crate::{Sent, gunzip, infer, mask_of, parts_of, send, send_form, start, voxels};
-#[cfg(feature = "dicom")]
-use crate::{http::Part, series};
 use prism::serve::Settings;
 use prism::volume::{Affine, Description, Element, Grid, Volume, scan_file};
 use serde_json::{Value, json};

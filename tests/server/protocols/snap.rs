@@ -1,7 +1,7 @@
 //! ITK-SNAP.
 
+use super::{Sent, counted, form, mask_of, send, send_form, start, voxels};
 use crate::http::{CLICK, Part, ask, example, get, said, session, started};
-use crate::{Sent, counted, form, mask_of, send, send_form, start, voxels};
 use prism::serve::{Secret, Settings};
 use prism::volume::{Affine, Description, Element, Grid, Volume};
 use serde_json::{Value, json};

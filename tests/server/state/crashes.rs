@@ -1,13 +1,13 @@
 //! A client that comes back after a crash or a restart finds its state, and is answered meanwhile.
 
+use super::{
+    MORE, OFF, Process, act, answer, clicked, form, infer, keeping, point, the, until_empty, upload,
+};
 use crate::common::here;
 use crate::http::{
     BOX, CLICK, Part, ask, box_and_click, example, get, object_on, opened, said, session, started,
 };
 use crate::viewer::{Viewer, array_of_example, nnia};
-use crate::{
-    MORE, OFF, Process, act, answer, clicked, form, infer, keeping, point, the, until_empty, upload,
-};
 use flate2::{Compression, write::GzEncoder};
 use prism::prompt::{Dense, Prompts};
 use prism::serve::Settings;

@@ -1,10 +1,10 @@
 //! Clients and servers written by others.
 
+#[cfg(feature = "dicom")]
+use super::series;
 use crate::common::here;
 use crate::http::{CLICK, started};
 use crate::python::Python;
-#[cfg(feature = "dicom")]
-use crate::series;
 use prism::serve::{Secret, Settings};
 
 /// MONAI Label's own client, which 3D Slicer's extension includes, if Python can install it.

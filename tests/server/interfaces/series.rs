@@ -1,8 +1,8 @@
 //! DICOM, as the page sends it: the files of a study in an archive.
 
+use super::upload;
 use crate::common::here;
 use crate::http::{Reply, ask, get, object_on, started};
-use crate::upload;
 use crate::writer::{COLUMNS, ROWS, SLICES, Series, at, identified, straight, value, zipped};
 #[cfg(unix)]
 use prism::serve::Keep;

@@ -1,18 +1,5 @@
 //! The server as its clients use it: both interfaces by an HTTP client of the test, with answers
 //! compared with the library's, errors by their status, and nnInteractive's own client.
-#![cfg(feature = "serve")]
-
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/http.rs"]
-mod http;
-#[path = "../common/python.rs"]
-mod python;
-#[path = "../common/viewer.rs"]
-mod viewer;
-#[cfg(feature = "dicom")]
-#[path = "../common/dicom.rs"]
-mod writer;
 
 mod nninteractive;
 mod own;
@@ -21,8 +8,8 @@ mod program;
 mod series;
 mod strangers;
 
-use common::here;
-use http::{Reply, ask};
+use crate::common::here;
+use crate::http::{Reply, ask};
 use serde_json::Value;
 use std::net::SocketAddr;
 

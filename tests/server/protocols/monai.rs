@@ -1,8 +1,8 @@
 //! MONAI Label, with scans that its clients send.
 
+use super::{counted, created, infer, parts_of, send};
 use crate::common::here;
 use crate::http::{BOX, CLICK, Part, ask, example, get, said, session, started};
-use crate::{counted, created, infer, parts_of, send};
 use prism::serve::Settings;
 use prism::volume::{Volume, mask_file, plain_nrrd};
 use serde_json::{Value, json};

@@ -1,11 +1,11 @@
 //! Journals are no longer than their state needs.
 
+use super::{
+    MORE, OFF, Process, act, answer, below, clicked, form, infer, keeping, records, the, upload,
+};
 use crate::common::here;
 use crate::http::{CLICK, ask, example, get, object_on, soon, started};
 use crate::viewer::{Viewer, array_of_example, nnia};
-use crate::{
-    MORE, OFF, Process, act, answer, below, clicked, form, infer, keeping, records, the, upload,
-};
 use prism::serve::Settings;
 use prism::volume::Volume;
 use serde_json::json;

@@ -1,21 +1,13 @@
 //! What a server keeps on disk: a client that comes back after a crash (a process that is killed)
 //! or a restart finds scan, objects and history, to the bit; incomplete or damaged records are
 //! reported; a full disk changes nothing; nothing stays that was released.
-#![cfg(all(feature = "serve", unix))]
-
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../common/http.rs"]
-mod http;
-#[path = "../common/viewer.rs"]
-mod viewer;
 
 mod crashes;
 mod damage;
 mod journals;
 
-use common::here;
-use http::{CLICK, Part, ask, get, object_on, post, soon, started, wait_restored};
+use crate::common::here;
+use crate::http::{self, CLICK, Part, ask, get, object_on, post, soon, started, wait_restored};
 use prism::serve::{Keep, Settings};
 use prism::volume::Volume;
 use serde_json::{Value, json};

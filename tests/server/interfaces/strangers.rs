@@ -1,7 +1,7 @@
 //! Invalid, excessive or hostile requests, and callers without permission.
 
+use super::upload;
 use crate::http::{ask, get, object_on, post, started};
-use crate::upload;
 use crate::viewer::{Viewer, nnia};
 use prism::serve::{Secret, Settings};
 use prism::volume::{Affine, Description, Element, Grid, Volume, write_mask};

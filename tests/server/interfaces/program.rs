@@ -1,10 +1,10 @@
 //! The program as a process: how it begins and ends, and its memory budget.
 
+use super::{Mask, upload};
 use crate::common::here;
 #[cfg(unix)]
 use crate::http::ask;
 use crate::http::{BOX, CLICK, example, get, object_on, post, started};
-use crate::{Mask, upload};
 use prism::serve::Settings;
 use serde_json::json;
 use std::io::{BufRead, BufReader, Lines};
