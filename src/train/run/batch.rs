@@ -465,7 +465,7 @@ mod tests {
     #[test]
     fn replayed_steps_leave_the_bits_of_their_ops() {
         for (precision, config, recompute, batch, clicking, steps) in
-            [(DType::F16, small(), true, 1, 0.0, 7), (DType::F32, Config::tiny(), false, 1, 0.5, 2)]
+            [(DType::F16, small(), true, 1, 0.0, 7), (DType::F32, small(), false, 1, 0.5, 2)]
         {
             let cuda = Cuda::emulated(Cpu::new(2).unwrap(), precision, 0);
             let device = Device::Cuda(cuda.clone());
@@ -611,7 +611,7 @@ mod tests {
     fn steps_have_the_same_bits_in_any_memory() {
         // Every step asks for the same memory.
         let begun = |recompute: Recompute| {
-            let mut state = state(Config::tiny());
+            let mut state = state(small());
             let settings = &mut state.progress.settings;
             (settings.batch, settings.iterations, settings.recompute) = (1, 3, recompute);
             (settings.points_min, settings.points_max, settings.boxed) = (2, 2, 0.0);
@@ -620,7 +620,7 @@ mod tests {
             let chosen = Chosen::new(&state.progress.settings);
             (cuda, state, chosen)
         };
-        let samples = [sample(Config::tiny().patch, 1)];
+        let samples = [sample(small().patch, 1)];
         type Begun = (Cuda, State, Chosen);
         let step = |(cuda, state, chosen): &mut Begun, step: usize| -> Result<(), String> {
             let (peers, buckets) = (Peers::alone(), Buckets::new(&state.progress.config));
@@ -679,7 +679,7 @@ mod tests {
     fn a_step_that_overflowed_leaves_nothing_behind() {
         let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
         let device = Device::Cuda(cuda);
-        let samples = [1, 2].map(|seed| sample(Config::tiny().patch, seed));
+        let samples = [1, 2].map(|seed| sample(small().patch, seed));
         let take = |state: &mut State, scale: f32| {
             state.progress.scaling = (scale, 0);
             let (peers, buckets) = (Peers::alone(), Buckets::new(&state.progress.config));
@@ -690,7 +690,7 @@ mod tests {
             let items = items(state, &samples, 0);
             train_step(&device, workers, shared, state, &items, 0, &stop).unwrap().0
         };
-        let (mut state, mut other) = (state(Config::tiny()), state(Config::tiny()));
+        let (mut state, mut other) = (state(small()), state(small()));
         let before = bits(&state);
         let large = 2f32.powi(100);
         let report = take(&mut state, large);
