@@ -4,6 +4,10 @@
 //! row of values. It is compiled for each instruction set, takes addresses and strides or slices of
 //! floats, and knows nothing of tensors, tiles of a map or an op's checks: the ops above choose
 //! one, lay its operands out and are responsible for what it reads and writes.
+//!
+//! Loops over registers count them. `zip`, and `map` and `from_fn` of arrays, are functions of the
+//! standard library, which are called at every step where a crate's parts are optimised by
+//! themselves, as tests are.
 
 pub(crate) mod gelu;
 pub(crate) mod item_norm;

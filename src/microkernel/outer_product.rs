@@ -50,8 +50,8 @@ unsafe fn outer<S: Simd, const V: usize, const R: usize>(g: &Outer) {
                     }
                     for (v, sums) in sums.iter_mut().enumerate() {
                         let x = S::splat(x.add(v));
-                        for (sum, value) in sums.iter_mut().zip(value) {
-                            *sum = S::fma(x, value, *sum);
+                        for (r, sum) in sums.iter_mut().enumerate() {
+                            *sum = S::fma(x, value[r], *sum);
                         }
                     }
                     x = x.add(g.x_stride[0]);

@@ -96,10 +96,10 @@ pub(crate) unsafe fn add_tile<S: Simd, const V: usize, const R: usize>(
     to: &mut [[S::V; R]; V],
     from: &[[S::V; R]; V],
 ) {
-    for (to, from) in to.iter_mut().zip(from) {
-        for (to, from) in to.iter_mut().zip(from) {
+    for (v, to) in to.iter_mut().enumerate() {
+        for (r, to) in to.iter_mut().enumerate() {
             // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
-            *to = unsafe { S::add(*to, *from) };
+            *to = unsafe { S::add(*to, from[v][r]) };
         }
     }
 }
@@ -139,8 +139,8 @@ unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Mic
                         w = w.add(R * S::LANES);
                         for (v, a) in acc.iter_mut().enumerate() {
                             let value = S::splat(x.add(v * X + c));
-                            for (a, weight) in a.iter_mut().zip(weight) {
-                                *a = S::fma(value, weight, *a);
+                            for (r, a) in a.iter_mut().enumerate() {
+                                *a = S::fma(value, weight[r], *a);
                             }
                         }
                     }
@@ -168,8 +168,8 @@ unsafe fn strip<S: Simd, const V: usize, const R: usize, const X: usize>(s: &Mic
         if !s.sums.is_null() {
             let mut sums = [S::no_sums(); R];
             for t in &total {
-                for (sums, t) in sums.iter_mut().zip(t) {
-                    *sums = S::count(*sums, *t);
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    *sums = S::count(*sums, t[r]);
                 }
             }
             for (r, sums) in sums.iter().enumerate() {

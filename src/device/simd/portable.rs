@@ -7,6 +7,13 @@ use super::{Simd, Tile, Values};
 #[derive(Clone, Copy)]
 pub struct Portable;
 
+/// A vector of a function's value at each lane. `std::array::from_fn` would be a call for each
+/// vector in tests ([`microkernel`](crate::microkernel) says why).
+#[inline(always)]
+fn lanes<T>(value: impl Fn(usize) -> T) -> [T; 4] {
+    [value(0), value(1), value(2), value(3)]
+}
+
 impl Simd for Portable {
     type V = [f32; 4];
     type Whole = Portable;
@@ -34,15 +41,15 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn fma(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] * b[i] + c[i])
+        lanes(|i| a[i] * b[i] + c[i])
     }
     #[inline(always)]
     unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] + b[i])
+        lanes(|i| a[i] + b[i])
     }
     #[inline(always)]
     unsafe fn sub(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] - b[i])
+        lanes(|i| a[i] - b[i])
     }
     type Sums = [[f64; 4]; 2];
     #[inline(always)]
@@ -51,8 +58,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn count(s: [[f64; 4]; 2], v: [f32; 4]) -> [[f64; 4]; 2] {
-        let v = v.map(f64::from);
-        [std::array::from_fn(|i| s[0][i] + v[i]), std::array::from_fn(|i| s[1][i] + v[i] * v[i])]
+        let v = lanes(|i| f64::from(v[i]));
+        [lanes(|i| s[0][i] + v[i]), lanes(|i| s[1][i] + v[i] * v[i])]
     }
     #[inline(always)]
     unsafe fn add_sums(s: [[f64; 4]; 2], to: *mut f64, squares: *mut f64) {
@@ -73,22 +80,22 @@ impl Values for Portable {
     }
     #[inline(always)]
     unsafe fn max(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+        lanes(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
     unsafe fn leaky(a: [f32; 4], slope: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| if a[i] >= 0.0 { a[i] } else { a[i] * slope[i] })
+        lanes(|i| if a[i] >= 0.0 { a[i] } else { a[i] * slope[i] })
     }
     #[inline(always)]
     unsafe fn mul(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] * b[i])
+        lanes(|i| a[i] * b[i])
     }
     #[inline(always)]
     unsafe fn min(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+        lanes(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
     unsafe fn power_of_two(n: [f32; 4]) -> [f32; 4] {
-        n.map(power_of_two)
+        lanes(|i| power_of_two(n[i]))
     }
 }

@@ -117,15 +117,21 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(
         for cell in 0..cells {
             // Hidden from the compiler, which would otherwise keep a hundred addresses on the stack
             // instead of adding.
-            let [row, plane, points] = [s.row, s.plane, s.points].map(opaque);
-            columns.copy_within(out..inputs, 0);
+            let (row, plane, points) = (opaque(s.row), opaque(s.plane), opaque(s.points));
+            for w in out..inputs {
+                columns[w - out] = columns[w];
+            }
             for (w, v) in columns[..inputs].iter_mut().enumerate().skip(inputs - out) {
                 *v = column::<S, F, D>([row, plane], from.add((cell * out + w) * X));
             }
             let mut to = to.add(cell * s.cell);
             #[allow(clippy::needless_range_loop)] // down the columns
             for h in 0..F::H::POINTS {
-                let line = F::W::input_transform::<S>(std::array::from_fn(|w| columns[w][h]));
+                let mut line = [S::zero(); MOST];
+                for (w, v) in line.iter_mut().enumerate() {
+                    *v = columns[w][h];
+                }
+                let line = F::W::input_transform::<S>(line);
                 for (w, v) in line.into_iter().enumerate().take(inputs) {
                     S::store_factors(to.add(w * points), v);
                 }
@@ -211,8 +217,8 @@ unsafe fn product<S: Simd, A: Axis, const V: usize, const R: usize>(
                         }
                         for (v, acc) in acc.iter_mut().enumerate() {
                             let value = S::splat(x.add(v * s.cell));
-                            for (a, weight) in acc.iter_mut().zip(weight) {
-                                *a = S::fma(value, weight, *a);
+                            for (r, a) in acc.iter_mut().enumerate() {
+                                *a = S::fma(value, weight[r], *a);
                             }
                         }
                         (x, w) = (x.add(1), w.add(R * S::LANES));
@@ -249,10 +255,10 @@ unsafe fn part<S: Simd, const V: usize, const R: usize>(
     to: &mut [[S::V; R]; V],
     from: &[[S::V; R]; V],
 ) {
-    for (to, from) in to.iter_mut().zip(from) {
-        for (to, from) in to.iter_mut().zip(from) {
+    for (v, to) in to.iter_mut().enumerate() {
+        for (r, to) in to.iter_mut().enumerate() {
             // SAFETY: guaranteed by the caller: the processor has the instructions of `S`.
-            *to = unsafe { S::sub(*to, *from) };
+            *to = unsafe { S::sub(*to, from[v][r]) };
         }
     }
 }
