@@ -1,9 +1,9 @@
 //! A server in the process of a test, an HTTP client, and the library to compare with.
 #![allow(dead_code)]
 
-use super::common::here;
+use super::common::{here, tiny, tiny_model};
 use prism::device::{Cpu, Device};
-use prism::model::{Model, Weights};
+use prism::model::{Model, Weights, weights::Precision};
 use prism::prompt::Prompts;
 use prism::serve::{Server, Settings, Stop};
 use prism::session::{Options, Scan, Session, intensities};
@@ -11,12 +11,30 @@ use prism::volume::Volume;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The small model, loaded once.
+/// A tiny model that has learned nothing, which most tests of a server need no more than: made
+/// once.
 pub fn model() -> Arc<Model> {
+    static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
+    MODEL.get_or_init(|| tiny_model(tiny(), 2)).clone()
+}
+
+/// The file of that model, for programs.
+pub fn model_file() -> &'static Path {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    FILE.get_or_init(|| {
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("server.safetensors");
+        Weights::hashed(tiny(), "tiny").save(&file, Precision::F32).unwrap();
+        file
+    })
+}
+
+/// The small model, loaded once.
+pub fn trained() -> Arc<Model> {
     static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
     MODEL
         .get_or_init(|| {
@@ -40,9 +58,13 @@ pub struct Running {
 /// Opens a server at a free port. Until a process that another test starts has begun its program it
 /// holds copies of all open files of this process: of the lock of a server that has ended, too.
 pub fn opened(settings: Settings) -> Server {
+    opened_with(model(), settings)
+}
+
+fn opened_with(model: Arc<Model>, settings: Settings) -> Server {
     let settings = Settings { bind: "127.0.0.1:0".into(), ..settings };
     for _ in 0..3000 {
-        match Server::open(settings.clone(), model(), "small") {
+        match Server::open(settings.clone(), model.clone(), "small") {
             Err(why) if why.contains("another server") => {
                 std::thread::sleep(Duration::from_millis(20))
             }
@@ -53,7 +75,11 @@ pub fn opened(settings: Settings) -> Server {
 }
 
 pub fn started(settings: Settings) -> Running {
-    let server = opened(settings);
+    started_with(model(), settings)
+}
+
+pub fn started_with(model: Arc<Model>, settings: Settings) -> Running {
+    let server = opened_with(model, settings);
     let (address, dls, stop) = (server.address(), server.dls_address(), server.stopper());
     let restored = server.restored();
     let thread = Some(std::thread::spawn(move || server.run()));
@@ -226,9 +252,12 @@ pub fn box_and_click() -> Value {
 
 /// A session of the library on a scan.
 pub fn session(image: &Arc<Volume>) -> Session {
-    let model = model();
+    session_of(&model(), image)
+}
+
+pub fn session_of(model: &Arc<Model>, image: &Arc<Volume>) -> Session {
     let normalization = intensities(&**image, model.config().intensity).normalization;
-    let scan = Scan::new(&model, image.clone(), normalization, Options::default());
+    let scan = Scan::new(model, image.clone(), normalization, Options::default());
     Session::new(&Arc::new(scan))
 }
 

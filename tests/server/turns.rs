@@ -3,7 +3,7 @@
 
 use crate::common::here;
 use crate::http::{
-    self, CLICK, ask, box_and_click, example, get, model, object_on, post, said, started,
+    self, CLICK, ask, box_and_click, example, get, object_on, post, said, started_with, trained,
 };
 use crate::viewer::{Viewer, array_of_example, nnia};
 use prism::prompt::{Dense, Prompts};
@@ -63,7 +63,7 @@ fn mask_of(at: SocketAddr, object: &str) -> Vec<u8> {
 
 /// A session of the library that was given prompts, and its encodings.
 fn library(image: &Arc<Volume>, prompts: &Prompts) -> (Session, Arc<Encodings>) {
-    let (model, options) = (model(), Options::default());
+    let (model, options) = (trained(), Options::default());
     let encodings = Arc::new(Encodings::new(options.memory));
     let decided = intensities(&**image, model.config().intensity);
     let scan = Scan::sharing(&model, image.clone(), decided.normalization, options, &encodings);
@@ -108,7 +108,7 @@ impl Drop for Over<'_> {
 
 #[test]
 fn clicks_are_answered_between_the_ops_of_anothers_encoding() {
-    let server = started(Settings::default());
+    let server = started_with(trained(), Settings::default());
     let at = server.address;
     let image = Arc::new(example());
     let clicked = object_on(at, &upload(at), &json!({}));
@@ -152,7 +152,7 @@ fn clicks_are_answered_between_the_ops_of_anothers_encoding() {
 
 #[test]
 fn one_encoding_of_each_goes_before_the_next_of_another() {
-    let server = started(Settings::default());
+    let server = started_with(trained(), Settings::default());
     let at = server.address;
     let image = Arc::new(example());
     // A first click is looked at from several distances, a box with a patch that fits it.
@@ -191,7 +191,7 @@ fn one_encoding_of_each_goes_before_the_next_of_another() {
 
 #[test]
 fn where_a_mask_lies_is_encoded_before_the_first_click() {
-    let server = started(Settings::default());
+    let server = started_with(trained(), Settings::default());
     let at = server.address;
     let image = Arc::new(example());
     // Both look once: on a mask, and where it is clicked on.
@@ -237,7 +237,7 @@ fn where_a_mask_lies_is_encoded_before_the_first_click() {
 fn beside_click(image: &Volume) -> [usize; 3] {
     let looks = |at: [usize; 3]| -> Vec<Grid> {
         let prompts = said(&[(at, true)], None);
-        let places = places(&model(), &image.grid, &Options::default(), &prompts).unwrap();
+        let places = places(&trained(), &image.grid, &Options::default(), &prompts).unwrap();
         places.iter().map(|patch| patch.grid).collect()
     };
     let [i, j, k] = CLICK;
@@ -247,7 +247,7 @@ fn beside_click(image: &Volume) -> [usize; 3] {
 
 #[test]
 fn where_a_pointer_rests_is_encoded_before_a_first_click() {
-    let server = started(Settings::default());
+    let server = started_with(trained(), Settings::default());
     let at = server.address;
     let image = Arc::new(example());
     let prepare = |object: &str, point: [usize; 3]| {
@@ -294,14 +294,14 @@ fn where_an_object_was_looked_at_is_encoded_when_a_server_is_back() {
     let keep = Some(Keep::at(folder.path().join("state")));
     let settings = Settings { keep, ..Settings::default() };
     let image = example();
-    let mut server = started(settings.clone());
+    let mut server = started_with(trained(), settings.clone());
     let object = object_on(server.address, &settled(server.address), &json!({}));
     give(server.address, &object, &image, [74, 74, 12]);
     prompt(server.address, &object, &point([82, 82, 14], false));
     assert_eq!(encoded(server.address), 2);
     let before = mask_of(server.address, &object);
     server.end();
-    let server = started(settings);
+    let server = started_with(trained(), settings);
     let at = server.address;
     until_encoded(at, 1);
     assert!(mask_of(at, &object) == before);

@@ -611,7 +611,7 @@ mod tests {
     fn steps_have_the_same_bits_in_any_memory() {
         // Every step asks for the same memory.
         let begun = |recompute: Recompute| {
-            let mut state = state(small());
+            let mut state = state(Config::tiny());
             let settings = &mut state.progress.settings;
             (settings.batch, settings.iterations, settings.recompute) = (1, 3, recompute);
             (settings.points_min, settings.points_max, settings.boxed) = (2, 2, 0.0);
@@ -620,7 +620,7 @@ mod tests {
             let chosen = Chosen::new(&state.progress.settings);
             (cuda, state, chosen)
         };
-        let samples = [sample(small().patch, 1)];
+        let samples = [sample(Config::tiny().patch, 1)];
         type Begun = (Cuda, State, Chosen);
         let step = |(cuda, state, chosen): &mut Begun, step: usize| -> Result<(), String> {
             let (peers, buckets) = (Peers::alone(), Buckets::new(&state.progress.config));

@@ -2,7 +2,8 @@
 
 use super::{Mask, upload};
 use crate::http::{
-    BOX, CLICK, ask, box_and_click, example, get, object_on, parsed, post, said, session, started,
+    BOX, CLICK, ask, box_and_click, example, get, object_on, parsed, post, said, session,
+    session_of, started, started_with, trained,
 };
 use prism::prompt::{Dense, Prompts};
 use prism::serve::Settings;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 #[test]
 fn a_scan_is_worked_on_as_the_library_does() {
-    let server = started(Settings::default());
+    let server = started_with(trained(), Settings::default());
     let at = server.address;
     let image = Arc::new(example());
     let about = get(at, "/v1").json(200);
@@ -32,7 +33,7 @@ fn a_scan_is_worked_on_as_the_library_does() {
     let object = object_on(at, &scan, &json!({ "name": "tumour", "colour": [1, 2, 3] }));
     let path = |what: &str| format!("/v1/objects/{object}/{what}");
     let mut mask = Mask::new(image.grid.size);
-    let mut library = session(&image);
+    let mut library = session_of(&trained(), &image);
 
     // A box and a click, then a click that removes something.
     let first = mask.take(&post(at, &path("prompts"), &box_and_click()));

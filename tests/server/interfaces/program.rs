@@ -4,7 +4,7 @@ use super::{Mask, upload};
 use crate::common::here;
 #[cfg(unix)]
 use crate::http::ask;
-use crate::http::{BOX, CLICK, example, get, object_on, post, started};
+use crate::http::{BOX, CLICK, example, get, object_on, post, started_with, trained};
 use prism::serve::Settings;
 use serde_json::json;
 use std::io::{BufRead, BufReader, Lines};
@@ -85,7 +85,7 @@ fn what_the_budget_has_no_room_for_is_encoded_again() {
     // A quarter of this is room for three patches of this network, which take 20 MB each, and four
     // are looked at in turn.
     let small = Process::start(&["--memory", "256M"]);
-    let roomy = started(Settings { max_sessions: 2, ..Settings::default() });
+    let roomy = started_with(trained(), Settings { max_sessions: 2, ..Settings::default() });
     let servers = [small.at, roomy.address];
     let size = example().grid.size;
     // Two scans, on each two objects that are looked at from different distances.

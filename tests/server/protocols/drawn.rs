@@ -7,7 +7,7 @@ use super::geometry::{
     LEFT_HANDED, OBLIQUE, ON, Pose, SIZE, Told, elements, index, so_far, take, unpacked, values,
 };
 use super::{Sent, infer, mask_of, parts_of, send, send_form, start, voxels};
-use crate::http::{ask, get, object_on, post, session, started};
+use crate::http::{ask, get, object_on, post, session_of, started, started_with, trained};
 use crate::viewer::Viewer;
 use prism::prompt::{Prompts, RawBox, RawOutline, RawPoint, Space};
 use prism::serve::Settings;
@@ -284,11 +284,11 @@ fn paint(own: &mut Own, what: &str, mut told: impl FnMut(&Drawn) -> Vec<u8>) {
 
 #[test]
 fn prisms_own_interface_has_what_is_drawn_where_it_lies() {
-    let server = started(Settings::default());
+    let server = started_with(trained(), Settings::default());
     let at = server.address;
     for pose in [OBLIQUE, LEFT_HANDED] {
         let (file, image) = pose.file();
-        let (mut own, first_of_all) = (Own::new(at, &file), session(&image));
+        let (mut own, first_of_all) = (Own::new(at, &file), session_of(&trained(), &image));
         let [i, j, k] = ON;
         let lines = [
             [[i - 9, j, k], [i + 9, j, k]],
@@ -334,7 +334,7 @@ fn prisms_own_interface_has_what_is_drawn_where_it_lies() {
 
 #[test]
 fn itk_snap_has_what_is_painted_where_it_lies() {
-    let server = started(Settings::default());
+    let server = started_with(trained(), Settings::default());
     let at = server.address;
     for pose in [OBLIQUE, LEFT_HANDED] {
         let mut own = Own::new(at, &nrrd(pose.affine(), Element::Float32));

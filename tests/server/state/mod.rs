@@ -7,7 +7,9 @@ mod damage;
 mod journals;
 
 use crate::common::here;
-use crate::http::{self, CLICK, Part, ask, get, object_on, post, soon, started, wait_restored};
+use crate::http::{
+    self, CLICK, Part, ask, get, model_file, object_on, post, soon, started, wait_restored,
+};
 use prism::serve::{Keep, Settings};
 use prism::volume::Volume;
 use serde_json::{Value, json};
@@ -34,7 +36,7 @@ impl Process {
     fn begin(folder: &Path) -> Process {
         let errors = File::create(folder.join("errors")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_prism"));
-        command.args(["serve", "-m", here("models/small.safetensors").to_str().unwrap()]);
+        command.args(["serve", "-m"]).arg(model_file());
         command.args(["--threads", "1", "--bind", "127.0.0.1:0", "--state"]);
         command.arg(folder.join("state")).args(["--state-bytes", "1G"]).env_remove("PRISM_TOKEN");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
