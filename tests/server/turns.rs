@@ -3,9 +3,11 @@
 
 use crate::common::here;
 use crate::http::{
-    self, CLICK, ask, box_and_click, example, get, object_on, post, said, started_with, trained,
+    self, CLICK, ask, box_and_click, example, get, model, object_on, post, said, started,
+    started_with, trained,
 };
 use crate::viewer::{Viewer, array_of_example, nnia};
+use prism::model::Model;
 use prism::prompt::{Dense, Prompts};
 use prism::serve::{Keep, Settings};
 use prism::session::{Encodings, Options, Scan, Session, intensities, places};
@@ -63,10 +65,18 @@ fn mask_of(at: SocketAddr, object: &str) -> Vec<u8> {
 
 /// A session of the library that was given prompts, and its encodings.
 fn library(image: &Arc<Volume>, prompts: &Prompts) -> (Session, Arc<Encodings>) {
-    let (model, options) = (trained(), Options::default());
+    library_of(&trained(), image, prompts)
+}
+
+fn library_of(
+    model: &Arc<Model>,
+    image: &Arc<Volume>,
+    prompts: &Prompts,
+) -> (Session, Arc<Encodings>) {
+    let options = Options::default();
     let encodings = Arc::new(Encodings::new(options.memory));
     let decided = intensities(&**image, model.config().intensity);
-    let scan = Scan::sharing(&model, image.clone(), decided.normalization, options, &encodings);
+    let scan = Scan::sharing(model, image.clone(), decided.normalization, options, &encodings);
     let mut session = Session::new(&Arc::new(scan));
     session.interact(prompts).unwrap();
     (session, encodings)
@@ -108,7 +118,7 @@ impl Drop for Over<'_> {
 
 #[test]
 fn clicks_are_answered_between_the_ops_of_anothers_encoding() {
-    let server = started_with(trained(), Settings::default());
+    let server = started(Settings::default());
     let at = server.address;
     let image = Arc::new(example());
     let clicked = object_on(at, &upload(at), &json!({}));
@@ -128,7 +138,7 @@ fn clicks_are_answered_between_the_ops_of_anothers_encoding() {
         });
         let over = Over(&is_over);
         // Others come with scans and a first click, which is looked at from several distances.
-        let (first, _) = library(&image, &said(&[(CLICK, true)], None));
+        let (first, _) = library_of(&model(), &image, &said(&[(CLICK, true)], None));
         let mut encodings = 0;
         while encodings < 40 && overtaken() == 0 {
             let scan = upload(at);
@@ -143,7 +153,7 @@ fn clicks_are_answered_between_the_ops_of_anothers_encoding() {
     });
     assert!(overtaken() > 0, "{clicks} clicks waited for others' encodings");
     assert_eq!((count(at, "prism_waiting"), count(at, "prism_paused")), (0, 0));
-    let (mut own, _) = library(&image, &said(&[(CLICK, true)], Some(http::BOX)));
+    let (mut own, _) = library_of(&model(), &image, &said(&[(CLICK, true)], Some(http::BOX)));
     for n in 0..clicks {
         own.interact(&said(&[(CLICK, sides(n))], None)).unwrap();
     }
