@@ -4,11 +4,11 @@
 //! Needs the library NVRTC in `LD_LIBRARY_PATH`, and for the search for matrix instructions
 //! `nvdisasm` in `PATH`: `eval "$(scripts/nvrtc)"` fetches both. Where they are absent these tests
 //! say that they were skipped, or fail if `PRISM_TEST_NVRTC=required`. `PRISM_TEST_ARCHITECTURES`
-//! names some of the architectures, as `sm_80,sm_120`: `.ci/run` compiles for Hopper, and for the
-//! oldest with the oldest supported NVRTC; a job beside it compiles for every architecture with
-//! both. What was compiled is kept in cargo's target folder, `tmp/kernels`: a kernel is compiled
-//! again when its text, the way to compile it or NVRTC is another. How the table of kernels is read
-//! from their sources, and that the budget has a line for each, is tested everywhere.
+//! names some of the architectures, as `sm_80,sm_120`: `.ci/run` compiles for Hopper; a job
+//! beside it for every architecture, with the oldest supported NVRTC too. What was compiled is kept
+//! in cargo's target folder, `tmp/kernels`: a kernel is compiled again when its text, the way to
+//! compile it or NVRTC is another. How the table of kernels is read from their sources, and that
+//! the budget has a line for each, is tested everywhere.
 
 #[path = "../kernels/table.rs"]
 #[allow(dead_code)]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{here, tiny};
+use common::{coarse, here, tiny};
 use prism::autograd::ParamGrads;
 use prism::data::cases::{Loaded, TargetLabel};
 use prism::data::source::Pools;
@@ -294,9 +294,9 @@ fn steps_of(world: usize, name: &str, settings: &Settings, ask: Option<usize>) -
 #[test]
 fn processes_that_share_batches_learn_as_one_does() {
     let folder = tempfile::tempdir().unwrap();
-    let model = written(&tiny(), folder.path());
     // The emulator is slow: one iteration of one step.
-    for (name, batch, count) in [("cpu", 3, 2), ("emulated", 2, 1)] {
+    for (name, config, batch, count) in [("cpu", tiny(), 3, 2), ("emulated", coarse(), 2, 1)] {
+        let model = written(&config, folder.path());
         let at = |world: usize| Settings {
             epochs: 1,
             steps: count,
@@ -317,8 +317,9 @@ fn processes_that_share_batches_learn_as_one_does() {
         let weights =
             |world: usize| Weights::open(&at(world).out.join("last.safetensors")).unwrap();
         let (a, b) = (weights(1), weights(2));
-        let (mut apart, mut moved, start) = (0.0, 0.0, Weights::initial(tiny(), at(1).seed));
-        for (name, _) in tiny().tensors() {
+        let (mut apart, mut moved, start) =
+            (0.0, 0.0, Weights::initial(config.clone(), at(1).seed));
+        for (name, _) in config.tensors() {
             for ((a, b), s) in
                 a.get(&name).data().iter().zip(b.get(&name).data()).zip(start.get(&name).data())
             {
@@ -495,7 +496,7 @@ impl Watch for Loses<'_> {
 #[test]
 fn a_run_whose_device_is_lost_goes_on_from_what_it_saved() {
     let folder = tempfile::tempdir().unwrap();
-    let model = written(&tiny(), folder.path());
+    let model = written(&coarse(), folder.path());
     let at = |name: &str| Settings {
         steps: 1,
         batch: 1,

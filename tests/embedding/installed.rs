@@ -6,7 +6,7 @@
 
 use crate::common;
 
-use common::{here, tiny};
+use common::{coarse, here, tiny};
 use prism::model::weights::Precision;
 use prism::model::{Config, Weights};
 use std::io::Write;
@@ -293,13 +293,6 @@ fn torture(name: &str, flags: &[&str]) -> [PathBuf; 3] {
     with_model("torture", name, flags)
 }
 
-/// The tiny network over as many millimetres, of an eighth of the voxels: under valgrind nearly all
-/// time is the network's. Its patch is one token, so that loops over tokens go round once: what is
-/// to see more of them takes [`tiny`].
-fn coarse() -> Config {
-    Config { patch: 16, spacing: 2.0, ..tiny() }
-}
-
 /// Runs a program under valgrind, which fails where it reads or writes what it should not, or
 /// leaks.
 fn valgrind() -> Command {
@@ -326,12 +319,17 @@ fn misuse_is_survived_under_address_sanitizer() {
     assert_eq!(run(program(torture).arg(model).arg(at)), "survived\n");
 }
 
+/// Whether misuse is tested at length: a job beside `.ci/run` says so.
+fn at_length() -> bool {
+    std::env::var_os("PRISM_TEST_MISUSE").is_some_and(|v| v == "all")
+}
+
 /// What misuse is survived under AddressSanitizer is so here too; a job beside `.ci/run` has it
 /// take the minutes that it takes.
 #[test]
 fn misuse_is_survived_under_valgrind() {
-    if std::env::var_os("PRISM_TEST_VALGRIND").is_none_or(|v| v != "all") {
-        common::skipped("under valgrind all misuse takes PRISM_TEST_VALGRIND=all");
+    if !at_length() {
+        common::skipped("under valgrind all misuse takes PRISM_TEST_MISUSE=all");
         return;
     }
     if !has("valgrind", &["--version"]) {
@@ -397,29 +395,39 @@ fn refused_memory_is_survived_under_valgrind() {
     }
     let [memory, model, at] = refusing("memory-valgrind", coarse());
     let base = here("tests/data/odd/m00_base.nii.gz");
-    for (step, parts) in [("5", &["reading", "scanning"][..]), ("100", &["clicking"][..])] {
+    let apart = if at_length() { 1 } else { 2 };
+    for (step, parts) in [(5, &["reading", "scanning"][..]), (100, &["clicking"][..])] {
         // The program's own functions refuse, and call valgrind's.
         let mut valgrind = valgrind();
         valgrind.arg("--soname-synonyms=somalloc=nouserintercepts").arg(&memory);
-        valgrind.arg(&model).arg(&base).arg(&at).arg(step).args(parts);
+        valgrind.arg(&model).arg(&base).arg(&at).arg((step * apart).to_string()).args(parts);
         let said = run(&mut valgrind);
         assert!(said.ends_with(" 0 failures\n"), "{said}");
     }
 }
 
-/// Each allocation from a given size on is refused in turn, and so is what is beyond budgets: only
-/// that call fails, nothing ends the process, and nothing is held longer than without refusals.
+/// Each allocation from a given size on is refused in turn, or each third if this is not tested at
+/// length, and so is what is beyond budgets: only that call fails, nothing ends the process, and
+/// nothing is held longer than without refusals.
 #[cfg(target_env = "gnu")]
 #[test]
 fn every_allocation_can_be_refused() {
     let [memory, model, at] = refusing("memory", tiny());
+    if !at_length() {
+        common::skipped("each third allocation is refused; every one takes PRISM_TEST_MISUSE=all");
+    }
+    let apart = if at_length() { 1 } else { 3 };
     // Every STEPth allocation of the named parts; without a name, of all parts.
-    let refuse_every = |step: &str, model: &Path, image: &Path, parts: &[&str]| {
-        let said = run(program(&memory).arg(model).arg(image).arg(&at).arg(step).args(parts));
+    let refuse_every = |step: u32, model: &Path, image: &Path, parts: &[&str]| {
+        let said = run(program(&memory)
+            .arg(model)
+            .arg(image)
+            .arg(&at)
+            .arg((step * apart).to_string())
+            .args(parts));
         assert!(said.ends_with(" 0 failures\n"), "{said}");
     };
-    let refuse =
-        |model: &Path, image: &Path, parts: &[&str]| refuse_every("1", model, image, parts);
+    let refuse = |model: &Path, image: &Path, parts: &[&str]| refuse_every(1, model, image, parts);
     let base = here("tests/data/odd/m00_base.nii.gz");
     refuse(&model, &base, &[]);
     // A network with a matrix that stays in its file.
@@ -428,11 +436,11 @@ fn every_allocation_can_be_refused() {
         .save(&large, Precision::F32)
         .unwrap();
     refuse(&large, &base, &["opening"]);
-    refuse_every("2", &large, &base, &["clicking"]);
+    refuse_every(2, &large, &base, &["clicking"]);
     // One with a patch so large that the mask of a candidate can be refused.
     let wide = at.join("wide.safetensors");
     Weights::hashed(Config { patch: 80, ..tiny() }, "tiny").save(&wide, Precision::F32).unwrap();
-    refuse_every("2", &wide, &base, &["masking"]);
+    refuse_every(2, &wide, &base, &["masking"]);
     // The other ways to store voxels in files: 40^3 of two bytes each.
     let voxels: Vec<u8> =
         (0..40 * 40 * 40u32).flat_map(|v| ((v % 200) as i16).to_le_bytes()).collect();
