@@ -1,7 +1,7 @@
 //! The kernels' memory requests, counted without a GPU: how often shared memory requests are
 //! repeated, sectors, bytes; and how many warps a multiprocessor has room for.
 //! `kernels/host/account.h` says how requests are counted, `docs/kernels.md` what the columns of
-//! `kernels/account.txt` are.
+//! `tests/kernels/account.txt` are.
 //!
 //! The counted accesses are those that the host's compiler leaves of the kernels' text. So the
 //! account depends on the compiler, which it names, and is not compared with the counts of others.
@@ -215,9 +215,9 @@ impl Counts {
 }
 
 /// A line for each kernel: of the blocks of its launches the one for which a multiprocessor has
-/// least room, with the registers that `kernels/instructions.txt` has for the kernel.
+/// least room, with the registers that `tests/kernels/instructions.txt` has for the kernel.
 fn rooms(blocks: &BTreeMap<String, BTreeSet<Block>>) -> String {
-    let instructions = std::fs::read_to_string(here("kernels/instructions.txt")).unwrap();
+    let instructions = std::fs::read_to_string(here("tests/kernels/instructions.txt")).unwrap();
     let registers = |line: &str| -> Option<(String, usize)> {
         let mut columns = line.split_whitespace();
         Some((columns.next()?.into(), columns.next()?.parse().ok()?))
@@ -226,7 +226,7 @@ fn rooms(blocks: &BTreeMap<String, BTreeSet<Block>>) -> String {
         instructions.lines().filter(|line| !line.starts_with('#')).filter_map(registers).collect();
     let line = |(kernel, blocks): (&String, &BTreeSet<Block>)| {
         let of = *registers.get(kernel).unwrap_or_else(|| {
-            panic!("kernels/instructions.txt has no {kernel}: tests/kernels.rs writes it")
+            panic!("tests/kernels/instructions.txt has no {kernel}: tests/kernels.rs writes it")
         });
         let room = |[threads, shared]: Block| listing::warps(threads, of, shared);
         let least = blocks.iter().min_by_key(|block| (room(**block), Reverse(block[1])));
@@ -285,13 +285,15 @@ fn counts_depend_neither_on_host_threads_nor_on_the_order_of_lanes() {
 #[test]
 fn kernels_ask_of_memory_what_their_account_says() {
     let Some(compiler) = compiler() else { return };
-    let file = here("kernels/account.txt");
+    let file = here("tests/kernels/account.txt");
     let update = std::env::var_os("PRISM_UPDATE_ACCOUNT").is_some();
     let kept = std::fs::read_to_string(&file).unwrap_or_default();
     let mark = format!("# {compiler}");
     let is_another = |by: &&str| !update && by.starts_with("# GCC ") && *by != mark;
     if let Some(by) = kept.lines().nth(1).filter(is_another) {
-        skipped(&format!("kernels/account.txt is by another compiler: '{by}', here '{mark}'"));
+        skipped(&format!(
+            "tests/kernels/account.txt is by another compiler: '{by}', here '{mark}'"
+        ));
         return;
     }
     let mut files: Vec<PathBuf> = std::fs::read_dir(here("kernels"))
@@ -332,7 +334,7 @@ fn kernels_ask_of_memory_what_their_account_says() {
     let (was, is) = (only_in(&kept, &account), only_in(&account, &kept));
     assert!(
         kept == account,
-        "kernels/account.txt says\n{}\nand counted is\n{}\n(PRISM_UPDATE_ACCOUNT=1 writes it anew)",
+        "tests/kernels/account.txt says\n{}\nand counted is\n{}\n(PRISM_UPDATE_ACCOUNT=1 writes it anew)",
         was.join("\n"),
         is.join("\n")
     );

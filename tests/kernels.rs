@@ -52,7 +52,7 @@ fn by_architecture<T: Send>(work: impl Fn(&'static str) -> T + Sync) -> Vec<T> {
 
 /// The most registers that a thread of each kernel may use on any architecture: one line
 /// `name registers` each.
-const BUDGET: &str = include_str!("../kernels/budget.txt");
+const BUDGET: &str = include_str!("kernels/budget.txt");
 
 /// The lines of [`BUDGET`] as pairs.
 fn budget() -> Vec<(&'static str, usize)> {
@@ -64,7 +64,7 @@ fn budget() -> Vec<(&'static str, usize)> {
     lines
         .map(|l| {
             line(l).unwrap_or_else(|| {
-                panic!("kernels/budget.txt: '{l}' is not a kernel and its registers")
+                panic!("tests/kernels/budget.txt: '{l}' is not a kernel and its registers")
             })
         })
         .collect()
@@ -243,11 +243,13 @@ fn every_kernel_fits_its_budget_on_every_architecture() {
     }
     for (kernel, registers) in &most {
         let allowed = budget.get(kernel).unwrap_or_else(|| {
-            panic!("{kernel} has no line in kernels/budget.txt: it uses {registers} registers")
+            panic!(
+                "{kernel} has no line in tests/kernels/budget.txt: it uses {registers} registers"
+            )
         });
         assert!(
             registers <= allowed,
-            "{kernel} uses {registers} registers, kernels/budget.txt allows {allowed}"
+            "{kernel} uses {registers} registers, tests/kernels/budget.txt allows {allowed}"
         );
     }
 }
@@ -274,14 +276,18 @@ fn the_budget_has_a_line_a_kernel() {
         .filter_map(|kernel| source::find(kernel).err())
         .map(|e| e.to_string())
         .collect();
-    assert!(gone.is_empty(), "kernels/budget.txt names kernels that are not there: {gone:?}");
+    assert!(gone.is_empty(), "tests/kernels/budget.txt names kernels that are not there: {gone:?}");
     let missing: Vec<_> = source::KERNELS
         .iter()
         .map(|kernel| kernel.name)
         .filter(|kernel| !named.contains(kernel))
         .collect();
-    assert!(missing.is_empty(), "kernels without a line in kernels/budget.txt: {missing:?}");
-    assert_eq!(named.len(), source::KERNELS.len(), "a kernel has two lines in kernels/budget.txt");
+    assert!(missing.is_empty(), "kernels without a line in tests/kernels/budget.txt: {missing:?}");
+    assert_eq!(
+        named.len(),
+        source::KERNELS.len(),
+        "a kernel has two lines in tests/kernels/budget.txt"
+    );
 }
 
 /// The declarations in a file and a header.
@@ -534,7 +540,7 @@ struct Disassembled {
 }
 
 /// The table of what the kernels' machine code consists of, and the architecture that it is for.
-const TABLE: &str = "kernels/instructions.txt";
+const TABLE: &str = "tests/kernels/instructions.txt";
 const TABLED: &str = "sm_90a";
 
 /// Everything disassembled, once; none if it cannot be.
