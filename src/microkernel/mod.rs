@@ -5,9 +5,9 @@
 //! floats, and knows nothing of tensors, tiles of a map or an op's checks: the ops above choose
 //! one, lay its operands out and are responsible for what it reads and writes.
 //!
-//! Loops over registers count them. `zip`, and `map` and `from_fn` of arrays, are functions of the
-//! standard library, which are called at every step where a crate's parts are optimised by
-//! themselves, as tests are.
+//! Innermost loops count registers. The standard library does not mark `zip`, `copy_within`, and
+//! `map` and `from_fn` of arrays to be inlined: where a crate's parts are optimised by themselves,
+//! as in tests, each is a call, between which no register stays.
 
 pub(crate) mod gelu;
 pub(crate) mod item_norm;

@@ -1,12 +1,12 @@
 /* Refuses memory to every function of the interface:
  * memory MODEL IMAGE FOLDER STEP [PART...], all parts (below) or those that are named.
  *
- * In each part every STEPth allocation of 48 KiB or more is refused in turn, then all from it on
- * until a call says so; then the library has a budget, larger and larger. A refusal is
- * PRISM_OUT_OF_MEMORY from the call that met it and changes nothing: that call is made again at
- * once, all that follows is done, and every run must give what one without refusals gives. After it
- * no more is held than before. Smaller allocations are not refused: Rust ends a process to which
- * the system refuses those. */
+ * In each part every STEPth allocation of 48 KiB or more (from the first on in the first part, from
+ * the second on in the next) is refused in turn, then all from it on until a call says so; then the
+ * library has a budget, larger and larger. A refusal is PRISM_OUT_OF_MEMORY from the call that met
+ * it and changes nothing: that call is made again at once, all that follows is done, and every run
+ * must give what one without refusals gives. After it no more is held than before. Smaller
+ * allocations are not refused: Rust ends a process to which the system refuses those. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -555,8 +555,8 @@ static uint64_t once(int (*part)(void)) {
     return is_done ? sum : 0;
 }
 
-/* Runs a part with every `step`th refusal; returns their number. */
-static long refused_in_turn(const char *name, int (*part)(void), long step) {
+/* Runs a part with every `step`th refusal from the `first` on; returns their number. */
+static long refused_in_turn(const char *name, int (*part)(void), long first, long step) {
     /* What the library makes only once it makes here. */
     kind = NOTHING;
     once(part);
@@ -565,7 +565,7 @@ static long refused_in_turn(const char *name, int (*part)(void), long step) {
     long each = asked, refusals = 0;
     if (!expected || each < 1) wrong(name, "was not done, or asks for nothing");
     for (kind = ONE; kind <= ALL; kind++)
-        for (number = 0; number < each; number += step, refusals++)
+        for (number = first % each; number < each; number += step, refusals++)
             if (once(part) != expected) wrong(name, "came to something else");
     /* Budgets, until nothing is beyond one. */
     kind = BUDGET, number = 0;
@@ -608,11 +608,11 @@ int main(int argc, char **argv) {
     for (int n = 0; n < MANY; n++)
         scribble[3 * n] = 10 + n % 20, scribble[3 * n + 1] = 10 + n / 20 % 20,
             scribble[3 * n + 2] = 16 + n / 400;
-    long refusals = 0;
+    long refusals = 0, step = atol(argv[4]);
     for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
         int wanted = argc == 5;
         for (int a = 5; a < argc; a++) wanted |= strcmp(argv[a], parts[p].name) == 0;
-        if (wanted) refusals += refused_in_turn(parts[p].name, parts[p].run, atol(argv[4]));
+        if (wanted) refusals += refused_in_turn(parts[p].name, parts[p].run, (long)p % step, step);
     }
     prism_status given[] = {
         prism_session_free(kept.sessions[0]), prism_session_free(kept.sessions[1]),

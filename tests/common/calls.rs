@@ -132,6 +132,8 @@ impl Held {
     }
 }
 
+/// # Safety
+/// `user` is the counter of the sequence, which outlives the call.
 unsafe extern "C" fn progress(
     user: *mut c_void,
     _done: f64,

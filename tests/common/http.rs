@@ -3,7 +3,7 @@
 
 use super::common::{here, tiny, tiny_model};
 use prism::device::{Cpu, Device};
-use prism::model::{Model, Weights, weights::Precision};
+use prism::model::{Config, Model, Weights, weights::Precision};
 use prism::prompt::Prompts;
 use prism::serve::{Server, Settings, Stop};
 use prism::session::{Options, Scan, Session, intensities};
@@ -16,11 +16,16 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// A tiny model that has learned nothing, which most tests of a server need no more than: made
-/// once.
+/// A tiny network with what decides how sessions go: that first clicks are looked at from several
+/// distances, and that clicks are balls.
+fn network() -> Config {
+    Config { fit: Some(1.75), click_radius: 1.5, ..tiny() }
+}
+
+/// A tiny model, made once: it has learned nothing, which most tests of a server do not need.
 pub fn model() -> Arc<Model> {
     static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
-    MODEL.get_or_init(|| tiny_model(tiny(), 2)).clone()
+    MODEL.get_or_init(|| tiny_model(network(), 2)).clone()
 }
 
 /// The file of that model, for programs.
@@ -28,7 +33,7 @@ pub fn model_file() -> &'static Path {
     static FILE: OnceLock<PathBuf> = OnceLock::new();
     FILE.get_or_init(|| {
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("server.safetensors");
-        Weights::hashed(tiny(), "tiny").save(&file, Precision::F32).unwrap();
+        Weights::hashed(network(), "tiny").save(&file, Precision::F32).unwrap();
         file
     })
 }

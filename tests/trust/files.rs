@@ -404,6 +404,9 @@ fn a_model_without_a_hash_is_used_with_a_warning() {
 }
 
 /// Notes what the C interface tells its log.
+///
+/// # Safety
+/// `user` is the list of messages, which outlives the log; `message` ends with a NUL.
 unsafe extern "C" fn note(user: *mut c_void, message: *const c_char) {
     // SAFETY: the text ends with a NUL, and `user` is the list below, which outlives the log.
     let (told, text) = unsafe { (&*user.cast::<Mutex<Vec<String>>>(), CStr::from_ptr(message)) };

@@ -13,7 +13,7 @@ const MOST_EDGE: usize = 1 << 24;
 ///
 /// A voxel's weight is 1 at a click, falls off as a Gaussian, and is 0 beyond three standard
 /// deviations; where several clicks are near, the nearest counts. These are a few numbers: what
-/// each voxel weighs is computed where the loss is.
+/// each voxel weighs a device computes itself.
 #[derive(Clone, Debug)]
 pub struct Emphasis {
     /// The voxel of each click, `[i, j, k]`, then a voxel's weight by its squared distance from the
@@ -33,6 +33,8 @@ impl Emphasis {
     /// whose mean has the weight `share` in the loss.
     ///
     /// The weights of voxels have a standard deviation of `deviation` voxels, from 0.1 to 100.
+    ///
+    /// If memory for the weights around the clicks is refused, this unwinds to [`memory::caught`].
     ///
     /// # Errors
     /// A click is not in the volume, the deviation is not in its range, or the volume has 2^24
@@ -63,8 +65,30 @@ impl Emphasis {
         numbers.extend((0..=furthest).map(weight));
         let (numbers, clicks) = (Tensor::from(numbers), clicks.len());
         let mut emphasis = Emphasis { numbers, clicks, size, share, total: 0.0 };
-        emphasis.total = emphasis.weights().iter().map(|w| *w as f64).sum();
+        emphasis.total = emphasis.sum();
         Ok(emphasis)
+    }
+
+    /// The sum of the weights of all voxels, in their order: of the box that has all that are not 0.
+    fn sum(&self) -> f64 {
+        let (clicks, table) = self.numbers.data().split_at(3 * self.clicks);
+        if clicks.is_empty() {
+            return 0.0;
+        }
+        let reach = (table.len() - 1).isqrt();
+        let span = |axis: usize| {
+            let along = clicks.iter().skip(axis).step_by(3).map(|at| *at as usize);
+            let (low, high) = along.fold((usize::MAX, 0), |(l, h), at| (l.min(at), h.max(at)));
+            (low.saturating_sub(reach), (high + reach + 1).min(self.size[axis]))
+        };
+        let spans = [span(0), span(1), span(2)];
+        let mut numbers = memory::copied(WEIGHTS, self.numbers.data());
+        for (at, number) in numbers[..3 * self.clicks].iter_mut().enumerate() {
+            *number -= spans[at % 3].0 as f32;
+        }
+        let size = spans.map(|(low, high)| high - low);
+        let near = Emphasis { numbers: Tensor::from(numbers), size, ..self.clone() };
+        near.weights().iter().map(|w| *w as f64).sum()
     }
 
     /// The number of distances that have a weight.

@@ -636,7 +636,7 @@ mod tests {
     }
 
     /// What losses near clicks copy to a device is the clicks and the weights of some distances,
-    /// once in each iteration: no map of weights.
+    /// once in each iteration, op by op and by replay: no map of weights.
     #[test]
     fn losses_near_clicks_copy_clicks_and_no_map() {
         let cuda = Cuda::emulated(Cpu::new(2).unwrap(), DType::F16, 0);
@@ -659,29 +659,46 @@ mod tests {
             scale: 1024.0,
         };
         let points = vec![([5, 6, 7], true), ([2, 2, 14], false)];
-        let run = |near: bool| {
+        let run = |near: bool, recorder: Option<&mut Recorder>| {
             let before = (<[u64; 2]>::from(cuda.transfers())[0], cuda.carried()[0]);
-            let round = |_: usize, _: Option<&Tensor>| -> Result<Option<Round>, OpError> {
+            let mut round = |_: usize, _: Option<&Tensor>| -> Result<Option<Round>, OpError> {
                 let places: Vec<[i32; 3]> = points.iter().map(|(p, _)| *p).collect();
                 let emphasis = Emphasis::new(&places, [s; 3], 3.0, 0.5)?;
                 let prompts = PatchPrompts { points: points.clone(), bounds: None };
                 Ok(Some(Round { emphasis: near.then_some(emphasis), ..prompts.into() }))
             };
-            let mut grads = ParamGrads::new(count);
-            let given = (&mut grads, None);
-            let lost = run_item_sharing(&device, &model, &image, &target, share, given, round);
+            let lost = match recorder {
+                None => {
+                    let given = (&mut ParamGrads::new(count), None);
+                    run_item_sharing(&device, &model, &image, &target, share, given, round)
+                }
+                Some(recorder) => {
+                    let given = (&mut recorder.begin(&weights).unwrap(), true);
+                    recorder.item(&image, &target, share, given, &mut round)
+                }
+            };
             let (outcomes, _) = Lost::read(&device, &[lost.unwrap()], &[]).unwrap();
             let after = (<[u64; 2]>::from(cuda.transfers())[0], cuda.carried()[0]);
             (after.0 - before.0, after.1 - before.1, outcomes[0].loss)
         };
-        // The image, and what else stays.
-        run(true);
-        let ((plain, bytes, loss), (more, more_bytes, larger)) = (run(false), run(true));
-        assert!(larger > loss, "{larger}, {loss} without clicks");
-        assert_eq!(more - plain, share.iterations as u64);
-        // Three coordinates of each click, and squared distances of 0 to 81.
-        let each = 4 * (3 * points.len() as u64 + 82);
-        assert_eq!(more_bytes - bytes, share.iterations as u64 * each);
+        for replays in [false, true] {
+            let mut recorder = replays.then(|| Recorder::new(&cuda));
+            let mut run = |near: bool| run(near, recorder.as_mut());
+            // The image, and what else stays; what is replayed is recorded.
+            for _ in 0..3 {
+                run(true);
+            }
+            let ((plain, bytes, loss), (more, more_bytes, larger)) = (run(false), run(true));
+            assert!(larger > loss, "{larger}, {loss} without clicks");
+            assert_eq!(more - plain, share.iterations as u64);
+            // Three coordinates of each click, and squared distances of 0 to 81.
+            let each = 4 * (3 * points.len() as u64 + 82);
+            assert_eq!(more_bytes - bytes, share.iterations as u64 * each);
+            if let Some(recorder) = &recorder {
+                let [encoder, taped, _] = recorder.recorded();
+                assert_eq!((encoder, taped), (1, 1));
+            }
+        }
     }
 
     /// The features' gradients of two iterations in 16 bits are added up in float32, to the last

@@ -1,5 +1,5 @@
-//! The server as its clients use it: both interfaces by an HTTP client of the test, with answers
-//! compared with the library's, errors by their status, and nnInteractive's own client.
+//! prism's own interface and nnInteractive's, by an HTTP client of the test: answers are compared
+//! with the library's, errors by their status. Also nnInteractive's own client.
 
 mod nninteractive;
 mod own;

@@ -59,7 +59,7 @@ fn monai_label_is_spoken_to_by_all_clicks_each_time() {
 
     let image = Arc::new(example());
     let mut library = session(&image);
-    let (off, other) = ([72, 71, 14], [84, 82, 14]);
+    let (off, other) = ([76, 78, 14], [84, 82, 14]);
     // Without prompts nothing is found.
     clicked(at, name, json!({}), &image, &library.mask());
     library.interact(&said(&[(CLICK, true)], None)).unwrap();
@@ -70,6 +70,7 @@ fn monai_label_is_spoken_to_by_all_clicks_each_time() {
     clicked(at, name, first.clone(), &image, &one);
     library.interact(&said(&[(other, true), (off, false)], None)).unwrap();
     let two = library.mask();
+    assert!(two != one);
     let both = json!({ "foreground": [CLICK, other], "background": [off] });
     clicked(at, name, both.clone(), &image, &two);
     // Clicks that are taken back give the answer before them, to the bit.

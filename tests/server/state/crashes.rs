@@ -51,6 +51,7 @@ fn who_comes_back_after_a_crash_finds_scan_objects_and_history() {
     act(at, &object, "prompts", &point(OFF, false));
     library.interact(&said(&[(OFF, false)], None)).unwrap();
     let two = library.mask();
+    assert!(two != one);
     act(at, &other, "prompts", &point(CLICK, true));
     act(at, &other, "reset", &json!({}));
     act(at, &object, "undo", &json!({}));
@@ -122,6 +123,7 @@ fn a_lease_survives_a_crash_with_all_that_was_said() {
     assert!(viewer.point(json!([OFF[2], OFF[1], OFF[0]]), false, true).0);
     library.interact(&said(&[(OFF, false)], None)).unwrap();
     let two = library.mask();
+    assert!(two != one);
     // A prompt waits for its prediction; then one is in progress.
     assert!(!viewer.point(json!([MORE[2], MORE[1], MORE[0]]), false, false).0);
     let empty = Viewer::new(server.at);
@@ -209,6 +211,7 @@ fn sessions_of_itk_snap_and_monai_label_survive_a_restart() {
     };
     let first = click(at, CLICK, true);
     let second = click(at, OFF, false);
+    assert!(second != first);
     assert_eq!(get(at, &format!("/reset_interactions/{snap}")).status, 200);
     assert!(click(at, CLICK, true) == first);
     // MONAI Label: all clicks each time.
@@ -222,6 +225,7 @@ fn sessions_of_itk_snap_and_monai_label_survive_a_restart() {
     let one = infer(at, &[CLICK], &[]);
     let two = infer(at, &[CLICK], &[OFF]);
     let three = infer(at, &[CLICK], &[OFF, MORE]);
+    assert!(two != one && three != two);
     assert!(infer(at, &[CLICK], &[OFF]) == two);
     server.end();
 

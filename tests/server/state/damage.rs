@@ -24,6 +24,7 @@ fn what_breaks_off_is_dropped_and_what_is_damaged_is_told() {
     let (_, one) = answer(at, &object);
     act(at, &object, "prompts", &point(OFF, false));
     let (_, two) = answer(at, &object);
+    assert!(two != one);
     server.end();
     let path = the(&state, "journal");
     let whole = std::fs::read(&path).unwrap();

@@ -284,6 +284,7 @@ fn journals_of_viewers_are_written_anew_too() {
     });
     let two = infer(at, &[OFF], false);
     let three = infer(at, &[OFF, MORE], false);
+    assert!(two != one && three != two);
     server.end();
 
     let mut server = started(settings());

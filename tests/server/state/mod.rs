@@ -19,9 +19,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-/// Off the example's nodule, beside it.
-const OFF: [usize; 3] = [72, 71, 14];
-const MORE: [usize; 3] = [78, 84, 14];
+/// On the object of the example according to first prompts: clicked on as not of it.
+const OFF: [usize; 3] = [84, 80, 14];
+const MORE: [usize; 3] = [76, 80, 14];
 
 /// The program, started with a folder for its state.
 struct Process {

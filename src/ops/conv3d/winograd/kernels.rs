@@ -118,6 +118,7 @@ unsafe fn plane<S: Simd, F: Filters, const D: usize, const X: usize>(
             // Hidden from the compiler, which would otherwise keep a hundred addresses on the stack
             // instead of adding.
             let (row, plane, points) = (opaque(s.row), opaque(s.plane), opaque(s.points));
+            // One by one, as `microkernel` has it.
             for w in out..inputs {
                 columns[w - out] = columns[w];
             }
