@@ -69,7 +69,7 @@ impl Emphasis {
         Ok(emphasis)
     }
 
-    /// The sum of the weights of all voxels, in their order: of the box that has all that are not 0.
+    /// The sum of the weights of all voxels, in their order: of the box of those that are not 0.
     fn sum(&self) -> f64 {
         let (clicks, table) = self.numbers.data().split_at(3 * self.clicks);
         if clicks.is_empty() {

@@ -7,7 +7,7 @@ use super::geometry::{
     LEFT_HANDED, OBLIQUE, ON, Pose, SIZE, Told, elements, index, so_far, take, unpacked, values,
 };
 use super::{Sent, infer, mask_of, parts_of, send, send_form, start, voxels};
-use crate::http::{ask, get, object_on, post, session, started, started_with, trained};
+use crate::http::{ask, get, object_on, post, session_of, started, started_with, trained};
 use crate::viewer::Viewer;
 use prism::prompt::{Prompts, RawBox, RawOutline, RawPoint, Space};
 use prism::serve::Settings;
@@ -252,7 +252,7 @@ fn painted(n: usize, mask: &[u8], held: &Held) -> Option<Drawn> {
             // Around an end of the object.
             let slab = all_of([[i, 0, k - 1], [i, j, k + 1]]);
             let end = slab.into_iter().find(|v| mask[index(*v)] != 0).expect("an object")[1];
-            Drawn::Outline(false, [[i, end.saturating_sub(10), k - 2], [i, end + 3, k + 2]])
+            Drawn::Outline(false, [[i, end - 10, k - 2], [i, end + 3, k + 2]])
         }
         5 => Drawn::Outline(true, [[i - 12, j, k - 2], [i + 1, j, k + 2]]),
         _ => return None,
@@ -284,11 +284,11 @@ fn paint(own: &mut Own, what: &str, mut told: impl FnMut(&Drawn) -> Vec<u8>) {
 
 #[test]
 fn prisms_own_interface_has_what_is_drawn_where_it_lies() {
-    let server = started(Settings::default());
+    let server = started_with(trained(), Settings::default());
     let at = server.address;
     for pose in [OBLIQUE, LEFT_HANDED] {
         let (file, image) = pose.file();
-        let (mut own, first_of_all) = (Own::new(at, &file), session(&image));
+        let (mut own, first_of_all) = (Own::new(at, &file), session_of(&trained(), &image));
         let [i, j, k] = ON;
         let lines = [
             [[i - 9, j, k], [i + 9, j, k]],
@@ -394,7 +394,7 @@ fn monai_label_has_boxes_and_clicks_where_they_lie() {
 /// On its wire there are distances and no directions; arrays, boxes and crops are `[k, j, i]`.
 #[test]
 fn nninteractive_has_what_is_drawn_where_it_lies() {
-    let server = started(Settings::default());
+    let server = started_with(trained(), Settings::default());
     let at = server.address;
     let [di, dj, dk] = OBLIQUE.spacing;
     let affine = Affine([[-di, 0.0, 0.0, 0.0], [0.0, -dj, 0.0, 0.0], [0.0, 0.0, dk, 0.0]]);

@@ -87,9 +87,9 @@ fn who_comes_back_after_a_crash_finds_scan_objects_and_history() {
     assert!(mask.iter().all(|v| *v == 0) && told["undo"] == false, "{told}");
     act(at, &object, "redo", &json!({}));
     // New prompts continue from there as if nothing had happened.
-    act(at, &object, "prompts", &point(MORE, false));
+    act(at, &object, "prompts", &point(MORE, true));
     library.undo();
-    library.interact(&said(&[(MORE, false)], None)).unwrap();
+    library.interact(&said(&[(MORE, true)], None)).unwrap();
     assert!(answer(at, &object).1 == library.mask());
     // Once more, from a state that was itself restored.
     server.kill();
@@ -125,7 +125,7 @@ fn a_lease_survives_a_crash_with_all_that_was_said() {
     let two = library.mask();
     assert!(two != one);
     // A prompt waits for its prediction; then one is in progress.
-    assert!(!viewer.point(json!([MORE[2], MORE[1], MORE[0]]), false, false).0);
+    assert!(!viewer.point(json!([MORE[2], MORE[1], MORE[0]]), true, false).0);
     let empty = Viewer::new(server.at);
     server.kill();
 
@@ -141,7 +141,7 @@ fn a_lease_survives_a_crash_with_all_that_was_said() {
     viewer.buffer.fill(7);
     let reply = viewer.post("/predict", &json!({}));
     assert_eq!(viewer.take(reply), (true, true));
-    library.interact(&said(&[(MORE, false)], None)).unwrap();
+    library.interact(&said(&[(MORE, true)], None)).unwrap();
     assert!(viewer.mask() == library.mask());
     let body = json!({ "coordinates": [14, 80, 80], "include_interaction": true });
     let click = sent(server.at, "/add_point_interaction", Some(&viewer.lease), &body);
@@ -224,7 +224,7 @@ fn sessions_of_itk_snap_and_monai_label_survive_a_restart() {
     };
     let one = infer(at, &[CLICK], &[]);
     let two = infer(at, &[CLICK], &[OFF]);
-    let three = infer(at, &[CLICK], &[OFF, MORE]);
+    let three = infer(at, &[CLICK, MORE], &[OFF]);
     assert!(two != one && three != two);
     assert!(infer(at, &[CLICK], &[OFF]) == two);
     server.end();
@@ -234,7 +234,7 @@ fn sessions_of_itk_snap_and_monai_label_survive_a_restart() {
     let at = server.address;
     assert!(click(at, OFF, false) == second);
     assert!(infer(at, &[CLICK], &[OFF]) == two);
-    assert!(infer(at, &[CLICK], &[OFF, MORE]) == three);
+    assert!(infer(at, &[CLICK, MORE], &[OFF]) == three);
     assert!(infer(at, &[CLICK], &[]) == one);
     assert_eq!(get(at, &format!("/end_session/{snap}")).status, 200);
     server.end();

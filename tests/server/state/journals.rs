@@ -266,32 +266,32 @@ fn journals_of_viewers_are_written_anew_too() {
     give(&mut viewer, 1000);
     let marks = viewer.buffer.clone();
     // A prompt waits for its prediction.
-    viewer.point(json!([MORE[2], MORE[1], MORE[0]]), false, false);
+    viewer.point(json!([MORE[2], MORE[1], MORE[0]]), true, false);
     // MONAI Label's clients begin afresh again and again.
     let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
     let created = form(at, "PUT", "/session/", &[("files", Some("lung.nii.gz"), &file)]).json(200);
     let label = created["session_id"].as_str().unwrap().to_string();
-    let infer = |at: SocketAddr, off: &[[usize; 3]], anew: bool| {
+    let infer = |at: SocketAddr, on: &[[usize; 3]], off: &[[usize; 3]], anew: bool| {
         let params = json!({
-            "foreground": [CLICK], "background": off, "reset_state": anew,
+            "foreground": on, "background": off, "reset_state": anew,
             "result_extension": ".nii",
         });
         infer(at, &label, &params)
     };
-    let one = infer(at, &[], false);
+    let one = infer(at, &[CLICK], &[], false);
     until_shorter(&journal_of(&state, "label-"), |_| {
-        assert!(infer(at, &[], true) == one);
+        assert!(infer(at, &[CLICK], &[], true) == one);
     });
-    let two = infer(at, &[OFF], false);
-    let three = infer(at, &[OFF, MORE], false);
+    let two = infer(at, &[CLICK], &[OFF], false);
+    let three = infer(at, &[CLICK, MORE], &[OFF], false);
     assert!(two != one && three != two);
     server.end();
 
     let mut server = started(settings());
     assert!(server.warnings.is_empty(), "{:?}", server.warnings);
     let at = server.address;
-    assert!(infer(at, &[OFF, MORE], false) == three);
-    assert!(infer(at, &[OFF], false) == two && infer(at, &[], false) == one);
+    assert!(infer(at, &[CLICK, MORE], &[OFF], false) == three);
+    assert!(infer(at, &[CLICK], &[OFF], false) == two && infer(at, &[CLICK], &[], false) == one);
     viewer.at = at;
     viewer.buffer.fill(7);
     assert!(viewer.undo().0);

@@ -19,9 +19,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-/// On the object of the example according to first prompts: clicked on as not of it.
-const OFF: [usize; 3] = [84, 80, 14];
-const MORE: [usize; 3] = [76, 80, 14];
+/// On the object of the example according to first prompts, and clicked on as not of it; off it,
+/// and clicked on as of it.
+const OFF: [usize; 3] = [82, 80, 14];
+const MORE: [usize; 3] = [72, 71, 14];
 
 /// The program, started with a folder for its state.
 struct Process {
