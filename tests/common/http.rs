@@ -218,6 +218,39 @@ pub fn post(at: SocketAddr, path: &str, body: &Value) -> Reply {
     ask(at, "POST", path, &[], body.to_string().as_bytes())
 }
 
+/// A number from the server's metrics.
+pub fn count(at: SocketAddr, name: &str) -> u64 {
+    let text = get(at, "/metrics").text();
+    let told = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    told.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+}
+
+/// Sends a request about an object of prism's own interface.
+#[track_caller]
+pub fn act(at: SocketAddr, object: &str, what: &str, body: &Value) {
+    let reply = post(at, &format!("/v1/objects/{object}/{what}"), body);
+    assert_eq!(reply.status, 200, "{}", reply.text());
+}
+
+/// Sends the example; its name as a scan, and what is said of it.
+pub fn upload(at: SocketAddr) -> (String, Value) {
+    let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
+    let scan = ask(at, "POST", "/v1/scans?name=lung.nii.gz", &[], &file).json(201);
+    (scan["scan"].as_str().unwrap().to_string(), scan)
+}
+
+/// The mask of an object, `[i][j][k]`.
+pub fn mask_of(at: SocketAddr, object: &str) -> Vec<u8> {
+    let file = get(at, &format!("/v1/objects/{object}/mask?format=nii"));
+    let values = Volume::of_file(file.body, None).unwrap().values();
+    values.iter().map(|v| u8::from(*v != 0.0)).collect()
+}
+
+/// A click in the format of that interface.
+pub fn point(at: [usize; 3], on: bool) -> Value {
+    json!({ "points": [{ "at": at, "on": on }] })
+}
+
 pub fn example() -> Volume {
     Volume::read(&here("examples/data/lung1_image.nii.gz"), None).unwrap()
 }

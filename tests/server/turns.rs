@@ -1,10 +1,9 @@
 //! Turns at the network, and what is encoded ahead of clicks, as clients of a server see them. The
 //! number of looks is read from the server's metrics.
 
-use crate::common::here;
 use crate::http::{
-    self, CLICK, ask, box_and_click, example, get, model, object_on, post, said, started,
-    started_with, trained,
+    self, CLICK, act, ask, box_and_click, count, example, mask_of, model, object_on, point, post,
+    said, started, started_with, trained,
 };
 use crate::viewer::{Viewer, array_of_example, nnia};
 use prism::model::Model;
@@ -20,15 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn upload(at: SocketAddr) -> String {
-    let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
-    let scan = ask(at, "POST", "/v1/scans?name=lung.nii.gz", &[], &file).json(201);
-    scan["scan"].as_str().unwrap().to_string()
-}
-
-fn count(at: SocketAddr, name: &str) -> u64 {
-    let text = get(at, "/metrics").text();
-    let told = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    told.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+    http::upload(at).0
 }
 
 fn encoded(at: SocketAddr) -> u64 {
@@ -46,21 +37,9 @@ fn until_encoded(at: SocketAddr, patches: u64) {
     panic!("{} patches were encoded, expected {patches}", encoded(at));
 }
 
-fn point(at: [usize; 3], on: bool) -> Value {
-    json!({ "points": [{ "at": at, "on": on }] })
-}
-
 #[track_caller]
 fn prompt(at: SocketAddr, object: &str, said: &Value) {
-    let reply = post(at, &format!("/v1/objects/{object}/prompts"), said);
-    assert_eq!(reply.status, 200, "{}", reply.text());
-}
-
-/// The mask of an object, `[i][j][k]`.
-fn mask_of(at: SocketAddr, object: &str) -> Vec<u8> {
-    let file = get(at, &format!("/v1/objects/{object}/mask?format=nii"));
-    let values = Volume::of_file(file.body, None).unwrap().values();
-    values.iter().map(|v| u8::from(*v != 0.0)).collect()
+    act(at, object, "prompts", said);
 }
 
 /// A session of the library that was given prompts, and its encodings.

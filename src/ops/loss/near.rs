@@ -2,6 +2,7 @@
 
 use crate::memory;
 use crate::tensor::{OpError, Tensor, extent};
+use std::ops::Range;
 
 /// What messages call the memory of the weights of voxels.
 const WEIGHTS: &str = "the weights of voxels near clicks";
@@ -71,24 +72,16 @@ impl Emphasis {
 
     /// The sum of the weights of all voxels, in their order: of the box of those that are not 0.
     fn sum(&self) -> f64 {
-        let (clicks, table) = self.numbers.data().split_at(3 * self.clicks);
-        if clicks.is_empty() {
-            return 0.0;
-        }
-        let reach = (table.len() - 1).isqrt();
-        let span = |axis: usize| {
+        let clicks = &self.numbers.data()[..3 * self.clicks];
+        let around = |axis: usize| {
             let along = clicks.iter().skip(axis).step_by(3).map(|at| *at as usize);
             let (low, high) = along.fold((usize::MAX, 0), |(l, h), at| (l.min(at), h.max(at)));
-            (low.saturating_sub(reach), (high + reach + 1).min(self.size[axis]))
+            low.saturating_sub(self.reach())..(high + self.reach() + 1).min(self.size[axis])
         };
-        let spans = [span(0), span(1), span(2)];
-        let mut numbers = memory::copied(WEIGHTS, self.numbers.data());
-        for (at, number) in numbers[..3 * self.clicks].iter_mut().enumerate() {
-            *number -= spans[at % 3].0 as f32;
+        match clicks {
+            [] => 0.0,
+            _ => self.within([0, 1, 2].map(around)).iter().map(|w| *w as f64).sum(),
         }
-        let size = spans.map(|(low, high)| high - low);
-        let near = Emphasis { numbers: Tensor::from(numbers), size, ..self.clone() };
-        near.weights().iter().map(|w| *w as f64).sum()
     }
 
     /// The number of distances that have a weight.
@@ -96,24 +89,35 @@ impl Emphasis {
         self.numbers.len() - 3 * self.clicks
     }
 
+    /// How far from a click, along an axis, voxels have a weight.
+    fn reach(&self) -> usize {
+        (self.distances() - 1).isqrt()
+    }
+
     /// The weight of each voxel, in row-major order.
     pub(super) fn weights(&self) -> Vec<f32> {
-        let [d, h, w] = self.size;
+        self.within(self.size.map(|edge| 0..edge))
+    }
+
+    /// The weights of the voxels of a box.
+    fn within(&self, [d, h, w]: [Range<usize>; 3]) -> Vec<f32> {
         let (clicks, by_distance) = self.numbers.data().split_at(3 * self.clicks);
-        let reach = (by_distance.len() - 1).isqrt();
-        let near = |at: usize, edge: usize| at.saturating_sub(reach)..(at + reach + 1).min(edge);
-        let mut weights: Vec<f32> = memory::zeroed(WEIGHTS, d * h * w);
+        let near = |at: usize, span: &Range<usize>| {
+            at.saturating_sub(self.reach()).max(span.start)..(at + self.reach() + 1).min(span.end)
+        };
+        let mut weights: Vec<f32> = memory::zeroed(WEIGHTS, d.len() * h.len() * w.len());
         for click in clicks.chunks_exact(3) {
             let [a, b, c] = [0, 1, 2].map(|axis| click[axis] as usize);
-            for i in near(a, d) {
-                for j in near(b, h) {
-                    for k in near(c, w) {
+            for i in near(a, &d) {
+                for j in near(b, &h) {
+                    let row = ((i - d.start) * h.len() + j - h.start) * w.len();
+                    for k in near(c, &w) {
                         let squared = [i.abs_diff(a), j.abs_diff(b), k.abs_diff(c)]
                             .map(|apart| apart * apart)
                             .iter()
                             .sum::<usize>();
                         if let Some(weight) = by_distance.get(squared) {
-                            let own = &mut weights[(i * h + j) * w + k];
+                            let own = &mut weights[row + k - w.start];
                             // Weights fall off: the nearest click's is the largest.
                             *own = own.max(*weight);
                         }

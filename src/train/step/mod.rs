@@ -635,6 +635,22 @@ mod tests {
         }
     }
 
+    /// A patch of `s` voxels a side with its label, and a share of two iterations.
+    fn item(device: &Device, s: usize) -> (Tensor, Target, Share) {
+        let voxels = 0..s.pow(3);
+        let image = voxels.clone().map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect();
+        let label = voxels.map(|i| f32::from(u8::from(i % s < s / 2))).collect();
+        let target = Target::new(device, label, [s; 3], KERNEL).unwrap();
+        let share = Share {
+            weights: LossWeights::default(),
+            iterations: 2,
+            batch: 1,
+            recompute: Rerun::Never,
+            scale: 1024.0,
+        };
+        (Tensor::new([s; 3], image), target, share)
+    }
+
     /// What losses near clicks copy to a device is the clicks and the weights of some distances,
     /// once in each iteration, op by op and by replay: no map of weights.
     #[test]
@@ -646,18 +662,7 @@ mod tests {
         let mut weights = Weights::hashed(config, "clicks");
         upload_parameters(&device, &mut weights.tensors_mut()).unwrap();
         let model = Model::new(&device, &weights).unwrap();
-        let voxels = 0..s.pow(3);
-        let image = voxels.clone().map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect();
-        let image = Tensor::new([s; 3], image);
-        let label = voxels.map(|i| f32::from(u8::from(i % s < s / 2))).collect();
-        let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
-        let share = Share {
-            weights: LossWeights::default(),
-            iterations: 2,
-            batch: 1,
-            recompute: Rerun::Never,
-            scale: 1024.0,
-        };
+        let (image, target, share) = item(&device, s);
         let points = vec![([5, 6, 7], true), ([2, 2, 14], false)];
         let run = |near: bool, recorder: Option<&mut Recorder>| {
             let before = (<[u64; 2]>::from(cuda.transfers())[0], cuda.carried()[0]);
@@ -710,18 +715,7 @@ mod tests {
         let config = Config { patch: 16, ..Config::tiny() };
         let (s, count) = (config.patch, config.tensors().len());
         let model = Model::new(&device, &Weights::hashed(config, "sums")).unwrap();
-        let voxels = 0..s.pow(3);
-        let image = voxels.clone().map(|i| ((i * 7919) % 997) as f32 / 500.0 - 1.0).collect();
-        let image = Tensor::new([s; 3], image);
-        let label = voxels.map(|i| f32::from(u8::from(i % s < s / 2))).collect();
-        let target = Target::new(&device, label, [s; 3], KERNEL).unwrap();
-        let share = Share {
-            weights: LossWeights::default(),
-            iterations: 2,
-            batch: 1,
-            recompute: Rerun::Never,
-            scale: 1024.0,
-        };
+        let (image, target, share) = item(&device, s);
         let off = Tape::off(&device);
         let features = model.encode_on(&off, &image, &mut Observer::none()).unwrap();
         let (device, model) = (&device, &model);

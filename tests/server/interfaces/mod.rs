@@ -8,10 +8,8 @@ mod program;
 mod series;
 mod strangers;
 
-use crate::common::here;
-use crate::http::{Reply, ask};
+use crate::http::{Reply, upload};
 use serde_json::Value;
-use std::net::SocketAddr;
 
 /// A mask as a client of prism's own interface keeps it, `[i][j][k]`.
 struct Mask {
@@ -53,10 +51,4 @@ impl Mask {
         assert_eq!(about["voxels"].as_u64(), Some(voxels as u64));
         about
     }
-}
-
-fn upload(at: SocketAddr) -> (String, Value) {
-    let file = std::fs::read(here("examples/data/lung1_image.nii.gz")).unwrap();
-    let scan = ask(at, "POST", "/v1/scans?name=lung.nii.gz", &[], &file).json(201);
-    (scan["scan"].as_str().unwrap().to_string(), scan)
 }

@@ -4,7 +4,7 @@ use super::{Mask, upload};
 use crate::common::here;
 #[cfg(unix)]
 use crate::http::ask;
-use crate::http::{BOX, CLICK, example, get, object_on, post, started_with, trained};
+use crate::http::{BOX, CLICK, count, example, get, object_on, post, started_with, trained};
 use prism::serve::Settings;
 use serde_json::json;
 use std::io::{BufRead, BufReader, Lines};
@@ -71,13 +71,6 @@ fn the_program_serves_and_ends_in_order() {
     // SAFETY: a signal to a process that this test started and has not waited for.
     unsafe { libc::kill(server.child.id() as i32, libc::SIGTERM) };
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
-}
-
-/// A number from the server's metrics.
-fn count(at: SocketAddr, name: &str) -> u64 {
-    let text = get(at, "/metrics").text();
-    let told = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    told.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Invalid, excessive or hostile requests, and callers without permission.
 
 use super::upload;
-use crate::http::{ask, get, object_on, post, started};
+use crate::http::{ask, count, get, object_on, post, started};
 use crate::viewer::{Viewer, nnia};
 use prism::serve::{Secret, Settings};
 use prism::volume::{Affine, Description, Element, Grid, Volume, write_mask};
@@ -175,11 +175,7 @@ fn a_connection_goes_on_when_a_body_comes_behind_its_head() {
 fn who_announces_much_and_sends_nothing_takes_no_memory() {
     let server = started(Settings { max_sessions: 2, ..Settings::default() });
     let at = server.address;
-    let gauge = |name: &str| {
-        let text = get(at, "/metrics").text();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap().parse::<u64>().unwrap()
-    };
+    let gauge = |name: &str| count(at, name);
     let most = get(at, "/v1").json(200)["limits"]["scan_bytes"].as_u64().unwrap();
     let length = most.min(2 << 30);
     let silent = || {

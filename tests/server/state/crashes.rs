@@ -1,11 +1,10 @@
 //! A client that comes back after a crash or a restart finds its state, and is answered meanwhile.
 
-use super::{
-    MORE, OFF, Process, act, answer, clicked, form, infer, keeping, point, the, until_empty, upload,
-};
+use super::{MORE, OFF, Process, answer, clicked, form, infer, keeping, the, until_empty, upload};
 use crate::common::here;
 use crate::http::{
-    BOX, CLICK, Part, ask, box_and_click, example, get, object_on, opened, said, session, started,
+    BOX, CLICK, Part, act, ask, box_and_click, example, get, object_on, opened, point, said,
+    session, started,
 };
 use crate::viewer::{Viewer, array_of_example, nnia};
 use flate2::{Compression, write::GzEncoder};

@@ -1,8 +1,8 @@
 //! Incomplete or damaged records, a full disk; the owner of the folder, and what does not stay.
 
-use super::{OFF, act, answer, below, keeping, point, records, the, until_empty, upload};
+use super::{OFF, answer, below, keeping, records, the, until_empty, upload};
 use crate::common::here;
-use crate::http::{ask, box_and_click, get, model, object_on, post, started};
+use crate::http::{act, ask, box_and_click, get, model, object_on, point, post, started};
 use crate::viewer::{Viewer, array_of_example, nnia};
 use prism::serve::{Keep, Server, Settings};
 use serde_json::json;

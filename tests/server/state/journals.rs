@@ -1,10 +1,10 @@
 //! Journals are no longer than their state needs.
 
 use super::{
-    MORE, OFF, Process, act, answer, below, clicked, form, infer, keeping, records, the, upload,
+    MORE, OFF, Process, answer, below, clicked, form, infer, keeping, records, the, upload,
 };
 use crate::common::here;
-use crate::http::{CLICK, ask, example, get, object_on, soon, started};
+use crate::http::{CLICK, act, ask, example, get, object_on, soon, started};
 use crate::viewer::{Viewer, array_of_example, nnia};
 use prism::serve::Settings;
 use prism::volume::Volume;

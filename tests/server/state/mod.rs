@@ -8,10 +8,10 @@ mod journals;
 
 use crate::common::here;
 use crate::http::{
-    self, CLICK, Part, ask, get, model_file, object_on, post, soon, started, wait_restored,
+    self, CLICK, Part, act, ask, get, mask_of, model_file, object_on, point, soon, started,
+    wait_restored,
 };
 use prism::serve::{Keep, Settings};
-use prism::volume::Volume;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -75,25 +75,12 @@ fn upload(at: SocketAddr) -> String {
     scan["scan"].as_str().unwrap().to_string()
 }
 
-fn point(at: [usize; 3], on: bool) -> Value {
-    json!({ "points": [{ "at": at, "on": on }] })
-}
-
-/// Sends a request about an object.
-#[track_caller]
-fn act(at: SocketAddr, object: &str, what: &str, body: &Value) {
-    let reply = post(at, &format!("/v1/objects/{object}/{what}"), body);
-    assert_eq!(reply.status, 200, "{}", reply.text());
-}
-
 /// The description of an object's answer, and its mask, `[i][j][k]`.
 fn answer(at: SocketAddr, object: &str) -> (Value, Vec<u8>) {
     let reply = get(at, &format!("/v1/objects/{object}/answer"));
     assert_eq!(reply.status, 200, "{}", reply.text());
     let about = serde_json::from_str(reply.header("X-Prism-Answer").unwrap()).unwrap();
-    let file = get(at, &format!("/v1/objects/{object}/mask?format=nii"));
-    let mask = Volume::of_file(file.body, None).unwrap().values();
-    (about, mask.iter().map(|v| u8::from(*v != 0.0)).collect())
+    (about, mask_of(at, object))
 }
 
 /// A server in this process with a folder for its state.
